@@ -1,0 +1,105 @@
+"""How well each block's own update agrees with the true gradient: measured on request, by a reference backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowdimfa.block import Block, unchanged_buffers
+from lowdimfa.head import Head
+from lowdimfa.tickets import Ticket
+
+
+@dataclass(frozen=True)
+class BlockAlignment:
+    """One block's update direction against its true gradient, both of the same batch at the same weights.
+
+    Attributes
+    ----------
+    block
+        Its index.
+    cosine, angle_degrees
+        Between the two, over all parameters of the block.
+    update_norm, gradient_norm
+        Euclidean norms of the block's own gradient and of the true one.
+    """
+
+    block: int
+    cosine: float
+    angle_degrees: float
+    update_norm: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Alignment of all blocks but the head (whose gradient is exact), and what the projection keeps of the error."""
+
+    blocks: list[BlockAlignment]
+    explained_error_energy: float
+
+    def as_event(self) -> dict[str, Any]:
+        """Return the fields of the machine-readable ``alignment`` event."""
+        return asdict(self)
+
+
+def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targets: Tensor) -> Alignment:
+    """Compare every block's update with the gradient that backpropagation gives it.
+
+    Nothing is changed: not the weights, their accumulated gradients, running statistics, or what a block keeps.
+
+    Parameters
+    ----------
+    blocks, head
+        The network, all in this process.
+    inputs, targets
+        One batch.
+    """
+    ticket = Ticket(0, 0)
+    with ExitStack() as stack, torch.enable_grad():
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for stage in (*blocks, head):
+            stack.enter_context(unchanged_buffers(stage.module))
+        error, true_gradients = _reference(blocks, head, inputs, targets, ticket)
+        sent = head.projection.project(error)
+        found = []
+        for block, truth in zip(blocks, true_gradients, strict=True):
+            output = block.run(inputs.detach(), ticket)
+            tapped = block.tap(output)
+            parameters = [value for value in block.module.parameters() if value.requires_grad]
+            update = torch.autograd.grad(tapped, parameters, block.feedback.deliver(sent), materialize_grads=True)
+            found.append(_compare(block.index, update, truth))
+            inputs = output
+    return Alignment(found, head.projection.explained_energy(error))
+
+
+def _reference(
+    blocks: Sequence[Block], head: Head, inputs: Tensor, targets: Tensor, ticket: Ticket
+) -> tuple[Tensor, list[Sequence[Tensor]]]:
+    """Return the output error and every block's true gradient."""
+    outputs = inputs
+    for stage in (*blocks, head):
+        outputs = stage.run(outputs, ticket)
+    _, error = head.output_error(outputs, targets)
+    groups = [[value for value in block.module.parameters() if value.requires_grad] for block in blocks]
+    flat = [value for group in groups for value in group]
+    if not flat:
+        return error, [[] for _ in blocks]
+    gradients = iter(torch.autograd.grad(outputs, flat, error.to(outputs.dtype), materialize_grads=True))
+    return error, [[next(gradients) for _ in group] for group in groups]
+
+
+def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> BlockAlignment:
+    if not update:
+        return BlockAlignment(index, math.nan, math.nan, 0.0, 0.0)
+    ours = torch.cat([value.flatten().float() for value in update])
+    true = torch.cat([value.flatten().float() for value in truth])
+    norms = float(ours.norm()), float(true.norm())
+    cosine = float(ours @ true) / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)
+    return BlockAlignment(index, cosine, math.degrees(math.acos(max(-1.0, min(1.0, cosine)))), *norms)

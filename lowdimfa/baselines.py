@@ -1,0 +1,68 @@
+"""The baselines, on the very same blocks and optimisers: backpropagation, and greedy local losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lowdimfa.block import Block
+from lowdimfa.feedback.rules import LocalReadout
+from lowdimfa.head import Head
+from lowdimfa.losses import count_correct
+from lowdimfa.tickets import Ticket
+
+
+class BackpropForm:
+    """Exact gradients end to end: what the blocks would learn as one network."""
+
+    def __init__(self, blocks: Sequence[Block], head: Head) -> None:
+        self._stages = [*blocks, head]
+        self._head = head
+
+    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+        """Forward through all blocks with one graph, and backpropagate the output error."""
+        with torch.enable_grad():
+            outputs = inputs
+            for stage in self._stages:
+                outputs = stage.run(outputs, ticket)
+        loss, error = self._head.output_error(outputs, targets)
+        self._head.require_finite(loss, "the loss", ticket.step)
+        torch.autograd.backward(outputs, error.to(outputs.dtype))
+        return float(loss), *count_correct(outputs, targets, self._head.task)
+
+    def step(self) -> None:
+        """Let each block's optimiser apply its part of the gradient."""
+        for stage in self._stages:
+            stage.updater.step()
+
+
+class LocalForm:
+    """Greedy local learning: each block has a linear readout of its own and needs no error from the output.
+
+    As Nøkland and Eidnes (2019) and Belilovsky et al. (2020), reading from the block's tap.
+    """
+
+    def __init__(self, blocks: Sequence[Block], head: Head) -> None:
+        self._blocks = blocks
+        self._head = head
+        self._readouts = [cast(LocalReadout, block.feedback) for block in blocks]
+
+    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+        """Run each block on the detached output of the one before, and learn from the readout's loss."""
+        for block, readout in zip(self._blocks, self._readouts, strict=True):
+            with torch.enable_grad():
+                output = block.run(inputs.detach(), ticket)
+                prediction = readout.predict(block.tap(output))
+            _, error = self._head.output_error(prediction, targets)
+            torch.autograd.backward(prediction, error)
+            inputs = output.detach()
+        sent = self._head.forward(inputs, targets, ticket)
+        return sent.loss, sent.correct, sent.counted
+
+    def step(self) -> None:
+        """Apply each block's own gradients."""
+        for stage in (*self._blocks, self._head):
+            stage.updater.step()

@@ -1,0 +1,182 @@
+"""Build the blocks of a network: the one way, for the in-process trainer and for a process that holds one block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lowdimfa.block import Block
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.projection import ErrorProjection
+from lowdimfa.feedback.rules import FeedbackWeights, LocalReadout, make_feedback
+from lowdimfa.head import Head
+from lowdimfa.losses import make_loss
+from lowdimfa.optim import Updater
+from lowdimfa.partition import BlockModule, BlockPlan
+from lowdimfa.taps import Tap, choose_tap
+from lowdimfa.tickets import derive_seed
+
+
+class ErrorShape(NamedTuple):
+    """Shape of the broadcast error of one sample.
+
+    Attributes
+    ----------
+    task_dim
+        Width of the output, ``m``.
+    error_dim
+        Width of the broadcast, ``r``.
+    position_dims
+        1 where every token has an error of its own, else 0.
+    positions
+        Errors per sample: the number of tokens, or 1.
+    """
+
+    task_dim: int
+    error_dim: int
+    position_dims: int
+    positions: int
+
+
+def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorShape:
+    """Return the shape of the broadcast error of a partitioned network.
+
+    Raises
+    ------
+    InputError
+        The output has more than one position dimension, or ``error_dim`` isn't between 1 and the task's.
+    """
+    output = tuple(plans[-1].output_shape)
+    if not 1 <= len(output) <= 2:
+        raise InputError(
+            "model.factory",
+            f"an output of shape {output} per sample",
+            "(outputs,) for one error per sample or (tokens, outputs) for one per token",
+        )
+    task_dim = output[-1]
+    error_dim = task_dim if feedback.error_dim is None else feedback.error_dim
+    if not 1 <= error_dim <= task_dim:
+        raise InputError(
+            "feedback.error_dim",
+            str(error_dim),
+            f"between 1 and the task's dimension, {task_dim}",
+            "More than that carries no information.",
+        )
+    return ErrorShape(task_dim, error_dim, len(output) - 1, output[0] if len(output) == 2 else 1)
+
+
+def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap:
+    """Return the tap of a block.
+
+    Raises
+    ------
+    InputError
+        Errors are per token but the block's output has no token dimension of that length.
+    """
+    output = tuple(plan.output_shape)
+    if shape.position_dims and output[0] != shape.positions:
+        raise InputError(
+            "model.blocks",
+            f"block {plan.index} ({plan.name}) with outputs {output} under an error for each of {shape.positions} tokens",
+            "blocks whose outputs keep the token dimension first",
+        )
+    return choose_tap(feedback.tap, output, shape.position_dims, _ends_in_residual_stream(plan))
+
+
+def build_block(
+    plan: BlockPlan,
+    shape: ErrorShape,
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    device: torch.device | None = None,
+) -> Block:
+    """Build one block that isn't the head, with freshly drawn feedback weights."""
+    tap = tap_of(plan, feedback, shape)
+    weights = _feedback_weights(plan, tap, shape, feedback, training.seed)
+    module = plan.build().to(device or torch.device("cpu"))
+    weights.weights.data = weights.weights.data.to(device or torch.device("cpu"))
+    updater = _updater(plan, module, weights, training)
+    return Block(
+        plan.index,
+        module,
+        updater,
+        tap,
+        weights,
+        seed=training.seed,
+        precision=training.precision,
+        staleness=training.staleness,
+        probe_noise=feedback.probe_noise,
+    )
+
+
+def build_head(
+    plan: BlockPlan,
+    shape: ErrorShape,
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    task: Task,
+    device: torch.device | None = None,
+) -> Head:
+    """Build the last block."""
+    generator = torch.Generator().manual_seed(derive_seed(training.seed, "P"))
+    projection = ErrorProjection(shape.task_dim, shape.error_dim, feedback.p_rule, feedback.p_lr, generator)
+    module = plan.build().to(device or torch.device("cpu"))
+    return Head(
+        plan.index,
+        module,
+        _updater(plan, module, None, training),
+        projection,
+        make_loss(training.loss, task),
+        task,
+        seed=training.seed,
+        microbatches=training.microbatches,
+        precision=training.precision,
+        staleness=training.staleness,
+    )
+
+
+def build_stages(
+    plans: Sequence[BlockPlan],
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    task: Task,
+    device: torch.device | None = None,
+) -> tuple[list[Block], Head]:
+    """Build all blocks of a network in this process."""
+    shape = error_shape(plans, feedback)
+    blocks = [build_block(plan, shape, feedback, training, device) for plan in plans[:-1]]
+    return blocks, build_head(plans[-1], shape, feedback, training, task, device)
+
+
+def _feedback_weights(
+    plan: BlockPlan, tap: Tap, shape: ErrorShape, feedback: FeedbackConfig, seed: int
+) -> FeedbackWeights:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "Q", plan.layers[-1].name))
+    features = tap.features(plan.output_shape)
+    if feedback.form == "local":
+        return LocalReadout(features, shape.task_dim, generator)
+    rule = feedback.q_rule if feedback.form == "broadcast" else "fixed"
+    return make_feedback(rule, features, shape.error_dim, generator, feedback.probe_decay)
+
+
+def _updater(
+    plan: BlockPlan, module: BlockModule, weights: FeedbackWeights | None, training: TrainingConfig
+) -> Updater:
+    forward = {
+        name: parameter
+        for name, parameter in module.named_plain_parameters()
+        if parameter.requires_grad
+    }
+    trained = dict(forward)
+    if weights is not None and weights.trained_by_optimizer and forward:
+        trained[f"{plan.layers[-1].name}.Q"] = weights.weights
+    return Updater(trained, list(forward.values()), training.update_of(plan.index), training.total_steps)
+
+
+
+def _ends_in_residual_stream(plan: BlockPlan) -> bool:
+    return bool(getattr(plan.layers[-1].module, "residual_stream", False))

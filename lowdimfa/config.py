@@ -1,0 +1,82 @@
+"""What a block needs to know to be built: plain data that any front end can fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.rules import QRule
+from lowdimfa.taps import TapName
+from lowdimfa.tickets import Ticket
+
+Form = Literal["broadcast", "backprop", "local"]
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """The feedback of a network; the fields are those of the specification's ``feedback`` section."""
+
+    form: Form = "broadcast"
+    error_dim: int | None = None
+    q_rule: QRule = "hebbian"
+    p_rule: PRule = "fixed"
+    p_lr: float = 0.1
+    tap: TapName = "auto"
+    probe_every: int = 4
+    probe_noise: float = 0.05
+    probe_decay: float = 0.99
+
+    @property
+    def probe_interval(self) -> int:
+        """Steps between probes, or 0 where the rule needs none."""
+        return self.probe_every if self.form == "broadcast" and self.q_rule == "probed" else 0
+
+    def probes(self, ticket: Ticket) -> bool:
+        """Whether this micro-batch carries a probe: the first one of every ``probe_every`` steps."""
+        interval = self.probe_interval
+        return interval > 0 and ticket.microbatch == 0 and ticket.step % interval == 0
+
+
+@dataclass(frozen=True)
+class FactoryConfig:
+    """An import path and the arguments to call it with."""
+
+    factory: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How one block turns gradients into updates."""
+
+    optimizer: FactoryConfig = FactoryConfig("torch.optim.AdamW", {"lr": 1e-3})
+    scheduler: FactoryConfig | None = None
+    grad_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What is the same for every block of a run, and each block's own `UpdateConfig`.
+
+    Attributes
+    ----------
+    total_steps
+        Optimiser steps of the whole run, for schedulers that need to know.
+    staleness
+        A block's weights may be up to this many steps newer at a micro-batch's update than they were at its forward.
+    """
+
+    total_steps: int
+    microbatches: int = 1
+    staleness: int = 0
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    loss: str = "auto"
+    update: UpdateConfig = UpdateConfig()
+    per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
+
+    def update_of(self, block: int) -> UpdateConfig:
+        """Return how the given block applies its gradients."""
+        return self.per_block.get(block, self.update)

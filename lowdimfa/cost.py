@@ -1,0 +1,114 @@
+"""What a layer costs, and the cuts that share costs out evenly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+Balance = Literal["flops", "time"]
+_Solution = tuple[float, float, tuple[int, ...]]
+
+# Normalisation, activation and pooling count no floating-point operations, yet take time: memory limits them.
+# CPUs and GPUs alike do in the order of 10 float32 operations in the time in which they move one byte.
+_OPERATIONS_PER_BYTE = 10
+_TIMED_RUNS = 5
+
+
+class _WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of all results that operators write; views write none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.total += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+
+def operations(module: nn.Module, x: Tensor) -> float:
+    """Return the cost of a forward pass in operations; a backward pass is taken to be in proportion.
+
+    Counted, not timed, so that two processes cut a model alike. Attention is counted in its plain form, since
+    fused kernels differ between devices.
+    """
+    written, counter = _WrittenBytes(), FlopCounterMode(display=False)
+    # With gradients, since the built-in transformer layers otherwise take fused paths that are not counted.
+    # The copy stands for the reading of the input, and keeps it from layers that work in place.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter, written:
+        module(x.clone())
+    return float(counter.get_total_flops() + _OPERATIONS_PER_BYTE * written.total)
+
+
+def seconds(module: nn.Module, x: Tensor) -> float:
+    """Return the median time of a forward and backward pass, in seconds; no gradient is left behind."""
+    return median([_timed_pass(module, x) for _ in range(1 + _TIMED_RUNS)][1:])  # the first run warms up
+
+
+def _timed_pass(module: nn.Module, x: Tensor) -> float:
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_(x.is_floating_point())
+        own = leaf.clone()  # an in-place layer may not write to a leaf
+        sources = [source for source in (leaf, *module.parameters()) if source.requires_grad]
+        _wait_for(x.device)
+        start = time.perf_counter()
+        output = module(own)
+        if output.requires_grad:
+            torch.autograd.grad(output, sources, torch.ones_like(output), allow_unused=True)
+        _wait_for(x.device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+COSTS: dict[Balance, Callable[[nn.Module, Tensor], float]] = {"flops": operations, "time": seconds}
+
+
+def balanced_cuts(costs: Sequence[float], parts: int) -> list[int]:
+    """Cut a sequence into contiguous parts of which the costliest is as cheap as can be.
+
+    Parameters
+    ----------
+    costs
+        Cost of each item, none negative.
+    parts
+        Number of parts, at most the number of items; none is empty.
+
+    Returns
+    -------
+    list of int
+        Where parts 1, 2, … begin. Among equally good cuts, those that make the leading parts more equal are
+        preferred, then those that come earlier.
+    """
+    total = [0.0, *accumulate(costs)]
+    ends = range(1, len(costs) + 1)
+    # best[end]: (costliest part, sum of squared costs, cuts) of the first `end` items in the parts so far
+    best: dict[int, _Solution] = {end: (total[end], total[end] ** 2, ()) for end in ends}
+    for part in range(1, parts):
+        best = {
+            end: min(_with_last(best[cut], cut, total[end] - total[cut]) for cut in range(part, end))
+            for end in ends[part:]
+        }
+    return list(best[len(costs)][2])
+
+
+def _with_last(before: _Solution, cut: int, cost: float) -> _Solution:
+    costliest, squares, cuts = before
+    return max(costliest, cost), squares + cost**2, (*cuts, cut)

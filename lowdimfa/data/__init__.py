@@ -1,0 +1,40 @@
+"""Data sets: their interface, factories for specifications, and how to fetch them."""
+
+from lowdimfa.data.base import (
+    BatchOrder,
+    Dataset,
+    ItemSplit,
+    Split,
+    SubSplit,
+    Task,
+    TensorSplit,
+    as_dataset,
+)
+from lowdimfa.data.fetching import fetch
+from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
+from lowdimfa.data.sources import SOURCES, Source
+from lowdimfa.data.synthetic import teacher
+from lowdimfa.data.tabular import diamonds
+from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
+
+__all__ = [
+    "SHAKESPEARE_VOCABULARY",
+    "SOURCES",
+    "BatchOrder",
+    "Dataset",
+    "ItemSplit",
+    "Source",
+    "Split",
+    "SubSplit",
+    "Task",
+    "TensorSplit",
+    "as_dataset",
+    "cifar10",
+    "diamonds",
+    "digits",
+    "fashion_mnist",
+    "fetch",
+    "mnist",
+    "shakespeare",
+    "teacher",
+]

@@ -1,0 +1,221 @@
+"""Data sets as two splits, and the deterministic order in which a run draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lowdimfa.errors import InputError
+from lowdimfa.tickets import Ticket, derive_seed
+
+Task = Literal["classification", "tokens", "regression"]
+
+
+class Split(Protocol):
+    """A set of samples that can be drawn by index, inputs and targets apart.
+
+    The first block draws only inputs and the head only targets, in different processes, so each has its own
+    method.
+    """
+
+    def __len__(self) -> int: ...
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the inputs of the samples ``indices`` (int64, shape ``(batch,)``), shape ``(batch, …)``."""
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the targets of the samples ``indices``, shape ``(batch,)`` or ``(batch, …)``."""
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """Samples held in two tensors, with an optional transform of a batch of inputs (such as scaling)."""
+
+    input_data: Tensor
+    target_data: Tensor
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.target_data)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the transformed inputs of the given samples."""
+        batch = self.input_data[indices]
+        return batch if self.transform is None else self.transform(batch)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the targets of the given samples."""
+        return self.target_data[indices]
+
+
+@dataclass(frozen=True)
+class ItemSplit:
+    """Samples of a map-style `torch.utils.data.Dataset` whose items are ``(input, target)``."""
+
+    items: Any
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the collated inputs of the given samples."""
+        return self._collate(indices, 0)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the collated targets of the given samples."""
+        return self._collate(indices, 1)
+
+    def _collate(self, indices: Tensor, part: int) -> Tensor:
+        return torch.stack([torch.as_tensor(self.items[index][part]) for index in indices.tolist()])
+
+
+@dataclass(frozen=True)
+class SubSplit:
+    """Some samples of another split."""
+
+    split: Split
+    chosen: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the inputs of the given samples."""
+        return self.split.inputs(self.chosen[indices])
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the targets of the given samples."""
+        return self.split.targets(self.chosen[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split of one task.
+
+    Attributes
+    ----------
+    name
+        For messages and reports.
+    task
+        ``classification`` (one integer class per sample), ``tokens`` (one integer class per position) or
+        ``regression`` (float targets). It decides the default loss and whether accuracy is reported.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    task: Task
+
+    def limited(self, samples: int) -> Dataset:
+        """Return the same data with only the first ``samples`` training samples."""
+        if samples > len(self.train):
+            raise InputError(
+                "train.limit_samples",
+                str(samples),
+                f"at most the {len(self.train)} training samples of {self.name}",
+            )
+        return replace(self, train=SubSplit(self.train, torch.arange(samples)))
+
+    def with_validation(self, fraction: float) -> Dataset:
+        """Return the same data with the last ``fraction`` of the training samples in place of the test split.
+
+        Hyperparameters are chosen on this, never on the test split.
+        """
+        held_out = round(len(self.train) * fraction)
+        kept = len(self.train) - held_out
+        if not 0 < held_out < len(self.train):
+            raise InputError("data.validation", str(fraction), "a fraction that leaves samples on both sides")
+        return replace(
+            self,
+            train=SubSplit(self.train, torch.arange(kept)),
+            test=SubSplit(self.train, torch.arange(kept, kept + held_out)),
+        )
+
+
+def as_dataset(value: object, where: str) -> Dataset:
+    """Turn what a user's factory returns into a `Dataset`.
+
+    Accepted are a `Dataset`; four tensors (training inputs and targets, test inputs and targets); or two
+    map-style `torch.utils.data.Dataset` (training and test) with ``(input, target)`` items.
+
+    Raises
+    ------
+    InputError
+        Anything else, splits without samples, or tensors of unequal length.
+    """
+    train: Split
+    test: Split
+    parts = value if isinstance(value, Sequence) else ()
+    if isinstance(value, Dataset):
+        train, test = value.train, value.test
+    elif len(parts) == 4 and all(isinstance(part, Tensor) for part in parts):
+        train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
+    elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
+        train, test = ItemSplit(parts[0]), ItemSplit(parts[1])
+    else:
+        expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two map-style Datasets"
+        raise InputError(where, f"a factory that returned {type(value).__name__}", expected)
+    for name, split in (("train", train), ("test", test)):
+        if len(split) == 0:
+            raise InputError(where, f"a {name} split without samples", "at least one sample")
+    if isinstance(value, Dataset):
+        return value
+    return Dataset("user data", train, test, _task(train.targets(torch.tensor([0]))))
+
+
+def _tensor_split(tensors: Sequence[Tensor], where: str) -> TensorSplit:
+    inputs, targets = tensors
+    if len(inputs) != len(targets):
+        raise InputError(where, f"{len(inputs)} inputs and {len(targets)} targets", "one target per input")
+    return TensorSplit(inputs, targets)
+
+
+def _task(targets: Tensor) -> Task:
+    if targets.is_floating_point():
+        return "regression"
+    return "classification" if targets.dim() == 1 else "tokens"
+
+
+class BatchOrder:
+    """The samples of every micro-batch of a run, as a function of seed, step and micro-batch alone.
+
+    Each epoch is a fresh permutation; an incomplete last batch is dropped. Two processes with the same
+    arguments draw the same samples, and a resumed run goes on where the first one stopped, with no state to
+    save.
+
+    Parameters
+    ----------
+    samples, batch_size, microbatches
+        Training samples, samples per step, and equal parts into which a step's batch is cut.
+    seed
+        The run's seed.
+    """
+
+    def __init__(self, samples: int, batch_size: int, microbatches: int, seed: int) -> None:
+        if batch_size % microbatches:
+            raise InputError(
+                "train.microbatches", str(microbatches), f"a divisor of train.batch_size ({batch_size})"
+            )
+        if batch_size > samples:
+            raise InputError("train.batch_size", str(batch_size), f"at most the {samples} training samples")
+        self.batch_size = batch_size
+        self.microbatch_size = batch_size // microbatches
+        self.steps_per_epoch = samples // batch_size
+        self._samples = samples
+        self._seed = seed
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def indices(self, ticket: Ticket) -> Tensor:
+        """Return the sample indices of one micro-batch, int64, shape ``(microbatch_size,)``."""
+        epoch, step = divmod(ticket.step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            self._permutation = torch.randperm(self._samples, generator=generator)
+            self._epoch = epoch
+        first = step * self.batch_size + ticket.microbatch * self.microbatch_size
+        return self._permutation[first : first + self.microbatch_size]

@@ -1,0 +1,1 @@
+"""Feedback weights ``Q``, the error projection ``P``, and the rules by which they learn."""

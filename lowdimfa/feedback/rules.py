@@ -1,0 +1,134 @@
+"""Rules by which a block learns its feedback weights ``Q`` (shape ``(features, error_dim)``).
+
+All rules have one interface: `accumulate` for every training error, `accumulate_probe` for every probe, `step` once
+per optimiser step. Within a step ``Q`` is constant, so the order in which a step's messages arrive changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+QRule = Literal["fixed", "hebbian", "probed"]
+
+
+class FeedbackWeights:
+    """Fixed feedback: ``Q`` stays as it was drawn (direct feedback alignment when ``error_dim`` is the task's).
+
+    Parameters
+    ----------
+    features
+        Features of the block's tap, ``n_l``.
+    error_dim
+        Numbers per sample in the broadcast error, ``r``.
+    generator
+        Source of the initial weights, ``Normal(0, 1 / r)``.
+
+    Attributes
+    ----------
+    weights
+        ``Q``, shape ``(features, error_dim)``.
+    trained_by_optimizer
+        Whether ``weights.grad`` is the rule's update, to be applied by the block's optimiser: the same kind of
+        optimiser for ``Q`` as for the forward weights.
+    """
+
+    trained_by_optimizer: ClassVar[bool] = False
+
+    def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
+        drawn = torch.randn(features, error_dim, generator=generator) / math.sqrt(error_dim)
+        self.weights = nn.Parameter(drawn, requires_grad=False)
+
+    def deliver(self, error: Tensor) -> Tensor:
+        """Return ``Q c`` for every sample, shape ``(batch, *positions, features)``."""
+        return error @ self.weights.t()
+
+    def accumulate(self, tapped: Tensor, error: Tensor) -> None:
+        """Take in the tap's value and the error of one training micro-batch."""
+
+    def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
+        """Take in the tap's perturbation and the projected response of the output in one probe."""
+
+    def step(self) -> None:
+        """Apply what was accumulated, unless the block's optimiser does."""
+
+
+class HebbianFeedback(FeedbackWeights):
+    """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
+
+    ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
+    Optimiser and weight decay are the block's.
+    """
+
+    trained_by_optimizer = True
+
+    def accumulate(self, tapped: Tensor, error: Tensor) -> None:
+        """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""
+        correlation = tapped.flatten(0, -2).t() @ error.flatten(0, -2)
+        if self.weights.grad is None:
+            self.weights.grad = correlation
+        else:
+            self.weights.grad += correlation
+
+
+class ProbedFeedback(FeedbackWeights):
+    """Node perturbation: ``Q`` follows the mean Jacobian of the output, seen through ``P``, by forward passes only.
+
+    For noise ``ξ`` on the tap and the response ``c_probe = P Δy`` of the output, ``ξᵀ c_probe / Σ ξ²`` estimates
+    the Jacobian without bias; ``Q`` is its exponential average (Lansdell, Prakash and Kording, ICLR 2020; Akrout et
+    al., NeurIPS 2019). Beyond the paper.
+
+    Parameters
+    ----------
+    decay
+        Of the exponential average, ``β``.
+    """
+
+    def __init__(self, features: int, error_dim: int, generator: torch.Generator, decay: float = 0.99) -> None:
+        super().__init__(features, error_dim, generator)
+        self.decay = decay
+        self.probes = 0
+        self._estimates: list[Tensor] = []
+
+    def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
+        """Keep one estimate of the mean Jacobian for the step's end."""
+        moved, response = moved.flatten(0, -2), response.flatten(0, -2)
+        self._estimates.append(moved.t() @ response / moved.square().mean() / len(moved))
+
+    def step(self) -> None:
+        """Average the step's estimates into ``Q``; the first ones weigh as an ordinary mean would have them."""
+        for estimate in self._estimates:
+            self.probes += 1
+            decay = min(self.decay, 1 - 1 / self.probes)
+            self.weights.data.mul_(decay).add_(estimate, alpha=1 - decay)
+        self._estimates.clear()
+
+
+class LocalReadout(FeedbackWeights):
+    """The linear readout of greedy local learning: ``Q`` predicts the output from the tap, and no error comes in.
+
+    A baseline (Nøkland and Eidnes, 2019; Belilovsky et al., 2020). ``error_dim`` is the task's dimension.
+    """
+
+    trained_by_optimizer = True
+
+    def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
+        super().__init__(features, error_dim, generator)
+        self.weights = nn.Parameter(self.weights.data * math.sqrt(error_dim / features))
+
+    def predict(self, tapped: Tensor) -> Tensor:
+        """Return the readout's output, shape ``(batch, *positions, task_dim)``."""
+        return tapped @ self.weights
+
+
+def make_feedback(
+    rule: QRule, features: int, error_dim: int, generator: torch.Generator, probe_decay: float
+) -> FeedbackWeights:
+    """Return the feedback weights that a specification names."""
+    if rule == "probed":
+        return ProbedFeedback(features, error_dim, generator, probe_decay)
+    kinds: dict[QRule, type[FeedbackWeights]] = {"fixed": FeedbackWeights, "hebbian": HebbianFeedback}
+    return kinds[rule](features, error_dim, generator)

@@ -1,0 +1,176 @@
+"""The head: the last block, the loss, and the projection that makes the broadcast error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowdimfa.block import Stage, unchanged_buffers
+from lowdimfa.data.base import Task
+from lowdimfa.errors import NotFiniteError
+from lowdimfa.feedback.projection import ErrorProjection
+from lowdimfa.losses import Loss, count_correct
+from lowdimfa.optim import Updater
+from lowdimfa.partition import BlockModule
+from lowdimfa.tickets import Ticket
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the head's forward returns.
+
+    Attributes
+    ----------
+    error
+        ``c = P e``, shape ``(batch, *positions, error_dim)``, float32: what every block needs to learn.
+    response
+        On a probe, ``P Δy``: the projected change of the output, of the same shape.
+    loss
+        Mean over the micro-batch.
+    correct, counted
+        Right predictions and predictions made, 0 where there is no accuracy.
+    """
+
+    error: Tensor
+    response: Tensor | None
+    loss: float
+    correct: int
+    counted: int
+
+
+@dataclass
+class Evaluation:
+    """Sums over an evaluation."""
+
+    loss_sum: float = 0.0
+    samples: int = 0
+    correct: int = 0
+    counted: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the samples."""
+        return self.loss_sum / max(self.samples, 1)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right predictions, or None where there is no accuracy."""
+        return self.correct / self.counted if self.counted else None
+
+
+class Head(Stage):
+    """The last block. It alone sees the targets, and learns from the exact error.
+
+    Parameters
+    ----------
+    projection
+        Makes the broadcast error of the output error.
+    loss
+        Mean loss over a micro-batch; the error vector comes from it by autograd.
+    task
+        Decides whether accuracy is counted.
+    microbatches
+        Parts of a step's batch: the error is that of the mean over the whole batch.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        module: BlockModule,
+        updater: Updater,
+        projection: ErrorProjection,
+        loss: Loss,
+        task: Task,
+        *,
+        seed: int,
+        microbatches: int = 1,
+        precision: str = "fp32",
+        staleness: int = 0,
+    ) -> None:
+        super().__init__(index, module, updater, seed=seed, precision=precision, staleness=staleness)
+        self.projection = projection
+        self.projection.to(self.device)
+        self._loss = loss
+        self.task = task
+        self._microbatches = microbatches
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, perturbed: Tensor | None = None
+    ) -> Broadcast:
+        """Run the layers, accumulate the head's own exact gradients, and make the broadcast error.
+
+        Parameters
+        ----------
+        inputs, targets
+            Of the micro-batch.
+        ticket
+            The micro-batch.
+        perturbed
+            On a probe, the same micro-batch's activations under the noise of all blocks before.
+
+        Raises
+        ------
+        NotFiniteError
+            The loss or the error isn't finite.
+        """
+        with torch.enable_grad():
+            outputs = self.run(inputs.detach(), ticket)
+            loss, error = self.output_error(outputs, targets)
+            if outputs.requires_grad:
+                torch.autograd.backward(outputs, error.to(outputs.dtype))
+        self._require_finite_loss(loss, error, ticket.step)
+        self.projection.accumulate(error)
+        response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
+        correct, counted = count_correct(outputs, targets, self.task)
+        return Broadcast(self.projection.project(error), response, float(loss), correct, counted)
+
+    def output_error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's mean loss and ``e``, the gradient of the whole batch's mean loss, both detached."""
+        leaf = outputs.detach().float().requires_grad_()
+        with torch.enable_grad():
+            loss = self._loss(leaf, targets)
+        (error,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), error / self._microbatches
+
+    @torch.no_grad()
+    def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
+        with unchanged_buffers(self.module):
+            moved = self.run(perturbed, ticket)
+        return self.projection.project(moved.float() - clean.float())
+
+    def step(self) -> None:
+        """Apply the accumulated gradients to the layers, and the projection's rule."""
+        self.projection.step()
+        self.updater.step()
+
+    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation) -> None:
+        """Add one evaluation batch to the totals."""
+        outputs = self.evaluate(inputs).float()
+        totals.loss_sum += float(self._loss(outputs, targets)) * len(targets)
+        totals.samples += len(targets)
+        correct, counted = count_correct(outputs, targets, self.task)
+        totals.correct += correct
+        totals.counted += counted
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state's tensors, keyed by the plain model's names."""
+        return super().tensors() | {"head/P": self.projection.weights}
+
+    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Restore the state."""
+        super().load(tensors, scalars)
+        self.projection.weights.copy_(tensors["head/P"])
+
+    def _require_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
+        for what, value in (("loss", loss), ("error", error)):
+            if not torch.isfinite(value).all():
+                raise NotFiniteError(
+                    f"the {what} is not finite at step {step} in the head (block {self.index}); lower the learning "
+                    "rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
+                    block=self.index,
+                    step=step,
+                    setting="train.optimizer.args.lr",
+                )

@@ -1,0 +1,129 @@
+"""The layers of a plain PyTorch model, in the order in which they run, all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
+
+from torch import Tensor, nn
+
+from lowdimfa.errors import InputError
+
+FACTORY_KEY = "model.factory"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model.
+
+    Attributes
+    ----------
+    name
+        By which the plain model registers it: ``name + ".weight"`` is a key of the plain state.
+    module
+        The layer itself, one tensor in and one tensor out.
+    """
+
+    name: str
+    module: nn.Module
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether the layer has something to learn."""
+        return next(self.module.parameters(), None) is not None
+
+
+def as_module(model: object) -> nn.Module:
+    """Return what a factory gave as one module; a list of modules becomes an `nn.Sequential`.
+
+    Raises
+    ------
+    InputError
+        It is neither a module nor a list of modules.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if not isinstance(model, list | tuple) or not all(isinstance(part, nn.Module) for part in model):
+        raise _not_layers(f"a {type(model).__name__}")
+    return nn.Sequential(*model)
+
+
+def list_layers(model: object) -> list[Layer]:
+    """Return the layers of a model in the order in which they run.
+
+    Parameters
+    ----------
+    model
+        An `nn.Sequential`; a list of modules; or a module that declares its layers: it has an attribute, or
+        a method without arguments, called ``layers`` that gives an `nn.ModuleList`, an `nn.Sequential`, or a
+        list of submodules or of their names.
+
+    Raises
+    ------
+    InputError
+        The layers can't be told, or they don't cover all of the model's parameters and buffers.
+    """
+    module = as_module(model)
+    if runs_children(module):
+        layers = [Layer(name, child) for name, child in module._modules.items() if child is not None]
+    else:
+        layers = _declared_layers(module)
+    if not layers:
+        raise _not_layers("a model without layers")
+    _refuse_missed(module, layers)
+    return layers
+
+
+def runs_children(module: nn.Module) -> bool:
+    """Whether a module does nothing but run its children in order."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a module with their names."""
+    return chain(module.named_parameters(prefix), module.named_buffers(prefix))
+
+
+def _declared_layers(model: nn.Module) -> list[Layer]:
+    declared = getattr(model, "layers", None)
+    if callable(declared) and not isinstance(declared, nn.Module):
+        declared = declared()
+    if not isinstance(declared, nn.ModuleList | nn.Sequential | list | tuple):
+        raise _not_layers(f"a {type(model).__name__} whose 'layers' is a {type(declared).__name__}")
+    modules = {name: module for name, module in model.named_modules() if name}
+    names = {id(module): name for name, module in modules.items()}
+    layers = []
+    for entry in declared:
+        name = entry if isinstance(entry, str) else names.get(id(entry), "")
+        if name not in modules:
+            near = get_close_matches(str(entry), modules) if isinstance(entry, str) else []
+            raise InputError(
+                FACTORY_KEY,
+                f"a layer {entry!r} in 'layers' that the {type(model).__name__} doesn't register",
+                f"its submodules or their names{', such as ' + ', '.join(map(repr, near)) if near else ''}",
+                "Assign the layer to an attribute of the model.",
+            )
+        layers.append(Layer(name, modules[name]))
+    return layers
+
+
+def _refuse_missed(model: nn.Module, layers: list[Layer]) -> None:
+    covered = {id(tensor) for layer in layers for _, tensor in named_tensors(layer.module)}
+    missed = [name for name, tensor in named_tensors(model) if id(tensor) not in covered]
+    if missed:
+        raise InputError(
+            FACTORY_KEY,
+            f"a {type(model).__name__} whose layers leave out {', '.join(missed)}",
+            "layers that cover every parameter and buffer",
+            "Put what uses them into a module of its own and list that too.",
+        )
+
+
+def _not_layers(found: str) -> InputError:
+    return InputError(
+        FACTORY_KEY,
+        found,
+        "an nn.Sequential, a list of modules, or an nn.Module whose attribute or method 'layers' lists them",
+    )

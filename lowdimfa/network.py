@@ -1,0 +1,201 @@
+"""All blocks of a network in one process, trained by one of the forms of feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.baselines import BackpropForm, LocalForm
+from lowdimfa.block import Block, Stage
+from lowdimfa.build import build_stages
+from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
+from lowdimfa.data.base import Task
+from lowdimfa.head import Evaluation, Head
+from lowdimfa.partition import partition
+from lowdimfa.tickets import Ticket
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets of one micro-batch."""
+
+
+@dataclass
+class StepResult:
+    """What one optimiser step measured, over all its micro-batches."""
+
+    step: int
+    losses: list[float] = field(default_factory=list)
+    correct: int = 0
+    counted: int = 0
+
+    def add(self, loss: float, correct: int, counted: int) -> None:
+        """Take in one micro-batch."""
+        self.losses.append(loss)
+        self.correct += correct
+        self.counted += counted
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the step's batch."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right predictions, or None where there is no accuracy."""
+        return self.correct / self.counted if self.counted else None
+
+
+class FormOfFeedback(Protocol):
+    """How one micro-batch's forward and learning go: the interface of the method and of its baselines."""
+
+    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+        """Accumulate every block's gradients of one micro-batch; return loss, right predictions, predictions."""
+
+    def step(self) -> None:
+        """Apply all accumulated gradients."""
+
+
+class BroadcastForm:
+    """The method: activations flow forward, and one broadcast error flows back (direct form, arXiv:2502.20580)."""
+
+    def __init__(self, blocks: Sequence[Block], head: Head, feedback: FeedbackConfig) -> None:
+        self._blocks = blocks
+        self._head = head
+        self._feedback = feedback
+
+    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+        """Forward through all blocks, then deliver the broadcast error to each."""
+        probed = self._feedback.probes(ticket)
+        clean = perturbed = inputs
+        for block in self._blocks:
+            output = block.forward(clean, ticket)
+            if probed:
+                perturbed = block.probe(perturbed, ticket)
+            clean = output
+        sent = self._head.forward(clean, targets, ticket, perturbed if probed else None)
+        for block in self._blocks:
+            block.receive_error(ticket, sent.error)
+            if sent.response is not None:
+                block.receive_error(ticket, sent.response, "probe")
+        return sent.loss, sent.correct, sent.counted
+
+    def step(self) -> None:
+        """Let each block apply its own update."""
+        for stage in (*self._blocks, self._head):
+            stage.step()
+
+
+def make_form(name: Form, blocks: Sequence[Block], head: Head, feedback: FeedbackConfig) -> FormOfFeedback:
+    """Return the form of feedback that a specification names."""
+    forms: dict[Form, Callable[[], FormOfFeedback]] = {
+        "broadcast": lambda: BroadcastForm(blocks, head, feedback),
+        "backprop": lambda: BackpropForm(blocks, head),
+        "local": lambda: LocalForm(blocks, head),
+    }
+    return forms[name]()
+
+
+class DecoupledNetwork:
+    """A network cut into blocks, in this process.
+
+    It does the same mathematics as the distributed run with ``staleness: 0``, and gives the same bits on the CPU.
+
+    Parameters
+    ----------
+    blocks, head
+        As `lowdimfa.build.build_stages` makes them.
+    feedback
+        Names the form of feedback and says which micro-batches carry probes.
+    """
+
+    def __init__(self, blocks: Sequence[Block], head: Head, feedback: FeedbackConfig) -> None:
+        self.blocks = list(blocks)
+        self.head = head
+        self.form = make_form(feedback.form, self.blocks, head, feedback)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Blocks and head, in order."""
+        return [*self.blocks, self.head]
+
+    def train_step(self, step: int, batches: Iterable[Batch]) -> StepResult:
+        """Run one optimiser step over its micro-batches.
+
+        Parameters
+        ----------
+        step
+            Number of the step, from 0; random draws depend on it.
+        batches
+            The micro-batches, of equal size: inputs ``(batch, …)`` and targets.
+        """
+        result = StepResult(step)
+        for microbatch, (inputs, targets) in enumerate(batches):
+            result.add(*self.form.run(inputs, targets, Ticket(step, microbatch)))
+        self.form.step()
+        return result
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the network's output in evaluation mode."""
+        for stage in self.stages:
+            inputs = stage.evaluate(inputs)
+        return inputs
+
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Return loss and accuracy over batches, in evaluation mode."""
+        totals = Evaluation()
+        for inputs, targets in batches:
+            for block in self.blocks:
+                inputs = block.evaluate(inputs)
+            self.head.evaluate_outputs(inputs, targets, totals)
+        return totals
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the plain model's state dict, which loads into the model that was cut."""
+        return {name: value for stage in self.stages for name, value in stage.module.plain_state_dict().items()}
+
+
+def decouple(
+    model: nn.Module | Sequence[nn.Module],
+    example: Tensor,
+    *,
+    blocks: int | Sequence[str],
+    total_steps: int,
+    feedback: FeedbackConfig | None = None,
+    training: TrainingConfig | None = None,
+    task: Task = "classification",
+) -> DecoupledNetwork:
+    """Cut a model into blocks that learn from the broadcast error.
+
+    Parameters
+    ----------
+    model
+        An `nn.Sequential`, a list of modules, or a module that declares its layers.
+    example
+        A small batch of inputs, for shapes and costs.
+    blocks
+        How many blocks, or the names of the layers at which the second and later ones start.
+    total_steps
+        Optimiser steps that will be run, for schedulers; ignored where ``training`` is given.
+    feedback, training
+        Feedback, optimiser, precision and seed; defaults as in the specification.
+    task
+        Decides the default loss and whether accuracy is counted.
+    """
+    feedback = feedback or FeedbackConfig()
+    training = training or TrainingConfig(total_steps=total_steps)
+    return DecoupledNetwork(*build_stages(partition(model, blocks, example), feedback, training, task), feedback)
+
+
+@contextmanager
+def computing_threads(threads: int) -> Iterator[None]:
+    """Run torch with a number of threads: the bits of a sum depend on it, so every engine sets the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,231 @@
+"""Cut a plain PyTorch model into blocks of consecutive layers, without losing or changing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.cost import Balance, balanced_cuts
+from lowdimfa.errors import InputError
+from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
+from lowdimfa.trace import trace
+
+__all__ = ["BlockModule", "BlockPlan", "Layer", "as_module", "list_layers", "partition"]
+
+_BLOCKS_KEY = "model.blocks"
+
+
+class BlockModule(nn.Module):
+    """Consecutive layers of a model, run in order; it shares their parameters and knows their plain names."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.layer_names = tuple(layer.name for layer in layers)
+        self._layers = nn.ModuleList(layer.module for layer in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers in order."""
+        for layer in self._layers:
+            x = layer(x)
+        return x
+
+    def named_plain_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield every parameter once, with its name in the plain model."""
+        for name, parameter in self.named_parameters():
+            yield self._plain(name), parameter
+
+    def named_plain_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every buffer once, with its name in the plain model."""
+        for name, buffer in self.named_buffers():
+            yield self._plain(name), buffer
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """Return the block's part of the plain state dict, without copies; a tied tensor is there once."""
+        return {self._plain(key): tensor.detach() for key, tensor in self._state()}
+
+    def load_plain_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the block's part of a plain state; what belongs to other blocks is ignored.
+
+        Raises
+        ------
+        InputError
+            The state lacks something of this block, or has it in another shape.
+        """
+        plain_names = {key: self._plain(key) for key, _ in self._state()}
+        expected = "the state of the same model under its plain names"
+        missing = [name for name in plain_names.values() if name not in state]
+        if missing:
+            raise InputError("model state", f"no {', '.join(missing)}", expected)
+        try:
+            # Not strict, since a tied tensor is loaded under its first name alone.
+            self.load_state_dict({key: state[name] for key, name in plain_names.items()}, strict=False)
+        except RuntimeError as error:
+            raise InputError("model state", str(error), expected) from error
+
+    def _state(self) -> list[tuple[str, Tensor]]:
+        named = self.state_dict(keep_vars=True)  # the tensors themselves, so that tied ones can be told
+        firsts: dict[int, str] = {}
+        for key, tensor in named.items():
+            firsts.setdefault(id(tensor), key)
+        return [(key, named[key]) for key in firsts.values()]
+
+    def _plain(self, key: str) -> str:
+        _, index, name = key.split(".", 2)
+        return f"{self.layer_names[int(index)]}.{name}"
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block of a partition.
+
+    Attributes
+    ----------
+    index
+        Position of the block, from 0.
+    layers
+        The block's layers, in order.
+    input_shape, output_shape
+        Of one sample, without the batch.
+    input_dtype, output_dtype
+        Of the tensors that enter and leave.
+    cost_share
+        The block's part of the cost of the whole model, from 0 to 1.
+    parameters
+        Number of values to learn.
+    """
+
+    index: int
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    input_dtype: torch.dtype
+    output_dtype: torch.dtype
+    cost_share: float
+    parameters: int
+
+    @property
+    def name(self) -> str:
+        """The name of the block's first layer."""
+        return self.layers[0].name
+
+    def build(self) -> BlockModule:
+        """Return the block as a module; it shares the layers with the model."""
+        return BlockModule(self.layers)
+
+
+def partition(
+    model: object, blocks: int | Sequence[str], example: Tensor, balance: Balance = "flops"
+) -> list[BlockPlan]:
+    """Cut a model into blocks of consecutive layers.
+
+    Parameters
+    ----------
+    model
+        As `list_layers` accepts it. Neither it nor the global random state is changed.
+    blocks
+        The number of blocks: their costs are then made as equal as can be, with cuts only before layers that
+        have parameters. Or the names of the layers at which the blocks after the first begin.
+    example
+        A batch of inputs on the model's device, shape ``(batch, …)``; two samples are enough.
+    balance
+        Cost that is shared out: ``flops`` (counted; the same in every process) or ``time`` (measured).
+
+    Returns
+    -------
+    list of BlockPlan
+        The blocks in order; together they hold every layer once.
+
+    Raises
+    ------
+    InputError
+        The layers can't be listed or don't fit together, they leave out what the model does, there are
+        fewer places to cut than asked for, a boundary is unknown, or two blocks would share a tensor.
+    """
+    module = as_module(model)
+    layers = list_layers(module)
+    traced = trace(module, layers, example, balance)
+    cuts = (
+        _automatic_cuts(layers, [entry.cost for entry in traced], blocks)
+        if isinstance(blocks, int)
+        else _explicit_cuts(layers, blocks)
+    )
+    total = sum(entry.cost for entry in traced)
+    plans = []
+    for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)])):
+        own, first, last = tuple(layers[start:stop]), traced[start], traced[stop - 1]
+        _refuse_lost_batch(own[-1], last.output_shape, len(example))
+        plans.append(
+            BlockPlan(
+                index=index,
+                layers=own,
+                input_shape=tuple(first.input_shape[1:]),
+                output_shape=tuple(last.output_shape[1:]),
+                input_dtype=first.input_dtype,
+                output_dtype=last.output_dtype,
+                cost_share=sum(entry.cost for entry in traced[start:stop]) / total,
+                parameters=sum(parameter.numel() for parameter in BlockModule(own).parameters()),
+            )
+        )
+    _refuse_shared(plans)
+    return plans
+
+
+def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> list[int]:
+    starts = [0, *[index for index, layer in enumerate(layers) if layer.has_parameters][1:]]
+    if not 1 <= blocks <= len(starts):
+        raise InputError(
+            _BLOCKS_KEY,
+            str(blocks),
+            f"a number from 1 to {len(starts)}, since a block begins at a layer with parameters",
+        )
+    atoms = [sum(costs[start:stop]) for start, stop in pairwise([*starts, len(layers)])]
+    return [starts[cut] for cut in balanced_cuts(atoms, blocks)]
+
+
+def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:
+    positions = {layer.name: index for index, layer in enumerate(layers)}
+    unknown = [name for name in names if name not in positions]
+    if unknown:
+        near = get_close_matches(unknown[0], positions, cutoff=0.0)
+        raise InputError(
+            _BLOCKS_KEY,
+            f"the layer name {unknown[0]!r}",
+            f"names of layers, such as {', '.join(map(repr, near))}",
+        )
+    cuts = [positions[name] for name in names]
+    if any(start >= stop for start, stop in pairwise([0, *cuts])):
+        raise InputError(
+            _BLOCKS_KEY,
+            str(list(names)),
+            f"different names in the order of the layers, after {layers[0].name!r}",
+        )
+    return cuts
+
+
+def _refuse_lost_batch(layer: Layer, shape: torch.Size, batch: int) -> None:
+    if not shape or shape[0] != batch:
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r} at the end of a block, whose output is {tuple(shape)} for {batch} samples",
+            "one entry per sample along the first dimension",
+        )
+
+
+def _refuse_shared(plans: list[BlockPlan]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for plan in plans:
+        for layer in plan.layers:
+            for name, tensor in named_tensors(layer.module, layer.name):
+                block, first_name = owners.setdefault(id(tensor), (plan.index, name))
+                if block != plan.index:
+                    raise InputError(
+                        _BLOCKS_KEY,
+                        f"{first_name} in block {block}, which block {plan.index} shares as {name}",
+                        "blocks that share nothing, since each learns in a process of its own",
+                        "Untie the two, or move the boundaries so that one block holds both.",
+                    )

@@ -1,0 +1,211 @@
+"""Activations on their way from block to block: interfaces of a transport, and frames of the gRPC one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from lowdimfa.errors import ProtocolError
+from lowdimfa.tickets import Ticket
+from services.rpc.protocol import CHUNK_BYTES, Traffic
+from services.rpc.tensors import TensorBuffer, dtype_code, dtype_name, dtype_of, encode
+from services.rpc.v1 import activations_pb2 as pb
+
+#: The gRPC method that carries activations.
+SERVICE, METHOD = "lowdimfa.v1.ActivationStream", "Transfer"
+
+Kind = Literal["train", "evaluate"]
+
+_LENGTH_BYTES = 4
+_MAX_TENSORS = 2
+_CODES: dict[Kind, pb.ActivationKind] = {
+    "train": pb.ACTIVATION_KIND_TRAIN,
+    "evaluate": pb.ACTIVATION_KIND_EVALUATE,
+}
+_KINDS: dict[int, Kind] = {code: kind for kind, code in _CODES.items()}
+
+
+class Activation(NamedTuple):
+    """The output of one block for one micro-batch.
+
+    Attributes
+    ----------
+    kind, ticket
+        What it is for and which micro-batch it belongs to.
+    tensors
+        The activation and, on a probe micro-batch, the one that follows from a disturbance upstream; each of
+        shape ``(samples, …)``.
+    sequence
+        Position in the stream between the two blocks.
+    """
+
+    kind: Kind
+    ticket: Ticket
+    tensors: tuple[Tensor, ...]
+    sequence: int
+
+
+class Sender(Protocol):
+    """The upstream end of a transport."""
+
+    traffic: Traffic
+
+    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        """Queue an activation; wait while the window is full."""
+
+    def close(self) -> None:
+        """End the transport."""
+
+
+class Receiver(Protocol):
+    """The downstream end of a transport."""
+
+    traffic: Traffic
+
+    def expect(self, shape: Sequence[int], dtype: torch.dtype, max_samples: int) -> None:
+        """Announce the type of one sample, and the largest number of samples in a tensor."""
+
+    def release(self, activation: Activation) -> None:
+        """Say that an activation was consumed, which makes room in the sender's window."""
+
+    def close(self) -> None:
+        """End the transport."""
+
+
+class SampleLimit(NamedTuple):
+    """What a receiver accepts: the type of one sample, and how many of them."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    max_samples: int
+
+    def check(self, tensors: Sequence[pb.TensorType]) -> None:
+        """Refuse other tensors than one, or two alike, of the expected type.
+
+        Raises
+        ------
+        ProtocolError
+            They are not.
+        """
+        if not 1 <= len(tensors) <= _MAX_TENSORS or any(other != tensors[0] for other in tensors):
+            raise ProtocolError("an activation has one tensor, or two of equal type and shape")
+        dtype, shape = dtype_of(tensors[0].dtype), tuple(tensors[0].shape)
+        alike = dtype == self.dtype and len(shape) > 0 and shape[1:] == self.shape
+        if not alike or shape[0] > self.max_samples:
+            raise ProtocolError(
+                f"{dtype_name(dtype)} of shape {list(shape)}; expected {dtype_name(self.dtype)} of shape "
+                f"{list(self.shape)} after a batch of at most {self.max_samples}"
+            )
+
+
+def pack(header: pb.ActivationHeader, data: bytes | memoryview) -> bytes:
+    """Return one frame."""
+    serialised = header.SerializeToString()
+    return b"".join((len(serialised).to_bytes(_LENGTH_BYTES, "little"), serialised, data))
+
+
+def unpack(frame: bytes) -> tuple[pb.ActivationHeader, memoryview]:
+    """Return the header and the bytes of one frame.
+
+    Raises
+    ------
+    ProtocolError
+        The frame ends before its header does, or the header can't be parsed.
+    """
+    data = memoryview(frame)[_LENGTH_BYTES:]
+    length = int.from_bytes(frame[:_LENGTH_BYTES], "little")
+    if len(frame) < _LENGTH_BYTES or length > len(data):
+        raise ProtocolError(f"a frame of {len(frame)} bytes is too short for its header")
+    try:
+        return pb.ActivationHeader.FromString(bytes(data[:length])), data[length:]
+    except DecodeError as error:
+        raise ProtocolError("a frame has a malformed header") from error
+
+
+def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
+    """Yield the frames of one message. They hold copies, so the tensors may be written again afterwards.
+
+    Parameters
+    ----------
+    activation
+        The message.
+    run, block
+        Fingerprint of the run and index of the sending block.
+    """
+    header = pb.ActivationHeader(
+        sequence=activation.sequence,
+        run=run,
+        block=block,
+        kind=_CODES[activation.kind],
+        step=activation.ticket.step,
+        microbatch=activation.ticket.microbatch,
+        tensors=[
+            pb.TensorType(dtype=dtype_code(tensor.dtype), shape=tensor.shape) for tensor in activation.tensors
+        ],
+    )
+    offset = 0
+    for buffer in map(encode, activation.tensors):
+        for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
+            chunk = buffer[start : start + CHUNK_BYTES]
+            yield pack(header, chunk)
+            offset += len(chunk)
+            header = pb.ActivationHeader(sequence=activation.sequence, offset=offset)
+
+
+class Assembly:
+    """A message of which some frames have arrived.
+
+    Parameters
+    ----------
+    header
+        Of its first frame.
+    limit
+        What is accepted; memory is taken only for that.
+
+    Raises
+    ------
+    ProtocolError
+        The header announces something else.
+    """
+
+    def __init__(self, header: pb.ActivationHeader, limit: SampleLimit) -> None:
+        if header.kind not in _KINDS:
+            raise ProtocolError(f"unknown kind {header.kind}")
+        limit.check(header.tensors)
+        self._header = header
+        self._buffers = [TensorBuffer(announced.dtype, announced.shape) for announced in header.tensors]
+        self._offset = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole message's buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def add(self, offset: int, data: memoryview) -> Activation | None:
+        """Add the next bytes; return the activation when it is complete.
+
+        Raises
+        ------
+        ProtocolError
+            The bytes belong elsewhere, or are more than were announced.
+        """
+        if offset != self._offset:
+            raise ProtocolError(f"bytes from {offset} where {self._offset} was next")
+        if offset + len(data) > self.nbytes or (not data and self.nbytes):
+            raise ProtocolError(f"{len(data)} bytes from {offset} for a message of {self.nbytes}")
+        self._offset += len(data)
+        for buffer in self._buffers:
+            part = data[: buffer.missing]
+            buffer.write(part)
+            data = data[len(part) :]
+        if self._offset < self.nbytes:
+            return None
+        header = self._header
+        tensors = tuple(buffer.tensor() for buffer in self._buffers)
+        return Activation(
+            _KINDS[header.kind], Ticket(header.step, header.microbatch), tensors, header.sequence
+        )

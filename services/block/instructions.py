@@ -1,0 +1,128 @@
+"""What a block's schedule hears and says: its policy, the events going in, the instructions coming out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lowdimfa.tickets import Ticket
+
+Kind = Literal["train", "probe"]
+Cause = Literal["activation", "error", "staleness", "window"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What decides when a block may work.
+
+    Attributes
+    ----------
+    first, head
+        Whether the block reads the data itself, and whether it computes the loss. One block alone is both.
+    microbatches
+        Micro-batches per optimiser step, at least 1.
+    window
+        Most micro-batches that may have been forwarded and not yet updated, at least 1.
+    staleness
+        A forward of step ``t`` runs only once the first ``t - staleness`` steps are applied; 0 is sequential.
+    probe_every
+        The first micro-batch of every such step also carries a probe; 0 for no probes.
+    """
+
+    first: bool
+    head: bool
+    microbatches: int
+    window: int
+    staleness: int
+    probe_every: int = 0
+
+    def probed(self, ticket: Ticket) -> bool:
+        """Return whether this micro-batch carries a probe."""
+        return self.probe_every > 0 and ticket.microbatch == 0 and ticket.step % self.probe_every == 0
+
+
+@dataclass(frozen=True)
+class ActivationArrived:
+    """The previous block's output for a ticket is here."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
+class ErrorArrived:
+    """The head's broadcast error for a ticket is here."""
+
+    ticket: Ticket
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class PeerLost:
+    """Another block, or the connection to it, is gone."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunForward:
+    """Compute the forward pass; with ``probe`` clean and perturbed activations go through it together."""
+
+    ticket: Ticket
+    probe: bool
+
+
+@dataclass(frozen=True)
+class RunUpdate:
+    """Turn an error into local gradients (train) or into an update of the feedback weights (probe)."""
+
+    ticket: Ticket
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class ApplyStep:
+    """Let the optimiser apply the step's accumulated gradients."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send the output of a forward to the next block."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Broadcast the head's error for a ticket, with ``probe`` the probe's error too."""
+
+    ticket: Ticket
+    probe: bool
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do until another event; ``cause`` is what keeps the next forward back."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last step has been applied."""
+
+
+Compute = RunForward | RunUpdate | ApplyStep
+Instruction = Compute | Send | Publish | Wait | Done
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The computation that this instruction asked for has ended."""
+
+    instruction: Compute
+
+
+Event = ActivationArrived | ErrorArrived | Finished | PeerLost

@@ -1,0 +1,65 @@
+"""What a block's process is told: plain data, from which it plans the same network as every other process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.spec import Specification, parse_specification
+from services.trainer.plan import Example, NetworkPlan, make_network_plan
+from services.trainer.user_code import UserCode
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """One block of one run.
+
+    Attributes
+    ----------
+    run
+        Identifier of the run, new with every start.
+    run_dir
+        Where timeline and checkpoints go; the same path in every process of the run.
+    index
+        Of the block.
+    specification
+        The whole specification, as plain data.
+    boundaries
+        Names of the layers at which the second and later blocks start.
+    input_shape, input_dtype
+        Of one sample of the network's inputs.
+    total_steps
+        Optimiser steps of the whole run.
+    evaluation_batches
+        Batches of the test split.
+    user_code
+        The files beside the specification.
+    """
+
+    run: str
+    run_dir: str
+    index: int
+    specification: dict[str, Any]
+    boundaries: list[str]
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    total_steps: int
+    evaluation_batches: int
+    user_code: UserCode
+
+    @property
+    def name(self) -> str:
+        """Name of the run, as metrics label it."""
+        return Path(self.run_dir).name
+
+    def parsed(self) -> Specification:
+        """Return the specification."""
+        return parse_specification(self.specification, "the run's specification")
+
+    def network(self) -> NetworkPlan:
+        """Plan the network as the trainer did."""
+        example = Example(self.input_shape, getattr(torch, self.input_dtype))
+        return make_network_plan(self.parsed(), example, self.total_steps, self.boundaries)

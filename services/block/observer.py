@@ -1,0 +1,98 @@
+"""What a block does right now, did, and waited for: for its metrics, its timeline, and whoever asks why it hangs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from lowdimfa.network import StepResult
+from lowdimfa.tickets import Ticket
+from services.monitoring.metrics import BlockMetrics
+from services.monitoring.timeline import TimelineWriter
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a block is doing.
+
+    Attributes
+    ----------
+    kind
+        ``forward``, ``update``, ``step``, ``send``, ``wait`` or ``rest``.
+    subject
+        The micro-batch, or what is waited for.
+    since
+        Unix seconds.
+    """
+
+    kind: str
+    subject: str
+    since: float
+
+    def __str__(self) -> str:
+        words = {"wait": "waiting for the", "rest": "at rest,"}.get(self.kind, f"in {self.kind} of")
+        return f"{words} {self.subject} for {time.time() - self.since:.1f} s"
+
+
+@dataclass
+class Observer:
+    """Notes of the compute thread; any thread may read `activity`.
+
+    Parameters
+    ----------
+    metrics
+        For Prometheus.
+    timeline
+        For the report, or None.
+    microbatch_size
+        Samples in a micro-batch.
+    microbatches
+        Micro-batches in a step.
+    """
+
+    metrics: BlockMetrics
+    timeline: TimelineWriter | None
+    microbatch_size: int
+    microbatches: int
+    activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
+    applied_steps: int = 0
+
+    def begin(self, kind: str, subject: str) -> None:
+        """Note what is being done from now on."""
+        self.activity = Activity(kind, subject, time.time())
+
+    def rest(self, step: int) -> None:
+        """Note that the block has reached a step boundary and has nothing to do."""
+        self.begin("rest", f"before step {step}")
+        if self.timeline is not None:
+            self.timeline.flush()
+
+    def did(self, kind: str, ticket: Ticket, began: float) -> None:
+        """Note a finished piece of work."""
+        ended = time.time()
+        if kind != "send":
+            self.metrics.busy(kind, ended - began)
+        if kind == "step":
+            self.applied_steps = ticket.step + 1
+            self.metrics.stepped(self.applied_steps)
+            self.metrics.samples(self.microbatch_size * self.microbatches)
+        self._span(kind, ticket, began, ended)
+
+    def waited(self, step: int, cause: str, began: float) -> None:
+        """Note the end of a wait."""
+        ended = time.time()
+        self.metrics.waited(cause, ended - began)
+        self._span("wait", Ticket(step, 0), began, ended, cause)
+
+    def in_flight(self, microbatches: int, staleness: int) -> None:
+        """Note how many micro-batches await their error, and how far this forward ran ahead of the updates."""
+        self.metrics.inflight(microbatches)
+        self.metrics.staleness(staleness)
+
+    def trained(self, result: StepResult) -> None:
+        """Note the loss of a step."""
+        self.metrics.trained(result.loss, result.accuracy)
+
+    def _span(self, kind: str, ticket: Ticket, began: float, ended: float, cause: str = "") -> None:
+        if self.timeline is not None:
+            self.timeline.record(kind, ticket.step, ticket.microbatch, began, ended, cause)

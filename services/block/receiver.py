@@ -1,0 +1,179 @@
+"""The downstream end of the gRPC transport of activations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import torch
+
+from lowdimfa.errors import LowdimfaError, ProtocolError
+from services.block.activations import METHOD, SERVICE, Activation, Assembly, SampleLimit, unpack
+from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.v1 import activations_pb2 as pb
+
+
+class ActivationReceiver:
+    """Receives the previous block's activations, each once and in order. Add it to the block's `RpcServer`.
+
+    Parameters
+    ----------
+    run, block, peer
+        Identifier of the run, index of this block and of the previous one.
+    window
+        Activations that may be unreleased at once.
+    on_message
+        Takes each activation, in a gRPC thread.
+    on_failure
+        Told once, in a gRPC thread, of a message that can't be used.
+
+    Attributes
+    ----------
+    traffic
+        What was received.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        block: int,
+        peer: int,
+        window: int,
+        on_message: Callable[[Activation], None],
+        on_failure: Callable[[LowdimfaError], None],
+    ) -> None:
+        self.traffic = Traffic()
+        self._run = run_fingerprint(run)
+        self._block = block
+        self._peer = peer
+        self._window = window
+        self._on_message = on_message
+        self._on_failure = on_failure
+        self._limit: SampleLimit | None = None
+        # Held while a message is delivered, so that a new connection can't overtake the one that it replaces.
+        self._delivery = threading.Lock()
+        self._expected = 0
+        self._changed = threading.Condition()
+        self._stream = 0  # counts connections; only the last one is listened to
+        self._released: set[int] = set()
+        self._acknowledged = -1
+        self._failure: LowdimfaError | None = None
+        self._closed = False
+
+    def attach(self, server: Any, pool: ThreadPoolExecutor) -> None:
+        """Register the service; ``pool`` runs its readers, so that they end with the server."""
+        self._pool = pool
+        method = grpc.stream_stream_rpc_method_handler(
+            self._transfer, response_serializer=pb.ActivationAck.SerializeToString
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+
+    def expect(self, shape: Sequence[int], dtype: torch.dtype, max_samples: int) -> None:
+        """Announce what will come, before it may: the type of one sample and the largest number of samples.
+
+        No more memory is taken for a message than two tensors of this size.
+        """
+        self._limit = SampleLimit(tuple(shape), dtype, max_samples)
+
+    def release(self, activation: Activation) -> None:
+        """Acknowledge an activation that was consumed, which makes room in the sender's window."""
+        with self._changed:
+            self._released.add(activation.sequence)
+            while self._acknowledged + 1 in self._released:
+                self._acknowledged += 1
+                self._released.remove(self._acknowledged)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send the last acknowledgements and end the connection. `RpcServer.stop` joins the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _transfer(self, frames: Iterator[bytes], context: Any) -> Iterator[pb.ActivationAck]:
+        """Serve one connection: this thread sends acknowledgements while another one reads."""
+        context.send_initial_metadata(())
+        with self._changed:
+            self._stream += 1
+            stream = self._stream
+            self._changed.notify_all()
+        if not context.add_callback(self._wake):
+            return
+        self._pool.submit(self._read, frames, stream)
+        sent = -1
+        while (acknowledged := self._await(sent, stream, context)) is not None:
+            yield pb.ActivationAck(sequence=acknowledged)
+            sent = acknowledged
+        if self._failure is not None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, self._failure.message)
+
+    def _await(self, sent: int, stream: int, context: Any) -> int | None:
+        """Wait for something to acknowledge; return ``None`` when the connection is to end."""
+
+        def ended() -> bool:
+            return self._failure is not None or self._stream != stream or not context.is_active()
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._acknowledged > sent or self._closed or ended())
+            return None if ended() or self._acknowledged == sent else self._acknowledged
+
+    def _read(self, frames: Iterator[bytes], stream: int) -> None:
+        assembly: Assembly | None = None
+        try:
+            for frame in frames:
+                self.traffic.add_message(len(frame))
+                with self._delivery:
+                    if self._stream != stream:
+                        return
+                    assembly = self._take(frame, assembly)
+        except grpc.RpcError:
+            return  # the connection broke; the sender opens another one
+        except ProtocolError as error:
+            message = f"block {self._block} can't use an activation: {error.message}"
+            failure: LowdimfaError = ProtocolError(message, block=self._block)
+        except Exception as error:  # a defect: without this the run would wait for a dead thread
+            message = f"block {self._block} failed: {type(error).__name__}: {error}"
+            failure = LowdimfaError(message, block=self._block)
+        else:
+            return
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
+        self._on_failure(failure)
+
+    def _take(self, frame: bytes, assembly: Assembly | None) -> Assembly | None:
+        """Add one frame to the message under way; deliver the message if that completes it."""
+        header, data = unpack(frame)
+        if header.sequence < self._expected:
+            return None
+        if header.offset == 0:
+            assembly = self._begin(header)
+        if assembly is None or header.sequence != self._expected:
+            raise ProtocolError(f"a frame of activation {header.sequence} where {self._expected} was next")
+        activation = assembly.add(header.offset, data)
+        if activation is None:
+            return assembly
+        self._expected += 1
+        self.traffic.add_tensors(assembly.nbytes)
+        self._on_message(activation)
+        return None
+
+    def _begin(self, header: pb.ActivationHeader) -> Assembly:
+        if header.run != self._run or header.block != self._peer:
+            raise ProtocolError(
+                f"it comes from another run, or from block {header.block} and not block {self._peer}"
+            )
+        if header.sequence != self._expected:
+            raise ProtocolError(f"a gap: activation {header.sequence} came where {self._expected} was next")
+        if header.sequence - self._acknowledged > self._window:
+            raise ProtocolError(f"more than {self._window} unacknowledged activations")
+        if self._limit is None:
+            raise ProtocolError("it came before the handshake")
+        return Assembly(header, self._limit)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

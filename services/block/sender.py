@@ -1,0 +1,179 @@
+"""The upstream end of the gRPC transport of activations."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lowdimfa.errors import LowdimfaError, PeerError, ProtocolError
+from lowdimfa.tickets import Ticket
+from services.block.activations import METHOD, SERVICE, Activation, Kind, split
+from services.rpc.connection import Peer, StreamThread
+from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.security import Security
+from services.rpc.v1 import activations_pb2 as pb
+
+
+class _Message(NamedTuple):
+    sequence: int
+    frames: list[bytes]
+    payload: int
+
+
+class ActivationSender:
+    """Sends activations to the next block, each once and in order, over a connection that may break.
+
+    Parameters
+    ----------
+    address, security
+        Where the next block listens, and the secrets of the run.
+    run, block, peer
+        Identifier of the run, index of this block and of the next one.
+    window
+        Activations that may be unacknowledged at once.
+    liveness
+        Seconds without connection, or with a full window, after which the next block counts as lost.
+    on_failure
+        Told once, in a thread of this object, why nothing more can be sent. `send` raises the same error.
+
+    Attributes
+    ----------
+    traffic
+        What was sent, including what was sent again after a broken connection.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        security: Security,
+        run: str,
+        block: int,
+        peer: int,
+        window: int,
+        liveness: float,
+        on_failure: Callable[[LowdimfaError], None],
+    ) -> None:
+        self.traffic = Traffic()
+        self._run = run_fingerprint(run)
+        self._block = block
+        self._window = window
+        self._on_failure = on_failure
+        self._peer = Peer(block, f"block {peer}", address, liveness)
+        self._metadata = security.metadata
+        self._channel = security.channel(address, liveness)
+        self._transfer = self._channel.stream_stream(
+            f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString
+        )
+        self._changed = threading.Condition()
+        self._unacknowledged: deque[_Message] = deque()
+        self._next_sequence = 0
+        self._stream = 0  # counts connections; what belongs to an earlier one must end
+        self._failure: LowdimfaError | None = None
+        self._thread = StreamThread(
+            f"block-{block}-sender", self._peer, self._connect, self._acknowledge, self._on_end
+        )
+
+    def start(self) -> None:
+        """Connect, in a thread of its own."""
+        self._thread.start()
+
+    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        """Copy and queue an activation; wait while the window is full. To be called by one thread.
+
+        Parameters
+        ----------
+        kind, ticket
+            What the activation is for and which micro-batch it belongs to.
+        tensors
+            One tensor of shape ``(samples, …)``, or two alike.
+
+        Raises
+        ------
+        PeerError
+            The next block is lost, or made no room in the window for ``liveness`` seconds.
+        HandshakeError, ProtocolError
+            The next block refused this one or a message of it.
+        """
+        with self._changed:
+            room = self._changed.wait_for(
+                lambda: self._failure is not None or len(self._unacknowledged) < self._window,
+                self._peer.liveness,
+            )
+            if self._failure is not None:
+                raise self._failure
+            if not room:
+                raise self._peer.lost(f"none of {self._window} activations was acknowledged")
+        activation = Activation(kind, ticket, tensors, self._next_sequence)
+        frames = list(split(activation, self._run, self._block))
+        payload = sum(tensor.nbytes for tensor in tensors)
+        with self._changed:
+            self._unacknowledged.append(_Message(activation.sequence, frames, payload))
+            self._next_sequence += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Disconnect and join the thread. What was not acknowledged is dropped."""
+        self._end(PeerError(f"block {self._block} closed its connection to {self._peer.name}"))
+        self._thread.close()
+        self._channel.close()
+
+    def _connect(self) -> Any:
+        with self._changed:
+            self._stream += 1
+            self._changed.notify_all()
+            return self._transfer(self._frames(self._stream), metadata=self._metadata)
+
+    def _frames(self, stream: int) -> Iterator[bytes]:
+        """Yield the frames of one connection, in gRPC's thread, from the first unacknowledged message on."""
+        position = 0
+        while (message := self._await(position, stream)) is not None:
+            for frame in message.frames:
+                yield frame
+                self.traffic.add_message(len(frame))
+            self.traffic.add_tensors(message.payload)
+            position = message.sequence + 1
+
+    def _await(self, position: int, stream: int) -> _Message | None:
+        """Wait for the first message from ``position`` on; return ``None`` to end the connection."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stream != stream or self._has(position))
+            if self._stream != stream:
+                return None
+            return self._unacknowledged[max(0, position - self._unacknowledged[0].sequence)]
+
+    def _has(self, position: int) -> bool:
+        return bool(self._unacknowledged) and self._unacknowledged[-1].sequence >= position
+
+    def _acknowledge(self, ack: pb.ActivationAck) -> None:
+        with self._changed:
+            if ack.sequence >= self._next_sequence:
+                raise ProtocolError(
+                    f"{self._peer.name} acknowledged activation {ack.sequence}, but block {self._block} sent "
+                    f"only {self._next_sequence}: one of them was restarted without the other",
+                    block=self._block,
+                )
+            while self._unacknowledged and self._unacknowledged[0].sequence <= ack.sequence:
+                self._unacknowledged.popleft()
+            self._changed.notify_all()
+
+    def _on_end(self, failure: LowdimfaError | None) -> None:
+        with self._changed:
+            lost = len(self._unacknowledged)
+        in_order = failure is None and not lost
+        failure = failure or PeerError(
+            f"{self._peer.name} ended its connection with block {self._block}, leaving {lost} activations",
+            block=self._block,
+        )
+        self._end(failure)
+        if not in_order:
+            self._on_failure(failure)
+
+    def _end(self, failure: LowdimfaError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._stream += 1
+            self._changed.notify_all()

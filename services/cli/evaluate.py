@@ -1,0 +1,22 @@
+"""``lowdimfa evaluate``: measure a finished run again."""
+
+from __future__ import annotations
+
+import typer
+
+from lowdimfa.errors import InputError
+from services.cli.options import Format, FormatOption, RunDirArgument
+from services.trainer.evaluate import evaluate_run
+from services.trainer.events import to_json
+
+
+def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
+    """Evaluate the newest checkpoint of a run on its test split."""
+    if not run_dir.is_dir():
+        raise InputError(str(run_dir), "no such directory", "the directory of a run")
+    event = evaluate_run(run_dir)
+    if form is Format.json:
+        typer.echo(to_json(event))
+        return
+    accuracy = "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
+    typer.echo(f"step {event['step']:,}: test loss {event['test_loss']:.4f}{accuracy} ({event['samples']:,} samples)")

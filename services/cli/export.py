@@ -1,0 +1,24 @@
+"""``lowdimfa export``: the plain model's weights, for use without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.options import RunDirArgument
+from services.trainer.checkpoint import CheckpointStore
+from services.trainer.manifest import export_file
+from services.trainer.run_dir import read_run
+
+
+def export(
+    run_dir: RunDirArgument,
+    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="Where to write the state dict.")],
+) -> None:
+    """Write the plain model's state dict of a run's newest checkpoint."""
+    read_run(run_dir)
+    manifest = CheckpointStore(run_dir).load(None)
+    export_file(manifest, output)
+    typer.echo(f"step {manifest.step:,} of {run_dir} written to {output}")

@@ -1,0 +1,58 @@
+"""``lowdimfa train``: run a specification."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowdimfa.errors import LowdimfaError
+from services.cli.display import JsonDisplay, TextDisplay, show_plan
+from services.cli.options import Format, FormatOption
+from services.trainer.api import DecoupledTrainer
+
+
+class EngineOption(StrEnum):
+    """Where the blocks run."""
+
+    ray = "ray"
+    local = "local"
+
+
+def train(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1.")
+    ] = None,
+    engine: Annotated[EngineOption, typer.Option(help="An actor per block, or all in this process.")] = EngineOption.ray,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Directory of the run [default: a new one].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Train the network that SPEC describes."""
+    display = JsonDisplay(sys.stdout) if form is Format.json else TextDisplay(sys.stdout)
+    with display:
+        try:
+            trainer = DecoupledTrainer(
+                spec,
+                engine=engine.value,
+                address=address,
+                run_dir=run_dir,
+                resume=resume,
+                overrides=overrides or [],
+                on_event=display.show,
+            )
+            if dry_run:
+                show_plan(trainer.plan(), form)
+                return
+            trainer.fit()
+        except LowdimfaError as error:
+            display.show({"event": "failed"} | error.as_event())
+            raise

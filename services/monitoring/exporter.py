@@ -1,0 +1,79 @@
+"""Serve a process's metrics over HTTP, and tell Prometheus where to find them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import NotRequired, TypedDict
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from lowdimfa.errors import ResourceError
+
+
+class Target(TypedDict):
+    """One process to scrape: ``address`` is ``host:port``, ``role`` is block, head or trainer."""
+
+    address: str
+    job: str
+    role: str
+    block: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A running HTTP server for ``/metrics``."""
+
+    server: WSGIServer
+    thread: Thread
+
+    def close(self) -> None:
+        """Stop serving, free the port and join the thread."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def start_exporter(registry: CollectorRegistry, address: str, port: int = 0) -> tuple[Exporter, int]:
+    """Serve a registry from a thread; return the exporter and the port that it is bound to.
+
+    Parameters
+    ----------
+    registry
+        Of `BlockMetrics` or `TrainerMetrics`.
+    address
+        Address to bind to. The pages have no authentication: name a loopback or a private one.
+    port
+        0 lets the system choose.
+
+    Raises
+    ------
+    ResourceError
+        The address or port can't be had.
+    """
+    try:
+        server, thread = start_http_server(port, addr=address, registry=registry)
+    except OSError as error:
+        raise ResourceError(f"The metrics can't be served on {address}:{port}: {error}.") from error
+    return Exporter(server, thread), server.server_port
+
+
+def write_targets(path: Path, targets: Sequence[Target]) -> None:
+    """Write a target file for Prometheus' file-based service discovery, in place of the old one.
+
+    The file is renamed into place, so a reader sees the old or the new one. A finished run writes none.
+    """
+    entries = [
+        {"targets": [target["address"]], "labels": {k: v for k, v in target.items() if k != "address"}}
+        for target in targets
+    ]
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        json.dump(entries, file, indent=2)
+    scratch = Path(file.name)
+    scratch.chmod(0o644)  # Prometheus runs as another user
+    scratch.replace(path)

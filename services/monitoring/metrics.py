@@ -1,0 +1,169 @@
+"""What the processes of a job report to Prometheus; `metrics_table` lists every metric.
+
+A process has a registry of its own. Counters start at zero, so that rates are right from the start; losses,
+accuracies, progress and checkpoints appear when they have a value.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+
+from services.monitoring.metrics_table import METRICS
+from services.monitoring.timeline import CAUSES
+
+BUSY_KINDS = ("forward", "update", "step", "probe")
+"""The work that counts as busy."""
+
+DIRECTIONS = ("sent", "received")
+
+STATES = ("pending", "running", "finished", "failed", "stopped")
+"""The states of a job."""
+
+
+class _Metrics:
+    """The metrics of one process in a registry of their own, with the labels that all of them share."""
+
+    def __init__(self, process: Literal["block", "trainer"], **labels: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._labels = labels
+        rows = [row for row in METRICS if row.process == process]
+        self._counters = {
+            row.name: Counter(row.name, row.help, row.labels, registry=self.registry)
+            for row in rows
+            if row.type == "counter"
+        }
+        self._gauges = {
+            row.name: Gauge(row.name, row.help, row.labels, registry=self.registry)
+            for row in rows
+            if row.type == "gauge"
+        }
+
+    def _counter(self, name: str, **labels: str) -> Counter:
+        return self._counters[name].labels(**self._labels, **labels)
+
+    def _gauge(self, name: str, **labels: str) -> Gauge:
+        return self._gauges[name].labels(**self._labels, **labels)
+
+
+class BlockMetrics(_Metrics):
+    """What one block reports; labels are bound once, so that a call costs less than a microsecond per metric.
+
+    Parameters
+    ----------
+    job
+        Name of the run.
+    block
+        Index of the block.
+    """
+
+    def __init__(self, job: str, block: str) -> None:
+        super().__init__("block", job=job, block=block)
+        self._samples = self._counter("lowdimfa_block_trained_samples_total")
+        self._busy = {k: self._counter("lowdimfa_block_busy_seconds_total", kind=k) for k in BUSY_KINDS}
+        self._waiting = {c: self._counter("lowdimfa_block_waiting_seconds_total", cause=c) for c in CAUSES}
+        self._messages = self._both("lowdimfa_broadcast_error_messages_total")
+        self._payload = self._both("lowdimfa_broadcast_payload_bytes_total")
+        self._wire = self._both("lowdimfa_broadcast_wire_bytes_total")
+        self._activations = self._both("lowdimfa_activation_payload_bytes_total")
+        self._step = self._gauge("lowdimfa_block_applied_steps")
+        self._staleness = self._gauge("lowdimfa_block_staleness_steps")
+        self._inflight = self._gauge("lowdimfa_block_inflight_microbatches")
+
+    def _both(self, name: str) -> dict[str, Counter]:
+        return {direction: self._counter(name, direction=direction) for direction in DIRECTIONS}
+
+    def stepped(self, steps: int) -> None:
+        """Set how many optimiser steps the block has applied."""
+        self._step.set(steps)
+
+    def samples(self, count: int) -> None:
+        """Add samples whose update was computed."""
+        self._samples.inc(count)
+
+    def busy(self, kind: str, seconds: float) -> None:
+        """Add computing time of a kind in `BUSY_KINDS`."""
+        self._busy[kind].inc(seconds)
+
+    def waited(self, cause: str, seconds: float) -> None:
+        """Add waiting time for a cause in `CAUSES`."""
+        self._waiting[cause].inc(seconds)
+
+    def staleness(self, steps: int) -> None:
+        """Set by how many steps the weights of a forward pass lagged."""
+        self._staleness.set(steps)
+
+    def inflight(self, microbatches: int) -> None:
+        """Set how many micro-batches await their error."""
+        self._inflight.set(microbatches)
+
+    def broadcast(self, direction: str, messages: int, payload: int, wire: int) -> None:
+        """Add broadcast messages, ``sent`` or ``received``, with their payload and encoded bytes."""
+        self._messages[direction].inc(messages)
+        self._payload[direction].inc(payload)
+        self._wire[direction].inc(wire)
+
+    def activation(self, direction: str, payload: int) -> None:
+        """Add bytes of activations, ``sent`` or ``received``."""
+        self._activations[direction].inc(payload)
+
+    def trained(self, loss: float, accuracy: float | None) -> None:
+        """Set the training loss and accuracy; only the head calls this."""
+        self._loss.set(loss)
+        if accuracy is not None:
+            self._accuracy.set(accuracy)
+
+    @cached_property
+    def _loss(self) -> Gauge:
+        return self._gauge("lowdimfa_head_training_loss_value")
+
+    @cached_property
+    def _accuracy(self) -> Gauge:
+        return self._gauge("lowdimfa_head_training_accuracy_ratio")
+
+
+class TrainerMetrics(_Metrics):
+    """What the trainer of a job reports.
+
+    Parameters
+    ----------
+    job
+        Name of the run.
+    """
+
+    def __init__(self, job: str) -> None:
+        super().__init__("trainer", job=job)
+        self.state("pending")
+
+    def planned(self, steps: int) -> None:
+        """Set how many optimiser steps the job will run."""
+        self._gauge("lowdimfa_trainer_planned_steps").set(steps)
+
+    def progress(self, step: int, epoch: float, samples_per_second: float) -> None:
+        """Set how far the job has come and how fast it is."""
+        self._gauge("lowdimfa_trainer_completed_steps").set(step)
+        self._gauge("lowdimfa_trainer_completed_epochs").set(epoch)
+        self._gauge("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
+
+    def evaluated(self, loss: float, accuracy: float | None) -> None:
+        """Set the result of an evaluation."""
+        self._gauge("lowdimfa_trainer_test_loss_value").set(loss)
+        if accuracy is not None:
+            self._gauge("lowdimfa_trainer_test_accuracy_ratio").set(accuracy)
+
+    def checkpointed(self, timestamp: float, duration: float) -> None:
+        """Set when the latest checkpoint was complete (unix seconds) and how long it took (seconds)."""
+        self._gauge("lowdimfa_trainer_checkpoint_last_success_timestamp_seconds").set(timestamp)
+        self._gauge("lowdimfa_trainer_checkpoint_duration_seconds").set(duration)
+
+    def state(self, current: str) -> None:
+        """Set the job's state, one of `STATES`."""
+        for state in STATES:
+            self._gauge("lowdimfa_trainer_job_state_info", state=state).set(state == current)
+
+    def failed(self, code: str) -> None:
+        """Count a failure under the code of its error."""
+        self._counter("lowdimfa_trainer_job_failures_total", code=code).inc()

@@ -1,0 +1,161 @@
+"""The table of metrics, from which the Prometheus objects are made and the documentation is written.
+
+Every name reads ``lowdimfa_<subsystem>_<name>_<unit>``, where a counter's unit ends in ``_total``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+_BLOCK = ("job", "block")
+_JOB = ("job",)
+
+
+class Metric(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    type: Literal["counter", "gauge"]
+    labels: tuple[str, ...]
+    help: str
+
+    @property
+    def process(self) -> Literal["block", "trainer"]:
+        """Which process serves the metric."""
+        return "block" if "block" in self.labels else "trainer"
+
+
+METRICS = (
+    Metric(
+        "lowdimfa_block_applied_steps",
+        "gauge",
+        _BLOCK,
+        "Optimiser steps that the block has applied.",
+    ),
+    Metric(
+        "lowdimfa_block_trained_samples_total",
+        "counter",
+        _BLOCK,
+        "Samples whose update the block has computed.",
+    ),
+    Metric(
+        "lowdimfa_block_busy_seconds_total",
+        "counter",
+        (*_BLOCK, "kind"),
+        "Time spent computing, by kind: forward, update, step, probe.",
+    ),
+    Metric(
+        "lowdimfa_block_waiting_seconds_total",
+        "counter",
+        (*_BLOCK, "cause"),
+        "Time spent waiting, by cause: activation, error, staleness, window.",
+    ),
+    Metric(
+        "lowdimfa_block_staleness_steps",
+        "gauge",
+        _BLOCK,
+        "Steps by which the weights of the latest forward pass lagged behind.",
+    ),
+    Metric(
+        "lowdimfa_block_inflight_microbatches",
+        "gauge",
+        _BLOCK,
+        "Micro-batches that have been run forward and await their error.",
+    ),
+    Metric(
+        "lowdimfa_broadcast_error_messages_total",
+        "counter",
+        (*_BLOCK, "direction"),
+        "Messages of the error broadcast, sent or received.",
+    ),
+    Metric(
+        "lowdimfa_broadcast_payload_bytes_total",
+        "counter",
+        (*_BLOCK, "direction"),
+        "Projected errors in the broadcast, without framing.",
+    ),
+    Metric(
+        "lowdimfa_broadcast_wire_bytes_total",
+        "counter",
+        (*_BLOCK, "direction"),
+        "Encoded messages of the error broadcast, with framing.",
+    ),
+    Metric(
+        "lowdimfa_activation_payload_bytes_total",
+        "counter",
+        (*_BLOCK, "direction"),
+        "Activations sent to the next block or received from the previous one.",
+    ),
+    Metric(
+        "lowdimfa_head_training_loss_value",
+        "gauge",
+        _BLOCK,
+        "Training loss of the latest step; the head's alone.",
+    ),
+    Metric(
+        "lowdimfa_head_training_accuracy_ratio",
+        "gauge",
+        _BLOCK,
+        "Training accuracy of the latest step, 0 to 1; absent where the task has none.",
+    ),
+    Metric(
+        "lowdimfa_trainer_completed_steps",
+        "gauge",
+        _JOB,
+        "Optimiser steps that the whole job has completed.",
+    ),
+    Metric(
+        "lowdimfa_trainer_planned_steps",
+        "gauge",
+        _JOB,
+        "Optimiser steps that the job will run.",
+    ),
+    Metric(
+        "lowdimfa_trainer_completed_epochs",
+        "gauge",
+        _JOB,
+        "Passes over the training data, with fractions.",
+    ),
+    Metric(
+        "lowdimfa_trainer_throughput_samples_per_second",
+        "gauge",
+        _JOB,
+        "Training samples per second since the last progress report.",
+    ),
+    Metric(
+        "lowdimfa_trainer_test_loss_value",
+        "gauge",
+        _JOB,
+        "Loss of the latest evaluation.",
+    ),
+    Metric(
+        "lowdimfa_trainer_test_accuracy_ratio",
+        "gauge",
+        _JOB,
+        "Accuracy of the latest evaluation, 0 to 1; absent where the task has none.",
+    ),
+    Metric(
+        "lowdimfa_trainer_checkpoint_last_success_timestamp_seconds",
+        "gauge",
+        _JOB,
+        "Unix time at which the latest checkpoint was complete.",
+    ),
+    Metric(
+        "lowdimfa_trainer_checkpoint_duration_seconds",
+        "gauge",
+        _JOB,
+        "Time that the latest checkpoint took.",
+    ),
+    Metric(
+        "lowdimfa_trainer_job_state_info",
+        "gauge",
+        (*_JOB, "state"),
+        "1 for the job's state, 0 for the others: pending, running, finished, failed, stopped.",
+    ),
+    Metric(
+        "lowdimfa_trainer_job_failures_total",
+        "counter",
+        (*_JOB, "code"),
+        "Failures of the job, by the code of the error.",
+    ),
+)

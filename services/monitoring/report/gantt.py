@@ -1,0 +1,158 @@
+"""What each block did when, and what its time went into."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from services.monitoring.report.reading import CATEGORIES, Record, Spans
+from services.monitoring.report.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, Picture, new_figure, quiet
+
+_COLOURS = {
+    "forward": BLUE,
+    "update": ORANGE,
+    "step": GREEN,
+    "probe": PURPLE,
+    "send": SKY,
+    "wait: activation": "#d3dfea",
+    "wait: error": "#f3dccf",
+    "wait: staleness": "#d5e6dd",
+    "wait: window": "#e6e1ea",
+}
+_BUSY = [CATEGORIES.index(kind) for kind in ("forward", "update", "step", "probe")]
+_FORWARD = CATEGORIES.index("forward")
+_FIRST_WAIT = next(code for code, category in enumerate(CATEGORIES) if category.startswith("wait"))
+
+_BARS = 40
+"""Bars per block that an excerpt may have and still be readable."""
+
+
+class Excerpt(NamedTuple):
+    """A stretch of the run: steps ``first`` to ``last``, from ``low`` to ``high`` unix seconds."""
+
+    first: int
+    last: int
+    low: float
+    high: float
+
+
+def draw_timeline(record: Record) -> Picture | None:
+    """Draw an excerpt from the middle of the run and every block's shares of time; nothing without spans."""
+    spans = record.spans
+    excerpt = choose_excerpt(spans)
+    if excerpt is None:
+        return None
+    rows = len(spans)
+    figure = new_figure(2.4 + 0.62 * rows)
+    top, bottom = figure.subplots(2, 1, height_ratios=[rows + 0.6, rows])
+    _draw_excerpt(top, spans, excerpt)
+    shares = np.array([time_shares(block) for block in spans.values()])
+    _draw_shares(bottom, shares)
+    for axes in (top, bottom):
+        axes.set_yticks(range(rows), [f"block {block}" for block in spans])
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.spines["bottom"].set_visible(False)
+    used = [category for code, category in enumerate(CATEGORIES) if shares[:, code].any()]
+    handles = [Patch(color=_COLOURS[category], label=category) for category in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=9, frameon=False, fontsize=9)
+    return Picture(figure, _caption(spans, shares, excerpt))
+
+
+def choose_excerpt(spans: dict[int, Spans]) -> Excerpt | None:
+    """Return a few steps near the middle of what all blocks recorded.
+
+    Of the stretches around the middle it is the one of median length, so that an evaluation between two steps
+    doesn't fill the picture.
+    """
+    forwards = [block[block.category == _FORWARD] for block in spans.values()]
+    if not forwards or not all(len(block.step) for block in forwards):
+        return None
+    first = max(int(block.step.min()) for block in forwards)
+    last = min(int(block.step.max()) for block in forwards)
+    if last < first:
+        return None
+    middle = (first + last) // 2
+    bars = max(int(np.count_nonzero(block.step == middle)) for block in spans.values())
+    count = int(np.clip(_BARS // max(1, bars), 1, min(4, last - first + 1)))
+    starts = range(max(first, middle - 2 * count), min(last - count + 1, middle + 2 * count) + 1, count)
+    stretches = sorted((_stretch(spans, start, start + count - 1) for start in starts), key=_length)
+    return stretches[len(stretches) // 2]
+
+
+def time_shares(block: Spans) -> NDArray[np.float64]:
+    """Return the share of a block's recorded time that went into each of `CATEGORIES`."""
+    duration = np.bincount(block.category, block.end - block.start, minlength=len(CATEGORIES))
+    # Sending may overlap computing, so that the parts can exceed the whole.
+    whole = max(block.end.max() - block.start.min(), duration.sum())
+    return np.asarray(duration / whole, dtype=np.float64)
+
+
+def _stretch(spans: dict[int, Spans], first: int, last: int) -> Excerpt:
+    inside = [
+        block[(block.step >= first) & (block.step <= last) & (block.category < _FIRST_WAIT)]
+        for block in spans.values()
+    ]
+    low = min(float(block.start.min()) for block in inside if len(block.start))
+    high = max(float(block.end.max()) for block in inside if len(block.end))
+    return Excerpt(first, last, low, high)
+
+
+def _length(excerpt: Excerpt) -> float:
+    return excerpt.high - excerpt.low
+
+
+def _draw_excerpt(axes: Axes, spans: dict[int, Spans], excerpt: Excerpt) -> None:
+    extent = _length(excerpt) * 1e3
+    several = excerpt.last > excerpt.first
+    for row, block in enumerate(spans.values()):
+        shown = block[(block.end > excerpt.low) & (block.start < excerpt.high)]
+        start = (np.maximum(shown.start, excerpt.low) - excerpt.low) * 1e3
+        width = (np.minimum(shown.end, excerpt.high) - excerpt.low) * 1e3 - start
+        for code, category in enumerate(CATEGORIES):
+            bars = [(start[i], width[i]) for i in np.flatnonzero(shown.category == code)]
+            edges = {"edgecolor": "white", "linewidth": 0.6} if code < _FIRST_WAIT else {"linewidth": 0}
+            axes.broken_barh(bars, (row - 0.36, 0.72), facecolors=_COLOURS[category], **edges)
+        numbers = shown.step if several else shown.microbatch
+        roomy = width > 0.009 * extent * len(str(numbers.max()))
+        for i in np.flatnonzero(roomy & (shown.category <= CATEGORIES.index("update"))):
+            middle = start[i] + width[i] / 2
+            axes.text(middle, row, str(numbers[i]), color="white", fontsize=7, ha="center", va="center")
+    axes.set_xlim(0, extent)
+    title = (
+        f"Steps {excerpt.first} to {excerpt.last} (numbers: the step)"
+        if several
+        else f"Step {excerpt.first} (numbers: the micro-batch)"
+    )
+    quiet(axes, title, "milliseconds", "", grid="x")
+
+
+def _draw_shares(axes: Axes, shares: NDArray[np.float64]) -> None:
+    rows = np.arange(len(shares))
+    left = np.zeros(len(shares))
+    for code, category in enumerate(CATEGORIES):
+        axes.barh(rows, shares[:, code], left=left, height=0.72, color=_COLOURS[category], linewidth=0)
+        left += shares[:, code]
+    for row, busy in enumerate(shares[:, _BUSY].sum(axis=1)):
+        axes.text(1.01, row, f"{busy:.0%} busy", fontsize=9, color=INK, va="center")
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    quiet(axes, "Shares of the whole recorded time", "share of the block's time", "", grid="x")
+
+
+def _caption(spans: dict[int, Spans], shares: NDArray[np.float64], excerpt: Excerpt) -> str:
+    names = list(spans)
+    busy = shares[:, _BUSY].sum(axis=1)
+    waits = shares[:, _FIRST_WAIT:]
+    row, column = np.unravel_index(int(waits.argmax()), waits.shape)
+    cause = CATEGORIES[_FIRST_WAIT + column].removeprefix("wait: ")
+    return (
+        f"Strong colours are work, light ones waiting, blank is time between steps, as in an evaluation: "
+        f"over the whole recorded time block {names[busy.argmax()]} was the busiest with {busy.max():.0%}, "
+        f"block {names[busy.argmin()]} the least busy with {busy.min():.0%}, and the largest wait was block "
+        f"{names[row]}'s (cause: {cause}, {waits.max():.0%})."
+    )

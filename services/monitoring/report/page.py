@@ -1,0 +1,151 @@
+"""Put the report together: pictures as files, and one page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader
+
+from services.monitoring.report.alignment import draw_alignment
+from services.monitoring.report.curves import draw_curves
+from services.monitoring.report.gantt import draw_timeline
+from services.monitoring.report.reading import Record, read_run
+from services.monitoring.report.style import Picture
+
+ABSENT = "–"
+
+
+class Section(NamedTuple):
+    """One picture of the page, or the reason why there is none."""
+
+    name: str
+    title: str
+    caption: str
+    image: str
+
+
+_PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] = (
+    ("curves", "Learning curves", draw_curves, "No progress was recorded yet."),
+    (
+        "alignment",
+        "Alignment with the true gradient",
+        draw_alignment,
+        "No alignment was recorded; run.alignment: true measures it.",
+    ),
+    (
+        "timeline",
+        "Timeline",
+        draw_timeline,
+        "There is no step that every block recorded; run.timeline: true records it.",
+    ),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write the report of a run into its folder ``report`` and return the page.
+
+    A run may be unfinished or lack parts: the page says so. Pictures are also written beside the page.
+
+    Parameters
+    ----------
+    run_dir
+        Directory of the run.
+
+    Raises
+    ------
+    InputError
+        The directory holds no run.
+    """
+    record = read_run(run_dir)
+    folder = run_dir / "report"
+    folder.mkdir(exist_ok=True)
+    sections = []
+    for name, title, draw, absent in _PICTURES:
+        picture = draw(record)
+        if picture is None:
+            sections.append(Section(name, title, absent, ""))
+            continue
+        png = picture.png()
+        (folder / f"{name}.png").write_bytes(png)
+        sections.append(Section(name, title, picture.caption, base64.b64encode(png).decode()))
+    page = folder / "index.html"
+    page.write_text(_render(record, sections), encoding="utf-8")
+    return page
+
+
+def _render(record: Record, sections: list[Section]) -> str:
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html").render(
+        name=record.name,
+        state=describe_state(record),
+        numbers=collect_numbers(record),
+        blocks=[_describe_block(block) for block in record.plan.get("blocks", [])],
+        sections=sections,
+        specification=record.specification,
+        notes=record.notes,
+    )
+
+
+def describe_state(record: Record) -> str:
+    """Say when the run was started last and how it ended, or how far it is."""
+    started = record.latest("started")
+    text = f"Started {datetime.fromtimestamp(started['time'], UTC):%d %B %Y, %H:%M} UTC. " if started else ""
+    last = record.latest("started", "progress", "failed", "finished")
+    match last.get("event"):
+        case "finished":
+            return f"{text}Finished."
+        case "failed":
+            return f"{text}Failed ({last['code']}): {last['message']}"
+        case "progress":
+            return f"{text}Not finished: the last progress was step {last['step']} of {last['steps']}."
+        case _:
+            return f"{text}Not finished: no progress was recorded."
+
+
+def collect_numbers(record: Record) -> list[tuple[str, str]]:
+    """Return names and texts of the numbers at the top: of the finished run, else the latest ones known."""
+    evaluated, progress = record.latest("evaluated"), record.latest("progress")
+    started = record.latest("started")
+    known: dict[str, Any] = {
+        **{key: started.get(key) for key in ("blocks", "error_dim", "parameters")},
+        "samples_per_second": progress.get("samples_per_second"),
+        "seconds": progress["time"] - started["time"] if progress and started else None,
+        "test_loss": evaluated.get("test_loss"),
+        "test_accuracy": evaluated.get("test_accuracy"),
+        **record.latest("finished"),
+        **record.result,
+    }
+
+    def text(key: str, form: str) -> str:
+        return ABSENT if known.get(key) is None else format(known[key], form)
+
+    payload, wire = (text(f"broadcast_{kind}_bytes_per_sample", ",.1f") for kind in ("payload", "wire"))
+    return [
+        ("Test accuracy", text("test_accuracy", ".2%")),
+        ("Test loss", text("test_loss", ".4f")),
+        ("Samples per second", text("samples_per_second", ",.0f")),
+        ("Seconds", text("seconds", ",.1f")),
+        ("Blocks", text("blocks", "d")),
+        ("Error dimension", text("error_dim", "d")),
+        ("Broadcast bytes per sample, payload / wire", f"{payload} / {wire}"),
+        ("Parameters", text("parameters", ",d")),
+    ]
+
+
+def _describe_block(block: dict[str, Any]) -> list[str]:
+    """Return the cells of a block's row."""
+    shapes = (" × ".join(str(size) for size in block[key]) for key in ("input_shape", "output_shape"))
+    tap = f"{block['tap']}, {block['tap_features']:,}" if block.get("tap") else ABSENT
+    return [
+        str(block["index"]),
+        ", ".join(block["layers"]),
+        f"{block['parameters']:,}",
+        " → ".join(shapes),
+        tap,
+        f"{block['cost_share']:.0%}",
+    ]

@@ -1,0 +1,171 @@
+"""Read a run directory, as far as it goes: a run that is unfinished or failed lacks parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowdimfa.errors import InputError
+from services.monitoring.timeline import CAUSES, KINDS
+
+CATEGORIES = (*(kind for kind in KINDS if kind != "wait"), *(f"wait: {cause}" for cause in CAUSES))
+"""What a block's time goes into: its work by kind, its waits by cause."""
+
+_CODES = {category: code for code, category in enumerate(CATEGORIES)}
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The timeline of one block as columns, one entry per span.
+
+    Attributes
+    ----------
+    category
+        Index into `CATEGORIES`.
+    step, microbatch
+        The ticket.
+    start, end
+        Unix seconds.
+    """
+
+    category: NDArray[np.int64]
+    step: NDArray[np.int64]
+    microbatch: NDArray[np.int64]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> Spans:
+        return Spans(
+            self.category[chosen],
+            self.step[chosen],
+            self.microbatch[chosen],
+            self.start[chosen],
+            self.end[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run directory holds.
+
+    Attributes
+    ----------
+    name
+        Name of the directory.
+    plan, result
+        Contents of ``plan.json`` and ``result.json``; empty where the file is missing.
+    events
+        Lines of ``events.jsonl`` in their order.
+    specification
+        Text of ``spec.yaml``.
+    spans
+        Timeline by block.
+    notes
+        Sentences on what is missing or could not be read.
+    """
+
+    name: str
+    plan: dict[str, Any]
+    result: dict[str, Any]
+    events: list[dict[str, Any]]
+    specification: str
+    spans: dict[int, Spans]
+    notes: list[str] = field(default_factory=list)
+
+    def latest(self, *kinds: str) -> dict[str, Any]:
+        """Return the last event of some kinds, or an empty one."""
+        return next((line for line in reversed(self.events) if line.get("event") in kinds), {})
+
+    def by_step(self, event: str) -> dict[int, dict[str, Any]]:
+        """Return the events of a kind in the order of their steps.
+
+        Steps that were run again after a restart count once, the last time.
+        """
+        lines = {line["step"]: line for line in self.events if line.get("event") == event}
+        return dict(sorted(lines.items()))
+
+    def series(self, event: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the steps and values of one key of the events of a kind, without the absent values."""
+        points = [
+            (step, line[key]) for step, line in self.by_step(event).items() if line.get(key) is not None
+        ]
+        steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        return steps, values
+
+
+def read_run(run_dir: Path) -> Record:
+    """Read what there is of a run.
+
+    Raises
+    ------
+    InputError
+        The path is no directory, or nothing in it belongs to a run.
+    """
+    parts = ("spec.yaml", "plan.json", "events.jsonl", "timeline")
+    if not any((run_dir / part).exists() for part in parts):
+        found = "a directory without any of these" if run_dir.is_dir() else "no directory"
+        raise InputError(str(run_dir), found, f"a run directory with {', '.join(parts)}")
+    notes: list[str] = []
+    specification = run_dir / "spec.yaml"
+    return Record(
+        name=run_dir.resolve().name,
+        plan=_read_object(run_dir / "plan.json", notes),
+        result=_read_object(run_dir / "result.json", notes),
+        events=list(_read_lines(run_dir / "events.jsonl", notes)),
+        specification=specification.read_text(encoding="utf-8") if specification.is_file() else "",
+        spans=_read_timeline(run_dir / "timeline", notes),
+        notes=notes,
+    )
+
+
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing.")
+    except ValueError:
+        notes.append(f"{path.name} is not complete.")
+    else:
+        if isinstance(content, dict):
+            return content
+        notes.append(f"{path.name} holds no JSON object.")
+    return {}
+
+
+def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines; a half-written line of a killed process is skipped."""
+    if not path.is_file():
+        notes.append(f"{path.name} is missing.")
+        return
+    torn = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                torn += 1
+    if torn:
+        notes.append(f"{path.name}: {torn} incomplete line{'s' if torn > 1 else ''} skipped.")
+
+
+def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
+    spans = {}
+    for path in folder.glob("block-*.jsonl"):
+        rows = [
+            (_CODES[_category(line)], line["step"], line["microbatch"], line["start"], line["end"])
+            for line in _read_lines(path, notes)
+        ]
+        if rows:
+            block = int(path.stem.removeprefix("block-"))
+            spans[block] = Spans(*(np.array(column) for column in zip(*rows, strict=True)))
+    return dict(sorted(spans.items()))
+
+
+def _category(line: dict[str, Any]) -> str:
+    return f"wait: {line['cause']}" if line["kind"] == "wait" else str(line["kind"])

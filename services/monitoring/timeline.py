@@ -1,0 +1,96 @@
+"""The timeline of a block: what it did, when, and what it waited for.
+
+A block records one span per piece of work into ``timeline/block-<i>.jsonl``; the report draws them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+KINDS = ("forward", "update", "step", "probe", "send", "wait")
+"""What a span may be."""
+
+CAUSES = ("activation", "error", "staleness", "window")
+"""What a block may wait for."""
+
+
+class Span(NamedTuple):
+    """One piece of work of one block.
+
+    Attributes
+    ----------
+    kind
+        One of `KINDS`.
+    step, microbatch
+        The ticket that was worked on.
+    start, end
+        Unix seconds.
+    cause
+        One of `CAUSES` for a wait, else empty.
+    """
+
+    kind: str
+    step: int
+    microbatch: int
+    start: float
+    end: float
+    cause: str = ""
+
+    def as_line(self) -> str:
+        """Return the span as one line of JSON, without a cause where there is none."""
+        fields = self._asdict()
+        if not self.cause:
+            del fields["cause"]
+        return json.dumps(fields, separators=(",", ":")) + "\n"
+
+
+class TimelineWriter:
+    """Collects spans in memory and appends them to a file of JSON lines.
+
+    Recording is an append to a list; nothing is formatted or written before `flush`. For one thread.
+
+    Parameters
+    ----------
+    path
+        The file; it and its folder are made when there is something to write.
+    limit
+        Spans to keep. What comes later is only counted, so a long run can't fill a disk.
+    """
+
+    def __init__(self, path: Path, limit: int = 20_000) -> None:
+        self.path = path
+        self.dropped = 0
+        self._room = limit
+        self._spans: list[Span] = []
+
+    def record(
+        self, kind: str, step: int, microbatch: int, start: float, end: float, cause: str = ""
+    ) -> None:
+        """Keep one span (see `Span`), or count it as dropped once the limit is reached."""
+        if self._room > 0:
+            self._room -= 1
+            self._spans.append(Span(kind, step, microbatch, start, end, cause))
+        else:
+            self.dropped += 1
+
+    def flush(self) -> None:
+        """Append what was recorded since the last flush."""
+        if not self._spans:
+            return
+        text = "".join(span.as_line() for span in self._spans)
+        self._spans.clear()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            # A process that was killed may have left half a line: it must not swallow the next one.
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(text.encode())
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()

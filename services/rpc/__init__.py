@@ -1,0 +1,1 @@
+"""Foundations of everything that talks over gRPC: messages, tensors, security, servers, connections."""

@@ -1,0 +1,166 @@
+"""Neighbours compare what they are before the first step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc
+
+from lowdimfa.errors import HandshakeError
+from services.rpc.connection import Backoff, Peer, is_transient
+from services.rpc.protocol import PROTOCOL_VERSION
+from services.rpc.security import Security
+from services.rpc.v1 import handshake_pb2 as pb
+from services.rpc.v1 import handshake_pb2_grpc as pb_grpc
+
+
+@dataclass(frozen=True)
+class SampleType:
+    """Element type (``float32``) and shape of one sample, without the batch dimension."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a block says of itself; ``handshake.proto`` describes the fields."""
+
+    software: str
+    torch: str
+    run: str
+    block: int
+    role: Literal["block", "head"]
+    input: SampleType
+    output: SampleType
+    error_dim: int
+    data: str = ""
+    protocol: int = PROTOCOL_VERSION
+
+
+def check_compatible(mine: Hello, theirs: Hello) -> None:
+    """Compare two blocks of one run.
+
+    Raises
+    ------
+    HandshakeError
+        They differ in what must be equal, or the upstream one's output is not the downstream one's input.
+    """
+    pairs: list[tuple[str, object, object]] = [
+        ("protocol version", mine.protocol, theirs.protocol),
+        ("run", mine.run, theirs.run),
+        ("major version of the software", mine.software.split(".")[0], theirs.software.split(".")[0]),
+        ("error dimension", mine.error_dim, theirs.error_dim),
+    ]
+    if mine.data and theirs.data:
+        pairs.append(("data fingerprint", mine.data, theirs.data))
+    if theirs.block == mine.block + 1:
+        pairs.append(("type of the activation between them (output, input)", mine.output, theirs.input))
+    if theirs.block == mine.block - 1:
+        pairs.append(("type of the activation between them (input, output)", mine.input, theirs.output))
+    for what, here, there in pairs:
+        if here != there:
+            raise HandshakeError(
+                f"block {mine.block} and block {theirs.block} differ in {what}: "
+                f"block {mine.block} has {here}, block {theirs.block} has {there}",
+                block=mine.block,
+            )
+
+
+class HandshakeServicer:
+    """Answers the blocks that greet this one.
+
+    Parameters
+    ----------
+    mine
+        This block.
+    on_hello
+        Told, in a gRPC thread, of each block that fits.
+    """
+
+    def __init__(self, mine: Hello, on_hello: Callable[[Hello], None] = lambda hello: None) -> None:
+        self._mine = mine
+        self._on_hello = on_hello
+
+    def attach(self, server: Any, pool: ThreadPoolExecutor) -> None:
+        """Register the service."""
+        pb_grpc.add_HandshakeServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    def Hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloReply:
+        """Compare the caller with this block."""
+        theirs = _from_message(request.caller)
+        try:
+            check_compatible(self._mine, theirs)
+        except HandshakeError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+        self._on_hello(theirs)
+        return pb.HelloReply(answerer=_to_message(self._mine))
+
+
+def greet(address: str, security: Security, mine: Hello, liveness: float) -> Hello:
+    """Exchange descriptions with the block at ``address``, waiting for its server to come up.
+
+    Returns
+    -------
+    Hello
+        The other block.
+
+    Raises
+    ------
+    HandshakeError
+        The blocks don't fit, or the token is wrong; the message has both blocks and both values.
+    PeerError
+        There was no answer for ``liveness`` seconds, for whatever reason, TLS included.
+    """
+    peer = Peer(mine.block, "its peer", address, liveness)
+    backoff = Backoff(liveness)
+    request = pb.HelloRequest(caller=_to_message(mine))
+    with security.channel(address, liveness) as channel:
+        hello = pb_grpc.HandshakeStub(channel).Hello  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                reply = hello(request, timeout=max(backoff.remaining(), 0), metadata=security.metadata)
+                break
+            except grpc.RpcError as error:
+                if not is_transient(error) or not backoff.wait(threading.Event()):
+                    raise peer.failure(error) from error
+    theirs = _from_message(reply.answerer)
+    check_compatible(mine, theirs)
+    return theirs
+
+
+def _to_message(hello: Hello) -> pb.Description:
+    return pb.Description(
+        protocol=hello.protocol,
+        software=hello.software,
+        torch=hello.torch,
+        run=hello.run,
+        block=hello.block,
+        role=pb.ROLE_HEAD if hello.role == "head" else pb.ROLE_BLOCK,
+        input=pb.SampleType(dtype=hello.input.dtype, shape=hello.input.shape),
+        output=pb.SampleType(dtype=hello.output.dtype, shape=hello.output.shape),
+        error_dim=hello.error_dim,
+        data=hello.data,
+    )
+
+
+def _from_message(message: pb.Description) -> Hello:
+    return Hello(
+        protocol=message.protocol,
+        software=message.software,
+        torch=message.torch,
+        run=message.run,
+        block=message.block,
+        role="head" if message.role == pb.ROLE_HEAD else "block",
+        input=SampleType(message.input.dtype, tuple(message.input.shape)),
+        output=SampleType(message.output.dtype, tuple(message.output.shape)),
+        error_dim=message.error_dim,
+        data=message.data,
+    )

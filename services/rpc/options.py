@@ -1,0 +1,47 @@
+"""gRPC settings of both ends of a connection, all derived from the run's liveness."""
+
+from __future__ import annotations
+
+Options = list[tuple[str, int]]
+
+
+def client_options(liveness: float) -> Options:
+    """Return the channel options for a peer that counts as lost after ``liveness`` seconds of silence."""
+    return [
+        *_common_options(liveness),
+        ("grpc.initial_reconnect_backoff_ms", 20),
+        ("grpc.max_reconnect_backoff_ms", _milliseconds(liveness / 6)),
+        # Despite its name this is the time that one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", _milliseconds(liveness / 3)),
+        # Channels to one address would share a connection, and errors would queue behind large activations.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Blocks reach each other directly, whatever proxy the environment names for the outer world.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+def server_options(liveness: float) -> Options:
+    """Return the server options for peers that count as lost after ``liveness`` seconds of silence."""
+    return [
+        *_common_options(liveness),
+        # A second server on the same port is an error, not a partner that shares its connections.
+        ("grpc.so_reuseport", 0),
+        # By default a server drops clients that ping more often than every five minutes.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(liveness / 6)),
+    ]
+
+
+def _common_options(liveness: float) -> Options:
+    return [
+        ("grpc.keepalive_time_ms", _milliseconds(liveness / 3)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(liveness / 3)),
+        # Bandwidth probes are pings too, and while one is unanswered no keepalive ping is sent: by default it may
+        # hide a silent peer for a minute.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(liveness / 3)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(1000 * seconds))

@@ -1,0 +1,167 @@
+"""Who may talk to a run's blocks: one secret token per run, and mutual TLS beyond the loopback interface."""
+
+from __future__ import annotations
+
+import datetime
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from lowdimfa.errors import InputError
+from services.rpc.options import client_options
+
+#: The name in the certificate of every block. Blocks are found by address, so they share one name and one
+#: certificate.
+BLOCK_NAME = "lowdimfa-block"
+
+
+@dataclass(frozen=True)
+class Security:
+    """The secrets of one run, the same in all of its blocks.
+
+    Attributes
+    ----------
+    token
+        Sent with every call.
+    certificate, key, authority
+        PEM of the certificate chain, its private key, and the certificate of the authority that both sides of
+        a connection must have been signed by. All ``None`` without TLS.
+    """
+
+    token: str = field(repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
+    authority: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def loopback(cls) -> Security:
+        """Return a fresh token without TLS, for blocks on one machine."""
+        return cls(secrets.token_urlsafe(32))
+
+    @classmethod
+    def mutual_tls(cls, days: int = 30) -> Security:
+        """Return a fresh token and a fresh certificate that is valid for ``days``.
+
+        The authority's private key is forgotten at once, so nobody can add a block to the run later.
+        """
+        return cls(secrets.token_urlsafe(32), *_issue(days))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Metadata that every call must carry."""
+        return (("authorization", f"Bearer {self.token}"),)
+
+    def require_allowed(self, address: str) -> None:
+        """Refuse to use ``address`` (``host`` or ``host:port``) in the clear unless it is this machine.
+
+        Raises
+        ------
+        InputError
+            The address is not a loopback address and there is no TLS.
+        """
+        if self.certificate is None and not _is_loopback(address):
+            raise InputError(
+                f"address {address}",
+                "no TLS",
+                "TLS on every address but loopback",
+                "Create the run's secrets with Security.mutual_tls().",
+            )
+
+    def server_credentials(self) -> Any:
+        """Return `grpc.ServerCredentials` that ask the client for a certificate; ``None`` without TLS."""
+        if self.certificate is None:
+            return None
+        return grpc.ssl_server_credentials(
+            [(self.key, self.certificate)], root_certificates=self.authority, require_client_auth=True
+        )
+
+    def channel(self, address: str, liveness: float) -> Any:
+        """Return a `grpc.Channel` to ``address``.
+
+        Raises
+        ------
+        InputError
+            The address is not a loopback address and there is no TLS.
+        """
+        self.require_allowed(address)
+        options = client_options(liveness)
+        if self.certificate is None:
+            return grpc.insecure_channel(address, options)
+        credentials = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+        return grpc.secure_channel(
+            address, credentials, [*options, ("grpc.ssl_target_name_override", BLOCK_NAME)]
+        )
+
+
+class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Answers UNAUTHENTICATED to calls without the run's token."""
+
+    def __init__(self, security: Security) -> None:
+        self._expected = security.metadata[0][1].encode()
+        # One handler refuses calls of all four kinds: it answers without reading a request.
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """Let a call through, or refuse it."""
+        found = dict(details.invocation_metadata).get("authorization", "")
+        if hmac.compare_digest(str(found).encode(), self._expected):
+            return continuation(details)
+        return self._refusal
+
+
+def _refuse(_requests: Any, context: Any) -> None:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing, or is not this run's token")
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name, which may resolve to anything
+        return False
+
+
+def _issue(days: int) -> tuple[bytes, bytes, bytes]:
+    """Return PEM of a certificate, its private key, and the certificate of the authority that signed it."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority_name, name = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("lowdimfa-run", BLOCK_NAME)
+    )
+    now = datetime.datetime.now(datetime.UTC)
+
+    def builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(authority_name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            # The clocks of a cluster's machines may differ.
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=days))
+        )
+
+    authority = (
+        builder(authority_name, authority_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    certificate = (
+        builder(name, key.public_key())
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(BLOCK_NAME)]), critical=False)
+        .add_extension(usage, critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem), private, authority.public_bytes(pem)

@@ -1,0 +1,155 @@
+"""Tensors as raw little-endian buffers, and back, with every field checked before memory is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowdimfa.errors import ProtocolError
+from services.rpc.v1 import tensors_pb2 as pb
+
+MAX_DIMENSIONS = 8
+MAX_TENSOR_BYTES = 1 << 32
+
+_CODES: dict[torch.dtype, pb.Dtype] = {
+    torch.float32: pb.DTYPE_FLOAT32,
+    torch.float64: pb.DTYPE_FLOAT64,
+    torch.float16: pb.DTYPE_FLOAT16,
+    torch.bfloat16: pb.DTYPE_BFLOAT16,
+    torch.int64: pb.DTYPE_INT64,
+    torch.int32: pb.DTYPE_INT32,
+    torch.uint8: pb.DTYPE_UINT8,
+    torch.bool: pb.DTYPE_BOOL,
+}
+_DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _CODES.items()}
+
+
+def dtype_code(dtype: torch.dtype) -> pb.Dtype:
+    """Return the protocol's code of an element type.
+
+    Raises
+    ------
+    ProtocolError
+        The protocol has no such type.
+    """
+    if dtype not in _CODES:
+        known = ", ".join(dtype_name(known) for known in _CODES)
+        raise ProtocolError(f"a tensor of {dtype_name(dtype)} can't be sent; the protocol has {known}")
+    return _CODES[dtype]
+
+
+def dtype_of(code: int) -> torch.dtype:
+    """Return the element type of a protocol's code.
+
+    Raises
+    ------
+    ProtocolError
+        The code is unknown.
+    """
+    if code not in _DTYPES:
+        raise ProtocolError(f"unknown element type {code}")
+    return _DTYPES[code]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of an element type without its package: ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def encode(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, row-major and little-endian.
+
+    The view shares the memory of a contiguous CPU tensor: copy it before the tensor is written again.
+
+    Raises
+    ------
+    ProtocolError
+        The element type has no code.
+    """
+    dtype_code(tensor.dtype)
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return _bytes_of(flat)
+
+
+class TensorBuffer:
+    """A tensor that is filled as its bytes arrive.
+
+    Its memory is torch's own, never the message's: the alignment of a buffer can change the bits of a CPU
+    matrix product, and a run has to give the same bits wherever its blocks are.
+
+    Parameters
+    ----------
+    dtype, shape
+        Code of the element type, and shape, as announced.
+    limit
+        Largest size in bytes for which memory is taken.
+
+    Raises
+    ------
+    ProtocolError
+        The type is unknown, there are more than 8 dimensions, one is negative, or the size exceeds ``limit``.
+    """
+
+    def __init__(self, dtype: int, shape: Sequence[int], limit: int = MAX_TENSOR_BYTES) -> None:
+        self.dtype = dtype_of(dtype)
+        self.shape = tuple(shape)
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise ProtocolError(
+                f"a tensor of {len(self.shape)} dimensions; at most {MAX_DIMENSIONS} are allowed"
+            )
+        # An empty tensor must not claim sizes that torch can't hold either.
+        extent = math.prod(max(size, 1) for size in self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or extent > MAX_TENSOR_BYTES:
+            raise ProtocolError(f"a tensor of shape {self.shape}, negative or too large")
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        if self.nbytes > limit:
+            raise ProtocolError(f"a tensor of {self.nbytes} bytes; at most {limit} are allowed")
+        self._bytes = torch.empty(self.nbytes, dtype=torch.uint8)
+        self._filled = 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes that have not arrived."""
+        return self.nbytes - self._filled
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes, at most as many as are missing."""
+        if len(data) > self.missing:
+            raise ProtocolError(f"{len(data)} bytes for a tensor of which {self.missing} are missing")
+        if data:
+            _bytes_of(self._bytes)[self._filled : self._filled + len(data)] = data
+            self._filled += len(data)
+
+    def tensor(self) -> Tensor:
+        """Return the complete tensor.
+
+        Raises
+        ------
+        ProtocolError
+            Bytes are missing, or a boolean is neither 0 nor 1.
+        """
+        if self.missing:
+            raise ProtocolError(f"a tensor of {self.nbytes} bytes came with {self._filled}")
+        if self.dtype == torch.bool and bool((self._bytes > 1).any()):
+            raise ProtocolError("a boolean tensor holds bytes other than 0 and 1")
+        return self._bytes.view(self.dtype).reshape(self.shape)
+
+
+def decode(dtype: int, shape: Sequence[int], data: bytes | memoryview) -> Tensor:
+    """Return the tensor of a whole buffer, in memory of its own.
+
+    Raises
+    ------
+    ProtocolError
+        As for `TensorBuffer`, or the buffer is not of the size that type and shape ask for.
+    """
+    buffer = TensorBuffer(dtype, shape, limit=len(data))
+    buffer.write(data)
+    return buffer.tensor()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]

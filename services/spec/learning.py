@@ -1,0 +1,193 @@
+"""The sections that say how the blocks learn: ``feedback`` and ``train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
+
+
+class FeedbackSection(Section):
+    """How the output error reaches the blocks."""
+
+    form: Literal["broadcast", "backprop", "local"] = Field(
+        "broadcast",
+        description="`broadcast` sends the projected output error to every block at once. `backprop` (exact "
+        "gradients) and `local` (a small trained head and loss in each block) are baselines.",
+    )
+    error_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Numbers per sample (or token) that the broadcast carries; null means the task's "
+        "dimension, that is the number of classes or regression targets. It can't be larger than that.",
+    )
+    q_rule: Literal["fixed", "hebbian", "probed"] = Field(
+        "hebbian",
+        description="How a block's feedback weights Q are learned: not at all; from the correlation of its "
+        "tap with the broadcast error; or from noise added to its output in probe micro-batches.",
+    )
+    p_rule: Literal["fixed", "oja"] = Field(
+        "fixed",
+        description="How the error projection P is learned: not at all, or by Oja's subspace rule, which "
+        "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
+        "is below the task's.",
+    )
+    p_lr: float = Field(0.01, gt=0, description="Learning rate of Oja's rule.")
+    tap: Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"] = Field(
+        "auto",
+        description="The function of a block's output at which the error is delivered: the flat output, its "
+        "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
+        "chosen per block from the shape of its output.",
+    )
+    probe_every: int = Field(4, ge=1, description="Optimiser steps between probes (`q_rule: probed`).")
+    probe_noise: float = Field(
+        0.05, gt=0, description="Standard deviation of the probe's noise, as a fraction of the output's own."
+    )
+    probe_decay: float = Field(
+        0.99, ge=0, lt=1, description="Weight of the past in the running average that makes Q from probes."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.form == "broadcast":
+            return self
+        of_broadcast = {
+            "error_dim": self.error_dim is not None,
+            "q_rule": self.q_rule == "probed",
+            "p_rule": self.p_rule == "oja",
+        }
+        for key in (key for key, given in of_broadcast.items() if given):
+            found = f"{getattr(self, key)!r} with form {self.form!r}"
+            raise refusal((key,), found, "form 'broadcast', the only one that uses it")
+        return self
+
+
+class Optimizer(Section):
+    """An optimiser by import path."""
+
+    factory: ImportPath = Field(
+        "torch.optim.AdamW",
+        description="What makes a block's optimiser: called with its parameters and `args`.",
+    )
+    args: Args = Field(
+        {"lr": 0.001},
+        description="Keyword arguments of the optimiser. When given they replace the default as a whole.",
+    )
+
+
+class Scheduler(Section):
+    """A learning-rate schedule by import path."""
+
+    factory: ImportPath = Field(
+        description="What makes a block's learning-rate schedule: called with its optimiser and `args`, "
+        "stepped once per optimiser step."
+    )
+    args: Args = Field(
+        {},
+        description="Keyword arguments of the schedule. Where it takes `total_steps` and neither that nor "
+        "`epochs` is given, the steps of the run are filled in.",
+    )
+
+
+class BlockOverrides(Section):
+    """What one block does differently; null means as in `train`."""
+
+    optimizer: Optimizer | None = Field(
+        None, description="Optimiser of this block; null means as in `train`."
+    )
+    scheduler: Scheduler | None = Field(None, description="Schedule of this block; null means as in `train`.")
+    grad_clip: float | None = Field(
+        None, gt=0, description="Clipping of this block; null means as in `train`."
+    )
+
+
+@dataclass(frozen=True)
+class BlockTraining:
+    """How one block is trained, its overrides applied."""
+
+    optimizer: Optimizer
+    scheduler: Scheduler | None
+    grad_clip: float | None
+
+
+class TrainSection(Section):
+    """How long, in what portions and with what optimiser the model is trained."""
+
+    epochs: int | None = Field(
+        None, ge=1, description="Passes over the training samples. Give exactly one of `epochs` and `steps`."
+    )
+    steps: int | None = Field(
+        None, gt=0, description="Optimiser steps. Give exactly one of `epochs` and `steps`."
+    )
+    batch_size: int = Field(128, ge=1, description="Samples per optimiser step.")
+    microbatches: int = Field(
+        1, ge=1, description="Equal parts into which a batch is cut to keep the pipeline of blocks full."
+    )
+    staleness: int = Field(
+        0,
+        ge=0,
+        description="Steps by which a forward pass may run ahead of a block's newest update. 0 is the "
+        "mathematics of training in one process; 1 or more removes the pipeline's remaining idle time.",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="Micro-batches in flight at most; null means `microbatches * (staleness + 1)`.",
+    )
+    loss: str = Field(
+        "auto",
+        pattern=f"^(auto|cross_entropy|mse|bce|{IMPORT_PATTERN})$",
+        description="Loss of the head. `auto` is `cross_entropy` for classes and tokens and `mse` (half the "
+        "squared error, summed over outputs) for regression; `bce` is the logistic loss. An import path "
+        "names a callable that takes outputs and targets and returns the mean over samples.",
+        json_schema_extra={"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"},
+    )
+    optimizer: Optimizer = Field(Optimizer(), description="Optimiser of every block.")
+    scheduler: Scheduler | None = Field(
+        None, description="Learning-rate schedule of every block; null keeps the learning rate constant."
+    )
+    seed: int = Field(0, ge=0, description="From it every random draw of the run is derived.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of the blocks' computation; weights stay in single precision."
+    )
+    grad_clip: float | None = Field(
+        None, gt=0, description="Largest norm of a block's update gradient; null means no clipping."
+    )
+    limit_samples: int | None = Field(
+        None, ge=1, description="Train on only the first so many samples; null means all."
+    )
+    log_every: int = Field(10, ge=1, description="Optimiser steps between progress reports.")
+    per_block: dict[Annotated[int, Field(ge=0)], BlockOverrides] = Field(
+        {},
+        description="Overrides by block index, counted from 0.",
+        json_schema_extra={"expected": "a mapping from block indexes (integers from 0) to overrides"},
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epochs is None and self.steps is None:
+            raise refusal(("epochs",), "neither 'epochs' nor 'steps'", "exactly one of them")
+        if self.epochs is not None and self.steps is not None:
+            raise refusal(
+                ("epochs",), "both 'epochs' and 'steps'", "exactly one of them", "Set one of them to null."
+            )
+        if self.batch_size % self.microbatches:
+            raise refusal(
+                ("microbatches",), str(self.microbatches), f"a divisor of batch_size ({self.batch_size})"
+            )
+        return self
+
+    @property
+    def effective_window(self) -> int:
+        """Micro-batches in flight at most, the default resolved."""
+        return self.window or self.microbatches * (self.staleness + 1)
+
+    def for_block(self, index: int) -> BlockTraining:
+        """Return how block ``index`` is trained, its overrides applied."""
+        own = self.per_block.get(index, BlockOverrides())
+        return BlockTraining(
+            own.optimizer or self.optimizer, own.scheduler or self.scheduler, own.grad_clip or self.grad_clip
+        )

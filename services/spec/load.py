@@ -1,0 +1,113 @@
+"""Load a specification: read its YAML, apply overrides, validate; whatever is wrong is one `InputError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from lowdimfa.errors import InputError
+from services.spec.dialect import read_yaml, write_yaml
+from services.spec.expectations import Path, describe, find
+from services.spec.refusals import as_input_error, dotted, shown
+from services.spec.schema import Specification
+
+
+def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specification:
+    """Load a specification from a YAML file.
+
+    Parameters
+    ----------
+    path
+        The file. Callers that import modules beside it keep its directory: it isn't part of the result.
+    overrides
+        Settings ``a.b=value`` that replace or add to those of the file, in order. The value is YAML.
+
+    Raises
+    ------
+    InputError
+        The file can't be read, is not YAML, or doesn't define a valid run; or an override doesn't fit. The
+        message names file and key (or line), what was found and what was expected.
+    """
+    source = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(source, "a file that is not UTF-8 text", "a YAML file") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(source, f"a file that can't be read ({reason})", "a readable YAML file") from error
+    value = read_yaml(text, source)
+    if not isinstance(value, dict):
+        raise _not_a_mapping(value, source)
+    settings = [_setting(override) for override in overrides]
+    for where, setting in settings:
+        value = _with(value, where, setting, ())
+    return _validated(value, source, [where for where, _ in settings])
+
+
+def parse_specification(mapping: Mapping[str, Any], source: str) -> Specification:
+    """Make a specification of plain values, as `load_specification` does of a file's.
+
+    Parameters
+    ----------
+    mapping
+        The sections.
+    source
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        It doesn't define a valid run.
+    """
+    if not isinstance(mapping, Mapping):
+        raise _not_a_mapping(mapping, source)
+    return _validated(dict(mapping), source, [])
+
+
+def to_yaml(spec: Specification) -> str:
+    """Return the specification with every default written out; it loads back to an equal object."""
+    return write_yaml(spec.model_dump())
+
+
+def _validated(mapping: dict[str, Any], source: str, overridden: list[Path]) -> Specification:
+    try:
+        return Specification.model_validate(mapping)
+    except ValidationError as error:
+        raise as_input_error(error, mapping, source, overridden) from error
+
+
+def _setting(override: str) -> tuple[Path, Any]:
+    """Split ``a.b=value`` into a path and a value."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {override}", "no key and value", "a setting such as train.steps=100")
+    # The indexes of blocks are the only keys that are not strings.
+    if parts[:2] == ["train", "per_block"] and len(parts) > 2 and parts[2].isdecimal():
+        return ("train", "per_block", int(parts[2]), *parts[3:]), read_yaml(text, f"--set {key}")
+    return tuple(parts), read_yaml(text, f"--set {key}")
+
+
+def _with(mapping: dict[Any, Any], path: Path, value: Any, above: Path) -> dict[Any, Any]:
+    """Return the mapping that stands at ``above`` with the value at ``path`` below it replaced or added."""
+    key, *rest = path
+    here = (*above, key)
+    if not rest:
+        return mapping | {key: value}
+    inner = mapping.get(key)
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise InputError(
+            f"--set {dotted((*here, *rest))}", f"{shown(inner)} at {dotted(here)}", describe(find(here))
+        )
+    return mapping | {key: _with(inner, tuple(rest), value, here)}
+
+
+def _not_a_mapping(value: object, source: str) -> InputError:
+    found = "nothing" if value is None else shown(value)
+    return InputError(source, found, "a mapping with keys model, data and train, and optionally others")

@@ -1,0 +1,149 @@
+"""The specification of a run: every key, its type, its default and what it means.
+
+The descriptions here are the reference: `services.spec.docs` makes ``docs/configuration.md`` from them, and
+the refusals of `services.spec.load` take what they expected from the same types.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from services.spec.learning import FeedbackSection, TrainSection
+from services.spec.section import Args, ImportPath, LayerName, Section, refusal
+
+
+class ModelSection(Section):
+    """The network and where it is cut into blocks."""
+
+    factory: ImportPath = Field(
+        description="What makes the model: called with `args`, returns a `torch.nn.Module`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the factory.")
+    blocks: Annotated[int, Field(ge=1)] | Annotated[list[LayerName], Field(min_length=1)] = Field(
+        description="How many blocks to cut the model into, or the names of the layers at which the second "
+        "and later blocks start. The last block is the head. Layer names are strings: quote those that look "
+        "like numbers.",
+        json_schema_extra={"expected": "an integer of at least 1 or a list of layer names"},
+    )
+    balance: Literal["flops", "time"] = Field(
+        "flops",
+        description="What an automatic cut makes even between blocks: counted floating-point operations, or "
+        "measured time.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.blocks, list):
+            twice = sorted({name for name in self.blocks if self.blocks.count(name) > 1})
+            if twice:
+                raise refusal(("blocks",), f"{twice[0]!r} more than once", "each layer name once")
+        return self
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks, the head included."""
+        return self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1
+
+
+class DataSection(Section):
+    """What the model is trained on."""
+
+    factory: ImportPath = Field(
+        description="What makes the data: called with `args`, returns a `lowdimfa.data.Dataset`, four "
+        "tensors (training inputs and targets, test inputs and targets), or a training and a test "
+        "`torch.utils.data.Dataset`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the factory.")
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the training samples that is held out of training and evaluated in place "
+        "of the test split. Choose hyperparameters on this, never on the test split.",
+    )
+
+
+class RunSection(Section):
+    """Where a run is kept and what is recorded."""
+
+    storage: str = Field(
+        "runs", min_length=1, description="Directory in which each run gets a directory of its own."
+    )
+    checkpoint_every: int = Field(
+        0, ge=0, description="Optimiser steps between checkpoints; 0 means only at the end."
+    )
+    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    on_failure: Literal["fail"] = Field(
+        "fail",
+        description="What happens when a block is lost: the run ends, and resumes from its last checkpoint.",
+    )
+    liveness_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Silence after which a block is taken for lost. Heartbeats, deadlines and start-up "
+        "time-outs derive from it.",
+    )
+    evaluate_every_epochs: int = Field(
+        1, ge=1, description="Epochs between evaluations; the last one always ends so."
+    )
+    alignment: bool = Field(
+        False,
+        description="Compare each block's update with the true gradient at every evaluation (costs time).",
+    )
+    timeline: bool = Field(True, description="Record when each block computed, sent and waited.")
+
+
+class PlacementSection(Section):
+    """What each block gets from the cluster."""
+
+    strategy: Literal["PACK", "SPREAD"] = Field(
+        "PACK", description="Place blocks together on few machines, or spread them over many."
+    )
+    cpus_per_block: float = Field(1.0, ge=0, description="Processor cores reserved for each block.")
+    gpus_per_block: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs reserved for each block: 0, a fraction of one to share it, or a whole number.",
+    )
+    threads_per_block: int = Field(
+        1, ge=1, description="Threads with which each block computes on processor cores."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gpus_per_block > 1 and not self.gpus_per_block.is_integer():
+            raise refusal(
+                ("gpus_per_block",), f"{self.gpus_per_block:g}", "a fraction of one GPU, or a whole number"
+            )
+        return self
+
+
+class Specification(Section):
+    """Everything that defines a run."""
+
+    model: ModelSection = Field(description="The network and where it is cut into blocks.")
+    data: DataSection = Field(description="What the model is trained on.")
+    feedback: FeedbackSection = Field(
+        default_factory=FeedbackSection, description="How the output error reaches the blocks."
+    )
+    train: TrainSection = Field(description="How long, in what portions and with what optimiser.")
+    run: RunSection = Field(
+        default_factory=RunSection, description="Where a run is kept and what is recorded."
+    )
+    placement: PlacementSection = Field(
+        default_factory=PlacementSection, description="What each block gets from the cluster."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        blocks = self.model.block_count
+        beyond = sorted(index for index in self.train.per_block if index >= blocks)
+        if beyond:
+            expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
+            raise refusal(("train", "per_block", beyond[0]), f"block {beyond[0]}", expected)
+        if self.feedback.form == "backprop" and self.train.staleness:
+            found = f"{self.train.staleness} with feedback.form 'backprop'"
+            raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")
+        return self

@@ -1,0 +1,35 @@
+"""What all sections of a specification have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
+
+_NAME = r"[^\W\d]\w*"
+IMPORT_PATTERN = rf"{_NAME}(\.{_NAME})*[.:]{_NAME}"
+
+ImportPath = Annotated[
+    str,
+    Field(
+        pattern=f"^{IMPORT_PATTERN}$",
+        json_schema_extra={"expected": "an import path such as 'package.module:factory'"},
+    ),
+]
+LayerName = Annotated[str, Field(min_length=1)]
+Args = Annotated[
+    dict[str, JsonValue], Field(json_schema_extra={"expected": "a mapping of arguments by name"})
+]
+
+
+def refusal(key: tuple[str | int, ...], found: str, expected: str, hint: str = "") -> PydanticCustomError:
+    """Return an error about how settings go together; ``key`` leads from the section to the one at fault."""
+    context: dict[str, Any] = {"key": key, "found": found, "expected": expected, "hint": hint}
+    return PydanticCustomError("refusal", "settings that don't go together", context)
+
+
+class Section(BaseModel):
+    """A mapping of the specification: no unknown keys, no conversions, no changes once it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,0 +1,153 @@
+"""The Python interface: ``result = DecoupledTrainer(spec).fit()``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowdimfa.errors import InputError, LowdimfaError, PeerError
+from services.spec import Specification, load_specification, parse_specification
+from services.trainer.checkpoint import CheckpointStore
+from services.trainer.events import Event, Sink
+from services.trainer.execute import EngineName, RunRequest, execute, prepare
+from services.trainer.plan import RunPlan
+from services.trainer.run_dir import new_run_dir
+from services.trainer.user_code import UserCode
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves.
+
+    Attributes
+    ----------
+    metrics
+        The fields of the ``finished`` event: losses, accuracy, speed, traffic.
+    checkpoint
+        Directory of the last checkpoint.
+    path
+        Directory of the run.
+    """
+
+    metrics: dict[str, Any]
+    checkpoint: Path
+    path: Path
+
+
+class DecoupledTrainer:
+    """Trains the network that a specification describes.
+
+    Parameters
+    ----------
+    specification
+        A YAML file, plain data, or a `Specification`.
+    engine
+        ``ray`` for an actor per block, ``local`` for all blocks in this process.
+    address
+        Of a Ray cluster; None starts one on this machine, or uses the connection that this process has.
+    run_dir
+        Directory of the run; None makes a new one below ``run.storage``.
+    resume
+        Go on from the newest checkpoint in ``run_dir``.
+    overrides
+        Settings ``a.b=value`` on top of a YAML file.
+    user_code
+        Folder with the user's own modules; by default that of the YAML file.
+    on_event
+        Gets every event as it happens.
+
+    Raises
+    ------
+    InputError
+        The specification isn't valid.
+
+    Examples
+    --------
+    >>> result = DecoupledTrainer("examples/digits_mlp.yaml", engine="local").fit()  # doctest: +SKIP
+    >>> result.metrics["test_accuracy"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        specification: Specification | Mapping[str, Any] | str | Path,
+        *,
+        engine: EngineName = "ray",
+        address: str | None = None,
+        run_dir: str | Path | None = None,
+        resume: bool = False,
+        overrides: Sequence[str] = (),
+        user_code: str | Path | None = None,
+        on_event: Sink | None = None,
+    ) -> None:
+        name, folder = "run", None if user_code is None else Path(user_code)
+        if isinstance(specification, Specification):
+            self.specification = specification
+        elif isinstance(specification, Mapping):
+            self.specification = parse_specification(specification, "the specification")
+        else:
+            path = Path(specification)
+            self.specification = load_specification(path, overrides)
+            name, folder = path.stem, folder or path.resolve().parent
+        if resume and run_dir is None:
+            raise InputError("--resume", "no --run-dir", "the directory of the run to continue")
+        self._address = address
+        self._on_event = on_event or (lambda event: None)
+        path = new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
+        self.request = RunRequest(
+            specification=self.specification.model_dump(mode="json"),
+            run_dir=str(path),
+            engine=engine,
+            resume=resume,
+            user_code=UserCode.beside(folder, pack=address is not None),
+        )
+
+    def plan(self) -> RunPlan:
+        """Check everything and return the plan of the run, without running it."""
+        return prepare(self.request)[0]
+
+    def fit(self) -> Result:
+        """Run to the end.
+
+        Raises
+        ------
+        InputError
+            Something the user gave doesn't fit.
+        LowdimfaError
+            The run failed; its last good checkpoint is kept.
+        """
+        finished = execute(self.request, self._on_event) if self.request.engine == "local" else self._fit_on_ray()
+        path = Path(self.request.run_dir)
+        checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
+        metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
+        return Result(metrics, checkpoint, path)
+
+    def _fit_on_ray(self) -> Event:
+        if self._address is None:  # what is wrong shows before a cluster starts
+            self.plan()
+        import ray  # only here: 'local' needs no Ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        from services.trainer.actor import TrainerActor, follow
+        from services.trainer.ray_engine import start_ray
+
+        disconnect = start_ray(
+            self._address, self.specification.model.block_count, self.specification.placement.cpus_per_block
+        )
+        trainer = TrainerActor.remote()
+        try:
+            outcome = follow(trainer, trainer.fit.remote(self.request), self._on_event)
+        except RayActorError as error:
+            raise PeerError(
+                "the trainer's process was lost; continue with --resume from the last checkpoint in "
+                f"{self.request.run_dir}"
+            ) from error
+        except RayTaskError as error:
+            raise LowdimfaError(f"the trainer failed: {error}") from error
+        finally:
+            ray.kill(trainer)
+            disconnect()
+        if isinstance(outcome, LowdimfaError):
+            raise outcome
+        return outcome

@@ -1,0 +1,57 @@
+"""What the training loop needs of an engine: the same for blocks in this process and for blocks in actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowdimfa.alignment import Alignment
+from lowdimfa.head import Evaluation
+from lowdimfa.network import StepResult
+
+OnSteps = Callable[[Sequence[StepResult]], None]
+
+
+@dataclass(frozen=True)
+class BroadcastTraffic:
+    """What one subscribing block received of the error broadcast, per training sample, in bytes.
+
+    Attributes
+    ----------
+    payload
+        The numbers alone: ``4 * error_dim`` for each position of a sample.
+    wire
+        With message, gRPC and HTTP/2 framing.
+    """
+
+    payload: float = 0.0
+    wire: float = 0.0
+
+
+class Engine(Protocol):
+    """Runs a planned network. Between calls it is at rest at a step boundary."""
+
+    name: str
+
+    def start(self, resume_step: int | None) -> dict[str, Any]:
+        """Bring all blocks up, from a checkpoint when a step is given; return the process ids by role."""
+
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
+        """Run the steps ``first_step <= t < last_step`` and report them in order."""
+
+    def evaluate(self) -> Evaluation:
+        """Return loss and accuracy on the test split."""
+
+    def align(self) -> Alignment:
+        """Compare each block's update with the true gradient, on one batch of the training split."""
+
+    def save(self, directory: Path) -> list[dict[str, Any]]:
+        """Write every block's state into a directory and return the manifest entries."""
+
+    def traffic(self) -> BroadcastTraffic:
+        """Return what the error broadcast carried so far."""
+
+    def close(self) -> None:
+        """End everything that the engine started."""

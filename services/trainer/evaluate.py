@@ -1,0 +1,46 @@
+"""Evaluate a run's checkpoint in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.trainer.checkpoint import CheckpointStore
+from services.trainer.events import Event
+from services.trainer.execute import RunRequest, prepare
+from services.trainer.local_engine import LocalEngine
+from services.trainer.run_dir import read_plan, read_run
+from services.trainer.user_code import UserCode
+
+
+def evaluate_run(run_dir: Path) -> Event:
+    """Return an ``evaluated`` event for the newest checkpoint, with the number of samples.
+
+    Raises
+    ------
+    InputError
+        The directory isn't a run's, has no checkpoint, or its data or model can't be had any more.
+    """
+    run_dir = run_dir.resolve()
+    specification = read_run(run_dir)
+    manifest = CheckpointStore(run_dir).load(None)
+    sequential = specification.model_copy(
+        update={
+            "train": specification.train.model_copy(update={"staleness": 0}),
+            "run": specification.run.model_copy(update={"timeline": False}),
+        }
+    )
+    code = UserCode(read_plan(run_dir).get("user_code"))
+    plan, _ = prepare(RunRequest(sequential.model_dump(mode="json"), str(run_dir), "local", True, code))
+    engine = LocalEngine(plan, run_dir)
+    engine.start(manifest.step)
+    try:
+        result = engine.evaluate()
+    finally:
+        engine.close()
+    return {
+        "event": "evaluated",
+        "step": manifest.step,
+        "test_loss": result.loss,
+        "test_accuracy": result.accuracy,
+        "samples": result.samples,
+    }

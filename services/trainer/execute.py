@@ -1,0 +1,149 @@
+"""One run from request to result, in whatever process it happens to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lowdimfa.errors import InputError, LowdimfaError
+from services.spec import Specification, parse_specification
+from services.trainer.checkpoint import CheckpointStore
+from services.trainer.engine import Engine
+from services.trainer.events import Event, EventLog, Sink, to_json
+from services.trainer.local_engine import LocalEngine
+from services.trainer.loop import TrainingLoop, failed
+from services.trainer.manifest import Manifest
+from services.trainer.plan import RunPlan, make_run_plan
+from services.trainer.run_dir import RunDir
+from services.trainer.state import boundaries_of, require_resumable
+from services.trainer.user_code import UserCode
+from services.trainer.watch import TrainerWatch
+
+EngineName = Literal["ray", "local"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A run that somebody wants: plain data, which travels to the trainer's process.
+
+    Attributes
+    ----------
+    specification
+        As plain data.
+    run_dir
+        Absolute path.
+    engine
+        ``ray`` or ``local``.
+    resume
+        Whether to go on from the newest checkpoint.
+    user_code
+        The files beside the specification.
+    """
+
+    specification: dict[str, Any]
+    run_dir: str
+    engine: EngineName
+    resume: bool
+    user_code: UserCode
+
+    def parsed(self) -> Specification:
+        """Return the specification."""
+        return parse_specification(self.specification, "the run's specification")
+
+
+def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
+    """Check everything that can be checked before the first block starts.
+
+    Raises
+    ------
+    InputError
+        The specification, the data, the model, or the checkpoint to resume doesn't fit.
+    """
+    request.user_code.install()
+    specification = request.parsed()
+    require_engine(specification, request.engine)
+    manifest = CheckpointStore(Path(request.run_dir)).latest() if request.resume else None
+    if request.resume and manifest is None:
+        raise InputError(
+            f"--resume with --run-dir {request.run_dir}", "no complete checkpoint", "one to go on from"
+        )
+    boundaries = None
+    if manifest is not None and specification.model.blocks == len(manifest.entries):
+        boundaries = boundaries_of(manifest.entries)
+    plan = make_run_plan(specification, boundaries)
+    if manifest is not None:
+        require_resumable(plan, manifest)
+    return plan, manifest
+
+
+def require_engine(specification: Specification, engine: EngineName) -> None:
+    """Refuse a form of feedback that an engine can't run.
+
+    Raises
+    ------
+    InputError
+        A baseline in actors: it has no broadcast, and backpropagation needs gradients between the blocks.
+    """
+    form = specification.feedback.form
+    if engine == "ray" and form != "broadcast":
+        raise InputError(
+            "feedback.form",
+            f"{form!r} with --engine ray",
+            "'broadcast'",
+            "The baselines run in one process: add --engine local.",
+        )
+    if engine == "local" and specification.train.staleness:
+        raise InputError(
+            "train.staleness",
+            f"{specification.train.staleness} with --engine local",
+            "0",
+            "Blocks in one process never run ahead of each other; use --engine ray.",
+        )
+
+
+def execute(request: RunRequest, sink: Sink | None = None) -> Event:
+    """Run to the end and return the ``finished`` event.
+
+    Parameters
+    ----------
+    request
+        What to run.
+    sink
+        Gets every event.
+
+    Raises
+    ------
+    LowdimfaError
+        Bad input, or the run failed; the log has a ``failed`` event.
+    """
+    with RunDir(Path(request.run_dir), request.resume) as run_dir:
+        log = EventLog(run_dir.events, sink)
+        watch = TrainerWatch(run_dir.path.name)
+        engine: Engine | None = None
+        try:
+            plan, manifest = prepare(request)
+            specification = plan.specification
+            described = plan.network.describe(specification.train.effective_window, plan.order.steps_per_epoch)
+            run_dir.describe(specification, described | {"user_code": request.user_code.folder})
+            engine = make_engine(request, plan, watch)
+            finished = TrainingLoop(plan, engine, run_dir.path, log, watch).run(manifest)
+            run_dir.conclude(to_json(finished))
+            return finished
+        except LowdimfaError as error:
+            failed(log, watch, error)
+            raise
+        finally:
+            if engine is not None:
+                engine.close()
+            watch.close()
+            log.close()
+
+
+def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engine:
+    """Return the engine that the request names."""
+    if request.engine == "local":
+        return LocalEngine(plan, Path(request.run_dir))
+    from services.trainer.ray_engine import RayEngine  # Ray takes a second to import, and 'local' needs none of it
+
+    return RayEngine(plan, Path(request.run_dir), request.user_code, watch)

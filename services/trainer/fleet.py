@@ -1,0 +1,173 @@
+"""The actors of a run: placing them, calling them with a deadline, finding who failed first, ending them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from lowdimfa.errors import LowdimfaError, PeerError, ResourceError
+from services.block.actor import BlockActor
+from services.spec import Specification
+
+POLL_SECONDS = 0.2
+"""Pause between looks at what the blocks have done."""
+
+CLOSE_SECONDS = 5.0
+"""Longest time that a block gets to close its connections before it is ended."""
+
+
+class Fleet:
+    """The block actors of one run in one placement group.
+
+    Parameters
+    ----------
+    specification
+        For placement and liveness.
+    blocks
+        How many.
+
+    Raises
+    ------
+    ResourceError
+        The cluster has no room within the liveness setting.
+    """
+
+    def __init__(self, specification: Specification, blocks: int) -> None:
+        placement = specification.placement
+        self.liveness = specification.run.liveness_seconds
+        resources = {"CPU": float(placement.cpus_per_block)}
+        if placement.gpus_per_block:
+            resources["GPU"] = float(placement.gpus_per_block)
+        self._group = placement_group([resources] * blocks, strategy=placement.strategy)
+        self.actors: list[Any] = []
+        try:
+            self._await_room(resources, blocks, placement.strategy)
+        except ResourceError:
+            self.close()
+            raise
+        for index in range(blocks):
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            options = BlockActor.options(
+                num_cpus=placement.cpus_per_block,
+                num_gpus=placement.gpus_per_block,
+                scheduling_strategy=strategy,
+                name=f"block-{index}-{ray.get_runtime_context().get_actor_id() or 'driver'}-{time.time_ns()}",
+            )
+            self.actors.append(options.remote(index))
+
+    def _await_room(self, resources: dict[str, float], blocks: int, strategy: str) -> None:
+        try:
+            ray.get(self._group.ready(), timeout=self.liveness)
+        except GetTimeoutError:
+            have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_resources().items()))
+            need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+            raise ResourceError(
+                f"the cluster had no room for {blocks} blocks of {need} each ({strategy}) within "
+                f"{self.liveness:g} s; free now: {have or 'nothing'}. Add nodes, use fewer blocks, or lower "
+                "placement.cpus_per_block",
+                setting="placement",
+            ) from None
+
+    def gather(self, references: Sequence[Any], what: str, seconds: float, tick: Callable[[], None] | None = None) -> list[Any]:
+        """Wait for one answer of each block.
+
+        Parameters
+        ----------
+        references
+            One call per block, in order.
+        what
+            What the blocks were asked for, for the message.
+        seconds
+            Longest wait; infinite where ``tick`` judges.
+        tick
+            Called now and then during the wait; it may raise.
+
+        Raises
+        ------
+        LowdimfaError
+            The first error that a block returned, a lost actor, or the blocks that stayed silent.
+        """
+        deadline = time.monotonic() + seconds
+        pending = list(references)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)
+            for reference in done:
+                self._answer(reference, references.index(reference), what)
+            if tick is not None:
+                tick()
+            if pending and time.monotonic() > deadline:
+                silent = sorted(references.index(reference) for reference in pending)
+                raise PeerError(
+                    f"no answer to '{what}' from block {', '.join(map(str, silent))} within {seconds:g} s; raise "
+                    "run.liveness_seconds if it needs longer",
+                    block=silent[0],
+                    setting="run.liveness_seconds",
+                )
+        return [self._answer(reference, index, what) for index, reference in enumerate(references)]
+
+    def _answer(self, reference: Any, index: int, what: str) -> Any:
+        try:
+            value = ray.get(reference, timeout=self.liveness)
+        except RayActorError as error:
+            raise PeerError(
+                f"block {index} lost its process during '{what}' ({_first_line(error)})", block=index
+            ) from error
+        except RayTaskError as error:
+            raise LowdimfaError(f"block {index} failed during '{what}': {error}", block=index) from error
+        if isinstance(value, LowdimfaError):
+            raise value
+        return value
+
+    def compute(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a worker's method in every block's compute thread; return the references."""
+        return [actor.compute.remote(method, *arguments) for actor in self.actors]
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a worker's method beside every block's computation; return the references."""
+        return [actor.ask.remote(method, *arguments) for actor in self.actors]
+
+    def abort(self, references: Sequence[Any], cause: LowdimfaError) -> LowdimfaError:
+        """Stop every block's computation and return the error that began it all.
+
+        One block's failure soon shows in the others as lost peers, so those count only if nothing else was reported.
+        """
+        self.ask("abort", PeerError(f"the run was stopped: {cause.message}"))
+        ray.wait(list(references), num_returns=len(references), timeout=self.liveness / 4)
+        found = [cause]
+        for index, reference in enumerate(references):
+            ready, _ = ray.wait([reference], timeout=0)
+            if ready:
+                try:
+                    self._answer(reference, index, "abort")
+                except LowdimfaError as error:
+                    found.append(error)
+        return next((error for error in found if not isinstance(error, PeerError)), _lost_process(found) or cause)
+
+    def close(self) -> None:
+        """End all actors and free their places."""
+        with contextlib.suppress(Exception):  # a dead or hanging actor can't be closed, only ended
+            ray.wait(self.ask("close"), num_returns=len(self.actors), timeout=CLOSE_SECONDS)
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+        remove_placement_group(self._group)
+
+
+def _lost_process(errors: Sequence[LowdimfaError]) -> LowdimfaError | None:
+    return next((error for error in errors if "lost its process" in error.message), None)
+
+
+def _resources() -> dict[str, float]:
+    free = ray.available_resources()
+    return {name: float(free[name]) for name in ("CPU", "GPU") if name in free}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,118 @@
+"""All blocks in this process: ``--engine local``, which needs no Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowdimfa.alignment import Alignment, measure_alignment
+from lowdimfa.block import Stage
+from lowdimfa.build import build_stages
+from lowdimfa.head import Evaluation
+from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
+from lowdimfa.trainer import InProcessTrainer
+from services.monitoring.timeline import TimelineWriter
+from services.trainer.checkpoint import BlockState, CheckpointStore, write_block
+from services.trainer.engine import BroadcastTraffic, OnSteps
+from services.trainer.plan import RunPlan
+from services.trainer.state import load_stage, stage_state
+
+ALIGNMENT_SAMPLES = 256
+
+
+class LocalEngine:
+    """The in-process trainer behind the engines' interface.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    run_dir
+        For checkpoints to resume from, and the timeline.
+    """
+
+    name = "local"
+
+    def __init__(self, plan: RunPlan, run_dir: Path) -> None:
+        self._plan = plan
+        self._run_dir = run_dir
+        self._threads = ExitStack()
+        self._timeline: TimelineWriter | None = None
+
+    def start(self, resume_step: int | None) -> dict[str, Any]:
+        """Build all blocks."""
+        self._threads.enter_context(torch.random.fork_rng(devices=[]))
+        self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_per_block))
+        network = self._plan.network
+        device = torch.device("cuda" if self._plan.specification.placement.gpus_per_block else "cpu")
+        blocks, head = build_stages(
+            network.blocks, network.feedback, network.training, self._plan.dataset.task, device
+        )
+        self._network = DecoupledNetwork(blocks, head, network.feedback)
+        self._trainer = InProcessTrainer(
+            self._network, self._plan.dataset, self._plan.order, network.training.microbatches
+        )
+        if resume_step is not None:
+            manifest = CheckpointStore(self._run_dir).load(resume_step)
+            for stage in self._network.stages:
+                load_stage(stage, manifest)
+        if self._plan.specification.run.timeline:
+            self._timeline = TimelineWriter(self._run_dir / "timeline" / "block-0.jsonl")
+        return {"trainer": os.getpid(), "blocks": []}
+
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
+        """Run steps one after the other."""
+        began = time.time()
+
+        def finished(result: StepResult) -> None:
+            nonlocal began
+            ended = time.time()
+            if self._timeline is not None:
+                self._timeline.record("step", result.step, 0, began, ended)
+            began = ended
+            on_steps([result])
+
+        self._trainer.run(first_step, last_step, finished)
+
+    def evaluate(self) -> Evaluation:
+        """Return loss and accuracy on the test split."""
+        return self._trainer.evaluate()
+
+    def align(self) -> Alignment:
+        """Compare each block's update with the true gradient."""
+        inputs, targets = alignment_batch(self._plan)
+        device = self._network.head.device
+        return measure_alignment(self._network.blocks, self._network.head, inputs.to(device), targets.to(device))
+
+    def save(self, directory: Path) -> list[dict[str, Any]]:
+        """Write every block's state."""
+        return [write_block(directory, stage_state(stage)) for stage in self._network.stages]
+
+    def states(self) -> list[BlockState]:
+        """Return every block's state."""
+        return [stage_state(stage) for stage in self._network.stages]
+
+    def stages(self) -> list[Stage]:
+        """Return blocks and head."""
+        return self._network.stages
+
+    def traffic(self) -> BroadcastTraffic:
+        """Nothing is sent within one process."""
+        return BroadcastTraffic()
+
+    def close(self) -> None:
+        """Write out the timeline and give torch its number of threads back."""
+        if self._timeline is not None:
+            self._timeline.close()
+        self._threads.close()
+
+
+def alignment_batch(plan: RunPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first samples of the training split, on which alignment is measured."""
+    indices = torch.arange(min(ALIGNMENT_SAMPLES, len(plan.dataset.train)))
+    return plan.dataset.train.inputs(indices), plan.dataset.train.targets(indices)

@@ -1,0 +1,161 @@
+"""The training loop: segments of steps, and between them evaluations, checkpoints and measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowdimfa.errors import LowdimfaError
+from lowdimfa.network import StepResult
+from services.trainer.checkpoint import CheckpointStore
+from services.trainer.engine import Engine
+from services.trainer.events import Event, EventLog, ProgressMeter
+from services.trainer.manifest import Manifest
+from services.trainer.plan import RunPlan
+from services.trainer.state import resume_meta
+from services.trainer.watch import TrainerWatch
+
+
+class TrainingLoop:
+    """Drives an engine through a run.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    engine
+        Where the blocks are.
+    run_dir
+        Gets checkpoints.
+    log
+        Gets events.
+    watch
+        Gets what Prometheus sees of the trainer.
+    """
+
+    def __init__(self, plan: RunPlan, engine: Engine, run_dir: Path, log: EventLog, watch: TrainerWatch) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._run_dir = run_dir
+        self._log = log
+        self._watch = watch
+        self._store = CheckpointStore(run_dir, plan.specification.run.keep)
+        self._total = plan.network.training.total_steps
+        self._seconds = 0.0
+        self._done = 0
+        self._saved: int | None = None
+        self._evaluated: dict[str, Any] = {}
+        self._meter = ProgressMeter(
+            self._emit,
+            batch_size=plan.order.batch_size,
+            steps_per_epoch=plan.order.steps_per_epoch,
+            total_steps=self._total,
+            every=plan.specification.train.log_every,
+        )
+
+    def run(self, manifest: Manifest | None) -> Event:
+        """Run to the end and return the ``finished`` event.
+
+        Parameters
+        ----------
+        manifest
+            Of the checkpoint to go on from.
+        """
+        if manifest is not None:
+            self._done = self._saved = manifest.step
+            self._seconds = float(manifest.meta.get("seconds", 0.0))
+        pids = self._engine.start(None if manifest is None else manifest.step)
+        self._started(pids)
+        while self._done < self._total:
+            self._segment(self._next_stop())
+        if not self._evaluated or self._evaluated["step"] != self._done:
+            self._evaluate()
+        if self._saved != self._done:
+            self._save()
+        return self._finished()
+
+    def _started(self, pids: dict[str, Any]) -> None:
+        plan = self._plan
+        self._emit(
+            "started",
+            run_dir=str(self._run_dir),
+            engine=self._engine.name,
+            blocks=len(plan.network.blocks),
+            parameters=self._parameters,
+            error_dim=plan.network.shape.error_dim,
+            steps=self._total,
+            step=self._done,
+            pids=pids,
+        )
+
+    def _segment(self, stop: int) -> None:
+        self._meter.begin(self._done)
+        began = time.monotonic()
+        self._engine.run_steps(self._done, stop, self._take)
+        self._seconds += time.monotonic() - began
+        self._done = stop
+        run = self._plan.specification.run
+        if run.evaluate_every_epochs and stop % (run.evaluate_every_epochs * self._plan.order.steps_per_epoch) == 0:
+            self._evaluate()
+        if run.checkpoint_every and stop % run.checkpoint_every == 0:
+            self._save()
+
+    def _next_stop(self) -> int:
+        run = self._plan.specification.run
+        periods = (run.checkpoint_every, run.evaluate_every_epochs * self._plan.order.steps_per_epoch)
+        stops = [(self._done // period + 1) * period for period in periods if period]
+        return min([*stops, self._total])
+
+    def _take(self, results: Sequence[StepResult]) -> None:
+        self._meter.take(results)
+
+    def _evaluate(self) -> None:
+        result = self._engine.evaluate()
+        self._evaluated = {"step": self._done, "test_loss": result.loss, "test_accuracy": result.accuracy}
+        self._emit("evaluated", **self._evaluated)
+        if self._plan.specification.run.alignment and self._plan.network.feedback.form == "broadcast":
+            self._emit("alignment", step=self._done, **self._engine.align().as_event())
+
+    def _save(self) -> None:
+        began = time.monotonic()
+        directory = self._store.begin(self._done)
+        entries = self._engine.save(directory)
+        meta = resume_meta(self._plan) | {"seconds": self._seconds}
+        path = self._store.commit(self._done, entries, meta)
+        self._saved = self._done
+        self._emit("checkpoint", step=self._done, path=str(path), seconds=time.monotonic() - began)
+
+    def _finished(self) -> Event:
+        samples = self._done * self._plan.order.batch_size
+        traffic = self._engine.traffic()
+        return self._emit(
+            "finished",
+            run_dir=str(self._run_dir),
+            steps=self._done,
+            samples=samples,
+            seconds=self._seconds,
+            samples_per_second=samples / self._seconds if self._seconds else 0.0,
+            test_loss=self._evaluated["test_loss"],
+            test_accuracy=self._evaluated["test_accuracy"],
+            blocks=len(self._plan.network.blocks),
+            error_dim=self._plan.network.shape.error_dim,
+            broadcast_payload_bytes_per_sample=traffic.payload,
+            broadcast_wire_bytes_per_sample=traffic.wire,
+            parameters=self._parameters,
+        )
+
+    def _emit(self, event: str, **fields: Any) -> Event:
+        entry = self._log.emit(event, **fields)
+        self._watch.saw(entry)
+        return entry
+
+    @property
+    def _parameters(self) -> int:
+        return sum(block.parameters for block in self._plan.network.blocks)
+
+
+def failed(log: EventLog, watch: TrainerWatch, error: LowdimfaError) -> None:
+    """Record the end of a run that failed."""
+    watch.saw(log.emit("failed", **error.as_event()))

@@ -1,0 +1,187 @@
+"""Everything about a run that follows from its specification alone: data, model, cut, feedback, steps.
+
+Each process of a run makes the plan anew from the same specification and gets the same one; only the boundaries
+between blocks are handed on, because measured costs may differ from machine to machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.build import ErrorShape, error_shape, tap_of
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
+from lowdimfa.errors import InputError
+from lowdimfa.imports import call_factory
+from lowdimfa.losses import checked_loss, make_loss, validate_class_targets
+from lowdimfa.partition import BlockPlan, partition
+from lowdimfa.tickets import derive_seed
+from services.spec import Specification
+
+
+@dataclass(frozen=True)
+class Example:
+    """Shape and type of the network's inputs: all that a block in the middle needs to know of the data."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def batch(self, samples: int = 2) -> Tensor:
+        """Return a batch of zeros."""
+        return torch.zeros(samples, *self.shape, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The cut network and its feedback, without data."""
+
+    blocks: list[BlockPlan]
+    shape: ErrorShape
+    feedback: FeedbackConfig
+    training: TrainingConfig
+
+    @property
+    def boundaries(self) -> list[str]:
+        """Names of the layers at which the second and later blocks start."""
+        return [block.name for block in self.blocks[1:]]
+
+    def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
+        """Return the plan as the run directory's ``plan.json``."""
+        taps = [tap_of(block, self.feedback, self.shape) for block in self.blocks[:-1]]
+        features = [tap.features(block.output_shape) for tap, block in zip(taps, self.blocks, strict=False)]
+        blocks = [
+            {
+                "index": block.index,
+                "name": block.name,
+                "layers": [layer.name for layer in block.layers],
+                "parameters": block.parameters,
+                "input_shape": list(block.input_shape),
+                "output_shape": list(block.output_shape),
+                "cost_share": round(block.cost_share, 4),
+            }
+            | ({"tap": taps[i].name, "tap_features": features[i]} if i < len(taps) else {"tap": None, "tap_features": 0})
+            for i, block in enumerate(self.blocks)
+        ]
+        return {
+            "blocks": blocks,
+            "error_dim": self.shape.error_dim,
+            "task_dim": self.shape.task_dim,
+            "parameters": sum(block.parameters for block in self.blocks),
+            "feedback_parameters": sum(features) * self.shape.error_dim,
+            "microbatches": self.training.microbatches,
+            "window": window,
+            "staleness": self.training.staleness,
+            "steps": self.training.total_steps,
+            "steps_per_epoch": steps_per_epoch,
+        }
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The whole run."""
+
+    specification: Specification
+    dataset: Dataset
+    order: BatchOrder
+    example: Example
+    network: NetworkPlan
+
+
+def make_run_plan(specification: Specification, boundaries: Sequence[str] | None = None) -> RunPlan:
+    """Load the data, build and cut the model, and check that everything fits.
+
+    Parameters
+    ----------
+    specification
+        Of the run.
+    boundaries
+        Of an earlier run that is resumed, in place of an automatic cut.
+
+    Raises
+    ------
+    InputError
+        Anything in the specification doesn't fit the data, the model, or itself.
+    """
+    dataset = load_dataset(specification)
+    train = specification.train
+    order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
+    first = dataset.train.inputs(torch.tensor([0]))
+    example = Example(tuple(first.shape[1:]), first.dtype)
+    steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
+    network = make_network_plan(specification, example, steps, boundaries)
+    _check_targets(specification, network, dataset)
+    return RunPlan(specification, dataset, order, example, network)
+
+
+def make_network_plan(
+    specification: Specification, example: Example, total_steps: int, boundaries: Sequence[str] | None = None
+) -> NetworkPlan:
+    """Build the model with the run's seed and cut it into blocks."""
+    model = build_model(specification)
+    cut = specification.model.blocks if boundaries is None else list(boundaries)
+    blocks = partition(model, cut, example.batch(), specification.model.balance)
+    feedback = FeedbackConfig(**specification.feedback.model_dump())
+    return NetworkPlan(blocks, error_shape(blocks, feedback), feedback, training_config(specification, total_steps))
+
+
+def load_dataset(specification: Specification) -> Dataset:
+    """Call the data factory, and apply the limits that the specification sets."""
+    data = specification.data
+    dataset = as_dataset(call_factory(data.factory, dict(data.args), "data.factory"), "data.factory")
+    if data.validation:
+        dataset = dataset.with_validation(data.validation)
+    limit = specification.train.limit_samples
+    return dataset if limit is None else dataset.limited(limit)
+
+
+def build_model(specification: Specification) -> nn.Module:
+    """Call the model factory with random numbers that depend on the run's seed alone."""
+    model = specification.model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(specification.train.seed, "model"))
+        return call_factory(model.factory, dict(model.args), "model.factory")  # type: ignore[no-any-return]
+
+
+def training_config(specification: Specification, total_steps: int) -> TrainingConfig:
+    """Return what the blocks need to know of the ``train`` section."""
+    train = specification.train
+
+    def update(section: Any) -> UpdateConfig:
+        scheduler = section.scheduler if section.scheduler is not None else train.scheduler
+        return UpdateConfig(
+            _factory(section.optimizer or train.optimizer),
+            None if scheduler is None else _factory(scheduler),
+            section.grad_clip if section.grad_clip is not None else train.grad_clip,
+        )
+
+    return TrainingConfig(
+        total_steps=total_steps,
+        microbatches=train.microbatches,
+        staleness=train.staleness,
+        seed=train.seed,
+        precision=train.precision,
+        loss=train.loss,
+        update=update(train),
+        per_block={index: update(section) for index, section in train.per_block.items()},
+    )
+
+
+def _factory(section: Any) -> FactoryConfig:
+    return FactoryConfig(section.factory, dict(section.args))
+
+
+def _check_targets(specification: Specification, network: NetworkPlan, dataset: Dataset) -> None:
+    """Run the loss once on an output of the right shape, so that a mismatch is found before the first step."""
+    loss = make_loss(specification.train.loss, dataset.task)
+    targets = dataset.train.targets(torch.arange(min(2, len(dataset.train))))
+    if specification.train.loss in ("auto", "cross_entropy") and dataset.task != "regression":
+        for split in (dataset.train, dataset.test):
+            validate_class_targets(split.targets(torch.arange(len(split))), network.shape.task_dim)
+    outputs = torch.zeros(len(targets), *network.blocks[-1].output_shape, requires_grad=True)
+    if not checked_loss(loss, outputs, targets).requires_grad:
+        raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")

@@ -1,0 +1,247 @@
+"""Blocks in Ray actors: placement and control by Ray, micro-batches and errors over gRPC between the blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lowdimfa.alignment import Alignment, measure_alignment
+from lowdimfa.build import build_stages
+from lowdimfa.errors import LowdimfaError, PeerError
+from lowdimfa.head import Evaluation
+from lowdimfa.network import computing_threads
+from lowdimfa.trainer import evaluation_batches
+from services.block.job import BlockJob
+from services.block.worker import Reachable, Status
+from services.monitoring.exporter import Target, write_targets
+from services.rpc.security import Security
+from services.trainer.engine import BroadcastTraffic, OnSteps
+from services.trainer.fleet import Fleet
+from services.trainer.local_engine import alignment_batch
+from services.trainer.plan import RunPlan
+from services.trainer.run_dir import targets_file
+from services.trainer.user_code import UserCode
+from services.trainer.watch import TrainerWatch
+
+START_LIVENESS = 3.0
+"""A block may take this many times the liveness to start: it imports torch, loads data and builds the model."""
+
+
+class RayEngine:
+    """Runs each block in an actor of its own.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    run_dir
+        The same path on every node.
+    user_code
+        The user's own files.
+    watch
+        The trainer's own metrics, listed with those of the blocks.
+    """
+
+    name = "ray"
+
+    def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode, watch: TrainerWatch) -> None:
+        self._plan = plan
+        self._watch = watch
+        self._targets = targets_file(run_dir)
+        self._run_dir = run_dir
+        self._user_code = user_code
+        self._blocks = len(plan.network.blocks)
+        self._liveness = plan.specification.run.liveness_seconds
+        self._fleet: Fleet | None = None
+        self._samples = 0
+
+    def start(self, resume_step: int | None) -> dict[str, Any]:
+        """Place the actors, build the blocks, let them greet and connect, and load a checkpoint if there is one."""
+        fleet = self._fleet = Fleet(self._plan.specification, self._blocks)
+        patience = START_LIVENESS * self._liveness
+        places = fleet.gather([actor.where.remote() for actor in fleet.actors], "start", patience)
+        one_node = len({node for node, _, _ in places}) == 1
+        security = Security.loopback() if one_node else Security.mutual_tls()
+        hosts = ["127.0.0.1" if one_node else address for _, address, _ in places]
+        run = secrets.token_hex(8)
+        prepared = [
+            actor.prepare.remote(self._job(index, run), security, hosts[index])
+            for index, actor in enumerate(fleet.actors)
+        ]
+        reachable: list[Reachable] = fleet.gather(prepared, "prepare", patience)
+        peers = [block.rpc for block in reachable]
+        fleet.gather(fleet.compute("connect", peers), "connect", patience)
+        fleet.gather(fleet.compute("wait_until_connected"), "connect", patience)
+        if resume_step is not None:
+            fleet.gather(fleet.compute("load", resume_step), "load the checkpoint", patience)
+        trainer = self._watch.serve("127.0.0.1" if one_node else ray.util.get_node_ip_address())
+        self._announce(reachable, trainer)
+        return {"trainer": os.getpid(), "blocks": [pid for _, _, pid in places]}
+
+    def _job(self, index: int, run: str) -> BlockJob:
+        plan = self._plan
+        return BlockJob(
+            run=run,
+            run_dir=str(self._run_dir),
+            index=index,
+            specification=plan.specification.model_dump(mode="json"),
+            boundaries=plan.network.boundaries,
+            input_shape=plan.example.shape,
+            input_dtype=str(plan.example.dtype).removeprefix("torch."),
+            total_steps=plan.network.training.total_steps,
+            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
+            user_code=self._user_code,
+        )
+
+    def _announce(self, reachable: list[Reachable], trainer: str) -> None:
+        last, job = self._blocks - 1, self._run_dir.name
+        blocks = [
+            Target(
+                address=block.metrics,
+                job=job,
+                role="head" if index == last else "block",
+                block=str(index),
+            )
+            for index, block in enumerate(reachable)
+        ]
+        self._targets.parent.mkdir(exist_ok=True)
+        write_targets(self._targets, [*blocks, Target(address=trainer, job=job, role="trainer")])
+
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
+        """Let all blocks run their schedules, and hand on what the head reports."""
+        fleet = self._require()
+        watch = StallWatch(fleet, self._liveness)
+
+        def tick() -> None:
+            (finished,) = fleet.gather([fleet.actors[-1].ask.remote("finished_steps")], "report", self._liveness)
+            if finished:
+                on_steps(finished)
+            watch.look()
+
+        self._drive(fleet, "run_steps", (first_step, last_step), tick)
+        tick()
+        self._samples += (last_step - first_step) * self._plan.order.batch_size
+
+    def evaluate(self) -> Evaluation:
+        """Pass the test split through all blocks; the head counts."""
+        fleet = self._require()
+        totals: Evaluation = self._drive(fleet, "evaluate", (), StallWatch(fleet, self._liveness).look)[-1]
+        return totals
+
+    def _drive(self, fleet: Fleet, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> list[Any]:
+        references = fleet.compute(method, *arguments)
+        try:
+            return fleet.gather(references, method.replace("_", " "), float("inf"), tick)
+        except LowdimfaError as error:
+            raise fleet.abort(references, error) from error
+
+    def align(self) -> Alignment:
+        """Gather all blocks' states in this process and compare their updates with the true gradients."""
+        fleet, plan = self._require(), self._plan
+        states = fleet.gather(fleet.compute("state"), "give its state", START_LIVENESS * self._liveness)
+        network = plan.network
+        with computing_threads(plan.specification.placement.threads_per_block):
+            blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
+            for stage, (tensors, scalars) in zip((*blocks, head), states, strict=True):
+                stage.load({name: value.cpu() for name, value in tensors.items()}, scalars)
+            return measure_alignment(blocks, head, *alignment_batch(plan))
+
+    def save(self, directory: Path) -> list[dict[str, Any]]:
+        """Let every block write its own state."""
+        fleet = self._require()
+        return fleet.gather(fleet.compute("save", str(directory)), "save", START_LIVENESS * self._liveness)
+
+    def traffic(self) -> BroadcastTraffic:
+        """Return what the first block received; every subscriber receives the same."""
+        if self._blocks == 1 or not self._samples:
+            return BroadcastTraffic()
+        fleet = self._require()
+        status: Status = fleet.gather([fleet.actors[0].ask.remote("status")], "report", self._liveness)[0]
+        return BroadcastTraffic(
+            status.broadcast.payload_bytes / self._samples, status.broadcast.wire_bytes / self._samples
+        )
+
+    def close(self) -> None:
+        """End all actors."""
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
+            with contextlib.suppress(OSError):
+                self._targets.unlink(missing_ok=True)
+
+    def _require(self) -> Fleet:
+        if self._fleet is None:
+            raise LowdimfaError("the engine was not started")
+        return self._fleet
+
+
+class StallWatch:
+    """Notices when no block gets on, and names the one that holds the others up.
+
+    Parameters
+    ----------
+    fleet
+        The blocks.
+    liveness
+        Seconds without any progress, or without an answer, after which the run is stalled.
+    """
+
+    def __init__(self, fleet: Fleet, liveness: float) -> None:
+        self._fleet = fleet
+        self._liveness = liveness
+        self._next_look = time.monotonic() + liveness / 4
+
+    def look(self) -> None:
+        """Ask all blocks what they do, a few times per liveness.
+
+        Raises
+        ------
+        PeerError
+            A block doesn't answer, or computes for longer than the liveness while the others wait.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._liveness / 4
+        statuses: list[Status] = self._fleet.gather(self._fleet.ask("status"), "say what it does", self._liveness)
+        stuck = [
+            (index, status)
+            for index, status in enumerate(statuses)
+            if status.working and time.time() - status.busy_since > self._liveness
+        ]
+        if stuck:
+            index, status = stuck[0]
+            raise PeerError(
+                f"block {index} holds the run up: {status.activity}; raise run.liveness_seconds if it may take longer",
+                block=index,
+                step=status.applied_steps,
+                setting="run.liveness_seconds",
+            )
+
+
+def local_cpus(blocks: int, cpus_per_block: float) -> int:
+    """Return how many CPUs a Ray started for one run should count, so that all blocks fit on few cores."""
+    return max(os.cpu_count() or 1, int(-(-blocks * cpus_per_block // 1)))
+
+
+def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callable[[], None]:
+    """Join the cluster at an address, or start one on this machine; return what ends the connection.
+
+    A connection that the caller has made before is used and left alone.
+    """
+    if ray.is_initialized():
+        return lambda: None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if address is None:
+        ray.init(address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
+    else:
+        ray.init(address=address, **common)
+    return lambda: ray.shutdown()

@@ -1,0 +1,46 @@
+"""What the tests of the gRPC parts share."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LIVENESS = 5.0
+
+
+class Inbox:
+    """Stands in for a block's inbox: a queue whose `get` fails the test instead of hanging."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self.put = self._queue.put
+
+    def get(self, seconds: float = 10.0) -> Any:
+        return self._queue.get(timeout=seconds)
+
+    def take(self, count: int) -> list[Any]:
+        return [self.get() for _ in range(count)]
+
+    def empty(self) -> bool:
+        return self._queue.empty()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until a condition that has no event of its own holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+@contextmanager
+def no_threads_left() -> Iterator[None]:
+    """Fail unless every thread that was started inside ends."""
+    before = set(threading.enumerate())
+    yield
+    # gRPC's own threads end shortly after the channel or server that they belong to.
+    eventually(lambda: not set(threading.enumerate()) - before)

@@ -1,0 +1,349 @@
+"""Checkpoints: what is written comes back, a crash costs nothing, and what was tampered with is refused."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lowdimfa.errors import InputError, ResourceError
+from services.trainer.checkpoint import BlockState, CheckpointStore, export_file, export_state, write_block
+
+Blocks = dict[int, dict[str, Tensor]]
+MODEL: Blocks = {
+    0: {"model/a.weight": torch.arange(6.0).view(2, 3), "optimizer/a.weight/step": torch.tensor(4.0)},
+    1: {"model/b.weight": torch.ones(3, dtype=torch.bfloat16), "feedback/b/Q": torch.zeros(2, 5)},
+}
+SHAPES = {"a.weight": (2, 3), "b.weight": (3,)}
+
+
+def save(
+    store: CheckpointStore, step: int, blocks: Blocks = MODEL, scalars: dict[str, Any] | None = None
+) -> Path:
+    directory = store.begin(step)
+    states = [BlockState(i, [f"layer{i}"], tensors, scalars or {}) for i, tensors in blocks.items()]
+    return store.commit(step, [write_block(directory, state) for state in states], {"run": "test"})
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return left.contiguous().flatten().view(torch.uint8).equal(right.contiguous().flatten().view(torch.uint8))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, keep=2)
+
+
+dtypes = st.sampled_from(
+    [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
+)
+shapes = st.lists(st.integers(0, 3), max_size=3)
+tensors = st.builds(
+    lambda shape, dtype, k: (torch.randn(shape) * k).to(dtype), shapes, dtypes, st.integers(0, 3)
+)
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+json_values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    saved=st.dictionaries(names.map("model/".__add__), tensors, max_size=5),
+    cut=st.integers(0, 5),
+    scalars=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
+)
+def test_what_is_written_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, saved: dict[str, Tensor], cut: int, scalars: dict[str, Any]
+) -> None:
+    store = CheckpointStore(tmp_path_factory.mktemp("run"), keep=1)
+    items = list(saved.items())
+    save(store, 7, {0: dict(items[:cut]), 1: dict(items[cut:])}, scalars)
+    manifest = copy.deepcopy(store.load(7))  # as when it travels to the blocks
+    read = manifest.tensors(lambda name: True)
+    assert read.keys() == saved.keys()
+    assert all(same(read[name], saved[name]) for name in saved)
+    assert [entry.scalars for entry in manifest.entries] == [scalars, scalars]
+    manifest.require_same_model({name.removeprefix("model/"): tuple(t.shape) for name, t in saved.items()})
+
+
+def test_tensors_are_found_by_name_whatever_the_blocks(store: CheckpointStore) -> None:
+    save(store, 3)
+    manifest = store.latest()
+    assert manifest is not None
+    assert (manifest.step, manifest.meta, manifest.path.name) == (3, {"run": "test"}, "step-00000003")
+    assert [(entry.block, entry.layers) for entry in manifest.entries] == [(0, ["layer0"]), (1, ["layer1"])]
+    wanted = {"model/b.weight", "optimizer/a.weight/step"}
+    assert manifest.tensors(wanted.__contains__).keys() == wanted
+
+
+def test_tied_and_strided_tensors_are_saved_by_value(store: CheckpointStore) -> None:
+    weight = torch.arange(6.0, requires_grad=True).view(2, 3)
+    save(store, 1, {0: {"model/in": weight, "model/out": weight, "model/turned": weight.T}})
+    state = export_state(store.load(1))
+    assert same(state["in"], weight) and same(state["out"], weight) and same(state["turned"], weight.T)
+
+
+def test_loaded_tensors_outlive_the_file_and_may_be_changed(store: CheckpointStore) -> None:
+    path = save(store, 1)
+    loaded = export_state(store.load(1))["a.weight"]
+    (path / "block-0.safetensors").write_bytes(b"")
+    loaded += 1
+    assert same(loaded, MODEL[0]["model/a.weight"] + 1)
+
+
+def test_export_writes_the_plain_model(store: CheckpointStore, tmp_path: Path) -> None:
+    save(store, 1)
+    output = tmp_path / "new" / "model.safetensors"
+    export_file(store.load(1), output)
+    exported = load_file(output)
+    assert {name: tuple(tensor.shape) for name, tensor in exported.items()} == SHAPES
+    assert same(exported["b.weight"], MODEL[1]["model/b.weight"])
+    assert [path.name for path in output.parent.iterdir()] == ["model.safetensors"]
+    with pytest.raises(InputError, match="can't be written"):
+        export_file(store.load(1), output / "below-a-file")
+
+
+def test_only_the_newest_are_kept(store: CheckpointStore) -> None:
+    assert store.latest() is None and store.list() == []
+    for step in (1, 2, 3, 100_000_000):
+        save(store, step)
+    assert store.list() == [3, 100_000_000]
+    latest = store.latest()
+    assert latest is not None and latest.step == 100_000_000
+
+
+def test_a_given_up_course_of_the_run_is_not_the_newest(store: CheckpointStore) -> None:
+    for step in (10, 20):
+        save(store, step)
+    save(store, 15)
+    assert store.list() == [10, 15]
+
+
+def test_leftovers_are_no_checkpoints_and_go_away(store: CheckpointStore, tmp_path: Path) -> None:
+    save(store, 1)
+    write_block(store.begin(2), BlockState(0, [], MODEL[0], {}))
+    incomplete = tmp_path / "checkpoints" / "step-00000009"
+    incomplete.mkdir()
+    assert store.list() == [1]
+    with pytest.raises(InputError, match=r"no checkpoint of step 9; .* \(there: 1\)"):
+        store.load(9)
+    assert list(store.begin(2).iterdir()) == []
+    save(store, 3)
+    assert sorted(path.name for path in incomplete.parent.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+class Crash(BaseException):
+    """The machine stops."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Let everything that changes the disk stop at its ``call``-th call, before doing anything."""
+    counter = itertools.count()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            if next(counter) >= call:
+                raise Crash
+            return function(*args, **kwargs)
+
+        return stopping
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "chmod"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    monkeypatch.setattr(Path, "write_text", counted(Path.write_text))
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "keep"), [([5], 5, 1), ([5, 6], 7, 1), ([5, 6], 7, 2), ([5, 9], 7, 2)]
+)
+def test_a_crash_at_any_point_leaves_a_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[int], step: int, keep: int
+) -> None:
+    new = {0: {"model/a.weight": torch.full((2, 3), 8.0)}}
+    for call in itertools.count():
+        store = CheckpointStore(tmp_path / str(call), keep)
+        for earlier in before:
+            save(CheckpointStore(tmp_path / str(call), keep=9), earlier)
+        with monkeypatch.context() as patched:
+            crash_at(patched, call)
+            try:
+                save(store, step, new)
+                crashed = False
+            except Crash:
+                crashed = True
+        found = store.latest()
+        assert found is not None
+        for number in store.list():
+            store.load(number)
+        state = export_state(found)
+        if not crashed:
+            assert found.step == step
+        assert same(
+            state["a.weight"], new[0]["model/a.weight"] if len(state) == 1 else MODEL[0]["model/a.weight"]
+        )
+        assert found.step in {step, max(before)} and (len(state) == 1) <= (found.step == step)
+
+        save(store, step, new)  # the run goes on after the crash, and the leftovers are gone
+        assert len(export_state(store.load(None))) == 1
+        assert len(list((tmp_path / str(call) / "checkpoints").iterdir())) <= keep
+        if not crashed:
+            assert call > 10
+            return
+
+
+def test_everything_is_on_the_disk_before_the_name_is(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, rename = os.fsync, os.rename
+
+    def record(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def check(source: Path, target: Path) -> None:
+        if Path(target).name == "step-00000001":
+            assert synced == {
+                "block-0.safetensors",
+                "block-1.safetensors",
+                "manifest.json",
+                "step-00000001.tmp",
+            }
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "rename", check)
+    save(store, 1)
+    assert "checkpoints" in synced
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path / "block-0.safetensors", 40)
+
+
+def flip_a_bit(path: Path) -> None:
+    file = path / "block-0.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def forge(path: Path) -> None:
+    """Put in garbage, with the size and digest in the manifest to match."""
+    garbage = b"\xff" * 64
+    (path / "block-0.safetensors").write_bytes(garbage)
+    digest = hashlib.sha256(garbage).hexdigest()
+    rewrite(path, lambda m: m["blocks"][0].update(bytes=64, sha256=digest))
+
+
+def link(path: Path) -> None:
+    (path / "block-0.safetensors").rename(path / "elsewhere")
+    (path / "block-0.safetensors").symlink_to(path / "elsewhere")
+
+
+def block(**fields: Any) -> Callable[[Path], None]:
+    return lambda path: rewrite(path, lambda m: m["blocks"][0].update(fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncate, "block-0.safetensors: found 40 bytes; expected"),
+        (flip_a_bit, "block-0.safetensors: found SHA-256"),
+        (forge, "block-0.safetensors: found Error while deserializing header"),
+        (link, "block-0.safetensors: found no such plain file"),
+        (
+            lambda path: (path / "block-1.safetensors").unlink(),
+            "block-1.safetensors: found no such plain file",
+        ),
+        (lambda path: os.truncate(path / "manifest.json", 30), "manifest.json: found at the whole file"),
+        (
+            lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"),
+            "manifest.json: found at the whole file",
+        ),
+        (lambda path: rewrite(path, lambda m: m.update(format=2)), "manifest.json: found at format"),
+        (lambda path: rewrite(path, lambda m: m.update(step=8)), "found step 8; expected step 7"),
+        (lambda path: rewrite(path, lambda m: m.update(blocks=m["blocks"][:1] * 2)), "listed twice"),
+        (lambda path: rewrite(path, lambda m: m.update(surprise=1)), "at surprise"),
+        (block(file="../step-00000006/block-0.safetensors"), "at blocks.0.file"),
+        (block(file="/etc/passwd"), "at blocks.0.file"),
+        (block(file="block-0.safetensors\n"), "at blocks.0.file"),
+        (block(sha256="0" * 63), "at blocks.0.sha256"),
+        (block(bytes="many"), "at blocks.0.bytes"),
+        (block(tensors=["model/other"]), "found other tensors"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_a_good_one_named(
+    store: CheckpointStore, damage: Callable[[Path], object], words: str
+) -> None:
+    save(store, 6)
+    damage(save(store, 7))
+    with pytest.raises(InputError) as caught:
+        store.latest()
+    assert words in caught.value.message
+    assert "step-00000007" in caught.value.message
+    assert caught.value.message.endswith("The older checkpoint of step 6 is good; resume from that.")
+    assert store.load(6).step == 6
+
+
+def test_without_a_good_one_none_is_promised(store: CheckpointStore) -> None:
+    for step in (6, 7):
+        truncate(save(store, step))
+    with pytest.raises(InputError) as caught:
+        store.load(None)
+    assert "older" not in caught.value.message
+
+
+def test_another_model_is_refused_by_name(store: CheckpointStore) -> None:
+    save(store, 1)
+    manifest = store.load(1)
+    manifest.require_same_model(SHAPES)
+    with pytest.raises(InputError, match=r"a\.weight \[2, 3\] there, \[3, 3\] in the model"):
+        manifest.require_same_model(SHAPES | {"a.weight": (3, 3)})
+    with pytest.raises(InputError, match=r"b\.weight \[3\] there, missing in the model"):
+        manifest.require_same_model({"a.weight": (2, 3)})
+    with pytest.raises(InputError, match=r"n0 missing there, \[\] in the model; n1 .*; and 3 more"):
+        manifest.require_same_model(SHAPES | {f"n{i}": () for i in range(6)})
+
+
+def test_storage_that_is_not_shared_is_named(store: CheckpointStore, tmp_path: Path) -> None:
+    store.begin(1)
+    elsewhere = tmp_path / "another-node"
+    elsewhere.mkdir()
+    entry = write_block(elsewhere, BlockState(0, [], MODEL[0], {}))
+    for visible in (None, b"half a file"):
+        if visible:
+            (tmp_path / "checkpoints" / "step-00000001.tmp" / entry["file"]).write_bytes(visible)
+        with pytest.raises(InputError, match=r"run\.storage: found no complete .*block-0"):
+            store.commit(1, [entry], {})
+    assert store.list() == []
+
+
+def test_a_block_that_cannot_write_says_where(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="block 2 can't write") as caught:
+        write_block(tmp_path / "missing", BlockState(2, [], MODEL[0], {}))
+    assert (caught.value.block, caught.value.setting) == (2, "run.storage")

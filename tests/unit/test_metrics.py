@@ -1,0 +1,133 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.monitoring import metrics_docs
+from services.monitoring.exporter import write_targets
+from services.monitoring.metrics import BUSY_KINDS, STATES, BlockMetrics, TrainerMetrics
+from services.monitoring.metrics_table import METRICS
+from services.monitoring.timeline import CAUSES
+
+SUBSYSTEMS = "block|broadcast|activation|head|trainer"
+UNITS = (
+    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info"
+)
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
+    """Return values by name and the values of the labels beyond job and block."""
+    return {
+        (sample.name, *(v for k, v in sample.labels.items() if k not in ("job", "block"))): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+
+
+def used_block() -> BlockMetrics:
+    metrics = BlockMetrics("run-1", "2")
+    metrics.stepped(7)
+    metrics.samples(128)
+    for kind in BUSY_KINDS:
+        metrics.busy(kind, 0.5)
+    for cause in CAUSES:
+        metrics.waited(cause, 0.25)
+    metrics.staleness(1)
+    metrics.inflight(3)
+    metrics.broadcast("sent", 2, 400, 440)
+    metrics.broadcast("received", 1, 200, 220)
+    metrics.activation("sent", 1000)
+    metrics.activation("received", 2000)
+    metrics.trained(0.5, 0.875)
+    return metrics
+
+
+def used_trainer() -> TrainerMetrics:
+    metrics = TrainerMetrics("run-1")
+    metrics.planned(100)
+    metrics.progress(10, 0.5, 1234.5)
+    metrics.evaluated(0.6, 0.75)
+    metrics.checkpointed(1_700_000_000.0, 1.5)
+    metrics.state("running")
+    metrics.failed("peer_lost")
+    return metrics
+
+
+def test_names_follow_the_pattern_and_counters_end_in_total() -> None:
+    for metric in METRICS:
+        pattern = rf"lowdimfa_({SUBSYSTEMS})(_[a-z]+)+_({UNITS})"
+        suffix = "_total" if metric.type == "counter" else ""
+        assert re.fullmatch(pattern + suffix, metric.name), metric.name
+        assert metric.name.endswith("_total") == (metric.type == "counter")
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+@pytest.mark.parametrize("metrics", [used_block(), used_trainer()], ids=["block", "trainer"])
+def test_exposition_holds_every_metric_of_the_table_and_nothing_else(
+    metrics: BlockMetrics | TrainerMetrics,
+) -> None:
+    process = "block" if isinstance(metrics, BlockMetrics) else "trainer"
+    rows = {row.name: row for row in METRICS if row.process == process}
+    seen = set()
+    for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
+        for sample in family.samples:
+            row = rows[sample.name]
+            assert (family.type, family.documentation) == (row.type, row.help)
+            assert tuple(sorted(sample.labels)) == tuple(sorted(row.labels))
+            assert sample.labels["job"] == "run-1"
+            seen.add(sample.name)
+    assert seen == set(rows)
+
+
+def test_each_call_reaches_its_own_sample() -> None:
+    values = samples(used_block().registry)
+    assert values["lowdimfa_block_applied_steps",] == 7
+    assert values["lowdimfa_block_trained_samples_total",] == 128
+    assert values["lowdimfa_broadcast_error_messages_total", "sent"] == 2
+    assert values["lowdimfa_broadcast_payload_bytes_total", "sent"] == 400
+    assert values["lowdimfa_broadcast_wire_bytes_total", "received"] == 220
+    assert values["lowdimfa_activation_payload_bytes_total", "received"] == 2000
+    assert values["lowdimfa_head_training_accuracy_ratio",] == 0.875
+    values = samples(used_trainer().registry)
+    assert values["lowdimfa_trainer_completed_epochs",] == 0.5
+    assert values["lowdimfa_trainer_throughput_samples_per_second",] == 1234.5
+    assert values["lowdimfa_trainer_job_failures_total", "peer_lost"] == 1
+
+
+def test_counters_start_at_zero_and_values_that_do_not_exist_are_absent() -> None:
+    metrics = BlockMetrics("run-1", "0")
+    values = samples(metrics.registry)
+    assert values["lowdimfa_block_busy_seconds_total", "forward"] == 0
+    assert ("lowdimfa_head_training_loss_value",) not in values
+    metrics.trained(0.5, None)
+    values = samples(metrics.registry)
+    assert ("lowdimfa_head_training_loss_value",) in values
+    assert ("lowdimfa_head_training_accuracy_ratio",) not in values
+
+
+def test_a_job_has_one_state_at_a_time() -> None:
+    metrics = TrainerMetrics("run-1")
+    for state in STATES:
+        metrics.state(state)
+        values = samples(metrics.registry)
+        assert [s for s in STATES if values["lowdimfa_trainer_job_state_info", s]] == [state]
+
+
+def test_documentation_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics_docs.main(["--check"]) == 0
+    monkeypatch.setattr(metrics_docs, "PATH", tmp_path / "metrics.md")
+    assert metrics_docs.main(["--check"]) == 1
+    assert metrics_docs.main([]) == 0
+    assert metrics_docs.main(["--check"]) == 0
+
+
+def test_targets_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "targets.json"
+    write_targets(path, [{"address": "h:1", "job": "run-1", "role": "trainer"}])
+    write_targets(path, [{"address": "h:2", "job": "run-1", "role": "head", "block": "3"}])
+    labels = {"job": "run-1", "role": "head", "block": "3"}
+    assert json.loads(path.read_text()) == [{"targets": ["h:2"], "labels": labels}]
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,360 @@
+"""The schedule, proved in a simulation of several blocks without network, clocks or threads.
+
+The simulation keeps its own account of every block and holds the schedule to it: an instruction that breaks a
+rule fails, and so does a wait while the rules would let the block work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowdimfa.errors import PeerError, ProtocolError
+from lowdimfa.tickets import Ticket
+from services.block.instructions import (
+    ActivationArrived,
+    ApplyStep,
+    Compute,
+    Done,
+    ErrorArrived,
+    Event,
+    Finished,
+    Instruction,
+    PeerLost,
+    Policy,
+    Publish,
+    RunForward,
+    RunUpdate,
+    Send,
+    Wait,
+)
+from services.block.schedule import Schedule
+
+
+def policy(
+    *, first: bool = False, head: bool = False, m: int = 1, w: int = 1, s: int = 0, probe_every: int = 0
+) -> Policy:
+    return Policy(first, head, microbatches=m, window=w, staleness=s, probe_every=probe_every)
+
+
+def is_probed(rules: Policy, ticket: Ticket) -> bool:
+    return rules.probe_every > 0 and ticket.microbatch == 0 and ticket.step % rules.probe_every == 0
+
+
+@dataclass
+class Node:
+    """One simulated block, with the rules counted a second time from the log of what it did."""
+
+    rules: Policy
+    steps: range
+    schedule: Schedule = field(init=False)
+    activations: set[Ticket] = field(default_factory=set)
+    errors: set[tuple[Ticket, str]] = field(default_factory=set)
+    finished: list[Compute] = field(default_factory=list)
+    running: Compute | None = None
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.rules, self.steps.start, self.steps.stop)
+        tickets = [Ticket(t, j) for t in self.steps for j in range(self.rules.microbatches)]
+        self.forwards: list[Compute] = [RunForward(x, is_probed(self.rules, x)) for x in tickets]
+        self.updates: list[Compute] = []
+        for ticket in tickets:
+            last = ticket.microbatch == self.rules.microbatches - 1
+            if not self.rules.head:
+                self.updates.append(RunUpdate(ticket, "train"))
+                self.updates += [RunUpdate(ticket, "probe")] * is_probed(self.rules, ticket)
+            self.updates += [ApplyStep(ticket.step)] * last
+
+    def of(self, *kinds: type) -> list[Compute]:
+        return [item for item in self.finished if isinstance(item, kinds)]
+
+    def runnable(self) -> Compute | None:
+        """What the policy wants this block to compute now."""
+        forwarded, updated = len(self.of(RunForward)), self.of(RunUpdate, ApplyStep)
+        applied = self.steps.start + len(self.of(ApplyStep))
+        if len(updated) < len(self.updates):
+            update = self.updates[len(updated)]
+            if isinstance(update, RunUpdate) and (update.ticket, update.kind) in self.errors:
+                return update
+            last_forward = (
+                self.rules.head and forwarded == (applied - self.steps.start + 1) * self.rules.microbatches
+            )
+            if isinstance(update, ApplyStep) and (last_forward or not self.rules.head):
+                return update
+        if forwarded < len(self.forwards) and self.held_back_by() is None:
+            return self.forwards[forwarded]
+        return None
+
+    def held_back_by(self) -> str | None:
+        forwarded = len(self.of(RunForward))
+        if forwarded == len(self.forwards):
+            return "error"
+        forward = self.forwards[forwarded]
+        assert isinstance(forward, RunForward)
+        if self.steps.start + len(self.of(ApplyStep)) < forward.ticket.step - self.rules.staleness:
+            return "staleness"
+        if self.in_flight() >= self.rules.window:
+            return "window"
+        if not self.rules.first and forward.ticket not in self.activations:
+            return "activation"
+        return None
+
+    def in_flight(self) -> int:
+        trained = sum(isinstance(item, RunUpdate) and item.kind == "train" for item in self.finished)
+        return 0 if self.rules.head else len(self.of(RunForward)) - trained
+
+    def obey(self, instruction: Instruction) -> None:
+        """Take one decision of the schedule, and fail unless the policy wants just that."""
+        assert self.running is None and not self.done
+        assert self.schedule.in_flight == self.in_flight() <= self.rules.window
+        assert self.schedule.applied_steps == self.steps.start + len(self.of(ApplyStep))
+        wanted = self.runnable()
+        if isinstance(instruction, Done):
+            assert wanted is None and self.finished[-1:] == self.updates[-1:]
+            self.done = True
+        elif isinstance(instruction, Wait):
+            assert wanted is None and instruction.cause == self.held_back_by()
+        else:
+            assert instruction == wanted
+            self.running = wanted
+
+
+class Simulation:
+    """Blocks whose messages arrive late, out of order and more than once, and whose work takes any time."""
+
+    def __init__(self, blocks: int, rules: Policy, steps: range, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.mail: list[tuple[int, Event]] = []
+        self.nodes = []
+        for block in range(blocks):
+            role = Policy(
+                first=block == 0,
+                head=block == blocks - 1,
+                microbatches=rules.microbatches,
+                window=rules.window,
+                staleness=rules.staleness,
+                probe_every=rules.probe_every,
+            )
+            self.nodes.append(Node(role, steps))
+
+    def run(self) -> None:
+        for node in self.nodes:
+            self.decide(node, node.schedule.start())
+        while choices := [*range(len(self.mail)), *(node for node in self.nodes if node.running)]:
+            choice = self.random.choice(choices)
+            if isinstance(choice, int):
+                self.deliver(choice)
+            else:
+                self.finish(choice)
+        assert all(node.done for node in self.nodes), [node.schedule.waiting_for for node in self.nodes]
+
+    def decide(self, node: Node, instructions: list[Instruction]) -> None:
+        assert len(instructions) == 1
+        node.obey(instructions[0])
+
+    def deliver(self, position: int) -> None:
+        block, event = self.mail[position]
+        if self.random.random() < 0.7:  # otherwise it stays, and arrives once more
+            self.mail.pop(position)
+        node = self.nodes[block]
+        if isinstance(event, ActivationArrived):
+            fresh = event.ticket not in node.activations
+            node.activations.add(event.ticket)
+        else:
+            assert isinstance(event, ErrorArrived)
+            fresh = (event.ticket, event.kind) not in node.errors
+            node.errors.add((event.ticket, event.kind))
+        instructions = node.schedule.handle(event)
+        if fresh and node.running is None:
+            self.decide(node, instructions)
+        else:
+            assert instructions == []
+
+    def finish(self, node: Node) -> None:
+        ended, node.running = node.running, None
+        assert ended is not None
+        node.finished.append(ended)
+        instructions = node.schedule.handle(Finished(ended))
+        block = self.nodes.index(node)
+        if isinstance(ended, RunForward):
+            sent = instructions.pop(0)
+            if node.rules.head:
+                assert sent == Publish(ended.ticket, ended.probe)
+                self.publish(ended)
+            else:
+                assert sent == Send(ended.ticket)
+                self.mail.append((block + 1, ActivationArrived(ended.ticket)))
+        self.decide(node, instructions)
+
+    def publish(self, forward: RunForward) -> None:
+        for block in range(len(self.nodes) - 1):
+            self.mail.append((block, ErrorArrived(forward.ticket, "train")))
+            if forward.probe:
+                self.mail.append((block, ErrorArrived(forward.ticket, "probe")))
+
+
+def check(blocks: int, rules: Policy, steps: range, seed: int) -> None:
+    simulation = Simulation(blocks, rules, steps, seed)
+    simulation.run()
+    for node in simulation.nodes:
+        assert node.of(RunForward) == node.forwards
+        assert node.of(RunUpdate, ApplyStep) == node.updates
+        if rules.staleness == 0:
+            sequential: list[Compute] = []
+            for t in steps:
+                sequential += [x for x in node.forwards if isinstance(x, RunForward) and x.ticket.step == t]
+                sequential += [ApplyStep(t)]
+            assert node.of(RunForward, ApplyStep) == sequential
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_every_small_combination_completes_by_the_rules(blocks: int, staleness: int) -> None:
+    combinations = itertools.product((1, 2, 3), (1, 2, 3, 7), (0, 1, 2))
+    for (m, w, probe_every), seed in itertools.product(combinations, range(5)):
+        check(blocks, policy(m=m, w=w, s=staleness, probe_every=probe_every), range(4), seed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    blocks=st.integers(1, 5),
+    rules=st.builds(
+        policy,
+        m=st.integers(1, 5),
+        w=st.integers(1, 8),
+        s=st.integers(0, 3),
+        probe_every=st.integers(0, 3),
+    ),
+    first_step=st.integers(0, 7),
+    steps=st.integers(0, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_any_interleaving_completes_by_the_rules(
+    blocks: int, rules: Policy, first_step: int, steps: int, seed: int
+) -> None:
+    check(blocks, rules, range(first_step, first_step + steps), seed)
+
+
+def drive(schedule: Schedule, *events: Event) -> list[Instruction]:
+    """Start, hand over the events, and return the last answer."""
+    answer = schedule.start()
+    for event in events:
+        answer = schedule.handle(event)
+    return answer
+
+
+ZERO = Ticket(0, 0)
+FORWARDED = Finished(RunForward(ZERO, False))
+
+
+def test_a_whole_probed_step_by_hand() -> None:
+    schedule = Schedule(policy(m=1, probe_every=2), 0, 1)
+    assert schedule.start() == [Wait("activation")]
+    assert schedule.handle(ActivationArrived(ZERO)) == [RunForward(ZERO, True)]
+    assert schedule.handle(Finished(RunForward(ZERO, True))) == [Send(ZERO), Wait("error")]
+    assert schedule.handle(ErrorArrived(ZERO, "probe")) == [Wait("error")]
+    assert schedule.handle(ErrorArrived(ZERO, "train")) == [RunUpdate(ZERO, "train")]
+    assert schedule.handle(ErrorArrived(ZERO, "train")) == []
+    assert schedule.in_flight == 1
+    assert schedule.handle(Finished(RunUpdate(ZERO, "train"))) == [RunUpdate(ZERO, "probe")]
+    assert schedule.in_flight == 0
+    assert schedule.handle(Finished(RunUpdate(ZERO, "probe"))) == [ApplyStep(0)]
+    assert schedule.handle(Finished(ApplyStep(0))) == [Done()]
+    assert schedule.handle(ErrorArrived(ZERO, "probe")) == []
+
+
+def test_window_smaller_than_the_step_and_no_staleness_goes_on() -> None:
+    schedule = Schedule(policy(first=True, m=2, w=1), 0, 1)
+    assert drive(schedule, FORWARDED) == [Send(ZERO), Wait("window")]
+    assert schedule.handle(ErrorArrived(ZERO, "train")) == [RunUpdate(ZERO, "train")]
+    assert schedule.handle(Finished(RunUpdate(ZERO, "train"))) == [RunForward(Ticket(0, 1), False)]
+
+
+def test_staleness_lets_the_next_step_run_ahead_and_no_further() -> None:
+    strict, loose = (Schedule(policy(first=True, w=9, s=s), 5, 9) for s in (0, 1))
+    forwarded = [Finished(RunForward(Ticket(step, 0), False)) for step in (5, 6)]
+    assert drive(strict, forwarded[0]) == [Send(Ticket(5, 0)), Wait("staleness")]
+    assert drive(loose, forwarded[0])[1] == RunForward(Ticket(6, 0), False)
+    assert loose.handle(forwarded[1])[1] == Wait("staleness")
+
+
+def test_updates_and_steps_come_before_forwards() -> None:
+    schedule = Schedule(policy(first=True, w=2, s=1), 0, 3)
+    second = Finished(RunForward(Ticket(1, 0), False))
+    drive(schedule, FORWARDED, ErrorArrived(ZERO, "train"))
+    assert schedule.handle(second) == [Send(Ticket(1, 0)), RunUpdate(ZERO, "train")]
+    assert schedule.handle(Finished(RunUpdate(ZERO, "train"))) == [ApplyStep(0)]
+    assert schedule.handle(Finished(ApplyStep(0))) == [RunForward(Ticket(2, 0), False)]
+
+
+@pytest.mark.parametrize(
+    ("rules", "before", "event", "step"),
+    [
+        (policy(), [], ActivationArrived(Ticket(2, 0)), 2),
+        (policy(), [], ActivationArrived(Ticket(-1, 0)), -1),
+        (policy(m=2), [], ActivationArrived(Ticket(1, 2)), 1),
+        (policy(m=2), [], ActivationArrived(Ticket(1, -1)), 1),
+        (policy(first=True), [], ActivationArrived(ZERO), 0),
+        (policy(first=True), [], ErrorArrived(ZERO, "train"), 0),
+        (policy(first=True, m=2), [FORWARDED], ErrorArrived(Ticket(0, 1), "train"), 0),
+        (policy(first=True), [FORWARDED], ErrorArrived(Ticket(7, 0), "train"), 7),
+        (policy(first=True), [FORWARDED], ErrorArrived(ZERO, "probe"), 0),
+        (policy(first=True, head=True), [FORWARDED], ErrorArrived(ZERO, "train"), 0),
+        (policy(), [], FORWARDED, 0),
+        (policy(first=True), [FORWARDED], FORWARDED, 0),
+        (policy(first=True), [], Finished(ApplyStep(1)), 1),
+    ],
+)
+def test_what_cannot_belong_to_the_run_is_refused(
+    rules: Policy, before: list[Event], event: Event, step: int
+) -> None:
+    schedule = Schedule(rules, 0, 2)
+    drive(schedule, *before)
+    with pytest.raises(ProtocolError, match=f"step {step}") as caught:
+        schedule.handle(event)
+    assert caught.value.step == step
+
+
+@pytest.mark.parametrize(
+    ("rules", "events", "words"),
+    [
+        (policy(m=2), [], "activation of step 3, micro-batch 0"),
+        (policy(first=True), [], "its own computation of step 3, micro-batch 0"),
+        (
+            policy(first=True),
+            [Finished(RunForward(Ticket(3, 0), False))],
+            "train error of step 3, micro-batch 0 (the staleness limit holds back step 4, micro-batch 0)",
+        ),
+        (
+            policy(first=True, head=True),
+            [Finished(RunForward(Ticket(3, 0), False))],
+            "its own optimiser, at step 3",
+        ),
+    ],
+)
+def test_a_lost_peer_is_named_with_what_was_awaited(rules: Policy, events: list[Event], words: str) -> None:
+    schedule = Schedule(rules, 3, 5)
+    drive(schedule, *events)
+    with pytest.raises(PeerError) as caught:
+        schedule.handle(PeerLost("block 1", "connection reset"))
+    assert caught.value.message == f"lost block 1 (connection reset) while waiting for {words}"
+    assert caught.value.step == 3
+
+
+def test_the_last_error_is_awaited_by_name() -> None:
+    schedule = Schedule(policy(first=True), 0, 1)
+    drive(schedule, FORWARDED)
+    assert schedule.waiting_for == "train error of step 0, micro-batch 0"
+
+
+def test_a_peer_that_leaves_after_the_end_is_no_loss() -> None:
+    schedule = Schedule(policy(), 4, 4)
+    assert schedule.start() == [Done()]
+    assert schedule.waiting_for == "nothing, all steps are applied"
+    assert schedule.handle(PeerLost("block 1", "closed")) == []

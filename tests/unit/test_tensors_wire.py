@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowdimfa.errors import ProtocolError
+from lowdimfa.tickets import Ticket
+from services.block.activations import Activation, Assembly, SampleLimit, pack, split, unpack
+from services.rpc.protocol import run_fingerprint, wire_bytes
+from services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
+from services.rpc.v1 import activations_pb2 as pb
+
+DTYPES = [dtype_of(code) for code in range(8)]
+SHAPES = st.lists(st.integers(0, 5), max_size=8).filter(lambda shape: math.prod(shape) <= 2000)
+
+
+def random_tensor(dtype: torch.dtype, shape: list[int], seed: int) -> torch.Tensor:
+    raw = torch.randint(
+        0, 256, (math.prod(shape) * dtype.itemsize,), generator=torch.Generator().manual_seed(seed)
+    )
+    if dtype == torch.bool:
+        raw %= 2
+    return raw.to(torch.uint8).view(dtype).reshape(shape)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return bytes(encode(tensor))
+
+
+@given(st.sampled_from(DTYPES), SHAPES, st.integers(0, 2**32))
+def test_every_tensor_comes_back_bit_by_bit(dtype: torch.dtype, shape: list[int], seed: int) -> None:
+    tensor = random_tensor(dtype, shape, seed)
+    back = decode(dtype_code(dtype), shape, bits(tensor))
+    assert back.dtype == dtype
+    assert list(back.shape) == shape
+    assert bits(back) == bits(tensor)
+
+
+def test_strided_tensors_travel_in_row_major_order() -> None:
+    tensor = torch.arange(12.0).reshape(3, 4).t()[:, ::2]
+    torch.testing.assert_close(decode(0, tensor.shape, encode(tensor)), tensor)
+
+
+def test_decoding_takes_aligned_memory_of_its_own() -> None:
+    data = bytearray(bits(torch.arange(64.0)))
+    tensor = decode(0, [64], memoryview(data))
+    data[:] = bytes(len(data))
+    assert tensor[63] == 63
+    assert tensor.data_ptr() % 64 == 0
+
+
+@given(
+    st.integers(-3, 300),
+    st.lists(st.integers(-(2**63), 2**63), max_size=10) | st.lists(st.integers(-1, 4), max_size=10),
+    st.binary(max_size=64),
+)
+def test_malformed_tensors_are_protocol_errors(code: int, shape: list[int], data: bytes) -> None:
+    try:
+        tensor = decode(code, shape, data)
+    except ProtocolError:
+        return
+    assert tensor.nbytes == len(data)
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "data"),
+    [
+        (8, [1], bytes(4)),
+        (0, [1], bytes(3)),
+        (0, [1], bytes(5)),
+        (0, [-1], bytes(4)),
+        (0, [1] * 9, bytes(4)),
+        (0, [0, 2**62, 2**62], b""),
+        (7, [2], b"\x01\x02"),
+    ],
+)
+def test_each_kind_of_malformed_tensor_is_refused(code: int, shape: list[int], data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(code, shape, data)
+
+
+def test_no_memory_is_taken_beyond_the_limit() -> None:
+    with pytest.raises(ProtocolError):
+        TensorBuffer(0, [MAX_TENSOR_BYTES])
+    with pytest.raises(ProtocolError):
+        TensorBuffer(0, [11], limit=40)
+
+
+def test_complex_tensors_have_no_code() -> None:
+    with pytest.raises(ProtocolError, match="complex64"):
+        encode(torch.zeros(2, dtype=torch.complex64))
+
+
+@given(st.integers(0, 4), st.lists(st.integers(0, 3), max_size=3), st.booleans(), st.integers(0, 9))
+def test_activations_survive_being_cut(samples: int, shape: list[int], probe: bool, seed: int) -> None:
+    tensors = tuple(random_tensor(torch.float32, [samples, *shape], seed + i) for i in range(1 + probe))
+    activation = Activation("train", Ticket(3, 1), tensors, 5)
+    limit = SampleLimit(tuple(shape), torch.float32, 4)
+    assert bits(assemble(list(split(activation, 1, 0)), limit).tensors[-1]) == bits(tensors[-1])
+
+
+def test_large_activations_take_several_frames() -> None:
+    tensors = (torch.randn(3, 1000, 200), torch.randn(3, 1000, 200))
+    frames = list(split(Activation("evaluate", Ticket(0, 0), tensors, 0), 1, 0))
+    assert len(frames) == 6
+    assert max(map(len, frames)) < (1 << 20) + 100
+    back = assemble(frames, SampleLimit((1000, 200), torch.float32, 3))
+    assert back.kind == "evaluate"
+    assert all(torch.equal(one, other) for one, other in zip(back.tensors, tensors, strict=True))
+
+
+@given(st.binary(max_size=40))
+def test_malformed_frames_are_protocol_errors_and_nothing_else(frame: bytes) -> None:
+    limit = SampleLimit((2,), torch.float32, 2)
+    try:
+        header, data = unpack(frame)
+        Assembly(header, limit).add(header.offset, data)
+    except ProtocolError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [pb.TensorType(dtype=0, shape=[2, 3])],
+        [pb.TensorType(dtype=0, shape=[5, 2])],
+        [pb.TensorType(dtype=1, shape=[2, 2])],
+        [pb.TensorType(dtype=99, shape=[2, 2])],
+        [pb.TensorType(dtype=0)],
+        [pb.TensorType(dtype=0, shape=[2, 2]), pb.TensorType(dtype=0, shape=[1, 2])],
+        [pb.TensorType(dtype=0, shape=[2, 2])] * 3,
+    ],
+)
+def test_unexpected_tensors_are_refused_before_memory_is_taken(tensors: list[pb.TensorType]) -> None:
+    with pytest.raises(ProtocolError):
+        Assembly(pb.ActivationHeader(tensors=tensors), SampleLimit((2,), torch.float32, 4))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 17), (4, 4), (0, 0)])
+def test_frames_out_of_place_are_refused(offset: int, size: int) -> None:
+    header = pb.ActivationHeader(tensors=[pb.TensorType(shape=[2, 2])])
+    with pytest.raises(ProtocolError):
+        Assembly(header, SampleLimit((2,), torch.float32, 4)).add(offset, memoryview(bytes(size)))
+
+
+def test_frame_layout() -> None:
+    frame = pack(pb.ActivationHeader(sequence=1), b"abc")
+    assert frame == b"\x02\x00\x00\x00\x08\x01abc"
+
+
+def test_wire_bytes_count_frames_of_16_kib() -> None:
+    assert wire_bytes(100) == 100 + 5 + 9
+    assert wire_bytes((1 << 14) - 5) == (1 << 14) + 9
+    assert wire_bytes((1 << 14) - 4) == (1 << 14) + 1 + 18
+
+
+def test_fingerprint_is_the_head_of_the_digest() -> None:
+    assert run_fingerprint("") == 0xE3B0C442
+
+
+def assemble(frames: list[bytes], limit: SampleLimit) -> Activation:
+    header, data = unpack(frames[0])
+    assembly = Assembly(header, limit)
+    activation = assembly.add(header.offset, data)
+    for frame in frames[1:]:
+        if activation is None:
+            header, data = unpack(frame)
+            activation = assembly.add(header.offset, data)
+    assert activation is not None
+    return activation
