@@ -73,7 +73,9 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
             output = block.run(inputs.detach(), ticket)
             tapped = block.tap(output)
             parameters = [value for value in block.module.parameters() if value.requires_grad]
-            update = torch.autograd.grad(tapped, parameters, block.feedback.deliver(sent), materialize_grads=True)
+            update = torch.autograd.grad(
+                tapped, parameters, block.feedback.deliver(sent), materialize_grads=True
+            )
             found.append(_compare(block.index, update, truth))
             inputs = output
     return Alignment(found, head.projection.explained_energy(error))

@@ -79,6 +79,10 @@ class Stage:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
         return output.float() if self._autocast else output
 
+    def step(self) -> None:
+        """Apply the accumulated gradients to the layers."""
+        self.updater.step()
+
     @property
     def boundary(self) -> str:
         """Name of the last layer, under which the state of the block's end is kept."""
@@ -224,7 +228,7 @@ class Block(Stage):
     def step(self) -> None:
         """Apply the accumulated gradients to the layers and the feedback weights."""
         self.feedback.step()
-        self.updater.step()
+        super().step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state's tensors, keyed by the plain model's names."""
@@ -261,7 +265,11 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
 
     The buffers themselves aren't touched: a graph that is kept for a later backward may refer to them.
     """
-    originals = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
+    originals = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
     for part, name, buffer in originals:
         setattr(part, name, buffer.clone())
     try:

@@ -167,15 +167,12 @@ def _updater(
     plan: BlockPlan, module: BlockModule, weights: FeedbackWeights | None, training: TrainingConfig
 ) -> Updater:
     forward = {
-        name: parameter
-        for name, parameter in module.named_plain_parameters()
-        if parameter.requires_grad
+        name: parameter for name, parameter in module.named_plain_parameters() if parameter.requires_grad
     }
     trained = dict(forward)
     if weights is not None and weights.trained_by_optimizer and forward:
         trained[f"{plan.layers[-1].name}.Q"] = weights.weights
     return Updater(trained, list(forward.values()), training.update_of(plan.index), training.total_steps)
-
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:

@@ -144,7 +144,7 @@ class Head(Stage):
     def step(self) -> None:
         """Apply the accumulated gradients to the layers, and the projection's rule."""
         self.projection.step()
-        self.updater.step()
+        super().step()
 
     def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation) -> None:
         """Add one evaluation batch to the totals."""

@@ -80,7 +80,9 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
             "a model whose last layer fits the data's targets and the loss",
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
-        raise InputError("train.loss", f"a loss that returns {value!r}", "a scalar tensor, the mean over the samples")
+        raise InputError(
+            "train.loss", f"a loss that returns {value!r}", "a scalar tensor, the mean over the samples"
+        )
     return value
 
 
@@ -105,5 +107,7 @@ def validate_class_targets(targets: Tensor, classes: int) -> None:
     low, high = (int(value) for value in torch.aminmax(targets))
     if low < 0 or high >= classes:
         raise InputError(
-            "model.args", f"an output of {classes} classes", f"room for the targets {low} to {high} of the data"
+            "model.args",
+            f"an output of {classes} classes",
+            f"room for the targets {low} to {high} of the data",
         )

@@ -155,7 +155,9 @@ class DecoupledNetwork:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the plain model's state dict, which loads into the model that was cut."""
-        return {name: value for stage in self.stages for name, value in stage.module.plain_state_dict().items()}
+        return {
+            name: value for stage in self.stages for name, value in stage.module.plain_state_dict().items()
+        }
 
 
 def decouple(
@@ -187,7 +189,9 @@ def decouple(
     """
     feedback = feedback or FeedbackConfig()
     training = training or TrainingConfig(total_steps=total_steps)
-    return DecoupledNetwork(*build_stages(partition(model, blocks, example), feedback, training, task), feedback)
+    return DecoupledNetwork(
+        *build_stages(partition(model, blocks, example), feedback, training, task), feedback
+    )
 
 
 @contextmanager

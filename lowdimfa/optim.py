@@ -57,7 +57,10 @@ class Updater:
             where = "train.scheduler"
             factory = resolve(config.scheduler.factory, f"{where}.factory")
             arguments = dict(config.scheduler.args)
-            if "total_steps" in inspect.signature(factory).parameters and not arguments.keys() & {"total_steps", "epochs"}:
+            if "total_steps" in inspect.signature(factory).parameters and not arguments.keys() & {
+                "total_steps",
+                "epochs",
+            }:
                 arguments["total_steps"] = total_steps
             self.scheduler = _call(factory, (self.optimizer,), arguments, where)
 
@@ -85,10 +88,14 @@ class Updater:
         """Return what else the optimiser and scheduler remember, as plain data."""
         state = self._state()
         numbers = {
-            self._names[index]: {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+            self._names[index]: {
+                key: value for key, value in entries.items() if not isinstance(value, Tensor)
+            }
             for index, entries in state["state"].items()
         }
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]
+        ]
         scheduler = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
         return {"numbers": numbers, "groups": groups, "scheduler": scheduler}
 
@@ -100,7 +107,9 @@ class Updater:
         for index, name in enumerate(self._names):
             entries: dict[str, Any] = dict(scalars.get("numbers", {}).get(name, {}))
             prefix = f"{name}/"
-            entries |= {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            entries |= {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
             if entries:
                 state[index] = entries
         current = self.optimizer.state_dict()
@@ -132,5 +141,7 @@ def _call(factory: Any, positional: tuple[Any, ...], arguments: dict[str, Any], 
         return factory(*positional, **arguments)
     except Exception as error:  # a user's factory may fail in any way
         raise InputError(
-            f"{where}.args", f"{arguments!r} ({type(error).__name__}: {error})", "arguments that the factory accepts"
+            f"{where}.args",
+            f"{arguments!r} ({type(error).__name__}: {error})",
+            "arguments that the factory accepts",
         ) from error

@@ -24,7 +24,9 @@ def keep_saved_weights(module: nn.Module) -> Iterator[None]:
         if pointer not in storages:
             return tensor
         if pointer not in copies:
-            whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+            whole = tensor.detach().as_strided(
+                (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
+            )
             copies[pointer] = whole.clone()
         return copies[pointer].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 

@@ -53,7 +53,9 @@ class Tap:
         """Return the number of features of the tap for an output of the given shape (without the batch)."""
         return self(torch.zeros(1, *output_shape)).shape[-1]
 
-    def perturb(self, output: Tensor, noise_scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, output: Tensor, noise_scale: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Add noise to a block's output and return how the tap's value moves.
 
         Parameters

@@ -27,13 +27,17 @@ class InProcessTrainer:
         Parts of a step's batch.
     """
 
-    def __init__(self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder, microbatches: int = 1) -> None:
+    def __init__(
+        self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder, microbatches: int = 1
+    ) -> None:
         self.network = network
         self._dataset = dataset
         self._order = order
         self._microbatches = microbatches
 
-    def run(self, first_step: int, last_step: int, on_step: Callable[[StepResult], None] | None = None) -> None:
+    def run(
+        self, first_step: int, last_step: int, on_step: Callable[[StepResult], None] | None = None
+    ) -> None:
         """Run the steps ``first_step <= t < last_step``; ``on_step`` gets each one's result."""
         for step in range(first_step, last_step):
             result = self.network.train_step(step, self._batches(step))
@@ -59,4 +63,4 @@ class InProcessTrainer:
 
 def evaluation_batches(split: Split, microbatch_size: int) -> list[torch.Tensor]:
     """Return the indices of a split in order, in batches of at least 256 samples (fewer in the last)."""
-    return list(torch.arange(len(split)).split(max(microbatch_size, 256)))
+    return list(torch.split(torch.arange(len(split)), max(microbatch_size, 256)))

@@ -70,7 +70,9 @@ class ErrorProjection:
         """Return the share of the error's energy that lies in the row space of ``P``, between 0 and 1."""
         rows = error.flatten(0, -2)
         basis, _ = torch.linalg.qr(self.weights.t())
-        return float((rows @ basis).square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny))
+        return float(
+            (rows @ basis).square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the weights to a device."""

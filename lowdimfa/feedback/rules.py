@@ -60,10 +60,16 @@ class HebbianFeedback(FeedbackWeights):
     """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
 
     ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
-    Optimiser and weight decay are the block's.
+    Optimiser and weight decay are the block's. ``Q`` starts at zero, so that nothing but learned correlations steers
+    the first updates: with an optimiser that is invariant to scale, such as Adam, random weights would steer them for
+    hundreds of steps (about a point of accuracy on a convolutional network).
     """
 
     trained_by_optimizer = True
+
+    def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
+        super().__init__(features, error_dim, generator)
+        self.weights.data.zero_()
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
         """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""
@@ -87,7 +93,9 @@ class ProbedFeedback(FeedbackWeights):
         Of the exponential average, ``β``.
     """
 
-    def __init__(self, features: int, error_dim: int, generator: torch.Generator, decay: float = 0.99) -> None:
+    def __init__(
+        self, features: int, error_dim: int, generator: torch.Generator, decay: float = 0.99
+    ) -> None:
         super().__init__(features, error_dim, generator)
         self.decay = decay
         self.probes = 0

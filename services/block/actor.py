@@ -24,8 +24,7 @@ def guarded(call: Callable[[], T]) -> T | LowdimfaError:
         return error
 
 
-@ray.remote(concurrency_groups={"io": 4, "compute": 1}, max_restarts=0, max_task_retries=0)
-class BlockActor:
+class BlockHost:
     """Runs one `BlockWorker`. Control calls go to the group ``io``, so they answer while compute runs."""
 
     def __init__(self, index: int) -> None:
@@ -61,3 +60,9 @@ class BlockActor:
         if self._worker is None:
             raise LowdimfaError(f"block {self._index} was asked before it was prepared", block=self._index)
         return self._worker
+
+
+BlockActor: Any = ray.remote(concurrency_groups={"io": 4, "compute": 1}, max_restarts=0, max_task_retries=0)(
+    BlockHost
+)
+"""The actor class; each of its methods is called with ``.remote``."""

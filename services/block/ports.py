@@ -35,7 +35,7 @@ class DataPort:
         """Return a short digest of sizes and training targets, by which two processes know that they read alike."""
         train = self._dataset.train
         digest = hashlib.sha256(f"{len(train)}:{len(self._dataset.test)}".encode())
-        for indices in torch.arange(len(train)).split(4096):
+        for indices in torch.split(torch.arange(len(train)), 4096):
             targets = train.targets(indices).contiguous()
             digest.update(targets.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -115,4 +115,3 @@ class BlockPorts:
     def _data(self) -> DataPort:
         assert self.data is not None, "only the first block and the head draw data"
         return self.data
-

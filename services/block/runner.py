@@ -20,6 +20,7 @@ from lowdimfa.head import Broadcast, Evaluation, Head
 from lowdimfa.network import StepResult
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
+from services.block.activations import Kind as ActivationKind
 from services.block.instructions import (
     ActivationArrived,
     ApplyStep,
@@ -67,7 +68,7 @@ class Ports(Protocol):
     def evaluation_targets(self, index: int) -> Tensor:
         """Return an evaluation batch's targets (head)."""
 
-    def send(self, kind: str, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+    def send(self, kind: ActivationKind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
 
     def release(self, activation: Activation) -> None:
@@ -264,9 +265,7 @@ class BlockRunner:
         self._result.add(sent.loss, sent.correct, sent.counted)
 
     def _apply(self, step: int) -> None:
-        stage = self.stage
-        assert isinstance(stage, (Block, Head))
-        stage.step()
+        self.stage.step()
         if self._result is not None:
             self._observer.trained(self._result)
             self.finished_steps.append(self._result)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.errors import LowdimfaError
@@ -93,7 +92,9 @@ class BlockWorker:
         self._data = self._draws_data()
         if self.is_head:
             task = self._dataset.task
-            self.stage: Any = build_head(plan, network.shape, network.feedback, network.training, task, device)
+            self.stage: Any = build_head(
+                plan, network.shape, network.feedback, network.training, task, device
+            )
         else:
             self.stage = build_block(plan, network.shape, network.feedback, network.training, device)
         self.inbox = Inbox()
@@ -211,7 +212,9 @@ class BlockWorker:
 
     def run_steps(self, first_step: int, last_step: int) -> None:
         """Run the steps ``first_step <= t < last_step``."""
-        torch.set_num_threads(self._specification.placement.threads_per_block)  # each thread has its own number
+        torch.set_num_threads(
+            self._specification.placement.threads_per_block
+        )  # each thread has its own number
         self.runner.run(first_step, last_step)
         self._count_traffic()
 

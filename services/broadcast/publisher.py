@@ -158,7 +158,8 @@ class ErrorPublisher:
         """Wait for one error; return ``None`` when the stream is to end."""
 
         def ended() -> bool:
-            return self._active.get(block) is not context or not context.is_active()
+            replaced = self._active.get(block) is not context
+            return replaced or not context.is_active()
 
         with self._changed:
             self._changed.wait_for(lambda: sequence != self._next_sequence or self._closed or ended())
@@ -170,8 +171,8 @@ class ErrorPublisher:
                 return self._ring[sequence - oldest]
         context.abort(
             grpc.StatusCode.OUT_OF_RANGE,
-            f"block {block} asks for error {sequence}, but the head has published {published} errors and keeps "
-            f"those from {oldest} on",
+            f"block {block} asks for error {sequence}, but the head has published {published} errors "
+            f"and keeps those from {oldest} on",
         )
         return None
 

@@ -14,8 +14,6 @@ from services.cli.options import Format, FormatOption
 app = typer.Typer(help="List and fetch data sets.", no_args_is_help=True)
 
 
-
-
 Root = Annotated[
     str | None,
     typer.Option(help="Data folder [default: $LOWDIMFA_DATA or ~/.cache/lowdimfa/data].", show_default=False),

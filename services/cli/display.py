@@ -139,7 +139,9 @@ def _plain(event: Event) -> str:
 
 
 def _finished(event: Event) -> str:
-    accuracy = "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
+    accuracy = (
+        "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
+    )
     return (
         f"finished: {accuracy}test loss {event['test_loss']:.4f} after {event['steps']:,} steps in "
         f"{_clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
@@ -179,4 +181,12 @@ def _plan_row(block: dict[str, Any], error_dim: int) -> list[str]:
     shapes = ["×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")]
     weights = f"{block['tap_features']}×{error_dim}" if block["tap"] else "exact"
     cost = f"{100 * block['cost_share']:.0f} %"
-    return [str(block["index"]), names, f"{block['parameters']:,}", *shapes, cost, block["tap"] or "head", weights]
+    return [
+        str(block["index"]),
+        names,
+        f"{block['parameters']:,}",
+        *shapes,
+        cost,
+        block["tap"] or "head",
+        weights,
+    ]

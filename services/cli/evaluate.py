@@ -18,5 +18,9 @@ def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
     if form is Format.json:
         typer.echo(to_json(event))
         return
-    accuracy = "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
-    typer.echo(f"step {event['step']:,}: test loss {event['test_loss']:.4f}{accuracy} ({event['samples']:,} samples)")
+    accuracy = (
+        "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
+    )
+    typer.echo(
+        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{accuracy} ({event['samples']:,} samples)"
+    )

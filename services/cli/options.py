@@ -16,5 +16,7 @@ class Format(StrEnum):
     json = "json"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object per line.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Lines for people, or one JSON object per line.")
+]
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]

@@ -25,15 +25,22 @@ class EngineOption(StrEnum):
 def train(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
     ] = None,
-    engine: Annotated[EngineOption, typer.Option(help="An actor per block, or all in this process.")] = EngineOption.ray,
+    engine: Annotated[
+        EngineOption, typer.Option(help="An actor per block, or all in this process.")
+    ] = EngineOption.ray,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Directory of the run [default: a new one].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")
+    ] = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""

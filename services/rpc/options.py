@@ -35,8 +35,8 @@ def _common_options(liveness: float) -> Options:
     return [
         ("grpc.keepalive_time_ms", _milliseconds(liveness / 3)),
         ("grpc.keepalive_timeout_ms", _milliseconds(liveness / 3)),
-        # Bandwidth probes are pings too, and while one is unanswered no keepalive ping is sent: by default it may
-        # hide a silent peer for a minute.
+        # Bandwidth probes are pings too, and while one is unanswered no keepalive ping is sent: by default it
+        # may hide a silent peer for a minute.
         ("grpc.http2.ping_timeout_ms", _milliseconds(liveness / 3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),

@@ -35,7 +35,9 @@ class FeedbackSection(Section):
         "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
         "is below the task's.",
     )
-    p_lr: float = Field(0.01, gt=0, description="Learning rate of Oja's rule.")
+    p_lr: float = Field(
+        0.1, gt=0, description="Learning rate of Oja's rule, on an error correlation of trace 1."
+    )
     tap: Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"] = Field(
         "auto",
         description="The function of a block's output at which the error is delivered: the flat output, its "

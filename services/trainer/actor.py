@@ -13,8 +13,7 @@ from services.trainer.events import Event
 from services.trainer.execute import RunRequest, execute
 
 
-@ray.remote(num_cpus=0, concurrency_groups={"io": 2, "run": 1}, max_restarts=0, max_task_retries=0)
-class TrainerActor:
+class TrainerHost:
     """Runs one request and keeps its events for whoever watches."""
 
     def __init__(self) -> None:
@@ -37,6 +36,12 @@ class TrainerActor:
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
+
+
+TrainerActor: Any = ray.remote(
+    num_cpus=0, concurrency_groups={"io": 2, "run": 1}, max_restarts=0, max_task_retries=0
+)(TrainerHost)
+"""The actor class; each of its methods is called with ``.remote``."""
 
 
 def follow(trainer: Any, running: Any, sink: Any) -> Event | LowdimfaError:

@@ -94,7 +94,9 @@ class DecoupledTrainer:
             raise InputError("--resume", "no --run-dir", "the directory of the run to continue")
         self._address = address
         self._on_event = on_event or (lambda event: None)
-        path = new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
+        path = (
+            new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
+        )
         self.request = RunRequest(
             specification=self.specification.model_dump(mode="json"),
             run_dir=str(path),
@@ -117,7 +119,9 @@ class DecoupledTrainer:
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
-        finished = execute(self.request, self._on_event) if self.request.engine == "local" else self._fit_on_ray()
+        finished = (
+            execute(self.request, self._on_event) if self.request.engine == "local" else self._fit_on_ray()
+        )
         path = Path(self.request.run_dir)
         checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}

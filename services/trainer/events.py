@@ -73,7 +73,13 @@ class ProgressMeter:
     """
 
     def __init__(
-        self, emit: Callable[..., Event], *, batch_size: int, steps_per_epoch: int, total_steps: int, every: int
+        self,
+        emit: Callable[..., Event],
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        every: int,
     ) -> None:
         self._emit = emit
         self._batch_size = batch_size

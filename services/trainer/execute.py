@@ -124,7 +124,9 @@ def execute(request: RunRequest, sink: Sink | None = None) -> Event:
         try:
             plan, manifest = prepare(request)
             specification = plan.specification
-            described = plan.network.describe(specification.train.effective_window, plan.order.steps_per_epoch)
+            described = plan.network.describe(
+                specification.train.effective_window, plan.order.steps_per_epoch
+            )
             run_dir.describe(specification, described | {"user_code": request.user_code.folder})
             engine = make_engine(request, plan, watch)
             finished = TrainingLoop(plan, engine, run_dir.path, log, watch).run(manifest)
@@ -144,6 +146,8 @@ def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engi
     """Return the engine that the request names."""
     if request.engine == "local":
         return LocalEngine(plan, Path(request.run_dir))
-    from services.trainer.ray_engine import RayEngine  # Ray takes a second to import, and 'local' needs none of it
+    from services.trainer.ray_engine import (
+        RayEngine,
+    )  # Ray takes a second to import, and 'local' needs none of it
 
     return RayEngine(plan, Path(request.run_dir), request.user_code, watch)

@@ -75,7 +75,9 @@ class Fleet:
                 setting="placement",
             ) from None
 
-    def gather(self, references: Sequence[Any], what: str, seconds: float, tick: Callable[[], None] | None = None) -> list[Any]:
+    def gather(
+        self, references: Sequence[Any], what: str, seconds: float, tick: Callable[[], None] | None = None
+    ) -> list[Any]:
         """Wait for one answer of each block.
 
         Parameters
@@ -148,7 +150,9 @@ class Fleet:
                     self._answer(reference, index, "abort")
                 except LowdimfaError as error:
                     found.append(error)
-        return next((error for error in found if not isinstance(error, PeerError)), _lost_process(found) or cause)
+        return next(
+            (error for error in found if not isinstance(error, PeerError)), _lost_process(found) or cause
+        )
 
     def close(self) -> None:
         """End all actors and free their places."""

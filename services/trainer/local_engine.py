@@ -87,7 +87,9 @@ class LocalEngine:
         """Compare each block's update with the true gradient."""
         inputs, targets = alignment_batch(self._plan)
         device = self._network.head.device
-        return measure_alignment(self._network.blocks, self._network.head, inputs.to(device), targets.to(device))
+        return measure_alignment(
+            self._network.blocks, self._network.head, inputs.to(device), targets.to(device)
+        )
 
     def save(self, directory: Path) -> list[dict[str, Any]]:
         """Write every block's state."""

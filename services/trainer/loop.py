@@ -35,7 +35,9 @@ class TrainingLoop:
         Gets what Prometheus sees of the trainer.
     """
 
-    def __init__(self, plan: RunPlan, engine: Engine, run_dir: Path, log: EventLog, watch: TrainerWatch) -> None:
+    def __init__(
+        self, plan: RunPlan, engine: Engine, run_dir: Path, log: EventLog, watch: TrainerWatch
+    ) -> None:
         self._plan = plan
         self._engine = engine
         self._run_dir = run_dir
@@ -97,7 +99,10 @@ class TrainingLoop:
         self._seconds += time.monotonic() - began
         self._done = stop
         run = self._plan.specification.run
-        if run.evaluate_every_epochs and stop % (run.evaluate_every_epochs * self._plan.order.steps_per_epoch) == 0:
+        if (
+            run.evaluate_every_epochs
+            and stop % (run.evaluate_every_epochs * self._plan.order.steps_per_epoch) == 0
+        ):
             self._evaluate()
         if run.checkpoint_every and stop % run.checkpoint_every == 0:
             self._save()

@@ -64,7 +64,11 @@ class NetworkPlan:
                 "output_shape": list(block.output_shape),
                 "cost_share": round(block.cost_share, 4),
             }
-            | ({"tap": taps[i].name, "tap_features": features[i]} if i < len(taps) else {"tap": None, "tap_features": 0})
+            | (
+                {"tap": taps[i].name, "tap_features": features[i]}
+                if i < len(taps)
+                else {"tap": None, "tap_features": 0}
+            )
             for i, block in enumerate(self.blocks)
         ]
         return {
@@ -126,7 +130,9 @@ def make_network_plan(
     cut = specification.model.blocks if boundaries is None else list(boundaries)
     blocks = partition(model, cut, example.batch(), specification.model.balance)
     feedback = FeedbackConfig(**specification.feedback.model_dump())
-    return NetworkPlan(blocks, error_shape(blocks, feedback), feedback, training_config(specification, total_steps))
+    return NetworkPlan(
+        blocks, error_shape(blocks, feedback), feedback, training_config(specification, total_steps)
+    )
 
 
 def load_dataset(specification: Specification) -> Dataset:

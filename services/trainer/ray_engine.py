@@ -120,7 +120,9 @@ class RayEngine:
         watch = StallWatch(fleet, self._liveness)
 
         def tick() -> None:
-            (finished,) = fleet.gather([fleet.actors[-1].ask.remote("finished_steps")], "report", self._liveness)
+            (finished,) = fleet.gather(
+                [fleet.actors[-1].ask.remote("finished_steps")], "report", self._liveness
+            )
             if finished:
                 on_steps(finished)
             watch.look()
@@ -135,7 +137,9 @@ class RayEngine:
         totals: Evaluation = self._drive(fleet, "evaluate", (), StallWatch(fleet, self._liveness).look)[-1]
         return totals
 
-    def _drive(self, fleet: Fleet, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> list[Any]:
+    def _drive(
+        self, fleet: Fleet, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]
+    ) -> list[Any]:
         references = fleet.compute(method, *arguments)
         try:
             return fleet.gather(references, method.replace("_", " "), float("inf"), tick)
@@ -209,7 +213,9 @@ class StallWatch:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + self._liveness / 4
-        statuses: list[Status] = self._fleet.gather(self._fleet.ask("status"), "say what it does", self._liveness)
+        statuses: list[Status] = self._fleet.gather(
+            self._fleet.ask("status"), "say what it does", self._liveness
+        )
         stuck = [
             (index, status)
             for index, status in enumerate(statuses)
@@ -241,7 +247,9 @@ def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callab
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address is None:
-        ray.init(address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
+        ray.init(
+            address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
+        )
     else:
         ray.init(address=address, **common)
     return lambda: ray.shutdown()

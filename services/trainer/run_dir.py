@@ -46,14 +46,19 @@ class RunDir:
         taken = (path / "spec.yaml").exists()
         if taken and not resume:
             raise InputError(
-                f"--run-dir {path}", "a run that is already there", "a new directory", "Add --resume to continue it."
+                f"--run-dir {path}",
+                "a run that is already there",
+                "a new directory",
+                "Add --resume to continue it.",
             )
         if resume and not taken:
             raise InputError(f"--run-dir {path}", "no run to resume", "the directory of an earlier run")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--run-dir {path}", f"a path that can't be made ({error})", "a writable place") from error
+            raise InputError(
+                f"--run-dir {path}", f"a path that can't be made ({error})", "a writable place"
+            ) from error
         self._lock = FileLock(path / "run.lock")
 
     def __enter__(self) -> RunDir:
@@ -109,7 +114,9 @@ def read_plan(path: Path) -> dict[str, Any]:
     try:
         plan = json.loads((path / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(str(path / "plan.json"), f"no readable plan ({error})", "the plan of a run") from error
+        raise InputError(
+            str(path / "plan.json"), f"no readable plan ({error})", "the plan of a run"
+        ) from error
     return dict(plan)
 
 

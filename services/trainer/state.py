@@ -43,7 +43,9 @@ def _belongs(key: str, names: set[str], boundary: str) -> bool:
 
 def _merged_numbers(manifest: Manifest) -> dict[str, Any]:
     return {
-        name: values for entry in manifest.entries for name, values in entry.scalars["updater"]["numbers"].items()
+        name: values
+        for entry in manifest.entries
+        for name, values in entry.scalars["updater"]["numbers"].items()
     }
 
 
@@ -97,7 +99,9 @@ def _require_equal(where: str, now: Any, then: Any) -> None:
     if isinstance(now, dict) and isinstance(then, dict):
         for key, value in now.items():
             _require_equal(f"{where}.{key}".replace("data_order.", ""), value, then.get(key))
-    raise InputError(where, f"{now!r} in a run that is resumed", f"{then!r}, as when its checkpoint was written")
+    raise InputError(
+        where, f"{now!r} in a run that is resumed", f"{then!r}, as when its checkpoint was written"
+    )
 
 
 def boundaries_of(entries: Sequence[Any]) -> list[str]:

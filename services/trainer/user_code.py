@@ -42,7 +42,10 @@ class UserCode:
         folder = folder.resolve()
         if not pack:
             return cls(str(folder))
-        paths = [*folder.glob("*.py"), *(path for init in folder.glob("*/__init__.py") for path in init.parent.rglob("*.py"))]
+        paths = [
+            *folder.glob("*.py"),
+            *(path for init in folder.glob("*/__init__.py") for path in init.parent.rglob("*.py")),
+        ]
         if sum(path.stat().st_size for path in paths) > MAX_BYTES:
             raise InputError(
                 str(folder),

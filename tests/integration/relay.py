@@ -12,7 +12,7 @@ class Relay:
     """Listens on `address` and passes bytes to and from ``target``.
 
     `upstream` counts bytes towards the target, `downstream` those from it. `cut` breaks all connections;
-    while `blocked`, new ones are refused. `pause` stops the flow in both directions without breaking anything.
+    while `blocked`, new ones are refused. `pause` stops the flow both ways without breaking anything.
     """
 
     def __init__(self, target: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from relay import Relay
-from rpc_helpers import LIVENESS, Inbox, no_threads_left
+from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
@@ -218,6 +218,7 @@ def test_a_receiver_that_closes_in_order_is_no_failure() -> None:
         blocks.receiver.release(blocks.messages.get())
         blocks.receiver.close()
         blocks.server.stop(grace=LIVENESS)
+        eventually(lambda: "block-0-sender" not in {thread.name for thread in threading.enumerate()})
         assert blocks.sender_failures.empty()
         with pytest.raises(PeerError):
             blocks.send(1)
