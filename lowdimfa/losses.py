@@ -88,7 +88,8 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def count_correct(outputs: Tensor, targets: Tensor, task: Task) -> tuple[int, int]:
     """Return how many predictions are right and how many there are; ``(0, 0)`` where there is no accuracy."""
-    if task == "regression" or targets.is_floating_point():
+    one_class_each = targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
+    if task == "regression" or targets.is_floating_point() or not one_class_each:
         return 0, 0
     right = int((outputs.argmax(-1) == targets).sum())
     return right, targets.numel()

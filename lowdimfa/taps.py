@@ -18,6 +18,8 @@ from torch.nn import functional
 
 TapName = Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"]
 
+_EPSILON = 1e-5  # added to the variance by which a tap normalises
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -47,7 +49,7 @@ class Tap:
     def __call__(self, output: Tensor) -> Tensor:
         """Return ``t(h)`` in float32, shape ``(batch, *positions, features)``."""
         tapped = self._pool(output.float()).flatten(1 + self.position_dims)
-        return functional.layer_norm(tapped, tapped.shape[-1:]) if self.normalised else tapped
+        return functional.layer_norm(tapped, tapped.shape[-1:], eps=_EPSILON) if self.normalised else tapped
 
     def features(self, output_shape: Sequence[int]) -> int:
         """Return the number of features of the tap for an output of the given shape (without the batch)."""
@@ -71,16 +73,20 @@ class Tap:
         -------
         perturbed, moved
             The noisy output, and the first-order change of the tap, shape ``(batch, *positions, features)``.
+            A normalised tap's change is given before its mean and its scale are taken out, which delivery does.
             A pooled tap has the same noise at every pixel or token it averages, which lowers the variance of the
             estimate that is made of it.
         """
         start = 1 + self.position_dims
         inner = tuple(range(start, output.dim()))
         scale = output.float().std(dim=inner, keepdim=True, correction=0) * noise_scale
-        shape = self._pool(output, keepdim=True).shape
-        noise = torch.randn(shape, generator=generator, device=output.device)
-        moved = noise if self.normalised else noise * (scale / noise_scale)
-        return output + (noise * scale).to(output.dtype), moved.flatten(start) * noise_scale
+        pooled = self._pool(output.float(), keepdim=True)
+        noise = torch.randn(pooled.shape, generator=generator, device=output.device) * scale
+        moved = noise.flatten(start)
+        if self.normalised:
+            variance = pooled.flatten(start).var(-1, keepdim=True, correction=0)
+            moved = moved * (variance + _EPSILON).rsqrt()
+        return output + noise.to(output.dtype), moved
 
     def _pool(self, output: Tensor, keepdim: bool = False) -> Tensor:
         dims = self._pooled_dims(output.dim())

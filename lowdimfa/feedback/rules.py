@@ -104,7 +104,8 @@ class ProbedFeedback(FeedbackWeights):
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
         """Keep one estimate of the mean Jacobian for the step's end."""
         moved, response = moved.flatten(0, -2), response.flatten(0, -2)
-        self._estimates.append(moved.t() @ response / moved.square().mean() / len(moved))
+        variance = moved.square().mean().clamp_min(torch.finfo(moved.dtype).tiny)  # 0 under a dead block
+        self._estimates.append(moved.t() @ response / variance / len(moved))
 
     def step(self) -> None:
         """Average the step's estimates into ``Q``; the first ones weigh as an ordinary mean would have them."""

@@ -86,7 +86,7 @@ class RunSection(Section):
         "time-outs derive from it.",
     )
     evaluate_every_epochs: int = Field(
-        1, ge=1, description="Epochs between evaluations; the last one always ends so."
+        1, ge=0, description="Epochs between evaluations; 0 evaluates only at the end, as every run does."
     )
     alignment: bool = Field(
         False,

@@ -1,0 +1,88 @@
+# `make` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS_VENV := .venv-stubs
+STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' services/rpc/generate.py)
+
+export RAY_USAGE_STATS_ENABLED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv demo test lint stubs check-stubs docs check-docs clean
+
+help:
+	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
+	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
+	@echo 'make test         run the tests'
+	@echo 'make lint         check style, format and types'
+	@echo 'make stubs        generate the gRPC stubs from proto/; make check-stubs compares them'
+	@echo 'make docs         generate the reference pages in docs/; make check-docs compares them'
+	@echo 'make clean        remove environments, caches and build products; runs and data stay'
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+venv: $(VENV)/complete
+
+# The stamp is written last and removed first: without it the folder is what an interrupted installation left.
+$(VENV)/complete: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make venv: Python 3.11 or later is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make venv PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -e $@ || rm -rf $(VENV)
+	@rm -f $@
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); this takes a minute or two"
+	@$(BIN)/pip install --quiet -c constraints.txt setuptools && \
+	 $(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]' || { \
+	  echo >&2; \
+	  echo "make venv: pip's last message names the package that it could not get." >&2; \
+	  echo "Without access to a package registry, put the wheels of everything in constraints.txt into a" >&2; \
+	  echo "folder (pip download -d wheels -r constraints.txt, on a machine that has access), then run" >&2; \
+	  echo "  PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels make venv" >&2; \
+	  exit 1; }
+	@touch $@
+
+$(STUBS_VENV)/complete: services/rpc/generate.py
+	@rm -rf $(STUBS_VENV)
+	@$(PYTHON) -m venv $(STUBS_VENV)
+	@$(STUBS_VENV)/bin/pip install --quiet $(STUBS_TOOLS)
+	@touch $@
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+demo: venv
+	@run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
+	$(BIN)/lowdimfa data fetch fashion_mnist && \
+	$(BIN)/lowdimfa train examples/fashion_mnist_cnn.yaml --run-dir "$$run" && \
+	$(BIN)/lowdimfa report "$$run" && \
+	echo "open $$run/report/index.html in a browser; the result, from $$run/result.json:" && \
+	cat "$$run/result.json"
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: venv
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+stubs: $(STUBS_VENV)/complete
+	@$(STUBS_VENV)/bin/python -m services.rpc.generate
+
+check-stubs: $(STUBS_VENV)/complete
+	@$(STUBS_VENV)/bin/python -m services.rpc.generate --check
+
+docs: venv
+	@$(BIN)/python -m services.spec.docs
+	@$(BIN)/python -m services.monitoring.metrics_docs
+
+check-docs: venv
+	@$(BIN)/python -m services.spec.docs --check
+	@$(BIN)/python -m services.monitoring.metrics_docs --check
+
+clean:
+	@rm -rf $(VENV) $(STUBS_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

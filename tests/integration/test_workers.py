@@ -1,0 +1,134 @@
+"""Blocks with real schedules, threads and gRPC against the in-process trainer: the same bits, the same limits."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from relay import Relay
+from specifications import specification
+from thread_fleet import thread_fleet
+
+from lowdimfa.errors import NotFiniteError, PeerError
+from services.rpc.security import Security
+from services.trainer.api import DecoupledTrainer
+from services.trainer.checkpoint import CheckpointStore, export_state
+
+STEPS = 8
+
+
+def counts(relay: Relay) -> tuple[int, int]:
+    """Return bytes towards the relay's target and from it."""
+    return relay.upstream, relay.downstream
+
+
+def in_process(plain: dict[str, object], run_dir: Path) -> dict[str, torch.Tensor]:
+    """Return the model that the in-process trainer makes of a specification."""
+    DecoupledTrainer(plain, engine="local", run_dir=run_dir).fit()
+    return export_state(CheckpointStore(run_dir).load(None))
+
+
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not different
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "q_rule"),
+    list(product(("mlp", "transformer"), (2, 4), ("fixed", "hebbian", "probed"))),
+)
+def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
+    plain = specification(model, blocks, q_rule)
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, 3)  # a segment's end changes nothing
+        fleet.run(3, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
+def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
+    feedback = {"error_dim": 3, "p_rule": "oja"}
+    plain = specification("mlp", 4, "hebbian", feedback=feedback, train={"microbatches": 8, "window": 2})
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_staleness_trains_every_step_within_its_bounds(staleness: int, tmp_path: Path) -> None:
+    plain = specification("transformer", 4, "hebbian", train={"staleness": staleness, "steps": 100})
+    with thread_fleet(plain, tmp_path) as fleet:
+        fleet.run(0, 100)
+        results = fleet.workers[-1].finished_steps()
+        accuracy = fleet.evaluate().accuracy
+    assert [result.step for result in results] == list(range(100))
+    assert sum(result.loss for result in results[-10:]) < 0.7 * sum(result.loss for result in results[:10])
+    assert accuracy is not None and accuracy > 0.5
+
+
+def test_evaluation_counts_every_test_sample_and_changes_nothing(tmp_path: Path) -> None:
+    plain = specification("cnn", 4)
+    with thread_fleet(plain, tmp_path) as fleet:
+        fleet.run(0, 2)
+        before = fleet.model_state()
+        first, second = fleet.evaluate(), fleet.evaluate()
+        assert_same_bits(fleet.model_state(), before)
+    assert first == second
+    assert first.samples == first.counted == 297
+
+
+def test_each_block_receives_four_bytes_per_error_dimension_and_little_more(tmp_path: Path) -> None:
+    """Watch the wire between the head and one block: payload, framing, and no gradient going back up."""
+    plain = specification("mlp", 3, train={"batch_size": 128, "microbatches": 2, "steps": 20})
+    security = Security.loopback()
+    with thread_fleet(plain, tmp_path, connect=False, security=security) as fleet:
+        addresses = [worker.reachable.rpc for worker in fleet.workers]
+        with Relay(addresses[-1]) as errors, Relay(addresses[1]) as activations:
+            # Block 0 reaches the head, and block 1, only by way of the relays.
+            behind = [addresses[0], activations.address, errors.address]
+            fleet.each(lambda worker: worker.connect(behind if worker.job.index == 0 else addresses))
+            fleet.each(lambda worker: worker.wait_until_connected())
+            fleet.run(0, 2)
+            before = counts(errors), counts(activations)
+            fleet.run(2, 20)
+            after = counts(errors), counts(activations)
+        status = fleet.workers[0].status()
+    samples = 18 * 128
+    (to_head, from_head), (downstream, upstream) = (
+        (late[0] - early[0], late[1] - early[1]) for early, late in zip(before, after, strict=True)
+    )
+    payload = 4 * 10 * samples
+    assert status.broadcast.payload_bytes == 4 * 10 * 20 * 128
+    assert payload <= from_head <= 1.1 * payload
+    assert downstream >= 4 * 24 * samples  # activations of width 24 went down
+    assert (
+        upstream < 0.02 * downstream
+    )  # only acknowledgements came back up: a gradient would be as large again
+    assert to_head < 0.02 * payload
+
+
+def test_a_loss_that_is_not_finite_names_block_and_step(tmp_path: Path) -> None:
+    plain = specification("mlp", 3, train={"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 1e30}}})
+    plain["train"]["scheduler"] = None
+    with thread_fleet(plain, tmp_path) as fleet:
+        with pytest.raises((NotFiniteError, PeerError)):
+            fleet.each(_run_or_stop_others(fleet))
+        failures = [worker.failure for worker in fleet.workers if hasattr(worker, "failure")]
+    assert any(isinstance(error, NotFiniteError) and error.step in (1, 2) for error in failures)
+
+
+def _run_or_stop_others(fleet):  # type: ignore[no-untyped-def]
+    def run(worker):  # type: ignore[no-untyped-def]
+        try:
+            worker.run_steps(0, STEPS)
+        except Exception as error:
+            worker.failure = error
+            for other in fleet.workers:
+                other.abort(PeerError("stopped"))
+            raise
+
+    return run

@@ -1,0 +1,97 @@
+"""All blocks of a run as workers in threads of this process: real schedules and real gRPC, without Ray's start-up."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowdimfa.head import Evaluation
+from lowdimfa.trainer import evaluation_batches
+from services.block.job import BlockJob
+from services.block.worker import BlockWorker
+from services.rpc.security import Security
+from services.spec import parse_specification
+from services.trainer.plan import make_run_plan
+from services.trainer.user_code import UserCode
+
+
+class ThreadFleet:
+    """Workers, and calls to all of them at once."""
+
+    def __init__(self, specification: dict[str, Any], run_dir: Path, security: Security) -> None:
+        parsed = parse_specification(specification, "test")
+        plan = make_run_plan(parsed)
+        count = len(plan.network.blocks)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="compute")
+        run = secrets.token_hex(4)
+        self.workers = [
+            BlockWorker(
+                BlockJob(
+                    run=run,
+                    run_dir=str(run_dir),
+                    index=index,
+                    specification=parsed.model_dump(mode="json"),
+                    boundaries=plan.network.boundaries,
+                    input_shape=plan.example.shape,
+                    input_dtype=str(plan.example.dtype).removeprefix("torch."),
+                    total_steps=plan.network.training.total_steps,
+                    evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
+                    user_code=UserCode(),
+                ),
+                security,
+                "127.0.0.1",
+            )
+            for index in range(count)
+        ]
+
+    def connect(self, peers: list[str] | None = None) -> None:
+        """Connect all workers, by way of other addresses if given."""
+        addresses = peers or [worker.reachable.rpc for worker in self.workers]
+        self.each(lambda worker: worker.connect(addresses))
+        self.each(lambda worker: worker.wait_until_connected())
+
+    def each(self, call: Callable[[BlockWorker], Any], timeout: float = 120.0) -> list[Any]:
+        """Call all workers at the same time; after the first failure the others are aborted."""
+        futures = [self._pool.submit(call, worker) for worker in self.workers]
+        return [future.result(timeout) for future in futures]
+
+    def run(self, first_step: int, last_step: int) -> None:
+        """Run some steps."""
+        self.each(lambda worker: worker.run_steps(first_step, last_step))
+
+    def evaluate(self) -> Evaluation:
+        """Return the head's evaluation."""
+        totals: Evaluation = self.each(lambda worker: worker.evaluate())[-1]
+        return totals
+
+    def model_state(self) -> dict[str, Any]:
+        """Return a copy of the plain model's state."""
+        return {
+            name: value.clone()
+            for worker in self.workers
+            for name, value in worker.stage.module.plain_state_dict().items()
+        }
+
+    def close(self) -> None:
+        """Close all workers and threads."""
+        for worker in self.workers:
+            worker.close()
+        self._pool.shutdown(wait=True)
+
+
+@contextmanager
+def thread_fleet(
+    specification: dict[str, Any], run_dir: Path, *, connect: bool = True, security: Security | None = None
+) -> Iterator[ThreadFleet]:
+    """Start workers for a specification, and end them."""
+    fleet = ThreadFleet(specification, run_dir, security or Security.loopback())
+    try:
+        if connect:
+            fleet.connect()
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,103 @@
+"""Who may import whom, read from the source: `docs/architecture.md` has the reasons."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS = (
+    ("lowdimfa",),
+    ("services.spec", "services.rpc", "services.monitoring"),
+    ("services.broadcast",),
+    # What a run is, as plain data and files: the trainer makes it and every block reads it.
+    (
+        "services.trainer.plan",
+        "services.trainer.user_code",
+        "services.trainer.manifest",
+        "services.trainer.checkpoint",
+        "services.trainer.state",
+    ),
+    ("services.block",),
+    ("services.trainer",),
+    ("services.coordinator",),
+    ("services.cli",),
+)
+"""From the ground up. A room may use its own modules and those of the floors below."""
+
+LIBRARY_ONLY = {"torch", "numpy", "sklearn", "PIL"}
+"""What `lowdimfa` may import besides itself and the standard library; all but torch for reading data."""
+
+UNSAFE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+"""Modules that run code found in the data that they read."""
+
+
+def modules(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(name: str) -> tuple[int, str]:
+    """Return floor and room of a module, or of something in it."""
+    found = [
+        (len(room), floor, room)
+        for floor, rooms in enumerate(FLOORS)
+        for room in rooms
+        if f"{name}.".startswith(f"{room}.")
+    ]
+    assert found, f"{name} has no place in the house"
+    _, floor, room = max(found)
+    return floor, room
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", modules("lowdimfa"), ids=name_of)
+def test_the_library_needs_torch_alone(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert roots <= LIBRARY_ONLY | {"lowdimfa"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", modules("services"), ids=name_of)
+def test_nothing_imports_upwards(path: Path) -> None:
+    name = module_name(path)
+    if name == "services":
+        return
+    floor, room = room_of(name)
+    for target in imported(path):
+        if target.split(".")[0] in ("lowdimfa", "services"):
+            other_floor, other_room = room_of(target)
+            neighbours = other_floor == floor and (other_room == room or room.startswith("services.trainer."))
+            assert other_floor < floor or neighbours, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("path", modules("lowdimfa", "services", "benchmarks", "examples"), ids=name_of)
+def test_nothing_is_unpickled(path: Path) -> None:
+    names = set(imported(path))
+    assert not {name.split(".")[0] for name in names} & UNSAFE
+    assert "torch.load" not in names
+    uses = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"
+    ]
+    assert not uses

@@ -1,0 +1,257 @@
+"""Rules that learn ``Q`` and ``P``, against closed forms, backpropagation and exact Jacobians."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.feedback.projection import ErrorProjection, PRule
+from lowdimfa.feedback.rules import (
+    FeedbackWeights,
+    HebbianFeedback,
+    LocalReadout,
+    ProbedFeedback,
+    QRule,
+    make_feedback,
+)
+from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.tickets import Ticket
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def linear_network(lr: float, weight_decay: float, q_rule: QRule = "hebbian") -> DecoupledNetwork:
+    """Return a linear network of two blocks, in which the true feedback is the head's transposed weights."""
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 4, bias=False))
+    with torch.no_grad():
+        for index, layer in enumerate(model):
+            layer.weight.copy_(normal(*layer.weight.shape, seed=index) / 3)
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": lr, "weight_decay": weight_decay}))
+    return decouple(
+        model,
+        normal(2, 6),
+        blocks=2,
+        total_steps=1,
+        feedback=FeedbackConfig(tap="identity", q_rule=q_rule),
+        training=TrainingConfig(1, loss="mse", update=update),
+        task="regression",
+    )
+
+
+def test_a_fixed_rule_draws_weights_of_variance_one_over_r_and_keeps_them() -> None:
+    feedback = FeedbackWeights(4000, 5, generator())
+    before = feedback.weights.clone()
+    feedback.accumulate(normal(3, 4000), normal(3, 5))
+    feedback.accumulate_probe(normal(3, 4000), normal(3, 5))
+    feedback.step()
+    assert torch.equal(feedback.weights, before)
+    assert feedback.weights.grad is None
+    assert feedback.weights.var().item() == pytest.approx(1 / 5, rel=0.05)
+
+
+def test_delivery_is_the_error_through_the_weights() -> None:
+    feedback = FeedbackWeights(7, 3, generator())
+    error = normal(2, 5, 3)
+    expected = torch.einsum("btr,nr->btn", error, feedback.weights)
+    torch.testing.assert_close(feedback.deliver(error), expected)
+
+
+@pytest.mark.parametrize("positions", [(), (5,)])
+def test_the_hebbian_gradient_is_the_correlation_summed_over_micro_batches(
+    positions: tuple[int, ...],
+) -> None:
+    feedback = HebbianFeedback(7, 3, generator())
+    pairs = [(normal(4, *positions, 7, seed=i), normal(4, *positions, 3, seed=9 + i)) for i in range(3)]
+    for tapped, error in pairs:
+        feedback.accumulate(tapped, error)
+    expected = sum(torch.einsum("bn,br->nr", t.reshape(-1, 7), c.reshape(-1, 3)) for t, c in pairs)
+    torch.testing.assert_close(feedback.weights.grad, expected)
+    assert feedback.weights.count_nonzero() == 0
+
+
+def test_with_the_true_weights_a_block_learns_what_backpropagation_teaches() -> None:
+    network = linear_network(lr=0.1, weight_decay=0.0)
+    block, head = network.blocks[0], network.head
+    first, second = block.module.get_parameter("_layers.0.weight"), head.module.get_parameter("_layers.0.weight")
+    block.feedback.weights.data.copy_(second.detach().t())
+    inputs, targets = normal(16, 6, seed=3), normal(16, 4, seed=4)
+    network.form.run(inputs, targets, Ticket(0, 0))
+
+    def loss_of(weight: Tensor) -> Tensor:
+        outputs = inputs.double() @ weight.t() @ second.detach().double().t()
+        return 0.5 * (outputs - targets.double()).square().sum(-1).mean()
+
+    weight, small = first.detach().double(), 1e-6
+    differences = torch.zeros(8, 6)
+    for row in range(8):
+        for column in range(6):
+            shift = torch.zeros(8, 6, dtype=torch.float64)
+            shift[row, column] = small
+            differences[row, column] = (loss_of(weight + shift) - loss_of(weight - shift)) / (2 * small)
+    torch.testing.assert_close(first.grad, differences, rtol=1e-4, atol=1e-5)
+
+
+def test_hebbian_feedback_converges_to_the_transposed_weights() -> None:
+    lr, decay = 0.05, 0.5
+    network = linear_network(lr, decay)
+    weight = network.head.module.get_parameter("_layers.0.weight")
+    feedback = network.blocks[0].feedback.weights
+    start = float((feedback - weight.t()).norm().detach())
+    teacher = normal(6, 4, seed=5) * 2
+    for step in range(100):
+        inputs = normal(32, 6, seed=100 + step)
+        network.train_step(step, [(inputs, inputs @ teacher)])
+    distance = float((feedback - weight.t()).norm().detach())
+    assert start > 0.5
+    assert distance == pytest.approx(start * (1 - lr * decay) ** 100, rel=1e-3)
+    assert float(weight.norm().detach()) > 5 * distance  # the weights themselves don't decay to nothing
+
+
+@pytest.mark.parametrize("rule", ["fixed", "oja"])
+def test_at_full_dimension_the_projection_is_and_stays_the_identity(rule: PRule) -> None:
+    projection = ErrorProjection(6, 6, rule, 0.5, generator())
+    error = normal(20, 6)
+    for _ in range(3):
+        projection.accumulate(error)
+        projection.step()
+    assert torch.equal(projection.project(error), error)
+    assert projection.explained_energy(error) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_projection_starts_with_orthonormal_rows_and_a_fixed_one_never_moves() -> None:
+    projection = ErrorProjection(9, 4, "fixed", 0.5, generator())
+    before = projection.weights.clone()
+    torch.testing.assert_close(before @ before.t(), torch.eye(4))
+    projection.accumulate(normal(5, 9))
+    projection.step()
+    assert torch.equal(projection.weights, before)
+    torch.testing.assert_close(projection.project(normal(2, 3, 9)), normal(2, 3, 9) @ before.t())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_ojas_rule_finds_the_principal_subspace_of_the_error_at_any_scale(scale: float) -> None:
+    directions, _ = torch.linalg.qr(normal(10, 10, seed=2))
+    deviations = torch.tensor([3.0, 2.5, 2.0, *[0.3] * 7])
+    projection = ErrorProjection(10, 3, "oja", 0.3, generator())
+    before = projection.explained_energy(normal(500, 10, seed=1) * deviations @ directions.t())
+    for step in range(150):
+        for microbatch in range(2):
+            drawn = normal(20, 10, seed=1000 + 2 * step + microbatch)
+            projection.accumulate(scale * drawn * deviations @ directions.t())
+        projection.step()
+    rows, principal = projection.weights, directions[:, :3]
+    torch.testing.assert_close(rows @ rows.t(), torch.eye(3), rtol=0, atol=0.05)
+    basis, _ = torch.linalg.qr(rows.t())
+    cosines = torch.linalg.svdvals(basis.t() @ principal)
+    assert cosines.min() > 0.99
+    error = normal(500, 10, seed=1) * deviations @ directions.t()
+    assert projection.explained_energy(error) > max(0.95, before)
+
+
+def test_ojas_rule_takes_all_micro_batches_of_a_step_as_one_and_forgets_them() -> None:
+    whole, parts = (ErrorProjection(8, 3, "oja", 0.1, generator()) for _ in range(2))
+    for step in range(3):
+        error = normal(12, 8, seed=step)
+        whole.accumulate(error)
+        for part in error.split(4):
+            parts.accumulate(part)
+        whole.step()
+        parts.step()
+    torch.testing.assert_close(whole.weights, parts.weights)
+    before = whole.weights.clone()
+    whole.step()
+    assert torch.equal(whole.weights, before)
+
+
+def test_explained_energy_is_that_of_the_orthogonal_projection() -> None:
+    projection = ErrorProjection(9, 4, "fixed", 0.1, generator())
+    inside = normal(20, 4) @ projection.weights
+    error = normal(20, 9, seed=1)
+    outside = error - error @ projection.weights.t() @ projection.weights
+    projection.weights *= 3  # the share is of the row space, whatever the rows' length
+    assert projection.explained_energy(inside) == pytest.approx(1, abs=1e-5)
+    assert projection.explained_energy(outside) == pytest.approx(0, abs=1e-5)
+    energies = inside.square().sum(), outside.square().sum()
+    share = float(energies[0] / (energies[0] + energies[1]))
+    assert projection.explained_energy(torch.cat([inside, outside])) == pytest.approx(share, rel=1e-4)
+    assert projection.explained_energy(torch.zeros(2, 9)) == 0
+
+
+def test_probes_average_to_the_mean_jacobian_seen_through_the_projection() -> None:
+    features, task_dim, error_dim, batch = 8, 5, 3, 64
+    rest = nn.Sequential(nn.Tanh(), nn.Linear(features, 6), nn.Tanh(), nn.Linear(6, task_dim))
+    for index, parameter in enumerate(rest.parameters()):
+        parameter.data.copy_(normal(*parameter.shape, seed=index) / math.sqrt(features))
+    projection = ErrorProjection(task_dim, error_dim, "fixed", 0.1, generator(4))
+    activity = normal(batch, features, seed=5)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda one: rest(one)))(activity).detach().mean(0)
+    exact = (projection.weights @ jacobian).t()
+
+    def relative_error(probes: int) -> float:
+        feedback = ProbedFeedback(features, error_dim, generator(6), decay=1.0)
+        for probe in range(probes):
+            noise = 1e-3 * normal(batch, features, seed=50 + probe)
+            with torch.no_grad():
+                response = projection.project(rest(activity + noise) - rest(activity))
+            feedback.accumulate_probe(noise, response)
+            feedback.step()
+        return float((feedback.weights - exact).norm() / exact.norm())
+
+    few, many = relative_error(10), relative_error(1000)
+    assert many < 0.03  # without bias the error falls as one over the square root of the probes
+    assert many == pytest.approx(few / 10, rel=0.6)
+
+
+def test_probed_weights_are_a_mean_at_first_and_an_exponential_average_later() -> None:
+    feedback = ProbedFeedback(4, 2, generator(), decay=0.75)
+    moved, responses = torch.eye(4), [normal(4, 2, seed=seed) for seed in range(8)]
+    # For this noise an estimate is the response itself.
+    for response in responses[:3]:
+        feedback.accumulate_probe(moved, response)
+        feedback.step()
+    torch.testing.assert_close(feedback.weights.data, torch.stack(responses[:3]).mean(0))
+    expected = feedback.weights.clone()
+    feedback.accumulate_probe(moved, responses[3])
+    assert torch.equal(feedback.weights, expected)  # constant within a step
+    for response in responses[4:]:
+        feedback.accumulate_probe(moved, response)
+    feedback.step()
+    for response in responses[3:]:
+        expected = 0.75 * expected + 0.25 * response
+    torch.testing.assert_close(feedback.weights.data, expected)
+    assert feedback.probes == 8
+
+
+def test_a_probe_of_a_dead_block_teaches_nothing_and_stays_finite() -> None:
+    feedback = ProbedFeedback(4, 2, generator())
+    feedback.accumulate_probe(torch.zeros(3, 4), normal(3, 2))
+    feedback.step()
+    assert feedback.weights.count_nonzero() == 0
+
+
+def test_a_local_readout_predicts_from_the_tap_with_unit_variance() -> None:
+    readout = LocalReadout(500, 4, generator())
+    prediction = readout.predict(normal(200, 500, seed=3))
+    assert prediction.shape == (200, 4)
+    assert prediction.std().item() == pytest.approx(1, rel=0.15)
+    assert readout.weights.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), [("fixed", FeedbackWeights), ("hebbian", HebbianFeedback), ("probed", ProbedFeedback)]
+)
+def test_rules_by_name(rule: QRule, kind: type[FeedbackWeights]) -> None:
+    feedback = make_feedback(rule, 7, 3, generator(), 0.9)
+    assert type(feedback) is kind
+    assert feedback.weights.shape == (7, 3)
+    assert getattr(feedback, "decay", 0.9) == 0.9

@@ -1,0 +1,161 @@
+"""Taps: their shapes, the error they deliver, and the noise by which a block is probed."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowdimfa.taps import Tap, TapName, choose_tap
+
+KINDS: dict[str, tuple[tuple[int, ...], int]] = {
+    "vector": ((12,), 0),
+    "feature map": ((6, 4, 5), 0),
+    "sequence": ((7, 6), 0),
+    "per token": ((7, 6), 1),
+}
+NAMES = [name for name in get_args(TapName) if name != "auto"]
+POOLED_FEATURES = {"vector": 12, "feature map": 6, "sequence": 6, "per token": 6}
+FULL_FEATURES = {"vector": 12, "feature map": 120, "sequence": 42, "per token": 6}
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_name = pytest.mark.parametrize("name", NAMES)
+
+
+def make_tap(name: TapName, kind: str) -> Tap:
+    shape, position_dims = KINDS[kind]
+    return choose_tap(name, shape, position_dims, residual=False)
+
+
+def draw_output(kind: str, batch: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, *KINDS[kind][0], generator=generator) * 3 + 1
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def without_mean_and_scale(change: Tensor, tapped: Tensor) -> Tensor:
+    """Take out of a change what layer normalisation takes out of its input's."""
+    along_scale = (change * tapped).mean(-1, keepdim=True) * tapped
+    return change - change.mean(-1, keepdim=True) - along_scale
+
+
+@each_kind
+@each_name
+def test_a_tap_has_as_many_features_as_it_announces(name: TapName, kind: str) -> None:
+    tap, (shape, position_dims) = make_tap(name, kind), KINDS[kind]
+    tapped = tap(draw_output(kind))
+    expected = POOLED_FEATURES if tap.pooled else FULL_FEATURES
+    assert tapped.shape == (3, *shape[:position_dims], expected[kind])
+    assert tap.features(shape) == expected[kind]
+    assert tap.name == name
+
+
+@each_name
+def test_a_tap_is_float32_whatever_the_output_is(name: TapName) -> None:
+    assert make_tap(name, "feature map")(draw_output("feature map").bfloat16()).dtype is torch.float32
+
+
+def test_pooling_averages_pixels_of_a_map_and_tokens_of_a_sequence_and_nothing_of_a_vector() -> None:
+    image, tokens, vector = (draw_output(kind) for kind in ("feature map", "sequence", "vector"))
+    torch.testing.assert_close(make_tap("pooled", "feature map")(image), image.flatten(2).mean(-1))
+    torch.testing.assert_close(make_tap("pooled", "sequence")(tokens), tokens.mean(1))
+    assert torch.equal(make_tap("pooled", "vector")(vector), vector)
+    assert torch.equal(make_tap("pooled", "per token")(tokens), tokens)
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["normalised", "pooled-normalised"])
+def test_a_normalised_tap_delivers_an_error_orthogonal_to_the_activity(name: TapName, kind: str) -> None:
+    tap = make_tap(name, kind)
+    output = draw_output(kind).requires_grad_()
+    tapped = tap(output)
+    delivered = torch.randn(tapped.shape, generator=generator())
+    (gradient,) = torch.autograd.grad(tapped, output, delivered)
+    start = 1 + tap.position_dims
+    ours = gradient.flatten(start)
+    centred = output.detach().flatten(start)
+    norms = ours.norm(dim=-1) * centred.norm(dim=-1)
+    # Neither growing nor shifting the activity as a whole can follow this error.
+    assert ((ours * centred).sum(-1) / norms).abs().max() < 1e-4
+    assert (ours.sum(-1) / ours.norm(dim=-1)).abs().max() < 1e-4
+    (raw,) = torch.autograd.grad((output.flatten(start) ** 2).sum(), output)
+    assert (raw.flatten(start) * centred).sum() > 1  # the check sees what isn't orthogonal
+
+
+def test_an_identity_tap_delivers_the_error_unchanged() -> None:
+    output = draw_output("feature map").requires_grad_()
+    delivered = torch.randn(3, 120, generator=generator())
+    (gradient,) = torch.autograd.grad(make_tap("identity", "feature map")(output), output, delivered)
+    assert torch.equal(gradient.flatten(1), delivered)
+
+
+@each_kind
+@each_name
+def test_moved_is_the_first_order_change_of_the_tap(name: TapName, kind: str) -> None:
+    tap, output = make_tap(name, kind), draw_output(kind)
+    noise = 1e-3
+    perturbed, moved = tap.perturb(output, noise, generator())
+    change = tap(perturbed) - tap(output)
+    if tap.normalised:
+        moved = without_mean_and_scale(moved, tap(output))
+    assert moved.shape == change.shape
+    assert (change - moved).norm() / moved.norm() < 10 * noise
+
+
+@each_kind
+def test_noise_has_the_asked_share_of_each_samples_own_deviation(kind: str) -> None:
+    tap, output = make_tap("identity", kind), draw_output(kind, batch=400)
+    output = output * torch.linspace(0.1, 10, 400).view(-1, *[1] * (output.dim() - 1))
+    perturbed, _ = tap.perturb(output, 0.05, generator())
+    start = 1 + tap.position_dims
+    noise, clean = (perturbed - output).flatten(start), output.flatten(start)
+    relative = noise / clean.std(-1, keepdim=True, correction=0)
+    assert relative.mean().abs() < 5 * 0.05 / math.sqrt(relative.numel())
+    assert relative.std().item() == pytest.approx(0.05, rel=0.05)
+    early, late = relative[:100].std().item(), relative[-100:].std().item()
+    assert early == pytest.approx(late, rel=0.1)
+
+
+def test_noise_is_the_generators_alone_and_shared_by_what_a_pooled_tap_averages() -> None:
+    tap, output = make_tap("pooled", "feature map"), draw_output("feature map")
+    state = torch.get_rng_state()
+    noise, again = (tap.perturb(output, 0.1, generator())[0] - output for _ in range(2))
+    other = tap.perturb(output, 0.1, torch.Generator().manual_seed(8))[0] - output
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(noise, again)
+    assert not torch.allclose(noise, other)
+    torch.testing.assert_close(noise, noise[:, :, :1, :1].expand_as(noise), rtol=0, atol=1e-5)
+    assert (noise[:, 0, 0, 0] - noise[:, 1, 0, 0]).abs().min() > 1e-3
+
+
+@each_name
+def test_an_output_without_any_activity_is_perturbed_by_nothing_and_stays_finite(name: TapName) -> None:
+    perturbed, moved = make_tap(name, "vector").perturb(torch.zeros(2, 12), 0.05, generator())
+    assert torch.equal(perturbed, torch.zeros(2, 12))
+    assert torch.equal(moved, torch.zeros(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("shape", "position_dims", "residual", "expected"),
+    [
+        ((12,), 0, False, "normalised"),
+        ((12,), 0, True, "normalised"),
+        ((6, 4, 5), 0, False, "normalised"),
+        ((6, 4, 5), 0, True, "normalised"),
+        ((7, 6), 0, False, "normalised"),
+        ((7, 6), 0, True, "pooled-normalised"),
+        ((7, 6), 1, True, "normalised"),
+    ],
+)
+def test_auto_pools_residual_streams_of_tokens_alone(
+    shape: tuple[int, ...], position_dims: int, residual: bool, expected: str
+) -> None:
+    tap = choose_tap("auto", shape, position_dims, residual)
+    assert tap.name == expected
+    assert tap.position_dims == position_dims
