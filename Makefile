@@ -33,10 +33,10 @@ $(VENV)/complete: pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); this takes a minute or two"
-	@$(BIN)/pip install --quiet -c constraints.txt setuptools && \
-	 $(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]' || { \
+	@$(BIN)/pip install --quiet -r constraints.txt && \
+	 $(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]' || { \
 	  echo >&2; \
-	  echo "make venv: pip's last message names the package that it could not get." >&2; \
+	  echo "make venv: pip could not install everything; its message above names what is missing." >&2; \
 	  echo "Without access to a package registry, put the wheels of everything in constraints.txt into a" >&2; \
 	  echo "folder (pip download -d wheels -r constraints.txt, on a machine that has access), then run" >&2; \
 	  echo "  PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels make venv" >&2; \

@@ -8,10 +8,12 @@ seen only by the final runs. Two figures are reported: with each method's own ra
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -20,8 +22,8 @@ from torch import nn
 
 from benchmarks.reporting import environment, markdown_table, mean_and_spread, write_result
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.data import BatchOrder, Dataset, fashion_mnist, shakespeare
-from lowdimfa.data.text import SHAKESPEARE_VOCABULARY
+from lowdimfa.data import SHAKESPEARE_VOCABULARY, BatchOrder, Dataset, fashion_mnist, shakespeare
+from lowdimfa.head import Evaluation
 from lowdimfa.models import char_transformer, cnn, mlp, vit
 from lowdimfa.network import computing_threads, decouple
 from lowdimfa.trainer import InProcessTrainer
@@ -46,121 +48,243 @@ class Setting:
 
     Attributes
     ----------
+    model
+        Import path of the factory, and its arguments.
     samples
-        Training samples, the first so many of the split.
+        Training samples: the first so many of the split.
     limits
-        Largest gap to backpropagation that counts as reached, by method: points of accuracy or bits per character.
+        Largest gap to backpropagation, in the score's unit, that counts as reached, by method.
+    score
+        ``accuracy (%)``, or ``bits per character``.
     """
 
-    model: Callable[[], nn.Sequential]
-    model_text: str
+    model: Callable[..., nn.Sequential]
+    arguments: tuple[Any, ...]
     data: Callable[[], Dataset]
     data_text: str
     blocks: int
     samples: int
     epochs: int
-    limits: dict[str, float]
+    limits: Mapping[str, float]
     methods: tuple[str, ...] = tuple(METHODS)
+    score: str = "accuracy (%)"
 
     @property
     def steps(self) -> int:
         """Optimiser steps of one run."""
         return self.epochs * (self.samples // BATCH_SIZE)
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the score is a loss."""
+        return self.score == "bits per character"
 
-_IMAGES = {"data": cache(fashion_mnist), "data_text": "Fashion-MNIST"}
-_VOCABULARY = len(SHAKESPEARE_VOCABULARY)
+    def score_of(self, evaluation: Evaluation) -> float:
+        """Return the score of an evaluation."""
+        if self.lower_is_better:
+            return evaluation.loss / math.log(2)
+        return 100 * (evaluation.accuracy or 0.0)
+
+    def configuration(self) -> dict[str, Any]:
+        """Return everything that decides the figures, as plain data."""
+        return {
+            "model": f"lowdimfa.models.{self.model.__name__}{self.arguments}",
+            "data": self.data_text,
+            "blocks": self.blocks,
+            "samples": self.samples,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "batch_size": BATCH_SIZE,
+            "microbatches": 1,
+            "optimizer": f"AdamW, weight_decay {WEIGHT_DECAY}, for W and Q",
+            "scheduler": "OneCycleLR, max_lr the rate",
+            "rates": RATES,
+            "validation": f"the last {VALIDATION:.4f} of the training split, first seed",
+            "score": self.score,
+            "feedback": {method: asdict(METHODS[method]) for method in self.methods},
+        }
+
+
+_fashion = cache(fashion_mnist)
+_characters = len(SHAKESPEARE_VOCABULARY)
 
 SETTINGS: dict[str, Setting] = {
     "cnn": Setting(
-        partial(cnn, 1, [32, 64, 128], 10, 28),
-        "cnn(1, [32, 64, 128], 10, 28)",
+        cnn,
+        (1, (32, 64, 128), 10, 28),
+        _fashion,
+        "Fashion-MNIST",
         blocks=4,
         samples=10_000,
         epochs=3,
         limits={"hebbian": 1.5, "probed": 1.2},
-        **_IMAGES,
     ),
     "mlp": Setting(
-        partial(mlp, 784, 256, 4, 10),
-        "mlp(784, 256, 4, 10)",
+        mlp,
+        (784, 256, 4, 10),
+        _fashion,
+        "Fashion-MNIST",
         blocks=4,
         samples=20_000,
         epochs=3,
         limits={"hebbian": 1.0, "probed": 1.0},
-        **_IMAGES,
     ),
     "vit": Setting(
-        partial(vit, 28, 7, 1, 64, 4, 4, 10),
-        "vit(28, 7, 1, 64, 4, 4, 10)",
+        vit,
+        (28, 7, 1, 64, 4, 4, 10),
+        _fashion,
+        "Fashion-MNIST",
         blocks=5,
         samples=20_000,
         epochs=6,
         limits={"hebbian": 1.5, "probed": 1.5},
-        **_IMAGES,
     ),
     "char": Setting(
-        partial(char_transformer, _VOCABULARY, 64, 64, 2, 4),
-        f"char_transformer({_VOCABULARY}, 64, 64, 2, 4)",
+        char_transformer,
+        (_characters, 64, 64, 2, 4),
         cache(partial(shakespeare, 64, limit_chars=2_900_000)),
-        "Shakespeare, the first 2.9 million characters, windows of 64",
+        "the first 2,900,000 characters of Shakespeare, in windows of 64",
         blocks=3,
         samples=32_000,
         epochs=1,
         limits={},
+        score="bits per character",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run gave.
+    """What one training run gave: accuracy in percent, or for text bits per character."""
 
-    Attributes
-    ----------
-    score
-        Accuracy in percent, or for text bits per character.
-    """
-
-    score: float
-    loss: float
-    seed: int
-    rate: float
-
-
-@dataclass
-class Row:
-    """One method on one network."""
-
-    network: str
     method: str
-    own_rate: list[Run]
-    common_rate: list[Run]
-    validation: dict[str, float] = field(default_factory=dict)
+    rate: float
+    seed: int
+    validation: float
+    test: float
 
 
-def train(setting: Setting, dataset: Dataset, feedback: FeedbackConfig, rate: float, seed: int) -> Run:
-    """Train one network from scratch and evaluate it on the data set's test split."""
-    dataset = dataset.limited(setting.samples)
+class Comparison:
+    """All runs on one network; a run is made once, however often it is asked for."""
+
+    def __init__(self, name: str, seeds: int) -> None:
+        self.name = name
+        self.setting = SETTINGS[name]
+        self.seeds = range(seeds)
+        self._runs: dict[tuple[str, float, int], Run] = {}
+
+    def run(self, method: str, rate: float, seed: int) -> Run:
+        """Return the run of a method, training it if need be."""
+        key = method, rate, seed
+        if key not in self._runs:
+            self._runs[key] = run = train(self.setting, method, rate, seed)
+            print(
+                f"{self.name} {method} rate {rate} seed {seed}: {run.test:.2f}", file=sys.stderr, flush=True
+            )
+        return self._runs[key]
+
+    def best_rate(self, method: str) -> float:
+        """Return the rate of the grid that is best on the validation split, with the first seed."""
+        sign = -1 if self.setting.lower_is_better else 1
+        return max(RATES, key=lambda rate: sign * self.run(method, rate, 0).validation)
+
+    def scores(self, method: str, rate: float) -> list[float]:
+        """Return the scores on the test split, one per seed."""
+        return [self.run(method, rate, seed).test for seed in self.seeds]
+
+    def gap(self, scores: Sequence[float], reference: Sequence[float]) -> float:
+        """Return how much worse the mean is than that of the reference; negative if it is better."""
+        difference = statistics.fmean(reference) - statistics.fmean(scores)
+        return -difference if self.setting.lower_is_better else difference
+
+    def result(self) -> dict[str, Any]:
+        """Make all runs, and return them with what they amount to and the configuration that made them."""
+        common = self.best_rate("backprop")
+        reference = self.scores("backprop", common)
+        methods = {}
+        for method in self.setting.methods:
+            own = self.best_rate(method)
+            scores, same = self.scores(method, own), self.scores(method, common)
+            methods[method] = {
+                "rate": own,
+                "scores": scores,
+                "gap": self.gap(scores, reference),
+                "common_rate": common,
+                "common_rate_scores": same,
+                "common_rate_gap": self.gap(same, reference),
+                "limit": self.setting.limits.get(method),
+            }
+        return {
+            "benchmark": "accuracy",
+            "network": self.name,
+            "command": f"python -m benchmarks.accuracy --networks {self.name} --seeds {len(self.seeds)} --write",
+            "configuration": self.setting.configuration(),
+            "environment": environment(),
+            "methods": methods,
+            "runs": [asdict(run) for run in self._runs.values()],
+        }
+
+
+def train(setting: Setting, method: str, rate: float, seed: int) -> Run:
+    """Train one network from scratch, and evaluate it on the validation and the test split."""
+    whole = setting.data()
+    held_out = whole.with_validation(VALIDATION)
+    dataset = held_out.limited(setting.samples)
     order = BatchOrder(setting.samples, BATCH_SIZE, 1, seed)
     update = UpdateConfig(
         FactoryConfig("torch.optim.AdamW", {"lr": rate, "weight_decay": WEIGHT_DECAY}),
         FactoryConfig("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": rate}),
     )
-    training = TrainingConfig(total_steps=setting.steps, seed=seed, update=update)
     torch.manual_seed(seed)
     network = decouple(
-        setting.model(),
+        setting.model(*setting.arguments),
         dataset.train.inputs(torch.arange(2)),
         blocks=setting.blocks,
         total_steps=setting.steps,
-        feedback=feedback,
-        training=training,
+        feedback=METHODS[method],
+        training=TrainingConfig(total_steps=setting.steps, seed=seed, update=update),
         task=dataset.task,
     )
-    trainer = InProcessTrainer(network, dataset, order)
-    trainer.run(0, setting.steps)
-    result = trainer.evaluate()
-    if dataset.task == "tokens":
-        return Run(result.loss / math.log(2), result.loss, seed, rate)
-    return Run(100 * (result.accuracy or 0.0), result.loss, seed, rate)
+    InProcessTrainer(network, dataset, order).run(0, setting.steps)
+    validation, test = (
+        setting.score_of(InProcessTrainer(network, data, order).evaluate()) for data in (held_out, whole)
+    )
+    return Run(method, rate, seed, validation, test)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return one network's result as a table."""
+    rows = []
+    for method, found in result["methods"].items():
+        limit = "" if found["limit"] is None else f"{found['limit']:.1f}"
+        own = (f"{found['rate']:g}", mean_and_spread(found["scores"]), f"{found['gap']:.2f}")
+        common = (mean_and_spread(found["common_rate_scores"]), f"{found['common_rate_gap']:.2f}")
+        rows.append((method, *own, *common, limit))
+    score = result["configuration"]["score"]
+    rate = result["methods"]["backprop"]["rate"]
+    header = ("method", "own rate", score, "gap", f"{score}, rate {rate:g}", "gap", "limit")
+    return markdown_table(header, rows)
+
+
+def main() -> None:
+    """Run the comparisons that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--networks", default=",".join(SETTINGS), help="some of %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per figure (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with the results as one line of JSON")
+    parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")
+    arguments = parser.parse_args()
+    results = {}
+    with computing_threads(arguments.threads):
+        for name in arguments.networks.split(","):
+            results[name] = Comparison(name, arguments.seeds).result()
+            print(f"\n{name}: {results[name]['configuration']['model']}\n{table(results[name])}", flush=True)
+            if arguments.write:
+                write_result(f"accuracy-{name}", results[name])
+    if arguments.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

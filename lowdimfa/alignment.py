@@ -73,8 +73,11 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
             output = block.run(inputs.detach(), ticket)
             tapped = block.tap(output)
             parameters = [value for value in block.module.parameters() if value.requires_grad]
-            update = torch.autograd.grad(
-                tapped, parameters, block.feedback.deliver(sent), materialize_grads=True
+            delivered = block.feedback.deliver(sent)
+            update = (
+                torch.autograd.grad(tapped, parameters, delivered, materialize_grads=True)
+                if parameters
+                else ()
             )
             found.append(_compare(block.index, update, truth))
             inputs = output

@@ -234,18 +234,12 @@ class Block(Stage):
         """Return the state's tensors, keyed by the plain model's names."""
         return super().tensors() | {f"feedback/{self.boundary}/Q": self.feedback.weights.detach()}
 
-    def scalars(self) -> dict[str, Any]:
-        """Return the rest of the state as plain data."""
-        return super().scalars() | {"probes": getattr(self.feedback, "probes", 0)}
-
     def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Restore the state; feedback weights of a boundary that is new stay as they were drawn."""
         super().load(tensors, scalars)
         saved = tensors.get(f"feedback/{self.boundary}/Q")
         if saved is not None:
             self.feedback.weights.data.copy_(saved)
-            if hasattr(self.feedback, "probes"):
-                self.feedback.probes = int(scalars.get("probes", 0))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

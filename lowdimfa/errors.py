@@ -111,3 +111,10 @@ class ResourceError(LowdimfaError):
 
     code = "resources"
     exit_code = 5
+
+
+class StoppedError(LowdimfaError):
+    """The user stopped the run, with Ctrl-C or SIGTERM; the exit code is that of shells."""
+
+    code = "stopped"
+    exit_code = 130

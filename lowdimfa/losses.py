@@ -72,7 +72,7 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     try:
         value = loss(outputs, targets)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # a user's loss may fail in any way
         raise InputError(
             "train.loss",
             f"a loss that fails on outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets "
@@ -80,8 +80,9 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
             "a model whose last layer fits the data's targets and the loss",
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
+        returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
-            "train.loss", f"a loss that returns {value!r}", "a scalar tensor, the mean over the samples"
+            "train.loss", f"a loss that returns {returned}", "a scalar tensor, the mean over the samples"
         )
     return value
 

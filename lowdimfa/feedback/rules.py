@@ -80,17 +80,19 @@ class HebbianFeedback(FeedbackWeights):
             self.weights.grad += correlation
 
 
-class ProbedFeedback(FeedbackWeights):
-    """Node perturbation: ``Q`` follows the mean Jacobian of the output, seen through ``P``, by forward passes only.
+class ProbedFeedback(HebbianFeedback):
+    """The Hebbian rule, drawn by probes towards the mean Jacobian of the output, seen through ``P``.
 
-    For noise ``ξ`` on the tap and the response ``c_probe = P Δy`` of the output, ``ξᵀ c_probe / Σ ξ²`` estimates
-    the Jacobian without bias; ``Q`` is its exponential average (Lansdell, Prakash and Kording, ICLR 2020; Akrout et
-    al., NeurIPS 2019). Beyond the paper.
+    For noise ``ξ`` on the tap and the response ``c_probe = P Δy`` of the output, ``ξᵀ c_probe / Σ ξ²`` estimates the
+    Jacobian without bias, by forward passes only (Lansdell, Prakash and Kording, ICLR 2020; Akrout et al., NeurIPS
+    2019). Each probe moves ``Q`` a small part ``1 − β`` of the way to its estimate; between probes ``Q`` learns the
+    Hebbian way. Beyond the paper: the correlation is there from the first step and hardly noisy, the Jacobian says
+    what it misses, and together they do better than either (docs/negative-results.md has probes alone).
 
     Parameters
     ----------
     decay
-        Of the exponential average, ``β``.
+        What a probe leaves of ``Q``, ``β``.
     """
 
     def __init__(
@@ -98,7 +100,6 @@ class ProbedFeedback(FeedbackWeights):
     ) -> None:
         super().__init__(features, error_dim, generator)
         self.decay = decay
-        self.probes = 0
         self._estimates: list[Tensor] = []
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
@@ -108,11 +109,9 @@ class ProbedFeedback(FeedbackWeights):
         self._estimates.append(moved.t() @ response / variance / len(moved))
 
     def step(self) -> None:
-        """Average the step's estimates into ``Q``; the first ones weigh as an ordinary mean would have them."""
+        """Draw ``Q`` towards the step's estimates; the correlation is applied by the block's optimiser."""
         for estimate in self._estimates:
-            self.probes += 1
-            decay = min(self.decay, 1 - 1 / self.probes)
-            self.weights.data.mul_(decay).add_(estimate, alpha=1 - decay)
+            self.weights.data.mul_(self.decay).add_(estimate, alpha=1 - self.decay)
         self._estimates.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lowdimfa.network import StepResult
@@ -48,12 +49,15 @@ class Observer:
         Samples in a micro-batch.
     microbatches
         Micro-batches in a step.
+    on_step
+        Called after every step, for what is counted elsewhere.
     """
 
     metrics: BlockMetrics
     timeline: TimelineWriter | None
     microbatch_size: int
     microbatches: int
+    on_step: Callable[[], None]
     activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
     applied_steps: int = 0
 
@@ -76,6 +80,7 @@ class Observer:
             self.applied_steps = ticket.step + 1
             self.metrics.stepped(self.applied_steps)
             self.metrics.samples(self.microbatch_size * self.microbatches)
+            self.on_step()
         self._span(kind, ticket, began, ended)
 
     def waited(self, step: int, cause: str, began: float) -> None:

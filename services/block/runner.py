@@ -6,21 +6,20 @@ depends on the order of its messages alone.
 
 from __future__ import annotations
 
-import queue
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from lowdimfa.block import Block, ErrorKind, Stage
-from lowdimfa.errors import LowdimfaError, PeerError
+from lowdimfa.errors import PeerError
 from lowdimfa.head import Broadcast, Evaluation, Head
 from lowdimfa.network import StepResult
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
 from services.block.activations import Kind as ActivationKind
+from services.block.inbox import Abort, Inbox, Message
 from services.block.instructions import (
     ActivationArrived,
     ApplyStep,
@@ -43,30 +42,24 @@ from services.block.schedule import Schedule
 from services.broadcast.subscriber import ErrorVector
 
 
-@dataclass(frozen=True)
-class Abort:
-    """Ends whatever the block waits for."""
-
-    error: LowdimfaError
-
-
-Message = Activation | ErrorVector | Abort
-
-
-class Ports(Protocol):
-    """How a block reaches data and neighbours."""
+class Data(Protocol):
+    """Where the first block gets inputs, and the head targets."""
 
     def inputs(self, ticket: Ticket) -> Tensor:
-        """Return a training micro-batch's inputs (first block)."""
+        """Return a training micro-batch's inputs."""
 
     def targets(self, ticket: Ticket) -> Tensor:
-        """Return a training micro-batch's targets (head)."""
+        """Return a training micro-batch's targets."""
 
     def evaluation_inputs(self, index: int) -> Tensor:
-        """Return an evaluation batch's inputs (first block)."""
+        """Return an evaluation batch's inputs."""
 
     def evaluation_targets(self, index: int) -> Tensor:
-        """Return an evaluation batch's targets (head)."""
+        """Return an evaluation batch's targets."""
+
+
+class Neighbours(Protocol):
+    """How a block reaches the others."""
 
     def send(self, kind: ActivationKind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
@@ -75,22 +68,7 @@ class Ports(Protocol):
         """Tell the previous block that its activations were consumed."""
 
     def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
-        """Broadcast an error to all blocks (head)."""
-
-
-@dataclass
-class Inbox:
-    """Messages for the compute thread, from any thread."""
-
-    messages: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
-
-    def put(self, message: Message) -> None:
-        """Add a message."""
-        self.messages.put(message)
-
-    def abort(self, error: LowdimfaError) -> None:
-        """Make the compute thread raise an error at its next look into the inbox."""
-        self.messages.put(Abort(error))
+        """Broadcast an error to all blocks."""
 
 
 class BlockRunner:
@@ -102,8 +80,10 @@ class BlockRunner:
         The block, or the head.
     policy
         Of its schedule.
-    inbox, ports
+    inbox, neighbours
         Where messages come from and go to.
+    data
+        In the first block and the head.
     observer
         Gets what was done when.
     patience
@@ -111,13 +91,21 @@ class BlockRunner:
     """
 
     def __init__(
-        self, stage: Stage, policy: Policy, inbox: Inbox, ports: Ports, observer: Observer, patience: float
+        self,
+        stage: Stage,
+        policy: Policy,
+        inbox: Inbox,
+        neighbours: Neighbours,
+        data: Data | None,
+        observer: Observer,
+        patience: float,
     ) -> None:
         self.stage = stage
         self.finished_steps: deque[StepResult] = deque()
         self._policy = policy
         self._inbox = inbox
-        self._ports = ports
+        self._neighbours = neighbours
+        self._source = data
         self._observer = observer
         self._patience = patience
         self._activations: dict[Ticket, Activation] = {}
@@ -161,15 +149,15 @@ class BlockRunner:
         totals = Evaluation()
         for index in range(batches):
             activation = None if self._policy.first else self._next_evaluation(index)
-            inputs = self._ports.evaluation_inputs(index) if activation is None else activation.tensors[0]
+            inputs = self._data.evaluation_inputs(index) if activation is None else activation.tensors[0]
             inputs = inputs.to(self.stage.device)
             if isinstance(self.stage, Head):
-                targets = self._ports.evaluation_targets(index).to(self.stage.device)
+                targets = self._data.evaluation_targets(index).to(self.stage.device)
                 self.stage.evaluate_outputs(inputs, targets, totals)
             else:
-                self._ports.send("evaluate", Ticket(0, index), (self.stage.evaluate(inputs).cpu(),))
+                self._neighbours.send("evaluate", Ticket(0, index), (self.stage.evaluate(inputs).cpu(),))
             if activation is not None:
-                self._ports.release(activation)
+                self._neighbours.release(activation)
         return totals
 
     def _look_again(self, schedule: Schedule) -> list[Instruction]:
@@ -188,15 +176,15 @@ class BlockRunner:
         return event
 
     def _next_message(self, waiting_for: str) -> Message:
-        try:
-            return self._inbox.messages.get(timeout=self._patience)
-        except queue.Empty:
+        message = self._inbox.take(self._patience)
+        if message is None:
             raise PeerError(
                 f"block {self.stage.index} heard nothing for {self._patience:.0f} s while it waited for the "
                 f"{waiting_for}; raise run.liveness_seconds if a step may take longer",
                 block=self.stage.index,
                 setting="run.liveness_seconds",
-            ) from None
+            )
+        return message
 
     def _event_of(self, message: Message) -> Event | None:
         """Keep what a message carries and return the event that it is, or None for an evaluation's activations."""
@@ -235,20 +223,17 @@ class BlockRunner:
 
     def _drain(self, schedule: Schedule) -> None:
         """Tell the schedule what came during the computation, before it decides what is next."""
-        while True:
-            try:
-                event = self._event_of(self._inbox.messages.get_nowait())
-            except queue.Empty:
-                return
+        while (message := self._inbox.take(0)) is not None:
+            event = self._event_of(message)
             if event is not None:
                 schedule.handle(event)
 
     def _forward(self, ticket: Ticket, probe: bool) -> None:
         activation = None if self._policy.first else self._activations.pop(ticket)
-        tensors = (self._ports.inputs(ticket),) if activation is None else activation.tensors
+        tensors = (self._data.inputs(ticket),) if activation is None else activation.tensors
         clean, perturbed = (tensors[i].to(self.stage.device) for i in (0, -1))
         if isinstance(self.stage, Head):
-            targets = self._ports.targets(ticket).to(self.stage.device)
+            targets = self._data.targets(ticket).to(self.stage.device)
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None)
             self._broadcasts[ticket] = sent
             self._count(ticket, sent)
@@ -257,7 +242,7 @@ class BlockRunner:
             noisy = (self._block.probe(perturbed, ticket).cpu(),) if probe else ()
             self._outputs[ticket] = (output, *noisy)
         if activation is not None:
-            self._ports.release(activation)
+            self._neighbours.release(activation)
 
     def _count(self, ticket: Ticket, sent: Broadcast) -> None:
         if self._result is None:
@@ -274,14 +259,14 @@ class BlockRunner:
     def _send(self, ticket: Ticket) -> None:
         began = time.time()
         self._observer.begin("send", str(ticket))
-        self._ports.send("train", ticket, self._outputs.pop(ticket))
+        self._neighbours.send("train", ticket, self._outputs.pop(ticket))
         self._observer.did("send", ticket, began)
 
     def _publish(self, ticket: Ticket) -> None:
         sent = self._broadcasts.pop(ticket)
-        self._ports.publish(ticket, "train", sent.error.cpu())
+        self._neighbours.publish(ticket, "train", sent.error.cpu())
         if sent.response is not None:
-            self._ports.publish(ticket, "probe", sent.response.cpu())
+            self._neighbours.publish(ticket, "probe", sent.response.cpu())
 
     def _next_evaluation(self, index: int) -> Activation:
         waiting_for = f"activation of evaluation batch {index}"
@@ -289,6 +274,11 @@ class BlockRunner:
         while not self._evaluations:
             self._event_of(self._next_message(waiting_for))
         return self._evaluations.popleft()
+
+    @property
+    def _data(self) -> Data:
+        assert self._source is not None, "only the first block and the head draw data"
+        return self._source
 
     @property
     def _block(self) -> Block:

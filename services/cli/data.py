@@ -9,14 +9,15 @@ import typer
 
 from lowdimfa.data.fetching import fetch
 from lowdimfa.data.sources import SOURCES, Source, data_folder, missing_files
+from services.cli.display import aligned
 from services.cli.options import Format, FormatOption
 
-app = typer.Typer(help="List and fetch data sets.", no_args_is_help=True)
+app = typer.Typer(help="List and fetch data sets.")
 
 
 Root = Annotated[
     str | None,
-    typer.Option(help="Data folder [default: $LOWDIMFA_DATA or ~/.cache/lowdimfa/data].", show_default=False),
+    typer.Option(help="Data folder; without it $LOWDIMFA_DATA or ~/.cache/lowdimfa/data."),
 ]
 
 
@@ -28,8 +29,7 @@ def list_sources(root: Root = None, form: FormatOption = Format.text) -> None:
         typer.echo(json.dumps(described))
         return
     header = ("name", "samples", "input", "output", "size", "where it comes from", "present")
-    for row in _aligned([header, *(_row(fields) for fields in described)]):
-        typer.echo(row)
+    typer.echo(aligned([header, *(_row(fields) for fields in described)]))
 
 
 @app.command("fetch")
@@ -74,10 +74,3 @@ def _row(fields: dict[str, Any]) -> tuple[str, ...]:
     size = f"{fields['megabytes']:.0f} MB" if fields["megabytes"] else "-"
     present = "yes" if fields["present"] else "no"
     return fields["name"], samples, fields["shape"], fields["outputs"], size, fields["origin"], present
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

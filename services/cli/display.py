@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
-from services.cli.options import Format
 from services.trainer.events import Event, to_json
-from services.trainer.plan import RunPlan
 
 QUIET_SECONDS = 5.0
 """Pause between progress lines where the output is not a terminal."""
@@ -33,6 +31,14 @@ class Display(Protocol):
     ) -> None: ...
 
 
+def claim_stdout() -> TextIO:
+    """Return standard output for events alone; what anything else in this process writes goes to standard error."""
+    sys.stdout.flush()
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return stream
+
+
 class JsonDisplay:
     """One JSON object per line."""
 
@@ -42,10 +48,9 @@ class JsonDisplay:
 
     def show(self, event: Event) -> None:
         """Write one event; a failure is written once, though both the run and the command report it."""
-        if event["event"] == "failed":
-            if self._failed:
-                return
-            self._failed = True
+        if event["event"] == "starting" or self._failed:
+            return
+        self._failed = event["event"] == "failed"
         self._stream.write(to_json(event) + "\n")
         self._stream.flush()
 
@@ -64,18 +69,20 @@ class TextDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._bar = Progress(
+            BarColumn(bar_width=16),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
             console=self._console,
             disable=not self._console.is_terminal,
+            transient=True,
         )
-        self._task = self._bar.add_task("starting", total=None, numbers="")
         self._next_line = 0.0
 
     def show(self, event: Event) -> None:
         """Show one event."""
         match event["event"]:
+            case "starting":
+                self._task = self._bar.add_task("starting", total=None)
+                self._bar.start()
             case "started":
                 self._started(event)
             case "progress":
@@ -83,30 +90,29 @@ class TextDisplay:
             case "finished":
                 self._bar.stop()
                 self._say(_finished(event))
-            case "evaluated" | "alignment" | "checkpoint" | "warning" as kind:
-                self._say({"evaluated": _evaluated, "alignment": _alignment}.get(kind, _plain)(event))
+            case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" as kind:
+                self._say(_SENTENCES[kind](event))
 
     def _started(self, event: Event) -> None:
         where = "one Ray actor each" if event["engine"] == "ray" else "in this process"
         self._say(
-            f"{event['blocks']} blocks, {where}; {event['parameters']:,} parameters, "
-            f"{event['error_dim']} numbers per error; {event['steps']:,} steps\nrun directory {event['run_dir']}"
+            f"{_counted(event['blocks'], 'block', 'blocks')}, {where}; {event['parameters']:,} parameters, "
+            f"{_counted(event['error_dim'], 'number', 'numbers')} per error; {event['steps']:,} steps\n"
+            f"run directory {event['run_dir']}"
         )
         self._bar.update(self._task, total=event["steps"], completed=event["step"], description="training")
 
     def _progress(self, event: Event) -> None:
-        numbers = _numbers(event)
-        self._bar.update(self._task, completed=event["step"], numbers=numbers)
+        self._bar.update(self._task, completed=event["step"], description=_numbers(event))
         last = event["step"] == event["steps"]
         if not self._console.is_terminal and (last or time.monotonic() >= self._next_line):
             self._next_line = time.monotonic() + QUIET_SECONDS
-            self._say(numbers)
+            self._say(f"step {_numbers(event)}")
 
     def _say(self, text: str) -> None:
         self._bar.console.print(text, markup=False)
 
     def __enter__(self) -> TextDisplay:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -119,8 +125,8 @@ def _numbers(event: Event) -> str:
     accuracy = "" if event["accuracy"] is None else f"  accuracy {100 * event['accuracy']:5.1f} %"
     left = "" if event["eta_seconds"] is None else f"  {_clock(event['eta_seconds'])} left"
     return (
-        f"step {event['step']:,}/{event['steps']:,} ({100 * event['step'] // event['steps']} %)  epoch {event['epoch']}"
-        f"  loss {event['loss']:.4f}{accuracy}  {event['samples_per_second']:,.0f} samples/s{left}"
+        f"{event['step']:,}/{event['steps']:,}  epoch {event['epoch']}  loss {event['loss']:.4f}{accuracy}"
+        f"  {event['samples_per_second']:,.0f}/s{left}"
     )
 
 
@@ -134,8 +140,42 @@ def _alignment(event: Event) -> str:
     return f"angle between update and true gradient: {angles}"
 
 
-def _plain(event: Event) -> str:
-    return f"checkpoint {event['path']}" if event["event"] == "checkpoint" else f"warning: {event['message']}"
+def _plan(event: Event) -> str:
+    header = ("block", "layers", "parameters", "input", "output", "cost", "tap", "feedback")
+    rows = [_plan_row(block, event["error_dim"]) for block in event["blocks"]]
+    parts = _counted(event["microbatches"], "micro-batch", "micro-batches")
+    return f"""{aligned([header, *rows])}
+
+{event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
+{event["error_dim"]} numbers per error for {event["task_dim"]} outputs
+{event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {event["steps_per_epoch"]:,} steps per epoch
+window {event["window"]}, staleness {event["staleness"]}"""
+
+
+def _plan_row(block: dict[str, Any], error_dim: int) -> tuple[str, ...]:
+    layers = block["layers"]
+    return (
+        str(block["index"]),
+        layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}",
+        f"{block['parameters']:,}",
+        *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
+        f"{100 * block['cost_share']:.0f} %",
+        block["tap"] or "-",
+        f"{block['tap_features']}×{error_dim}" if block["tap"] else "exact",
+    )
+
+
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
+_SENTENCES: dict[str, Callable[[Event], str]] = {
+    "plan": _plan,
+    "evaluated": _evaluated,
+    "alignment": _alignment,
+    "checkpoint": lambda event: f"checkpoint {event['path']}",
+    "warning": lambda event: f"warning: {event['message']}",
+}
 
 
 def _finished(event: Event) -> str:
@@ -154,39 +194,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def show_plan(plan: RunPlan, form: Format) -> None:
-    """Show what a run would do."""
-    train = plan.specification.train
-    described = plan.network.describe(train.effective_window, plan.order.steps_per_epoch)
-    if form is Format.json:
-        typer.echo(to_json({"event": "plan"} | described))
-        return
-    table = Table("block", "layers", "parameters", "input", "output", "share of cost", "tap", "Q")
-    for block in described["blocks"]:
-        table.add_row(*_plan_row(block, described["error_dim"]))
-    console = Console(file=sys.stdout)
-    console.print(table)
-    console.print(
-        f"{described['parameters']:,} parameters and {described['feedback_parameters']:,} feedback weights; "
-        f"{described['error_dim']} of {described['task_dim']} error dimensions; {described['steps']:,} steps of "
-        f"{train.batch_size} samples in {train.microbatches} micro-batches; window {described['window']}, "
-        f"staleness {described['staleness']}",
-        markup=False,
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as lines of text with even columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _plan_row(block: dict[str, Any], error_dim: int) -> list[str]:
-    layers = block["layers"]
-    names = layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}"
-    shapes = ["×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")]
-    weights = f"{block['tap_features']}×{error_dim}" if block["tap"] else "exact"
-    cost = f"{100 * block['cost_share']:.0f} %"
-    return [
-        str(block["index"]),
-        names,
-        f"{block['parameters']:,}",
-        *shapes,
-        cost,
-        block["tap"] or "head",
-        weights,
-    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from lowdimfa.errors import InputError
 from services.cli.options import Format, FormatOption, RunDirArgument
 from services.trainer.evaluate import evaluate_run
 from services.trainer.events import to_json
@@ -12,8 +11,6 @@ from services.trainer.events import to_json
 
 def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
     """Evaluate the newest checkpoint of a run on its test split."""
-    if not run_dir.is_dir():
-        raise InputError(str(run_dir), "no such directory", "the directory of a run")
     event = evaluate_run(run_dir)
     if form is Format.json:
         typer.echo(to_json(event))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import typer
 
 from services.cli.options import RunDirArgument
-from services.monitoring.report import write_report
 
 
 def report(run_dir: RunDirArgument) -> None:
     """Write curves, alignment and timeline of a run, as PNG and one HTML page."""
+    from services.monitoring.report import write_report  # only here: matplotlib takes a while to import
+
     typer.echo(f"report written to {write_report(run_dir)}")

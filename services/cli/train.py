@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from lowdimfa.errors import LowdimfaError
-from services.cli.display import JsonDisplay, TextDisplay, show_plan
+from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
 from services.cli.options import Format, FormatOption
 from services.trainer.api import DecoupledTrainer
+from services.trainer.execute import stopped
 
 
 class EngineOption(StrEnum):
@@ -34,7 +35,9 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Directory of the run [default: a new one].")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Directory of the run; without it a new one in run.storage.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
     ] = False,
@@ -44,7 +47,7 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
-    display = JsonDisplay(sys.stdout) if form is Format.json else TextDisplay(sys.stdout)
+    display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
     with display:
         try:
             trainer = DecoupledTrainer(
@@ -57,9 +60,17 @@ def train(
                 on_event=display.show,
             )
             if dry_run:
-                show_plan(trainer.plan(), form)
-                return
-            trainer.fit()
+                display.show({"event": "plan"} | trainer.plan().describe())
+            else:
+                _fit(trainer, display)
         except LowdimfaError as error:
             display.show({"event": "failed"} | error.as_event())
             raise
+
+
+def _fit(trainer: DecoupledTrainer, display: Display) -> None:
+    display.show({"event": "starting"})
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        raise stopped(Path(trainer.request.run_dir)) from None

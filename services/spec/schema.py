@@ -88,11 +88,18 @@ class RunSection(Section):
     evaluate_every_epochs: int = Field(
         1, ge=0, description="Epochs between evaluations; 0 evaluates only at the end, as every run does."
     )
-    alignment: bool = Field(
-        False,
-        description="Compare each block's update with the true gradient at every evaluation (costs time).",
+    alignment_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between comparisons of each block's update with the true gradient, by a reference "
+        "backward pass on 256 training samples; 0 for none.",
     )
     timeline: bool = Field(True, description="Record when each block computed, sent and waited.")
+    metrics: Literal["loopback", "node", "off"] = Field(
+        "loopback",
+        description="Where each process serves its Prometheus metrics: on its own machine only, on the address by "
+        "which other machines reach it (the pages have no authentication), or nowhere.",
+    )
 
 
 class PlacementSection(Section):

@@ -13,7 +13,7 @@ from services.trainer.checkpoint import CheckpointStore
 from services.trainer.events import Event, Sink
 from services.trainer.execute import EngineName, RunRequest, execute, prepare
 from services.trainer.plan import RunPlan
-from services.trainer.run_dir import new_run_dir
+from services.trainer.run_dir import new_run_dir, require_run_dir
 from services.trainer.user_code import UserCode
 
 
@@ -98,7 +98,7 @@ class DecoupledTrainer:
             new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
         )
         self.request = RunRequest(
-            specification=self.specification.model_dump(mode="json"),
+            specification=self.specification.model_dump(),
             run_dir=str(path),
             engine=engine,
             resume=resume,
@@ -107,6 +107,7 @@ class DecoupledTrainer:
 
     def plan(self) -> RunPlan:
         """Check everything and return the plan of the run, without running it."""
+        require_run_dir(Path(self.request.run_dir), self.request.resume)
         return prepare(self.request)[0]
 
     def fit(self) -> Result:
@@ -148,7 +149,9 @@ class DecoupledTrainer:
                 f"{self.request.run_dir}"
             ) from error
         except RayTaskError as error:
-            raise LowdimfaError(f"the trainer failed: {error}") from error
+            raise LowdimfaError(
+                f"the trainer failed ({type(error.cause).__name__}: {error.cause})"
+            ) from error
         finally:
             ray.kill(trainer)
             disconnect()

@@ -47,8 +47,8 @@ class Engine(Protocol):
     def align(self) -> Alignment:
         """Compare each block's update with the true gradient, on one batch of the training split."""
 
-    def save(self, directory: Path) -> list[dict[str, Any]]:
-        """Write every block's state into a directory and return the manifest entries."""
+    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
+        """Write every block's state after a step into a directory and return the manifest entries."""
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the error broadcast carried so far."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError, StoppedError
 from services.spec import Specification, parse_specification
 from services.trainer.checkpoint import CheckpointStore
 from services.trainer.engine import Engine
@@ -15,7 +15,7 @@ from services.trainer.local_engine import LocalEngine
 from services.trainer.loop import TrainingLoop, failed
 from services.trainer.manifest import Manifest
 from services.trainer.plan import RunPlan, make_run_plan
-from services.trainer.run_dir import RunDir
+from services.trainer.run_dir import RunDir, require_run_dir
 from services.trainer.state import boundaries_of, require_resumable
 from services.trainer.user_code import UserCode
 from services.trainer.watch import TrainerWatch
@@ -117,29 +117,57 @@ def execute(request: RunRequest, sink: Sink | None = None) -> Event:
     LowdimfaError
         Bad input, or the run failed; the log has a ``failed`` event.
     """
-    with RunDir(Path(request.run_dir), request.resume) as run_dir:
-        log = EventLog(run_dir.events, sink)
-        watch = TrainerWatch(run_dir.path.name)
-        engine: Engine | None = None
-        try:
-            plan, manifest = prepare(request)
-            specification = plan.specification
-            described = plan.network.describe(
-                specification.train.effective_window, plan.order.steps_per_epoch
-            )
-            run_dir.describe(specification, described | {"user_code": request.user_code.folder})
-            engine = make_engine(request, plan, watch)
-            finished = TrainingLoop(plan, engine, run_dir.path, log, watch).run(manifest)
-            run_dir.conclude(to_json(finished))
-            return finished
-        except LowdimfaError as error:
-            failed(log, watch, error)
-            raise
-        finally:
-            if engine is not None:
-                engine.close()
-            watch.close()
-            log.close()
+    path = Path(request.run_dir)
+    require_run_dir(path, request.resume)
+    fresh = (
+        None if request.resume else prepare(request)
+    )  # before the directory is made: a refusal leaves none
+    with RunDir(path, request.resume) as run_dir:
+        plan, manifest = fresh or prepare(request)
+        return _run(request, plan, manifest, run_dir, sink)
+
+
+def _run(
+    request: RunRequest, plan: RunPlan, manifest: Manifest | None, run_dir: RunDir, sink: Sink | None
+) -> Event:
+    log = EventLog(run_dir.events, sink)
+    watch = TrainerWatch(run_dir.path.name)
+    engine: Engine | None = None
+    try:
+        run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
+        engine = make_engine(request, plan, watch)
+        finished = TrainingLoop(plan, engine, run_dir.path, log, watch).run(manifest)
+        run_dir.conclude(to_json(finished))
+        return finished
+    except LowdimfaError as error:
+        if error.code == LowdimfaError.code:
+            run_dir.keep_traceback(error)
+        failed(log, watch, error)
+        raise
+    except KeyboardInterrupt:
+        failed(log, watch, stopped(run_dir.path))
+        raise
+    except Exception as error:  # the user's own layers, loss or data may fail in any way
+        kept = run_dir.keep_traceback(error)
+        unexpected = LowdimfaError(f"{type(error).__name__}: {error} (where it came from: {kept})")
+        failed(log, watch, unexpected)
+        raise unexpected from error
+    finally:
+        if engine is not None:
+            engine.close()
+        watch.close()
+        log.close()
+
+
+def stopped(run_dir: Path) -> StoppedError:
+    """Say what a run that the user stopped leaves."""
+    steps = CheckpointStore(run_dir).list()
+    if steps:
+        return StoppedError(f"stopped; go on from step {steps[-1]} with --resume --run-dir {run_dir}")
+    return StoppedError(
+        f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
+        setting="run.checkpoint_every",
+    )
 
 
 def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engine:

@@ -122,7 +122,10 @@ class Fleet:
                 f"block {index} lost its process during '{what}' ({_first_line(error)})", block=index
             ) from error
         except RayTaskError as error:
-            raise LowdimfaError(f"block {index} failed during '{what}': {error}", block=index) from error
+            raise LowdimfaError(
+                f"block {index} failed during '{what}' ({type(error.cause).__name__}: {error.cause})",
+                block=index,
+            ) from error
         if isinstance(value, LowdimfaError):
             raise value
         return value

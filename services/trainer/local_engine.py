@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from lowdimfa.alignment import Alignment, measure_alignment
-from lowdimfa.block import Stage
 from lowdimfa.build import build_stages
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
 from lowdimfa.trainer import InProcessTrainer
 from services.monitoring.timeline import TimelineWriter
-from services.trainer.checkpoint import BlockState, CheckpointStore, write_block
+from services.trainer.checkpoint import CheckpointStore, write_block
 from services.trainer.engine import BroadcastTraffic, OnSteps
 from services.trainer.plan import RunPlan
 from services.trainer.state import load_stage, stage_state
@@ -91,17 +90,9 @@ class LocalEngine:
             self._network.blocks, self._network.head, inputs.to(device), targets.to(device)
         )
 
-    def save(self, directory: Path) -> list[dict[str, Any]]:
+    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Write every block's state."""
-        return [write_block(directory, stage_state(stage)) for stage in self._network.stages]
-
-    def states(self) -> list[BlockState]:
-        """Return every block's state."""
-        return [stage_state(stage) for stage in self._network.stages]
-
-    def stages(self) -> list[Stage]:
-        """Return blocks and head."""
-        return self._network.stages
+        return [write_block(directory, stage_state(stage, step)) for stage in self._network.stages]
 
     def traffic(self) -> BroadcastTraffic:
         """Nothing is sent within one process."""

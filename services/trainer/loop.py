@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, NotFiniteError
 from lowdimfa.network import StepResult
 from services.trainer.checkpoint import CheckpointStore
 from services.trainer.engine import Engine
@@ -48,6 +50,13 @@ class TrainingLoop:
         self._seconds = 0.0
         self._done = 0
         self._saved: int | None = None
+        run = plan.specification.run
+        periods: list[tuple[int, Callable[[], None]]] = [
+            (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
+            (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
+            (run.checkpoint_every, self._save),
+        ]
+        self._periods = [(period, action) for period, action in periods if period]
         self._evaluated: dict[str, Any] = {}
         self._meter = ProgressMeter(
             self._emit,
@@ -98,19 +107,12 @@ class TrainingLoop:
         self._engine.run_steps(self._done, stop, self._take)
         self._seconds += time.monotonic() - began
         self._done = stop
-        run = self._plan.specification.run
-        if (
-            run.evaluate_every_epochs
-            and stop % (run.evaluate_every_epochs * self._plan.order.steps_per_epoch) == 0
-        ):
-            self._evaluate()
-        if run.checkpoint_every and stop % run.checkpoint_every == 0:
-            self._save()
+        for period, action in self._periods:
+            if stop % period == 0:
+                action()
 
     def _next_stop(self) -> int:
-        run = self._plan.specification.run
-        periods = (run.checkpoint_every, run.evaluate_every_epochs * self._plan.order.steps_per_epoch)
-        stops = [(self._done // period + 1) * period for period in periods if period]
+        stops = [(self._done // period + 1) * period for period, _ in self._periods]
         return min([*stops, self._total])
 
     def _take(self, results: Sequence[StepResult]) -> None:
@@ -118,15 +120,29 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         result = self._engine.evaluate()
+        if not math.isfinite(result.loss):
+            head = len(self._plan.network.blocks) - 1
+            raise NotFiniteError(
+                f"the test loss is not finite after step {self._done} in the head (block {head}); lower the "
+                "learning rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
+                block=head,
+                step=self._done,
+                setting="train.optimizer.args.lr",
+            )
         self._evaluated = {"step": self._done, "test_loss": result.loss, "test_accuracy": result.accuracy}
         self._emit("evaluated", **self._evaluated)
-        if self._plan.specification.run.alignment and self._plan.network.feedback.form == "broadcast":
-            self._emit("alignment", step=self._done, **self._engine.align().as_event())
+
+    def _align(self) -> None:
+        self._emit("alignment", step=self._done, **self._engine.align().as_event())
 
     def _save(self) -> None:
         began = time.monotonic()
         directory = self._store.begin(self._done)
-        entries = self._engine.save(directory)
+        try:
+            entries = self._engine.save(directory, self._done)
+        except LowdimfaError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         meta = resume_meta(self._plan) | {"seconds": self._seconds}
         path = self._store.commit(self._done, entries, meta)
         self._saved = self._done

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.build import ErrorShape, error_shape, tap_of
+from lowdimfa.build import ErrorShape, build_stages, error_shape, tap_of
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.errors import InputError
@@ -95,6 +95,12 @@ class RunPlan:
     example: Example
     network: NetworkPlan
 
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as the run directory's ``plan.json``."""
+        train = self.specification.train
+        described = self.network.describe(train.effective_window, self.order.steps_per_epoch)
+        return described | {"batch_size": train.batch_size}
+
 
 def make_run_plan(specification: Specification, boundaries: Sequence[str] | None = None) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
@@ -119,6 +125,9 @@ def make_run_plan(specification: Specification, boundaries: Sequence[str] | None
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
     _check_targets(specification, network, dataset)
+    build_stages(
+        network.blocks, network.feedback, network.training, dataset.task
+    )  # refuses a bad optimiser now
     return RunPlan(specification, dataset, order, example, network)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +84,7 @@ class RayEngine:
         fleet.gather(fleet.compute("wait_until_connected"), "connect", patience)
         if resume_step is not None:
             fleet.gather(fleet.compute("load", resume_step), "load the checkpoint", patience)
-        trainer = self._watch.serve("127.0.0.1" if one_node else ray.util.get_node_ip_address())
-        self._announce(reachable, trainer)
+        self._announce(reachable)
         return {"trainer": os.getpid(), "blocks": [pid for _, _, pid in places]}
 
     def _job(self, index: int, run: str) -> BlockJob:
@@ -91,7 +93,7 @@ class RayEngine:
             run=run,
             run_dir=str(self._run_dir),
             index=index,
-            specification=plan.specification.model_dump(mode="json"),
+            specification=plan.specification.model_dump(),
             boundaries=plan.network.boundaries,
             input_shape=plan.example.shape,
             input_dtype=str(plan.example.dtype).removeprefix("torch."),
@@ -100,7 +102,12 @@ class RayEngine:
             user_code=self._user_code,
         )
 
-    def _announce(self, reachable: list[Reachable], trainer: str) -> None:
+    def _announce(self, reachable: list[Reachable]) -> None:
+        """List the metrics of all processes where Prometheus looks."""
+        choice = self._plan.specification.run.metrics
+        if choice == "off":
+            return
+        trainer = self._watch.serve(ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1")
         last, job = self._blocks - 1, self._run_dir.name
         blocks = [
             Target(
@@ -110,6 +117,7 @@ class RayEngine:
                 block=str(index),
             )
             for index, block in enumerate(reachable)
+            if block.metrics is not None
         ]
         self._targets.parent.mkdir(exist_ok=True)
         write_targets(self._targets, [*blocks, Target(address=trainer, job=job, role="trainer")])
@@ -157,10 +165,11 @@ class RayEngine:
                 stage.load({name: value.cpu() for name, value in tensors.items()}, scalars)
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
-    def save(self, directory: Path) -> list[dict[str, Any]]:
+    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Let every block write its own state."""
         fleet = self._require()
-        return fleet.gather(fleet.compute("save", str(directory)), "save", START_LIVENESS * self._liveness)
+        references = fleet.compute("save", str(directory), step)
+        return fleet.gather(references, "save", START_LIVENESS * self._liveness)
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the first block received; every subscriber receives the same."""
@@ -219,7 +228,7 @@ class StallWatch:
         stuck = [
             (index, status)
             for index, status in enumerate(statuses)
-            if status.working and time.time() - status.busy_since > self._liveness
+            if status.working and time.time() - status.since > self._liveness
         ]
         if stuck:
             index, status = stuck[0]
@@ -243,13 +252,19 @@ def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callab
     """
     if ray.is_initialized():
         return lambda: None
+    logging.getLogger("ray").setLevel(
+        logging.ERROR
+    )  # its advice on tokens comes before `logging_level` counts
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    terminate = signal.getsignal(signal.SIGTERM)
     if address is None:
         ray.init(
             address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
         )
     else:
         ray.init(address=address, **common)
+    if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
+        signal.signal(signal.SIGTERM, terminate)
     return lambda: ray.shutdown()

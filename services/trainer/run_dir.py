@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +28,7 @@ def new_run_dir(storage: str, name: str) -> Path:
 
 
 class RunDir:
-    """An open run directory; a context manager that holds its lock.
+    """An open run directory; a context manager that makes it and holds its lock.
 
     Parameters
     ----------
@@ -38,36 +40,29 @@ class RunDir:
     Raises
     ------
     InputError
-        A run is there and isn't resumed, none is there to resume, or another trainer uses it.
+        As `require_run_dir`, or another trainer uses it.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        taken = (path / "spec.yaml").exists()
-        if taken and not resume:
-            raise InputError(
-                f"--run-dir {path}",
-                "a run that is already there",
-                "a new directory",
-                "Add --resume to continue it.",
-            )
-        if resume and not taken:
-            raise InputError(f"--run-dir {path}", "no run to resume", "the directory of an earlier run")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--run-dir {path}", f"a path that can't be made ({error})", "a writable place"
-            ) from error
+        self._resume = resume
         self._lock = FileLock(path / "run.lock")
 
     def __enter__(self) -> RunDir:
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
-                f"--run-dir {self.path}", "a run that another trainer is working on", "a run at rest"
+                f"run directory {self.path}", "a run that another trainer is working on", "a run at rest"
             ) from None
+        except OSError as error:
+            raise _not_writable(self.path, str(error)) from error
+        try:
+            require_run_dir(self.path, self._resume)  # another trainer may have come and gone
+        except InputError:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
@@ -85,9 +80,49 @@ class RunDir:
         (self.path / "spec.yaml").write_text(to_yaml(specification), encoding="utf-8")
         (self.path / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
 
+    def keep_traceback(self, error: BaseException) -> Path:
+        """Write where an unexpected error came from into a file, and return its path."""
+        path = self.path / "traceback.txt"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return path
+
     def conclude(self, line: str) -> None:
         """Write the result, one line of JSON."""
         (self.path / "result.json").write_text(line + "\n", encoding="utf-8")
+
+
+def require_run_dir(path: Path, resume: bool) -> None:
+    """Check that a run can use a directory, without touching anything.
+
+    Raises
+    ------
+    InputError
+        A run is there and isn't resumed, none is there to resume, or nothing can be written there.
+    """
+    taken = (path / "spec.yaml").exists()
+    if taken and not resume:
+        raise InputError(
+            f"run directory {path}",
+            "a run that is already there",
+            "a new directory",
+            "Add --resume to continue that run.",
+        )
+    if resume and not taken:
+        raise InputError(f"run directory {path}", "no run to resume", "the directory of an earlier run")
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise _not_writable(path, f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _not_writable(path, f"{nearest} is read-only")
+
+
+def _not_writable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"run directory {path}",
+        f"a path that can't be written ({reason})",
+        "a writable place",
+        "Set --run-dir or run.storage.",
+    )
 
 
 def read_run(path: Path) -> Specification:
@@ -99,7 +134,11 @@ def read_run(path: Path) -> Specification:
         The directory isn't a run's.
     """
     if not (path / "spec.yaml").is_file():
-        raise InputError(str(path), "a directory without spec.yaml", "the directory of a run")
+        raise InputError(
+            str(path),
+            "a directory without spec.yaml" if path.is_dir() else "no directory",
+            "the directory of a run",
+        )
     return load_specification(path / "spec.yaml")
 
 

@@ -11,8 +11,16 @@ from services.trainer.checkpoint import BlockState, Manifest
 from services.trainer.plan import RunPlan
 
 
-def stage_state(stage: Stage) -> BlockState:
-    """Return a block's whole state."""
+def stage_state(stage: Stage, step: int) -> BlockState:
+    """Return a block's whole state after a step.
+
+    Raises
+    ------
+    NotFiniteError
+        Its weights aren't finite: they must not take the place of the last good checkpoint.
+    """
+    for name, parameter in stage.module.named_plain_parameters():
+        stage.require_finite(parameter.detach(), f"parameter {name}", step)
     return BlockState(stage.index, list(stage.module.layer_names), stage.tensors(), stage.scalars())
 
 
@@ -85,10 +93,15 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
             for name, value in block.build().plain_state_dict().items()
         }
     )
-    keys = {"data_order": "train", "feedback": "feedback", "optimizer": "train", "scheduler": "train"}
+    keys = {
+        "data_order": "train",
+        "feedback": "feedback",
+        "optimizer": "train.optimizer.factory",
+        "scheduler": "train.scheduler.factory",
+    }
     now, then = resume_meta(plan), manifest.meta
-    for name, section in keys.items():
-        _require_equal(f"{section}.{name}", now[name], then.get(name))
+    for name, where in keys.items():
+        _require_equal(where, now[name], then.get(name))
     if now["scheduler"] is not None:  # it has planned its course over the whole run
         _require_equal("train.steps (or epochs)", now["total_steps"], then.get("total_steps"))
 
@@ -98,7 +111,7 @@ def _require_equal(where: str, now: Any, then: Any) -> None:
         return
     if isinstance(now, dict) and isinstance(then, dict):
         for key, value in now.items():
-            _require_equal(f"{where}.{key}".replace("data_order.", ""), value, then.get(key))
+            _require_equal(f"{where}.{key}", value, then.get(key))
     raise InputError(
         where, f"{now!r} in a run that is resumed", f"{then!r}, as when its checkpoint was written"
     )

@@ -67,7 +67,7 @@ specifications = st.fixed_dictionaries(
         ),
         "run": st.fixed_dictionaries(
             {},
-            optional={"storage": st.text(min_size=1), "alignment": st.booleans(), "liveness_seconds": rates},
+            optional={"storage": st.text(min_size=1), "timeline": st.booleans(), "liveness_seconds": rates},
         ),
         "placement": st.fixed_dictionaries({}, optional={"gpus_per_block": st.sampled_from([0, 0.5, 2])}),
     },

@@ -61,7 +61,7 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
         ("feedback", {"form": "local", "error_dim": 3}, "feedback.error_dim: found 3 with form 'local'; exp"),
         ("feedback", {"form": "local", "q_rule": "probed"}, "feedback.q_rule: found 'probed' with form 'loc"),
         ("feedback", {"form": "backprop", "p_rule": "oja"}, "feedback.p_rule: found 'oja' with form 'backpr"),
-        ("run", {"alignment": "yes"}, "run.alignment: found the string 'yes'; expected true or false."),
+        ("run", {"timeline": "yes"}, "run.timeline: found the string 'yes'; expected true or false."),
         ("run", {"storage": ""}, "run.storage: found the string ''; expected a non-empty string."),
         ("run", {"on_failure": "retry"}, "run.on_failure: found the string 'retry'; expected 'fail'."),
         ("placement", {"gpus_per_block": 1.5}, "placement.gpus_per_block: found 1.5; expected a fraction of"),

@@ -34,7 +34,7 @@ _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] 
         "alignment",
         "Alignment with the true gradient",
         draw_alignment,
-        "No alignment was recorded; run.alignment: true measures it.",
+        "No alignment was recorded; run.alignment_every measures it.",
     ),
     (
         "timeline",

@@ -1,0 +1,56 @@
+"""All commands, and how every error of theirs ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+
+from lowdimfa.errors import LowdimfaError
+from lowdimfa.version import VERSION
+from services.cli import data, evaluate, export, report, train
+
+# Click's, or that of the copy of Click that newer versions of typer bring.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+app = typer.Typer(
+    help="Train networks in blocks that learn from one low-dimensional error broadcast.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("report")(report.report)
+app.add_typer(data.app, name="data")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lowdimfa {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> int:
+    """Run the command that the arguments name and return the exit code; an error becomes one message."""
+    try:
+        code = app(standalone_mode=False)
+    except LowdimfaError as error:
+        typer.echo(f"lowdimfa: {error.message}", err=True)
+        return error.exit_code
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "lowdimfa"
+        typer.echo(f"lowdimfa: {error.format_message().rstrip('.')}; see '{command} --help'.", err=True)
+        return error.exit_code
+    return code if isinstance(code, int) else 0

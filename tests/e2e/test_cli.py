@@ -1,0 +1,275 @@
+"""The command as users meet it: a run, what it leaves, and what can be done with that."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import (
+    COMMAND,
+    DIGITS,
+    EXAMPLES,
+    Outcome,
+    contents,
+    environment,
+    lowdimfa,
+    refused,
+    settings,
+    train,
+    training,
+)
+from safetensors.torch import load_file
+
+FINISHED = {
+    "event", "time", "run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss",
+    "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample",
+    "broadcast_wire_bytes_per_sample", "parameters",
+}  # fmt: skip
+COURSE = settings(run__checkpoint_every=100)
+LONG = settings(train__epochs=None, train__steps=1_000_000, run__checkpoint_every=50)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """An uninterrupted run of the digits example."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    return run_dir, train(DIGITS, run_dir, *COURSE)
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    run_dir = tmp_path_factory.mktemp("runs") / "custom"
+    return run_dir, train(EXAMPLES / "custom" / "spec.yaml", run_dir, *settings(train__epochs=2))
+
+
+def test_a_run_in_json(run: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = run
+    assert outcome.code == 0
+    assert outcome.stderr == ""
+    first, *_, last = outcome.events
+    assert first["event"] == "started"
+    assert last.keys() == FINISHED
+    assert (last["event"], last["run_dir"], last["steps"]) == ("finished", str(run_dir), 600)
+    assert (last["samples"], last["blocks"], last["error_dim"]) == (30000, 4, 10)
+    assert last["test_accuracy"] > 0.95
+    assert outcome.of("progress")[-1]["step"] == 600
+    assert [event["step"] for event in outcome.of("checkpoint")] == list(range(100, 601, 100))
+    assert json.loads((run_dir / "result.json").read_text()) == last
+    assert [json.loads(line) for line in (run_dir / "events.jsonl").open()] == outcome.events
+    checkpoints = sorted((run_dir / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-00000500", "step-00000600"]
+    assert all((path / "manifest.json").is_file() for path in checkpoints)
+
+
+def test_evaluate_reproduces_the_result(run: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = run
+    before = contents(run_dir)
+    (evaluated,) = lowdimfa("evaluate", run_dir, "--format", "json").events
+    finished = outcome.events[-1]
+    for key in ("test_loss", "test_accuracy"):
+        assert evaluated[key] == finished[key]
+    assert contents(run_dir) == before
+
+
+PLAIN = """
+import sys
+import torch
+from safetensors.torch import load_file
+{model}
+model.load_state_dict(load_file(sys.argv[1]), strict=True)
+model.eval()
+print((model(inputs).argmax(1) == targets).double().mean().item())
+assert not any(name.split(".")[0] in ("services", "ray", "grpc") for name in sys.modules)
+"""
+DIGITS_MODEL = """
+from lowdimfa.data import digits
+from lowdimfa.models import mlp
+model = mlp(in_features=64, width=128, depth=4, classes=10)
+split = digits().test
+inputs, targets = (part(torch.arange(len(split))) for part in (split.inputs, split.targets))
+"""
+CUSTOM_MODEL = """
+from my_project import make_data, make_model
+model = make_model(width=64)
+_, _, inputs, targets = make_data(samples=4096)
+"""
+
+
+@pytest.mark.parametrize(("which", "model"), [("run", DIGITS_MODEL), ("custom", CUSTOM_MODEL)])
+def test_export_loads_into_the_plain_model(
+    which: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run_dir, outcome = request.getfixturevalue(which)
+    file = tmp_path / "model.safetensors"
+    assert lowdimfa("export", run_dir, "--output", file).code == 0
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN.format(model=model), file],
+        cwd=EXAMPLES / "custom",
+        env=environment(PYTHONPATH=str(EXAMPLES / "custom")),
+        capture_output=True,
+        text=True,
+    )
+    assert float(done.stdout) == pytest.approx(outcome.events[-1]["test_accuracy"]), done.stderr
+
+
+def test_report_writes_its_files(run: tuple[Path, Outcome]) -> None:
+    run_dir, _ = run
+    outcome = lowdimfa("report", run_dir)
+    assert outcome.code == 0, outcome
+    assert (run_dir / "report" / "index.html").stat().st_size > 1000
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    whole, _ = run
+    killed = tmp_path / "killed"
+    with training(DIGITS, killed, *COURSE) as going:
+        going.until("checkpoint")
+        going.process.send_signal(signal.SIGKILL)
+        assert going.end().code == -signal.SIGKILL
+    outcome = train(DIGITS, killed, *COURSE, "--resume")
+    assert outcome.code == 0, outcome
+    assert outcome.of("started")[0]["step"] >= 100
+    for name, run_dir in (("a", whole), ("b", killed)):
+        assert lowdimfa("export", run_dir, "--output", tmp_path / name).code == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_finished_run_resumes_without_training(run: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = run
+    again = train(DIGITS, run_dir, *COURSE, "--resume")
+    assert again.code == 0
+    assert [event["event"] for event in again.events] == ["started", "evaluated", "finished"]
+    for key in ("steps", "test_loss", "test_accuracy", "seconds"):
+        assert again.events[-1][key] == outcome.events[-1][key]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train__batch_size": 25}, ("train.batch_size", "25", "50")),
+        ({"train__seed": 7}, ("train.seed", "7", "0")),
+        ({"feedback__error_dim": 3}, ("feedback.error_dim", "3", "10")),
+        ({"model__args__width": 64}, ("another model", "[128, 64]", "[64, 64]")),
+        ({"train__optimizer__factory": "torch.optim.Adam"}, ("train.optimizer", "Adam'", "AdamW")),
+    ],
+)
+def test_a_changed_run_is_not_resumed(
+    change: dict[str, object], words: tuple[str, ...], run: tuple[Path, Outcome]
+) -> None:
+    run_dir, _ = run
+    before = contents(run_dir)
+    outcome = train(DIGITS, run_dir, *settings(**change), "--resume")
+    refused(outcome, *words)
+    assert [event["event"] for event in outcome.events] == ["failed"]
+    assert contents(run_dir) == before
+
+
+def test_other_boundaries_and_more_steps(run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    whole, _ = run
+    copy = tmp_path / "fewer"
+    for name, content in contents(whole).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    again = train(DIGITS, copy, *settings(model__blocks=2, train__epochs=21), "--resume")
+    assert again.code == 0, again
+    assert (again.events[-1]["blocks"], again.events[-1]["steps"]) == (2, 630)
+    assert again.events[-1]["test_accuracy"] > 0.95
+
+
+def test_signals_end_a_run_that_can_go_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "stopped"
+    for number, more in ((signal.SIGINT, ()), (signal.SIGTERM, ("--resume",))):
+        with training(DIGITS, run_dir, *LONG, *more) as going:
+            going.until("checkpoint")
+            if number == signal.SIGINT:
+                refused(train(DIGITS, run_dir, *LONG, "--resume"), "another trainer", str(run_dir))
+            going.process.send_signal(number)
+            outcome = going.end()
+        refused(outcome, "--resume", str(run_dir), code=130)
+        assert outcome.events[-1]["event"] == "failed"
+        assert (outcome.events[-1]["code"], outcome.events[-1]["exit_code"]) == ("stopped", 130)
+    assert lowdimfa("export", run_dir, "--output", tmp_path / "model.safetensors").code == 0
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    run_dir = tmp_path / "diverged"
+    lr = settings(train__optimizer__args__lr=1e9, run__checkpoint_every=1)
+    outcome = train(DIGITS, run_dir, *lr)
+    refused(outcome, "block", "step", "lr", code=3)
+    failed = outcome.events[-1]
+    assert (failed["event"], failed["code"], failed["exit_code"]) == ("failed", "not_finite", 3)
+    assert {"block", "step"} <= failed.keys()
+    assert all((path / "manifest.json").is_file() for path in (run_dir / "checkpoints").iterdir())
+    file = tmp_path / "model.safetensors"
+    assert lowdimfa("export", run_dir, "--output", file).code == 0
+    assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    refused(train(DIGITS, run_dir, *lr, "--resume"), "block", "step", code=3)
+
+
+def test_text_without_a_terminal_has_no_control_characters(tmp_path: Path) -> None:
+    outcome = lowdimfa(
+        "train", DIGITS, "--engine", "local", "--run-dir", tmp_path / "run", *settings(train__epochs=2)
+    )
+    assert outcome.code == 0
+    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", outcome.stdout) is None
+    assert outcome.stdout.splitlines()[0].startswith("4 blocks")
+    assert outcome.stdout.splitlines()[-1].startswith("finished: test accuracy")
+    assert outcome.stderr == ""
+
+
+def test_text_on_a_terminal_fits_it(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [COMMAND, "train", DIGITS, "--engine", "local", "--run-dir", tmp_path / "run"]
+    with subprocess.Popen(
+        [*command, *settings(train__epochs=2)],
+        env=environment(TERM="xterm"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:  # the other side is closed
+            pass
+        finally:
+            os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "60/60" in text
+    assert "…" not in text
+    assert text.rstrip().splitlines()[-1].startswith("finished: test accuracy")
+
+
+def test_help_and_version() -> None:
+    assert re.fullmatch(r"lowdimfa \d+\.\d+\.\d+\n", lowdimfa("--version").stdout)
+    shown = lowdimfa("train", "--help").stdout
+    for option in ("--set", "--engine", "--address", "--run-dir", "--resume", "--dry-run", "--format"):
+        assert option in shown
+
+
+def test_data_sets_are_listed_and_fetched() -> None:
+    shown = lowdimfa("data", "list").stdout
+    for name in ("digits", "teacher", "fashion_mnist", "shakespeare", "diamonds"):
+        assert name in shown
+    assert "nothing to fetch" in lowdimfa("data", "fetch", "digits").stdout
+    refused(lowdimfa("data", "fetch", "imagenet"), "imagenet", "digits")
+
+
+def test_ray_keeps_quiet(tmp_path: Path) -> None:
+    outcome = lowdimfa(
+        "train", DIGITS, "--format", "json", "--run-dir", tmp_path / "run", *settings(train__epochs=1)
+    )
+    assert outcome.code == 0, outcome
+    assert outcome.stderr == ""
+    assert outcome.events[-1].keys() == FINISHED
+    assert outcome.events[-1]["broadcast_payload_bytes_per_sample"] == 40

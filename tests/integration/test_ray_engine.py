@@ -1,0 +1,187 @@
+"""Real Ray actors: the same bits as in process, and failures that are named in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from specifications import specification
+
+from lowdimfa.errors import NotFiniteError, PeerError, ResourceError
+from services.monitoring.metrics_table import METRICS
+from services.trainer.api import DecoupledTrainer, Result
+from services.trainer.checkpoint import CheckpointStore, export_state
+from services.trainer.ray_engine import start_ray
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One Ray for all of these tests, because starting it takes seconds."""
+    disconnect = start_ray(None, blocks=5, cpus_per_block=1)
+    yield
+    disconnect()
+
+
+class Watch:
+    """Keeps a run's events, and acts on one of them."""
+
+    def __init__(self, event: str = "", action: Any = None) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._event = event
+        self._action = action
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        if event["event"] == self._event and self._action is not None:
+            action, self._action = self._action, None
+            action(event)
+
+    def first(self, name: str) -> dict[str, Any]:
+        return next(event for event in self.events if event["event"] == name)
+
+
+def fit(plain: dict[str, Any], run_dir: Path, engine: str = "ray", watch: Watch | None = None) -> Result:
+    return DecoupledTrainer(plain, engine=engine, run_dir=run_dir, on_event=watch).fit()  # type: ignore[arg-type]
+
+
+def exported(run_dir: Path) -> dict[str, torch.Tensor]:
+    return export_state(CheckpointStore(run_dir).load(None))
+
+
+def assert_gone(pids: dict[str, Any], seconds: float = 10.0) -> None:
+    """Every process of a run has ended."""
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)], seconds
+    )
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "q_rule"),
+    [
+        ("mlp", 4, "fixed"),
+        ("mlp", 2, "hebbian"),
+        ("cnn", 4, "hebbian"),
+        ("cnn", 2, "probed"),
+        ("transformer", 2, "fixed"),
+        ("transformer", 4, "probed"),
+    ],
+)
+def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
+    watch = Watch()
+    result = fit(specification(model, blocks, q_rule), tmp_path / "ray", watch=watch)
+    fit(specification(model, blocks, q_rule), tmp_path / "local", engine="local")
+    found, expected = exported(tmp_path / "ray"), exported(tmp_path / "local")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    pids = watch.first("started")["pids"]
+    assert len({pids["trainer"], *pids["blocks"], os.getpid()}) == blocks + 2
+    assert result.metrics["broadcast_payload_bytes_per_sample"] == 4 * 10 * (1 + (q_rule == "probed") / 4)
+    assert_gone(pids)
+
+
+def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    pages: dict[str, str] = {}
+
+    def scrape(_event: dict[str, Any]) -> None:
+        import json
+
+        for entry in json.loads((tmp_path / "targets" / "run.json").read_text()):
+            (address,) = entry["targets"]
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+                pages[entry["labels"].get("block", "trainer")] = answer.read().decode()
+
+    plain = specification(
+        "mlp", 3, run={"evaluate_every_epochs": 1, "checkpoint_every": 4}, train={"steps": 40}
+    )
+    fit(plain, run_dir, watch=Watch("checkpoint", scrape))
+    assert set(pages) == {"0", "1", "2", "trainer"}
+    seen = {
+        sample.name
+        for page in pages.values()
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    expected = {
+        metric.name for metric in METRICS if "failures" not in metric.name and "test_" not in metric.name
+    }
+    assert expected <= seen
+    steps = {
+        block: sample.value
+        for block, page in pages.items()
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "lowdimfa_block_applied_steps"
+    }
+    assert set(steps) == {"0", "1", "2"} and all(value >= 4 for value in steps.values())
+    assert not (tmp_path / "targets" / "run.json").exists()
+
+
+def test_a_killed_block_is_named_and_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
+    def kill(event: dict[str, Any]) -> None:
+        os.kill(started.first("started")["pids"]["blocks"][1], signal.SIGKILL)
+
+    started = Watch("checkpoint", kill)
+    plain = specification("mlp", 3, run={"checkpoint_every": 20}, train={"steps": 100_000})
+    with pytest.raises(PeerError, match="block 1 lost its process") as caught:
+        fit(plain, tmp_path / "run", watch=started)
+    assert caught.value.block == 1
+    assert started.first("failed")["code"] == "peer_lost"
+    assert CheckpointStore(tmp_path / "run").load(None).step >= 20
+    assert_gone(started.first("started")["pids"])
+
+
+def test_a_hanging_block_is_named_within_the_liveness(tmp_path: Path) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        nonlocal stopped_at
+        stopped_at = time.monotonic()
+        os.kill(watch.first("started")["pids"]["blocks"][1], signal.SIGSTOP)
+
+    stopped_at = 0.0
+    watch = Watch("checkpoint", stop)
+    plain = specification(
+        "mlp", 3, run={"checkpoint_every": 20, "liveness_seconds": 6.0}, train={"steps": 100_000}
+    )
+    with pytest.raises(PeerError, match="block 1"):
+        fit(plain, tmp_path / "run", watch=watch)
+    assert time.monotonic() - stopped_at < 3 * 6.0
+    assert_gone(watch.first("started")["pids"])
+
+
+def test_a_loss_that_is_not_finite_names_block_and_step(tmp_path: Path) -> None:
+    train = {"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 1e30}}, "scheduler": None}
+    with pytest.raises(NotFiniteError) as caught:
+        fit(specification("mlp", 3, train=train), tmp_path / "run")
+    assert caught.value.block in (0, 1, 2)
+    assert caught.value.step in (1, 2)
+
+
+def test_a_cluster_without_room_is_refused_in_time(tmp_path: Path) -> None:
+    plain = specification("mlp", 2, placement={"cpus_per_block": 1000}, run={"liveness_seconds": 3.0})
+    with pytest.raises(ResourceError, match="no room for 2 blocks"):
+        fit(plain, tmp_path / "run")
+
+
+def test_a_users_own_model_and_data_reach_every_actor(tmp_path: Path) -> None:
+    overrides = ["train.epochs=null", "train.steps=4"]
+    spec = EXAMPLES / "custom" / "spec.yaml"
+    result = DecoupledTrainer(spec, run_dir=tmp_path / "run", overrides=overrides).fit()
+    assert result.metrics["steps"] == 4
+
+
+def test_no_placement_group_is_left_behind() -> None:
+    groups = ray.util.placement_group_table()
+    assert {group["state"] for group in groups.values()} <= {"REMOVED"}

@@ -1,0 +1,287 @@
+"""The head: the error it makes, its projection, its own gradient, and what it counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowdimfa.build import build_head, error_shape
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError, NotFiniteError
+from lowdimfa.head import Evaluation, Head
+from lowdimfa.losses import checked_loss, count_correct, make_loss, validate_class_targets
+from lowdimfa.partition import partition
+from lowdimfa.tickets import Ticket
+
+FIRST = Ticket(0, 0)
+BATCH, TOKENS, CLASSES = 12, 5, 4
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def classes(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, CLASSES, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss of a user's own."""
+    return (outputs - targets).abs().mean()
+
+
+def steep(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that is finite where its slope isn't."""
+    return (outputs * 0).sqrt().sum()
+
+
+def careless(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A user's loss with a bug."""
+    return {"outputs": outputs}["targets"]
+
+
+def make_head(
+    loss: str = "auto",
+    task: Task = "classification",
+    *,
+    tokens: bool = False,
+    body: nn.Module | None = None,
+    feedback: FeedbackConfig | None = None,
+    microbatches: int = 1,
+) -> Head:
+    """Return a head on 6 features (per token) with 4 outputs."""
+    torch.manual_seed(5)
+    body = body or nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    example = normal(3, TOKENS, 6) if tokens else normal(3, 6)
+    plans = partition(nn.Sequential(body), 1, example)
+    feedback = feedback or FeedbackConfig()
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}))
+    training = TrainingConfig(total_steps=10, microbatches=microbatches, loss=loss, update=update)
+    return build_head(plans[0], error_shape(plans, feedback), feedback, training, task)
+
+
+CASES: dict[str, tuple[str, Task, bool, Tensor]] = {
+    "cross-entropy": ("auto", "classification", False, classes(BATCH)),
+    "per token": ("auto", "tokens", True, classes(BATCH, TOKENS)),
+    "mse": ("auto", "regression", False, normal(BATCH, CLASSES, seed=2)),
+    "bce": ("bce", "regression", False, torch.rand(BATCH, CLASSES)),
+    "a user's": (f"{__name__}:absolute_error", "regression", False, normal(BATCH, CLASSES, seed=2)),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+def closed_form(case: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a case's mean loss and its gradient by the outputs, as written on paper."""
+    if case in ("cross-entropy", "per token"):
+        one_hot = functional.one_hot(targets, CLASSES)
+        losses = -(one_hot * outputs.log_softmax(-1)).sum(-1)
+        return losses.mean(), (outputs.softmax(-1) - one_hot) / targets.numel()
+    if case == "mse":
+        return 0.5 * (outputs - targets).square().sum() / BATCH, (outputs - targets) / BATCH
+    if case == "bce":
+        likelihoods = targets * outputs.sigmoid().log() + (1 - targets) * (1 - outputs.sigmoid()).log()
+        return -likelihoods.sum() / BATCH, (outputs.sigmoid() - targets) / BATCH
+    return (outputs - targets).abs().mean(), (outputs - targets).sign() / outputs.numel()
+
+
+def inputs_of(tokens: bool) -> Tensor:
+    return normal(BATCH, TOKENS, 6) if tokens else normal(BATCH, 6)
+
+
+@each_case
+def test_the_error_is_the_gradient_of_the_mean_loss(case: str) -> None:
+    loss, task, tokens, targets = CASES[case]
+    head = make_head(loss, task, tokens=tokens)
+    sent = head.forward(inputs_of(tokens), targets, FIRST)
+    expected_loss, expected_error = closed_form(case, head.evaluate(inputs_of(tokens)), targets)
+    torch.testing.assert_close(sent.error, expected_error)  # P is the identity where r = m
+    assert sent.loss == pytest.approx(float(expected_loss), rel=1e-5)
+    assert not sent.error.requires_grad
+    assert sent.response is None
+
+
+@each_case
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_errors_of_micro_batches_are_those_of_the_whole_batch(case: str, microbatches: int) -> None:
+    loss, task, tokens, targets = CASES[case]
+    whole = make_head(loss, task, tokens=tokens)
+    cut = make_head(loss, task, tokens=tokens, microbatches=microbatches)
+    inputs = inputs_of(tokens)
+    expected = whole.forward(inputs, targets, FIRST)
+    parts = [
+        cut.forward(*pair, Ticket(0, index))
+        for index, pair in enumerate(
+            zip(inputs.chunk(microbatches), targets.chunk(microbatches), strict=True)
+        )
+    ]
+    torch.testing.assert_close(torch.cat([part.error for part in parts]), expected.error)
+    assert sum(part.loss for part in parts) / microbatches == pytest.approx(expected.loss, rel=1e-5)
+    assert sum(part.correct for part in parts) == expected.correct
+    for one, other in zip(whole.module.parameters(), cut.module.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+
+
+@each_case
+def test_the_heads_own_gradient_is_exact(case: str) -> None:
+    loss, task, tokens, targets = CASES[case]
+    head = make_head(loss, task, tokens=tokens)
+    outputs = head.module(inputs_of(tokens))
+    expected = torch.autograd.grad(make_loss(loss, task)(outputs, targets), list(head.module.parameters()))
+    inputs = inputs_of(tokens).requires_grad_()
+    head.forward(inputs, targets, FIRST)
+    torch.testing.assert_close([parameter.grad for parameter in head.module.parameters()], list(expected))
+    assert inputs.grad is None
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_broadcast_is_the_projected_error(tokens: bool) -> None:
+    task: Task = "tokens" if tokens else "classification"
+    head, full = (
+        make_head(task=task, tokens=tokens, feedback=FeedbackConfig(error_dim=r)) for r in (2, None)
+    )
+    targets = classes(BATCH, TOKENS) if tokens else classes(BATCH)
+    sent = head.forward(inputs_of(tokens), targets, FIRST).error
+    error = full.forward(inputs_of(tokens), targets, FIRST).error
+    assert sent.shape == (*targets.shape, 2)
+    torch.testing.assert_close(sent, error @ head.projection.weights.t())
+
+
+def test_oja_learns_from_the_error_itself_at_the_steps_end() -> None:
+    head = make_head(feedback=FeedbackConfig(error_dim=2, p_rule="oja", p_lr=0.5))
+    _, error = head.output_error(head.evaluate(normal(BATCH, 6)), classes(BATCH))
+    before = head.projection.weights.clone()
+    head.forward(normal(BATCH, 6), classes(BATCH), FIRST)
+    assert torch.equal(head.projection.weights, before)
+    head.step()
+    correlation = error.t() @ error
+    correlation /= correlation.trace()
+    expected = before + 0.5 * before @ correlation @ (torch.eye(CLASSES) - before.t() @ before)
+    torch.testing.assert_close(head.projection.weights, expected)
+
+
+def test_a_probe_measures_the_projected_change_of_the_output_and_changes_nothing() -> None:
+    body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, CLASSES))
+    feedback = FeedbackConfig(error_dim=3)
+    probed, plain = (make_head(body=body, feedback=feedback) for _ in range(2))
+    inputs, moved = normal(BATCH, 6), normal(BATCH, 6) + 0.1 * normal(BATCH, 6, seed=3)
+    sent = probed.forward(inputs, classes(BATCH), FIRST, moved)
+    buffers = {name: buffer.clone() for name, buffer in probed.module.named_buffers()}
+    gradients = [parameter.grad for parameter in probed.module.parameters()]
+    change = plain.run(moved, FIRST) - plain.run(inputs, FIRST)
+    assert sent.response is not None
+    torch.testing.assert_close(sent.response, (change @ probed.projection.weights.t()).detach())
+    assert int(buffers["_layers.0.1.num_batches_tracked"]) == 1
+    assert torch.equal(plain.forward(inputs, classes(BATCH), FIRST).error, sent.error)
+    torch.testing.assert_close(
+        [parameter.grad for parameter in plain.module.parameters()], gradients, rtol=0, atol=0
+    )
+
+
+def test_an_evaluation_sums_over_batches_of_any_size() -> None:
+    head = make_head()
+    inputs, targets = normal(BATCH, 6), classes(BATCH)
+    totals = Evaluation()
+    for part in (slice(0, 7), slice(7, 12)):
+        head.evaluate_outputs(inputs[part], targets[part], totals)
+    outputs = head.evaluate(inputs)
+    right = int((outputs.argmax(-1) == targets).sum())
+    assert (totals.samples, totals.counted, totals.correct) == (BATCH, BATCH, right)
+    assert totals.loss == pytest.approx(float(functional.cross_entropy(outputs, targets)), rel=1e-5)
+    assert totals.accuracy == right / BATCH
+    assert head.forward(inputs, targets, FIRST).correct == right
+    assert Evaluation().accuracy is None
+
+
+@pytest.mark.parametrize(("loss", "what"), [("auto", "loss"), (f"{__name__}:steep", "error")])
+def test_what_is_not_finite_names_the_head_and_the_step(loss: str, what: str) -> None:
+    head = make_head(loss, body=nn.Sequential(nn.Linear(6, CLASSES, bias=False)))
+    inputs = normal(BATCH, 6) if what == "error" else torch.full((BATCH, 6), torch.inf)
+    with pytest.raises(NotFiniteError, match=rf"the {what} is not finite at step 3 in the head") as caught:
+        head.forward(inputs, classes(BATCH), Ticket(3, 0))
+    assert (caught.value.block, caught.value.step) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.tensor([0, 4]), torch.tensor([-1, 2]), torch.tensor([[0, 1], [9, 0]])]
+)
+def test_class_targets_without_an_output_are_refused(targets: Tensor) -> None:
+    with pytest.raises(InputError, match=r"model\.args: found an output of 4 classes"):
+        validate_class_targets(targets, 4)
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.tensor([0, 3]), torch.tensor([7.5]), torch.tensor([], dtype=torch.int64)]
+)
+def test_other_targets_are_accepted(targets: Tensor) -> None:
+    validate_class_targets(targets, 4)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "task", "expected"),
+    [
+        (torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]), "classification", (1, 2)),
+        (torch.eye(3).expand(2, 3, 3), torch.tensor([[0, 1, 2], [0, 0, 0]]), "tokens", (4, 6)),
+        (torch.eye(2), torch.tensor([0, 1]), "regression", (0, 0)),
+        (torch.eye(2), torch.eye(2), "classification", (0, 0)),
+        (torch.rand(3, 2), torch.ones(3, 2, dtype=torch.int64), "tokens", (0, 0)),  # several labels each
+        (torch.rand(3, 1), torch.ones(3, dtype=torch.int64), "classification", (0, 0)),  # one logit
+    ],
+)
+def test_only_a_class_for_each_prediction_is_counted(
+    outputs: Tensor, targets: Tensor, task: Task, expected: tuple[int, int]
+) -> None:
+    assert count_correct(outputs, targets, task) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "targets", "message"),
+    [
+        (
+            "cross_entropy",
+            torch.zeros(2, 3),
+            torch.zeros(5, dtype=torch.int64),
+            "a loss that fails on outputs",
+        ),
+        ("cross_entropy", torch.zeros(2, 3), torch.tensor([0, 3]), "a loss that fails on outputs"),
+        ("mse", torch.zeros(2, 3), torch.zeros(2), r"outputs \(2, 3\) .* targets \(2,\)"),
+        (f"{__name__}:absolute_error", torch.zeros(2, 3), torch.zeros(5), "a loss that fails on outputs"),
+        (f"{__name__}:careless", torch.zeros(2, 3), torch.zeros(5), "a loss that fails on outputs"),
+        ("torch.sub", torch.zeros(2, 3), torch.zeros(2, 3), r"shape \(2, 3\); expected a scalar tensor"),
+        ("math:hypot", torch.tensor(1.0), torch.tensor(1.0), "returns float; expected a scalar tensor"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(
+    name: str, outputs: Tensor, targets: Tensor, message: str
+) -> None:
+    loss = make_loss(name, "classification")
+    with pytest.raises(InputError, match=rf"^train\.loss: found .*({message})"):
+        checked_loss(loss, outputs, targets)
+
+
+def test_a_loss_that_fits_gives_its_value() -> None:
+    value = checked_loss(make_loss("auto", "classification"), torch.zeros(2, 4), torch.tensor([0, 3]))
+    assert float(value) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("name", ["crossentropy", "nowhere:loss", "torch.nn.functional.no_such_loss"])
+def test_an_unknown_loss_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"^train\.loss: found "):
+        make_loss(name, "classification")
+
+
+def test_state_round_trip() -> None:
+    feedback = FeedbackConfig(error_dim=2, p_rule="oja", p_lr=0.5)
+    original, restored = (make_head(feedback=feedback) for _ in range(2))
+    for head, steps in ((original, range(3)), (restored, range(0))):
+        for step in steps:
+            head.forward(normal(BATCH, 6, seed=step), classes(BATCH), Ticket(step, 0))
+            head.step()
+    restored.load({name: value.clone() for name, value in original.tensors().items()}, original.scalars())
+    one, other = (head.forward(normal(BATCH, 6), classes(BATCH), FIRST) for head in (original, restored))
+    assert torch.equal(one.error, other.error)
+    assert one.loss == other.loss

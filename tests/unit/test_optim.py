@@ -1,0 +1,190 @@
+"""A block's optimiser: state as plain data, schedules, clipping and refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FactoryConfig, UpdateConfig
+from lowdimfa.errors import InputError
+from lowdimfa.optim import Updater
+
+STEPS = 12
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("torch.optim.SGD", {"lr": 0.1}),
+    "momentum": ("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "adam": ("torch.optim.Adam", {"lr": 0.01, "betas": [0.8, 0.95]}),
+    "amsgrad": ("torch.optim.Adam", {"lr": 0.01, "amsgrad": True}),
+    "adamw": ("torch.optim.AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    "fused adamw": ("torch.optim.AdamW", {"lr": 0.01, "fused": True}),
+}
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]] | None] = {
+    "none": None,
+    "one cycle": ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 0.05}),
+    "cosine": ("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": STEPS}),
+    "step": ("torch.optim.lr_scheduler.StepLR", {"step_size": 3}),
+    "milestones": ("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [2, 8, 8]}),
+}
+
+
+def config(optimizer: str = "adamw", scheduler: str = "none", grad_clip: float | None = None) -> UpdateConfig:
+    schedule = SCHEDULERS[scheduler]
+    return UpdateConfig(
+        FactoryConfig(*OPTIMIZERS[optimizer]),
+        None if schedule is None else FactoryConfig(*schedule),
+        grad_clip,
+    )
+
+
+class Learner:
+    """Two parameters under an updater, with made-up gradients."""
+
+    def __init__(self, update: UpdateConfig, names: tuple[str, ...] = ("0.weight", "0.Q")) -> None:
+        shapes = [(4, 3), (5,)]
+        self.parameters = {
+            name: nn.Parameter(_normal(*shape, seed=index))
+            for index, (name, shape) in enumerate(zip(names, shapes, strict=True))
+        }
+        self.updater = Updater(self.parameters, [self.parameters[names[0]]], update, STEPS)
+
+    def run(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            for index, parameter in enumerate(self.parameters.values()):
+                parameter.grad = _normal(*parameter.shape, seed=100 + 2 * step + index)
+            self.updater.step()
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_continued_training_has_the_bits_of_uninterrupted_training(
+    optimizer: str, scheduler: str, stop: int
+) -> None:
+    whole, first, second = (Learner(config(optimizer, scheduler)) for _ in range(3))
+    whole.run(0, STEPS)
+    first.run(0, stop)
+    tensors = {name: value.clone() for name, value in first.updater.tensors().items()}
+    scalars = json.loads(json.dumps(first.updater.scalars(), allow_nan=False))
+    for name, parameter in second.parameters.items():
+        parameter.data.copy_(first.parameters[name].data)
+    second.updater.load(tensors, scalars)
+    second.run(stop, STEPS)
+    for name, parameter in whole.parameters.items():
+        assert torch.equal(second.parameters[name], parameter), name
+    ours, theirs = second.updater.tensors(), whole.updater.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert second.updater.scalars() == whole.updater.scalars()
+
+
+def test_the_state_matters() -> None:
+    """Without its state an optimiser goes elsewhere: the comparison above can fail."""
+    whole, fresh = (Learner(config("adamw", "one cycle")) for _ in range(2))
+    whole.run(0, 5)
+    for name, parameter in fresh.parameters.items():
+        parameter.data.copy_(whole.parameters[name].data)
+    whole.run(5, STEPS)
+    fresh.run(5, STEPS)
+    assert not torch.allclose(whole.parameters["0.weight"], fresh.parameters["0.weight"])
+
+
+def test_state_is_named_by_parameter_and_other_names_are_ignored() -> None:
+    source, target = Learner(config(), ("3.weight", "3.Q")), Learner(config(), ("0.weight", "3.Q"))
+    source.run(0, 3)
+    assert set(source.updater.tensors()) == {
+        f"{name}/{key}" for name in ("3.weight", "3.Q") for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    target.updater.load(source.updater.tensors(), source.updater.scalars())
+    loaded = target.updater.tensors()
+    assert set(loaded) == {f"3.Q/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert torch.equal(loaded["3.Q/exp_avg"], source.updater.tensors()["3.Q/exp_avg"])
+
+
+def rates(update: UpdateConfig) -> list[float]:
+    learner = Learner(update)
+    assert learner.updater.optimizer is not None
+    found = []
+    for step in range(STEPS):
+        found.append(float(learner.updater.optimizer.param_groups[0]["lr"]))
+        learner.run(step, step + 1)
+    return found
+
+
+def test_a_one_cycle_schedule_spans_the_run_unless_it_is_told_otherwise() -> None:
+    found = rates(config("adamw", "one cycle"))
+    assert max(found) > 0.04
+    assert found[-1] < 1e-4
+    longer = UpdateConfig(
+        FactoryConfig(*OPTIMIZERS["adamw"]),
+        FactoryConfig("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 0.05, "total_steps": 10 * STEPS}),
+    )
+    assert rates(longer) == sorted(rates(longer))
+    epochs = UpdateConfig(
+        FactoryConfig(*OPTIMIZERS["adamw"]),
+        FactoryConfig(
+            "torch.optim.lr_scheduler.OneCycleLR",
+            {"max_lr": 0.05, "epochs": 2, "steps_per_epoch": STEPS // 2},
+        ),
+    )
+    assert rates(epochs) == found
+
+
+@pytest.mark.parametrize(
+    ("update", "key"),
+    [
+        (UpdateConfig(FactoryConfig("torch.optim.NoSuch")), "train.optimizer.factory"),
+        (UpdateConfig(FactoryConfig("SGD")), "train.optimizer.factory"),
+        (UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": -1.0})), "train.optimizer.args"),
+        (UpdateConfig(FactoryConfig("torch.optim.SGD", {"rate": 1.0})), "train.optimizer.args"),
+        (
+            UpdateConfig(scheduler=FactoryConfig("torch.optim.lr_scheduler.NoSuch")),
+            "train.scheduler.factory",
+        ),
+        (
+            UpdateConfig(scheduler=FactoryConfig("torch.optim.lr_scheduler.StepLR")),
+            "train.scheduler.args",
+        ),
+    ],
+)
+def test_bad_factories_and_arguments_are_refused_under_their_key(update: UpdateConfig, key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Learner(update)
+    assert str(caught.value).startswith(key)
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6])
+def test_clipping_is_of_the_forward_parameters_alone(clip: float) -> None:
+    learner = Learner(config("sgd", grad_clip=clip))
+    before = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
+    learner.run(0, 1)
+    weight_step, feedback_step = (
+        (before[name] - learner.parameters[name].detach()) / 0.1 for name in ("0.weight", "0.Q")
+    )
+    gradient = _normal(4, 3, seed=100)
+    torch.testing.assert_close(feedback_step, _normal(5, seed=101))
+    torch.testing.assert_close(
+        weight_step, gradient * min(1.0, clip / float(gradient.norm())), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_step_clears_the_gradients() -> None:
+    learner = Learner(config())
+    learner.run(0, 1)
+    assert all(parameter.grad is None for parameter in learner.parameters.values())
+
+
+def test_nothing_to_train_is_no_error() -> None:
+    updater = Updater({}, [], config("adamw", "one cycle", grad_clip=1.0), STEPS)
+    updater.step()
+    assert updater.tensors() == {}
+    state = json.loads(json.dumps(updater.scalars()))
+    updater.load({}, state)
+    updater.step()
