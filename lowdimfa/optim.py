@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lowdimfa.config import UpdateConfig
 from lowdimfa.errors import InputError
@@ -63,6 +63,10 @@ class Updater:
             }:
                 arguments["total_steps"] = total_steps
             self.scheduler = _call(factory, (self.optimizer,), arguments, where)
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                raise InputError(
+                    f"{where}.factory", "a schedule that follows a measured loss", "one that follows steps"
+                )
 
     def step(self) -> None:
         """Apply the gradients, clear them, and move the schedule on."""

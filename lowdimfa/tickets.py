@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
+
+import numpy
+import torch
 
 
 class Ticket(NamedTuple):
@@ -32,3 +38,18 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """
     text = ":".join(str(name) for name in (seed, *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Let a user's factory draw the same numbers in every process, from torch, NumPy or Python, and restore all three."""
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        numpy.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)

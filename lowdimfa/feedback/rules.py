@@ -60,16 +60,16 @@ class HebbianFeedback(FeedbackWeights):
     """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
 
     ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
-    Optimiser and weight decay are the block's. ``Q`` starts at zero, so that nothing but learned correlations steers
-    the first updates: with an optimiser that is invariant to scale, such as Adam, random weights would steer them for
-    hundreds of steps (about a point of accuracy on a convolutional network).
+    Optimiser and weight decay are the block's. ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``.
+    An optimiser such as Adam sees only its direction: larger weights would drown what is learned for hundreds of
+    steps, and from zero the rule loses accuracy on residual streams (docs/negative-results.md has the figures).
     """
 
     trained_by_optimizer = True
 
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
         super().__init__(features, error_dim, generator)
-        self.weights.data.zero_()
+        self.weights.data *= math.sqrt(error_dim / features)
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
         """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""

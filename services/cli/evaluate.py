@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import typer
 
+from services.cli.display import JsonDisplay, claim_stdout
 from services.cli.options import Format, FormatOption, RunDirArgument
 from services.trainer.evaluate import evaluate_run
-from services.trainer.events import to_json
 
 
 def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
     """Evaluate the newest checkpoint of a run on its test split."""
-    event = evaluate_run(run_dir)
     if form is Format.json:
-        typer.echo(to_json(event))
+        JsonDisplay(claim_stdout()).show(evaluate_run(run_dir))
         return
+    event = evaluate_run(run_dir)
     accuracy = (
         "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
     )

@@ -105,13 +105,7 @@ class Fleet:
             if tick is not None:
                 tick()
             if pending and time.monotonic() > deadline:
-                silent = sorted(references.index(reference) for reference in pending)
-                raise PeerError(
-                    f"no answer to '{what}' from block {', '.join(map(str, silent))} within {seconds:g} s; raise "
-                    "run.liveness_seconds if it needs longer",
-                    block=silent[0],
-                    setting="run.liveness_seconds",
-                )
+                raise _silent(sorted(references.index(reference) for reference in pending), what, seconds)
         return [self._answer(reference, index, what) for index, reference in enumerate(references)]
 
     def _answer(self, reference: Any, index: int, what: str) -> Any:
@@ -133,6 +127,20 @@ class Fleet:
     def compute(self, method: str, *arguments: Any) -> list[Any]:
         """Call a worker's method in every block's compute thread; return the references."""
         return [actor.compute.remote(method, *arguments) for actor in self.actors]
+
+    def ask_one(self, index: int, method: str) -> Any:
+        """Call a worker's method beside one block's computation; return its answer.
+
+        Raises
+        ------
+        LowdimfaError
+            The error that the block returned, a lost actor, or no answer within the liveness.
+        """
+        reference = self.actors[index].ask.remote(method)
+        answered, _ = ray.wait([reference], timeout=self.liveness)
+        if not answered:
+            raise _silent([index], method.replace("_", " "), self.liveness)
+        return self._answer(reference, index, method.replace("_", " "))
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """Call a worker's method beside every block's computation; return the references."""
@@ -165,6 +173,15 @@ class Fleet:
             ray.kill(actor)
         self.actors = []
         remove_placement_group(self._group)
+
+
+def _silent(blocks: Sequence[int], what: str, seconds: float) -> PeerError:
+    return PeerError(
+        f"no answer to '{what}' from block {', '.join(map(str, blocks))} within {seconds:g} s; raise "
+        "run.liveness_seconds if it needs longer",
+        block=blocks[0],
+        setting="run.liveness_seconds",
+    )
 
 
 def _lost_process(errors: Sequence[LowdimfaError]) -> LowdimfaError | None:

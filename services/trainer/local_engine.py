@@ -62,7 +62,7 @@ class LocalEngine:
                 load_stage(stage, manifest)
         if self._plan.specification.run.timeline:
             self._timeline = TimelineWriter(self._run_dir / "timeline" / "block-0.jsonl")
-        return {"trainer": os.getpid(), "blocks": []}
+        return {"pids": {"trainer": os.getpid(), "blocks": []}, "nodes": 1}
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
         """Run steps one after the other."""

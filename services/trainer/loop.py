@@ -77,8 +77,8 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
-        pids = self._engine.start(None if manifest is None else manifest.step)
-        self._started(pids)
+        places = self._engine.start(None if manifest is None else manifest.step)
+        self._started(places)
         while self._done < self._total:
             self._segment(self._next_stop())
         if not self._evaluated or self._evaluated["step"] != self._done:
@@ -87,7 +87,7 @@ class TrainingLoop:
             self._save()
         return self._finished()
 
-    def _started(self, pids: dict[str, Any]) -> None:
+    def _started(self, places: dict[str, Any]) -> None:
         plan = self._plan
         self._emit(
             "started",
@@ -98,7 +98,7 @@ class TrainingLoop:
             error_dim=plan.network.shape.error_dim,
             steps=self._total,
             step=self._done,
-            pids=pids,
+            **places,
         )
 
     def _segment(self, stop: int) -> None:

@@ -20,7 +20,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.imports import call_factory
 from lowdimfa.losses import checked_loss, make_loss, validate_class_targets
 from lowdimfa.partition import BlockPlan, partition
-from lowdimfa.tickets import derive_seed
+from lowdimfa.tickets import derive_seed, reproducible
 from services.spec import Specification
 
 
@@ -147,7 +147,9 @@ def make_network_plan(
 def load_dataset(specification: Specification) -> Dataset:
     """Call the data factory, and apply the limits that the specification sets."""
     data = specification.data
-    dataset = as_dataset(call_factory(data.factory, dict(data.args), "data.factory"), "data.factory")
+    with reproducible(derive_seed(specification.train.seed, "data")):
+        made = call_factory(data.factory, dict(data.args), "data.factory")
+    dataset = as_dataset(made, "data.factory")
     if data.validation:
         dataset = dataset.with_validation(data.validation)
     limit = specification.train.limit_samples
@@ -157,8 +159,7 @@ def load_dataset(specification: Specification) -> Dataset:
 def build_model(specification: Specification) -> nn.Module:
     """Call the model factory with random numbers that depend on the run's seed alone."""
     model = specification.model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(specification.train.seed, "model"))
+    with reproducible(derive_seed(specification.train.seed, "model")):
         return call_factory(model.factory, dict(model.args), "model.factory")  # type: ignore[no-any-return]
 
 

@@ -85,7 +85,8 @@ class RayEngine:
         if resume_step is not None:
             fleet.gather(fleet.compute("load", resume_step), "load the checkpoint", patience)
         self._announce(reachable)
-        return {"trainer": os.getpid(), "blocks": [pid for _, _, pid in places]}
+        pids = {"trainer": os.getpid(), "blocks": [pid for _, _, pid in places]}
+        return {"pids": pids, "nodes": len({node for node, _, _ in places})}
 
     def _job(self, index: int, run: str) -> BlockJob:
         plan = self._plan
@@ -128,9 +129,7 @@ class RayEngine:
         watch = StallWatch(fleet, self._liveness)
 
         def tick() -> None:
-            (finished,) = fleet.gather(
-                [fleet.actors[-1].ask.remote("finished_steps")], "report", self._liveness
-            )
+            finished = fleet.ask_one(self._blocks - 1, "finished_steps")
             if finished:
                 on_steps(finished)
             watch.look()
@@ -176,7 +175,7 @@ class RayEngine:
         if self._blocks == 1 or not self._samples:
             return BroadcastTraffic()
         fleet = self._require()
-        status: Status = fleet.gather([fleet.actors[0].ask.remote("status")], "report", self._liveness)[0]
+        status: Status = fleet.ask_one(0, "status")
         return BroadcastTraffic(
             status.broadcast.payload_bytes / self._samples, status.broadcast.wire_bytes / self._samples
         )

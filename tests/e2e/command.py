@@ -52,9 +52,13 @@ def lowdimfa(*arguments: object, cwd: Path | None = None, **more: str) -> Outcom
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def train(spec: Path, run_dir: Path, *arguments: object, **more: str) -> Outcome:
-    common = ("train", spec, "--engine", "local", "--format", "json", "--run-dir", run_dir)
-    return lowdimfa(*common, *arguments, **more)
+def local(spec: Path, run_dir: Path) -> tuple[object, ...]:
+    """Return the arguments of a training in one process."""
+    return ("train", spec, "--engine", "local", "--format", "json", "--run-dir", run_dir)
+
+
+def train(spec: Path, run_dir: Path, *arguments: object) -> Outcome:
+    return lowdimfa(*local(spec, run_dir), *arguments)
 
 
 def settings(**values: object) -> list[str]:
@@ -89,9 +93,8 @@ class Training:
 
 @contextmanager
 def training(spec: Path, run_dir: Path, *arguments: object) -> Iterator[Training]:
-    common = ("train", spec, "--engine", "local", "--format", "json", "--run-dir", run_dir)
     process = subprocess.Popen(
-        [COMMAND, *map(str, (*common, *arguments))],
+        [COMMAND, *map(str, (*local(spec, run_dir), *arguments))],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

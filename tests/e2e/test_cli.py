@@ -19,12 +19,14 @@ from command import (
     Outcome,
     contents,
     environment,
+    local,
     lowdimfa,
     refused,
     settings,
     train,
     training,
 )
+from forks import Forks
 from safetensors.torch import load_file
 
 FINISHED = {
@@ -81,6 +83,7 @@ def test_evaluate_reproduces_the_result(run: tuple[Path, Outcome]) -> None:
 PLAIN = """
 import sys
 import torch
+from forks import Forks
 from safetensors.torch import load_file
 {model}
 model.load_state_dict(load_file(sys.argv[1]), strict=True)
@@ -141,9 +144,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(run: tuple[Path, Outcome], tmp
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_finished_run_resumes_without_training(run: tuple[Path, Outcome]) -> None:
+def test_a_finished_run_resumes_without_training(run: tuple[Path, Outcome], forks: Forks) -> None:
     run_dir, outcome = run
-    again = train(DIGITS, run_dir, *COURSE, "--resume")
+    again = forks.run(*local(DIGITS, run_dir), *COURSE, "--resume")
     assert again.code == 0
     assert [event["event"] for event in again.events] == ["started", "evaluated", "finished"]
     for key in ("steps", "test_loss", "test_accuracy", "seconds"):
@@ -161,23 +164,24 @@ def test_a_finished_run_resumes_without_training(run: tuple[Path, Outcome]) -> N
     ],
 )
 def test_a_changed_run_is_not_resumed(
-    change: dict[str, object], words: tuple[str, ...], run: tuple[Path, Outcome]
+    change: dict[str, object], words: tuple[str, ...], run: tuple[Path, Outcome], forks: Forks
 ) -> None:
     run_dir, _ = run
     before = contents(run_dir)
-    outcome = train(DIGITS, run_dir, *settings(**change), "--resume")
+    outcome = forks.run(*local(DIGITS, run_dir), *settings(**change), "--resume")
     refused(outcome, *words)
     assert [event["event"] for event in outcome.events] == ["failed"]
     assert contents(run_dir) == before
 
 
-def test_other_boundaries_and_more_steps(run: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_other_boundaries_and_more_steps(run: tuple[Path, Outcome], forks: Forks, tmp_path: Path) -> None:
     whole, _ = run
     copy = tmp_path / "fewer"
     for name, content in contents(whole).items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
-    again = train(DIGITS, copy, *settings(model__blocks=2, train__epochs=21), "--resume")
+    more = settings(model__blocks=2, train__epochs=21)
+    again = forks.run(*local(DIGITS, copy), *more, "--resume")
     assert again.code == 0, again
     assert (again.events[-1]["blocks"], again.events[-1]["steps"]) == (2, 630)
     assert again.events[-1]["test_accuracy"] > 0.95
@@ -198,19 +202,19 @@ def test_signals_end_a_run_that_can_go_on(tmp_path: Path) -> None:
     assert lowdimfa("export", run_dir, "--output", tmp_path / "model.safetensors").code == 0
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(forks: Forks, tmp_path: Path) -> None:
     run_dir = tmp_path / "diverged"
     lr = settings(train__optimizer__args__lr=1e9, run__checkpoint_every=1)
-    outcome = train(DIGITS, run_dir, *lr)
+    outcome = forks.run(*local(DIGITS, run_dir), *lr)
     refused(outcome, "block", "step", "lr", code=3)
     failed = outcome.events[-1]
     assert (failed["event"], failed["code"], failed["exit_code"]) == ("failed", "not_finite", 3)
     assert {"block", "step"} <= failed.keys()
     assert all((path / "manifest.json").is_file() for path in (run_dir / "checkpoints").iterdir())
     file = tmp_path / "model.safetensors"
-    assert lowdimfa("export", run_dir, "--output", file).code == 0
+    assert forks.run("export", run_dir, "--output", file).code == 0
     assert all(tensor.isfinite().all() for tensor in load_file(file).values())
-    refused(train(DIGITS, run_dir, *lr, "--resume"), "block", "step", code=3)
+    refused(forks.run(*local(DIGITS, run_dir), *lr, "--resume"), "block", "step", code=3)
 
 
 def test_text_without_a_terminal_has_no_control_characters(tmp_path: Path) -> None:
@@ -250,19 +254,19 @@ def test_text_on_a_terminal_fits_it(tmp_path: Path) -> None:
     assert text.rstrip().splitlines()[-1].startswith("finished: test accuracy")
 
 
-def test_help_and_version() -> None:
+def test_help_and_version(forks: Forks) -> None:
     assert re.fullmatch(r"lowdimfa \d+\.\d+\.\d+\n", lowdimfa("--version").stdout)
-    shown = lowdimfa("train", "--help").stdout
+    shown = forks.run("train", "--help").stdout
     for option in ("--set", "--engine", "--address", "--run-dir", "--resume", "--dry-run", "--format"):
         assert option in shown
 
 
-def test_data_sets_are_listed_and_fetched() -> None:
-    shown = lowdimfa("data", "list").stdout
+def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
+    shown = forks.run("data", "list").stdout
     for name in ("digits", "teacher", "fashion_mnist", "shakespeare", "diamonds"):
         assert name in shown
-    assert "nothing to fetch" in lowdimfa("data", "fetch", "digits").stdout
-    refused(lowdimfa("data", "fetch", "imagenet"), "imagenet", "digits")
+    assert "nothing to fetch" in forks.run("data", "fetch", "digits").stdout
+    refused(forks.run("data", "fetch", "imagenet"), "imagenet", "digits")
 
 
 def test_ray_keeps_quiet(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from forks import Forks
 from lowdimfa.data.sources import SOURCES, data_folder, missing_files
 
 SPECIFICATIONS = sorted([*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*/spec.yaml")])
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
 
 
 def name(spec: Path) -> str:
@@ -39,7 +32,7 @@ def test_the_plan_is_readable(spec: Path, forks: Forks) -> None:
     outcome = forks.run("train", spec, "--dry-run")
     assert (outcome.code, outcome.stderr) == (0, "")
     header, *lines = outcome.stdout.splitlines()
-    assert header.split() == "block layers parameters input output cost tap feedback".split()
+    assert header.split() == ["block", "layers", "parameters", "input", "output", "cost", "tap", "feedback"]
     assert max(map(len, (header, *lines))) < 110
     assert any(" steps per epoch" in line for line in lines)
 

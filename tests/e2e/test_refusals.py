@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("a file, not a directory")
     (folder / "empty").mkdir()
     return folder
-
-
-@pytest.fixture(scope="module")
-def forks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
 
 
 CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {

@@ -58,6 +58,33 @@ def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
+def test_autocast_clipping_and_settings_per_block_give_the_same_bits(tmp_path: Path) -> None:
+    per_block = {
+        0: {
+            "optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.1, "momentum": 0.9}},
+            "grad_clip": 0.5,
+        },
+        2: {"scheduler": {"factory": "torch.optim.lr_scheduler.StepLR", "args": {"step_size": 3}}},
+    }
+    plain = specification(
+        "transformer", 4, "hebbian", train={"precision": "bf16", "grad_clip": 1.0, "per_block": per_block}
+    )
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+        optimizers = [type(worker.stage.updater.optimizer).__name__ for worker in fleet.workers]
+    assert optimizers == ["SGD", "AdamW", "AdamW", "AdamW"]
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
+def test_a_single_block_is_first_and_head(tmp_path: Path) -> None:
+    plain = specification("mlp", 1)
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_staleness_trains_every_step_within_its_bounds(staleness: int, tmp_path: Path) -> None:
     plain = specification("transformer", 4, "hebbian", train={"staleness": staleness, "steps": 100})

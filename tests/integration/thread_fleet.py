@@ -34,7 +34,7 @@ class ThreadFleet:
                     run=run,
                     run_dir=str(run_dir),
                     index=index,
-                    specification=parsed.model_dump(mode="json"),
+                    specification=parsed.model_dump(),
                     boundaries=plan.network.boundaries,
                     input_shape=plan.example.shape,
                     input_dtype=str(plan.example.dtype).removeprefix("torch."),
