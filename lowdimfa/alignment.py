@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdimfa.block import Block, unchanged_buffers
+from lowdimfa.block import Block
 from lowdimfa.head import Head
+from lowdimfa.stage import unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdimfa.block import Stage, unchanged_buffers
 from lowdimfa.data.base import Task
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import ErrorProjection
 from lowdimfa.losses import Loss, count_correct
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
+from lowdimfa.stage import Stage, unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 

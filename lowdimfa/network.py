@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.baselines import BackpropForm, LocalForm
-from lowdimfa.block import Block, Stage
+from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.partition import partition
+from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
 Batch = tuple[Tensor, Tensor]

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lowdimfa.block import Block, ErrorKind, Stage
+from lowdimfa.block import Block, ErrorKind
 from lowdimfa.errors import PeerError
 from lowdimfa.head import Broadcast, Evaluation, Head
 from lowdimfa.network import StepResult
+from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
 from services.block.activations import Kind as ActivationKind

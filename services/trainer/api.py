@@ -135,7 +135,7 @@ class DecoupledTrainer:
         from ray.exceptions import RayActorError, RayTaskError
 
         from services.trainer.actor import TrainerActor, follow
-        from services.trainer.ray_engine import start_ray
+        from services.trainer.cluster import start_ray
 
         disconnect = start_ray(
             self._address, self.specification.model.block_count, self.specification.placement.cpus_per_block

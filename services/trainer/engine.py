@@ -36,7 +36,7 @@ class Engine(Protocol):
     name: str
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
-        """Bring all blocks up, from a checkpoint when a step is given; return ``pids`` by role and the number of ``nodes``."""
+        """Bring all blocks up, from a checkpoint when a step is given; return ``pids`` by role and ``nodes``."""
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
         """Run the steps ``first_step <= t < last_step`` and report them in order."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ import ray
 
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
-from lowdimfa.errors import LowdimfaError, PeerError
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
 from lowdimfa.trainer import evaluation_batches
@@ -30,6 +26,7 @@ from services.trainer.fleet import Fleet
 from services.trainer.local_engine import alignment_batch
 from services.trainer.plan import RunPlan
 from services.trainer.run_dir import targets_file
+from services.trainer.stall import StallWatch
 from services.trainer.user_code import UserCode
 from services.trainer.watch import TrainerWatch
 
@@ -192,78 +189,3 @@ class RayEngine:
         if self._fleet is None:
             raise LowdimfaError("the engine was not started")
         return self._fleet
-
-
-class StallWatch:
-    """Notices when no block gets on, and names the one that holds the others up.
-
-    Parameters
-    ----------
-    fleet
-        The blocks.
-    liveness
-        Seconds without any progress, or without an answer, after which the run is stalled.
-    """
-
-    def __init__(self, fleet: Fleet, liveness: float) -> None:
-        self._fleet = fleet
-        self._liveness = liveness
-        self._next_look = time.monotonic() + liveness / 4
-
-    def look(self) -> None:
-        """Ask all blocks what they do, a few times per liveness.
-
-        Raises
-        ------
-        PeerError
-            A block doesn't answer, or computes for longer than the liveness while the others wait.
-        """
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + self._liveness / 4
-        statuses: list[Status] = self._fleet.gather(
-            self._fleet.ask("status"), "say what it does", self._liveness
-        )
-        stuck = [
-            (index, status)
-            for index, status in enumerate(statuses)
-            if status.working and time.time() - status.since > self._liveness
-        ]
-        if stuck:
-            index, status = stuck[0]
-            raise PeerError(
-                f"block {index} holds the run up: {status.activity}; raise run.liveness_seconds if it may take longer",
-                block=index,
-                step=status.applied_steps,
-                setting="run.liveness_seconds",
-            )
-
-
-def local_cpus(blocks: int, cpus_per_block: float) -> int:
-    """Return how many CPUs a Ray started for one run should count, so that all blocks fit on few cores."""
-    return max(os.cpu_count() or 1, int(-(-blocks * cpus_per_block // 1)))
-
-
-def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callable[[], None]:
-    """Join the cluster at an address, or start one on this machine; return what ends the connection.
-
-    A connection that the caller has made before is used and left alone.
-    """
-    if ray.is_initialized():
-        return lambda: None
-    logging.getLogger("ray").setLevel(
-        logging.ERROR
-    )  # its advice on tokens comes before `logging_level` counts
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    terminate = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        ray.init(
-            address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
-        )
-    else:
-        ray.init(address=address, **common)
-    if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
-        signal.signal(signal.SIGTERM, terminate)
-    return lambda: ray.shutdown()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lowdimfa.block import Stage
 from lowdimfa.errors import InputError
+from lowdimfa.stage import Stage
 from services.trainer.checkpoint import BlockState, Manifest
 from services.trainer.plan import RunPlan
 

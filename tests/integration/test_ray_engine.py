@@ -21,7 +21,7 @@ from lowdimfa.errors import NotFiniteError, PeerError, ResourceError
 from services.monitoring.metrics_table import METRICS
 from services.trainer.api import DecoupledTrainer, Result
 from services.trainer.checkpoint import CheckpointStore, export_state
-from services.trainer.ray_engine import start_ray
+from services.trainer.cluster import start_ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.alignment import measure_alignment
-from lowdimfa.block import Stage
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
 

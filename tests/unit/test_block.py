@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.block import Block, unchanged_buffers
+from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import NotFiniteError, ProtocolError
 from lowdimfa.partition import partition
+from lowdimfa.stage import unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 FIRST = Ticket(0, 0)

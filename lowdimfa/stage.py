@@ -1,0 +1,142 @@
+"""What blocks and the head share: layers run as a micro-batch wants them, and their state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.errors import NotFiniteError
+from lowdimfa.optim import Updater
+from lowdimfa.partition import BlockModule
+from lowdimfa.stash import keep_saved_weights
+from lowdimfa.tickets import Ticket, derive_seed
+
+
+class Stage:
+    """What blocks and the head share: layers, their random numbers, precision, and what is kept of them.
+
+    Parameters
+    ----------
+    index
+        Position of the block in the network, for messages and seeds.
+    module
+        The layers.
+    updater
+        Optimiser, scheduler and clipping.
+    seed
+        The run's seed.
+    precision
+        ``fp32``, or ``bf16`` for autocast.
+    staleness
+        Above 0, weights may change between a forward and its update, so the forward keeps those it used.
+    """
+
+    def __init__(
+        self, index: int, module: BlockModule, updater: Updater, *, seed: int, precision: str, staleness: int
+    ) -> None:
+        self.index = index
+        self.module = module
+        self.updater = updater
+        self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+        self.seed = seed
+        self._autocast = precision == "bf16"
+        self._staleness = staleness
+
+    def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
+        """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
+        self.module.train()
+        seed_generators(derive_seed(self.seed, "forward", self.index, *ticket), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            if self._staleness and torch.is_grad_enabled():
+                with keep_saved_weights(self.module):
+                    output = self.module(inputs)
+            else:
+                output = self.module(inputs)
+        return self._full_precision(output)
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
+        self.module.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            output = self.module(inputs)
+        return self._full_precision(output).contiguous()
+
+    def _full_precision(self, output: Tensor) -> Tensor:
+        """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
+        return output.float() if self._autocast else output
+
+    def step(self) -> None:
+        """Apply the accumulated gradients to the layers."""
+        self.updater.step()
+
+    @property
+    def boundary(self) -> str:
+        """Name of the last layer, under which the state of the block's end is kept."""
+        return self.module.layer_names[-1]
+
+    def require_finite(self, values: Tensor, what: str, step: int) -> None:
+        """Raise if a sum over the values isn't finite.
+
+        Raises
+        ------
+        NotFiniteError
+            Names the block and the step.
+        """
+        if not torch.isfinite(values.sum(dtype=torch.float32)):
+            raise NotFiniteError(
+                f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
+                "lower the learning rate (train.optimizer.args.lr) or set train.grad_clip",
+                block=self.index,
+                step=step,
+                setting="train.optimizer.args.lr",
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state's tensors, keyed by the plain model's names."""
+        model = {f"model/{name}": value for name, value in self.module.plain_state_dict().items()}
+        return model | {f"optimizer/{name}": value for name, value in self.updater.tensors().items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the rest of the state as plain data."""
+        return {"updater": self.updater.scalars()}
+
+    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Restore what `tensors` and `scalars` returned."""
+        self.module.load_plain_state_dict(_under(tensors, "model/"))
+        self.updater.load(_under(tensors, "optimizer/"), scalars["updater"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the default generators that layers such as dropout draw from, of the CPU and of the block's GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Let a forward write to copies of a module's buffers, such as batch norm's running statistics.
+
+    The buffers themselves aren't touched: a graph that is kept for a later backward may refer to them.
+    """
+    originals = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    for part, name, buffer in originals:
+        setattr(part, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for part, name, buffer in originals:
+            setattr(part, name, buffer)

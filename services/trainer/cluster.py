@@ -1,0 +1,40 @@
+"""The Ray cluster of a run: joined, or started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import ray
+
+
+def local_cpus(blocks: int, cpus_per_block: float) -> int:
+    """Return how many CPUs a Ray started for one run should count, so that all blocks fit on few cores."""
+    return max(os.cpu_count() or 1, int(-(-blocks * cpus_per_block // 1)))
+
+
+def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callable[[], None]:
+    """Join the cluster at an address, or start one on this machine; return what ends the connection.
+
+    A connection that the caller has made before is used and left alone.
+    """
+    if ray.is_initialized():
+        return lambda: None
+    # Ray's advice on tokens comes before `logging_level` counts.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    terminate = signal.getsignal(signal.SIGTERM)
+    if address is None:
+        ray.init(
+            address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
+        )
+    else:
+        ray.init(address=address, **common)
+    if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
+        signal.signal(signal.SIGTERM, terminate)
+    return lambda: ray.shutdown()
