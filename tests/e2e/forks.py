@@ -77,7 +77,11 @@ def _serve() -> None:
             sys.argv = ["lowdimfa", *case["arguments"]]
             for descriptor, path in enumerate(case["files"], start=1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-            main()
+            try:
+                main()
+            except SystemExit as end:  # without taking everything down, which takes a second
+                sys.stdout.flush()
+                os._exit(int(end.code or 0))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

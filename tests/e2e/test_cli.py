@@ -83,7 +83,6 @@ def test_evaluate_reproduces_the_result(run: tuple[Path, Outcome]) -> None:
 PLAIN = """
 import sys
 import torch
-from forks import Forks
 from safetensors.torch import load_file
 {model}
 model.load_state_dict(load_file(sys.argv[1]), strict=True)
@@ -262,7 +261,7 @@ def test_help_and_version(forks: Forks) -> None:
 
 
 def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
-    shown = forks.run("data", "list").stdout
+    shown = forks.run("data", "list", LOWDIMFA_DATA="/nowhere").stdout
     for name in ("digits", "teacher", "fashion_mnist", "shakespeare", "diamonds"):
         assert name in shown
     assert "nothing to fetch" in forks.run("data", "fetch", "digits").stdout

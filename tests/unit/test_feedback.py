@@ -71,12 +71,18 @@ def test_the_hebbian_gradient_is_the_correlation_summed_over_micro_batches(
     positions: tuple[int, ...],
 ) -> None:
     feedback = HebbianFeedback(7, 3, generator())
+    drawn = feedback.weights.clone()
     pairs = [(normal(4, *positions, 7, seed=i), normal(4, *positions, 3, seed=9 + i)) for i in range(3)]
     for tapped, error in pairs:
         feedback.accumulate(tapped, error)
     expected = sum(torch.einsum("bn,br->nr", t.reshape(-1, 7), c.reshape(-1, 3)) for t, c in pairs)
     torch.testing.assert_close(feedback.weights.grad, expected)
-    assert feedback.weights.count_nonzero() == 0
+    assert torch.equal(feedback.weights, drawn)  # constant within a step
+
+
+@pytest.mark.parametrize("kind", [HebbianFeedback, ProbedFeedback])
+def test_learned_feedback_starts_at_the_scale_of_forward_weights(kind: type[HebbianFeedback]) -> None:
+    assert kind(2500, 4, generator()).weights.std().item() == pytest.approx(1 / 50, rel=0.05)
 
 
 def test_with_the_true_weights_a_block_learns_what_backpropagation_teaches() -> None:
@@ -203,13 +209,14 @@ def test_probes_average_to_the_mean_jacobian_seen_through_the_projection() -> No
     def relative_error(probes: int) -> float:
         decay = 1 - 0.5 / probes
         feedback = ProbedFeedback(features, error_dim, generator(6), decay)
+        left = feedback.weights.clone() * decay**probes  # of what was drawn
         for probe in range(probes):
             noise = 1e-3 * normal(batch, features, seed=50 + probe)
             with torch.no_grad():
                 response = projection.project(rest(activity + noise) - rest(activity))
             feedback.accumulate_probe(noise, response)
             feedback.step()
-        mean = feedback.weights / (1 - decay**probes)  # Q came this part of the way from zero
+        mean = (feedback.weights - left) / (1 - decay**probes)
         return float((mean - exact).norm() / exact.norm())
 
     few, many = relative_error(10), relative_error(1000)
@@ -221,10 +228,10 @@ def test_a_probe_draws_the_feedback_weights_towards_its_estimate_at_the_steps_en
     feedback = ProbedFeedback(4, 2, generator(), decay=0.75)
     moved, responses = torch.eye(4), [normal(4, 2, seed=seed) for seed in range(3)]
     # For this noise an estimate is the response itself.
-    expected = torch.zeros(4, 2)
+    drawn = expected = feedback.weights.clone()
     for response in responses:
         feedback.accumulate_probe(moved, response)
-        assert feedback.weights.count_nonzero() == 0  # constant within a step
+        assert torch.equal(feedback.weights, drawn)  # constant within a step
         expected = 0.75 * expected + 0.25 * response
     feedback.step()
     torch.testing.assert_close(feedback.weights.data, expected)
@@ -244,10 +251,11 @@ def test_probed_weights_learn_the_hebbian_way_too() -> None:
 
 
 def test_a_probe_of_a_dead_block_teaches_nothing_and_stays_finite() -> None:
-    feedback = ProbedFeedback(4, 2, generator())
+    feedback = ProbedFeedback(4, 2, generator(), decay=0.75)
+    drawn = feedback.weights.clone()
     feedback.accumulate_probe(torch.zeros(3, 4), normal(3, 2))
     feedback.step()
-    assert feedback.weights.count_nonzero() == 0
+    torch.testing.assert_close(feedback.weights.data, 0.75 * drawn)
 
 
 def test_a_local_readout_predicts_from_the_tap_with_unit_variance() -> None:
