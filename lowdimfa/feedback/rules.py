@@ -73,7 +73,7 @@ class HebbianFeedback(FeedbackWeights):
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
         """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""
-        correlation = tapped.flatten(0, -2).t() @ error.flatten(0, -2)
+        correlation = _correlate(tapped.flatten(0, -2), error.flatten(0, -2))
         if self.weights.grad is None:
             self.weights.grad = correlation
         else:
@@ -106,7 +106,7 @@ class ProbedFeedback(HebbianFeedback):
         """Keep one estimate of the mean Jacobian for the step's end."""
         moved, response = moved.flatten(0, -2), response.flatten(0, -2)
         variance = moved.square().mean().clamp_min(torch.finfo(moved.dtype).tiny)  # 0 under a dead block
-        self._estimates.append(moved.t() @ response / variance / len(moved))
+        self._estimates.append(_correlate(moved, response) / variance / len(moved))
 
     def step(self) -> None:
         """Draw ``Q`` towards the step's estimates; the correlation is applied by the block's optimiser."""
@@ -140,3 +140,8 @@ def make_feedback(
         return ProbedFeedback(features, error_dim, generator, probe_decay)
     kinds: dict[QRule, type[FeedbackWeights]] = {"fixed": FeedbackWeights, "hebbian": HebbianFeedback}
     return kinds[rule](features, error_dim, generator)
+
+
+def _correlate(features: Tensor, error: Tensor) -> Tensor:
+    """Return ``featuresᵀ error``: several times faster on a CPU than that product as it is written."""
+    return (error.t() @ features).t().contiguous()

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from services.run.plan import Example, NetworkPlan, make_network_plan
+from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification
-from services.trainer.plan import Example, NetworkPlan, make_network_plan
-from services.trainer.user_code import UserCode
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from services.monitoring.timeline import TimelineWriter
 from services.rpc.handshake import Hello, SampleType
 from services.rpc.protocol import TrafficCount
 from services.rpc.security import Security
-from services.trainer.checkpoint import CheckpointStore, write_block
-from services.trainer.plan import NetworkPlan, load_dataset
-from services.trainer.state import load_stage, stage_state
+from services.run.checkpoint import CheckpointStore, write_block
+from services.run.plan import NetworkPlan, load_dataset
+from services.run.state import load_stage, stage_state
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""

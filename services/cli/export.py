@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from services.cli.options import RunDirArgument
-from services.trainer.checkpoint import CheckpointStore
-from services.trainer.manifest import export_file
+from services.run.checkpoint import CheckpointStore
+from services.run.manifest import export_file
 from services.trainer.run_dir import read_run
 
 

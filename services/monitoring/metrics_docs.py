@@ -15,8 +15,8 @@ _INTRODUCTION = """\
 
 # Metrics
 
-Every process of a job serves `/metrics` on a port of its own. `targets.json` in the run directory lists them
-in the format of Prometheus' file-based service discovery, with the labels `job`, `role` (`block`, `head` or
+Every process of a job serves `/metrics` on a port of its own. `<storage>/targets/<run>.json` lists them in the
+format of Prometheus' file-based service discovery, with the labels `job`, `role` (`block`, `head` or
 `trainer`) and `block`; `deploy/prometheus/prometheus.yml` reads it. Names read
 `lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`. Counters start at zero; losses, accuracies,
 progress and checkpoints appear when they have a value.

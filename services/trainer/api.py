@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
+from services.run.checkpoint import CheckpointStore
+from services.run.plan import RunPlan
+from services.run.user_code import UserCode
 from services.spec import Specification, load_specification, parse_specification
-from services.trainer.checkpoint import CheckpointStore
-from services.trainer.events import Event, Sink
-from services.trainer.execute import EngineName, RunRequest, execute, prepare
-from services.trainer.plan import RunPlan
-from services.trainer.run_dir import new_run_dir, require_run_dir
-from services.trainer.user_code import UserCode
+from services.trainer.events import Event, EventLog, Sink
+from services.trainer.execute import EngineName, RunRequest, execute, prepare, stopped
+from services.trainer.run_dir import new_run_dir, require_run_dir, targets_file
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,19 @@ class DecoupledTrainer:
         from services.trainer.actor import TrainerActor, follow
         from services.trainer.cluster import start_ray
 
+        specification = self.specification
         disconnect = start_ray(
-            self._address, self.specification.model.block_count, self.specification.placement.cpus_per_block
+            self._address,
+            specification.model.block_count,
+            specification.placement.cpus_per_block,
+            specification.run.liveness_seconds,
         )
         trainer = TrainerActor.remote()
         try:
             outcome = follow(trainer, trainer.fit.remote(self.request), self._on_event)
+        except KeyboardInterrupt:
+            self._note_stop()
+            raise
         except RayActorError as error:
             raise PeerError(
                 "the trainer's process was lost; continue with --resume from the last checkpoint in "
@@ -158,3 +165,12 @@ class DecoupledTrainer:
         if isinstance(outcome, LowdimfaError):
             raise outcome
         return outcome
+
+    def _note_stop(self) -> None:
+        """Leave the run directory as a stopped run has it, since the trainer's process gets no chance to."""
+        path = Path(self.request.run_dir)
+        targets_file(path).unlink(missing_ok=True)
+        if path.is_dir():
+            log = EventLog(path / "events.jsonl")
+            log.emit("failed", **stopped(path).as_event())
+            log.close()

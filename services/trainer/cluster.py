@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
 import ray
+
+from lowdimfa.errors import ResourceError
 
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
@@ -16,10 +19,17 @@ def local_cpus(blocks: int, cpus_per_block: float) -> int:
     return max(os.cpu_count() or 1, int(-(-blocks * cpus_per_block // 1)))
 
 
-def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callable[[], None]:
+def start_ray(
+    address: str | None, blocks: int, cpus_per_block: float, liveness: float = 60.0
+) -> Callable[[], None]:
     """Join the cluster at an address, or start one on this machine; return what ends the connection.
 
     A connection that the caller has made before is used and left alone.
+
+    Raises
+    ------
+    ResourceError
+        Nothing answers at the address within ``liveness`` seconds.
     """
     if ray.is_initialized():
         return lambda: None
@@ -34,7 +44,23 @@ def start_ray(address: str | None, blocks: int, cpus_per_block: float) -> Callab
             address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
         )
     else:
+        _require_reachable(address, liveness)
         ray.init(address=address, **common)
     if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
         signal.signal(signal.SIGTERM, terminate)
     return lambda: ray.shutdown()
+
+
+def _require_reachable(address: str, liveness: float) -> None:
+    """Try the port first: Ray itself keeps trying for minutes, and doesn't say what it waits for."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # such as 'auto', which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=liveness).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); give --address the host and port of "
+            "its head node",
+            setting="--address",
+        ) from error

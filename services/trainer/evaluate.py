@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer.checkpoint import CheckpointStore
+from services.run.checkpoint import CheckpointStore
+from services.run.user_code import UserCode
 from services.trainer.events import Event
 from services.trainer.execute import RunRequest, prepare
 from services.trainer.local_engine import LocalEngine
 from services.trainer.run_dir import read_plan, read_run
-from services.trainer.user_code import UserCode
 
 
 def evaluate_run(run_dir: Path) -> Event:

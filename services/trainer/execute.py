@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.errors import InputError, LowdimfaError, StoppedError
+from services.run.checkpoint import CheckpointStore
+from services.run.manifest import Manifest
+from services.run.plan import RunPlan, make_run_plan
+from services.run.state import boundaries_of, require_resumable
+from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification
-from services.trainer.checkpoint import CheckpointStore
 from services.trainer.engine import Engine
 from services.trainer.events import Event, EventLog, Sink, to_json
 from services.trainer.local_engine import LocalEngine
 from services.trainer.loop import TrainingLoop, failed
-from services.trainer.manifest import Manifest
-from services.trainer.plan import RunPlan, make_run_plan
 from services.trainer.run_dir import RunDir, require_run_dir
-from services.trainer.state import boundaries_of, require_resumable
-from services.trainer.user_code import UserCode
 from services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]

@@ -16,10 +16,10 @@ from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
 from lowdimfa.trainer import InProcessTrainer
 from services.monitoring.timeline import TimelineWriter
-from services.trainer.checkpoint import CheckpointStore, write_block
+from services.run.checkpoint import CheckpointStore, write_block
+from services.run.plan import RunPlan
+from services.run.state import load_stage, stage_state
 from services.trainer.engine import BroadcastTraffic, OnSteps
-from services.trainer.plan import RunPlan
-from services.trainer.state import load_stage, stage_state
 
 ALIGNMENT_SAMPLES = 256
 

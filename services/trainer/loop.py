@@ -11,12 +11,12 @@ from typing import Any
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError
 from lowdimfa.network import StepResult
-from services.trainer.checkpoint import CheckpointStore
+from services.run.checkpoint import CheckpointStore
+from services.run.manifest import Manifest
+from services.run.plan import RunPlan
+from services.run.state import resume_meta
 from services.trainer.engine import Engine
 from services.trainer.events import Event, EventLog, ProgressMeter
-from services.trainer.manifest import Manifest
-from services.trainer.plan import RunPlan
-from services.trainer.state import resume_meta
 from services.trainer.watch import TrainerWatch
 
 

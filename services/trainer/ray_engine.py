@@ -21,13 +21,13 @@ from services.block.job import BlockJob
 from services.block.worker import Reachable, Status
 from services.monitoring.exporter import Target, write_targets
 from services.rpc.security import Security
+from services.run.plan import RunPlan
+from services.run.user_code import UserCode
 from services.trainer.engine import BroadcastTraffic, OnSteps
 from services.trainer.fleet import Fleet
 from services.trainer.local_engine import alignment_batch
-from services.trainer.plan import RunPlan
 from services.trainer.run_dir import targets_file
 from services.trainer.stall import StallWatch
-from services.trainer.user_code import UserCode
 from services.trainer.watch import TrainerWatch
 
 START_LIVENESS = 3.0

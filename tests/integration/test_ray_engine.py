@@ -19,8 +19,8 @@ from specifications import specification
 
 from lowdimfa.errors import NotFiniteError, PeerError, ResourceError
 from services.monitoring.metrics_table import METRICS
+from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer, Result
-from services.trainer.checkpoint import CheckpointStore, export_state
 from services.trainer.cluster import start_ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -10,8 +10,8 @@ import torch
 from ray.cluster_utils import Cluster
 from specifications import specification
 
+from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer
-from services.trainer.checkpoint import CheckpointStore, export_state
 
 
 @pytest.fixture(scope="module")

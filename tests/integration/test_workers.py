@@ -13,8 +13,8 @@ from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
 from services.rpc.security import Security
+from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer
-from services.trainer.checkpoint import CheckpointStore, export_state
 
 STEPS = 8
 

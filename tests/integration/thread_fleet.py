@@ -14,9 +14,9 @@ from lowdimfa.trainer import evaluation_batches
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker
 from services.rpc.security import Security
+from services.run.plan import make_run_plan
+from services.run.user_code import UserCode
 from services.spec import parse_specification
-from services.trainer.plan import make_run_plan
-from services.trainer.user_code import UserCode
 
 
 class ThreadFleet:

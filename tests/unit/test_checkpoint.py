@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowdimfa.errors import InputError, ResourceError
-from services.trainer.checkpoint import BlockState, CheckpointStore, export_file, export_state, write_block
+from services.run.checkpoint import BlockState, CheckpointStore, export_file, export_state, write_block
 
 Blocks = dict[int, dict[str, Tensor]]
 MODEL: Blocks = {

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowdimfa.errors import InputError, ResourceError
-from services.trainer.manifest import (
+from services.run.manifest import (
     MANIFEST_FILE,
     BlockEntry,
     DamagedError,

@@ -7,8 +7,8 @@ from typing import Any
 
 from lowdimfa.errors import InputError
 from lowdimfa.stage import Stage
-from services.trainer.checkpoint import BlockState, Manifest
-from services.trainer.plan import RunPlan
+from services.run.checkpoint import BlockState, Manifest
+from services.run.plan import RunPlan
 
 
 def stage_state(stage: Stage, step: int) -> BlockState:
