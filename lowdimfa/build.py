@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from lowdimfa.block import Block
 from lowdimfa.config import FeedbackConfig, TrainingConfig
@@ -176,4 +177,7 @@ def _updater(
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:
-    return bool(getattr(plan.layers[-1].module, "residual_stream", False))
+    last = plan.layers[-1].module
+    while isinstance(last, nn.Sequential) and len(last):
+        last = last[-1]
+    return bool(getattr(last, "residual_stream", False))

@@ -176,13 +176,19 @@ def partition(
 
 
 def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> list[int]:
-    starts = [0, *[index for index, layer in enumerate(layers) if layer.has_parameters][1:]]
+    learning = [index for index, layer in enumerate(layers) if layer.has_parameters]
+    starts = [0, *learning[1:]]
     if not 1 <= blocks <= len(starts):
         raise InputError(
             _BLOCKS_KEY,
             str(blocks),
             f"a number from 1 to {len(starts)}, since a block begins at a layer with parameters",
         )
+    preferred = [
+        start for start in starts if start == 0 or getattr(layers[start - 1].module, "cut_after", True)
+    ]
+    if blocks <= len(preferred):
+        starts = preferred
     atoms = [sum(costs[start:stop]) for start, stop in pairwise([*starts, len(layers)])]
     return [starts[cut] for cut in balanced_cuts(atoms, blocks)]
 

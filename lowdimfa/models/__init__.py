@@ -5,7 +5,11 @@ Every factory returns an `nn.Sequential` of stages, and a cut is sensible betwee
 A module whose output is a residual stream (a residual or encoder block, the embedding of a transformer) has
 the class attribute ``residual_stream = True``. The automatic tap of a block that ends in such a module
 depends on it: a stream can lower a linear score by growing, so it is averaged over tokens and normalised
-before feedback meets it. Modules of your own may carry the attribute too.
+before feedback meets it.
+
+An embedding has ``cut_after = False``: an automatic cut keeps it with what follows, unless more blocks are
+asked for than that leaves. Alone it is too little of the network for a feedback that is linear in its output
+(docs/negative-results.md has figures). Modules of your own may carry both attributes.
 """
 
 from lowdimfa.models.char_transformer import char_transformer

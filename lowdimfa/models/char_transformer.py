@@ -16,6 +16,7 @@ class TokenEmbedding(nn.Module):
     """Map tokens to vectors and add learned positions."""
 
     residual_stream: ClassVar[bool] = True
+    cut_after: ClassVar[bool] = False
 
     def __init__(self, vocabulary: int, context: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ class PatchEmbedding(nn.Module):
     """Cut an image into patches, map each to a token, and add learned positions."""
 
     residual_stream: ClassVar[bool] = True
+    cut_after: ClassVar[bool] = False
 
     def __init__(self, image_size: int, patch_size: int, channels: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -240,3 +240,12 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         block.load_plain_state_dict({"0.weight": torch.zeros(4, 4)})
     with pytest.raises(InputError, match="size mismatch"):
         block.load_plain_state_dict({"0.weight": torch.zeros(3, 4), "0.bias": torch.zeros(4)})
+
+
+def test_an_embedding_stays_with_what_follows_unless_more_blocks_are_asked_for() -> None:
+    model, example = (
+        char_transformer(vocabulary=5, context=4, width=8, depth=2, heads=2),
+        torch.zeros(2, 4).long(),
+    )
+    assert [plan.name for plan in partition(model, 3, example)] == ["0", "2", "3"]
+    assert [plan.name for plan in partition(model, 4, example)] == ["0", "1", "2", "3"]
