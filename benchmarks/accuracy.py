@@ -50,6 +50,8 @@ class Setting:
     ----------
     model
         Import path of the factory, and its arguments.
+    blocks
+        How many, or the layers at which the second and later ones start.
     samples
         Training samples: the first so many of the split.
     limits
@@ -62,7 +64,7 @@ class Setting:
     arguments: tuple[Any, ...]
     data: Callable[[], Dataset]
     data_text: str
-    blocks: int
+    blocks: int | tuple[str, ...]
     samples: int
     epochs: int
     limits: Mapping[str, float]
@@ -134,20 +136,22 @@ SETTINGS: dict[str, Setting] = {
         (28, 7, 1, 64, 4, 4, 10),
         _fashion,
         "Fashion-MNIST",
-        blocks=5,
+        blocks=("2", "3", "4", "5"),  # the first has the embedding and an encoder block
         samples=20_000,
         epochs=6,
         limits={"hebbian": 1.5, "probed": 1.5},
+        methods=("backprop", "hebbian", "probed"),
     ),
     "char": Setting(
         char_transformer,
         (_characters, 64, 64, 2, 4),
         cache(partial(shakespeare, 64, limit_chars=2_900_000)),
         "the first 2,900,000 characters of Shakespeare, in windows of 64",
-        blocks=3,
+        blocks=("2", "3"),
         samples=32_000,
         epochs=1,
-        limits={},
+        limits={"hebbian": 0.3},
+        methods=("backprop", "hebbian", "probed", "fixed"),
         score="bits per character",
     ),
 }
@@ -220,6 +224,7 @@ class Comparison:
             "command": f"python -m benchmarks.accuracy --networks {self.name} --seeds {len(self.seeds)} --write",
             "configuration": self.setting.configuration(),
             "environment": environment(),
+            "without_context": without_context(self.setting),
             "methods": methods,
             "runs": [asdict(run) for run in self._runs.values()],
         }
@@ -250,6 +255,18 @@ def train(setting: Setting, method: str, rate: float, seed: int) -> Run:
         setting.score_of(InProcessTrainer(network, data, order).evaluate()) for data in (held_out, whole)
     )
     return Run(method, rate, seed, validation, test)
+
+
+def without_context(setting: Setting) -> float:
+    """Return the test score of a model that knows only how often each class or character occurs in training."""
+    data = setting.data().with_validation(VALIDATION).limited(setting.samples)
+    whole = setting.data().test
+    seen, asked = (split.targets(torch.arange(len(split))).flatten() for split in (data.train, whole))
+    shares = torch.bincount(seen, minlength=int(asked.max()) + 1).double() + 1e-3
+    shares /= shares.sum()
+    if setting.lower_is_better:
+        return float(-shares.log2()[asked].mean())
+    return 100 * float((asked == shares.argmax()).double().mean())
 
 
 def table(result: Mapping[str, Any]) -> str:

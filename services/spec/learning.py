@@ -27,7 +27,7 @@ class FeedbackSection(Section):
     q_rule: Literal["fixed", "hebbian", "probed"] = Field(
         "hebbian",
         description="How a block's feedback weights Q are learned: not at all; from the correlation of its "
-        "tap with the broadcast error; or from noise added to its output in probe micro-batches.",
+        "tap with the broadcast error; or from that and from noise added to its output in probe micro-batches.",
     )
     p_rule: Literal["fixed", "oja"] = Field(
         "fixed",
@@ -49,7 +49,7 @@ class FeedbackSection(Section):
         0.05, gt=0, description="Standard deviation of the probe's noise, as a fraction of the output's own."
     )
     probe_decay: float = Field(
-        0.99, ge=0, lt=1, description="Weight of the past in the running average that makes Q from probes."
+        0.99, ge=0, lt=1, description="What a probe leaves of Q; the rest is taken from the probe's estimate."
     )
 
     @model_validator(mode="after")
