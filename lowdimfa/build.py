@@ -13,7 +13,7 @@ from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import ErrorProjection
-from lowdimfa.feedback.rules import FeedbackWeights, LocalReadout, make_feedback
+from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LocalReadout, make_feedback
 from lowdimfa.head import Head
 from lowdimfa.losses import make_loss
 from lowdimfa.optim import Updater
@@ -161,7 +161,10 @@ def _feedback_weights(
     if feedback.form == "local":
         return LocalReadout(features, shape.task_dim, generator)
     rule = feedback.q_rule if feedback.form == "broadcast" else "fixed"
-    return make_feedback(rule, features, shape.error_dim, generator, feedback.probe_decay)
+    weights = make_feedback(rule, features, shape.error_dim, generator, feedback.probe_decay)
+    if isinstance(weights, HebbianFeedback) and tap.keeps_places(plan.output_shape):
+        weights.start_at_zero()
+    return weights
 
 
 def _updater(

@@ -55,6 +55,10 @@ class Tap:
         """Return the number of features of the tap for an output of the given shape (without the batch)."""
         return self(torch.zeros(1, *output_shape)).shape[-1]
 
+    def keeps_places(self, output_shape: Sequence[int]) -> bool:
+        """Return whether the tap has features for every pixel or token of an output (of the shape without batch)."""
+        return not self.pooled and len(output_shape) - self.position_dims > 1
+
     def perturb(
         self, output: Tensor, noise_scale: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,10 @@ class HebbianFeedback(FeedbackWeights):
     """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
 
     ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
-    Optimiser and weight decay are the block's. ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``.
-    An optimiser such as Adam sees only its direction: larger weights would drown what is learned for hundreds of
-    steps, and from zero the rule loses accuracy on residual streams (docs/negative-results.md has the figures).
+    Optimiser and weight decay are the block's. ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``,
+    or at zero on a tap with a weight for every pixel. An optimiser such as Adam sees only the direction of what
+    ``Q`` delivers: the noise of thousands of random weights drowns what is learned for hundreds of steps, while
+    from zero the rule loses accuracy on vectors and residual streams (docs/negative-results.md has the figures).
     """
 
     trained_by_optimizer = True
@@ -70,6 +71,10 @@ class HebbianFeedback(FeedbackWeights):
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
         super().__init__(features, error_dim, generator)
         self.weights.data *= math.sqrt(error_dim / features)
+
+    def start_at_zero(self) -> None:
+        """Forget the drawn weights."""
+        self.weights.data.zero_()
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
         """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""

@@ -129,7 +129,7 @@ def test_nothing_is_changed() -> None:
 def test_probed_feedback_comes_to_align_where_random_feedback_does_not() -> None:
     cosines = {}
     for rule in ("fixed", "probed"):
-        network = make_network(linear_model(), q_rule=rule, tap="identity", probe_every=1)
+        network = make_network(linear_model(), q_rule=rule, tap="identity", probe_every=1, probe_decay=0.9)
         for step in range(40):
             network.form.run(INPUTS, TARGETS, Ticket(step, 0))
             for block in network.blocks:
