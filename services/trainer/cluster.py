@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -29,7 +30,7 @@ def start_ray(
     Raises
     ------
     ResourceError
-        Nothing answers at the address within ``liveness`` seconds.
+        Ray can't be started, or nothing answers at the address within ``liveness`` seconds.
     """
     if ray.is_initialized():
         return lambda: None
@@ -40,15 +41,35 @@ def start_ray(
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     terminate = signal.getsignal(signal.SIGTERM)
     if address is None:
-        ray.init(
-            address="local", num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
-        )
+        _start_local(num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
     else:
         _require_reachable(address, liveness)
         ray.init(address=address, **common)
     if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
         signal.signal(signal.SIGTERM, terminate)
     return lambda: ray.shutdown()
+
+
+def _start_local(**options: Any) -> None:
+    """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
+
+    Raises
+    ------
+    ResourceError
+        Ray does not come up.
+    """
+    for last in (False, True):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray raises plain exceptions here
+            ray.shutdown()
+            if last:
+                reason = str(error).strip().partition(". ")[0]
+                raise ResourceError(
+                    f"Ray could not be started on this machine ({reason}); end other work on it, or use "
+                    "--engine local"
+                ) from error
 
 
 def _require_reachable(address: str, liveness: float) -> None:

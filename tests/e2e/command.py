@@ -15,7 +15,7 @@ from typing import Any
 COMMAND = Path(sys.executable).parent / "lowdimfa"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits_mlp.yaml"
-SECONDS = 120
+SECONDS = 240
 
 
 @dataclass(frozen=True)

@@ -268,11 +268,15 @@ def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
     refused(forks.run("data", "fetch", "imagenet"), "imagenet", "digits")
 
 
+@pytest.mark.timeout(300)
 def test_ray_keeps_quiet(tmp_path: Path) -> None:
     outcome = lowdimfa(
         "train", DIGITS, "--format", "json", "--run-dir", tmp_path / "run", *settings(train__epochs=1)
     )
     assert outcome.code == 0, outcome
-    assert outcome.stderr == ""
+    # Ray's native code may still warn, dated, of a machine that is too busy.
+    assert [
+        line for line in outcome.stderr.splitlines() if not re.match(r"\[\d{4}-\d\d-\d\d .* W ", line)
+    ] == []
     assert outcome.events[-1].keys() == FINISHED
     assert outcome.events[-1]["broadcast_payload_bytes_per_sample"] == 40

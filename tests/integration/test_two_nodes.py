@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,21 @@ from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer
 
 
+def add_node(cluster: Cluster, **options: Any) -> None:
+    """Add a node; on a busy machine Ray's own deadline of 30 s may need a second try."""
+    try:
+        cluster.add_node(**options)
+    except Exception:  # Ray raises a plain exception
+        cluster.add_node(**options)
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Two nodes with room for two blocks each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=2)
+        add_node(cluster, num_cpus=2, include_dashboard=False)
+        add_node(cluster, num_cpus=2)
         cluster.wait_for_nodes()
         yield cluster.address
     finally:
