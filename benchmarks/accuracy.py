@@ -198,8 +198,8 @@ class Comparison:
 
     def gap(self, scores: Sequence[float], reference: Sequence[float]) -> float:
         """Return how much worse the mean is than that of the reference; negative if it is better."""
-        difference = statistics.fmean(reference) - statistics.fmean(scores)
-        return -difference if self.setting.lower_is_better else difference
+        best, other = statistics.fmean(reference), statistics.fmean(scores)
+        return other - best if self.setting.lower_is_better else best - other
 
     def result(self) -> dict[str, Any]:
         """Make all runs, and return them with what they amount to and the configuration that made them."""
