@@ -74,7 +74,7 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
             output = block.run(inputs.detach(), ticket)
             tapped = block.tap(output)
             parameters = [value for value in block.module.parameters() if value.requires_grad]
-            delivered = block.feedback.deliver(sent)
+            delivered = block.feedback.deliver(block.feedback.errors(tapped.detach(), sent).delivered)
             update = (
                 torch.autograd.grad(tapped, parameters, delivered, materialize_grads=True)
                 if parameters

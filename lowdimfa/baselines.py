@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block import Block
-from lowdimfa.feedback.rules import LocalReadout
+from lowdimfa.feedback.readout import LocalReadout
 from lowdimfa.head import Head
 from lowdimfa.losses import count_correct
 from lowdimfa.tickets import Ticket

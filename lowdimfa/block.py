@@ -121,9 +121,9 @@ class Block(Stage):
             self.feedback.accumulate_probe(kept.moved, error)
             kept.moved = None
         elif kind == "train" and kept.tapped is not None:
+            delivered = self.feedback.respond(kept.tapped.detach(), error)
             if kept.tapped.requires_grad:
-                torch.autograd.backward(kept.tapped, self.feedback.deliver(error))
-            self.feedback.accumulate(kept.tapped.detach(), error)
+                torch.autograd.backward(kept.tapped, delivered)
             kept.tapped = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]

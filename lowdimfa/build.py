@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import ErrorProjection
-from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LocalReadout, make_feedback
+from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
+from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LearnedFeedback, ProbedFeedback, QRule
 from lowdimfa.head import Head
-from lowdimfa.losses import make_loss
+from lowdimfa.losses import make_loss, shows_targets
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule, BlockPlan
 from lowdimfa.taps import Tap, choose_tap
@@ -70,6 +72,37 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
     return ErrorShape(task_dim, error_dim, len(output) - 1, output[0] if len(output) == 2 else 1)
 
 
+def resolve_feedback(
+    feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
+) -> FeedbackConfig:
+    """Return the feedback with ``auto`` replaced: ``readout`` where the error shows the targets, else ``hebbian``.
+
+    Raises
+    ------
+    InputError
+        ``readout`` is asked for where a block can't tell the targets from the broadcast error.
+    """
+    if feedback.form != "broadcast":
+        return replace(feedback, q_rule="fixed")
+    whole = shape.error_dim == shape.task_dim
+    possible = whole and shows_targets(training.loss, task)
+    if feedback.q_rule == "auto":
+        return replace(feedback, q_rule="readout" if possible else "hebbian")
+    if feedback.q_rule == "readout" and not possible:
+        found = (
+            f"'readout' with a loss {training.loss!r} on {task}"
+            if whole
+            else f"'readout' with {shape.error_dim} of {shape.task_dim} error numbers"
+        )
+        raise InputError(
+            "feedback.q_rule",
+            found,
+            "softmax cross-entropy with error_dim the task's, from which a block can tell the targets",
+            "'auto' takes 'hebbian' elsewhere.",
+        )
+    return feedback
+
+
 def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap:
     """Return the tap of a block.
 
@@ -95,9 +128,12 @@ def build_block(
     training: TrainingConfig,
     device: torch.device | None = None,
 ) -> Block:
-    """Build one block that isn't the head, with freshly drawn feedback weights."""
+    """Build one block that isn't the head, with freshly drawn feedback weights.
+
+    ``feedback`` is as `resolve_feedback` returns it.
+    """
     tap = tap_of(plan, feedback, shape)
-    weights = _feedback_weights(plan, tap, shape, feedback, training.seed)
+    weights = _feedback_weights(plan, tap, shape, feedback, training)
     module = plan.build().to(device or torch.device("cpu"))
     weights.weights.data = weights.weights.data.to(device or torch.device("cpu"))
     updater = _updater(plan, module, weights, training)
@@ -149,22 +185,39 @@ def build_stages(
 ) -> tuple[list[Block], Head]:
     """Build all blocks of a network in this process."""
     shape = error_shape(plans, feedback)
+    feedback = resolve_feedback(feedback, shape, training, task)
     blocks = [build_block(plan, shape, feedback, training, device) for plan in plans[:-1]]
     return blocks, build_head(plans[-1], shape, feedback, training, task, device)
 
 
 def _feedback_weights(
-    plan: BlockPlan, tap: Tap, shape: ErrorShape, feedback: FeedbackConfig, seed: int
+    plan: BlockPlan, tap: Tap, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig
 ) -> FeedbackWeights:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "Q", plan.layers[-1].name))
+    generator = torch.Generator().manual_seed(derive_seed(training.seed, "Q", plan.layers[-1].name))
     features = tap.features(plan.output_shape)
-    if feedback.form == "local":
-        return LocalReadout(features, shape.task_dim, generator)
-    rule = feedback.q_rule if feedback.form == "broadcast" else "fixed"
-    weights = make_feedback(rule, features, shape.error_dim, generator, feedback.probe_decay)
-    if isinstance(weights, HebbianFeedback) and tap.keeps_places(plan.output_shape):
+    weights = _drawn(features, shape, feedback, training, generator)
+    if isinstance(weights, LearnedFeedback) and tap.keeps_places(plan.output_shape):
         weights.start_at_zero()
     return weights
+
+
+def _drawn(
+    features: int,
+    shape: ErrorShape,
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    generator: torch.Generator,
+) -> FeedbackWeights:
+    if feedback.form == "local":
+        return LocalReadout(features, shape.task_dim, generator)
+    drawn = features, shape.error_dim, generator
+    rules: dict[QRule, Callable[[], FeedbackWeights]] = {
+        "fixed": lambda: FeedbackWeights(*drawn),
+        "hebbian": lambda: HebbianFeedback(*drawn),
+        "probed": lambda: ProbedFeedback(*drawn, feedback.probe_decay),
+        "readout": lambda: ReadoutFeedback(*drawn, feedback.own_error, training.microbatches),
+    }
+    return rules[feedback.q_rule]()
 
 
 def _updater(

@@ -20,7 +20,8 @@ class FeedbackConfig:
 
     form: Form = "broadcast"
     error_dim: int | None = None
-    q_rule: QRule = "hebbian"
+    q_rule: QRule = "auto"
+    own_error: float = 0.5
     p_rule: PRule = "fixed"
     p_lr: float = 0.1
     tap: TapName = "auto"

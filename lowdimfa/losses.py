@@ -62,6 +62,11 @@ def make_loss(name: str, task: Task) -> Loss:
     return resolve(name, "train.loss")
 
 
+def shows_targets(name: str, task: Task) -> bool:
+    """Return whether one output error tells the target: softmax minus one-hot, whose one negative number is at it."""
+    return task != "regression" and (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
+
+
 def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of a first batch, or say why outputs and targets don't go together.
 

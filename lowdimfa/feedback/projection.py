@@ -10,6 +10,14 @@ from torch import Tensor
 PRule = Literal["fixed", "oja"]
 
 
+def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return ``rows <= width`` random orthonormal rows, shape ``(rows, width)``; the identity where both are equal."""
+    if rows == width:
+        return torch.eye(width)
+    columns: Tensor = torch.linalg.qr(torch.randn(width, rows, generator=generator))[0]
+    return columns.t().contiguous()
+
+
 class ErrorProjection:
     """The head's projection ``c = e Pᵀ`` of the output error to ``error_dim`` numbers per sample.
 
@@ -36,11 +44,7 @@ class ErrorProjection:
     def __init__(
         self, task_dim: int, error_dim: int, rule: PRule, learning_rate: float, generator: torch.Generator
     ) -> None:
-        if error_dim == task_dim:
-            self.weights = torch.eye(task_dim)
-        else:
-            rows, _ = torch.linalg.qr(torch.randn(task_dim, error_dim, generator=generator))
-            self.weights = rows.t().contiguous()
+        self.weights = orthonormal_rows(error_dim, task_dim, generator)
         self.rule: PRule = rule
         self.learning_rate = learning_rate
         self._correlation = torch.zeros(task_dim, task_dim) if rule == "oja" else None

@@ -1,18 +1,33 @@
 """Rules by which a block learns its feedback weights ``Q`` (shape ``(features, error_dim)``).
 
-All rules have one interface: `accumulate` for every training error, `accumulate_probe` for every probe, `step` once
-per optimiser step. Within a step ``Q`` is constant, so the order in which a step's messages arrive changes nothing.
+All rules have one interface: `respond` to every training error, `accumulate_probe` for every probe, `step` once per
+optimiser step. Within a step ``Q`` is constant, so the order in which a step's messages arrive changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-QRule = Literal["fixed", "hebbian", "probed"]
+QRule = Literal["auto", "readout", "hebbian", "probed", "fixed"]
+
+
+class Errors(NamedTuple):
+    """Two errors of shape ``(batch, *positions, error_dim)``.
+
+    Attributes
+    ----------
+    learned
+        What ``Q`` learns from.
+    delivered
+        What ``Q`` delivers at the tap.
+    """
+
+    learned: Tensor
+    delivered: Tensor
 
 
 class FeedbackWeights:
@@ -46,8 +61,29 @@ class FeedbackWeights:
         """Return ``Q c`` for every sample, shape ``(batch, *positions, features)``."""
         return error @ self.weights.t()
 
+    def errors(self, tapped: Tensor, error: Tensor) -> Errors:
+        """Return what a broadcast error comes to at this block: here itself, for both uses.
+
+        Parameters
+        ----------
+        tapped
+            The tap's value, shape ``(batch, *positions, features)``.
+        error
+            The broadcast error ``c``, shape ``(batch, *positions, error_dim)``.
+        """
+        return Errors(error, error)
+
+    def respond(self, tapped: Tensor, error: Tensor) -> Tensor:
+        """Learn from one training micro-batch, and return what is to be delivered at the tap.
+
+        Parameters and shapes are those of `errors`; the result has the shape of ``tapped``.
+        """
+        learned, delivered = self.errors(tapped, error)
+        self.accumulate(tapped, learned)
+        return self.deliver(delivered)
+
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
-        """Take in the tap's value and the error of one training micro-batch."""
+        """Take in the tap's value and the error that ``Q`` learns from, of one micro-batch."""
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
         """Take in the tap's perturbation and the projected response of the output in one probe."""
@@ -56,14 +92,13 @@ class FeedbackWeights:
         """Apply what was accumulated, unless the block's optimiser does."""
 
 
-class HebbianFeedback(FeedbackWeights):
-    """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
+class LearnedFeedback(FeedbackWeights):
+    """Feedback weights that the block's optimiser trains, with its rate and weight decay.
 
-    ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
-    Optimiser and weight decay are the block's. ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``,
-    or at zero on a tap with a weight for every pixel. An optimiser such as Adam sees only the direction of what
-    ``Q`` delivers: the noise of thousands of random weights drowns what is learned for hundreds of steps, while
-    from zero the rule loses accuracy on vectors and residual streams (docs/negative-results.md has the figures).
+    ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``, or at zero on a tap with a weight for every
+    pixel. An optimiser such as Adam sees only the direction of what ``Q`` delivers: the noise of thousands of random
+    weights drowns what is learned for hundreds of steps, while from zero the Hebbian rule loses accuracy on vectors
+    and residual streams (docs/negative-results.md has the figures).
     """
 
     trained_by_optimizer = True
@@ -75,6 +110,13 @@ class HebbianFeedback(FeedbackWeights):
     def start_at_zero(self) -> None:
         """Forget the drawn weights."""
         self.weights.data.zero_()
+
+
+class HebbianFeedback(LearnedFeedback):
+    """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
+
+    ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
+    """
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
         """Add ``t(h)ᵀ c`` to the gradient of ``Q``."""
@@ -118,33 +160,6 @@ class ProbedFeedback(HebbianFeedback):
         for estimate in self._estimates:
             self.weights.data.mul_(self.decay).add_(estimate, alpha=1 - self.decay)
         self._estimates.clear()
-
-
-class LocalReadout(FeedbackWeights):
-    """The linear readout of greedy local learning: ``Q`` predicts the output from the tap, and no error comes in.
-
-    A baseline (Nøkland and Eidnes, 2019; Belilovsky et al., 2020). ``error_dim`` is the task's dimension.
-    """
-
-    trained_by_optimizer = True
-
-    def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
-        super().__init__(features, error_dim, generator)
-        self.weights = nn.Parameter(self.weights.data * math.sqrt(error_dim / features))
-
-    def predict(self, tapped: Tensor) -> Tensor:
-        """Return the readout's output, shape ``(batch, *positions, task_dim)``."""
-        return tapped @ self.weights
-
-
-def make_feedback(
-    rule: QRule, features: int, error_dim: int, generator: torch.Generator, probe_decay: float
-) -> FeedbackWeights:
-    """Return the feedback weights that a specification names."""
-    if rule == "probed":
-        return ProbedFeedback(features, error_dim, generator, probe_decay)
-    kinds: dict[QRule, type[FeedbackWeights]] = {"fixed": FeedbackWeights, "hebbian": HebbianFeedback}
-    return kinds[rule](features, error_dim, generator)
 
 
 def _correlate(features: Tensor, error: Tensor) -> Tensor:

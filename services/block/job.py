@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lowdimfa.data.base import Task
 from services.run.plan import Example, NetworkPlan, make_network_plan
 from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification
@@ -31,6 +32,8 @@ class BlockJob:
         Names of the layers at which the second and later blocks start.
     input_shape, input_dtype
         Of one sample of the network's inputs.
+    task
+        Kind of the data's targets, on which the feedback's default rule depends.
     total_steps
         Optimiser steps of the whole run.
     evaluation_batches
@@ -46,6 +49,7 @@ class BlockJob:
     boundaries: list[str]
     input_shape: tuple[int, ...]
     input_dtype: str
+    task: Task
     total_steps: int
     evaluation_batches: int
     user_code: UserCode
@@ -61,5 +65,5 @@ class BlockJob:
 
     def network(self) -> NetworkPlan:
         """Plan the network as the trainer did."""
-        example = Example(self.input_shape, getattr(torch, self.input_dtype))
+        example = Example(self.input_shape, getattr(torch, self.input_dtype), self.task)
         return make_network_plan(self.parsed(), example, self.total_steps, self.boundaries)

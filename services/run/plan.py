@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.build import ErrorShape, build_stages, error_shape, tap_of
+from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, tap_of
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
+from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.errors import InputError
 from lowdimfa.imports import call_factory
 from lowdimfa.losses import checked_loss, make_loss, validate_class_targets
@@ -26,10 +26,11 @@ from services.spec import Specification
 
 @dataclass(frozen=True)
 class Example:
-    """Shape and type of the network's inputs: all that a block in the middle needs to know of the data."""
+    """Shape and type of the network's inputs, and the task: all that a block in the middle needs to know of the data."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    task: Task
 
     def batch(self, samples: int = 2) -> Tensor:
         """Return a batch of zeros."""
@@ -121,7 +122,7 @@ def make_run_plan(specification: Specification, boundaries: Sequence[str] | None
     train = specification.train
     order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
     first = dataset.train.inputs(torch.tensor([0]))
-    example = Example(tuple(first.shape[1:]), first.dtype)
+    example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
     _check_targets(specification, network, dataset)
@@ -139,9 +140,8 @@ def make_network_plan(
     cut = specification.model.blocks if boundaries is None else list(boundaries)
     blocks = partition(model, cut, example.batch(), specification.model.balance)
     feedback = FeedbackConfig(**specification.feedback.model_dump())
-    return NetworkPlan(
-        blocks, error_shape(blocks, feedback), feedback, training_config(specification, total_steps)
-    )
+    shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
+    return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
 
 
 def load_dataset(specification: Specification) -> Dataset:

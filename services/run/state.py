@@ -69,7 +69,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         "feedback": {
             "form": specification.feedback.form,
             "error_dim": plan.network.shape.error_dim,
-            "q_rule": specification.feedback.q_rule,
+            "q_rule": plan.network.feedback.q_rule,
             "tap": specification.feedback.tap,
         },
         "optimizer": specification.train.optimizer.factory,

@@ -21,6 +21,7 @@ _KINDS = {
 _BOUNDS = {
     "minimum": "of at least",
     "exclusiveMinimum": "above",
+    "maximum": "at most",
     "exclusiveMaximum": "below",
 }
 

@@ -24,10 +24,19 @@ class FeedbackSection(Section):
         description="Numbers per sample (or token) that the broadcast carries; null means the task's "
         "dimension, that is the number of classes or regression targets. It can't be larger than that.",
     )
-    q_rule: Literal["fixed", "hebbian", "probed"] = Field(
-        "hebbian",
-        description="How a block's feedback weights Q are learned: not at all; from the correlation of its "
-        "tap with the broadcast error; or from that and from noise added to its output in probe micro-batches.",
+    q_rule: Literal["auto", "readout", "hebbian", "probed", "fixed"] = Field(
+        "auto",
+        description="How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
+        "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
+        "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
+        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`.",
+    )
+    own_error: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a block's own error in what is delivered to it (`q_rule: readout`); the rest is the "
+        "broadcast error. 1 is greedy local learning.",
     )
     p_rule: Literal["fixed", "oja"] = Field(
         "fixed",
@@ -58,7 +67,7 @@ class FeedbackSection(Section):
             return self
         of_broadcast = {
             "error_dim": self.error_dim is not None,
-            "q_rule": self.q_rule == "probed",
+            "q_rule": self.q_rule in ("readout", "probed"),
             "p_rule": self.p_rule == "oja",
         }
         for key in (key for key, given in of_broadcast.items() if given):

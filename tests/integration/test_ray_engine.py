@@ -72,10 +72,10 @@ def assert_gone(pids: dict[str, Any], seconds: float = 10.0) -> None:
     ("model", "blocks", "q_rule"),
     [
         ("mlp", 4, "fixed"),
-        ("mlp", 2, "hebbian"),
+        ("mlp", 2, "readout"),
         ("cnn", 4, "hebbian"),
         ("cnn", 2, "probed"),
-        ("transformer", 2, "fixed"),
+        ("transformer", 2, "readout"),
         ("transformer", 4, "probed"),
     ],
 )

@@ -38,7 +38,7 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("model", "blocks", "q_rule"),
-    list(product(("mlp", "transformer"), (2, 4), ("fixed", "hebbian", "probed"))),
+    list(product(("mlp", "transformer"), (2, 4), ("fixed", "hebbian", "probed", "readout"))),
 )
 def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
     plain = specification(model, blocks, q_rule)

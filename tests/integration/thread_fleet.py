@@ -38,6 +38,7 @@ class ThreadFleet:
                     boundaries=plan.network.boundaries,
                     input_shape=plan.example.shape,
                     input_dtype=str(plan.example.dtype).removeprefix("torch."),
+                    task=plan.example.task,
                     total_steps=plan.network.training.total_steps,
                     evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
                     user_code=UserCode(),

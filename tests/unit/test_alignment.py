@@ -25,7 +25,13 @@ INPUTS, TARGETS = normal(16, 6), torch.arange(16) % 4
 
 
 def make_network(model: nn.Module, blocks: int | list[str] = 3, **feedback: Any) -> DecoupledNetwork:
-    return decouple(model, INPUTS, blocks=blocks, total_steps=10, feedback=FeedbackConfig(**feedback))
+    return decouple(
+        model,
+        INPUTS,
+        blocks=blocks,
+        total_steps=10,
+        feedback=FeedbackConfig(**({"q_rule": "hebbian"} | feedback)),
+    )
 
 
 def noisy_model() -> nn.Sequential:
@@ -52,6 +58,15 @@ def set_exact_feedback(network: DecoupledNetwork, factor: float = 1.0) -> None:
         weight = next(after.module.parameters()).detach()
         behind = behind @ weight
         block.feedback.weights.data.copy_(factor * behind.t())
+
+
+def test_what_is_measured_of_a_readout_is_what_it_delivers_in_training() -> None:
+    network = make_network(linear_model(), tap="identity", q_rule="readout")
+    found = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
+    network.form.run(INPUTS, TARGETS, Ticket(0, 0))
+    for block, measured in zip(network.blocks, found.blocks, strict=True):
+        trained = torch.cat([gradient.flatten() for gradient in gradients_of(block)])
+        assert measured.update_norm == pytest.approx(float(trained.norm()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +171,7 @@ def test_a_network_of_the_head_alone_has_nothing_to_align() -> None:
 
 def test_bf16_is_measured_as_it_is_trained() -> None:
     training = TrainingConfig(total_steps=1, precision="bf16")
-    feedback = FeedbackConfig(tap="identity")
+    feedback = FeedbackConfig(tap="identity", q_rule="hebbian")
     network = decouple(linear_model(), INPUTS, blocks=3, total_steps=1, feedback=feedback, training=training)
     set_exact_feedback(network)
     measured = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)

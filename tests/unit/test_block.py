@@ -238,7 +238,7 @@ def test_an_output_that_is_not_finite_names_block_and_step() -> None:
 
 def test_a_block_without_parameters_runs_and_learns_nothing() -> None:
     plans = partition(nn.Sequential(nn.Tanh(), nn.Linear(6, 3)), ["1"], normal(4, 6))
-    feedback = FeedbackConfig()
+    feedback = FeedbackConfig(q_rule="hebbian")
     block = build_block(plans[0], error_shape(plans, feedback), feedback, TrainingConfig(total_steps=1))
     drawn = block.feedback.weights.clone()
     output = block.forward(normal(4, 6), FIRST)

@@ -13,10 +13,8 @@ from lowdimfa.feedback.projection import ErrorProjection, PRule
 from lowdimfa.feedback.rules import (
     FeedbackWeights,
     HebbianFeedback,
-    LocalReadout,
     ProbedFeedback,
     QRule,
-    make_feedback,
 )
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.tickets import Ticket
@@ -256,21 +254,3 @@ def test_a_probe_of_a_dead_block_teaches_nothing_and_stays_finite() -> None:
     feedback.accumulate_probe(torch.zeros(3, 4), normal(3, 2))
     feedback.step()
     torch.testing.assert_close(feedback.weights.data, 0.75 * drawn)
-
-
-def test_a_local_readout_predicts_from_the_tap_with_unit_variance() -> None:
-    readout = LocalReadout(500, 4, generator())
-    prediction = readout.predict(normal(200, 500, seed=3))
-    assert prediction.shape == (200, 4)
-    assert prediction.std().item() == pytest.approx(1, rel=0.15)
-    assert readout.weights.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("rule", "kind"), [("fixed", FeedbackWeights), ("hebbian", HebbianFeedback), ("probed", ProbedFeedback)]
-)
-def test_rules_by_name(rule: QRule, kind: type[FeedbackWeights]) -> None:
-    feedback = make_feedback(rule, 7, 3, generator(), 0.9)
-    assert type(feedback) is kind
-    assert feedback.weights.shape == (7, 3)
-    assert getattr(feedback, "decay", 0.9) == 0.9

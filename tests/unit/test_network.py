@@ -96,8 +96,10 @@ def test_backprop_through_blocks_is_plain_training(
         assert torch.equal(trained[name], value), name
 
 
-@pytest.mark.parametrize("q_rule", ["hebbian", "probed", "fixed"])
-@pytest.mark.parametrize("error_dim", [None, 6])
+@pytest.mark.parametrize(
+    ("q_rule", "error_dim"),
+    [("readout", None), *((rule, dim) for rule in ("hebbian", "probed", "fixed") for dim in (None, 6))],
+)
 def test_the_broadcast_error_teaches_every_block(q_rule: str, error_dim: int | None) -> None:
     network = make_network(small_mlp(), clusters(2, 0)[0], q_rule=q_rule, error_dim=error_dim, probe_every=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -132,7 +134,7 @@ def test_the_local_form_learns_nothing_from_the_blocks_behind(form: str, indepen
     assert torch.equal(one, other) == independent
 
 
-@pytest.mark.parametrize("q_rule", ["hebbian", "probed"])
+@pytest.mark.parametrize("q_rule", ["readout", "hebbian", "probed"])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(q_rule: str) -> None:
     def trained(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(1)

@@ -1,0 +1,172 @@
+"""The readout rule: targets read off the error, the block's own error against autograd, and when it is the default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowdimfa.build import ErrorShape, resolve_feedback
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
+from lowdimfa.losses import make_loss
+from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.tickets import Ticket
+
+FEATURES, CLASSES, BATCH = 7, 4, 6
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def readout(own_error: float, microbatches: int = 1) -> ReadoutFeedback:
+    return ReadoutFeedback(FEATURES, CLASSES, torch.Generator().manual_seed(1), own_error, microbatches)
+
+
+def output_error(logits: Tensor, targets: Tensor, microbatches: int = 1) -> Tensor:
+    """Return what the head broadcasts at ``error_dim`` the task's: the gradient of the step's mean cross-entropy."""
+    logits = logits.detach().requires_grad_()
+    loss = functional.cross_entropy(logits.flatten(0, -2), targets.flatten()) / microbatches
+    return torch.autograd.grad(loss, logits)[0]
+
+
+def own_gradients(tapped: Tensor, weights: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the readout's own mean cross-entropy at the tap and at ``Q``, by autograd."""
+    tapped, weights = tapped.detach().requires_grad_(), weights.detach().clone().requires_grad_()
+    loss = functional.cross_entropy((tapped @ weights).flatten(0, -2), targets.flatten()) / parts
+    at_tap, at_weights = torch.autograd.grad(loss, (tapped, weights))
+    return at_tap, at_weights
+
+
+@pytest.mark.parametrize("positions", [(), (5,)])
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_q_learns_from_the_cross_entropy_of_its_own_prediction(
+    positions: tuple[int, ...], microbatches: int
+) -> None:
+    feedback = readout(0.5, microbatches)
+    expected = torch.zeros(FEATURES, CLASSES)
+    for part in range(microbatches):
+        tapped, logits = (
+            normal(BATCH, *positions, width, seed=part + 10 * width) for width in (FEATURES, CLASSES)
+        )
+        targets = torch.arange(logits[..., 0].numel()).reshape(logits.shape[:-1]) % CLASSES
+        expected += own_gradients(tapped, feedback.weights, targets, microbatches)[1]
+        feedback.respond(tapped, output_error(logits, targets, microbatches))
+    torch.testing.assert_close(feedback.weights.grad, expected)
+
+
+@pytest.mark.parametrize("own_error", [0.0, 0.25, 1.0])
+def test_what_is_delivered_goes_from_the_broadcast_error_to_the_gradient_of_the_own_loss(
+    own_error: float,
+) -> None:
+    feedback = readout(own_error)
+    tapped, targets = normal(BATCH, FEATURES), torch.arange(BATCH) % CLASSES
+    error = output_error(normal(BATCH, CLASSES, seed=3), targets)
+    own = own_gradients(tapped, feedback.weights, targets, 1)[0]
+    expected = (1 - own_error) * error @ feedback.weights.t() + own_error * own
+    torch.testing.assert_close(feedback.respond(tapped, error), expected)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 30), st.floats(0.01, 5))
+def test_the_one_negative_number_of_an_error_is_that_of_the_target(
+    seed: int, classes: int, scale: float
+) -> None:
+    targets = torch.arange(8) % classes
+    error = output_error(scale * normal(8, classes, seed=seed), targets)
+    assert torch.equal(error.argmin(-1), targets)
+    assert torch.equal((error < 0).sum(-1), torch.ones(8, dtype=torch.int64))
+
+
+def test_a_token_without_an_error_teaches_nothing() -> None:
+    feedback = readout(1.0)
+    error = output_error(normal(2, 3, CLASSES), torch.tensor([[0, -100, 2], [-100, -100, 1]]))
+    learned, delivered = feedback.errors(normal(2, 3, FEATURES), error)
+    ignored = torch.tensor([[False, True, False], [True, True, False]])
+    for found in (learned, delivered):
+        assert torch.equal((found == 0).all(-1), ignored)
+
+
+def decoupled(**feedback: Any) -> DecoupledNetwork:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3)), nn.Linear(5, CLASSES)
+    )
+    return decouple(model, normal(2, 5), blocks=4, total_steps=2, feedback=FeedbackConfig(**feedback))
+
+
+def test_with_its_own_error_alone_a_block_learns_as_from_a_greedy_local_loss() -> None:
+    broadcast, local = decoupled(q_rule="readout", own_error=1.0), decoupled(form="local")
+    inputs, targets = normal(BATCH, 5, seed=2), torch.arange(BATCH) % CLASSES
+    for one, other in zip(broadcast.blocks, local.blocks, strict=True):
+        other.feedback.weights.data.copy_(one.feedback.weights)
+    for network in (broadcast, local):
+        network.form.run(inputs, targets, Ticket(0, 0))
+    for one, other in zip(broadcast.blocks, local.blocks, strict=True):
+        torch.testing.assert_close(one.feedback.weights.grad, other.feedback.weights.grad)
+        for mine, theirs in zip(one.module.parameters(), other.module.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_a_local_readout_predicts_from_the_tap_with_unit_variance() -> None:
+    predictor = LocalReadout(500, 4, torch.Generator().manual_seed(0))
+    prediction = predictor.predict(normal(200, 500, seed=3))
+    assert prediction.shape == (200, 4)
+    assert prediction.std().item() == pytest.approx(1, rel=0.15)
+    assert predictor.weights.requires_grad
+
+
+@pytest.mark.parametrize("feedback", [{"q_rule": "readout"}, {"q_rule": "hebbian"}, {"form": "local"}])
+def test_learned_weights_for_every_pixel_start_at_zero(feedback: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sequential(nn.Flatten(), nn.Linear(48, 4)))
+    network = decouple(
+        model, normal(2, 1, 6, 6), blocks=2, total_steps=1, feedback=FeedbackConfig(**feedback)
+    )
+    assert not network.blocks[0].feedback.weights.any()
+
+
+def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", form: str = "broadcast") -> str:
+    feedback = FeedbackConfig(q_rule=rule, form=form)  # type: ignore[arg-type]
+    training = TrainingConfig(1, loss=loss)
+    return resolve_feedback(feedback, ErrorShape(CLASSES, error_dim, 0, 1), training, task).q_rule
+
+
+@pytest.mark.parametrize(
+    ("error_dim", "task", "loss", "expected"),
+    [
+        (CLASSES, "classification", "auto", "readout"),
+        (CLASSES, "tokens", "auto", "readout"),
+        (CLASSES, "classification", "cross_entropy", "readout"),
+        (CLASSES - 1, "classification", "auto", "hebbian"),
+        (CLASSES, "regression", "auto", "hebbian"),
+        (CLASSES, "classification", "mse", "hebbian"),
+        (CLASSES, "classification", "torch.nn.functional:cross_entropy", "hebbian"),
+    ],
+)
+def test_the_default_is_the_readout_where_the_error_shows_the_targets(
+    error_dim: int, task: Task, loss: str, expected: str
+) -> None:
+    assert resolved("auto", error_dim, task, loss) == expected
+    assert resolved("hebbian", error_dim, task, loss) == "hebbian"
+    if expected == "readout":
+        assert resolved("readout", error_dim, task, loss) == "readout"
+    else:
+        with pytest.raises(InputError, match=r"feedback\.q_rule: found 'readout' with") as refusal:
+            resolved("readout", error_dim, task, loss)
+        assert "'auto' takes 'hebbian' elsewhere." in refusal.value.message
+
+
+def test_where_the_default_is_the_readout_the_error_is_a_softmax_less_a_one_hot_vector() -> None:
+    """The condition of the default, and the loss that it stands for, are in two places: here they meet."""
+    logits, targets = normal(BATCH, CLASSES).requires_grad_(), torch.arange(BATCH) % CLASSES
+    loss = make_loss("auto", "classification")(logits, targets)
+    error = torch.autograd.grad(loss, logits)[0] * BATCH
+    expected = logits.detach().softmax(-1) - functional.one_hot(targets, CLASSES)
+    torch.testing.assert_close(error, expected)
