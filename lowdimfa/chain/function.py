@@ -1,0 +1,122 @@
+"""The one autograd function of the chain form: exact gradients for the weights, feedback for the input."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Size, Tensor
+from torch.autograd.function import once_differentiable
+
+from lowdimfa.chain.maps import Map
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """What a map's backward pass has when an error arrives.
+
+    Attributes
+    ----------
+    map
+        Its products.
+    error
+        ``δ``, in the shape of the map's output.
+    x
+        The map's input; None where nothing is to be learned.
+    input_shape
+        Its shape.
+    kernel
+        Feedback weights in the layout of a weight, as they were in the forward pass.
+    weight_gradient
+        The exact gradient of the forward weights; None where they are frozen.
+    learns
+        Whether the kernel is to be learned.
+    """
+
+    map: Map
+    error: Tensor
+    x: Tensor | None
+    input_shape: Size
+    kernel: Tensor
+    weight_gradient: Tensor | None
+    learns: bool
+
+    def kept_input(self) -> Tensor:
+        """Return the map's input where the kernel learns."""
+        assert self.x is not None, "the input is kept where something is learned from it"
+        return self.x
+
+    def correlate(self, error: Tensor) -> Tensor:
+        """Return the correlation of the map's input with an error of the kernel's outputs, in the kernel's shape."""
+        return self.map.weight_gradient(self.kept_input(), error, self.kernel.shape)
+
+
+class Delivery(Protocol):
+    """How an error passes a map."""
+
+    def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
+        """Return the error at the map's input, and the gradient of the kernel if it learns."""
+
+
+class MapFunction(torch.autograd.Function):
+    """A map whose input gradient is the delivery's."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, map_: Map, delivery: Delivery
+    ) -> Tensor:
+        """Run the map."""
+        return map_.run(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the backward pass needs; the input only where something is learned from it."""
+        x, weight, _, kernel, ctx.map, ctx.delivery = inputs
+        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
+        learns = weight.requires_grad or kernel.requires_grad
+        ctx.save_for_backward(x if learns else None, kernel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight, bias and kernel."""
+        x, kernel = ctx.saved_tensors
+        wants_input, wants_weight, wants_bias, wants_kernel, *_ = ctx.needs_input_grad
+        with _without_autocast(error.device.type):
+            weight_gradient = ctx.map.weight_gradient(x, error, ctx.weight_shape) if wants_weight else None
+            bias_gradient = ctx.map.bias_gradient(error) if wants_bias else None
+            delivered, kernel_gradient = None, None
+            if wants_input:
+                incoming = Incoming(ctx.map, error, x, ctx.input_shape, kernel, weight_gradient, wants_kernel)
+                delivered, kernel_gradient = ctx.delivery.deliver(incoming)
+        return delivered, weight_gradient, bias_gradient, kernel_gradient, None, None
+
+
+def run_map(
+    map_: Map, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, delivery: Delivery
+) -> Tensor:
+    """Run a map with a backward pass by the delivery, in autocast's type where autocast is on."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return _apply(x, weight, bias, kernel, map_, delivery)
+    to = torch.get_autocast_dtype(kind)
+    cast = [_cast(tensor, to) for tensor in (x, weight, bias, kernel)]
+    with _without_autocast(kind):
+        return _apply(*cast, map_, delivery)
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Switch autocast off, if a device has it: those that only infer shapes don't."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _apply(*arguments: object) -> Tensor:
+    output: Tensor = MapFunction.apply(*arguments)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
+    """Convert as autocast does, which leaves double precision as it is."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(to)

@@ -1,0 +1,142 @@
+"""Make the feedback of each layer: a rule of its own, or one share of a broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.chain.config import ChainConfig
+from lowdimfa.chain.direct import WHERE, DirectFeedback, OutputError
+from lowdimfa.chain.layers import map_of, padding_before
+from lowdimfa.chain.rules import RULES, Feedback
+from lowdimfa.errors import InputError
+from lowdimfa.tickets import derive_seed
+
+
+class Maker(Protocol):
+    """Makes the feedback of one weight."""
+
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+        """Return the feedback of a layer's weight; ``part`` names one of several."""
+
+
+class FeedbackMaker:
+    """Makes feedback by the rules of the chain form. Layers that share a weight share its feedback."""
+
+    def __init__(self, config: ChainConfig) -> None:
+        self._config = config
+        self._made: dict[tuple[int, str], Feedback] = {}
+
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+        """Return the feedback of a layer's weight."""
+        whole = weight if weight._base is None else weight._base  # a part of a packed weight is a view
+        key = (id(whole), part)
+        if key not in self._made:
+            map_ = map_of(module)
+            error_dim = self._config.error_dim_of(name, len(weight) // map_.groups)
+            generator = _generator(self._config, name, part)
+            rule = RULES[self._config.rule]
+            self._made[key] = rule(map_, weight, error_dim, self._config, generator)
+        return self._made[key]
+
+
+class DirectMaker:
+    """Makes feedback that shares one broadcast of the model's output error.
+
+    Parameters
+    ----------
+    model
+        Whose output has the error.
+    layers
+        Those to convert, by name.
+    config
+        The conversion.
+    example
+        A batch of inputs, or None.
+
+    Attributes
+    ----------
+    output
+        Catches and projects the error.
+
+    Raises
+    ------
+    InputError
+        The width of the output or of a layer's input can't be told.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], config: ChainConfig, example: Tensor | None
+    ) -> None:
+        if config.q_start != "random":
+            raise InputError("convert: q_start", repr(config.q_start), f"'random' under {WHERE}")
+        _refuse_time_first(layers)
+        self._config = config
+        self._inputs: dict[nn.Module, torch.Size] = {}
+        task_dim = _last_width(model) if example is None else self._trace(model, layers, example)
+        like = next(next(iter(layers.values())).parameters())
+        error_dim = config.error_dim_of("", task_dim)
+        self.output = OutputError(task_dim, error_dim, like, config, _generator(config, "output", "P"))
+
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+        """Return the feedback of one place in the model."""
+        features = self._features(name, module, weight)
+        generator = _generator(self._config, name, part)
+        return DirectFeedback(map_of(module), weight, features, self.output, self._config, generator)
+
+    def _features(self, name: str, module: nn.Module, weight: Tensor) -> int:
+        if not isinstance(module, nn.Conv2d):
+            return weight.shape[1]
+        if module not in self._inputs:
+            raise InputError(
+                "convert: example",
+                f"none that reaches the convolution {name!r}",
+                f"a batch of inputs for {WHERE}, which tells the size of its images",
+            )
+        channels, height, width = self._inputs[module][-3:]
+        left, right, top, bottom = padding_before(module)
+        return channels * (height + top + bottom) * (width + left + right)
+
+    @torch.no_grad()
+    def _trace(self, model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor) -> int:
+        """Run the example in evaluation mode, keep the shapes of the layers' inputs, and return the output's width."""
+
+        def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._inputs[module] = inputs[0].shape
+
+        convolutions = [module for module in layers.values() if isinstance(module, nn.Conv2d)]
+        handles = [module.register_forward_pre_hook(keep) for module in convolutions]
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            output = model.eval()(example)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes:
+                module.training = mode
+        if not isinstance(output, Tensor):
+            found = f"a model that puts out a {type(output).__name__}"
+            raise InputError(WHERE, found, "one tensor, whose gradient is the error")
+        return output.shape[-1]
+
+
+def _last_width(model: nn.Module) -> int:
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    if not widths:
+        raise InputError("convert: example", "none", f"a batch of inputs for {WHERE} without linear layers")
+    return widths[-1]
+
+
+def _refuse_time_first(layers: Mapping[str, nn.Module]) -> None:
+    for name, module in layers.items():
+        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+            raise InputError(
+                WHERE, f"the attention {name!r} with batch_first=False", "samples along the first dimension"
+            )
+
+
+def _generator(config: ChainConfig, name: str, part: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(config.seed, "chain", name, part))

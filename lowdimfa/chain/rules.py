@@ -1,0 +1,196 @@
+"""Rules by which an error passes a map: what stands in for the transposed weights, and how it learns.
+
+`RULES` names them. `lowdimfa.chain.direct` has the one that replaces the chain by a broadcast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.chain.config import ChainConfig, ChainRule
+from lowdimfa.chain.function import Delivery, Incoming, run_map
+from lowdimfa.chain.maps import Map
+from lowdimfa.feedback.projection import orthonormal_rows
+
+
+class Feedback(nn.Module):
+    """The feedback of one map: the base of all rules, and by itself backpropagation.
+
+    Parameters
+    ----------
+    map_
+        The kind of map, for shapes.
+    weight
+        Its forward weights; feedback weights follow their shape, scale, type and device.
+    error_dim
+        ``r`` of each group.
+    config
+        How ``Q`` and ``P`` start and learn.
+    generator
+        Source of the random draws, on the CPU.
+    """
+
+    def __init__(
+        self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+
+    def kernel(self, map_: Map, weight: Tensor) -> Tensor:
+        """Return the feedback weights in the layout of forward weights; here these themselves."""
+        return weight.detach()
+
+    def delivery(self) -> Delivery:
+        """Return what will deliver the errors of a forward pass that begins now."""
+        return self
+
+    def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
+        """Carry the whole error through the kernel; a kernel that learns does as the weights do."""
+        delivered = incoming.map.deliver(incoming.error, incoming.kernel, incoming.input_shape)
+        if not incoming.learns:
+            return delivered, None
+        if incoming.weight_gradient is None:
+            return delivered, incoming.correlate(incoming.error)
+        return delivered, incoming.weight_gradient.clone()  # two parameters must not share one gradient
+
+    def run(self, map_: Map, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the map; where no error will pass on to the input, with ordinary autograd and nothing else."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return map_.run(x, weight, bias)
+        return run_map(map_, x, weight, bias, self.kernel(map_, weight), self.delivery())
+
+
+class SignSymmetry(Feedback):
+    """The signs of the forward weights, scaled to their norm (Liao, Leibo and Poggio, 2016; Moskovitz et al., 2018)."""
+
+    def kernel(self, map_: Map, weight: Tensor) -> Tensor:
+        """Return the signs times the root of the mean square of the weights."""
+        plain = weight.detach()
+        return plain.sign() * plain.square().mean().sqrt()
+
+
+class FeedbackAlignment(Feedback):
+    """A full random matrix that stays as drawn (Lillicrap et al., 2016)."""
+
+    learned = False
+
+    def __init__(
+        self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__(map_, weight, error_dim, config, generator)
+        start = weight.detach() if config.q_start == "transposed" else drawn_like(weight, generator)
+        self.Q = nn.Parameter(map_.as_kernel(start).clone(), requires_grad=self.learned)
+
+    def kernel(self, map_: Map, weight: Tensor) -> Tensor:
+        """Return ``Q`` in the layout of the forward weights."""
+        return map_.as_kernel(self.Q)
+
+
+class KolenPollack(FeedbackAlignment):
+    """A full matrix that learns from the weights' own correlation (Kolen and Pollack, 1994; Akrout et al., 2019).
+
+    With the same optimiser and the same decay it converges to the transposed weights.
+    """
+
+    learned = True
+
+
+class LowDimensional(Feedback):
+    """``Q P`` of rank ``r``, never formed: the paper's chain form (arXiv:2502.20580).
+
+    Attributes
+    ----------
+    Q
+        Feedback weights, ``(inputs, r)`` or the kernel of a convolution. Learned, ``Q.grad`` is ``h (P δ)ᵀ``, which is
+        also ``(P ΔW)ᵀ``: the cheaper of the two products is computed.
+    P
+        Error projection, ``(*groups, r, outputs)``, rows near-orthonormal; the identity where ``r`` is full.
+    """
+
+    P: Tensor
+
+    def __init__(
+        self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__(map_, weight, error_dim, config, generator)
+        self.register_buffer("P", _projection(map_, weight, error_dim, generator))
+        mixed = map_.combine(self.P, weight.detach())
+        if config.q_start == "random":
+            mixed = drawn_like(weight, generator, mixed.shape)
+        self.Q = nn.Parameter(map_.as_kernel(mixed).clone(), requires_grad=config.q_rule == "hebbian")
+        self._p_lr = config.p_lr if config.p_rule == "oja" and error_dim < self.P.shape[-1] else 0.0
+        self._p_samples = config.p_samples
+
+    def kernel(self, map_: Map, weight: Tensor) -> Tensor:
+        """Return ``Q`` in the layout of a weight with ``r`` outputs."""
+        return map_.as_kernel(self.Q)
+
+    def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
+        """Carry the error through ``P`` and then ``Q``: two thin products."""
+        map_, error, rows = incoming.map, incoming.error, self.P.to(incoming.error.dtype)
+        projected = map_.project(error, rows)
+        delivered = map_.deliver(projected, incoming.kernel, incoming.input_shape)
+        gradient = None
+        if incoming.learns:
+            weight_gradient = incoming.weight_gradient
+            is_wide = map_.count(error) > rows.shape[-1]
+            if is_wide and weight_gradient is not None:
+                gradient = map_.combine(rows, weight_gradient)
+            else:
+                gradient = incoming.correlate(projected)
+        if self._p_lr and self.training:
+            errors, seen = (map_.vectors(one, self._p_samples) for one in (error, projected))
+            turn_towards(self.P, errors, seen, self._p_lr)
+        return delivered, gradient
+
+    def extra_repr(self) -> str:
+        """Return the error dimension."""
+        return f"error_dim={self.P.shape[-2]}"
+
+
+RULES: dict[ChainRule, type[Feedback]] = {
+    "low-dimensional": LowDimensional,
+    "feedback-alignment": FeedbackAlignment,
+    "kolen-pollack": KolenPollack,
+    "sign-symmetry": SignSymmetry,
+    "backprop": Feedback,
+}
+
+
+@torch.no_grad()
+def turn_towards(projection: Tensor, errors: Tensor, seen: Tensor, rate: float) -> None:
+    """Turn the rows of ``P`` towards the errors' principal directions, in place, by one step of Oja's subspace rule.
+
+    ``ΔP = η P C (I − PᵀP)`` with ``C = EᵀE / trace`` of the errors ``E``, written so that nothing is as large as
+    ``C``: ``(E Pᵀ)ᵀ (E − E PᵀP)``. Errors that are zero, or that aren't finite, change nothing.
+
+    Parameters
+    ----------
+    projection
+        ``P``, shape ``(*groups, r, width)``.
+    errors
+        ``E``, shape ``(*groups, vectors, width)``.
+    seen
+        ``E Pᵀ``, shape ``(*groups, vectors, r)``.
+    rate
+        ``η``.
+    """
+    at_least_single = torch.promote_types(errors.dtype, torch.float32)
+    trace = torch.linalg.vector_norm(errors, dim=(-2, -1), keepdim=True, dtype=at_least_single).square()
+    usable = torch.isfinite(trace) & (trace > 0)
+    # The thin factors are scaled and blanked, not their product, which may be many times as large.
+    share = torch.where(usable, seen * (rate / trace), 0.0).to(errors.dtype)
+    missed = torch.where(usable, errors - seen @ projection.to(errors.dtype), 0.0)
+    projection += (share.mT @ missed).to(projection.dtype)
+
+
+def _projection(map_: Map, weight: Tensor, error_dim: int, generator: torch.Generator) -> Tensor:
+    width = len(weight) // map_.groups
+    drawn = torch.stack([orthonormal_rows(error_dim, width, generator) for _ in range(map_.groups)])
+    return (drawn if weight.dim() > 2 else drawn[0]).to(weight)
+
+
+def drawn_like(weight: Tensor, generator: torch.Generator, shape: torch.Size | None = None) -> Tensor:
+    """Draw values at the scale of a weight; where it is all zeros, at that of one with outputs of unit variance."""
+    scale = float(weight.detach().double().square().mean().sqrt()) or weight[0].numel() ** -0.5
+    return (torch.randn(shape or weight.shape, generator=generator) * scale).to(weight)

@@ -1,0 +1,69 @@
+"""Arguments, models and masks that the chain form refuses, each with a message that names what is wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa import InputError, convert, revert
+from lowdimfa.models import mlp
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no error dimension": ({"error_dim": 0}, "error_dim: found 0"),
+    "a share above all": ({"error_dim": 1.5}, "error_dim: found 1.5"),
+    "a truth value": ({"error_dim": True}, "error_dim: found True"),
+    "a layer's share": ({"error_dims": {"0.1": -0.5}}, re.escape("error_dims['0.1']: found -0.5")),
+    "an unknown rule": ({"rule": "hebb"}, "one of low-dimensional"),
+    "an unknown rule for Q": ({"q_rule": "oja"}, "q_rule: found 'oja'"),
+    "an unknown rule for P": ({"p_rule": "hebbian"}, "p_rule: found 'hebbian'"),
+    "an unknown start": ({"q_start": "zero"}, "q_start: found 'zero'"),
+    "a rate of zero": ({"p_lr": 0.0}, "p_lr: found 0.0"),
+    "a rate that isn't a number": ({"p_lr": float("nan")}, "p_lr: found nan"),
+    "no vectors": ({"p_samples": 0}, "p_samples: found 0"),
+    "a name that isn't there": ({"skip": ["0.2.x"]}, re.escape("skip: found the name '0.2.x'")),
+    "a near name": ({"error_dims": {"0.l": 4}}, re.escape("such as '0.1'")),
+    "text for a list": ({"skip": "0"}, "a list of names"),
+    "shares of a full matrix": ({"rule": "kolen-pollack", "error_dims": {"0.1": 4}}, "error_dims"),
+    "everything skipped": ({"skip": ["0", "1"]}, "at least one nn.Linear"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_arguments_are_named_and_nothing_is_changed(case: str) -> None:
+    keywords, message = REFUSED[case]
+    model = mlp(3, 3, 2, 3)
+    with pytest.raises(InputError, match=message):
+        convert(model, **keywords)
+    assert not any(hasattr(module, "feedback") for module in model.modules())
+
+
+def test_models_that_cant_be_converted_or_reverted_are_refused() -> None:
+    model = convert(mlp(3, 3, 2, 3))
+    with pytest.raises(InputError, match="converted already"):
+        convert(model)
+    with pytest.raises(InputError, match="no converted layer"):
+        revert(mlp(3, 3, 2, 3))
+    with pytest.raises(InputError, match="Run one batch"):
+        convert(nn.Sequential(nn.LazyLinear(3)))
+    with pytest.raises(InputError, match=re.escape("0 (Doubled)")):
+        convert(nn.Sequential(Doubled(3, 3)))
+
+
+def test_masks_of_a_wrong_shape_are_named() -> None:
+    attention = convert(nn.MultiheadAttention(4, 2, batch_first=True))
+    x = torch.randn(2, 3, 4)
+    for name, mask in (("attn_mask", torch.zeros(3, 4)), ("key_padding_mask", torch.zeros(3))):
+        with pytest.raises(InputError, match=name):
+            attention(x, x, x, **{name: mask})
+    with pytest.raises(InputError, match="is_causal"):
+        attention(x, x, x, is_causal=True)
