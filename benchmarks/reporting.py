@@ -14,14 +14,20 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions and the machine on which figures were measured."""
-    return {
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the versions and the machine on which figures were measured, and the device where one was chosen."""
+    found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
+    return found if device is None else found | {"device": device_name(device)}
+
+
+def device_name(device: torch.device) -> str:
+    """Return ``cpu``, or the name of a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
@@ -40,8 +46,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def write_result(name: str, result: Mapping[str, Any]) -> Path:
-    """Store a result with the configuration that made it under ``benchmarks/results``."""
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Store a result with the configuration that made it, by default under ``benchmarks/results``."""
+    path = folder / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path

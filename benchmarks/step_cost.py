@@ -12,23 +12,25 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from benchmarks.accuracy import BATCH_SIZE, METHODS, SETTINGS, WEIGHT_DECAY, Setting
+from benchmarks.claims.settings import Update
+from benchmarks.gap.networks import NETWORKS, Network
+from benchmarks.gap.rules import BACKPROP, HEBBIAN, PROBED, READOUT, Rule
+from benchmarks.gap.trials import in_blocks
 from benchmarks.reporting import environment, markdown_table, write_result
-from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Dataset
-from lowdimfa.network import computing_threads, decouple
+from lowdimfa.network import computing_threads
 from lowdimfa.tickets import Ticket
 from lowdimfa.trainer import InProcessTrainer
 
-RATE = 2e-3
+UPDATE = Update(2e-3)
 PLAIN = "plain torch"
-VARIANTS = ("backprop", "hebbian", "probed")
+VARIANTS = (BACKPROP, READOUT, HEBBIAN, PROBED)
 LIMITS = {"cnn": 1.05}
 
 Steps = Callable[[int, int], None]
@@ -49,13 +51,15 @@ class Plan:
         return self.warm_up + self.steps * self.repetitions
 
 
-def plain_loop(setting: Setting, dataset: Dataset, total_steps: int) -> Steps:
+def plain_loop(network: Network, dataset: Dataset, total_steps: int) -> Steps:
     """Return the training loop that anyone writes, on the model as it is."""
     torch.manual_seed(0)
-    model = setting.model(*setting.arguments)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=total_steps)
-    order = BatchOrder(setting.samples, BATCH_SIZE, 1, seed=0)
+    model = network.network()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=UPDATE.rate, weight_decay=UPDATE.weight_decay, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=UPDATE.rate, total_steps=total_steps)
+    order = BatchOrder(network.samples, network.batch_size, 1, seed=0)
 
     def run(first: int, last: int) -> None:
         model.train()
@@ -72,31 +76,20 @@ def plain_loop(setting: Setting, dataset: Dataset, total_steps: int) -> Steps:
     return run
 
 
-def decoupled_loop(setting: Setting, dataset: Dataset, method: str, total_steps: int) -> Steps:
+def decoupled_loop(network: Network, dataset: Dataset, rule: Rule, total_steps: int) -> Steps:
     """Return the in-process trainer with a rule."""
-    update = UpdateConfig(
-        FactoryConfig("torch.optim.AdamW", {"lr": RATE, "weight_decay": WEIGHT_DECAY}),
-        FactoryConfig("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": RATE}),
-    )
     torch.manual_seed(0)
-    network = decouple(
-        setting.model(*setting.arguments),
-        dataset.train.inputs(torch.arange(2)),
-        blocks=setting.blocks,
-        total_steps=total_steps,
-        feedback=METHODS[method],
-        training=TrainingConfig(total_steps=total_steps, update=update),
-        task=dataset.task,
-    )
-    return InProcessTrainer(network, dataset, BatchOrder(setting.samples, BATCH_SIZE, 1, seed=0)).run
+    blocks = in_blocks(network.network(), dataset, rule, UPDATE, total_steps, seed=0)
+    order = BatchOrder(network.samples, network.batch_size, 1, seed=0)
+    return InProcessTrainer(blocks, dataset, order).run
 
 
 def measure(name: str, plan: Plan) -> dict[str, Any]:
     """Time all variants on one network, and return the result with the configuration that made it."""
-    setting = SETTINGS[name]
-    dataset = setting.data().limited(setting.samples)
-    loops = {PLAIN: plain_loop(setting, dataset, plan.total_steps)}
-    loops |= {method: decoupled_loop(setting, dataset, method, plan.total_steps) for method in VARIANTS}
+    network = NETWORKS[name]
+    dataset = network.dataset().limited(network.samples)
+    loops = {PLAIN: plain_loop(network, dataset, plan.total_steps)}
+    loops |= {rule.label: decoupled_loop(network, dataset, rule, plan.total_steps) for rule in VARIANTS}
     for run in loops.values():
         run(0, plan.warm_up)
     times: dict[str, list[float]] = {variant: [] for variant in loops}
@@ -114,8 +107,9 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
         "command": f"python -m benchmarks.step_cost --networks {name} --steps {plan.steps} "
         f"--repetitions {plan.repetitions} --write",
         "configuration": {
-            **setting.configuration(),
-            "rate": RATE,
+            **network.configuration(),
+            "grid": [asdict(UPDATE)],
+            "methods": {rule.label: rule.configuration() for rule in VARIANTS},
             "steps": plan.steps,
             "repetitions": plan.repetitions,
             "warm_up": plan.warm_up,
@@ -148,7 +142,7 @@ def table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     """Time the networks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description=__doc__)
-    parser.add_argument("--networks", default="cnn,mlp", help=f"some of {','.join(SETTINGS)}")
+    parser.add_argument("--networks", default="cnn,mlp", help=f"some of {','.join(NETWORKS)}")
     parser.add_argument("--steps", type=int, default=20, help="steps per timed run (default %(default)s)")
     parser.add_argument("--repetitions", type=int, default=12, help="timed runs (default %(default)s)")
     parser.add_argument("--warm-up", type=int, default=20, help="steps before them (default %(default)s)")

@@ -1,0 +1,176 @@
+"""C8: first-layer filters of the fully connected network over the error dimension."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.claims.c8_figure import draw, encoded
+from benchmarks.claims.cache import key_of
+from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
+from benchmarks.claims.comparison import STANDARD_ERRORS
+from benchmarks.claims.filters import centre_surround, oriented
+from benchmarks.claims.methods import BACKPROP, chain
+from benchmarks.claims.networks import ERROR_DIMS, MLP
+from benchmarks.claims.settings import ALIGNING, VALIDATION, Update, effort
+from benchmarks.claims.trials import Trial
+from benchmarks.reporting import markdown_table, mean_and_spread
+
+MINUTES = 5.0
+IMAGE = (3, 32, 32)
+SHOWN = 8
+"""Filters that are kept for the figure."""
+UPDATE = Update(1e-3, ALIGNING)
+"""The same for all methods, with a decay that removes the random start, which would be noise on every filter."""
+LOW, HIGH = (1, 2), 64
+METHODS = (*map(chain, ERROR_DIMS), BACKPROP)
+
+
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Train the network of C2 by every method, with one rate and decay, and measure its first layer."""
+    setting = MLP.on(settings.device).scaled(effort(settings, MINUTES))
+    runs = [
+        _measured(Trial(setting, method, UPDATE, seed, settings))
+        for method in METHODS
+        for seed in range(settings.seeds)
+    ]
+    return {
+        "configuration": {
+            "networks": {setting.label: setting.configuration()},
+            "methods": {method.label: method.configuration() for method in METHODS},
+            "update": {"rate": UPDATE.rate, "weight_decay": UPDATE.weight_decay},
+        },
+        "runs": runs,
+        "summary": summarise(runs),
+        "seconds": round(sum(found["seconds"] for found in runs), 1),
+    }
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return, by method, one value per seed of each measure."""
+    summary: dict[str, dict[str, list[float]]] = {}
+    for entry in runs:
+        place = summary.setdefault(entry["method"], {})
+        for name in ("centre_surround", "oriented", "rank", "validation"):
+            place.setdefault(name, []).append(entry[name])
+    return summary
+
+
+def _measured(trial: Trial) -> dict[str, Any]:
+    """Return what a trained network's first layer is like; found in the cache, or trained."""
+    key = key_of({"measured": "filters", **trial.about}, trial.settings.device)
+    found = trial.settings.cache.get(key)
+    if found is None:
+        started = time.monotonic()
+        filters = first_layer(trial.trained.model)
+        found = {
+            "seed": trial.seed,
+            "validation": round(
+                trial.trained.score(trial.setting.dataset().with_validation(VALIDATION).test), 3
+            ),
+            **measures(filters),
+            "filters": encoded(strongest(filters, SHOWN)) if trial.seed == 0 else [],
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        trial.settings.cache.put(key, {"measured": "filters", **trial.about}, found)
+        print(
+            f"C8 {trial.method.label}, seed {trial.seed}: {found['centre_surround']:.3f} "
+            f"({found['seconds']:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {"method": trial.method.label, **found}
+
+
+def measures(filters: Tensor) -> dict[str, float]:
+    """Return the mean indices of all filters, and how many directions they span.
+
+    The last is the participation ratio ``(Σ s²)² / Σ s⁴`` of the singular values of the layer.
+    """
+    energies = torch.linalg.svdvals(filters.flatten(1).double()).square()
+    return {
+        "centre_surround": round(float(centre_surround(filters).mean()), 5),
+        "oriented": round(float(oriented(filters).mean()), 5),
+        "rank": round(float(energies.sum() ** 2 / energies.square().sum()), 3),
+    }
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    """Return the first linear layer's weights as images, ``(units, channels, height, width)``."""
+    layer = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    return layer.weight.detach().cpu().view(-1, *IMAGE)
+
+
+def strongest(filters: Tensor, count: int) -> Tensor:
+    """Return the filters of largest norm."""
+    return filters[filters.flatten(1).norm(dim=1).topk(count).indices]
+
+
+def judge(result: Result) -> tuple[Verdict, str]:
+    """Reproduced if every low ``r`` has a larger centre-surround index than both ``r = 64`` and backpropagation.
+
+    Larger is a difference of means above two standard errors. Partly, if some low ``r`` has.
+    """
+    summary = result["summary"]
+    high = (chain(HIGH).label, BACKPROP.label)
+    larger = [r for r in LOW if all(_exceeds(summary, chain(r).label, other) for other in high)]
+    means = {label: statistics.fmean(found["centre_surround"]) for label, found in summary.items()}
+    ranks = {label: statistics.fmean(found["rank"]) for label, found in summary.items()}
+    shown = ", ".join(f"{label.removeprefix('chain form, ')}: {mean:.3f}" for label, mean in means.items())
+    verdicts = ", ".join(f"at r = {r} it is {'' if r in larger else 'not '}larger" for r in LOW)
+    reason = (
+        f"Mean centre-surround index, {shown}; {verdicts} than at r = {HIGH} and by backpropagation. What falls with r "
+        f"is how much the filters differ: they span {ranks[chain(LOW[0]).label]:.1f} directions at r = {LOW[0]}, "
+        f"{ranks[chain(HIGH).label]:.1f} at r = {HIGH}, {ranks[BACKPROP.label]:.1f} by backpropagation."
+    )
+    if len(larger) == len(LOW):
+        return "reproduced", reason
+    return ("partly" if larger else "not reproduced"), reason
+
+
+def _exceeds(summary: Mapping[str, Any], label: str, other: str) -> bool:
+    ours, theirs = summary[label]["centre_surround"], summary[other]["centre_surround"]
+    squares = [statistics.variance(values) / len(values) for values in (ours, theirs) if len(values) > 1]
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    return difference > STANDARD_ERRORS * math.sqrt(sum(squares))
+
+
+def tables(result: Result) -> str:
+    """Return one row for each method."""
+    rows = [
+        (
+            label,
+            mean_and_spread(found["centre_surround"], 3),
+            mean_and_spread(found["oriented"], 3),
+            mean_and_spread(found["rank"], 1),
+            mean_and_spread(found["validation"]),
+            str(len(found["rank"])),
+        )
+        for label, found in result["summary"].items()
+    ]
+    header = (
+        "errors go back by",
+        "centre-surround index",
+        "oriented index",
+        "directions",
+        "validation accuracy (%)",
+        "seeds",
+    )
+    return markdown_table(header, rows)
+
+
+CLAIM = Claim(
+    name="C8",
+    title="The error's dimension shapes the first layer's receptive fields: centre-surround at low r",
+    run=run,
+    draw=draw,
+    judge=judge,
+    tables=tables,
+)

@@ -1,0 +1,114 @@
+"""Methods on networks side by side: all their runs, what they amount to, and when one matches another."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.claims.claim import Result, RunSettings
+from benchmarks.claims.methods import BACKPROP, Method
+from benchmarks.claims.settings import Setting
+from benchmarks.claims.trials import Run, runs_of
+from benchmarks.reporting import markdown_table, mean_and_spread
+
+POINTS = 0.5
+"""A gap between mean accuracies that counts as none, in percentage points, whatever the spread."""
+STANDARD_ERRORS = 2
+CRITERION = (
+    f"a method matches another where its mean test accuracy is behind by at most {POINTS} points, or by\n"
+    f"  {STANDARD_ERRORS} standard errors of the difference, whichever is more (*limit* in the tables)."
+)
+
+Cell = tuple[Setting, Method]
+Scores = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a method is behind another, in percentage points; negative where it is ahead."""
+
+    points: float
+    tolerance: float
+
+    @property
+    def matches(self) -> bool:
+        """Whether it isn't behind by more than counts."""
+        return self.points <= self.tolerance
+
+    def __str__(self) -> str:
+        return f"{self.points:.2f}"
+
+
+def gap_between(reference: Scores, scores: Scores) -> Gap:
+    """Return how far scores are behind those of a reference."""
+    points = statistics.fmean(reference) - statistics.fmean(scores)
+    squares = [statistics.variance(one) / len(one) for one in (reference, scores) if len(one) > 1]
+    return Gap(points, max(POINTS, STANDARD_ERRORS * math.sqrt(sum(squares))))
+
+
+def compare(cells: Iterable[Cell], settings: RunSettings) -> dict[str, Any]:
+    """Make all runs, and return them with what decides them, as the plain data of a result."""
+    chosen = list(cells)
+    runs = [run for setting, method in chosen for run in runs_of(setting, method, settings)]
+    return {
+        "configuration": {
+            "networks": {setting.label: setting.configuration() for setting, _ in chosen},
+            "methods": {method.label: method.configuration() for _, method in chosen},
+        },
+        "runs": [asdict(run) for run in runs],
+        "summary": summarise(runs),
+        "seconds": round(sum(run.seconds for run in runs), 1),
+    }
+
+
+def summarise(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """Return, by network and method, what was chosen and the test accuracies with it, one for each seed."""
+    summary: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.test is not None:
+            chosen = {"rate": run.rate, "weight_decay": run.weight_decay, "scores": []}
+            summary.setdefault(run.setting, {}).setdefault(run.method, chosen)["scores"].append(run.test)
+    return summary
+
+
+def scores_of(result: Result, setting: str, method: str) -> list[float]:
+    """Return the test accuracies of a method, one for each seed."""
+    scores: list[float] = result["summary"][setting][method]["scores"]
+    return scores
+
+
+def behind(result: Result, setting: str, method: str, reference: str = BACKPROP.label) -> Gap:
+    """Return how far a method is behind another one on a network."""
+    return gap_between(scores_of(result, setting, reference), scores_of(result, setting, method))
+
+
+def mean_of(result: Result, setting: str, method: str) -> float:
+    """Return the mean test accuracy."""
+    return statistics.fmean(scores_of(result, setting, method))
+
+
+def comparison_table(result: Result, setting: str, methods: Iterable[str] | None = None) -> str:
+    """Return one network's methods as a table, backpropagation's gap left empty."""
+    found: Mapping[str, Any] = result["summary"][setting]
+    rows = []
+    for method in methods or found:
+        entry = found[method]
+        gap = behind(result, setting, method)
+        is_reference = method == BACKPROP.label
+        rows.append(
+            (
+                method,
+                mean_and_spread(entry["scores"]),
+                "" if is_reference else str(gap),
+                "" if is_reference else f"{gap.tolerance:.2f}",
+                "" if is_reference else ("yes" if gap.matches else "no"),
+                f"{entry['rate']:g}",
+                f"{entry['weight_decay']:g}",
+                str(len(entry["scores"])),
+            )
+        )
+    header = ("errors go back by", "test accuracy (%)", "gap", "limit", "matches", "rate", "decay", "seeds")
+    return markdown_table(header, rows)

@@ -1,0 +1,177 @@
+"""The gap to backpropagation of networks in four blocks, at the task's own error dimension."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
+from benchmarks.claims.comparison import scores_of, summarise
+from benchmarks.claims.figures import mean_spread
+from benchmarks.claims.settings import effort
+from benchmarks.gap.networks import BITS, NETWORKS, Network
+from benchmarks.gap.rules import BACKPROP, FIXED, LOCAL, READOUT, Rule
+from benchmarks.gap.trials import runs_of
+from benchmarks.reporting import markdown_table, mean_and_spread
+
+MINUTES = 90.0
+RULES = (BACKPROP, READOUT, LOCAL, FIXED)
+BASELINES = (LOCAL, FIXED)
+"""What the default has to beat on every network."""
+
+
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Train every network by every rule."""
+    work = effort(settings, MINUTES)
+    networks = [network.scaled(work) for network in NETWORKS.values()]
+    runs = [run for network in networks for rule in RULES for run in runs_of(network, rule, settings)]
+    return {
+        "configuration": {
+            "networks": {network.label: network.configuration() for network in networks},
+            "methods": {rule.label: rule.configuration() for rule in RULES},
+        },
+        "runs": [asdict(run) for run in runs],
+        "summary": summarise(runs),
+        "seconds": round(sum(run.seconds for run in runs), 1),
+    }
+
+
+def judge(result: Result) -> tuple[Verdict, str]:
+    """Reached if on every network the gap is within the target and both baselines are behind; partly if on some."""
+    shown = networks_of(result)
+    open_gaps = [_short(network) for network in shown if _gap(result, network) > network.target]
+    behind = {
+        rule.label: [_short(network) for network in shown if not _beats(result, network, rule)]
+        for rule in BASELINES
+    }
+    closed = len(shown) - len(open_gaps)
+    parts = [f"The gap of the default (readout) is within its target on {closed} of {len(shown)} networks"]
+    if open_gaps:
+        parts[0] += f", not on the {_listed(open_gaps)}"
+    for label, names in behind.items():
+        ahead = len(shown) - len(names)
+        text = f"its mean is better than that of {label} on {ahead} of {len(shown)}"
+        parts.append(f"{text}, not on the {_listed(names)}" if names else text)
+    reason = f"{'; '.join(parts)}."
+    if not open_gaps and not any(behind.values()):
+        return "reached", reason
+    return ("partly" if closed else "not reached"), reason
+
+
+def tables(result: Result) -> str:
+    """Return the table of gaps against their targets, and one of all rules for each network."""
+    header = ("network", "score", BACKPROP.label, READOUT.label, "gap", "target", "reached")
+    rows = []
+    for network in networks_of(result):
+        gap = _gap(result, network)
+        rows.append(
+            (
+                network.label,
+                network.score,
+                *(_scores(result, network, rule) for rule in (BACKPROP, READOUT)),
+                _amount(network, gap),
+                _amount(network, network.target),
+                "yes" if gap <= network.target else "no",
+            )
+        )
+    return "\n\n".join(
+        [markdown_table(header, rows), *(_network_table(result, network) for network in networks_of(result))]
+    )
+
+
+def networks_of(result: Result) -> list[Network]:
+    """Return the networks that a result is of."""
+    return [network for network in NETWORKS.values() if network.label in result["summary"]]
+
+
+def _network_table(result: Result, network: Network) -> str:
+    found: Mapping[str, Any] = result["summary"][network.label]
+    rows = [
+        (
+            label,
+            mean_and_spread(entry["scores"], digits_of(network)),
+            "" if label == BACKPROP.label else _amount(network, _gap(result, network, label)),
+            f"{entry['rate']:g}",
+            str(len(entry["scores"])),
+        )
+        for label, entry in found.items()
+    ]
+    header = ("feedback", f"test {network.score}", "gap", "rate", "seeds")
+    return f"{network.label}:\n\n{markdown_table(header, rows)}"
+
+
+def digits_of(network: Network) -> int:
+    """Return how many decimals of a score are shown."""
+    return 3 if network.score == BITS else 2
+
+
+def _scores(result: Result, network: Network, rule: Rule) -> str:
+    return mean_and_spread(scores_of(result, network.label, rule.label), digits_of(network))
+
+
+def _gap(result: Result, network: Network, label: str = READOUT.label) -> float:
+    score, reference = (
+        statistics.fmean(scores_of(result, network.label, name)) for name in (label, BACKPROP.label)
+    )
+    return score / reference - 1 if network.score == BITS else reference - score
+
+
+def _beats(result: Result, network: Network, rule: Rule) -> bool:
+    return _gap(result, network) < _gap(result, network, rule.label)
+
+
+def _amount(network: Network, gap: float) -> str:
+    return f"{100 * gap:.1f} %" if network.score == BITS else f"{gap:.2f}"
+
+
+def _short(network: Network) -> str:
+    return network.label.partition(",")[0] if "CIFAR" not in network.label else "CNN on CIFAR-10"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def draw(result: Result) -> Figure:
+    """Draw every rule's gap on every network, in multiples of the network's target."""
+    shown = networks_of(result)
+    rules = [
+        rule for rule in RULES if rule is not BACKPROP and rule.label in result["summary"][shown[0].label]
+    ]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(rules)
+    for number, rule in enumerate(rules):
+        places = [index + (number - (len(rules) - 1) / 2) * width for index in range(len(shown))]
+        gaps = [_gap(result, network, rule.label) / network.target for network in shown]
+        spreads = [_spread(result, network, rule) / network.target for network in shown]
+        axes.bar(places, gaps, width, yerr=spreads, capsize=2, label=rule.label, error_kw={"linewidth": 0.8})
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(1, color="0.4", linewidth=1, linestyle="--", label="target")
+    axes.set_yscale("symlog", linthresh=2)
+    axes.set_yticks(
+        [-4, -2, -1, 0, 1, 2, 5, 10, 20, 50], ["−4", "−2", "−1", "0", "1", "2", "5", "10", "20", "50"]
+    )
+    axes.set_xticks(range(len(shown)), [network.label.replace(", ", ",\n") for network in shown], fontsize=8)
+    axes.set_ylabel("gap to backpropagation\n(in targets; lower is better)")
+    axes.legend(ncols=3, fontsize=8)
+    return figure
+
+
+def _spread(result: Result, network: Network, rule: Rule) -> float:
+    mean, spread = mean_spread(scores_of(result, network.label, rule.label))
+    return spread / mean if network.score == BITS else spread
+
+
+CLAIM = Claim(
+    name="GAP",
+    title="In 4 blocks, at the task's own error dimension, the broadcast form is as good as backpropagation",
+    run=run,
+    draw=draw,
+    judge=judge,
+    tables=tables,
+)

@@ -1,0 +1,124 @@
+"""The networks on which the rules for blocks are compared, with their data, schedules and targets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.claims.settings import Setting, Update
+from lowdimfa.data import SHAKESPEARE_VOCABULARY, Dataset, shakespeare
+from lowdimfa.head import Evaluation
+from lowdimfa.models import char_transformer, cnn, mlp, vit
+
+GRID = tuple(Update(rate) for rate in (1e-3, 2e-3, 4e-3))
+ACCURACY, BITS = "accuracy (%)", "bits per character"
+CONTEXT, CHARACTERS = 64, 2_900_000
+TEXT = f"the first {CHARACTERS:,} characters of Shakespeare, in windows of {CONTEXT}"
+
+
+@dataclass(frozen=True)
+class Network(Setting):
+    """A network that is trained in blocks.
+
+    Attributes
+    ----------
+    target
+        Largest gap to backpropagation that counts as closed: in points, or for text as a share of its bits.
+    score
+        `ACCURACY` or `BITS`.
+    """
+
+    grid: tuple[Update, ...] = GRID
+    target: float = math.inf
+    score: str = ACCURACY
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, -1 where a lower one is."""
+        return -1 if self.score == BITS else 1
+
+    def network(self) -> nn.Sequential:
+        """Return the network, drawn from torch's global generator; images keep their channels last, which is faster."""
+        model = super().network()
+        return model.to(memory_format=torch.channels_last) if self.model is cnn else model
+
+    def dataset(self) -> Dataset:
+        """Return the data, all training samples included."""
+        return text() if self.data == TEXT else super().dataset()
+
+    def score_of(self, evaluation: Evaluation) -> float:
+        """Return the score of an evaluation."""
+        return evaluation.loss / math.log(2) if self.score == BITS else 100 * (evaluation.accuracy or 0.0)
+
+    def configuration(self) -> dict[str, Any]:
+        """Return everything that decides the figures, as plain data."""
+        found = super().configuration()
+        del found["classes"]
+        return found | {
+            "memory_format": "channels last" if self.model is cnn else "contiguous",
+            "microbatches": 1,
+            "optimizer": "AdamW, fused, for W and Q",
+            "score": self.score,
+        }
+
+
+@cache
+def text() -> Dataset:
+    """Return the text, in windows."""
+    return shakespeare(CONTEXT, limit_chars=CHARACTERS)
+
+
+NETWORKS = {
+    "mlp": Network(
+        "MLP 4×512, Fashion-MNIST, full data",
+        mlp,
+        (784, 512, 5, 10),
+        "Fashion-MNIST",
+        samples=50_000,
+        epochs=4,
+        target=0.3,
+    ),
+    "cnn": Network(
+        "CNN, Fashion-MNIST, full data",
+        cnn,
+        (1, (16, 32, 64), 10, 28),
+        "Fashion-MNIST",
+        samples=50_000,
+        epochs=2,
+        target=0.3,
+    ),
+    "cifar": Network(
+        "CNN (two convolutions per block), CIFAR-10",
+        cnn,
+        (3, (16, 32, 64), 10, 32, 2),
+        "CIFAR-10",
+        samples=10_000,
+        epochs=4,
+        target=1.0,
+    ),
+    "vit": Network(
+        "vision transformer, Fashion-MNIST",
+        vit,
+        (28, 7, 1, 64, 4, 4, 10),
+        "Fashion-MNIST",
+        samples=10_000,
+        epochs=5,
+        target=0.5,
+    ),
+    "char": Network(
+        "character transformer, Shakespeare",
+        char_transformer,
+        (len(SHAKESPEARE_VOCABULARY), CONTEXT, 64, 4, 4),
+        TEXT,
+        samples=12_800,
+        epochs=1,
+        target=0.03,
+        batch_size=64,
+        score=BITS,
+    ),
+}

@@ -1,0 +1,164 @@
+"""The comparison of networks in blocks: verdicts from the numbers, runs at a size of seconds, and what is never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.claims.claim import Claim, RunSettings
+from benchmarks.claims.settings import Update
+from benchmarks.gap import blocks, closing, dimension
+from benchmarks.gap.networks import BITS, NETWORKS, TEXT, Network
+from benchmarks.gap.rules import BACKPROP, FIXED, HEBBIAN, LOCAL, READOUT, Rule
+from benchmarks.gap.sweeps import Sweep
+from benchmarks.gap.trials import BlockTrial, runs_of
+from lowdimfa.head import Evaluation
+from lowdimfa.models import mlp
+
+TINY = Network("tiny", mlp, (32, 16, 5, 10), "teacher", 128, 2, 32, (Update(1e-3), Update(3e-3)), target=1.0)
+IN_POINTS = [network for network in NETWORKS.values() if network.score != BITS]
+
+
+def result(means: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the part of a result that verdicts and pictures are made from."""
+    return {
+        "summary": {
+            network: {
+                rule: {"rate": 1e-3, "weight_decay": 0.01, "scores": [mean, mean]}
+                for rule, mean in rules.items()
+            }
+            for network, rules in means.items()
+        }
+    }
+
+
+def gaps(readout: float, local: float, fixed: float) -> dict[str, Any]:
+    """Return a result with gaps in targets, the same on every network."""
+    found = {}
+    for network in NETWORKS.values():
+        unit = network.target * (3.0 if network.score == BITS else -1.0)
+        reference = 3.0 if network.score == BITS else 90.0
+        by_rule = {READOUT: readout, LOCAL: local, FIXED: fixed}
+        means = {rule.label: reference + gap * unit for rule, gap in by_rule.items()}
+        found[network.label] = {BACKPROP.label: reference} | means
+    return result(found)
+
+
+@pytest.mark.parametrize(
+    ("readout", "local", "fixed", "verdict", "says"),
+    [
+        (0.9, 2.0, 3.0, "reached", "within its target on 5 of 5 networks"),
+        (-1.0, -0.5, 3.0, "reached", "better than that of greedy local loss on 5 of 5"),
+        (0.9, 0.5, 3.0, "partly", "better than that of greedy local loss on 0 of 5, not on the MLP 4×512"),
+        (1.1, 2.0, 3.0, "not reached", "within its target on 0 of 5 networks, not on the MLP 4×512"),
+    ],
+)
+def test_the_gap_is_reached_within_all_targets_and_ahead_of_both_baselines(
+    readout: float, local: float, fixed: float, verdict: str, says: str
+) -> None:
+    found, reason = closing.judge(gaps(readout, local, fixed))
+    assert found == verdict
+    assert says in reason
+
+
+def test_one_open_gap_is_named() -> None:
+    found = gaps(0.5, 2.0, 3.0)
+    network = NETWORKS["cifar"]
+    found["summary"][network.label][READOUT.label]["scores"] = [80.0, 80.0]
+    verdict, reason = closing.judge(found)
+    assert verdict == "partly"
+    assert "on 4 of 5 networks, not on the CNN on CIFAR-10;" in reason
+    row = next(line for line in closing.tables(found).splitlines() if line.startswith(f"| {network.label} "))
+    assert [cell.strip() for cell in row.split("|")[3:8]] == [
+        "90.00 ± 0.00",
+        "80.00 ± 0.00",
+        "10.00",
+        "1.00",
+        "no",
+    ]
+
+
+def test_the_gap_of_text_is_a_share_of_its_bits() -> None:
+    network = NETWORKS["char"]
+    found = gaps(0.5, 2.0, 3.0)
+    row = next(line for line in closing.tables(found).splitlines() if line.startswith(f"| {network.label} "))
+    assert [cell.strip() for cell in row.split("|")[3:7]] == [
+        "3.000 ± 0.000",
+        "3.045 ± 0.000",
+        "1.5 %",
+        "3.0 %",
+    ]
+    assert network.score_of(Evaluation(loss_sum=2 * 0.6931471805599453, samples=2)) == pytest.approx(1.0)
+
+
+def swept(sweep: Sweep, losses: Mapping[int, float]) -> dict[str, Any]:
+    """Return a result in which every line loses so many points at each value."""
+    means = {rule.label: 90.0 for rule in sweep.levels}
+    means |= {line[point].label: 90.0 - loss for _, line in sweep.lines for point, loss in losses.items()}
+    return result({network.label: means for network in sweep.networks})
+
+
+@pytest.mark.parametrize(
+    ("claim", "sweep", "losses", "verdict"),
+    [
+        (blocks.CLAIM, blocks.SWEEP, {2: -0.5, 4: 0.2, 8: 0.9}, "reached"),
+        (blocks.CLAIM, blocks.SWEEP, {2: 0.0, 4: 0.2, 8: 1.1}, "not reached"),
+        (dimension.CLAIM, dimension.SWEEP, {1: 20.0, 2: 5.0, 5: 0.5, 10: 0.6}, "reproduced"),
+        (dimension.CLAIM, dimension.SWEEP, {1: 0.5, 2: 0.5, 5: 0.5, 10: 0.5}, "not reproduced"),
+        (dimension.CLAIM, dimension.SWEEP, {1: 20.0, 2: 5.0, 5: 0.5, 10: 4.0}, "not reproduced"),
+    ],
+)
+def test_a_sweep_is_judged_by_what_its_default_loses(
+    claim: Claim, sweep: Sweep, losses: dict[int, float], verdict: str
+) -> None:
+    found = swept(sweep, losses)
+    assert claim.judge(found)[0] == verdict
+    table = claim.tables(found)
+    assert all(f"{90 - loss:.2f} ± 0.00" in table for loss in losses.values())
+    assert len(claim.draw(found).axes) == len(sweep.networks)
+
+
+def test_the_rate_is_chosen_in_validation_and_the_test_split_seen_only_with_it() -> None:
+    runs = runs_of(TINY, replace(READOUT, blocks=2), RunSettings(seeds=2))
+    tried, further = runs[:2], runs[2:]
+    best = max(tried, key=lambda run: run.validation)
+    assert [run.test is not None for run in tried] == [run is best for run in tried]
+    assert [(run.rate, run.seed) for run in further] == [(best.rate, 1)]
+    assert all(run.test is not None for run in further)
+
+
+def test_for_text_the_fewest_bits_are_best() -> None:
+    runs = runs_of(replace(TINY, score=BITS), replace(READOUT, blocks=2), RunSettings(seeds=1))
+    assert min(runs, key=lambda run: run.validation).test is not None
+
+
+@pytest.mark.parametrize("rule", [BACKPROP, READOUT, HEBBIAN, FIXED, LOCAL])
+def test_a_run_repeats_and_is_found_again(rule: Rule) -> None:
+    settings = RunSettings()
+    rule = replace(rule, blocks=3)
+    first = BlockTrial(TINY, rule, Update(1e-3), 0, settings).tested()
+    again = BlockTrial(TINY, rule, Update(1e-3), 0, RunSettings()).tested()
+    assert (again.validation, again.test) == (first.validation, first.test)
+    found = BlockTrial(TINY, rule, Update(1e-3), 0, settings)
+    assert found.tested() == first
+    assert "trained" not in vars(found)
+
+
+@pytest.mark.parametrize("sweep", [blocks.SWEEP, dimension.SWEEP])
+def test_a_sweep_runs_every_rule_at_every_value(sweep: Sweep) -> None:
+    small = replace(sweep, networks=(replace(TINY, arguments=(32, 8, 8, 10)),))
+    found = small.run(RunSettings(seeds=1))
+    assert len(found["runs"]) == len(sweep.levels) + len(sweep.lines) * len(sweep.points)
+    assert "tiny" in small.tables(found)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_network_has_four_blocks_to_give_and_a_target(name: str) -> None:
+    network = NETWORKS[name]
+    assert len(network.network()) >= 4
+    assert 0 < network.target < torch.inf
+    assert network.configuration()["data"] in ("Fashion-MNIST", "CIFAR-10", TEXT)
