@@ -136,7 +136,7 @@ def judge_with(result: Result, accuracy: Mapping[str, Verdict | None]) -> tuple[
         f"{name} is {found}" if found else f"{name} has no result yet" for name, found in accuracy.items()
     ]
     reason = (
-        f"Operations of a step. {' '.join(savings)} At most a third can be saved, less what the first layer needs. "
+        f"Operations of a step: {' '.join(savings)} At most a third can be saved, less what the first layer needs. "
         f"Accuracy isn't measured here; whether it stays equal is for the claims about it, on networks of the same "
         f"kinds: {', '.join(known)}."
     )
