@@ -58,8 +58,16 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
         ("feedback", {"p_lr": float("inf")}, "feedback.p_lr: found inf; expected a number above 0."),
         ("feedback", {"probe_every": 0}, "feedback.probe_every: found 0; expected an integer of at least 1."),
         ("feedback", {"probe_decay": 1.0}, "feedback.probe_decay: found 1.0; expected a number of at least"),
-        ("feedback", {"own_error": 1.5}, "feedback.own_error: found 1.5; expected a number of at least 0 and at most 1."),
-        ("feedback", {"form": "local", "q_rule": "readout"}, "feedback.q_rule: found 'readout' with form 'loc"),
+        (
+            "feedback",
+            {"own_error": 1.5},
+            "feedback.own_error: found 1.5; expected a number of at least 0 and at most 1.",
+        ),
+        (
+            "feedback",
+            {"form": "local", "q_rule": "readout"},
+            "feedback.q_rule: found 'readout' with form 'loc",
+        ),
         ("feedback", {"form": "local", "error_dim": 3}, "feedback.error_dim: found 3 with form 'local'; exp"),
         ("feedback", {"form": "local", "q_rule": "probed"}, "feedback.q_rule: found 'probed' with form 'loc"),
         ("feedback", {"form": "backprop", "p_rule": "oja"}, "feedback.p_rule: found 'oja' with form 'backpr"),
