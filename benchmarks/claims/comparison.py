@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.claims.claim import Result, RunSettings
 from benchmarks.claims.methods import BACKPROP, Method
@@ -23,6 +23,19 @@ CRITERION = (
 )
 
 Cell = tuple[Setting, Method]
+
+
+class Configured(Protocol):
+    """A method, of the claims or for blocks."""
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+
+    def configuration(self) -> dict[str, Any]:
+        """Return what decides the figures, as plain data."""
+
+
 Scores = Sequence[float]
 
 
@@ -53,10 +66,17 @@ def compare(cells: Iterable[Cell], settings: RunSettings) -> dict[str, Any]:
     """Make all runs, and return them with what decides them, as the plain data of a result."""
     chosen = list(cells)
     runs = [run for setting, method in chosen for run in runs_of(setting, method, settings)]
+    return result_of([setting for setting, _ in chosen], [method for _, method in chosen], runs)
+
+
+def result_of(
+    networks: Iterable[Setting], methods: Iterable[Configured], runs: Sequence[Run]
+) -> dict[str, Any]:
+    """Return runs with what decides them and what they amount to."""
     return {
         "configuration": {
-            "networks": {setting.label: setting.configuration() for setting, _ in chosen},
-            "methods": {method.label: method.configuration() for _, method in chosen},
+            "networks": {network.label: network.configuration() for network in networks},
+            "methods": {method.label: method.configuration() for method in methods},
         },
         "runs": [asdict(run) for run in runs],
         "summary": summarise(runs),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
-from benchmarks.claims.comparison import scores_of, summarise
+from benchmarks.claims.comparison import result_of, scores_of
 from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
 from benchmarks.gap.networks import BITS, NETWORKS, Network
@@ -29,15 +28,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
     work = effort(settings, MINUTES)
     networks = [network.scaled(work) for network in NETWORKS.values()]
     runs = [run for network in networks for rule in RULES for run in runs_of(network, rule, settings)]
-    return {
-        "configuration": {
-            "networks": {network.label: network.configuration() for network in networks},
-            "methods": {rule.label: rule.configuration() for rule in RULES},
-        },
-        "runs": [asdict(run) for run in runs],
-        "summary": summarise(runs),
-        "seconds": round(sum(run.seconds for run in runs), 1),
-    }
+    return result_of(networks, RULES, runs)
 
 
 def judge(result: Result) -> tuple[Verdict, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.claims.claim import Result, RunSettings
-from benchmarks.claims.comparison import scores_of, summarise
+from benchmarks.claims.comparison import result_of, scores_of
 from benchmarks.claims.figures import curve, level, number_axis
 from benchmarks.claims.settings import Update, effort
 from benchmarks.gap.networks import Network
@@ -52,7 +52,8 @@ class Sweep:
 
     def run(self, settings: RunSettings) -> dict[str, Any]:
         """Train everything."""
-        networks = [network.scaled(effort(settings, MINUTES)) for network in self.networks]
+        work = effort(settings, MINUTES)
+        networks = [replace(network.scaled(work), grid=(UPDATE,)) for network in self.networks]
         rules = [*self.levels, *(rule for _, line in self.lines for rule in line.values())]
         seeds = range(settings.seeds)
         runs = [
@@ -61,18 +62,7 @@ class Sweep:
             for rule in rules
             for run in runs_with(network, rule, UPDATE, seeds, settings)
         ]
-        return {
-            "configuration": {
-                "networks": {
-                    network.label: network.configuration() | {"grid": [asdict(UPDATE)]}
-                    for network in networks
-                },
-                "methods": {rule.label: rule.configuration() for rule in rules},
-            },
-            "runs": [asdict(run) for run in runs],
-            "summary": summarise(runs),
-            "seconds": round(sum(run.seconds for run in runs), 1),
-        }
+        return result_of(networks, rules, runs)
 
     def tables(self, result: Result) -> str:
         """Return a table for each network: rules in rows, the number in columns."""
