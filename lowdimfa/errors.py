@@ -113,6 +113,13 @@ class ResourceError(LowdimfaError):
     exit_code = 5
 
 
+class AccessError(LowdimfaError):
+    """The job service doesn't let this client in, or its token's role doesn't allow the call."""
+
+    code = "access"
+    exit_code = 6
+
+
 class StoppedError(LowdimfaError):
     """The user stopped the run, with Ctrl-C or SIGTERM; the exit code is that of shells."""
 

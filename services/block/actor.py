@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -12,16 +14,24 @@ from lowdimfa.errors import LowdimfaError
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker, Reachable
 from services.rpc.security import Security
+from services.run.process_log import keep_output, log_file
 
 T = TypeVar("T")
 
 
 def guarded(call: Callable[[], T]) -> T | LowdimfaError:
-    """Return a typed error instead of raising it: it crosses to the trainer whole, without Ray's wrapping."""
+    """Return a typed error instead of raising it: it crosses to the trainer whole, without Ray's wrapping.
+
+    Where any error came from is printed, since the user's own layers and data run here.
+    """
     try:
         return call()
     except LowdimfaError as error:
+        traceback.print_exception(error)
         return error
+    except Exception as error:
+        traceback.print_exception(error)
+        raise
 
 
 class BlockHost:
@@ -38,9 +48,10 @@ class BlockHost:
 
     @ray.method(concurrency_group="compute")
     def prepare(self, job: BlockJob, security: Security, host: str) -> Reachable | LowdimfaError:
-        """Build the block and start its server."""
+        """Build the block and start its server. What the process prints goes to the run's logs from here on."""
 
         def build() -> Reachable:
+            keep_output(log_file(Path(job.run_dir), f"block-{self._index}"))
             self._worker = BlockWorker(job, security, host)
             return self._worker.reachable
 

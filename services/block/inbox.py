@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lowdimfa.errors import LowdimfaError
 from services.block.activations import Activation
+from services.block.instructions import EndAt
 from services.broadcast.subscriber import ErrorVector
 
 
@@ -17,7 +18,7 @@ class Abort:
     error: LowdimfaError
 
 
-Message = Activation | ErrorVector | Abort
+Message = Activation | ErrorVector | EndAt | Abort
 
 
 class Inbox:

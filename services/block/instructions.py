@@ -57,6 +57,13 @@ class ErrorArrived:
 
 
 @dataclass(frozen=True)
+class EndAt:
+    """Somebody wants the run of steps to end before a step, or as soon after it as what was begun allows."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class PeerLost:
     """Another block, or the connection to it, is gone."""
 
@@ -125,4 +132,4 @@ class Finished:
     instruction: Compute
 
 
-Event = ActivationArrived | ErrorArrived | Finished | PeerLost
+Event = ActivationArrived | ErrorArrived | EndAt | Finished | PeerLost

@@ -27,6 +27,7 @@ from services.block.instructions import (
     Cause,
     Compute,
     Done,
+    EndAt,
     ErrorArrived,
     Event,
     Finished,
@@ -89,6 +90,13 @@ class BlockRunner:
         Gets what was done when.
     patience
         Seconds without any message after which a wait is given up.
+
+    Attributes
+    ----------
+    finished_steps
+        Results that nobody has fetched yet, in the head.
+    ends_at
+        Where the present run of steps ends, once it was told to end early. Any thread may read both.
     """
 
     def __init__(
@@ -103,6 +111,7 @@ class BlockRunner:
     ) -> None:
         self.stage = stage
         self.finished_steps: deque[StepResult] = deque()
+        self.ends_at: int | None = None
         self._policy = policy
         self._inbox = inbox
         self._neighbours = neighbours
@@ -116,14 +125,15 @@ class BlockRunner:
         self._broadcasts: dict[Ticket, Broadcast] = {}
         self._result: StepResult | None = None
 
-    def run(self, first_step: int, last_step: int) -> None:
-        """Run the steps ``first_step <= t < last_step``.
+    def run(self, first_step: int, last_step: int) -> int:
+        """Run the steps ``first_step <= t < last_step``, or fewer if told so, and return the step reached.
 
         Raises
         ------
         LowdimfaError
             Something isn't finite, a message is wrong, a peer is lost or silent.
         """
+        self.ends_at = None
         schedule = Schedule(self._policy, first_step, last_step)
         instructions = schedule.start()
         while True:
@@ -131,8 +141,8 @@ class BlockRunner:
             for instruction in instructions:
                 match instruction:
                     case Done():
-                        self._observer.rest(last_step)
-                        return
+                        self._observer.rest(schedule.last_step)
+                        return schedule.last_step
                     case Wait(cause):
                         event = self._wait(schedule, cause)
                     case Send(ticket):
@@ -143,7 +153,7 @@ class BlockRunner:
                         self._compute(instruction, schedule)
                         event = Finished(instruction)
             assert event is not None, "every list of instructions ends in work, a wait or the end"
-            instructions = schedule.handle(event) or self._look_again(schedule)
+            instructions = self._tell(schedule, event) or self._look_again(schedule)
 
     def evaluate(self, batches: int) -> Evaluation:
         """Pass the evaluation batches on; in the head, return loss and accuracy."""
@@ -163,8 +173,14 @@ class BlockRunner:
 
     def _look_again(self, schedule: Schedule) -> list[Instruction]:
         """Wait on: what came was known before."""
-        while not (instructions := schedule.handle(self._wait(schedule, "activation"))):
+        while not (instructions := self._tell(schedule, self._wait(schedule, "activation"))):
             pass
+        return instructions
+
+    def _tell(self, schedule: Schedule, event: Event) -> list[Instruction]:
+        instructions = schedule.handle(event)
+        if isinstance(event, EndAt):
+            self.ends_at = schedule.last_step
         return instructions
 
     def _wait(self, schedule: Schedule, cause: Cause) -> Event:
@@ -192,6 +208,8 @@ class BlockRunner:
         match message:
             case Abort(error):
                 raise error
+            case EndAt():
+                return message
             case Activation(kind="evaluate"):
                 self._evaluations.append(message)
                 return None
@@ -227,7 +245,7 @@ class BlockRunner:
         while (message := self._inbox.take(0)) is not None:
             event = self._event_of(message)
             if event is not None:
-                schedule.handle(event)
+                self._tell(schedule, event)
 
     def _forward(self, ticket: Ticket, probe: bool) -> None:
         activation = None if self._policy.first else self._activations.pop(ticket)

@@ -17,6 +17,7 @@ from services.block.instructions import (
     Cause,
     Compute,
     Done,
+    EndAt,
     ErrorArrived,
     Event,
     Finished,
@@ -42,7 +43,8 @@ class Schedule:
     policy
         What decides when the block may work.
     first_step, last_step
-        The steps ``first_step <= t < last_step`` are run.
+        The steps ``first_step <= t < last_step`` are run. `EndAt` lowers ``last_step``, never below what was begun:
+        a step of which a micro-batch has been forwarded, here or in an earlier block, is run to its end.
     """
 
     def __init__(self, policy: Policy, first_step: int, last_step: int) -> None:
@@ -55,6 +57,11 @@ class Schedule:
         self._activations: set[Ticket] = set()
         self._errors: set[RunUpdate] = set()
         self._running: Compute | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step before which the run ends, as far as is known."""
+        return self._last_step
 
     @property
     def applied_steps(self) -> int:
@@ -110,6 +117,8 @@ class Schedule:
                 fresh = self._record_activation(ticket)
             case ErrorArrived(ticket, kind):
                 fresh = self._record_error(RunUpdate(ticket, kind))
+            case EndAt(step):
+                fresh = self._lower_end(step)
             case Finished(instruction):
                 return self._finish(instruction)
         return self._proceed() if fresh and self._running is None else []
@@ -160,6 +169,14 @@ class Schedule:
             return False
         self._errors.add(update)
         return True
+
+    def _lower_end(self, step: int) -> bool:
+        begun = [self._forward.step + (self._forward.microbatch > 0 or isinstance(self._running, RunForward))]
+        begun += [ticket.step + 1 for ticket in self._activations]
+        lowered = min(self._last_step, max(step, *begun))
+        changed = lowered < self._last_step
+        self._last_step = lowered
+        return changed
 
     def _finish(self, instruction: Compute) -> list[Instruction]:
         if instruction != self._running:

@@ -21,7 +21,7 @@ from lowdimfa.version import VERSION
 from services.block.activations import SampleLimit
 from services.block.data_port import DataPort
 from services.block.inbox import Inbox
-from services.block.instructions import Policy
+from services.block.instructions import EndAt, Policy
 from services.block.job import BlockJob
 from services.block.links import Links
 from services.block.observer import Observer
@@ -205,10 +205,18 @@ class BlockWorker:
         """In the head, wait until every block is subscribed."""
         self._links.wait_until_connected()
 
-    def run_steps(self, first_step: int, last_step: int) -> None:
-        """Run the steps ``first_step <= t < last_step``."""
+    def run_steps(self, first_step: int, last_step: int) -> int:
+        """Run the steps ``first_step <= t < last_step``, or fewer if `end_at` says so; return the step reached."""
         self._use_threads()
-        self.runner.run(first_step, last_step)
+        return self.runner.run(first_step, last_step)
+
+    def end_at(self, step: int) -> None:
+        """End the present run of steps before a step, or as soon after it as what was begun allows."""
+        self._inbox.put(EndAt(step))
+
+    def ends_at(self) -> int | None:
+        """Return the step at which `end_at` has made the present run end, or None before the block heard of it."""
+        return self.runner.ends_at
 
     def evaluate(self) -> Evaluation:
         """Take part in an evaluation; only the head's result counts."""

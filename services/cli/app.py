@@ -8,7 +8,7 @@ import typer
 
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.version import VERSION
-from services.cli import data, evaluate, export, report, train
+from services.cli import data, evaluate, export, jobs, report, secrets, serve, train
 
 # Click's, or that of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -24,6 +24,11 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
+app.command("serve")(serve.serve)
+for command in (jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.stop, jobs.resume, jobs.logs):
+    app.command(command.__name__)(command)
+app.command("certs")(secrets.certs)
+app.add_typer(secrets.tokens, name="tokens")
 
 
 def _show_version(asked: bool) -> None:

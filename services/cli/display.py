@@ -48,9 +48,10 @@ class JsonDisplay:
 
     def show(self, event: Event) -> None:
         """Write one event; a failure is written once, though both the run and the command report it."""
-        if event["event"] == "starting" or self._failed:
+        failure = event["event"] == "failed"
+        if event["event"] == "starting" or (failure and self._failed):
             return
-        self._failed = event["event"] == "failed"
+        self._failed = failure
         self._stream.write(to_json(event) + "\n")
         self._stream.flush()
 
@@ -90,7 +91,7 @@ class TextDisplay:
             case "finished":
                 self._bar.stop()
                 self._say(_finished(event))
-            case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" as kind:
+            case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
                 self._say(_SENTENCES[kind](event))
 
     def _started(self, event: Event) -> None:
@@ -175,6 +176,7 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "alignment": _alignment,
     "checkpoint": lambda event: f"checkpoint {event['path']}",
     "warning": lambda event: f"warning: {event['message']}",
+    "state": lambda event: f"{event['state']}: {event['detail']}" if event["detail"] else event["state"],
 }
 
 

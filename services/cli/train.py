@@ -12,8 +12,12 @@ import typer
 from lowdimfa.errors import LowdimfaError
 from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
 from services.cli.options import Format, FormatOption
+from services.cli.signals import graceful_signals
 from services.trainer.api import DecoupledTrainer
-from services.trainer.execute import stopped
+from services.trainer.stopping import stopped
+
+STOP_LIVENESS = 4.0
+"""An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
 
 
 class EngineOption(StrEnum):
@@ -70,7 +74,9 @@ def train(
 
 def _fit(trainer: DecoupledTrainer, display: Display) -> None:
     display.show({"event": "starting"})
+    patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:
-        trainer.fit()
+        with graceful_signals(trainer.stop, patience):
+            trainer.fit()
     except KeyboardInterrupt:
         raise stopped(Path(trainer.request.run_dir)) from None

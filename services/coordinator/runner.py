@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from services.coordinator.jobs import Event
 from services.trainer.execute import RunRequest
 
 
@@ -29,13 +30,24 @@ class Condition(StrEnum):
 
     alive = "alive"
     ended = "ended"
-    """It has returned: the run's log has its last event."""
+    """It has returned; the run's log, if it came to one, is complete."""
+    silent = "silent"
+    """It did not answer in time; it may be alive."""
     lost = "lost"
     """Its process is gone, or was never made."""
 
 
+class Look(NamedTuple):
+    """What a look at a trainer found; the outcome is the ``finished`` or ``failed`` event of one that has ended."""
+
+    condition: Condition
+    outcome: Event | None = None
+
+
 class JobRunner(Protocol):
     """Runs jobs in processes that outlive the coordinator's. One thread calls.
+
+    A trainer's name is new with every attempt of its job.
 
     Every method raises `ClusterError` when the cluster can't be reached within the liveness.
     """
@@ -43,16 +55,16 @@ class JobRunner(Protocol):
     def capacity(self) -> Capacity:
         """Return what the cluster has."""
 
-    def start(self, job_id: str, request: RunRequest) -> None:
+    def start(self, trainer: str, request: RunRequest) -> None:
         """Start a job's trainer and return at once. Starting a job twice has the effect of starting it once."""
 
-    def look(self, job_ids: Collection[str]) -> Mapping[str, Condition]:
+    def look(self, trainers: Collection[str]) -> Mapping[str, Look]:
         """Say what has become of each job's trainer."""
 
-    def stop(self, job_id: str, now: bool) -> None:
+    def stop(self, trainer: str, now: bool) -> None:
         """Ask a trainer to write a checkpoint and end, or end it and its blocks at once."""
 
-    def release(self, job_id: str) -> None:
+    def release(self, trainer: str) -> None:
         """Free what an ended job still holds; harmless for one that holds nothing."""
 
     def close(self) -> None:

@@ -76,7 +76,9 @@ class JobStore(Protocol):
         UnknownJobError
         """
 
-    def list(self, which: JobFilter, page_size: int, before: int | None = None) -> tuple[list[Job], int | None]:
+    def page(
+        self, which: JobFilter, page_size: int, before: int | None = None
+    ) -> tuple[list[Job], int | None]:
         """Return a page of jobs, the newest first, and where the next page begins; None after the last page.
 
         Parameters
@@ -90,8 +92,19 @@ class JobStore(Protocol):
     def in_states(self, states: Collection[JobState]) -> list[Job]:
         """Return all jobs in some states, the oldest submission first."""
 
+    def queued(self, cpus: float, gpus: float, *, fitting: bool, limit: int) -> list[Job]:
+        """Return the oldest queued jobs that a cluster of a size could ever run, or those that it couldn't."""
+
     def count_by_state(self) -> dict[JobState, int]:
         """Return how many jobs are in each state, those with none included."""
+
+    def queued_before(self, job_id: str) -> int:
+        """Return how many queued jobs were submitted before one.
+
+        Raises
+        ------
+        UnknownJobError
+        """
 
     def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
         """Change a job's state, with the event that says so, and other fields of `Job` by name.
@@ -102,6 +115,14 @@ class JobStore(Protocol):
         Raises
         ------
         UnknownJobError, TransitionError
+        """
+
+    def describe(self, job_id: str, detail: str) -> Job:
+        """Say more of the state that a job is in, with an event; nothing happens if that is known.
+
+        Raises
+        ------
+        UnknownJobError
         """
 
     def update(self, job_id: str, **changes: Any) -> Job:

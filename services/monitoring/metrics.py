@@ -7,11 +7,10 @@ accuracies, progress and checkpoints appear when they have a value.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
-from services.monitoring.metrics_table import METRICS
+from services.monitoring.metrics_table import METRICS, Process
 from services.monitoring.timeline import CAUSES
 
 BUSY_KINDS = ("forward", "update", "step", "probe")
@@ -26,7 +25,7 @@ STATES = ("pending", "running", "finished", "failed", "stopped")
 class _Metrics:
     """The metrics of one process in a registry of their own, with the labels that all of them share."""
 
-    def __init__(self, process: Literal["block", "trainer"], **labels: str) -> None:
+    def __init__(self, process: Process, **labels: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = labels

@@ -22,7 +22,11 @@ format of Prometheus' file-based service discovery, with the labels `job`, `role
 progress and checkpoints appear when they have a value.
 """
 
-_SECTIONS = {"block": "Served by every block", "trainer": "Served by the trainer"}
+_SECTIONS = {
+    "block": "Served by every block",
+    "trainer": "Served by the trainer",
+    "coordinator": "Served by the coordinator",
+}
 
 
 def render() -> str:

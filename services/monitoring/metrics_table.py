@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+Process = Literal["block", "trainer", "coordinator"]
+
 _BLOCK = ("job", "block")
 _JOB = ("job",)
 
@@ -15,13 +17,15 @@ class Metric(NamedTuple):
     """A row of the table."""
 
     name: str
-    type: Literal["counter", "gauge"]
+    type: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
 
     @property
-    def process(self) -> Literal["block", "trainer"]:
+    def process(self) -> Process:
         """Which process serves the metric."""
+        if self.name.startswith("lowdimfa_coordinator_"):
+            return "coordinator"
         return "block" if "block" in self.labels else "trainer"
 
 
@@ -157,5 +161,53 @@ METRICS = (
         "counter",
         (*_JOB, "code"),
         "Failures of the job, by the code of the error.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_jobs_count",
+        "gauge",
+        ("state",),
+        "Jobs in each state: queued, starting, running, stopping, finished, failed, stopped.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_queue_oldest_wait_seconds",
+        "gauge",
+        (),
+        "How long the job that is next in the queue has waited; 0 when none is queued.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_calls_total",
+        "counter",
+        ("method", "code"),
+        "Calls that ended, by method and gRPC status code.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_call_duration_seconds",
+        "histogram",
+        ("method",),
+        "How long unary calls took, the wait for the client's turn included.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_streams_count",
+        "gauge",
+        ("method",),
+        "Open streams.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_cluster_up_info",
+        "gauge",
+        (),
+        "1 if the Ray cluster answered when it was last asked, 0 if not.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_cluster_last_seen_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time at which the Ray cluster last answered; 0 before it did.",
+    ),
+    Metric(
+        "lowdimfa_coordinator_supervisor_last_round_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time at which the supervisor last looked after all jobs.",
     ),
 )

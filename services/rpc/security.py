@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hmac
 import ipaddress
 import secrets
@@ -11,12 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lowdimfa.errors import InputError
+from services.rpc.certificates import Authority
 from services.rpc.options import client_options
 
 #: The name in the certificate of every block. Blocks are found by address, so they share one name and one
@@ -53,7 +49,9 @@ class Security:
 
         The authority's private key is forgotten at once, so nobody can add a block to the run later.
         """
-        return cls(secrets.token_urlsafe(32), *_issue(days))
+        authority = Authority("lowdimfa-run", days)
+        certificate, key = authority.issue(BLOCK_NAME, [BLOCK_NAME], "peer")
+        return cls(secrets.token_urlsafe(32), certificate, key, authority.certificate)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -68,7 +66,7 @@ class Security:
         InputError
             The address is not a loopback address and there is no TLS.
         """
-        if self.certificate is None and not _is_loopback(address):
+        if self.certificate is None and not is_loopback(address):
             raise InputError(
                 f"address {address}",
                 "no TLS",
@@ -122,46 +120,10 @@ def _refuse(_requests: Any, context: Any) -> None:
     context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing, or is not this run's token")
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Return whether an address (``host`` or ``host:port``) is that of this machine itself."""
     host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name, which may resolve to anything
         return False
-
-
-def _issue(days: int) -> tuple[bytes, bytes, bytes]:
-    """Return PEM of a certificate, its private key, and the certificate of the authority that signed it."""
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority_name, name = (
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("lowdimfa-run", BLOCK_NAME)
-    )
-    now = datetime.datetime.now(datetime.UTC)
-
-    def builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(authority_name)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            # The clocks of a cluster's machines may differ.
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=days))
-        )
-
-    authority = (
-        builder(authority_name, authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    certificate = (
-        builder(name, key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(BLOCK_NAME)]), critical=False)
-        .add_extension(usage, critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(pem), private, authority.public_bytes(pem)

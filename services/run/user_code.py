@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lowdimfa.errors import InputError
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 2 << 20
 """Most that is sent of a user's own files."""
 
 
@@ -20,7 +20,7 @@ class UserCode:
     Attributes
     ----------
     folder
-        Where they lie, on the machine that submitted the run.
+        Where they lie: on the machine that submitted the run, or on storage that all processes share.
     files
         Their texts by path within the folder; empty where every process can read the folder itself.
     """

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lowdimfa.errors import InputError
 from services.spec.dialect import read_yaml, write_yaml
 from services.spec.expectations import Path, describe, find
-from services.spec.refusals import as_input_error, dotted, shown
+from services.spec.refusals import as_input_error, dotted, refusals_of, shown
 from services.spec.schema import Specification
 
 
@@ -39,6 +39,17 @@ def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specifi
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(source, f"a file that can't be read ({reason})", "a readable YAML file") from error
+    return parse_text(text, source, overrides)
+
+
+def parse_text(text: str, source: str, overrides: Sequence[str] = ()) -> Specification:
+    """Make a specification of YAML text, as `load_specification` does of a file's.
+
+    Raises
+    ------
+    InputError
+        It doesn't define a valid run.
+    """
     value = read_yaml(text, source)
     if not isinstance(value, dict):
         raise _not_a_mapping(value, source)
@@ -46,6 +57,30 @@ def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specifi
     for where, setting in settings:
         value = _with(value, where, setting, ())
     return _validated(value, source, [where for where, _ in settings])
+
+
+def violations(text: str) -> list[tuple[str, str]]:
+    """Return everything that is wrong with a specification's YAML text, as pairs of a key (``train.steps``) and words.
+
+    What is not a mapping in YAML at all is one violation of the key ``""``.
+    """
+    try:
+        value = read_yaml(text, "specification")
+    except InputError as error:
+        return [("", error.message)]
+    if not isinstance(value, dict):
+        return [("", _not_a_mapping(value, "specification").message)]
+    try:
+        Specification.model_validate(value)
+    except ValidationError as error:
+        return [
+            (
+                dotted(refusal.path),
+                f"found {refusal.found}; expected {refusal.expected}. {refusal.hint}".strip(),
+            )
+            for refusal in refusals_of(error, value)
+        ]
+    return []
 
 
 def parse_specification(mapping: Mapping[str, Any], source: str) -> Specification:

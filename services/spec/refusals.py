@@ -39,18 +39,23 @@ def as_input_error(
     overridden
         Paths whose values come from ``--set`` and not from the file.
     """
+    first, *others = refusals_of(error, mapping)
+    hint = first.hint
+    if others:
+        lines = [f"  {InputError(_where(other.path, source, overridden), *other[1:])}" for other in others]
+        hint = "\n".join([f"{hint} Also wrong:".strip(), *lines])
+    return InputError(_where(first.path, source, overridden), first.found, first.expected, hint)
+
+
+def refusals_of(error: ValidationError, mapping: Mapping[str, Any]) -> list[Refusal]:
+    """Return everything that pydantic found wrong with a mapping, unknown keys first."""
     # A misspelt key is often why a required one is missing, so it comes first.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN)
     refusals: dict[Path, Refusal] = {}
     for detail in details:  # a value that fits none of several types is reported once
         refusal = _refusal(detail, mapping)
         refusals.setdefault(refusal.path, refusal)
-    first, *others = (refusal for path, refusal in refusals.items() if not _has_inner(path, refusals))
-    hint = first.hint
-    if others:
-        lines = [f"  {InputError(_where(other.path, source, overridden), *other[1:])}" for other in others]
-        hint = "\n".join([f"{hint} Also wrong:".strip(), *lines])
-    return InputError(_where(first.path, source, overridden), first.found, first.expected, hint)
+    return [refusal for path, refusal in refusals.items() if not _has_inner(path, refusals)]
 
 
 def dotted(path: Path) -> str:

@@ -95,6 +95,9 @@ class RunSection(Section):
         "backward pass on 256 training samples; 0 for none.",
     )
     timeline: bool = Field(True, description="Record when each block computed, sent and waited.")
+    tensorboard: bool = Field(
+        True, description="Write event files for TensorBoard into the run's directory, under `tensorboard`."
+    )
     metrics: Literal["loopback", "node", "off"] = Field(
         "loopback",
         description="Where each process serves its Prometheus metrics: on its own machine only, on the address by "

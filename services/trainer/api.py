@@ -13,8 +13,9 @@ from services.run.plan import RunPlan
 from services.run.user_code import UserCode
 from services.spec import Specification, load_specification, parse_specification
 from services.trainer.events import Event, EventLog, Sink
-from services.trainer.execute import EngineName, RunRequest, execute, prepare, stopped
+from services.trainer.execute import EngineName, RunRequest, execute, prepare
 from services.trainer.run_dir import new_run_dir, require_run_dir, targets_file
+from services.trainer.stopping import StopRequest, stopped
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class DecoupledTrainer:
         if resume and run_dir is None:
             raise InputError("--resume", "no --run-dir", "the directory of the run to continue")
         self._address = address
+        self._stop = StopRequest()
         self._on_event = on_event or (lambda event: None)
         path = (
             new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
@@ -117,24 +119,32 @@ class DecoupledTrainer:
         ------
         InputError
             Something the user gave doesn't fit.
+        StoppedError
+            `stop` was called; a checkpoint of the step reached is there.
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
         finished = (
-            execute(self.request, self._on_event) if self.request.engine == "local" else self._fit_on_ray()
+            execute(self.request, self._on_event, self._stop)
+            if self.request.engine == "local"
+            else self._fit_on_ray()
         )
         path = Path(self.request.run_dir)
         checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
         return Result(metrics, checkpoint, path)
 
+    def stop(self) -> None:
+        """Let `fit` finish its step, write a checkpoint and end; any thread may call, or a signal handler."""
+        self._stop.make()
+
     def _fit_on_ray(self) -> Event:
         if self._address is None:  # what is wrong shows before a cluster starts
             self.plan()
-        import ray  # only here: 'local' needs no Ray
+        # Only here: 'local' needs no Ray.
         from ray.exceptions import RayActorError, RayTaskError
 
-        from services.trainer.actor import TrainerActor, follow
+        from services.trainer.actor import TrainerActor, end, follow
         from services.trainer.cluster import start_ray
 
         specification = self.specification
@@ -146,8 +156,9 @@ class DecoupledTrainer:
         )
         trainer = TrainerActor.remote()
         try:
-            outcome = follow(trainer, trainer.fit.remote(self.request), self._on_event)
+            outcome = follow(trainer, trainer.fit.remote(self.request), self._on_event, self._stop)
         except KeyboardInterrupt:
+            end(trainer)
             self._note_stop()
             raise
         except RayActorError as error:
@@ -160,7 +171,7 @@ class DecoupledTrainer:
                 f"the trainer failed ({type(error.cause).__name__}: {error.cause})"
             ) from error
         finally:
-            ray.kill(trainer)
+            end(trainer)
             disconnect()
         if isinstance(outcome, LowdimfaError):
             raise outcome

@@ -21,7 +21,11 @@ def local_cpus(blocks: int, cpus_per_block: float) -> int:
 
 
 def start_ray(
-    address: str | None, blocks: int, cpus_per_block: float, liveness: float = 60.0
+    address: str | None,
+    blocks: int = 1,
+    cpus_per_block: float = 1.0,
+    liveness: float = 60.0,
+    namespace: str | None = None,
 ) -> Callable[[], None]:
     """Join the cluster at an address, or start one on this machine; return what ends the connection.
 
@@ -44,7 +48,7 @@ def start_ray(
         _start_local(num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
     else:
         _require_reachable(address, liveness)
-        ray.init(address=address, **common)
+        ray.init(address=address, namespace=namespace, **common)
     if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
         signal.signal(signal.SIGTERM, terminate)
     return lambda: ray.shutdown()
@@ -74,14 +78,21 @@ def _start_local(**options: Any) -> None:
 
 def _require_reachable(address: str, liveness: float) -> None:
     """Try the port first: Ray itself keeps trying for minutes, and doesn't say what it waits for."""
+    reason = unreachable(address, liveness)
+    if reason:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({reason}); give --address the host and port of its head node",
+            setting="--address",
+        )
+
+
+def unreachable(address: str, seconds: float) -> str:
+    """Say why nothing accepts connections at a cluster's address; nothing if something does, or Ray has to find it."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return  # such as 'auto', which Ray resolves
+        return ""  # such as 'auto'
     try:
-        socket.create_connection((host, int(port)), timeout=liveness).close()
+        socket.create_connection((host, int(port)), timeout=seconds).close()
     except OSError as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); give --address the host and port of "
-            "its head node",
-            setting="--address",
-        ) from error
+        return error.strerror or str(error)
+    return ""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from lowdimfa.alignment import Alignment
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
+from services.trainer.stopping import StopRequest
 
 OnSteps = Callable[[Sequence[StepResult]], None]
 
@@ -38,8 +39,12 @@ class Engine(Protocol):
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Bring all blocks up, from a checkpoint when a step is given; return ``pids`` by role and ``nodes``."""
 
-    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
-        """Run the steps ``first_step <= t < last_step`` and report them in order."""
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
+        """Run the steps ``first_step <= t < last_step``, report them in order, and return the step reached.
+
+        That is ``last_step``, or an earlier one when a stop is requested meanwhile: all blocks then rest at that
+        boundary, having run every step before it and at least one.
+        """
 
     def evaluate(self) -> Evaluation:
         """Return loss and accuracy on the test split."""

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lowdimfa.errors import InputError, LowdimfaError, StoppedError
+from lowdimfa.errors import InputError, LowdimfaError
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan, make_run_plan
+from services.run.process_log import keep_output, log_file
 from services.run.state import boundaries_of, require_resumable
 from services.run.user_code import UserCode
-from services.spec import Specification, parse_specification
+from services.spec import Specification, parse_specification, to_yaml
 from services.trainer.engine import Engine
 from services.trainer.events import Event, EventLog, Sink, to_json
 from services.trainer.local_engine import LocalEngine
 from services.trainer.loop import TrainingLoop, failed
 from services.trainer.run_dir import RunDir, require_run_dir
+from services.trainer.stopping import StopRequest, stopped
+from services.trainer.tensorboard import Board, NoBoard, TensorBoard
 from services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]
@@ -102,7 +105,13 @@ def require_engine(specification: Specification, engine: EngineName) -> None:
         )
 
 
-def execute(request: RunRequest, sink: Sink | None = None) -> Event:
+def execute(
+    request: RunRequest,
+    sink: Sink | None = None,
+    stop: StopRequest | None = None,
+    *,
+    own_process: bool = False,
+) -> Event:
     """Run to the end and return the ``finished`` event.
 
     Parameters
@@ -111,32 +120,49 @@ def execute(request: RunRequest, sink: Sink | None = None) -> Event:
         What to run.
     sink
         Gets every event.
+    stop
+        Asks for an early end, with a checkpoint.
+    own_process
+        Whether this process is there for the run alone: its standard output and error then go to the run's logs.
 
     Raises
     ------
+    StoppedError
+        The run ended early, as ``stop`` asked; the log has a ``failed`` event.
     LowdimfaError
         Bad input, or the run failed; the log has a ``failed`` event.
     """
     path = Path(request.run_dir)
     require_run_dir(path, request.resume)
-    fresh = (
-        None if request.resume else prepare(request)
-    )  # before the directory is made: a refusal leaves none
+    if own_process and path.is_dir():
+        keep_output(log_file(path, "trainer"))
+    # Before the directory is made: a refusal leaves none.
+    fresh = None if request.resume else prepare(request)
     with RunDir(path, request.resume) as run_dir:
+        if own_process:
+            keep_output(log_file(path, "trainer"))
         plan, manifest = fresh or prepare(request)
-        return _run(request, plan, manifest, run_dir, sink)
+        return _run(request, plan, manifest, run_dir, sink, stop or StopRequest())
 
 
 def _run(
-    request: RunRequest, plan: RunPlan, manifest: Manifest | None, run_dir: RunDir, sink: Sink | None
+    request: RunRequest,
+    plan: RunPlan,
+    manifest: Manifest | None,
+    run_dir: RunDir,
+    sink: Sink | None,
+    stop: StopRequest,
 ) -> Event:
     log = EventLog(run_dir.events, sink)
     watch = TrainerWatch(run_dir.path.name)
+    board = make_board(plan.specification, run_dir.path)
     engine: Engine | None = None
     try:
+        if stop.made:  # before anything of a run is there, so that it may still begin as a new one
+            raise stopped(run_dir.path)
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         engine = make_engine(request, plan, watch)
-        finished = TrainingLoop(plan, engine, run_dir.path, log, watch).run(manifest)
+        finished = TrainingLoop(plan, engine, run_dir.path, log, watch, board, stop).run(manifest)
         run_dir.conclude(to_json(finished))
         return finished
     except LowdimfaError as error:
@@ -155,19 +181,16 @@ def _run(
     finally:
         if engine is not None:
             engine.close()
+        board.close()
         watch.close()
         log.close()
 
 
-def stopped(run_dir: Path) -> StoppedError:
-    """Say what a run that the user stopped leaves."""
-    steps = CheckpointStore(run_dir).list()
-    if steps:
-        return StoppedError(f"stopped; go on from step {steps[-1]} with --resume --run-dir {run_dir}")
-    return StoppedError(
-        f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
-        setting="run.checkpoint_every",
-    )
+def make_board(specification: Specification, run_dir: Path) -> Board:
+    """Return what shows the run in TensorBoard, unless the specification doesn't want it."""
+    if not specification.run.tensorboard:
+        return NoBoard()
+    return TensorBoard(run_dir / "tensorboard", to_yaml(specification))
 
 
 def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engine:

@@ -45,7 +45,12 @@ class Fleet:
         resources = {"CPU": float(placement.cpus_per_block)}
         if placement.gpus_per_block:
             resources["GPU"] = float(placement.gpus_per_block)
-        self._group = placement_group([resources] * blocks, strategy=placement.strategy)
+        context = ray.get_runtime_context()
+        trainer = context.get_actor_name() or context.get_actor_id() or "driver"
+        free_places(trainer)  # those of an earlier part of the run whose trainer was killed
+        self._group = placement_group(
+            [resources] * blocks, strategy=placement.strategy, name=_group_name(trainer)
+        )
         self.actors: list[Any] = []
         try:
             self._await_room(resources, blocks, placement.strategy)
@@ -58,7 +63,7 @@ class Fleet:
                 num_cpus=placement.cpus_per_block,
                 num_gpus=placement.gpus_per_block,
                 scheduling_strategy=strategy,
-                name=f"block-{index}-{ray.get_runtime_context().get_actor_id() or 'driver'}-{time.time_ns()}",
+                name=f"block-{index}-{trainer}-{time.time_ns()}",
             )
             self.actors.append(options.remote(index))
 
@@ -128,7 +133,7 @@ class Fleet:
         """Call a worker's method in every block's compute thread; return the references."""
         return [actor.compute.remote(method, *arguments) for actor in self.actors]
 
-    def ask_one(self, index: int, method: str) -> Any:
+    def ask_one(self, index: int, method: str, *arguments: Any) -> Any:
         """Call a worker's method beside one block's computation; return its answer.
 
         Raises
@@ -136,7 +141,7 @@ class Fleet:
         LowdimfaError
             The error that the block returned, a lost actor, or no answer within the liveness.
         """
-        reference = self.actors[index].ask.remote(method)
+        reference = self.actors[index].ask.remote(method, *arguments)
         answered, _ = ray.wait([reference], timeout=self.liveness)
         if not answered:
             raise _silent([index], method.replace("_", " "), self.liveness)
@@ -173,6 +178,24 @@ class Fleet:
             ray.kill(actor)
         self.actors = []
         remove_placement_group(self._group)
+
+
+def free_places(trainer: str) -> None:
+    """Give back the places of a trainer that was killed; harmless if it holds none.
+
+    Its blocks end with it, but Ray keeps their placement group for as long as the driver lives that made the trainer.
+
+    Parameters
+    ----------
+    trainer
+        Name of its actor, or the actor's identifier if it has no name.
+    """
+    with contextlib.suppress(ValueError):  # there is none of that name
+        remove_placement_group(ray.util.get_placement_group(_group_name(trainer)))
+
+
+def _group_name(trainer: str) -> str:
+    return f"blocks of {trainer}"
 
 
 def _silent(blocks: Sequence[int], what: str, seconds: float) -> PeerError:

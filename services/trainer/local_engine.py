@@ -20,6 +20,7 @@ from services.run.checkpoint import CheckpointStore, write_block
 from services.run.plan import RunPlan
 from services.run.state import load_stage, stage_state
 from services.trainer.engine import BroadcastTraffic, OnSteps
+from services.trainer.stopping import StopRequest
 
 ALIGNMENT_SAMPLES = 256
 
@@ -64,7 +65,7 @@ class LocalEngine:
             self._timeline = TimelineWriter(self._run_dir / "timeline" / "block-0.jsonl")
         return {"pids": {"trainer": os.getpid(), "blocks": []}, "nodes": 1}
 
-    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         """Run steps one after the other."""
         began = time.time()
 
@@ -76,7 +77,11 @@ class LocalEngine:
             began = ended
             on_steps([result])
 
-        self._trainer.run(first_step, last_step, finished)
+        step = first_step
+        while step < last_step and not (stop.made and step > first_step):
+            self._trainer.run(step, step + 1, finished)
+            step += 1
+        return step
 
     def evaluate(self) -> Evaluation:
         """Return loss and accuracy on the test split."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError
-from lowdimfa.network import StepResult
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan
 from services.run.state import resume_meta
 from services.trainer.engine import Engine
 from services.trainer.events import Event, EventLog, ProgressMeter
+from services.trainer.stopping import StopRequest, stopped
+from services.trainer.tensorboard import Board
 from services.trainer.watch import TrainerWatch
 
 
@@ -35,16 +36,29 @@ class TrainingLoop:
         Gets events.
     watch
         Gets what Prometheus sees of the trainer.
+    board
+        Gets what TensorBoard shows.
+    stop
+        Asks for an early end.
     """
 
     def __init__(
-        self, plan: RunPlan, engine: Engine, run_dir: Path, log: EventLog, watch: TrainerWatch
+        self,
+        plan: RunPlan,
+        engine: Engine,
+        run_dir: Path,
+        log: EventLog,
+        watch: TrainerWatch,
+        board: Board,
+        stop: StopRequest,
     ) -> None:
         self._plan = plan
         self._engine = engine
         self._run_dir = run_dir
         self._log = log
         self._watch = watch
+        self._board = board
+        self._stop = stop
         self._store = CheckpointStore(run_dir, plan.specification.run.keep)
         self._total = plan.network.training.total_steps
         self._seconds = 0.0
@@ -73,18 +87,28 @@ class TrainingLoop:
         ----------
         manifest
             Of the checkpoint to go on from.
+
+        Raises
+        ------
+        StoppedError
+            Somebody asked for an early end; the checkpoint of the step reached is written.
         """
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
+        self._board.begin(self._saved)
         places = self._engine.start(None if manifest is None else manifest.step)
         self._started(places)
         while self._done < self._total:
-            self._segment(self._next_stop())
+            if self._stop.made:
+                self._save_once()
+                raise stopped(self._run_dir)
+            self._segment(self._next_boundary())
         if not self._evaluated or self._evaluated["step"] != self._done:
             self._evaluate()
-        if self._saved != self._done:
-            self._save()
+        self._save_once()
+        self._board.close()
+        self._warn()  # while the run's last event is still to come
         return self._finished()
 
     def _started(self, places: dict[str, Any]) -> None:
@@ -101,22 +125,18 @@ class TrainingLoop:
             **places,
         )
 
-    def _segment(self, stop: int) -> None:
+    def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)
         began = time.monotonic()
-        self._engine.run_steps(self._done, stop, self._take)
+        self._done = self._engine.run_steps(self._done, boundary, self._meter.take, self._stop)
         self._seconds += time.monotonic() - began
-        self._done = stop
         for period, action in self._periods:
-            if stop % period == 0:
+            if self._done % period == 0:
                 action()
 
-    def _next_stop(self) -> int:
-        stops = [(self._done // period + 1) * period for period, _ in self._periods]
-        return min([*stops, self._total])
-
-    def _take(self, results: Sequence[StepResult]) -> None:
-        self._meter.take(results)
+    def _next_boundary(self) -> int:
+        boundaries = [(self._done // period + 1) * period for period, _ in self._periods]
+        return min([*boundaries, self._total])
 
     def _evaluate(self) -> None:
         result = self._engine.evaluate()
@@ -134,6 +154,10 @@ class TrainingLoop:
 
     def _align(self) -> None:
         self._emit("alignment", step=self._done, **self._engine.align().as_event())
+
+    def _save_once(self) -> None:
+        if self._saved != self._done:
+            self._save()
 
     def _save(self) -> None:
         began = time.monotonic()
@@ -170,7 +194,13 @@ class TrainingLoop:
     def _emit(self, event: str, **fields: Any) -> Event:
         entry = self._log.emit(event, **fields)
         self._watch.saw(entry)
+        self._board.saw(entry)
+        self._warn()
         return entry
+
+    def _warn(self) -> None:
+        if trouble := self._board.trouble():
+            self._log.emit("warning", message=trouble)
 
     @property
     def _parameters(self) -> int:

@@ -23,11 +23,13 @@ from services.monitoring.exporter import Target, write_targets
 from services.rpc.security import Security
 from services.run.plan import RunPlan
 from services.run.user_code import UserCode
+from services.trainer.ending import EarlyEnd
 from services.trainer.engine import BroadcastTraffic, OnSteps
 from services.trainer.fleet import Fleet
 from services.trainer.local_engine import alignment_batch
 from services.trainer.run_dir import targets_file
 from services.trainer.stall import StallWatch
+from services.trainer.stopping import StopRequest
 from services.trainer.watch import TrainerWatch
 
 START_LIVENESS = 3.0
@@ -121,20 +123,28 @@ class RayEngine:
         self._targets.parent.mkdir(exist_ok=True)
         write_targets(self._targets, [*blocks, Target(address=trainer, job=job, role="trainer")])
 
-    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps) -> None:
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         """Let all blocks run their schedules, and hand on what the head reports."""
         fleet = self._require()
         watch = StallWatch(fleet, self._liveness)
+        end = EarlyEnd(fleet, stop)
 
-        def tick() -> None:
+        def report() -> None:
             finished = fleet.ask_one(self._blocks - 1, "finished_steps")
             if finished:
                 on_steps(finished)
+
+        def tick() -> None:
+            report()
+            end.look()
             watch.look()
 
-        self._drive(fleet, "run_steps", (first_step, last_step), tick)
-        tick()
-        self._samples += (last_step - first_step) * self._plan.order.batch_size
+        reached = self._drive(fleet, "run_steps", (first_step, last_step), tick)
+        report()
+        if len(set(reached)) > 1:
+            raise LowdimfaError(f"the blocks ended at different steps: {reached}")
+        self._samples += (reached[0] - first_step) * self._plan.order.batch_size
+        return int(reached[0])
 
     def evaluate(self) -> Evaluation:
         """Pass the test split through all blocks; the head counts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,10 @@ class Training:
                 return event
         raise AssertionError(f"no event {kind!r} before the end")
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C: the terminal tells every process of the group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def end(self) -> Outcome:
         """Wait for the end and return what was not read yet."""
         stdout, stderr = self.process.communicate(timeout=SECONDS)
@@ -100,6 +105,7 @@ def training(spec: Path, run_dir: Path, *arguments: object) -> Iterator[Training
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # so that a test can signal the whole group, as a terminal does
     )
     try:
         yield Training(process)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from command import (
     COMMAND,
@@ -35,7 +36,7 @@ FINISHED = {
     "broadcast_wire_bytes_per_sample", "parameters",
 }  # fmt: skip
 COURSE = settings(run__checkpoint_every=100)
-LONG = settings(train__epochs=None, train__steps=1_000_000, run__checkpoint_every=50)
+UNBROKEN = settings(train__epochs=None, train__steps=1_000_000, run__evaluate_every_epochs=0)
 
 
 @pytest.fixture(scope="module")
@@ -186,19 +187,82 @@ def test_other_boundaries_and_more_steps(run: tuple[Path, Outcome], forks: Forks
     assert again.events[-1]["test_accuracy"] > 0.95
 
 
+NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop at once"
+
+
+def stopped_at(outcome: Outcome, run_dir: Path) -> int:
+    """Check how a run ended that was stopped in order, and return the step to go on from."""
+    *_, checkpoint, failed = outcome.events
+    step = checkpoint["step"]
+    assert (checkpoint["event"], failed["event"]) == ("checkpoint", "failed")
+    assert (failed["code"], failed["exit_code"], failed["step"]) == ("stopped", 130, step)
+    notice, message = outcome.stderr.splitlines()
+    assert notice == NOTICE
+    assert message == f"lowdimfa: stopped; go on from step {step} with --resume --run-dir {run_dir}"
+    assert outcome.code == 130
+    return int(step)
+
+
 def test_signals_end_a_run_that_can_go_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "stopped"
+    reached = 0
     for number, more in ((signal.SIGINT, ()), (signal.SIGTERM, ("--resume",))):
-        with training(DIGITS, run_dir, *LONG, *more) as going:
-            going.until("checkpoint")
+        with training(DIGITS, run_dir, *UNBROKEN, *more) as going:
+            going.until("progress")
             if number == signal.SIGINT:
-                refused(train(DIGITS, run_dir, *LONG, "--resume"), "another trainer", str(run_dir))
+                refused(train(DIGITS, run_dir, *UNBROKEN, "--resume"), "another trainer", str(run_dir))
             going.process.send_signal(number)
             outcome = going.end()
-        refused(outcome, "--resume", str(run_dir), code=130)
-        assert outcome.events[-1]["event"] == "failed"
-        assert (outcome.events[-1]["code"], outcome.events[-1]["exit_code"]) == ("stopped", 130)
+        before, reached = reached, stopped_at(outcome, run_dir)
+        assert reached > before
     assert lowdimfa("export", run_dir, "--output", tmp_path / "model.safetensors").code == 0
+
+
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Module):
+    def forward(self, inputs):
+        if len(inputs) > 2:  # not the example on which the model is tried
+            print("the step has begun", flush=True)
+            time.sleep(600)
+        return inputs
+
+def make_model():
+    return nn.Sequential(nn.Flatten(), Slow(), nn.Linear(64, 10))
+"""
+
+
+def test_a_second_signal_ends_a_run_in_the_middle_of_its_step(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "spec.yaml").write_bytes(DIGITS.read_bytes())
+    slow = settings(model__factory="slow:make_model", model__args={}, model__blocks=1)
+    with training(tmp_path / "spec.yaml", tmp_path / "run", *slow) as going:
+        assert going.process.stderr is not None  # where a model's own output goes
+        assert going.process.stderr.readline() == "the step has begun\n"
+        going.interrupt()
+        assert going.process.stderr.readline() == f"{NOTICE}\n"
+        going.interrupt()
+        outcome = going.end()
+    refused(outcome, "stopped before the first checkpoint", code=130)
+    assert outcome.events[-1]["code"] == "stopped"
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_on_ray_stops_in_order(tmp_path: Path) -> None:
+    run_dir = tmp_path / "stopped"
+    with training(DIGITS, run_dir, *UNBROKEN, "--engine", "ray") as going:
+        pids = going.until("started")["pids"]
+        going.until("progress")
+        going.interrupt()
+        outcome = going.end()
+    step = stopped_at(outcome, run_dir)
+    processes = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, 20)
+    assert not alive
+    again = train(DIGITS, run_dir, *settings(train__epochs=None, train__steps=step + 3), "--resume")
+    assert again.events[-1]["steps"] == step + 3
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(forks: Forks, tmp_path: Path) -> None:

@@ -1,18 +1,13 @@
-"""The schedule, proved in a simulation of several blocks without network, clocks or threads.
-
-The simulation keeps its own account of every block and holds the schedule to it: an instruction that breaks a
-rule fails, and so does a wait while the rules would let the block work.
-"""
+"""The schedule, proved in a simulation of several blocks without network, clocks or threads."""
 
 from __future__ import annotations
 
 import itertools
-import random
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedule_simulation import Simulation, policy
 
 from lowdimfa.errors import PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
@@ -27,176 +22,12 @@ from services.block.instructions import (
     Instruction,
     PeerLost,
     Policy,
-    Publish,
     RunForward,
     RunUpdate,
     Send,
     Wait,
 )
 from services.block.schedule import Schedule
-
-
-def policy(
-    *, first: bool = False, head: bool = False, m: int = 1, w: int = 1, s: int = 0, probe_every: int = 0
-) -> Policy:
-    return Policy(first, head, microbatches=m, window=w, staleness=s, probe_every=probe_every)
-
-
-def is_probed(rules: Policy, ticket: Ticket) -> bool:
-    return rules.probe_every > 0 and ticket.microbatch == 0 and ticket.step % rules.probe_every == 0
-
-
-@dataclass
-class Node:
-    """One simulated block, with the rules counted a second time from the log of what it did."""
-
-    rules: Policy
-    steps: range
-    schedule: Schedule = field(init=False)
-    activations: set[Ticket] = field(default_factory=set)
-    errors: set[tuple[Ticket, str]] = field(default_factory=set)
-    finished: list[Compute] = field(default_factory=list)
-    running: Compute | None = None
-    done: bool = False
-
-    def __post_init__(self) -> None:
-        self.schedule = Schedule(self.rules, self.steps.start, self.steps.stop)
-        tickets = [Ticket(t, j) for t in self.steps for j in range(self.rules.microbatches)]
-        self.forwards: list[Compute] = [RunForward(x, is_probed(self.rules, x)) for x in tickets]
-        self.updates: list[Compute] = []
-        for ticket in tickets:
-            last = ticket.microbatch == self.rules.microbatches - 1
-            if not self.rules.head:
-                self.updates.append(RunUpdate(ticket, "train"))
-                self.updates += [RunUpdate(ticket, "probe")] * is_probed(self.rules, ticket)
-            self.updates += [ApplyStep(ticket.step)] * last
-
-    def of(self, *kinds: type) -> list[Compute]:
-        return [item for item in self.finished if isinstance(item, kinds)]
-
-    def runnable(self) -> Compute | None:
-        """What the policy wants this block to compute now."""
-        forwarded, updated = len(self.of(RunForward)), self.of(RunUpdate, ApplyStep)
-        applied = self.steps.start + len(self.of(ApplyStep))
-        if len(updated) < len(self.updates):
-            update = self.updates[len(updated)]
-            if isinstance(update, RunUpdate) and (update.ticket, update.kind) in self.errors:
-                return update
-            last_forward = (
-                self.rules.head and forwarded == (applied - self.steps.start + 1) * self.rules.microbatches
-            )
-            if isinstance(update, ApplyStep) and (last_forward or not self.rules.head):
-                return update
-        if forwarded < len(self.forwards) and self.held_back_by() is None:
-            return self.forwards[forwarded]
-        return None
-
-    def held_back_by(self) -> str | None:
-        forwarded = len(self.of(RunForward))
-        if forwarded == len(self.forwards):
-            return "error"
-        forward = self.forwards[forwarded]
-        assert isinstance(forward, RunForward)
-        if self.steps.start + len(self.of(ApplyStep)) < forward.ticket.step - self.rules.staleness:
-            return "staleness"
-        if self.in_flight() >= self.rules.window:
-            return "window"
-        if not self.rules.first and forward.ticket not in self.activations:
-            return "activation"
-        return None
-
-    def in_flight(self) -> int:
-        trained = sum(isinstance(item, RunUpdate) and item.kind == "train" for item in self.finished)
-        return 0 if self.rules.head else len(self.of(RunForward)) - trained
-
-    def obey(self, instruction: Instruction) -> None:
-        """Take one decision of the schedule, and fail unless the policy wants just that."""
-        assert self.running is None and not self.done
-        assert self.schedule.in_flight == self.in_flight() <= self.rules.window
-        assert self.schedule.applied_steps == self.steps.start + len(self.of(ApplyStep))
-        wanted = self.runnable()
-        if isinstance(instruction, Done):
-            assert wanted is None and self.finished[-1:] == self.updates[-1:]
-            self.done = True
-        elif isinstance(instruction, Wait):
-            assert wanted is None and instruction.cause == self.held_back_by()
-        else:
-            assert instruction == wanted
-            self.running = wanted
-
-
-class Simulation:
-    """Blocks whose messages arrive late, out of order and more than once, and whose work takes any time."""
-
-    def __init__(self, blocks: int, rules: Policy, steps: range, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.mail: list[tuple[int, Event]] = []
-        self.nodes = []
-        for block in range(blocks):
-            role = Policy(
-                first=block == 0,
-                head=block == blocks - 1,
-                microbatches=rules.microbatches,
-                window=rules.window,
-                staleness=rules.staleness,
-                probe_every=rules.probe_every,
-            )
-            self.nodes.append(Node(role, steps))
-
-    def run(self) -> None:
-        for node in self.nodes:
-            self.decide(node, node.schedule.start())
-        while choices := [*range(len(self.mail)), *(node for node in self.nodes if node.running)]:
-            choice = self.random.choice(choices)
-            if isinstance(choice, int):
-                self.deliver(choice)
-            else:
-                self.finish(choice)
-        assert all(node.done for node in self.nodes), [node.schedule.waiting_for for node in self.nodes]
-
-    def decide(self, node: Node, instructions: list[Instruction]) -> None:
-        assert len(instructions) == 1
-        node.obey(instructions[0])
-
-    def deliver(self, position: int) -> None:
-        block, event = self.mail[position]
-        if self.random.random() < 0.7:  # otherwise it stays, and arrives once more
-            self.mail.pop(position)
-        node = self.nodes[block]
-        if isinstance(event, ActivationArrived):
-            fresh = event.ticket not in node.activations
-            node.activations.add(event.ticket)
-        else:
-            assert isinstance(event, ErrorArrived)
-            fresh = (event.ticket, event.kind) not in node.errors
-            node.errors.add((event.ticket, event.kind))
-        instructions = node.schedule.handle(event)
-        if fresh and node.running is None:
-            self.decide(node, instructions)
-        else:
-            assert instructions == []
-
-    def finish(self, node: Node) -> None:
-        ended, node.running = node.running, None
-        assert ended is not None
-        node.finished.append(ended)
-        instructions = node.schedule.handle(Finished(ended))
-        block = self.nodes.index(node)
-        if isinstance(ended, RunForward):
-            sent = instructions.pop(0)
-            if node.rules.head:
-                assert sent == Publish(ended.ticket, ended.probe)
-                self.publish(ended)
-            else:
-                assert sent == Send(ended.ticket)
-                self.mail.append((block + 1, ActivationArrived(ended.ticket)))
-        self.decide(node, instructions)
-
-    def publish(self, forward: RunForward) -> None:
-        for block in range(len(self.nodes) - 1):
-            self.mail.append((block, ErrorArrived(forward.ticket, "train")))
-            if forward.probe:
-                self.mail.append((block, ErrorArrived(forward.ticket, "probe")))
 
 
 def check(blocks: int, rules: Policy, steps: range, seed: int) -> None:

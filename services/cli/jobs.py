@@ -1,0 +1,212 @@
+"""The commands for jobs: submit, jobs, status, watch, stop, resume, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lowdimfa.errors import InputError, StoppedError
+from services.cli.connection import connected
+from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
+from services.cli.jobs_display import job_lines, jobs_table
+from services.cli.options import Format, FormatOption
+from services.coordinator.jobs import ENDS, JobState
+
+if TYPE_CHECKING:
+    from services.coordinator.client import CoordinatorClient
+
+WIDE = 200
+"""Columns of a table that goes into a file or a pipe."""
+
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Id of a job, or its beginning if no other begins so.")
+]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Show the job's progress until its end.")]
+
+
+@connected
+def submit(
+    client: CoordinatorClient,
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the job; by default the file's name.")
+    ] = None,
+    idempotency_key: Annotated[
+        str, typer.Option(help="Submit once, however often this is called with the same key.")
+    ] = "",
+    watch: WatchOption = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Put a job into the queue of the service. Python files beside SPEC are sent with it."""
+    from services.run.user_code import UserCode
+    from services.spec import load_specification
+    from services.spec.load import to_yaml
+
+    specification = load_specification(spec, overrides or [])
+    files = UserCode.beside(spec.resolve().parent, pack=True).files
+    job, created = client.submit(name or spec.stem, to_yaml(specification), files, idempotency_key)
+    if form is Format.json and not watch:
+        typer.echo(json.dumps({"job": job, "created": created, "files": sorted(files)}))
+        return
+    for path in sorted(files):
+        typer.echo(f"sent {path} ({len(files[path].encode()):,} bytes)", err=True)
+    typer.echo(
+        f"submitted {job['id']}" if created else f"submitted before as {job['id']}", err=form is Format.json
+    )
+    if watch:
+        _watch(client, job["id"], 0, form)
+
+
+@connected
+def jobs(
+    client: CoordinatorClient,
+    state: Annotated[
+        list[JobState] | None, typer.Option("--state", help="Only jobs in this state; may be repeated.")
+    ] = None,
+    owner: Annotated[str, typer.Option(help="Only jobs of this owner.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    form: FormatOption = Format.text,
+) -> None:
+    """List jobs, the newest first."""
+    found = list(client.jobs(state or (), owner, limit=limit))
+    if form is Format.json:
+        for job in found:
+            typer.echo(json.dumps(job))
+    elif found:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+        console.print(jobs_table(found))
+    else:
+        typer.echo("no jobs")
+
+
+@connected
+def status(client: CoordinatorClient, job: JobArgument, form: FormatOption = Format.text) -> None:
+    """Show one job."""
+    found = client.get(find(client, job))
+    typer.echo(json.dumps(found) if form is Format.json else "\n".join(job_lines(found)))
+
+
+@connected
+def watch(
+    client: CoordinatorClient,
+    job: JobArgument,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQUENCE", help="Only events after this one.")] = 0,
+    form: FormatOption = Format.text,
+) -> None:
+    """Show a job's events from its start until its end; the exit code is that of the job."""
+    _watch(client, find(client, job), after, form)
+
+
+@connected
+def stop(
+    client: CoordinatorClient,
+    job: JobArgument,
+    now: Annotated[bool, typer.Option("--now", help="At once, without a checkpoint.")] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Stop a job: it finishes its step, writes a checkpoint, and ends."""
+    _say(client.stop(find(client, job), now), form)
+
+
+@connected
+def resume(
+    client: CoordinatorClient, job: JobArgument, watch: WatchOption = False, form: FormatOption = Format.text
+) -> None:
+    """Put a stopped or failed job back into the queue, to go on from its newest checkpoint."""
+    resumed = client.resume(find(client, job))
+    if not watch or form is Format.text:
+        _say(resumed, form)
+    if watch:
+        _watch(client, resumed["id"], resumed["last_sequence"] - 1, form)
+
+
+@connected
+def logs(
+    client: CoordinatorClient,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job's end.")] = False,
+    tail: Annotated[
+        int, typer.Option(min=0, metavar="LINES", help="Only the last lines of each process; 0 for all.")
+    ] = 0,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Only this process, such as trainer or block-0.")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Show what the processes of a job wrote."""
+    console = Console(highlight=False, soft_wrap=True)
+    for name, text in client.logs(find(client, job), tail, follow, source or ()):
+        if form is Format.json:
+            typer.echo(json.dumps({"source": name, "text": text}))
+        else:
+            console.print(f"{name:>9} ", style=_colour(name), end="", markup=False)
+            console.print(text, markup=False)
+
+
+def find(client: CoordinatorClient, beginning: str) -> str:
+    """Return the id of the one job whose id begins so.
+
+    Raises
+    ------
+    InputError
+        None does, or several do.
+    """
+    begun: list[str] = []
+    # An id begins with the job's name, so that only jobs of that name, or of one that begins so, can be meant.
+    for job in client.jobs(name_prefix=beginning.rpartition("-")[0] or beginning):
+        if job["id"] == beginning:
+            return beginning
+        if job["id"].startswith(beginning):
+            begun.append(job["id"])
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        shown = ", ".join(begun[:5]) + (", …" if len(begun) > 5 else "")
+        raise InputError(
+            f"job {beginning!r}", f"{len(begun)} jobs that begin so: {shown}", "the beginning of one"
+        )
+    raise InputError(f"job {beginning!r}", "no such job", "an id that 'lowdimfa jobs' lists")
+
+
+def _watch(client: CoordinatorClient, job_id: str, after: int, form: Format) -> None:
+    display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
+    last: dict[str, Any] = {}
+    try:
+        with display:
+            display.show({"event": "starting"})
+            for event in client.watch(job_id, after):
+                last = event if event["event"] in ("failed", "finished", "state") else last
+                display.show(event)
+    except KeyboardInterrupt:
+        typer.echo(f"job {job_id} goes on; 'lowdimfa watch {job_id}' shows it again", err=True)
+        raise typer.Exit(130) from None
+    job = client.get(job_id)
+    if job["state"] == JobState.stopped:
+        raise StoppedError(f"job {job_id} was stopped; 'lowdimfa resume {job_id}' goes on")
+    if job["state"] == JobState.failed and job["error"]:
+        typer.echo(f"lowdimfa: job {job_id}: {job['error']['message']}", err=True)
+        raise typer.Exit(job["error"]["exit_code"] or 1)
+
+
+def _say(job: dict[str, Any], form: Format) -> None:
+    if form is Format.json:
+        typer.echo(json.dumps(job))
+        return
+    detail = f": {job['detail']}" if job["detail"] else ""
+    ended = "" if JobState(job["state"]) in ENDS else f"; 'lowdimfa watch {job['id']}' shows it"
+    typer.echo(f"{job['id']} is {job['state']}{detail}{ended}")
+
+
+def _colour(source: str) -> str:
+    colours = ("cyan", "green", "magenta", "yellow", "blue", "red")
+    number = source.rpartition("-")[2]
+    return colours[int(number) % len(colours)] if number.isdecimal() else "bold"

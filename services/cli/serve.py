@@ -1,0 +1,112 @@
+"""``lowdimfa serve``: run the job service."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.options import Format, FormatOption
+
+
+class JobMetrics(StrEnum):
+    """Where the processes of jobs serve their metrics."""
+
+    loopback = "loopback"
+    node = "node"
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback with TLS and tokens.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50051,
+    http_host: Annotated[
+        str | None, typer.Option(help="Address of /metrics, /targets and /healthz; by default --host.")
+    ] = None,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of these pages.")] = 9464,
+    storage: Annotated[
+        Path,
+        typer.Option(envvar="LOWDIMFA_STORAGE", help="Folder that all nodes share, for run directories."),
+    ] = Path("runs"),
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of the service alone; by default .coordinator in the storage.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster; without it one on this machine is started, and ended when idle."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="The server's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask clients for a certificate of this authority.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who may call; see 'lowdimfa tokens'.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")
+    ] = False,
+    liveness: Annotated[
+        float, typer.Option(min=0.5, help="Seconds of silence from which every deadline derives.")
+    ] = 60.0,
+    max_queued: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 10_000,
+    max_streams_per_client: Annotated[
+        int, typer.Option(min=1, help="Watches and logs that a client may have open.")
+    ] = 256,
+    job_metrics: Annotated[
+        JobMetrics | None,
+        typer.Option(
+            help="Where jobs serve their metrics; by default loopback if --host is, else the node's address."
+        ),
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Run the job service until Ctrl-C or SIGTERM. Jobs outlive it; the next start picks them up."""
+    from services.coordinator.server import serve as run  # these take seconds
+    from services.coordinator.settings import ServeSettings
+
+    # One line for each call, with method, client and status; never a token.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        http_host=http_host or host,
+        http_port=http_port,
+        storage=storage,
+        state=state or storage / ".coordinator",
+        ray_address=ray_address,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        client_ca=client_ca,
+        tokens=tokens,
+        insecure=insecure,
+        liveness=liveness,
+        max_queued=max_queued,
+        max_streams_per_client=max_streams_per_client,
+    )
+    chosen = job_metrics or (JobMetrics.loopback if settings.on_loopback else JobMetrics.node)
+
+    def say(text: str, **fields: object) -> None:
+        typer.echo(json.dumps(fields) if form is Format.json else text)
+
+    def serving(address: str, http: str, ray: str) -> None:
+        say(
+            f"serving on {address}; metrics, targets and health on http://{http}; Ray cluster {ray}",
+            event="serving",
+            address=address,
+            http=http,
+            ray_address=ray,
+        )
+
+    say("starting", event="starting")
+    active = run(replace(settings, job_metrics=chosen.value), serving)
+    goes_on = (
+        "" if not active else f"; {', '.join(active)} run on: 'lowdimfa serve' with this --storage finds them"
+    )
+    say(f"ended{goes_on}", event="ended", active=active)

@@ -1,0 +1,110 @@
+"""One attempt at a job: what its trainer is called and told, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lowdimfa.errors import PeerError, StoppedError
+from services.coordinator.jobs import Event, Job, JobState, Submission
+from services.coordinator.store import JobStore
+from services.run.checkpoint import CheckpointStore
+from services.run.user_code import UserCode
+from services.spec.load import parse_text
+from services.trainer.execute import RunRequest
+from services.trainer.run_dir import targets_file
+
+LAST_EVENTS = 50
+"""Among which a run's last one is: only notes about its state may come after it."""
+
+
+def trainer_of(job: Job) -> str:
+    """Return the name of the trainer of a job's current attempt."""
+    return f"job-{job.id}-{job.attempt}"
+
+
+@dataclass(frozen=True)
+class RunRequests:
+    """Makes the request of a job's next attempt.
+
+    Attributes
+    ----------
+    storage
+        Gets the run directories.
+    metrics
+        Replaces ``run.metrics`` of a specification that doesn't turn them off.
+    """
+
+    storage: Path
+    metrics: Literal["loopback", "node"]
+
+    def log_of(self, job: Job) -> Path:
+        """Return the log of a job's events."""
+        return Path(job.run_dir) / "events.jsonl"
+
+    def make(self, job: Job, submission: Submission) -> RunRequest:
+        """Lay the user's files down and return what the trainer is to do.
+
+        An earlier attempt goes on from its newest checkpoint; one that came to none begins anew.
+        """
+        specification = parse_text(submission.specification, "the specification")
+        run = specification.run.model_copy(
+            update={
+                "storage": str(self.storage),
+                "metrics": "off" if specification.run.metrics == "off" else self.metrics,
+            }
+        )
+        run_dir = Path(job.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        resume = bool(CheckpointStore(run_dir).list())
+        if not resume:
+            (run_dir / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
+        return RunRequest(
+            specification=specification.model_copy(update={"run": run}).model_dump(),
+            run_dir=str(run_dir),
+            engine="ray",
+            resume=resume,
+            user_code=_lay_down(submission.files, run_dir / "code"),
+        )
+
+
+def _lay_down(files: dict[str, str], folder: Path) -> UserCode:
+    if not files:
+        return UserCode()
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return UserCode(str(folder))
+
+
+def outcome_in(store: JobStore, job: Job) -> Event | None:
+    """Return the last word of a job's current attempt, if its log had one."""
+    recent = store.events(job.id, max(0, job.last_sequence - LAST_EVENTS), LAST_EVENTS)
+    for _, event in reversed(recent):
+        if event["event"] in ("finished", "failed"):
+            return event
+        if event["event"] == "state" and event["state"] == JobState.starting:
+            return None
+    return None
+
+
+def lost(job: Job) -> Event:
+    """Return the last word of a trainer that left none."""
+    if job.stop_requested == "now":
+        return {"event": "failed"} | StoppedError("stopped at once").as_event()
+    if job.stop_requested and not (Path(job.run_dir) / "spec.yaml").exists():
+        return {"event": "failed"} | StoppedError("stopped before it began").as_event()
+    error = PeerError(
+        f"the trainer of job {job.id} was lost after step {job.step}; 'lowdimfa resume {job.id}' goes on from its last "
+        "checkpoint, if it has one"
+    )
+    return {"event": "failed"} | error.as_event()
+
+
+def forget_targets(job: Job) -> None:
+    """Take a job off Prometheus' list, where its trainer had no chance to."""
+    with contextlib.suppress(OSError):
+        targets_file(Path(job.run_dir)).unlink(missing_ok=True)

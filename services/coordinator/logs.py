@@ -1,0 +1,124 @@
+"""What the processes of a job wrote, as the run directory keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+POLL_SECONDS = 0.5
+"""Pause between looks for new lines."""
+
+LONGEST_LINE = 1 << 16
+"""Bytes of a line that are shown; a program may write without ever ending one."""
+
+CHUNK = 1 << 18
+
+SOURCE = re.compile(r"trainer|block-[0-9]{1,5}")
+"""What a process may be called."""
+
+
+class Line(NamedTuple):
+    """A line, without its break, and the process that wrote it."""
+
+    source: str
+    text: str
+
+
+@dataclass
+class _Source:
+    name: str
+    path: Path
+    position: int
+    rest: bytes = b""
+
+    def read(self) -> list[Line]:
+        """Return the whole lines that came since the last call; a very long one in pieces."""
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            data = file.read(CHUNK)
+        self.position += len(data)
+        *whole, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > LONGEST_LINE:
+            whole.append(self.rest)
+            self.rest = b""
+        return [self._line(text) for text in whole]
+
+    def end(self) -> list[Line]:
+        """Return what was left without a line break."""
+        rest, self.rest = self.rest, b""
+        return [self._line(rest)] if rest else []
+
+    def _line(self, text: bytes) -> Line:
+        return Line(self.name, text[:LONGEST_LINE].rstrip(b"\r").decode("utf-8", "replace"))
+
+
+async def read_logs(
+    run_dir: Path, sources: Collection[str], tail: int, follow: Callable[[], bool]
+) -> AsyncIterator[Line]:
+    """Yield the lines of a job's processes, process by process, and then new ones as they come.
+
+    Parameters
+    ----------
+    run_dir
+        Of the job.
+    sources
+        Only these processes; empty for all.
+    tail
+        Only so many of the last lines of each; 0 for all.
+    follow
+        Asked after each look whether more is to be waited for.
+    """
+    folder = run_dir / "logs"
+    known: dict[str, _Source] = {}
+    going_on = True
+    while going_on:
+        going_on = follow()  # asked before the last look, so that what came just before the end is read
+        for source in _appeared(folder, sources, known):
+            source.position = await asyncio.to_thread(start_of_tail, source.path, tail) if tail else 0
+            known[source.name] = source
+        for source in known.values():
+            while lines := await asyncio.to_thread(source.read):
+                for line in lines:
+                    yield line
+        if going_on:
+            await asyncio.sleep(POLL_SECONDS)
+    for source in known.values():
+        for line in source.end():
+            yield line
+
+
+def _appeared(folder: Path, sources: Collection[str], known: dict[str, _Source]) -> list[_Source]:
+    try:
+        found = sorted(
+            folder.glob("*.log"), key=lambda path: (path.stem != "trainer", len(path.stem), path.stem)
+        )
+    except OSError:
+        return []
+    return [
+        _Source(path.stem, path, 0)
+        for path in found
+        if SOURCE.fullmatch(path.stem) and path.stem not in known and (not sources or path.stem in sources)
+    ]
+
+
+def start_of_tail(path: Path, lines: int) -> int:
+    """Return where the last lines of a file begin, read from its end."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        left = lines + 1  # the break at the end of the last line counts as one
+        while position:
+            size = min(CHUNK, position)
+            position -= size
+            file.seek(position)
+            data = file.read(size)
+            at = len(data)
+            while (at := data.rfind(b"\n", 0, at)) >= 0:
+                left -= 1
+                if not left:
+                    return position + at + 1
+        return 0

@@ -1,0 +1,261 @@
+"""The coordinator's process: everything put together, and taken apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lowdimfa.errors import InputError, ResourceError
+from services.coordinator.access import Gate
+from services.coordinator.attempt import RunRequests
+from services.coordinator.jobs import ACTIVE, JobState
+from services.coordinator.limits import ClientLimits
+from services.coordinator.local_cluster import LocalCluster
+from services.coordinator.notices import Notices
+from services.coordinator.ray_runner import RayRunner
+from services.coordinator.runner import JobRunner
+from services.coordinator.service import CoordinatorService
+from services.coordinator.settings import ServeSettings
+from services.coordinator.sqlite_store import SqliteJobStore
+from services.coordinator.store import JobStore
+from services.coordinator.supervisor import Supervisor
+from services.coordinator.web import Web, overdue
+from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
+from services.rpc.certificates import server_credentials
+from services.rpc.options import server_options
+from services.rpc.v1 import coordinator_pb2, coordinator_pb2_grpc
+
+SERVICE = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
+
+MESSAGE_BYTES = 4 << 20
+"""Largest message that is taken: gRPC's own default."""
+
+SHORTEST_PING_MS = 100
+"""Clients that ping more often than this are cut off."""
+
+CALLS_AT_ONCE = 4096
+"""Of all clients together; beyond these gRPC itself answers RESOURCE_EXHAUSTED."""
+
+_log = logging.getLogger(__name__)
+
+
+def require_safe(settings: ServeSettings) -> None:
+    """Refuse to be open beyond this machine by accident.
+
+    Raises
+    ------
+    InputError
+        The API listens beyond loopback without TLS or without tokens, and nobody said that this is meant.
+    """
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InputError("--tls-cert and --tls-key", "one without the other", "both, or neither")
+    if settings.client_ca is not None and settings.tls_cert is None:
+        raise InputError(
+            "--client-ca", "no --tls-cert and --tls-key", "TLS, in which clients show certificates"
+        )
+    if settings.on_loopback or settings.insecure:
+        return
+    missing = [
+        name
+        for name, value in (("--tls-cert and --tls-key", settings.tls_cert), ("--tokens", settings.tokens))
+        if value is None
+    ]
+    if missing:
+        raise InputError(
+            f"--host {settings.host}",
+            f"no {' and no '.join(missing)}",
+            "TLS and tokens on every address but loopback",
+            "'lowdimfa certs' and 'lowdimfa tokens add' make them; --insecure does without.",
+        )
+
+
+class Coordinator:
+    """All parts of a running coordinator, in one event loop.
+
+    Parameters
+    ----------
+    settings
+        Of the operator.
+    store, runner
+        Where jobs are kept and run.
+    """
+
+    def __init__(self, settings: ServeSettings, store: JobStore, runner: JobRunner) -> None:
+        require_safe(settings)
+        self._settings, self._store = settings, store
+        self._metrics = CoordinatorMetrics()
+        self._notices = Notices()
+        requests = RunRequests(settings.storage, settings.job_metrics)
+        self._supervisor = Supervisor(store, runner, requests, settings.liveness, self._notices.tell)
+        self._metrics.read_from(self._reading)
+        limits = ClientLimits(settings.max_streams_per_client)
+        self._service = CoordinatorService(
+            store, Gate(settings.tokens), limits, self._notices, self._supervisor.wake, self._metrics
+        )
+        self._health = health.aio.HealthServicer()
+        self._server: Any = grpc.aio.server(
+            options=[
+                *server_options(settings.liveness),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                # A client's liveness is its own: it may ping more often than a block's would.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", SHORTEST_PING_MS),
+            ],
+            maximum_concurrent_rpcs=CALLS_AT_ONCE,
+        )
+        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self.address = self._bind()
+        self._web: Web | None = None
+
+    def _bind(self) -> str:
+        settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        target = f"{host}:{settings.port}"
+        try:
+            if settings.tls_cert is None or settings.tls_key is None:
+                port = self._server.add_insecure_port(target)
+            else:
+                credentials = server_credentials(settings.tls_cert, settings.tls_key, settings.client_ca)
+                port = self._server.add_secure_port(target, credentials)
+        except RuntimeError as error:
+            raise ResourceError(f"can't listen on {target} ({error}); set --host or --port") from error
+        return f"{host}:{port}"
+
+    async def start(self) -> str:
+        """Begin to answer and to look after jobs; return the address of the HTTP pages."""
+        settings = self._settings
+        self._web = Web(
+            settings.http_host, settings.http_port, self._metrics.registry, self._store, self._ailing
+        )
+        self._supervisor.start()
+        await self._server.start()
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self._web.address
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, end streams, and let go of the cluster; jobs run on."""
+        await self._health.enter_graceful_shutdown()
+        self._notices.close()
+        await self._server.stop(grace)
+        await asyncio.to_thread(self._supervisor.close)
+        if self._web is not None:
+            await asyncio.to_thread(self._web.close)
+
+    def _reading(self) -> Reading:
+        health_of = self._supervisor.health
+        waiting = self._store.queued(float("inf"), float("inf"), fitting=True, limit=1)
+        return Reading(
+            jobs={str(state): count for state, count in self._store.count_by_state().items()},
+            oldest_queued=waiting[0].created if waiting else None,
+            cluster_up=not health_of.cluster_error,
+            cluster_at=health_of.cluster_at,
+            round_at=health_of.round_at,
+        )
+
+    def _ailing(self) -> str:
+        """Say what is wrong with the coordinator itself; a cluster that is away is not its own fault."""
+        if not self._supervisor.alive:
+            return "the supervisor's thread has ended"
+        # Its longest call to the cluster is that which starts an agent.
+        if overdue(self._supervisor.health.round_at, 4 * self._settings.liveness):
+            return "the supervisor has not finished a round for four times the liveness"
+        try:
+            self._store.count_by_state()
+        except Exception as error:
+            return f"the job store does not answer ({error})"
+        return ""
+
+
+def serve(settings: ServeSettings, on_serving: Callable[[str, str, str], None]) -> list[str]:
+    """Run a coordinator until SIGTERM or SIGINT; a second signal cuts its calls short.
+
+    Parameters
+    ----------
+    settings
+        Of the operator.
+    on_serving
+        Gets the addresses of the API, the HTTP pages and the cluster once calls are answered.
+
+    Returns
+    -------
+    ids of the jobs that go on without it.
+
+    Raises
+    ------
+    InputError, ResourceError
+        It can't start.
+    """
+    require_safe(settings)
+    storage, state = settings.storage.resolve(), settings.state.resolve()
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--storage {storage}", f"no place to write ({error})", "a writable folder"
+        ) from error
+    store = SqliteJobStore(state / "jobs.sqlite3", storage, settings.max_queued)
+    try:
+        return _serve(settings, storage, state, store, on_serving)
+    finally:
+        store.close()
+
+
+def _serve(
+    settings: ServeSettings,
+    storage: Path,
+    state: Path,
+    store: SqliteJobStore,
+    on_serving: Callable[[str, str, str], None],
+) -> list[str]:
+    cluster = None if settings.ray_address is not None else LocalCluster(state, settings.liveness)
+    address = settings.ray_address or (cluster.address() if cluster is not None else "")
+    settings = replace(settings, storage=storage, state=state)
+    # A cluster that was started here asks everybody for Ray's own token, which lies in the user's home.
+    extra = {} if cluster is None else {"RAY_AUTH_MODE": "token"}
+    runner = RayRunner(address, settings.liveness, state / "ray-agent.log", extra)
+    asyncio.run(_until_told(settings, store, runner, lambda api, http: on_serving(api, http, address)))
+    active = [job.id for job in store.in_states(ACTIVE)]
+    if cluster is not None and not active:
+        cluster.end()
+    return active
+
+
+async def _until_told(
+    settings: ServeSettings, store: JobStore, runner: JobRunner, on_serving: Callable[[str, str], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+    told, hurry = asyncio.Event(), asyncio.Event()
+
+    def tell() -> None:
+        (hurry if told.is_set() else told).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, tell)
+    coordinator = Coordinator(settings, store, runner)
+    try:
+        on_serving(coordinator.address, await coordinator.start())
+        await told.wait()
+        _log.info("ending: %d jobs are queued", store.count_by_state()[JobState.queued])
+    finally:
+        ending = asyncio.create_task(coordinator.stop(settings.liveness / 6))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not ending.done():
+            await coordinator.stop(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await ending

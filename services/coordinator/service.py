@@ -1,0 +1,294 @@
+"""The calls of the job service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from lowdimfa.errors import LowdimfaError
+from services.coordinator.access import Caller, Gate, Role, require_role
+from services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
+from services.coordinator.limits import ClientLimits
+from services.coordinator.logs import read_logs
+from services.coordinator.messages import event_to_message, job_to_message, state_of
+from services.coordinator.notices import Notices
+from services.coordinator.refusals import RefusedError, Violation
+from services.coordinator.store import JobFilter, JobStore, StoreError
+from services.coordinator.submissions import checked
+from services.monitoring.coordinator_metrics import CoordinatorMetrics
+from services.rpc.v1 import coordinator_pb2 as pb
+from services.rpc.v1 import coordinator_pb2_grpc
+from services.run.checkpoint import CheckpointStore
+
+EVENTS_AT_ONCE = 200
+"""Read from the store for one watcher at a time."""
+
+DEFAULT_PAGE, LARGEST_PAGE = 50, 500
+
+T = TypeVar("T")
+
+_access_log = logging.getLogger("lowdimfa.access")
+_log = logging.getLogger(__name__)
+
+
+class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
+    """Answers calls from the store; what takes a cluster is left to the supervisor.
+
+    Parameters
+    ----------
+    store
+        Where jobs are kept.
+    gate, limits
+        Who may call, and how much at a time.
+    notices
+        Wakes watchers.
+    wake
+        Wakes the supervisor.
+    metrics
+        Counts calls.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        gate: Gate,
+        limits: ClientLimits,
+        notices: Notices,
+        wake: Callable[[], None],
+        metrics: CoordinatorMetrics,
+    ) -> None:
+        self._store, self._gate, self._limits = store, gate, limits
+        self._notices, self._wake, self._metrics = notices, wake, metrics
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
+        """Put a job into the queue."""
+
+        def submit(caller: Caller) -> pb.SubmitJobResponse:
+            submission, specification = checked(request, caller.name)
+            blocks, placement = specification.model.block_count, specification.placement
+            job, created = self._store.create(
+                submission, blocks * placement.cpus_per_block, blocks * placement.gpus_per_block
+            )
+            if created:
+                self._changed(job.id)
+            return pb.SubmitJobResponse(job=self._shown(job), created=created)
+
+        return await self._answer("SubmitJob", Role.submit, context, submit)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        """Return one job."""
+
+        def get(_caller: Caller) -> pb.GetJobResponse:
+            job = self._store.get(request.id)
+            return pb.GetJobResponse(
+                job=self._shown(job), specification=self._store.submission(job.id).specification
+            )
+
+        return await self._answer("GetJob", Role.read, context, get)
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        """Return a page of jobs."""
+
+        def page(_caller: Caller) -> pb.ListJobsResponse:
+            states = {state_of(number) for number in request.states}
+            known = frozenset(state for state in states if state is not None)
+            if len(known) != len(states):
+                raise RefusedError.invalid(Violation("states", "has a state that this service does not know"))
+            size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
+            which = JobFilter(known, request.owner, request.name_prefix)
+            jobs, following = self._store.page(which, size, _place(request.page_token))
+            return pb.ListJobsResponse(
+                jobs=[self._shown(job) for job in jobs],
+                next_page_token="" if following is None else _token(following),
+            )
+
+        return await self._answer("ListJobs", Role.read, context, page)
+
+    async def StopJob(self, request: pb.StopJobRequest, context: Any) -> pb.StopJobResponse:
+        """Ask a job to stop."""
+
+        def stop(caller: Caller) -> pb.StopJobResponse:
+            job = self._of(caller, request.id, "StopJob")
+            now = request.mode == pb.STOP_MODE_NOW
+            if job.state is JobState.queued:
+                job = self._store.transition(job.id, JobState.stopped, "stopped before it began")
+            elif job.state in ACTIVE:
+                if now or not job.stop_requested:
+                    self._store.update(job.id, stop_requested="now" if now else "graceful")
+                if job.state is not JobState.stopping:
+                    self._store.transition(job.id, JobState.stopping, "")
+                job = self._store.get(job.id)
+            else:
+                raise RefusedError(
+                    grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
+                )
+            self._changed(job.id)
+            return pb.StopJobResponse(job=self._shown(job))
+
+        return await self._answer("StopJob", Role.submit, context, stop)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
+        """Put a job back into the queue."""
+
+        def resume(caller: Caller) -> pb.ResumeJobResponse:
+            job = self._of(caller, request.id, "ResumeJob")
+            if job.state in (JobState.failed, JobState.stopped):
+                _require_checkpoint(job)
+            job = self._store.transition(job.id, JobState.queued, "")
+            self._changed(job.id)
+            return pb.ResumeJobResponse(job=self._shown(job))
+
+        return await self._answer("ResumeJob", Role.submit, context, resume)
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
+        """Stream a job's events."""
+        async with self._stream("WatchJob", context):
+            after = request.after_sequence
+            job = await asyncio.to_thread(self._store.get, request.id)
+            if after > job.last_sequence:
+                raise RefusedError(
+                    grpc.StatusCode.OUT_OF_RANGE,
+                    f"job {job.id} has {job.last_sequence} events so far, none after {after}",
+                )
+            while not self._notices.closed:
+                news = self._notices.subscribe(request.id)
+                job = await asyncio.to_thread(self._store.get, request.id)
+                events = await asyncio.to_thread(self._store.events, request.id, after, EVENTS_AT_ONCE)
+                for event in events:
+                    yield event_to_message(event)
+                    after = event.sequence
+                if not events and after == job.last_sequence:
+                    if job.state in ENDS:
+                        return
+                    await news.wait()
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the service is ending; watch again", "peer_lost")
+
+    async def GetLogs(self, request: pb.GetLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
+        """Stream what a job's processes wrote."""
+        async with self._stream("GetLogs", context):
+            job = await asyncio.to_thread(self._store.get, request.id)
+
+            def follow() -> bool:
+                return (
+                    request.follow
+                    and not self._notices.closed
+                    and self._store.get(request.id).state not in ENDS
+                )
+
+            async for line in read_logs(Path(job.run_dir), request.sources, request.tail, follow):
+                yield pb.LogLine(source=line.source, text=line.text)
+
+    async def _answer(self, method: str, needed: Role, context: Any, work: Callable[[Caller], T]) -> T:
+        """Do what a unary call asks for, in a thread, when it is the client's turn."""
+        async with (
+            self._counted(method, needed, context) as caller,
+            self._limits.call(_client(caller, context)),
+        ):
+            return await asyncio.to_thread(work, caller)
+
+    @asynccontextmanager
+    async def _stream(self, method: str, context: Any) -> AsyncIterator[Caller]:
+        async with (
+            self._counted(method, Role.read, context) as caller,
+            self._limits.stream(_client(caller, context)),
+        ):
+            self._metrics.streams(method, 1)
+            try:
+                yield caller
+            finally:
+                self._metrics.streams(method, -1)
+
+    @asynccontextmanager
+    async def _counted(self, method: str, needed: Role, context: Any) -> AsyncIterator[Caller]:
+        """Let a caller in, turn errors into a status, and note how the call went."""
+        began, name, code = time.perf_counter(), "", grpc.StatusCode.OK
+        try:
+            try:
+                caller = self._gate.caller(dict(context.invocation_metadata() or ()).get("authorization", ""))
+                name = caller.name
+                require_role(caller, needed, method)
+                yield caller
+            except (StoreError, LowdimfaError) as error:
+                raise RefusedError.of(error) from error
+        except RefusedError as refusal:
+            code = refusal.status
+            await context.abort_with_status(refusal.as_status())
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            if code is grpc.StatusCode.OK:
+                code = grpc.StatusCode.INTERNAL
+                _log.exception("%s failed", method)
+                unexpected = RefusedError(
+                    code, f"{method} failed; the service's log has the reason", "internal"
+                )
+                await context.abort_with_status(unexpected.as_status())
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            self._metrics.called(method, code.name, seconds)
+            level = logging.INFO if code is grpc.StatusCode.OK else logging.WARNING
+            _access_log.log(level, "%s %s %s %.1f ms", method, name or "-", code.name, 1000 * seconds)
+
+    def _of(self, caller: Caller, job_id: str, method: str) -> Job:
+        """Return a job that the caller may change."""
+        job = self._store.get(job_id)
+        if job.owner != caller.name:
+            require_role(caller, Role.admin, f"{method} of somebody else's job")
+        return job
+
+    def _shown(self, job: Job) -> pb.Job:
+        """Return a job's message, with how many are before it in the queue unless it waits for something of its own."""
+        detail = job.detail
+        if job.state is JobState.queued and not detail:
+            before = self._store.queued_before(job.id)
+            detail = f"behind {before} job{'s' if before != 1 else ''}" if before else "is next"
+        elif job.state is JobState.running and job.steps:
+            detail = f"step {job.step:,} of {job.steps:,}"
+        return job_to_message(job, detail)
+
+    def _changed(self, job_id: str) -> None:
+        self._notices.tell(job_id)
+        self._wake()
+
+
+def _client(caller: Caller, context: Any) -> str:
+    """Return by what a client's share is counted: its token, or without tokens the address that it calls from."""
+    return caller.name or str(context.peer()).rpartition(":")[0]
+
+
+def _require_checkpoint(job: Job) -> None:
+    run_dir = Path(job.run_dir)
+    if (run_dir / "spec.yaml").exists() and not CheckpointStore(run_dir).list():
+        raise RefusedError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"job {job.id} has no checkpoint to go on from; submit it again with run.checkpoint_every",
+        )
+
+
+def _token(place: int) -> str:
+    return base64.urlsafe_b64encode(f"before:{place}".encode()).decode()
+
+
+def _place(token: str) -> int | None:
+    if not token:
+        return None
+    try:
+        kind, _, place = (
+            base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode().partition(":")
+        )
+        if kind == "before" and place.isascii() and place.isdecimal() and len(place) < 19:
+            return int(place)
+    except (binascii.Error, UnicodeError):
+        pass
+    raise RefusedError.invalid(Violation("page_token", "not one that this service gave"))

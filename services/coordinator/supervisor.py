@@ -1,0 +1,254 @@
+"""Brings every job from the queue to its end: the one thread that deals with the cluster."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
+from services.coordinator.jobs import ACTIVE, Event, Job, JobState
+from services.coordinator.queue import start_order
+from services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
+from services.coordinator.store import JobStore
+from services.coordinator.tail import read_tail
+
+ROUND_SECONDS = 0.5
+"""Pause between rounds."""
+
+GRACE_LIVENESS = 3.0
+"""A graceful stop, and a trainer that doesn't answer, get this many times the liveness."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Health:
+    """How the supervisor gets on: when it last finished a round, when it last saw the cluster, what was wrong then."""
+
+    round_at: float = field(default_factory=time.time)
+    cluster_at: float = 0.0
+    cluster_error: str = "not looked at yet"
+
+
+class Supervisor:
+    """Starts, watches and ends jobs.
+
+    Parameters
+    ----------
+    store, runner
+        Where jobs are kept, and where they run.
+    requests
+        Makes what a trainer is told.
+    liveness
+        From which all deadlines derive.
+    on_change
+        Called with a job's id after its events grew.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        runner: JobRunner,
+        requests: RunRequests,
+        liveness: float,
+        on_change: Callable[[str], None],
+    ) -> None:
+        self.health = Health()
+        self._store, self._runner, self._requests = store, runner, requests
+        self._liveness, self._on_change = liveness, on_change
+        self._told: set[str] = set()
+        self._stopping: dict[str, float] = {}
+        self._silent: dict[str, float] = {}
+        self._warned: dict[str, str] = {}
+        self._retry_at = 0.0
+        self._woken, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Begin the next round at once; any thread may call."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """End the thread and let the cluster go; jobs run on."""
+        self._closed.set()
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._runner.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._woken.clear()
+            try:
+                self.round()
+            except Exception:  # a full disk, for example: it may pass, and jobs run on meanwhile
+                _log.exception("a round of the supervisor failed")
+            self._woken.wait(ROUND_SECONDS)
+
+    def round(self) -> None:
+        """Look after all active jobs, then start what has room."""
+        active = self._store.in_states(ACTIVE)
+        looks, capacity = self._look([trainer_of(job) for job in active])
+        for job in active:
+            try:
+                self._attend(job, looks.get(trainer_of(job)))
+            except ClusterError as error:
+                self._unreachable(error)
+            except Exception as error:  # one job's trouble is not the others'
+                _log.exception("job %s", job.id)
+                self._warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
+        if capacity is not None:
+            self._fill(capacity)
+        self.health.round_at = time.time()
+
+    def _look(self, trainers: list[str]) -> tuple[dict[str, Look], Capacity | None]:
+        if time.monotonic() < self._retry_at:
+            return {}, None
+        try:
+            looks, capacity = dict(self._runner.look(trainers)), self._runner.capacity()
+        except ClusterError as error:
+            self._unreachable(error)
+            return {}, None
+        self.health.cluster_at, self.health.cluster_error = time.time(), ""
+        return looks, capacity
+
+    def _unreachable(self, error: ClusterError) -> None:
+        """Note it for people, and leave the cluster alone for a while; no job fails for that."""
+        self._retry_at = time.monotonic() + self._liveness / 12
+        self.health.cluster_error = str(error)
+        for job in self._store.queued(float("inf"), float("inf"), fitting=True, limit=1):
+            self._describe(job, f"the cluster can't be reached: {error}")
+
+    def _attend(self, job: Job, look: Look | None) -> None:
+        job = self._take_in(job)
+        if look is None:
+            return
+        trainer = trainer_of(job)
+        if look.condition in (Condition.ended, Condition.lost) and not self._never_made(job, look):
+            while (after := self._take_in(job)) != job:
+                job = after
+            self._conclude(job, look)
+            return
+        if job.state is JobState.starting and trainer not in self._told:
+            # After a restart too: nobody knows how far the last coordinator came, and a trainer runs only once.
+            self._runner.start(trainer, self._requests.make(job, self._store.submission(job.id)))
+            self._told.add(trainer)
+        self._watch_silence(job, look)
+        if job.stop_requested:
+            self._stop(job)
+
+    def _never_made(self, job: Job, look: Look) -> bool:
+        """Whether a trainer is missing because the coordinator that should have started it went before it could."""
+        return (
+            look.condition is Condition.lost
+            and job.state is JobState.starting
+            and trainer_of(job) not in self._told
+            and outcome_in(self._store, job) is None
+        )
+
+    def _take_in(self, job: Job) -> Job:
+        """Bring the store up to the run's log."""
+        tail = read_tail(self._requests.log_of(job), job.log_position)
+        if tail.position == job.log_position:
+            return job
+        job = self._store.append(job.id, tail.events, tail.position)
+        if job.state is JobState.starting and any(event["event"] == "started" for event in tail.events):
+            job = self._store.transition(job.id, JobState.running, "")
+        self._on_change(job.id)
+        if tail.more:
+            self._woken.set()
+        return job
+
+    def _watch_silence(self, job: Job, look: Look) -> None:
+        if look.condition is not Condition.silent:
+            self._silent.pop(job.id, None)
+            return
+        since = self._silent.setdefault(job.id, time.monotonic())
+        if time.monotonic() - since > GRACE_LIVENESS * self._liveness:
+            self._warn(
+                job, f"the trainer has not answered for {GRACE_LIVENESS * self._liveness:g} s; it is ended"
+            )
+            self._runner.stop(trainer_of(job), now=True)
+            del self._silent[job.id]
+
+    def _stop(self, job: Job) -> None:
+        """Pass on a request to stop, once; one that takes too long becomes one to stop at once."""
+        trainer = trainer_of(job)
+        if job.stop_requested == "now":
+            self._runner.stop(trainer, now=True)
+            return
+        since = self._stopping.get(job.id)
+        if since is None:
+            self._runner.stop(trainer, now=False)
+            self._stopping[job.id] = time.monotonic()
+        elif time.monotonic() - since > GRACE_LIVENESS * self._liveness:
+            self._warn(
+                job, f"no checkpoint within {GRACE_LIVENESS * self._liveness:g} s; the job is stopped at once"
+            )
+            self._store.update(job.id, stop_requested="now")
+
+    def _conclude(self, job: Job, look: Look) -> None:
+        """Bring a job whose trainer has ended to its end, or back to the queue."""
+        trainer = trainer_of(job)
+        logged = outcome_in(self._store, job)
+        outcome = logged or look.outcome or lost(job)
+        self._runner.release(trainer)
+        forget_targets(job)
+        self._stopping.pop(job.id, None)
+        self._silent.pop(job.id, None)
+        self._warned.pop(job.id, None)
+        self._told.discard(trainer)
+        if not logged and outcome["event"] == "failed":
+            self._store.append(job.id, [{"time": time.time(), **outcome}], job.log_position)
+        self._end(job, outcome)
+        self._on_change(job.id)
+
+    def _end(self, job: Job, outcome: Event) -> None:
+        message = str(outcome.get("message", ""))
+        if outcome["event"] == "finished":
+            if job.state is JobState.starting:  # it was over before it was seen to run
+                self._store.transition(job.id, JobState.running, "")
+            self._store.transition(job.id, JobState.finished, "")
+        elif outcome.get("code") == "stopped":
+            step = outcome.get("step")
+            self._store.transition(
+                job.id, JobState.stopped, message if step is None else f"stopped after step {step:,}"
+            )
+        elif job.state is JobState.starting and outcome.get("setting") == "placement":
+            self._store.transition(job.id, JobState.queued, message)  # somebody else took the room
+        else:
+            self._store.transition(job.id, JobState.failed, message, error=outcome)
+
+    def _fill(self, capacity: Capacity) -> None:
+        """Start queued jobs in order, as far as there is room, and say what the others wait for."""
+        order = start_order(self._store, capacity)
+        for job, reason in order.waiting:
+            self._describe(job, reason)
+        for job in order.starting:
+            self._store.transition(job.id, JobState.starting, "")
+            self._on_change(job.id)
+            self._woken.set()  # its trainer is made in the next round
+
+    def _describe(self, job: Job, detail: str) -> None:
+        self._store.describe(job.id, detail)
+        self._on_change(job.id)
+
+    def _warn(self, job: Job, message: str) -> None:
+        if self._warned.get(job.id) == message:
+            return  # once, however many rounds it lasts
+        self._warned[job.id] = message
+        warning: Event = {"event": "warning", "time": time.time(), "message": message}
+        self._store.append(job.id, [warning], self._store.get(job.id).log_position)
+        self._on_change(job.id)

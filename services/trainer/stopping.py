@@ -1,0 +1,40 @@
+"""Ending a run at a step boundary, because somebody asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowdimfa.errors import StoppedError
+from services.run.checkpoint import CheckpointStore
+
+
+class StopRequest:
+    """The wish that a run writes a checkpoint after the step that it is in, and ends.
+
+    One plain attribute and no lock, so that a signal handler may make it as well as any thread.
+
+    Attributes
+    ----------
+    made
+        Whether somebody asked. It is never withdrawn.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def make(self) -> None:
+        """Ask; more than once is the same as once."""
+        self.made = True
+
+
+def stopped(run_dir: Path) -> StoppedError:
+    """Say what a run that the user stopped leaves."""
+    steps = CheckpointStore(run_dir).list()
+    if steps:
+        return StoppedError(
+            f"stopped; go on from step {steps[-1]} with --resume --run-dir {run_dir}", step=steps[-1]
+        )
+    return StoppedError(
+        f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
+        setting="run.checkpoint_every",
+    )

@@ -1,0 +1,381 @@
+"""The supervisor, round by round, with a cluster in memory and trainers that write their logs when they are told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.coordinator import supervisor as supervisor_module
+from services.coordinator.attempt import RunRequests
+from services.coordinator.jobs import Job, JobState, Submission
+from services.coordinator.runner import Capacity, ClusterError, Condition, Look
+from services.coordinator.sqlite_store import SqliteJobStore
+from services.coordinator.supervisor import Supervisor
+from services.trainer.execute import RunRequest
+
+SPECIFICATION = """
+model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}
+data: {factory: 'lowdimfa.data:digits'}
+train: {steps: 10}
+"""
+
+
+class Cluster:
+    """A cluster whose trainers do what a test says."""
+
+    def __init__(self, cpus: float = 4) -> None:
+        self.cpus, self.used = cpus, 0.0
+        self.away = ""
+        self.trainers: dict[str, Look] = {}
+        self.requests: dict[str, RunRequest] = {}
+        self.calls: list[tuple[str, ...]] = []
+
+    def _reach(self) -> None:
+        if self.away:
+            raise ClusterError(self.away)
+
+    def capacity(self) -> Capacity:
+        self._reach()
+        return Capacity(self.cpus, 0, self.cpus - self.used, 0)
+
+    def start(self, trainer: str, request: RunRequest) -> None:
+        self._reach()
+        self.calls.append(("start", trainer))
+        self.trainers.setdefault(trainer, Look(Condition.alive))
+        self.requests[trainer] = request
+
+    def look(self, trainers: Collection[str]) -> Mapping[str, Look]:
+        self._reach()
+        return {name: self.trainers.get(name, Look(Condition.lost)) for name in trainers}
+
+    def stop(self, trainer: str, now: bool) -> None:
+        self._reach()
+        self.calls.append(("stop now" if now else "stop", trainer))
+        if now:
+            self.trainers[trainer] = Look(Condition.lost)
+
+    def release(self, trainer: str) -> None:
+        self.calls.append(("release", trainer))
+        self.trainers.pop(trainer, None)
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """A supervisor, its store and its cluster."""
+
+    def __init__(self, folder: Path, cpus: float = 4) -> None:
+        self.folder = folder
+        self.cluster = Cluster(cpus)
+        self.store = SqliteJobStore(folder / "jobs.sqlite3", folder / "runs")
+        self.changed: list[str] = []
+        self.restart()
+
+    def restart(self) -> None:
+        requests = RunRequests(self.folder / "runs", "node")
+        self.supervisor = Supervisor(self.store, self.cluster, requests, 10.0, self.changed.append)
+
+    def submit(self, cpus: float = 2, files: dict[str, str] | None = None) -> str:
+        return self.store.create(Submission("job", "ada", SPECIFICATION, files or {}), cpus, 0)[0].id
+
+    def rounds(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.supervisor.round()
+
+    def job(self, job_id: str) -> Job:
+        return self.store.get(job_id)
+
+    def state(self, job_id: str) -> JobState:
+        return self.job(job_id).state
+
+    def trainer(self, job_id: str) -> str:
+        return f"job-{job_id}-{self.job(job_id).attempt}"
+
+    def log(self, job_id: str, *events: dict[str, Any]) -> None:
+        folder = Path(self.job(job_id).run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "events.jsonl").open("a") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
+
+    def running(self) -> str:
+        job_id = self.submit()
+        self.rounds(2)
+        self.log(job_id, {"event": "started", "steps": 10, "step": 0})
+        self.rounds()
+        assert self.state(job_id) is JobState.running
+        return job_id
+
+    def ended(self, job_id: str, event: dict[str, Any], logged: bool = True) -> None:
+        if logged:
+            self.log(job_id, event)
+        self.cluster.trainers[self.trainer(job_id)] = Look(Condition.ended, event)
+
+    def kinds(self, job_id: str) -> list[str]:
+        return [
+            event["state"] if event["event"] == "state" else event["event"]
+            for _, event in self.store.events(job_id, 0, 1000)
+        ]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.store.close()
+
+
+FAILED = {"event": "failed", "code": "not_finite", "message": "the loss is NaN", "exit_code": 3}
+STOPPED = {"event": "failed", "code": "stopped", "message": "stopped", "exit_code": 130, "step": 7}
+
+
+def test_a_job_goes_from_the_queue_to_its_end(world: World) -> None:
+    job_id = world.running()
+    world.log(job_id, {"event": "progress", "step": 10, "steps": 10, "loss": 0.1})
+    world.ended(job_id, {"event": "finished", "steps": 10, "test_accuracy": 0.5})
+    world.rounds()
+    job = world.job(job_id)
+    assert (job.state, job.step, job.loss, job.test_accuracy) == (JobState.finished, 10, 0.1, 0.5)
+    assert world.kinds(job_id) == [
+        "queued",
+        "starting",
+        "started",
+        "running",
+        "progress",
+        "finished",
+        "finished",
+    ]
+    assert ("release", f"job-{job_id}-1") in world.cluster.calls
+    assert job_id in world.changed
+
+
+def test_the_request_has_the_service_s_storage_and_the_user_s_files(world: World) -> None:
+    job_id = world.submit(files={"my.py": "x = 1\n", "pkg/deep.py": "y = 2\n"})
+    world.rounds(2)
+    request = world.cluster.requests[world.trainer(job_id)]
+    assert request.specification["run"]["storage"] == str(world.folder / "runs")
+    assert request.specification["run"]["metrics"] == "node"
+    assert request.engine == "ray" and not request.resume
+    code = Path(str(request.user_code.folder))
+    assert (code / "my.py").read_text() == "x = 1\n" and (code / "pkg" / "deep.py").read_text() == "y = 2\n"
+    assert code.parent == Path(request.run_dir) == world.folder / "runs" / job_id
+
+
+def test_jobs_start_in_order_as_far_as_there_is_room(world: World) -> None:
+    jobs = [world.submit(cpus) for cpus in (3, 2, 1)]
+    world.rounds()
+    assert [world.state(job) for job in jobs] == [JobState.starting, JobState.queued, JobState.queued]
+    assert world.job(jobs[1]).detail == "waits for 2 CPUs: 1 of 4 are free"
+    assert world.job(jobs[2]).detail == ""  # it is behind, though there is room for it
+
+
+def test_room_that_other_users_have_taken_is_not_given_away(world: World) -> None:
+    world.cluster.used = 3
+    job = world.submit(2)
+    world.rounds()
+    assert world.job(job).detail == "waits for 2 CPUs: 1 of 4 are free"
+
+
+def test_a_job_larger_than_the_cluster_says_so_and_holds_nobody_up(world: World) -> None:
+    large, small = world.submit(64), world.submit(1)
+    world.rounds()
+    assert world.state(large) is JobState.queued
+    assert "the whole cluster has 4 CPUs: add nodes" in world.job(large).detail
+    assert world.state(small) is JobState.starting
+
+
+def test_the_next_starts_when_a_job_has_ended(world: World) -> None:
+    first, second = world.submit(4), world.submit(4)
+    world.rounds(2)
+    world.ended(first, FAILED)
+    world.rounds(2)
+    assert (world.state(first), world.state(second)) == (JobState.failed, JobState.starting)
+
+
+def test_a_failure_keeps_the_error_and_its_words(world: World) -> None:
+    job_id = world.running()
+    world.ended(job_id, FAILED)
+    world.rounds()
+    job = world.job(job_id)
+    assert (job.state, job.detail) == (JobState.failed, "the loss is NaN")
+    assert job.error is not None and job.error["code"] == "not_finite"
+
+
+def test_a_failure_before_there_was_a_log_is_in_the_stream_all_the_same(world: World) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    world.ended(job_id, FAILED, logged=False)
+    world.rounds()
+    assert world.kinds(job_id) == ["queued", "starting", "failed", "failed"]
+
+
+def test_a_lost_trainer_fails_the_job_with_a_way_on(world: World) -> None:
+    job_id = world.running()
+    world.cluster.trainers.clear()
+    world.rounds()
+    job = world.job(job_id)
+    assert job.state is JobState.failed and job.error is not None
+    assert job.error["code"] == "peer_lost" and f"lowdimfa resume {job_id}" in job.detail
+
+
+def test_a_cluster_out_of_reach_fails_nothing(world: World) -> None:
+    job_id, queued = world.running(), world.submit(4)
+    world.cluster.away = "no route"
+    world.log(job_id, {"event": "progress", "step": 3, "steps": 10, "loss": 1.0})
+    world.rounds()
+    assert (world.state(job_id), world.job(job_id).step) == (JobState.running, 3)
+    assert world.job(queued).detail == "the cluster can't be reached: no route"
+    assert world.supervisor.health.cluster_error == "no route"
+    world.cluster.away = ""
+    world.restart()  # instead of waiting for the pause between attempts to pass
+    world.rounds()
+    assert world.job(queued).detail == "waits for 4 CPUs: 2 of 4 are free"
+    assert world.supervisor.health.cluster_error == ""
+
+
+def test_a_graceful_stop_is_passed_on_once_and_ends_in_stopped(world: World) -> None:
+    job_id = world.running()
+    world.store.update(job_id, stop_requested="graceful")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.rounds(3)
+    assert world.cluster.calls.count(("stop", world.trainer(job_id))) == 1
+    world.ended(job_id, STOPPED)
+    world.rounds()
+    assert (world.state(job_id), world.job(job_id).detail) == (JobState.stopped, "stopped after step 7")
+
+
+def test_a_stop_at_once_ends_the_trainer_and_its_targets(world: World) -> None:
+    job_id = world.running()
+    targets = world.folder / "runs" / "targets" / f"{job_id}.json"
+    targets.parent.mkdir()
+    targets.write_text("[]")
+    world.store.update(job_id, stop_requested="now")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.rounds(2)
+    assert world.state(job_id) is JobState.stopped
+    assert not targets.exists()
+
+
+def test_a_graceful_stop_that_takes_too_long_becomes_one_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now[0])
+    job_id = world.running()
+    world.store.update(job_id, stop_requested="graceful")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.rounds()
+    now[0] += 29
+    world.rounds()
+    assert world.job(job_id).stop_requested == "graceful"
+    now[0] += 2
+    world.rounds(3)
+    assert world.state(job_id) is JobState.stopped
+    assert "warning" in world.kinds(job_id)
+
+
+def test_a_trainer_that_stays_silent_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now[0])
+    job_id = world.running()
+    trainer = world.trainer(job_id)
+    world.cluster.trainers[trainer] = Look(Condition.silent)
+    world.rounds()
+    now[0] += 20
+    world.rounds()
+    assert world.state(job_id) is JobState.running
+    now[0] += 11
+    world.rounds(2)
+    assert ("stop now", trainer) in world.cluster.calls
+    assert world.state(job_id) is JobState.failed
+
+
+def test_a_job_stopped_before_its_trainer_was_made_is_stopped_and_not_failed(world: World) -> None:
+    job_id = world.submit()
+    world.rounds()
+    world.store.update(job_id, stop_requested="graceful")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.rounds()
+    assert world.state(job_id) is JobState.stopped
+
+
+def test_room_lost_while_the_blocks_were_placed_sends_the_job_back_to_the_queue(world: World) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    no_room = {
+        "event": "failed",
+        "code": "resources",
+        "message": "no room",
+        "exit_code": 5,
+        "setting": "placement",
+    }
+    world.ended(job_id, no_room)
+    world.cluster.used = 4
+    world.rounds()
+    assert world.state(job_id) is JobState.queued
+    world.cluster.used = 0
+    world.rounds(2)
+    assert (world.state(job_id), world.job(job_id).attempt) == (JobState.starting, 2)
+
+
+def test_a_resumed_job_goes_on_from_its_checkpoint_and_one_without_begins_anew(world: World) -> None:
+    with_checkpoint, without = world.running(), world.running()
+    for job_id in (with_checkpoint, without):
+        run_dir = Path(world.job(job_id).run_dir)
+        (run_dir / "spec.yaml").write_text("")
+        world.ended(job_id, FAILED)
+    complete = Path(world.job(with_checkpoint).run_dir) / "checkpoints" / "step-00000005"
+    complete.mkdir(parents=True)
+    (complete / "manifest.json").write_text("{}")
+    world.rounds()
+    for job_id in (with_checkpoint, without):
+        world.store.transition(job_id, JobState.queued, "")
+    world.rounds(2)
+    assert world.cluster.requests[world.trainer(with_checkpoint)].resume
+    assert not world.cluster.requests[world.trainer(without)].resume
+    assert not (Path(world.job(without).run_dir) / "spec.yaml").exists()
+
+
+def test_a_coordinator_that_comes_back_takes_up_every_job_where_it_is(world: World) -> None:
+    starting = world.submit(1)
+    world.rounds()  # the state is written, the trainer not made
+    world.restart()
+    world.rounds()
+    assert ("start", world.trainer(starting)) in world.cluster.calls
+    running = world.running()
+    world.restart()
+    world.log(running, {"event": "progress", "step": 4, "steps": 10, "loss": 1.0})
+    world.ended(running, {"event": "finished", "steps": 10})
+    world.rounds()
+    assert world.state(running) is JobState.finished
+    assert world.kinds(running).count("progress") == 1
+
+
+def test_a_last_event_that_was_taken_in_before_a_crash_still_ends_the_job(world: World) -> None:
+    job_id = world.running()
+    world.log(job_id, {"event": "finished", "steps": 10, "test_accuracy": 0.5})
+    world.rounds()  # the log is read; the trainer has not returned yet
+    world.restart()
+    world.cluster.trainers.clear()  # and the cluster has forgotten it
+    world.rounds()
+    assert world.state(job_id) is JobState.finished
+
+
+def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = world.submit(1), world.submit(1)
+    world.rounds()
+    make = RunRequests.make
+
+    def failing(self: RunRequests, job: Job, submission: Submission) -> RunRequest:
+        if job.id == bad:
+            raise OSError("disk full")
+        return make(self, job, submission)
+
+    monkeypatch.setattr(RunRequests, "make", failing)
+    world.rounds(3)
+    assert world.trainer(good) in world.cluster.requests
+    assert world.kinds(bad).count("warning") == 1

@@ -1,0 +1,165 @@
+"""TensorBoard's event files, read back record by record."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
+
+from lowdimfa.errors import StoppedError
+from services.spec import load_specification
+from services.trainer.api import DecoupledTrainer
+from services.trainer.tensorboard import TensorBoard, scalars
+
+SPECIFICATION: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+    "train": {
+        "steps": 12,
+        "batch_size": 16,
+        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
+        "log_every": 2,
+    },
+    "run": {"evaluate_every_epochs": 0, "timeline": False, "alignment_every": 6},
+}
+
+
+def records(path: Path) -> Iterator[Any]:
+    """Yield the events of one file, after checking length and checksums of each record."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        assert struct.unpack("<I", data[8:12]) == (masked_crc32c(data[:8]),)
+        body = data[12 : 12 + length]
+        assert len(body) == length
+        assert struct.unpack("<I", data[12 + length : 16 + length]) == (masked_crc32c(body),)
+        yield event_pb2.Event.FromString(body)
+        data = data[16 + length :]
+
+
+def shown(run_dir: Path) -> tuple[dict[str, dict[int, float]], list[Any]]:
+    """Return each scalar's values by step, as TensorBoard shows them, and all events."""
+    events = [event for path in sorted((run_dir / "tensorboard").iterdir()) for event in records(path)]
+    found: dict[str, dict[int, float]] = {}
+    for event in events:
+        if event.HasField("session_log"):
+            assert event.session_log.status == event_pb2.SessionLog.START
+            for values in found.values():
+                for step in [step for step in values if step >= event.step]:
+                    del values[step]
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                values = found.setdefault(value.tag, {})
+                assert event.step not in values, f"{value.tag} has step {event.step} twice"
+                values[event.step] = value.simple_value
+    return found, events
+
+
+def run(run_dir: Path, stop_at: int = 0, **options: Any) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+
+    def see(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event["event"] == "progress" and event["step"] == stop_at:
+            trainer.stop()
+
+    trainer = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=run_dir, on_event=see, **options)
+    trainer.fit()
+    return seen
+
+
+def test_every_number_of_a_run_is_there_with_its_step_and_time(tmp_path: Path) -> None:
+    seen = run(tmp_path / "run")
+    found, events = shown(tmp_path / "run")
+    assert set(found) == {
+        "train/loss",
+        "train/accuracy",
+        "train/samples_per_second",
+        "test/loss",
+        "test/accuracy",
+        "alignment/block_0_angle_degrees",
+    }
+    progress = [event for event in seen if event["event"] == "progress"]
+    for key in ("loss", "accuracy", "samples_per_second"):
+        assert found[f"train/{key}"] == pytest.approx({event["step"]: event[key] for event in progress})
+    (evaluated,) = [event for event in seen if event["event"] == "evaluated"]
+    assert found["test/accuracy"] == pytest.approx({12: evaluated["test_accuracy"]})
+    assert set(found["alignment/block_0_angle_degrees"]) == {6, 12}
+    times = [event.wall_time for event in events if any(v.tag == "train/loss" for v in event.summary.value)]
+    assert times == [event["time"] for event in progress]
+
+
+def test_the_specification_is_there_as_text(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    _, events = shown(tmp_path / "run")
+    (text,) = [
+        value
+        for event in events
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "text"
+    ]
+    lines = text.tensor.string_val[0].decode().splitlines()
+    assert all(line.startswith("    ") for line in lines)  # which Markdown shows as it is
+    (tmp_path / "again.yaml").write_text("\n".join(line[4:] for line in lines))
+    assert load_specification(tmp_path / "again.yaml") == load_specification(tmp_path / "run" / "spec.yaml")
+
+
+def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run(tmp_path / "run", stop_at=6)
+    folder = tmp_path / "run" / "tensorboard"
+    lost = TensorBoard(folder, "lost: part")  # a part that went on and was killed before its next checkpoint
+    lost.begin(6)
+    for step in (8, 10):
+        lost.saw({"event": "progress", "time": 1.0, "step": step, "loss": -1.0})
+    lost.close()
+    run(tmp_path / "run", resume=True)
+    found, _ = shown(tmp_path / "run")
+    assert list(found["train/loss"]) == [2, 4, 6, 8, 10, 12]
+    assert min(found["train/loss"].values()) > 0
+    run(tmp_path / "run", resume=True)  # at its end, where it is only evaluated again
+    assert list(shown(tmp_path / "run")[0]["test/loss"]) == [12]
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_it_can_be_left_out(tmp_path: Path) -> None:
+    plain = SPECIFICATION | {"run": SPECIFICATION["run"] | {"tensorboard": False}}
+    DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit()
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def full_disk(_path: str) -> Any:
+    return Path("/dev/full").open("wb")
+
+
+@pytest.mark.parametrize("fault", ["a file is in the way", "the disk is full"])
+def test_a_storage_that_fails_is_a_warning_and_nothing_more(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    if fault == "the disk is full":
+        monkeypatch.setattr(record_writer, "open_file", full_disk)
+    else:
+        (tmp_path / "run" / "tensorboard").write_text("")
+    seen = run(tmp_path / "run")
+    assert seen[-1]["event"] == "finished"
+    (warning,) = [event["message"] for event in seen if event["event"] == "warning"]
+    assert "TensorBoard" in warning and str(tmp_path / "run" / "tensorboard") in warning
+    assert ("No space left" in warning) == (fault == "the disk is full")
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    event = {"event": "progress", "time": 1.0, "step": 3, "loss": math.nan, "accuracy": None}
+    assert list(scalars(event)) == []
+    assert list(scalars({"event": "checkpoint", "time": 1.0, "step": 3})) == []
