@@ -4,6 +4,7 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,6 @@ def test_a_watch_goes_on_where_it_was_across_a_restart(tmp_path: Path) -> None:
         eventually(lambda: first.store.get(job_id).last_sequence == 5)
     with log.open("a") as file:
         file.write('{"event": "progress", "step": 2, "steps": 10}\n')
-    from dataclasses import replace
-
     with coordinator(tmp_path, cluster, lambda settings: replace(settings, port=port)) as second:
         with client(second) as calls:
             assert calls.stop(job_id, now=False)["state"] == "stopping"
@@ -151,7 +150,7 @@ def test_logs_come_from_their_end_and_follow_until_the_job_does(tmp_path: Path) 
         assert list(calls.logs(job_id, tail=2)) == [
             ("trainer", "two"), ("trainer", "three"), ("block-0", "bl\ufffdock"), ("block-0", "no end"),
         ]  # fmt: skip
-        assert list(calls.logs(job_id, sources=["block-0", "../../etc/passwd"]))[0] == (
+        assert next(calls.logs(job_id, sources=["block-0", "../../etc/passwd"])) == (
             "block-0",
             "bl\ufffdock",
         )
