@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import DIGITS, EXAMPLES, refused, settings
+from service import Service, rest, service, until
+
+LONG = {"train__epochs": 2000, "model__blocks": 2, "run__evaluate_every_epochs": 0}
+"""A job that is under way for as long as a test needs it."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def test_a_job_is_submitted_watched_and_found_again(served: Service) -> None:
+    short = settings(model__blocks=2, train__epochs=2)
+    outcome = served.run("submit", DIGITS, "--watch", *short)
+    assert outcome.code == 0, outcome
+    assert "submitted digits_mlp-" in outcome.stdout and "finished: test accuracy" in outcome.stdout
+    job = json.loads(served.run("jobs", "--state", "finished", "--format", "json").stdout.splitlines()[0])
+    assert (job["state"], job["step"], job["steps"]) == ("finished", 60, 60)
+    shown = served.run("status", job["id"][:-2])  # a beginning is enough
+    assert job["id"] in shown.stdout and "60 of 60" in shown.stdout
+    assert job["id"] in served.run("jobs").stdout
+    assert (Path(job["run_dir"]) / "result.json").exists()
+
+
+def test_a_model_in_the_user_s_own_file_trains_on_the_cluster_and_its_prints_are_in_the_logs(
+    served: Service, tmp_path: Path
+) -> None:
+    project = (EXAMPLES / "custom" / "my_project.py").read_text()
+    (tmp_path / "my_project.py").write_text(project + '\nprint("hello from my own file", flush=True)\n')
+    (tmp_path / "spec.yaml").write_text((EXAMPLES / "custom" / "spec.yaml").read_text())
+    outcome = served.run("submit", tmp_path / "spec.yaml", "--name", "mine", "--watch", "--format", "json")
+    assert outcome.code == 0, outcome
+    assert "sent my_project.py" in outcome.stderr
+    job = json.loads(served.run("jobs", "--format", "json", "--limit", "1").stdout)
+    logs = served.run("logs", job["id"], "--source", "block-0")
+    assert "block-0 hello from my own file" in logs.stdout
+
+
+def test_a_bad_specification_names_the_user_s_file_and_reaches_no_service(
+    served: Service, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(DIGITS.read_text().replace("epochs:", "epoch:"))
+    refused(served.run("submit", bad), str(bad), "train.epoch", "Did you mean")
+    refused(served.run("status", "nobody"), "'nobody'", "no such job")
+
+
+def test_data_that_can_not_be_had_fails_the_job_with_the_command_s_exit_code(served: Service) -> None:
+    outcome = served.run("submit", DIGITS, "--watch", "--set", "data.factory=lowdimfa.data:nothing")
+    assert outcome.code == 2, outcome
+    assert "data.factory" in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_a_job_is_stopped_with_a_checkpoint_and_goes_on(served: Service) -> None:
+    job = served.submit(train__epochs=30, model__blocks=2, run__evaluate_every_epochs=0)
+    with served.watching(job) as watch:
+        until(watch, "progress")
+        assert served.json("stop", job)["state"] == "stopping"
+        events, code, said = rest(watch)
+    assert code == 130 and f"lowdimfa resume {job}" in said
+    saved = next(event["step"] for event in events if event["event"] == "checkpoint")
+    status = served.json("status", job)
+    assert status["state"] == "stopped" and 0 < saved < 900
+    resumed = served.run("resume", job, "--watch", "--format", "json")
+    assert resumed.code == 0, resumed
+    started = next(event for event in resumed.events if event["event"] == "started")
+    assert started["step"] == saved
+    assert served.json("status", job)["attempt"] == 2
+
+
+def test_a_coordinator_that_is_killed_and_comes_back_loses_no_event_and_no_job(served: Service) -> None:
+    job = served.submit(train__epochs=20, model__blocks=2, run__evaluate_every_epochs=0)
+    with served.watching(job) as watch:
+        events = until(watch, "progress")
+        served.kill()
+        served.start()
+        more, code, said = rest(watch)
+    assert code == 0, said
+    sequences = [event["sequence"] for event in events + more]
+    assert sequences == list(range(1, len(sequences) + 1))
+    steps = [event["step"] for event in events + more if event["event"] == "progress"]
+    assert steps == list(range(10, 601, 10))  # every report of the run, once
+    states = [event["state"] for event in events + more if event["event"] == "state"]
+    assert states == ["queued", "starting", "running", "finished"]
+    assert served.json("status", job)["attempt"] == 1
+
+
+def test_a_stop_at_once_frees_the_cluster_for_the_next(served: Service) -> None:
+    job = served.submit(**LONG)
+    with served.watching(job) as watch:
+        until(watch, "progress")
+        served.json("stop", job, "--now")
+        _, code, _ = rest(watch)
+    assert code == 130
+    assert not (served.storage / "targets" / f"{job}.json").exists()
+    after = served.run("submit", DIGITS, "--watch", *settings(model__blocks=4, train__epochs=1))
+    assert after.code == 0, after
