@@ -151,6 +151,8 @@ class Links:
             )
             metrics.broadcast("received" if self._subscriber else "sent", messages, payload, wire)
             self._counted = now
+            for subscriber, behind in (self._publisher.lags() if self._publisher else {}).items():
+                metrics.lag(subscriber, behind)
             for direction, end in (("sent", self._sender), ("received", self._receiver)):
                 if end is not None:
                     total = end.traffic.count().payload_bytes

@@ -54,6 +54,7 @@ class ErrorPublisher:
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
         self._active: dict[int, grpc.ServicerContext] = {}
+        self._taken: dict[int, int] = {}
         self._closed = False
 
     def attach(self, server: Any, pool: ThreadPoolExecutor) -> None:
@@ -95,6 +96,11 @@ class ErrorPublisher:
             self._ring.append(_Published(parts, len(data)))
             self._next_sequence += 1
             self._changed.notify_all()
+
+    def lags(self) -> dict[int, int]:
+        """Return by subscriber how many errors were published that its connection has not taken yet."""
+        published = self._next_sequence
+        return {block: published - self._taken.get(block, 0) for block in range(self._subscribers)}
 
     def wait_for_subscribers(self, timeout: float) -> None:
         """Wait until every block is subscribed.
@@ -149,6 +155,7 @@ class ErrorPublisher:
                     self.traffic.add_message(len(part))
                 self.traffic.add_tensors(error.payload)
                 sequence += 1
+                self._taken[block] = sequence
         finally:
             with self._changed:
                 if self._active.get(block) is context:

@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.errors import InputError, LowdimfaError, ResourceError
 from services.coordinator.access import Gate
 from services.coordinator.attempt import RunRequests
 from services.coordinator.jobs import ACTIVE, JobState
@@ -39,6 +39,8 @@ SERVICE = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
 
 MESSAGE_BYTES = 4 << 20
 """Largest message that is taken: gRPC's own default."""
+
+_CODES = sorted({LowdimfaError.code, *(kind.code for kind in LowdimfaError.__subclasses__())})
 
 SHORTEST_PING_MS = 100
 """Clients that ping more often than this are cut off."""
@@ -160,6 +162,7 @@ class Coordinator:
         waiting = self._store.queued(float("inf"), float("inf"), fitting=True, limit=1)
         return Reading(
             jobs={str(state): count for state, count in self._store.count_by_state().items()},
+            failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(),
             oldest_queued=waiting[0].created if waiting else None,
             cluster_up=not health_of.cluster_error,
             cluster_at=health_of.cluster_at,

@@ -199,6 +199,14 @@ class SqliteJobStore:
         }
         return {state: counted.get(state, 0) for state in JobState}
 
+    def count_failed(self) -> dict[str, int]:
+        """Return how many failed jobs have an error of each code."""
+        rows = self._read(
+            "SELECT json_extract(error, '$.code') AS code, count(*) AS n FROM jobs WHERE state = ? GROUP BY code",
+            (JobState.failed,),
+        )
+        return {str(row["code"]): row["n"] for row in rows}
+
     def queued_before(self, job_id: str) -> int:
         """Return how many queued jobs were submitted before one."""
         row = self._row(job_id)

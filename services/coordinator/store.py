@@ -98,6 +98,9 @@ class JobStore(Protocol):
     def count_by_state(self) -> dict[JobState, int]:
         """Return how many jobs are in each state, those with none included."""
 
+    def count_failed(self) -> dict[str, int]:
+        """Return how many failed jobs have an error of each code."""
+
     def queued_before(self, job_id: str) -> int:
         """Return how many queued jobs were submitted before one.
 

@@ -33,6 +33,8 @@ class Reading:
     ----------
     jobs
         How many are in each state.
+    failed
+        How many of the failed ones have an error of each code; codes without any have a zero.
     oldest_queued
         When the job that is next in the queue was submitted, in Unix seconds; None if none is queued.
     cluster_up
@@ -42,6 +44,7 @@ class Reading:
     """
 
     jobs: Mapping[str, int]
+    failed: Mapping[str, int]
     oldest_queued: float | None
     cluster_up: bool
     cluster_at: float
@@ -62,7 +65,7 @@ class CoordinatorMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         calls, duration = (
-            _ROWS["lowdimfa_coordinator_calls_total"],
+            _ROWS["lowdimfa_coordinator_answered_calls_total"],
             _ROWS["lowdimfa_coordinator_call_duration_seconds"],
         )
         streams = _ROWS["lowdimfa_coordinator_streams_count"]
@@ -102,6 +105,10 @@ class _Readings(Collector):
         for state, count in now.jobs.items():
             jobs.add_metric([state], count)
         yield jobs
+        failed = _family("lowdimfa_coordinator_failed_jobs_count")
+        for code, count in now.failed.items():
+            failed.add_metric([code], count)
+        yield failed
         waited = 0.0 if now.oldest_queued is None else max(0.0, time.time() - now.oldest_queued)
         for name, value in (
             ("lowdimfa_coordinator_queue_oldest_wait_seconds", waited),

@@ -105,6 +105,10 @@ class BlockMetrics(_Metrics):
         self._payload[direction].inc(payload)
         self._wire[direction].inc(wire)
 
+    def lag(self, subscriber: int, messages: int) -> None:
+        """Set how many errors a subscriber's connection has not taken yet; only the head calls this."""
+        self._gauge("lowdimfa_broadcast_subscriber_lag_messages", subscriber=str(subscriber)).set(messages)
+
     def activation(self, direction: str, payload: int) -> None:
         """Add bytes of activations, ``sent`` or ``received``."""
         self._activations[direction].inc(payload)
@@ -152,6 +156,10 @@ class TrainerMetrics(_Metrics):
         self._gauge("lowdimfa_trainer_test_loss_value").set(loss)
         if accuracy is not None:
             self._gauge("lowdimfa_trainer_test_accuracy_ratio").set(accuracy)
+
+    def aligned(self, block: int, angle_degrees: float) -> None:
+        """Set the angle between a block's update and its true gradient."""
+        self._gauge("lowdimfa_trainer_alignment_angle_degrees", block=str(block)).set(angle_degrees)
 
     def checkpointed(self, timestamp: float, duration: float) -> None:
         """Set when the latest checkpoint was complete (unix seconds) and how long it took (seconds)."""

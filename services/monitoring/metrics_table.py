@@ -24,9 +24,12 @@ class Metric(NamedTuple):
     @property
     def process(self) -> Process:
         """Which process serves the metric."""
-        if self.name.startswith("lowdimfa_coordinator_"):
-            return "coordinator"
-        return "block" if "block" in self.labels else "trainer"
+        match self.name.split("_")[1]:
+            case "coordinator":
+                return "coordinator"
+            case "trainer":
+                return "trainer"
+        return "block"
 
 
 METRICS = (
@@ -85,6 +88,12 @@ METRICS = (
         "Encoded messages of the error broadcast, with framing.",
     ),
     Metric(
+        "lowdimfa_broadcast_subscriber_lag_messages",
+        "gauge",
+        (*_BLOCK, "subscriber"),
+        "Errors that the head has published and a block's connection has not taken yet; the head's alone.",
+    ),
+    Metric(
         "lowdimfa_activation_payload_bytes_total",
         "counter",
         (*_BLOCK, "direction"),
@@ -139,6 +148,12 @@ METRICS = (
         "Accuracy of the latest evaluation, 0 to 1; absent where the task has none.",
     ),
     Metric(
+        "lowdimfa_trainer_alignment_angle_degrees",
+        "gauge",
+        _BLOCK,
+        "Angle between a block's update and its true gradient when it was last measured (run.alignment_every).",
+    ),
+    Metric(
         "lowdimfa_trainer_checkpoint_last_success_timestamp_seconds",
         "gauge",
         _JOB,
@@ -169,13 +184,19 @@ METRICS = (
         "Jobs in each state: queued, starting, running, stopping, finished, failed, stopped.",
     ),
     Metric(
+        "lowdimfa_coordinator_failed_jobs_count",
+        "gauge",
+        ("code",),
+        "Jobs in the state failed, by the code of their error.",
+    ),
+    Metric(
         "lowdimfa_coordinator_queue_oldest_wait_seconds",
         "gauge",
         (),
         "How long the job that is next in the queue has waited; 0 when none is queued.",
     ),
     Metric(
-        "lowdimfa_coordinator_calls_total",
+        "lowdimfa_coordinator_answered_calls_total",
         "counter",
         ("method", "code"),
         "Calls that ended, by method and gRPC status code.",

@@ -36,6 +36,9 @@ class TrainerWatch:
                 metrics.progress(event["step"], event["epoch"], event["samples_per_second"])
             case "evaluated":
                 metrics.evaluated(event["test_loss"], event["test_accuracy"])
+            case "alignment":
+                for entry in event["blocks"]:
+                    metrics.aligned(entry["block"], entry["angle_degrees"])
             case "checkpoint":
                 metrics.checkpointed(event["time"], event["seconds"])
             case "finished":

@@ -192,7 +192,7 @@ def test_health_reflection_and_pages_for_machines(tmp_path: Path) -> None:
             for sample in family.samples
         }
         assert values["lowdimfa_coordinator_jobs_count", "starting"] == 1
-        assert values["lowdimfa_coordinator_calls_total", "OK", "SubmitJob"] == 1
+        assert values["lowdimfa_coordinator_answered_calls_total", "OK", "SubmitJob"] == 1
         assert values["lowdimfa_coordinator_cluster_up_info",] == 1
 
 

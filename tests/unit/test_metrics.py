@@ -7,14 +7,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.monitoring import metrics_docs
+from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
 from services.monitoring.exporter import write_targets
 from services.monitoring.metrics import BUSY_KINDS, STATES, BlockMetrics, TrainerMetrics
 from services.monitoring.metrics_table import METRICS
 from services.monitoring.timeline import CAUSES
 
-SUBSYSTEMS = "block|broadcast|activation|head|trainer"
+SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
-    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info"
+    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info|count|calls|"
+    "degrees"
 )
 
 
@@ -42,6 +44,7 @@ def used_block() -> BlockMetrics:
     metrics.activation("sent", 1000)
     metrics.activation("received", 2000)
     metrics.trained(0.5, 0.875)
+    metrics.lag(1, 2)
     return metrics
 
 
@@ -50,9 +53,19 @@ def used_trainer() -> TrainerMetrics:
     metrics.planned(100)
     metrics.progress(10, 0.5, 1234.5)
     metrics.evaluated(0.6, 0.75)
+    metrics.aligned(0, 60.0)
     metrics.checkpointed(1_700_000_000.0, 1.5)
     metrics.state("running")
     metrics.failed("peer_lost")
+    return metrics
+
+
+def used_coordinator() -> CoordinatorMetrics:
+    metrics = CoordinatorMetrics()
+    metrics.called("GetJob", "OK", 0.003)
+    metrics.called("WatchJob", "CANCELLED", 100.0)
+    metrics.streams("WatchJob", 1)
+    metrics.read_from(lambda: Reading({"queued": 2}, {"internal": 1}, 0.0, True, 10.0, 11.0))
     return metrics
 
 
@@ -65,21 +78,32 @@ def test_names_follow_the_pattern_and_counters_end_in_total() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
-@pytest.mark.parametrize("metrics", [used_block(), used_trainer()], ids=["block", "trainer"])
+@pytest.mark.parametrize(
+    ("process", "metrics"),
+    [("block", used_block()), ("trainer", used_trainer()), ("coordinator", used_coordinator())],
+)
 def test_exposition_holds_every_metric_of_the_table_and_nothing_else(
-    metrics: BlockMetrics | TrainerMetrics,
+    process: str, metrics: BlockMetrics | TrainerMetrics | CoordinatorMetrics
 ) -> None:
-    process = "block" if isinstance(metrics, BlockMetrics) else "trainer"
     rows = {row.name: row for row in METRICS if row.process == process}
     seen = set()
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
+        if family.name.startswith("process_"):
+            continue  # of every process in the world
         for sample in family.samples:
-            row = rows[sample.name]
+            row = rows.get(sample.name) or rows[family.name]
             assert (family.type, family.documentation) == (row.type, row.help)
-            assert tuple(sorted(sample.labels)) == tuple(sorted(row.labels))
-            assert sample.labels["job"] == "run-1"
-            seen.add(sample.name)
+            assert set(sample.labels) - {"le"} == set(row.labels)
+            assert sample.labels.get("job", "run-1") == "run-1"
+            seen.add(row.name)
     assert seen == set(rows)
+
+
+def test_the_duration_of_a_stream_is_no_latency() -> None:
+    page = generate_latest(used_coordinator().registry).decode()
+    assert 'call_duration_seconds_count{method="GetJob"} 1.0' in page
+    assert 'call_duration_seconds_count{method="WatchJob"}' not in page
+    assert 'calls_total{code="CANCELLED",method="WatchJob"} 1.0' in page
 
 
 def test_each_call_reaches_its_own_sample() -> None:

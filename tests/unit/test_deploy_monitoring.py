@@ -1,0 +1,110 @@
+"""What Prometheus and Grafana are given fits what the processes report, and the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.monitoring import dashboards
+from services.monitoring.metrics_table import METRICS
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "rules"
+FOREIGN = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+
+
+def rules() -> list[dict[str, Any]]:
+    return [
+        rule
+        for path in sorted(RULES.glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+
+
+def names() -> set[str]:
+    found = {metric.name for metric in METRICS} | FOREIGN
+    for metric in METRICS:
+        if metric.type == "histogram":
+            found |= {metric.name + suffix for suffix in ("_bucket", "_count", "_sum")}
+    return found | {rule["record"] for rule in rules() if "record" in rule}
+
+
+def used(expression: str) -> set[str]:
+    """Return the metrics that an expression names."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    return set(re.findall(r"\b(?:lowdimfa|process)[_:][\w:]+|\bup\b", bare))
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule.get("record"))
+def test_a_rule_uses_metrics_that_exist(rule: dict[str, Any]) -> None:
+    assert used(rule["expr"]) and used(rule["expr"]) <= names()
+
+
+def test_every_alert_says_what_to_do_and_where_to_read_more() -> None:
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    sections = {line.lstrip("# ").strip().lower() for line in operations.splitlines() if line.startswith("#")}
+    for rule in rules():
+        if "alert" in rule:
+            anchor = rule["alert"].lower()
+            assert rule["annotations"]["runbook"] == f"docs/operations.md#{anchor}"
+            assert anchor in sections, f"docs/operations.md has no section {rule['alert']}"
+            assert rule["annotations"]["summary"] and len(rule["annotations"]["description"]) > 40
+            assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+@pytest.mark.parametrize(("name", "dashboard"), dashboards.dashboards().items())
+def test_a_dashboard_is_whole(name: str, dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["title"] and panel["description"], panel["title"]
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken and max(x for x, _ in cells) < 24
+        taken |= cells
+        for target in panel["targets"]:
+            assert used(target["expr"]) and used(target["expr"]) <= names(), target["expr"]
+            assert target["datasource"]["uid"] == "prometheus"
+    width = max(x for x, _ in taken) + 1
+    assert len(taken) == width * (max(y for _, y in taken) + 1), "there are gaps"
+
+
+def test_every_metric_of_a_job_is_seen_somewhere() -> None:
+    shown = {
+        name
+        for dashboard in dashboards.dashboards().values()
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in used(target["expr"])
+    } | {name for rule in rules() for name in used(rule["expr"])}
+    counted_only = {
+        "lowdimfa_broadcast_error_messages_total",
+        "lowdimfa_broadcast_payload_bytes_total",
+        "lowdimfa_trainer_completed_epochs",
+        "lowdimfa_trainer_checkpoint_duration_seconds",
+        "lowdimfa_trainer_job_failures_total",
+        "lowdimfa_coordinator_call_duration_seconds",
+        "lowdimfa_coordinator_cluster_last_seen_timestamp_seconds",
+        "lowdimfa_block_applied_steps",
+    }
+    assert {metric.name for metric in METRICS} - shown <= counted_only
+
+
+def test_the_dashboards_on_disk_are_those_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dashboards.main(["--check"]) == 0
+    monkeypatch.setattr(dashboards, "FOLDER", tmp_path)
+    assert dashboards.main(["--check"]) == 1
+    assert dashboards.main([]) == 0
+    assert dashboards.main(["--check"]) == 0
