@@ -68,7 +68,7 @@ class CoordinatorMetrics:
             _ROWS["lowdimfa_coordinator_answered_calls_total"],
             _ROWS["lowdimfa_coordinator_call_duration_seconds"],
         )
-        streams = _ROWS["lowdimfa_coordinator_streams_count"]
+        streams = _ROWS["lowdimfa_coordinator_open_streams"]
         self._calls = Counter(calls.name, calls.help, calls.labels, registry=self.registry)
         self._seconds = Histogram(
             duration.name, duration.help, duration.labels, registry=self.registry, buckets=BUCKETS
@@ -101,11 +101,11 @@ class _Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         """Read the coordinator's state."""
         now = self._reading()
-        jobs = _family("lowdimfa_coordinator_jobs_count")
+        jobs = _family("lowdimfa_coordinator_known_jobs")
         for state, count in now.jobs.items():
             jobs.add_metric([state], count)
         yield jobs
-        failed = _family("lowdimfa_coordinator_failed_jobs_count")
+        failed = _family("lowdimfa_coordinator_failed_jobs")
         for code, count in now.failed.items():
             failed.add_metric([code], count)
         yield failed

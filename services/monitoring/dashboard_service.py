@@ -9,9 +9,9 @@ SERVICE_ROWS: Rows = [
         4,
         [
             Panel(
-                "Running", "Jobs.", [('lowdimfa_coordinator_jobs_count{state="running"}', "")], kind="stat"
+                "Running", "Jobs.", [('lowdimfa_coordinator_known_jobs{state="running"}', "")], kind="stat"
             ),
-            Panel("Queued", "Jobs.", [('lowdimfa_coordinator_jobs_count{state="queued"}', "")], kind="stat"),
+            Panel("Queued", "Jobs.", [('lowdimfa_coordinator_known_jobs{state="queued"}', "")], kind="stat"),
             Panel(
                 "Oldest wait",
                 "Of the job that is next in the queue.",
@@ -39,13 +39,13 @@ SERVICE_ROWS: Rows = [
             Panel(
                 "Jobs by state",
                 "All that the store has.",
-                [("lowdimfa_coordinator_jobs_count", "{{state}}")],
+                [("lowdimfa_coordinator_known_jobs", "{{state}}")],
                 bounds=(0, None),
             ),
             Panel(
                 "Failed jobs by error",
                 "Codes of docs/errors.md.",
-                [("lowdimfa_coordinator_failed_jobs_count", "{{code}}")],
+                [("lowdimfa_coordinator_failed_jobs", "{{code}}")],
                 bounds=(0, None),
             ),
         ],
@@ -68,7 +68,12 @@ SERVICE_ROWS: Rows = [
             Panel(
                 "Calls by outcome",
                 "Per second, by gRPC status.",
-                [("sum by (code) (rate(lowdimfa_coordinator_answered_calls_total[$__rate_interval]))", "{{code}}")],
+                [
+                    (
+                        "sum by (code) (rate(lowdimfa_coordinator_answered_calls_total[$__rate_interval]))",
+                        "{{code}}",
+                    )
+                ],
                 "reqps",
                 bounds=(0, None),
             ),
@@ -94,7 +99,7 @@ SERVICE_ROWS: Rows = [
             Panel(
                 "Open streams",
                 "Watches and logs.",
-                [("lowdimfa_coordinator_streams_count", "{{method}}")],
+                [("lowdimfa_coordinator_open_streams", "{{method}}")],
                 bounds=(0, None),
             ),
             Panel(

@@ -178,13 +178,13 @@ METRICS = (
         "Failures of the job, by the code of the error.",
     ),
     Metric(
-        "lowdimfa_coordinator_jobs_count",
+        "lowdimfa_coordinator_known_jobs",
         "gauge",
         ("state",),
         "Jobs in each state: queued, starting, running, stopping, finished, failed, stopped.",
     ),
     Metric(
-        "lowdimfa_coordinator_failed_jobs_count",
+        "lowdimfa_coordinator_failed_jobs",
         "gauge",
         ("code",),
         "Jobs in the state failed, by the code of their error.",
@@ -208,7 +208,7 @@ METRICS = (
         "How long unary calls took, the wait for the client's turn included.",
     ),
     Metric(
-        "lowdimfa_coordinator_streams_count",
+        "lowdimfa_coordinator_open_streams",
         "gauge",
         ("method",),
         "Open streams.",

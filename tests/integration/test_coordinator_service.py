@@ -191,7 +191,7 @@ def test_health_reflection_and_pages_for_machines(tmp_path: Path) -> None:
             for family in text_string_to_metric_families(page(service, "metrics"))
             for sample in family.samples
         }
-        assert values["lowdimfa_coordinator_jobs_count", "starting"] == 1
+        assert values["lowdimfa_coordinator_known_jobs", "starting"] == 1
         assert values["lowdimfa_coordinator_answered_calls_total", "OK", "SubmitJob"] == 1
         assert values["lowdimfa_coordinator_cluster_up_info",] == 1
 

@@ -15,7 +15,7 @@ from services.monitoring.timeline import CAUSES
 
 SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
-    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info|count|calls|"
+    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info|jobs|streams|calls|"
     "degrees"
 )
 

@@ -1,0 +1,61 @@
+"""Ask a Prometheus server, and read what the dashboards ask it."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WINDOW = "1m"
+"""Stands for Grafana's own variables of time."""
+
+
+class Prometheus:
+    """A server's HTTP interface.
+
+    Parameters
+    ----------
+    address
+        ``host:port``.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._url = f"http://{address}/api/v1/query"
+
+    def series(self, expression: str) -> list[dict[str, str]]:
+        """Return the labels of every series that an expression gives now."""
+        query = urllib.parse.urlencode({"query": expression})
+        try:
+            with urllib.request.urlopen(f"{self._url}?{query}", timeout=20) as answer:
+                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{expression}: {error.read().decode()}") from error
+        return [dict(found["metric"]) for found in result]
+
+
+def dashboard_expressions(folder: Path, **variables: str) -> dict[str, str]:
+    """Return every expression of every dashboard, by dashboard and panel, with the variables filled in."""
+    values = variables | dict.fromkeys(("__rate_interval", "__interval", "__range"), WINDOW)
+
+    def filled(expression: str) -> str:
+        return re.sub(r"\$\{?(\w+)(?::\w+)?\}?", lambda found: values[found[1]], expression)
+
+    expressions = {}
+    for path in sorted(folder.glob("*.json")):
+        for panel in _panels(json.loads(path.read_text("utf-8"))):
+            for number, target in enumerate(panel.get("targets", [])):
+                place = f"{path.name}: {panel.get('title')} [{number}]"
+                expressions[place] = filled(target["expr"])
+    return expressions
+
+
+def _panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give all panels, those in rows too."""
+    for panel in dashboard.get("panels", []):
+        yield panel
+        yield from _panels(panel)
