@@ -16,8 +16,8 @@ help:
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
 	@echo 'make test         run the tests'
 	@echo 'make lint         check style, format and types'
-	@echo 'make stubs        generate the gRPC stubs from proto/; make check-stubs compares them'
-	@echo 'make docs         generate the reference pages in docs/; make check-docs compares them'
+	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
+	@echo 'make docs         generate the reference pages and the dashboards; make check-docs compares them'
 	@echo 'make clean        remove environments, caches and build products; runs and data stay'
 
 # --- environment ------------------------------------------------------------------------------------------------------
@@ -71,17 +71,23 @@ lint: venv
 
 stubs: $(STUBS_VENV)/complete
 	@$(STUBS_VENV)/bin/python -m services.rpc.generate
+	@$(STUBS_VENV)/bin/python -m services.rpc.api_docs
 
 check-stubs: $(STUBS_VENV)/complete
 	@$(STUBS_VENV)/bin/python -m services.rpc.generate --check
+	@$(STUBS_VENV)/bin/python -m services.rpc.api_docs --check
 
 docs: venv
 	@$(BIN)/python -m services.spec.docs
 	@$(BIN)/python -m services.monitoring.metrics_docs
+	@$(BIN)/python -m services.monitoring.dashboards
+	@$(BIN)/python -m services.monitoring.prometheus_rule
 
 check-docs: venv
 	@$(BIN)/python -m services.spec.docs --check
 	@$(BIN)/python -m services.monitoring.metrics_docs --check
+	@$(BIN)/python -m services.monitoring.dashboards --check
+	@$(BIN)/python -m services.monitoring.prometheus_rule --check
 
 clean:
 	@rm -rf $(VENV) $(STUBS_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

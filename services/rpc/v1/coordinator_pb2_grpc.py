@@ -29,7 +29,7 @@ class CoordinatorStub(object):
     """The job service: submit a run to a cluster, watch it, stop it, go on with it later.
 
     Every call carries a token as metadata, `authorization: Bearer <token>`, unless the service was started without
-    tokens on a loopback address. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
+    tokens: on a loopback address, or elsewhere if its operator insisted. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
     its own, `admin` may do that with everybody's.
 
     Errors of every call:
@@ -89,7 +89,7 @@ class CoordinatorServicer(object):
     """The job service: submit a run to a cluster, watch it, stop it, go on with it later.
 
     Every call carries a token as metadata, `authorization: Bearer <token>`, unless the service was started without
-    tokens on a loopback address. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
+    tokens: on a loopback address, or elsewhere if its operator insisted. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
     its own, `admin` may do that with everybody's.
 
     Errors of every call:
@@ -227,7 +227,7 @@ class Coordinator(object):
     """The job service: submit a run to a cluster, watch it, stop it, go on with it later.
 
     Every call carries a token as metadata, `authorization: Bearer <token>`, unless the service was started without
-    tokens on a loopback address. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
+    tokens: on a loopback address, or elsewhere if its operator insisted. A token has a role: `read` may look, `submit` may also submit jobs and stop or resume
     its own, `admin` may do that with everybody's.
 
     Errors of every call:

@@ -1,0 +1,131 @@
+"""A client in another language, made from `proto/` alone, submits, watches and stops a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import DIGITS, SECONDS, lowdimfa
+from service import Service, service
+
+SOURCES = Path(__file__).parent / "node_client"
+
+
+class Node:
+    """The client, installed in a folder of its own."""
+
+    def __init__(self, folder: Path, served: Service) -> None:
+        self._script = folder / "client.js"
+        self._environment = os.environ | {
+            "LOWDIMFA_COORDINATOR": served.address,
+            "LOWDIMFA_PROTO": str(Path(__file__).parents[2] / "proto"),
+        }
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["node", self._script, *map(str, words)],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: object) -> tuple[int, list[dict[str, Any]]]:
+        """Return exit code and what it printed."""
+        process = self.start(*words)
+        stdout, _ = process.communicate(timeout=SECONDS)
+        return process.returncode, [json.loads(line) for line in stdout.splitlines()]
+
+    def one(self, *words: object) -> dict[str, Any]:
+        code, (reply,) = self.run(*words)
+        assert code == 0, reply
+        return reply
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no command {program}")
+    folder = tmp_path_factory.mktemp("node") / "client"
+    shutil.copytree(SOURCES, folder)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    if done.returncode:
+        pytest.skip(f"npm can't install the client's packages: {done.stderr.strip()[-500:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """Give the client of a service with TLS and tokens."""
+    folder = tmp_path_factory.mktemp("served")
+    assert lowdimfa("certs", folder / "tls").code == 0
+    tokens = folder / "tokens.json"
+    added = lowdimfa("tokens", "add", "node", "--role", "submit", "--file", tokens, "--format", "json")
+    with pytest.MonkeyPatch.context() as patch:  # for the commands that clear up, too
+        patch.setenv("LOWDIMFA_TOKEN", json.loads(added.stdout)["token"])
+        patch.setenv("LOWDIMFA_CA", str(folder / "tls/ca.crt"))
+        options = ("--tls-cert", folder / "tls/server.crt", "--tls-key", folder / "tls/server.key")
+        with service(folder, *options, "--tokens", tokens) as served:
+            yield Node(installed, served)
+
+
+def test_it_submits_watches_and_stops_a_job(node: Node, tmp_path: Path) -> None:
+    endless = tmp_path / "endless.yaml"
+    endless.write_text(
+        DIGITS.read_text("utf-8").replace("epochs: 20", "epochs: 5000") + "  log_every: 5\n", "utf-8"
+    )
+    submitted = node.one("submit", "from-node", endless)
+    assert submitted["created"] is True
+    job = submitted["job"]["id"]
+    assert job.startswith("from-node-") and submitted["job"]["owner"] == "node"
+
+    watch = node.start("watch", job)
+    try:
+        assert watch.stdout is not None
+        events = []
+        for line in watch.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "progress":
+                break
+        assert node.one("get", job)["job"]["state"] == "JOB_STATE_RUNNING"
+        assert node.one("stop", job)["job"]["state"] == "JOB_STATE_STOPPING"
+        rest, _ = watch.communicate(timeout=SECONDS)
+        events += [json.loads(line) for line in rest.splitlines()]
+        assert watch.returncode == 0
+    finally:
+        watch.kill()
+        watch.communicate()
+
+    states = [event["state"]["state"] for event in events if event["event"] == "state"]
+    assert states == [
+        f"JOB_STATE_{name}" for name in ("QUEUED", "STARTING", "RUNNING", "STOPPING", "STOPPED")
+    ]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    kinds = {event["event"] for event in events}
+    assert kinds >= {"state", "started", "progress", "checkpoint", "failed"}
+    (started,) = (event["started"] for event in events if event["event"] == "started")
+    assert started["blocks"] == 4 and len(started["pids"]["blocks"]) == 4
+
+    middle = len(events) // 2
+    code, again = node.run("watch", job, middle)
+    assert (code, again) == (0, events[middle:])
+
+
+def test_it_is_told_what_was_wrong(node: Node, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(DIGITS.read_text("utf-8").replace("epochs:", "epoch:"), "utf-8")
+    code, (refusal,) = node.run("submit", "bad", bad)
+    assert (code, refusal["code"]) == (1, "INVALID_ARGUMENT")
+    assert "train.epoch" in refusal["message"]
+    code, (refusal,) = node.run("get", "nothing")
+    assert (code, refusal["code"]) == (1, "NOT_FOUND")
+    code, (refusal,) = node.run("stop", "nothing", "now")
+    assert (code, refusal["code"]) == (1, "NOT_FOUND")
