@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError
 from services.coordinator.access import Gate
 from services.coordinator.attempt import RunRequests
+from services.coordinator.calls import Calls
 from services.coordinator.jobs import ACTIVE, JobState
 from services.coordinator.limits import ClientLimits
 from services.coordinator.local_cluster import LocalCluster
@@ -101,9 +102,8 @@ class Coordinator:
         self._supervisor = Supervisor(store, runner, requests, settings.liveness, self._notices.tell)
         self._metrics.read_from(self._reading)
         limits = ClientLimits(settings.max_streams_per_client)
-        self._service = CoordinatorService(
-            store, Gate(settings.tokens), limits, self._notices, self._supervisor.wake, self._metrics
-        )
+        calls = Calls(Gate(settings.tokens), limits, self._metrics)
+        self._service = CoordinatorService(store, calls, self._notices, self._supervisor.wake)
         self._health = health.aio.HealthServicer()
         self._server: Any = grpc.aio.server(
             options=[

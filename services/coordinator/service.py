@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import logging
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from lowdimfa.errors import LowdimfaError
-from services.coordinator.access import Caller, Gate, Role, require_role
+from services.coordinator.access import Caller, Role, require_role
+from services.coordinator.calls import Calls
 from services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
-from services.coordinator.limits import ClientLimits
 from services.coordinator.logs import read_logs
 from services.coordinator.messages import event_to_message, job_to_message, state_of
 from services.coordinator.notices import Notices
 from services.coordinator.refusals import RefusedError, Violation
-from services.coordinator.store import JobFilter, JobStore, StoreError
+from services.coordinator.store import JobFilter, JobStore
 from services.coordinator.submissions import checked
-from services.monitoring.coordinator_metrics import CoordinatorMetrics
 from services.rpc.v1 import coordinator_pb2 as pb
 from services.rpc.v1 import coordinator_pb2_grpc
 from services.run.checkpoint import CheckpointStore
@@ -34,11 +29,6 @@ EVENTS_AT_ONCE = 200
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 500
 
-T = TypeVar("T")
-
-_access_log = logging.getLogger("lowdimfa.access")
-_log = logging.getLogger(__name__)
-
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     """Answers calls from the store; what takes a cluster is left to the supervisor.
@@ -47,27 +37,22 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ----------
     store
         Where jobs are kept.
-    gate, limits
-        Who may call, and how much at a time.
+    calls
+        Lets them in.
     notices
         Wakes watchers.
     wake
         Wakes the supervisor.
-    metrics
-        Counts calls.
     """
 
     def __init__(
         self,
         store: JobStore,
-        gate: Gate,
-        limits: ClientLimits,
+        calls: Calls,
         notices: Notices,
         wake: Callable[[], None],
-        metrics: CoordinatorMetrics,
     ) -> None:
-        self._store, self._gate, self._limits = store, gate, limits
-        self._notices, self._wake, self._metrics = notices, wake, metrics
+        self._store, self._calls, self._notices, self._wake = store, calls, notices, wake
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Put a job into the queue."""
@@ -82,7 +67,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 self._changed(job.id)
             return pb.SubmitJobResponse(job=self._shown(job), created=created)
 
-        return await self._answer("SubmitJob", Role.submit, context, submit)
+        return await self._calls.answer("SubmitJob", Role.submit, context, submit)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         """Return one job."""
@@ -93,7 +78,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 job=self._shown(job), specification=self._store.submission(job.id).specification
             )
 
-        return await self._answer("GetJob", Role.read, context, get)
+        return await self._calls.answer("GetJob", Role.read, context, get)
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         """Return a page of jobs."""
@@ -111,7 +96,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 next_page_token="" if following is None else _token(following),
             )
 
-        return await self._answer("ListJobs", Role.read, context, page)
+        return await self._calls.answer("ListJobs", Role.read, context, page)
 
     async def StopJob(self, request: pb.StopJobRequest, context: Any) -> pb.StopJobResponse:
         """Ask a job to stop."""
@@ -134,7 +119,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             self._changed(job.id)
             return pb.StopJobResponse(job=self._shown(job))
 
-        return await self._answer("StopJob", Role.submit, context, stop)
+        return await self._calls.answer("StopJob", Role.submit, context, stop)
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
         """Put a job back into the queue."""
@@ -147,11 +132,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             self._changed(job.id)
             return pb.ResumeJobResponse(job=self._shown(job))
 
-        return await self._answer("ResumeJob", Role.submit, context, resume)
+        return await self._calls.answer("ResumeJob", Role.submit, context, resume)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
         """Stream a job's events."""
-        async with self._stream("WatchJob", context):
+        async with self._calls.stream("WatchJob", context):
             after = request.after_sequence
             job = await asyncio.to_thread(self._store.get, request.id)
             if after > job.last_sequence:
@@ -174,7 +159,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def GetLogs(self, request: pb.GetLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         """Stream what a job's processes wrote."""
-        async with self._stream("GetLogs", context):
+        async with self._calls.stream("GetLogs", context):
             job = await asyncio.to_thread(self._store.get, request.id)
 
             def follow() -> bool:
@@ -186,59 +171,6 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
             async for line in read_logs(Path(job.run_dir), request.sources, request.tail, follow):
                 yield pb.LogLine(source=line.source, text=line.text)
-
-    async def _answer(self, method: str, needed: Role, context: Any, work: Callable[[Caller], T]) -> T:
-        """Do what a unary call asks for, in a thread, when it is the client's turn."""
-        async with (
-            self._counted(method, needed, context) as caller,
-            self._limits.call(_client(caller, context)),
-        ):
-            return await asyncio.to_thread(work, caller)
-
-    @asynccontextmanager
-    async def _stream(self, method: str, context: Any) -> AsyncIterator[Caller]:
-        async with (
-            self._counted(method, Role.read, context) as caller,
-            self._limits.stream(_client(caller, context)),
-        ):
-            self._metrics.streams(method, 1)
-            try:
-                yield caller
-            finally:
-                self._metrics.streams(method, -1)
-
-    @asynccontextmanager
-    async def _counted(self, method: str, needed: Role, context: Any) -> AsyncIterator[Caller]:
-        """Let a caller in, turn errors into a status, and note how the call went."""
-        began, name, code = time.perf_counter(), "", grpc.StatusCode.OK
-        try:
-            try:
-                caller = self._gate.caller(dict(context.invocation_metadata() or ()).get("authorization", ""))
-                name = caller.name
-                require_role(caller, needed, method)
-                yield caller
-            except (StoreError, LowdimfaError) as error:
-                raise RefusedError.of(error) from error
-        except RefusedError as refusal:
-            code = refusal.status
-            await context.abort_with_status(refusal.as_status())
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception:
-            if code is grpc.StatusCode.OK:
-                code = grpc.StatusCode.INTERNAL
-                _log.exception("%s failed", method)
-                unexpected = RefusedError(
-                    code, f"{method} failed; the service's log has the reason", "internal"
-                )
-                await context.abort_with_status(unexpected.as_status())
-            raise
-        finally:
-            seconds = time.perf_counter() - began
-            self._metrics.called(method, code.name, seconds)
-            level = logging.INFO if code is grpc.StatusCode.OK else logging.WARNING
-            _access_log.log(level, "%s %s %s %.1f ms", method, name or "-", code.name, 1000 * seconds)
 
     def _of(self, caller: Caller, job_id: str, method: str) -> Job:
         """Return a job that the caller may change."""
@@ -260,11 +192,6 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     def _changed(self, job_id: str) -> None:
         self._notices.tell(job_id)
         self._wake()
-
-
-def _client(caller: Caller, context: Any) -> str:
-    """Return by what a client's share is counted: its token, or without tokens the address that it calls from."""
-    return caller.name or str(context.peer()).rpartition(":")[0]
 
 
 def _require_checkpoint(job: Job) -> None:

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,19 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError
 from services.coordinator.jobs import ENDS, TRANSITIONS, Event, Job, JobState, Submission
-from services.coordinator.rows import JOB_COLUMNS, SCHEMA, SCHEMA_VERSION, columns_of, job_of, progress_of
+from services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_of, progress_of
+from services.coordinator.sqlite_reads import SqliteReads
 from services.coordinator.store import (
-    JobEvent,
-    JobFilter,
     KeyConflictError,
     QueueFullError,
     TransitionError,
-    UnknownJobError,
 )
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """For identifiers that people read aloud: without l, o, 0 and 1."""
 
 
-class SqliteJobStore:
+class SqliteJobStore(SqliteReads):
     """A `JobStore` in a file.
 
     Parameters
@@ -137,84 +135,6 @@ class SqliteJobStore:
             self._add_events(job_id, [_state_event(JobState.queued, "", 0, now)])
             return self.get(job_id), True
 
-    def get(self, job_id: str) -> Job:
-        """Return a job."""
-        return job_of(self._row(job_id))
-
-    def submission(self, job_id: str) -> Submission:
-        """Return what was submitted."""
-        self._row(job_id)
-        row = self._read("SELECT * FROM jobs WHERE id = ?", (job_id,))[0]
-        return Submission(
-            row["name"], row["owner"], row["specification"], json.loads(row["files"]), row["client_key"]
-        )
-
-    def page(
-        self, which: JobFilter, page_size: int, before: int | None = None
-    ) -> tuple[list[Job], int | None]:
-        """Return a page of jobs, the newest first."""
-        conditions: list[str] = ["1"]
-        values: list[str | int] = []
-        if which.states:
-            conditions.append(f"state IN ({_marks(which.states)})")
-            values += sorted(which.states)
-        if which.owner:
-            conditions.append("owner = ?")
-            values.append(which.owner)
-        if which.name_prefix:
-            conditions.append("substr(name, 1, ?) = ?")
-            values += [len(which.name_prefix), which.name_prefix]
-        if before is not None:
-            conditions.append("number < ?")
-            values.append(before)
-        rows = self._read(
-            f"SELECT {JOB_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
-            (*values, page_size + 1),
-        )
-        page = rows[:page_size]
-        return [job_of(row) for row in page], page[-1]["number"] if len(rows) > page_size else None
-
-    def in_states(self, states: Collection[JobState]) -> list[Job]:
-        """Return all jobs in some states, the oldest submission first."""
-        rows = self._read(
-            f"SELECT {JOB_COLUMNS} FROM jobs WHERE state IN ({_marks(states)}) ORDER BY number",
-            tuple(sorted(states)),
-        )
-        return [job_of(row) for row in rows]
-
-    def queued(self, cpus: float, gpus: float, *, fitting: bool, limit: int) -> list[Job]:
-        """Return the oldest queued jobs that a cluster of a size could ever run, or those that it couldn't."""
-        condition = "cpus <= ? AND gpus <= ?" if fitting else "NOT (cpus <= ? AND gpus <= ?)"
-        rows = self._read(
-            f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = ? AND {condition} ORDER BY number LIMIT ?",
-            (JobState.queued, cpus, gpus, limit),
-        )
-        return [job_of(row) for row in rows]
-
-    def count_by_state(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state."""
-        counted = {
-            row["state"]: row["n"]
-            for row in self._read("SELECT state, count(*) AS n FROM jobs GROUP BY state", ())
-        }
-        return {state: counted.get(state, 0) for state in JobState}
-
-    def count_failed(self) -> dict[str, int]:
-        """Return how many failed jobs have an error of each code."""
-        rows = self._read(
-            "SELECT json_extract(error, '$.code') AS code, count(*) AS n FROM jobs WHERE state = ? GROUP BY code",
-            (JobState.failed,),
-        )
-        return {str(row["code"]): row["n"] for row in rows}
-
-    def queued_before(self, job_id: str) -> int:
-        """Return how many queued jobs were submitted before one."""
-        row = self._row(job_id)
-        found = self._read(
-            "SELECT count(*) AS n FROM jobs WHERE state = ? AND number < ?", (JobState.queued, row["number"])
-        )
-        return int(found[0]["n"])
-
     def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
         """Change a job's state, with the event that says so."""
         with self._transaction():
@@ -257,15 +177,6 @@ class SqliteJobStore:
             self._add_events(job_id, events)
             return self.update(job_id, log_position=log_position, **progress_of(events))
 
-    def events(self, job_id: str, after: int, limit: int) -> list[JobEvent]:
-        """Return a job's events with sequences above ``after``."""
-        self._row(job_id)
-        rows = self._read(
-            "SELECT sequence, event FROM events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-            (job_id, after, limit),
-        )
-        return [JobEvent(row["sequence"], json.loads(row["event"])) for row in rows]
-
     def close(self) -> None:
         """Close the file and let another coordinator have it."""
         with self._mutex:
@@ -286,19 +197,6 @@ class SqliteJobStore:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-
-    def _read(self, query: str, values: Sequence[Any]) -> list[sqlite3.Row]:
-        with self._mutex:
-            return self._db.execute(query, tuple(values)).fetchall()
-
-    def _row(self, job_id: str) -> sqlite3.Row:
-        rows = self._read(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,))
-        if not rows:
-            raise UnknownJobError(f"there is no job {job_id!r}")
-        return rows[0]
-
-    def _count(self, state: JobState) -> int:
-        return int(self._read("SELECT count(*) AS n FROM jobs WHERE state = ?", (state,))[0]["n"])
 
     def _new_id(self, name: str) -> str:
         while True:
@@ -322,7 +220,3 @@ def _state_event(state: JobState, detail: str, attempt: int, now: float) -> Even
 def _digest(submission: Submission) -> str:
     parts = [submission.name, submission.specification, submission.files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _marks(values: Collection[Any]) -> str:
-    return ", ".join("?" * len(values))

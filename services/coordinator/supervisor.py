@@ -99,19 +99,27 @@ class Supervisor:
 
     def round(self) -> None:
         """Look after all active jobs, then start what has room."""
+        for job in self._store.in_states(ACTIVE):  # first: who watches need not wait for the cluster
+            self._guarded(self._take_in, job)
         active = self._store.in_states(ACTIVE)
         looks, capacity = self._look([trainer_of(job) for job in active])
         for job in active:
-            try:
-                self._attend(job, looks.get(trainer_of(job)))
-            except ClusterError as error:
-                self._unreachable(error)
-            except Exception as error:  # one job's trouble is not the others'
-                _log.exception("job %s", job.id)
-                self._warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
+            look = looks.get(trainer_of(job))
+            if look is not None:
+                self._guarded(self._attend, job, look)
         if capacity is not None:
             self._fill(capacity)
         self.health.round_at = time.time()
+
+    def _guarded(self, work: Callable[..., object], job: Job, *arguments: Look) -> None:
+        """Do something for one job, whose trouble is not the others'."""
+        try:
+            work(job, *arguments)
+        except ClusterError as error:
+            self._unreachable(error)
+        except Exception as error:
+            _log.exception("job %s", job.id)
+            self._warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
 
     def _look(self, trainers: list[str]) -> tuple[dict[str, Look], Capacity | None]:
         if time.monotonic() < self._retry_at:
@@ -131,10 +139,7 @@ class Supervisor:
         for job in self._store.queued(float("inf"), float("inf"), fitting=True, limit=1):
             self._describe(job, f"the cluster can't be reached: {error}")
 
-    def _attend(self, job: Job, look: Look | None) -> None:
-        job = self._take_in(job)
-        if look is None:
-            return
+    def _attend(self, job: Job, look: Look) -> None:
         trainer = trainer_of(job)
         if look.condition in (Condition.ended, Condition.lost) and not self._never_made(job, look):
             while (after := self._take_in(job)) != job:
