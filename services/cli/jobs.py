@@ -20,9 +20,6 @@ from services.coordinator.jobs import ENDS, JobState
 if TYPE_CHECKING:
     from services.coordinator.client import CoordinatorClient
 
-WIDE = 200
-"""Columns of a table that goes into a file or a pipe."""
-
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="Id of a job, or its beginning if no other begins so.")
 ]
@@ -82,8 +79,11 @@ def jobs(
         for job in found:
             typer.echo(json.dumps(job))
     elif found:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-        console.print(jobs_table(found))
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        for line in jobs_table(found):
+            if console.is_terminal:
+                line.truncate(console.width, overflow="ellipsis")
+            console.print(line)
     else:
         typer.echo("no jobs")
 

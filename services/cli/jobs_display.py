@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from rich.table import Table
 from rich.text import Text
 
 COLOURS = {
@@ -21,24 +20,27 @@ COLOURS = {
 }
 
 
-def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
-    """Return the table that ``lowdimfa jobs`` prints."""
+def jobs_table(jobs: Sequence[dict[str, Any]]) -> list[Text]:
+    """Return the lines that ``lowdimfa jobs`` prints; one that is too long loses its end, the detail."""
     rows = [_cells(job) for job in jobs]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column, (name, justify) in enumerate(_COLUMNS):
-        # All but the last keep their width, whatever that of the terminal.
-        widest = max(len(name), *(len(row[column]) for row in rows))
-        table.add_column(name, justify=justify, no_wrap=True, min_width=widest)
-    table.add_column("detail", overflow="ellipsis", no_wrap=True)
+    widths = [
+        max(len(name), *(len(row[column]) for row in rows)) for column, (name, _) in enumerate(_COLUMNS)
+    ]
+    titles = [_fitted(name, width, justify) for (name, justify), width in zip(_COLUMNS, widths, strict=True)]
+    lines = [Text("  ".join([*titles, "detail"]), "dim")]
     for job, row in zip(jobs, rows, strict=True):
-        table.add_row(
-            *(
-                Text(cell, COLOURS.get(cell, "") if name == "state" else "")
-                for cell, (name, _) in zip(row, _COLUMNS, strict=True)
-            ),
-            Text("" if job["state"] == "running" else job["detail"].partition("\n")[0]),
-        )
-    return table
+        line = Text()
+        for cell, width, (name, justify) in zip(row, widths, _COLUMNS, strict=True):
+            line.append(_fitted(cell, width, justify), COLOURS.get(cell, "") if name == "state" else "")
+            line.append("  ")
+        line.append("" if job["state"] == "running" else job["detail"].partition("\n")[0])
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def _fitted(text: str, width: int, justify: Literal["left", "right"]) -> str:
+    return text.ljust(width) if justify == "left" else text.rjust(width)
 
 
 _COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (

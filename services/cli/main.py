@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -13,6 +14,8 @@ STOPPED = 130
 def main() -> None:
     """Run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # gRPC's own notes on broken connections; what they mean for a person comes in our words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from services.cli.app import run  # takes seconds, in which a Ctrl-C must not end in a traceback
 

@@ -133,7 +133,9 @@ class Coordinator:
                 credentials = server_credentials(settings.tls_cert, settings.tls_key, settings.client_ca)
                 port = self._server.add_secure_port(target, credentials)
         except RuntimeError as error:
-            raise ResourceError(f"can't listen on {target} ({error}); set --host or --port") from error
+            raise ResourceError(
+                f"can't listen on {target} ({str(error).partition(';')[0]}); set --host or --port"
+            ) from error
         return f"{host}:{port}"
 
     async def start(self) -> str:

@@ -16,6 +16,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
 from services.spec import load_specification, parse_specification, to_yaml
 from services.spec.dialect import read_yaml, write_yaml
+from services.spec.load import violations
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = "model: {factory: 'a:b', blocks: 2}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1}\n"
@@ -221,3 +222,14 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_specification(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="is a directory"):
         load_specification(tmp_path)
+
+
+def test_violations_name_every_key_and_nothing_for_a_good_specification() -> None:
+    good = "model: {factory: a.b, blocks: 2}\ndata: {factory: a.c}\ntrain: {steps: 3}\n"
+    assert violations(good) == []
+    found = dict(violations(good.replace("steps: 3", "steps: x, lr: 1").replace("blocks: 2", "blocks: 0")))
+    assert set(found) == {"train.steps", "train.lr", "model.blocks"}
+    assert "an unknown key" in found["train.lr"]
+    for text in ("", "- 1", "a: [", "a: 1\na: 2"):
+        ((key, words),) = violations(text)
+        assert key == "" and words
