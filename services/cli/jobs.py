@@ -144,12 +144,16 @@ def logs(
 ) -> None:
     """Show what the processes of a job wrote."""
     console = Console(highlight=False, soft_wrap=True)
+    silent = True
     for name, text in client.logs(find(client, job), tail, follow, source or ()):
+        silent = False
         if form is Format.json:
             typer.echo(json.dumps({"source": name, "text": text}))
         else:
             console.print(f"{name:>9} ", style=_colour(name), end="", markup=False)
             console.print(text, markup=False)
+    if silent:
+        typer.echo("no output", err=True)
 
 
 def find(client: CoordinatorClient, beginning: str) -> str:

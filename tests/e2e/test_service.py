@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def test_a_coordinator_that_is_killed_and_comes_back_loses_no_event_and_no_job(s
     steps = [event["step"] for event in events + more if event["event"] == "progress"]
     assert steps == list(range(10, 601, 10))  # every report of the run, once
     states = [event["state"] for event in events + more if event["event"] == "state"]
-    assert states == ["queued", "starting", "running", "finished"]
+    # It may say more than once that it is queued: what it waits for is in the detail.
+    assert [state for state, _ in groupby(states)] == ["queued", "starting", "running", "finished"]
     assert served.json("status", job)["attempt"] == 1
 
 
