@@ -6,9 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 from forks import Forks
+from service import Service, service
 
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with Forks(tmp_path_factory.mktemp("forks")) as forks:
         yield forks
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Give a job service with a Ray cluster of its own; starting one takes longer than most tests."""
+    with service(tmp_path_factory.mktemp("service")) as running:
+        yield running

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from prometheus import Prometheus, dashboard_expressions
-from service import Service, service
+from service import Service
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "prometheus"
@@ -70,8 +70,8 @@ def server(served: Service, folder: Path) -> Iterator[Prometheus]:
         process.wait(30)
 
 
-def test_every_query_of_the_dashboards_finds_data_of_a_running_job(tmp_path: Path) -> None:
-    with service(tmp_path) as served, server(served, tmp_path) as prometheus:
+def test_every_query_of_the_dashboards_finds_data_of_a_running_job(served: Service, tmp_path: Path) -> None:
+    with server(served, tmp_path) as prometheus:
         job = served.submit(
             model__blocks=2,
             train__epochs=3000,
@@ -79,24 +79,32 @@ def test_every_query_of_the_dashboards_finds_data_of_a_running_job(tmp_path: Pat
             run__checkpoint_every=200,
             run__evaluate_every_epochs=5,
         )
-        expressions = dashboard_expressions(ROOT / "deploy" / "grafana" / "dashboards", job=job)
-        with served.watching(job) as watch:
-            assert watch.stdout is not None
-            empty = list(expressions)
-            for line in watch.stdout:  # as long as the job goes on, whose evaluations set the pace
-                if json.loads(line)["event"] != "evaluated":
-                    continue
-                empty = [place for place in empty if not prometheus_has(prometheus, expressions[place])]
-                if not empty:
-                    break
-            assert not empty, f"no data for {empty}"
-        blocks = prometheus.series(f'lowdimfa_block_applied_steps{{job="{job}"}}')
-        assert sorted(labels["block"] for labels in blocks) == ["0", "1"]
-        assert not prometheus.series('ALERTS{alertstate="firing"}')
-        targets = [labels["instance"] for labels in prometheus.series(f'up{{job="{job}"}}')]
-        assert len(targets) == 3
-        for address in (served.http, *targets):
-            promtool("check", "metrics", stdin=page(f"{address}/metrics"))
+        try:
+            look_at(served, prometheus, job)
+        finally:
+            served.run("stop", job, "--now")
+
+
+def look_at(served: Service, prometheus: Prometheus, job: str) -> None:
+    """Check what Prometheus has of a job under way, and every page that it took it from."""
+    expressions = dashboard_expressions(ROOT / "deploy" / "grafana" / "dashboards", job=job)
+    with served.watching(job) as watch:
+        assert watch.stdout is not None
+        empty = list(expressions)
+        for line in watch.stdout:  # as long as the job goes on, whose evaluations set the pace
+            if json.loads(line)["event"] != "evaluated":
+                continue
+            empty = [place for place in empty if not prometheus_has(prometheus, expressions[place])]
+            if not empty:
+                break
+        assert not empty, f"no data for {empty}"
+    blocks = prometheus.series(f'lowdimfa_block_applied_steps{{job="{job}"}}')
+    assert sorted(labels["block"] for labels in blocks) == ["0", "1"]
+    assert not prometheus.series('ALERTS{alertstate="firing"}')
+    targets = [labels["instance"] for labels in prometheus.series(f'up{{job="{job}"}}')]
+    assert len(targets) == 3
+    for address in (served.http, *targets):
+        promtool("check", "metrics", stdin=page(f"{address}/metrics"))
 
 
 def prometheus_has(prometheus: Prometheus, expression: str) -> bool:

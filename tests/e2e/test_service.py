@@ -1,22 +1,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-import pytest
 from command import DIGITS, EXAMPLES, refused, settings
-from service import Service, rest, service, until
+from service import Service, rest, until
 
 LONG = {"train__epochs": 2000, "model__blocks": 2, "run__evaluate_every_epochs": 0}
 """A job that is under way for as long as a test needs it."""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def test_a_job_is_submitted_watched_and_found_again(served: Service) -> None:
