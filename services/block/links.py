@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from torch import Tensor
 
@@ -142,6 +143,12 @@ class Links:
         end = self._publisher or self._subscriber
         return end.traffic.count() if end is not None else TrafficCount(0, 0, 0)
 
+    def report_lags(self, metrics: BlockMetrics) -> None:
+        """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
+        if self._publisher is not None:
+            for subscriber in range(self._mine.block):
+                metrics.lag(subscriber, partial(self._publisher.lag, subscriber))
+
     def count_into(self, metrics: BlockMetrics) -> None:
         """Bring metrics up to the connections' own counts; any thread may call."""
         with self._counting:
@@ -151,8 +158,6 @@ class Links:
             )
             metrics.broadcast("received" if self._subscriber else "sent", messages, payload, wire)
             self._counted = now
-            for subscriber, behind in (self._publisher.lags() if self._publisher else {}).items():
-                metrics.lag(subscriber, behind)
             for direction, end in (("sent", self._sender), ("received", self._receiver)):
                 if end is not None:
                     total = end.traffic.count().payload_bytes

@@ -103,6 +103,7 @@ class BlockWorker:
         self._inbox = Inbox()
         self._links = self._connections(plan, network, data, security, host)
         self._metrics = BlockMetrics(job.name, str(job.index))
+        self._links.report_lags(self._metrics)
         self._exporter, address = self._serve_metrics(host)
         self.reachable = Reachable(self._links.address, address)
         self._timeline = self._open_timeline()

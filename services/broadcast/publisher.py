@@ -97,10 +97,9 @@ class ErrorPublisher:
             self._next_sequence += 1
             self._changed.notify_all()
 
-    def lags(self) -> dict[int, int]:
-        """Return by subscriber how many errors were published that its connection has not taken yet."""
-        published = self._next_sequence
-        return {block: published - self._taken.get(block, 0) for block in range(self._subscribers)}
+    def lag(self, block: int) -> int:
+        """Return how many errors were published that a subscriber's connection has not taken yet."""
+        return self._next_sequence - self._taken.get(block, 0)
 
     def wait_for_subscribers(self, timeout: float) -> None:
         """Wait until every block is subscribed.

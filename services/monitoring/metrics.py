@@ -6,6 +6,7 @@ accuracies, progress and checkpoints appear when they have a value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
@@ -105,9 +106,10 @@ class BlockMetrics(_Metrics):
         self._payload[direction].inc(payload)
         self._wire[direction].inc(wire)
 
-    def lag(self, subscriber: int, messages: int) -> None:
-        """Set how many errors a subscriber's connection has not taken yet; only the head calls this."""
-        self._gauge("lowdimfa_broadcast_subscriber_lag_messages", subscriber=str(subscriber)).set(messages)
+    def lag(self, subscriber: int, read: Callable[[], float]) -> None:
+        """Name the source of a subscriber's lag, which is read at every scrape; only the head calls this."""
+        gauge = self._gauge("lowdimfa_broadcast_subscriber_lag_messages", subscriber=str(subscriber))
+        gauge.set_function(read)
 
     def activation(self, direction: str, payload: int) -> None:
         """Add bytes of activations, ``sent`` or ``received``."""

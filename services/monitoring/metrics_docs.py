@@ -17,9 +17,23 @@ _INTRODUCTION = """\
 
 Every process of a job serves `/metrics` on a port of its own. `<storage>/targets/<run>.json` lists them in the
 format of Prometheus' file-based service discovery, with the labels `job`, `role` (`block`, `head` or
-`trainer`) and `block`; `deploy/prometheus/prometheus.yml` reads it. Names read
-`lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`. Counters start at zero; losses, accuracies,
-progress and checkpoints appear when they have a value.
+`trainer`) and `block`.
+
+The coordinator serves three pages on its HTTP port, 9464 by default (`lowdimfa serve --http-port`):
+
+| Page | What it has |
+| --- | --- |
+| `/metrics` | The coordinator's own metrics, with those of its process (`process_*`). |
+| `/targets` | The processes of all active jobs, in the format of Prometheus' HTTP service discovery. |
+| `/healthz` | 200 while it is well, 503 and the reason when not. |
+
+`deploy/prometheus/prometheus.yml` scrapes the first and finds all jobs by the second;
+`deploy/prometheus/local.yml` finds the runs of `lowdimfa train` by their files as well. The rules, alerts and
+Grafana dashboards beside them use the metrics below; [operations](operations.md#alerts) says what to do when an
+alert fires.
+
+Names read `lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`. Counters start at zero; losses,
+accuracies, progress and checkpoints appear when they have a value.
 """
 
 _SECTIONS = {

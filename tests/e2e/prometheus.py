@@ -25,17 +25,22 @@ class Prometheus:
     """
 
     def __init__(self, address: str) -> None:
-        self._url = f"http://{address}/api/v1/query"
+        self._url = f"http://{address}/api/v1"
 
     def series(self, expression: str) -> list[dict[str, str]]:
         """Return the labels of every series that an expression gives now."""
         query = urllib.parse.urlencode({"query": expression})
         try:
-            with urllib.request.urlopen(f"{self._url}?{query}", timeout=20) as answer:
+            with urllib.request.urlopen(f"{self._url}/query?{query}", timeout=20) as answer:
                 result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{expression}: {error.read().decode()}") from error
         return [dict(found["metric"]) for found in result]
+
+    def targets(self) -> list[str]:
+        """Return the page of every target, once for each time that it is scraped."""
+        with urllib.request.urlopen(f"{self._url}/targets?state=active", timeout=20) as answer:
+            return [target["scrapeUrl"] for target in json.load(answer)["data"]["activeTargets"]]
 
 
 def dashboard_expressions(folder: Path, **variables: str) -> dict[str, str]:

@@ -49,12 +49,13 @@ def test_the_rules_do_what_their_tests_say() -> None:
 
 @contextmanager
 def server(served: Service, folder: Path) -> Iterator[Prometheus]:
-    """Run Prometheus on the local configuration, faster and on the service's port."""
+    """Run Prometheus on the local configuration, faster, on the service's port and its folder of runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     text = (DEPLOY / "local.yml").read_text()
     text = text.replace("127.0.0.1:9464", served.http).replace("rules/*.yml", f"{DEPLOY}/rules/*.yml")
+    text = text.replace("../../runs", str(served.storage))
     text = re.sub(
         r"(scrape_interval|scrape_timeout|evaluation_interval|refresh_interval): \d+s", r"\1: 1s", text
     )
@@ -103,6 +104,10 @@ def look_at(served: Service, prometheus: Prometheus, job: str) -> None:
     assert not prometheus.series('ALERTS{alertstate="firing"}')
     targets = [labels["instance"] for labels in prometheus.series(f'up{{job="{job}"}}')]
     assert len(targets) == 3
+    pages = sorted(f"http://{address}/metrics" for address in (served.http, *targets))
+    assert sorted(prometheus.targets()) == pages, (
+        "each once, though the service and the files both list a job"
+    )
     for address in (served.http, *targets):
         promtool("check", "metrics", stdin=page(f"{address}/metrics"))
 

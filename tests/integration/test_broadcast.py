@@ -70,6 +70,17 @@ def broadcast(**settings: int) -> Iterator[Broadcast]:
             made.close()
 
 
+def test_the_lag_counts_what_a_connection_has_not_taken() -> None:
+    with broadcast(subscribers=2) as head:
+        head.subscribe(0)
+        for step in range(3):
+            head.publish(step)
+        eventually(lambda: head.publisher.lag(0) == 0)
+        assert head.publisher.lag(1) == 3
+        head.subscribe(1)
+        eventually(lambda: head.publisher.lag(1) == 0)
+
+
 def test_every_block_gets_every_error_in_order() -> None:
     with broadcast(subscribers=3) as head:
         subscribers = [head.subscribe(block) for block in range(3)]

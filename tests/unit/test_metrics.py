@@ -44,7 +44,7 @@ def used_block() -> BlockMetrics:
     metrics.activation("sent", 1000)
     metrics.activation("received", 2000)
     metrics.trained(0.5, 0.875)
-    metrics.lag(1, 2)
+    metrics.lag(1, lambda: 2)
     return metrics
 
 
@@ -65,7 +65,7 @@ def used_coordinator() -> CoordinatorMetrics:
     metrics.called("GetJob", "OK", 0.003)
     metrics.called("WatchJob", "CANCELLED", 100.0)
     metrics.streams("WatchJob", 1)
-    metrics.read_from(lambda: Reading({"queued": 2}, {"internal": 1}, 0.0, True, 10.0, 11.0))
+    metrics.read_from(lambda: Reading({"queued": 2}, {"internal": 1}, None, True, 10.0, 11.0))
     return metrics
 
 
@@ -115,10 +115,19 @@ def test_each_call_reaches_its_own_sample() -> None:
     assert values["lowdimfa_broadcast_wire_bytes_total", "received"] == 220
     assert values["lowdimfa_activation_payload_bytes_total", "received"] == 2000
     assert values["lowdimfa_head_training_accuracy_ratio",] == 0.875
+    assert values["lowdimfa_broadcast_subscriber_lag_messages", "1"] == 2
     values = samples(used_trainer().registry)
     assert values["lowdimfa_trainer_completed_epochs",] == 0.5
     assert values["lowdimfa_trainer_throughput_samples_per_second",] == 1234.5
     assert values["lowdimfa_trainer_job_failures_total", "peer_lost"] == 1
+    assert values["lowdimfa_trainer_alignment_angle_degrees",] == 60
+    values = samples(used_coordinator().registry)
+    assert values["lowdimfa_coordinator_known_jobs", "queued"] == 2
+    assert values["lowdimfa_coordinator_failed_jobs", "internal"] == 1
+    assert values["lowdimfa_coordinator_queue_oldest_wait_seconds",] == 0
+    assert values["lowdimfa_coordinator_open_streams", "WatchJob"] == 1
+    assert values["lowdimfa_coordinator_cluster_last_seen_timestamp_seconds",] == 10
+    assert values["lowdimfa_coordinator_supervisor_last_round_timestamp_seconds",] == 11
 
 
 def test_counters_start_at_zero_and_values_that_do_not_exist_are_absent() -> None:
