@@ -41,7 +41,7 @@ def test_a_job_from_outside_trains_over_several_containers() -> None:
 
 def trains_to_the_end(coordinator: str, prometheus: Prometheus) -> None:
     """Submit a job and watch it: it finishes, and Prometheus has every metric of every block."""
-    submitted = submit(coordinator, "--watch", train__epochs=20)
+    submitted = submit(coordinator, "--watch", train__epochs=80)
     assert submitted.code == 0, submitted
     sequences = [event["sequence"] for event in submitted.events]
     assert sequences == list(range(1, len(sequences) + 1))
