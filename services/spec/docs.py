@@ -82,6 +82,8 @@ def _rows(section: Schema, prefix: str) -> Iterator[tuple[str, str, str, str]]:
         items = schema.get("additionalProperties", {})
         if keys(items):
             yield from _rows(items, f"{prefix}{name}.<index>.")
+        if keys(schema.get("items", {})):
+            yield from _rows(schema["items"], f"{prefix}{name}[].")
 
 
 def _inline(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.spec.faults import WIRE_KINDS, DrillSection
 from services.spec.learning import FeedbackSection, TrainSection
 from services.spec.section import Args, ImportPath, LayerName, Section, refusal
 
@@ -75,9 +76,26 @@ class RunSection(Section):
         0, ge=0, description="Optimiser steps between checkpoints; 0 means only at the end."
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
-    on_failure: Literal["fail"] = Field(
+    on_failure: Literal["fail", "restart", "rejoin"] = Field(
         "fail",
-        description="What happens when a block is lost: the run ends, and resumes from its last checkpoint.",
+        description="What happens when a block is lost. `fail`: the run ends, and can be resumed from its last "
+        "checkpoint. `restart`: all blocks go back to the last complete checkpoint. `rejoin`: only the lost block is "
+        "replaced, from its newest replica, while the others keep their state and wait. With `restart` and `rejoin` "
+        "a lost trainer too is replaced, from the last checkpoint.",
+    )
+    max_recoveries: int = Field(
+        10,
+        ge=1,
+        description="Recoveries within `recovery_window_seconds` after which the next loss ends the run.",
+    )
+    recovery_window_seconds: float = Field(
+        600.0, gt=0, description="Time after which a recovery no longer counts against `max_recoveries`."
+    )
+    replica_every: int = Field(
+        20,
+        ge=1,
+        description="Optimiser steps between the replicas of its state that a block keeps outside its own process "
+        "with `on_failure: rejoin`: the most of its own steps that a lost block loses.",
     )
     liveness_seconds: float = Field(
         60.0,
@@ -145,6 +163,9 @@ class Specification(Section):
     placement: PlacementSection = Field(
         default_factory=PlacementSection, description="What each block gets from the cluster."
     )
+    drill: DrillSection = Field(
+        default_factory=DrillSection, description="Faults to inject, for tests and drills."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -153,6 +174,13 @@ class Specification(Section):
         if beyond:
             expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
             raise refusal(("train", "per_block", beyond[0]), f"block {beyond[0]}", expected)
+        for index, fault in enumerate(self.drill.faults):
+            if fault.block >= blocks:
+                expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
+                raise refusal(("drill", "faults", index, "block"), str(fault.block), expected)
+            if fault.kind in WIRE_KINDS and blocks == 1:
+                expected = "model.blocks of at least 2, as a block alone receives nothing"
+                raise refusal(("drill", "faults", index, "kind"), repr(fault.kind), expected)
         if self.feedback.form == "backprop" and self.train.staleness:
             found = f"{self.train.staleness} with feedback.form 'backprop'"
             raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")

@@ -73,7 +73,22 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
         ("feedback", {"form": "backprop", "p_rule": "oja"}, "feedback.p_rule: found 'oja' with form 'backpr"),
         ("run", {"timeline": "yes"}, "run.timeline: found the string 'yes'; expected true or false."),
         ("run", {"storage": ""}, "run.storage: found the string ''; expected a non-empty string."),
-        ("run", {"on_failure": "retry"}, "run.on_failure: found the string 'retry'; expected 'fail'."),
+        ("run", {"on_failure": "retry"}, "run.on_failure: found the string 'retry'; expected 'fail', 're"),
+        (
+            "drill",
+            {"faults": 3},
+            "drill.faults: found 3; expected a list of faults, each with keys kind, block and",
+        ),
+        (
+            "drill",
+            {"faults": [{"kind": "crash", "block": 9, "step": 3}]},
+            "drill.faults.0.block: found 9; expected an index from 0 to ",
+        ),
+        (
+            "drill",
+            {"faults": [{"kind": "hang", "block": 0, "step": 3}]},
+            "drill.faults.0.seconds: found 0 with kind 'hang'; expected a number above 0",
+        ),
         ("placement", {"gpus_per_block": 1.5}, "placement.gpus_per_block: found 1.5; expected a fraction of"),
         ("placement", {"cpus_per_block": {}}, "placement.cpus_per_block: found an empty mapping; expected a"),
     ],
