@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -118,7 +118,9 @@ def _plain(message: Message) -> dict[str, Any]:
         value = getattr(message, field.name)
         if isinstance(value, Timestamp):
             continue
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if isinstance(value, Mapping):  # its keys are text, as in any JSON object
+            plain[field.name] = {str(key): entry for key, entry in value.items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
             plain[field.name] = [_one(entry) for entry in value]
         elif field.has_presence and not message.HasField(field.name):
             plain[field.name] = None

@@ -81,6 +81,7 @@ _TOLD: dict[str, dict[str, tuple[str, type]]] = {
     "started": {"step": ("step", int), "steps": ("steps", int)},
     "progress": {"step": ("step", int), "steps": ("steps", int), "loss": ("loss", float)},
     "evaluated": {"test_accuracy": ("test_accuracy", float)},
+    "recovered": {"step": ("step", int)},
     "checkpoint": {},
     "finished": {"steps": ("step", int), "test_accuracy": ("test_accuracy", float)},
 }

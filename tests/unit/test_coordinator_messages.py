@@ -57,7 +57,22 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "explained_error_energy": st.none() | numbers,
     },
     "checkpoint": {"step": steps, "path": words, "seconds": numbers},
+    "checkpoint_failed": {"step": steps, "message": words},
     "warning": {"message": words},
+    "recovering": {
+        "policy": st.sampled_from(["restart", "rejoin"]),
+        "blocks": st.lists(small, max_size=3),
+        "reason": words,
+        "step": steps,
+        "recovery": small,
+    },
+    "recovered": {
+        "policy": st.sampled_from(["restart", "rejoin"]),
+        "blocks": st.lists(small, max_size=3),
+        "step": steps,
+        "missed": st.dictionaries(small.map(str), steps, max_size=3),
+        "seconds": numbers,
+    },
     "failed": {
         "code": words,
         "message": words,
@@ -104,7 +119,9 @@ json_values = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(["time", "step", "steps", "blocks", "loss", "message", "state", "pids", "code"]),
+        st.sampled_from(
+            ["time", "step", "steps", "blocks", "loss", "message", "state", "pids", "code", "missed"]
+        ),
         json_values,
     ),
     st.sampled_from([*EVENTS, "finished", "", "nonsense", "sequence"]),

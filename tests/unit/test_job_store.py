@@ -104,6 +104,7 @@ def test_what_a_run_logs_is_taken_in_with_its_position_and_tells_the_progress(st
     job = store.append(job.id, events, 1234)
     assert (job.step, job.steps, job.loss, job.test_accuracy, job.log_position) == (10, 100, 0.5, 0.75, 1234)
     assert [event for _, event in store.events(job.id, 1, 10)] == events
+    assert store.append(job.id, [{"event": "recovered", "policy": "restart", "step": 8}], 1300).step == 8
 
 
 def test_events_that_can_not_be_kept_leave_neither_events_nor_position(store: SqliteJobStore) -> None:

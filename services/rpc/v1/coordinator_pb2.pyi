@@ -142,7 +142,7 @@ class WatchJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., after_sequence: _Optional[int] = ...) -> None: ...
 
 class JobEvent(_message.Message):
-    __slots__ = ("sequence", "time", "state", "started", "progress", "evaluated", "alignment", "checkpoint", "warning", "finished", "failed")
+    __slots__ = ("sequence", "time", "state", "started", "progress", "evaluated", "alignment", "checkpoint", "warning", "finished", "failed", "recovering", "recovered", "checkpoint_failed")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,9 @@ class JobEvent(_message.Message):
     WARNING_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    RECOVERING_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FAILED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     state: StateChanged
@@ -165,7 +168,10 @@ class JobEvent(_message.Message):
     warning: Warned
     finished: Finished
     failed: Failed
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[StateChanged, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., warning: _Optional[_Union[Warned, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
+    recovering: Recovering
+    recovered: Recovered
+    checkpoint_failed: CheckpointFailed
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[StateChanged, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., warning: _Optional[_Union[Warned, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., recovering: _Optional[_Union[Recovering, _Mapping]] = ..., recovered: _Optional[_Union[Recovered, _Mapping]] = ..., checkpoint_failed: _Optional[_Union[CheckpointFailed, _Mapping]] = ...) -> None: ...
 
 class StateChanged(_message.Message):
     __slots__ = ("state", "detail", "attempt")
@@ -271,11 +277,54 @@ class Checkpoint(_message.Message):
     seconds: float
     def __init__(self, step: _Optional[int] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class CheckpointFailed(_message.Message):
+    __slots__ = ("step", "message")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    message: str
+    def __init__(self, step: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class Warned(_message.Message):
     __slots__ = ("message",)
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class Recovering(_message.Message):
+    __slots__ = ("policy", "blocks", "reason", "step", "recovery")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    step: int
+    recovery: int
+    def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., recovery: _Optional[int] = ...) -> None: ...
+
+class Recovered(_message.Message):
+    __slots__ = ("policy", "blocks", "step", "missed", "seconds")
+    class MissedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    step: int
+    missed: _containers.ScalarMap[int, int]
+    seconds: float
+    def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., missed: _Optional[_Mapping[int, int]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters")
