@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import InputError, LowdimfaError, PeerError
+from lowdimfa.errors import InputError, LowdimfaError
 from services.run.checkpoint import CheckpointStore
 from services.run.plan import RunPlan
 from services.run.user_code import UserCode
@@ -142,10 +142,10 @@ class DecoupledTrainer:
         if self._address is None:  # what is wrong shows before a cluster starts
             self.plan()
         # Only here: 'local' needs no Ray.
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayTaskError
 
-        from services.trainer.actor import TrainerActor, end, follow
         from services.trainer.cluster import start_ray
+        from services.trainer.replacement import run_in_actor
 
         specification = self.specification
         disconnect = start_ray(
@@ -154,24 +154,16 @@ class DecoupledTrainer:
             specification.placement.cpus_per_block,
             specification.run.liveness_seconds,
         )
-        trainer = TrainerActor.remote()
         try:
-            outcome = follow(trainer, trainer.fit.remote(self.request), self._on_event, self._stop)
+            outcome = run_in_actor(self.request, self._on_event, self._stop)
         except KeyboardInterrupt:
-            end(trainer)
             self._note_stop()
             raise
-        except RayActorError as error:
-            raise PeerError(
-                "the trainer's process was lost; continue with --resume from the last checkpoint in "
-                f"{self.request.run_dir}"
-            ) from error
         except RayTaskError as error:
             raise LowdimfaError(
                 f"the trainer failed ({type(error.cause).__name__}: {error.cause})"
             ) from error
         finally:
-            end(trainer)
             disconnect()
         if isinstance(outcome, LowdimfaError):
             raise outcome

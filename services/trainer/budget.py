@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from services.spec import Specification
+from services.trainer.events import events_in
 
 FIRST_PAUSE = 0.1
 """Seconds before the second recovery within the window; each further one doubles them. The first needs no pause."""
@@ -97,3 +99,24 @@ class RecoveryBudget:
             f"{loss}; that makes {self._most + 1:,} losses within {self._window:g} s, more than run.max_recoveries "
             f"({self._most:,}) allows"
         )
+
+
+def recoveries_in(log: Path) -> list[float]:
+    """Return when the recoveries in a run's log began, in Unix seconds, since a person last resumed the run.
+
+    Whoever replaces a trainer counts by the log, because the trainer that counted last is gone. A run that ended and
+    then started without a recovery between was resumed by a person, who begins with a full budget.
+    """
+    moments: list[float] = []
+    ended = False
+    for event in events_in(log, ("failed", "finished", "recovering", "started")):
+        match event["event"]:
+            case "recovering":
+                moments.append(float(event["time"]))
+                ended = False
+            case "started":
+                moments = [] if ended else moments
+                ended = False
+            case _:
+                ended = True
+    return moments

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ class EventLog:
     Parameters
     ----------
     path
-        Of the log; lines of an earlier part of a resumed run stay.
+        Of the log; lines of an earlier part of a resumed run stay. One that a killed process left without its end is
+        ended.
     sink
         Gets each event, already plain data.
+    lost_at
+        When the loss of the trainer was noticed that this one replaces, in Unix seconds: the first ``started`` event is
+        then followed by a ``recovered`` event.
     """
 
-    def __init__(self, path: Path, sink: Sink | None = None) -> None:
+    def __init__(self, path: Path, sink: Sink | None = None, lost_at: float | None = None) -> None:
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._sink = sink
+        self._sink, self._lost_at = sink, lost_at
+        if not _ends_in_whole_line(path):
+            self._file.write("\n")
 
     def emit(self, event: str, **fields: Any) -> Event:
         """Record one event and return it."""
@@ -37,11 +44,54 @@ class EventLog:
         self._file.write(to_json(entry) + "\n")
         if self._sink is not None:
             self._sink(entry)
+        if event == "started" and self._lost_at is not None:
+            seconds = max(0.0, entry["time"] - self._lost_at)  # another machine's clock may have noted it
+            self._lost_at = None
+            step = fields["step"]
+            self.emit("recovered", policy="restart", blocks=[], step=step, missed={}, seconds=seconds)
         return entry
 
     def close(self) -> None:
         """Close the log."""
         self._file.close()
+
+
+def events_in(log: Path, kinds: Collection[str] = (), start: int = 0) -> Iterator[Event]:
+    """Yield the events of a log; a log that isn't there has none, and lines that are no events are passed over.
+
+    Parameters
+    ----------
+    log
+        The ``events.jsonl`` of a run.
+    kinds
+        Of the events wanted; all if empty.
+    start
+        Byte of a line's beginning before which nothing is read.
+    """
+    try:
+        file = log.open("rb")
+    except FileNotFoundError:
+        return
+    marks = [f'"{kind}"'.encode() for kind in kinds]
+    with file:
+        file.seek(start)
+        for line in file:
+            if marks and not any(mark in line for mark in marks):
+                continue  # parsing a long log takes seconds
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and (not kinds or event.get("event") in kinds):
+                yield event
+
+
+def _ends_in_whole_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def to_json(event: Event) -> str:

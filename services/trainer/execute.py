@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,9 @@ class RunRequest:
         Whether to go on from the newest checkpoint.
     user_code
         The files beside the specification.
+    lost_at
+        When the loss of an earlier trainer was noticed that this run makes up for, in Unix seconds; None if it makes
+        up for none.
     """
 
     specification: dict[str, Any]
@@ -49,6 +52,18 @@ class RunRequest:
     engine: EngineName
     resume: bool
     user_code: UserCode
+    lost_at: float | None = None
+
+    def again(self, lost_at: float | None = None) -> RunRequest:
+        """Return the request of a further attempt in the same directory, where nobody works any more.
+
+        It goes on from the newest checkpoint; without one it begins anew, for which the directory is made ready.
+        """
+        path = Path(self.run_dir)
+        resume = bool(CheckpointStore(path).list())
+        if not resume:
+            (path / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
+        return replace(self, resume=resume, lost_at=lost_at)
 
     def parsed(self) -> Specification:
         """Return the specification."""
@@ -138,7 +153,9 @@ def execute(
         keep_output(log_file(path, "trainer"))
     # Before the directory is made: a refusal leaves none.
     fresh = None if request.resume else prepare(request)
-    with RunDir(path, request.resume) as run_dir:
+    # A trainer that was lost to its cluster may work on until it notices.
+    patience = 0.0 if request.lost_at is None else request.parsed().run.liveness_seconds
+    with RunDir(path, request.resume, patience) as run_dir:
         if own_process:
             keep_output(log_file(path, "trainer"))
         plan, manifest = fresh or prepare(request)
@@ -153,7 +170,7 @@ def _run(
     sink: Sink | None,
     stop: StopRequest,
 ) -> Event:
-    log = EventLog(run_dir.events, sink)
+    log = EventLog(run_dir.events, sink, request.lost_at)
     watch = TrainerWatch(run_dir.path.name)
     board = make_board(plan.specification, run_dir.path)
     engine: Engine | None = None

@@ -36,6 +36,8 @@ class RunDir:
         The directory.
     resume
         Whether an earlier run in it goes on.
+    patience
+        Seconds to wait for another trainer that uses it.
 
     Raises
     ------
@@ -43,15 +45,15 @@ class RunDir:
         As `require_run_dir`, or another trainer uses it.
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, patience: float = 0.0) -> None:
         self.path = path
-        self._resume = resume
+        self._resume, self._patience = resume, patience
         self._lock = FileLock(path / "run.lock")
 
     def __enter__(self) -> RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=self._patience)
         except Timeout:
             raise InputError(
                 f"run directory {self.path}", "a run that another trainer is working on", "a run at rest"

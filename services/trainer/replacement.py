@@ -1,0 +1,121 @@
+"""A trainer whose process is lost is replaced by a new one, as far as the specification allows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ray.exceptions import RayActorError
+
+from lowdimfa.errors import LowdimfaError, PeerError
+from services.spec import Specification
+from services.trainer.actor import Outcome, TrainerActor, end, follow
+from services.trainer.budget import RecoveryBudget, recoveries_in
+from services.trainer.events import Event, EventLog, Sink, events_in
+from services.trainer.execute import RunRequest
+from services.trainer.run_dir import targets_file
+from services.trainer.stopping import StopRequest, stopped
+
+LOSS = "the trainer's process was lost"
+
+PAUSE_LOOK = 0.1
+"""Seconds between looks at whether a pause is no longer wanted."""
+
+
+def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
+    """Run a request in a trainer actor, and in a new one whenever its process is lost; return what the run returns.
+
+    Raises
+    ------
+    PeerError
+        The trainer was lost, and ``run.on_failure`` is ``fail`` or ``run.max_recoveries`` are used up.
+    StoppedError
+        The trainer was lost after somebody had asked the run to stop.
+    """
+    specification = request.parsed()
+    while True:
+        following = _Following(Path(request.run_dir), sink)
+        trainer = TrainerActor.remote()
+        try:
+            return follow(trainer, trainer.fit.remote(request), following, stop)
+        except RayActorError as error:
+            lost_at, cause = time.time(), error
+        finally:
+            end(trainer)
+        following.catch_up()
+        _recover(specification, following, stop, cause)
+        request = request.again(lost_at)
+
+
+class _Following:
+    """Hands a trainer's events on and, once it is lost, those that it logged but did not come to tell.
+
+    Parameters
+    ----------
+    run_dir
+        Of the run.
+    sink
+        Gets the events.
+    """
+
+    def __init__(self, run_dir: Path, sink: Sink) -> None:
+        self.run_dir, self.log, self.sink = run_dir, run_dir / "events.jsonl", sink
+        self.step = 0
+        self._told = 0
+        self._start = self.log.stat().st_size if self.log.exists() else 0
+
+    def __call__(self, event: Event) -> None:
+        self._told += 1
+        self.step = event.get("step", self.step)
+        self.sink(event)
+
+    def catch_up(self) -> None:
+        """Hand on what is in the log and was not told."""
+        for event in list(events_in(self.log, start=self._start))[self._told :]:
+            self(event)
+
+
+def _recover(
+    specification: Specification, following: _Following, stop: StopRequest, cause: RayActorError
+) -> None:
+    """Note the loss of a trainer, and wait until its replacement may start.
+
+    Raises
+    ------
+    PeerError, StoppedError
+        There shall be none.
+    """
+    targets_file(following.run_dir).unlink(missing_ok=True)
+    following.run_dir.mkdir(parents=True, exist_ok=True)  # it may have been lost before it came to that
+    log = EventLog(following.log, following.sink)
+    try:
+        budget = RecoveryBudget.of(specification, time.time, recoveries_in(following.log))
+        pause = _pause(specification, following.run_dir, budget, stop)
+        log.emit(
+            "recovering",
+            policy="restart",
+            blocks=[],
+            reason=LOSS,
+            step=following.step,
+            recovery=budget.total,
+        )
+    except LowdimfaError as error:
+        log.emit("failed", **error.as_event())
+        raise error from cause
+    finally:
+        log.close()
+    until = time.monotonic() + pause
+    while (left := until - time.monotonic()) > 0 and not stop.made:  # the replacement will see to the stop
+        time.sleep(min(left, PAUSE_LOOK))
+
+
+def _pause(specification: Specification, run_dir: Path, budget: RecoveryBudget, stop: StopRequest) -> float:
+    way_on = f"continue with --resume from the last checkpoint in {run_dir}"
+    if specification.run.on_failure == "fail":
+        raise PeerError(f"{LOSS}; {way_on}", setting="run.on_failure")
+    if stop.made:
+        raise stopped(run_dir)
+    pause = budget.spend()
+    if pause is None:
+        raise PeerError(f"{budget.used_up(LOSS)}; {way_on}", setting="run.max_recoveries")
+    return pause
