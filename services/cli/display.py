@@ -91,6 +91,13 @@ class TextDisplay:
             case "finished":
                 self._bar.stop()
                 self._say(_finished(event))
+            case "recovering":
+                self._bar.update(self._task, description="recovering")
+                self._say(_recovering(event))
+            case "recovered":
+                self._bar.update(self._task, completed=event["step"], description="training")
+                self._say(_recovered(event))
+            # No "checkpoint_failed": a warning says the same.
             case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
                 self._say(_SENTENCES[kind](event))
 
@@ -139,6 +146,19 @@ def _evaluated(event: Event) -> str:
 def _alignment(event: Event) -> str:
     angles = ", ".join(f"block {entry['block']} {entry['angle_degrees']:.0f}°" for entry in event["blocks"])
     return f"angle between update and true gradient: {angles}"
+
+
+def _recovering(event: Event) -> str:
+    return f"{event['reason']}; {event['policy']} at step {event['step']:,} …"
+
+
+def _recovered(event: Event) -> str:
+    lacking = "".join(
+        f"; block {block} lacks {_counted(steps, 'step', 'steps')}"
+        for block, steps in event["missed"].items()
+        if steps
+    )
+    return f"goes on from step {event['step']:,} after {event['seconds']:.1f} s{lacking}"
 
 
 def _plan(event: Event) -> str:

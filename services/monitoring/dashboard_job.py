@@ -177,4 +177,28 @@ JOB_ROWS: Rows = [
             ),
         ],
     ),
+    (
+        6,
+        [
+            Panel(
+                "Recoveries",
+                "From lost blocks, connections or trainers, by policy, since the run began.",
+                [(f"lowdimfa_trainer_job_recoveries_total{_JOB}", "{{policy}}")],
+                bounds=(0, None),
+            ),
+            Panel(
+                "Time to recover",
+                "From the loss until training went on, in the latest recovery; 0 before the first.",
+                [(f"lowdimfa_trainer_recovery_seconds{_JOB}", "latest")],
+                "s",
+                bounds=(0, None),
+            ),
+            Panel(
+                "Failed checkpoints",
+                "That could not be written, since the trainer started.",
+                [(f"lowdimfa_trainer_checkpoint_failures_total{_JOB}", "failed")],
+                bounds=(0, None),
+            ),
+        ],
+    ),
 ]

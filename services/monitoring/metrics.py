@@ -19,7 +19,10 @@ BUSY_KINDS = ("forward", "update", "step", "probe")
 
 DIRECTIONS = ("sent", "received")
 
-STATES = ("pending", "running", "finished", "failed", "stopped")
+POLICIES = ("restart", "rejoin")
+"""How a job recovers."""
+
+STATES = ("pending", "running", "recovering", "finished", "failed", "stopped")
 """The states of a job."""
 
 
@@ -141,6 +144,12 @@ class TrainerMetrics(_Metrics):
 
     def __init__(self, job: str) -> None:
         super().__init__("trainer", job=job)
+        self._recoveries = {
+            policy: self._counter("lowdimfa_trainer_job_recoveries_total", policy=policy)
+            for policy in POLICIES
+        }
+        self._recovery = self._gauge("lowdimfa_trainer_recovery_seconds")
+        self._unwritten = self._counter("lowdimfa_trainer_checkpoint_failures_total")
         self.state("pending")
 
     def planned(self, steps: int) -> None:
@@ -167,6 +176,22 @@ class TrainerMetrics(_Metrics):
         """Set when the latest checkpoint was complete (unix seconds) and how long it took (seconds)."""
         self._gauge("lowdimfa_trainer_checkpoint_last_success_timestamp_seconds").set(timestamp)
         self._gauge("lowdimfa_trainer_checkpoint_duration_seconds").set(duration)
+
+    def checkpoint_failed(self) -> None:
+        """Count a checkpoint that could not be written."""
+        self._unwritten.inc()
+
+    def recovering(self, policy: str) -> None:
+        """Count a recovery that begins, by one of `POLICIES`."""
+        self._recoveries[policy].inc()
+
+    def recovered(self, duration: float) -> None:
+        """Set how long the latest recovery took (seconds)."""
+        self._recovery.set(duration)
+
+    def completed(self, step: int) -> None:
+        """Set how many steps are completed, where a recovery made them fewer."""
+        self._gauge("lowdimfa_trainer_completed_steps").set(step)
 
     def state(self, current: str) -> None:
         """Set the job's state, one of `STATES`."""

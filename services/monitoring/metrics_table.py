@@ -166,10 +166,28 @@ METRICS = (
         "Time that the latest checkpoint took.",
     ),
     Metric(
+        "lowdimfa_trainer_checkpoint_failures_total",
+        "counter",
+        _JOB,
+        "Checkpoints that could not be written since the trainer started.",
+    ),
+    Metric(
+        "lowdimfa_trainer_job_recoveries_total",
+        "counter",
+        (*_JOB, "policy"),
+        "Recoveries of the whole run that began, by policy: restart, rejoin (run.on_failure).",
+    ),
+    Metric(
+        "lowdimfa_trainer_recovery_seconds",
+        "gauge",
+        _JOB,
+        "Time that the run's latest recovery took, from the loss until training went on; 0 before the first.",
+    ),
+    Metric(
         "lowdimfa_trainer_job_state_info",
         "gauge",
         (*_JOB, "state"),
-        "1 for the job's state, 0 for the others: pending, running, finished, failed, stopped.",
+        "1 for the job's state, 0 for the others: pending, running, recovering, finished, failed, stopped.",
     ),
     Metric(
         "lowdimfa_trainer_job_failures_total",

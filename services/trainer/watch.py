@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from services.monitoring.exporter import Exporter, start_exporter
-from services.monitoring.metrics import TrainerMetrics
-from services.trainer.events import Event
+from services.monitoring.metrics import POLICIES, TrainerMetrics
+from services.trainer.events import Event, events_in
 
 
 class TrainerWatch:
@@ -19,6 +21,7 @@ class TrainerWatch:
     def __init__(self, job: str) -> None:
         self._metrics = TrainerMetrics(job)
         self._exporter: Exporter | None = None
+        self._recalled = False
 
     def serve(self, host: str) -> str:
         """Serve the metrics on an address of this machine; return ``host:port``."""
@@ -30,6 +33,7 @@ class TrainerWatch:
         metrics = self._metrics
         match event["event"]:
             case "started":
+                self._recall(Path(event["run_dir"]))
                 metrics.planned(event["steps"])
                 metrics.state("running")
             case "progress":
@@ -41,11 +45,32 @@ class TrainerWatch:
                     metrics.aligned(entry["block"], entry["angle_degrees"])
             case "checkpoint":
                 metrics.checkpointed(event["time"], event["seconds"])
+            case "checkpoint_failed":
+                metrics.checkpoint_failed()
+            case "recovering":
+                metrics.recovering(event["policy"])
+                metrics.state("recovering")
+            case "recovered":
+                metrics.recovered(event["seconds"])
+                metrics.completed(event["step"])
+                metrics.state("running")
             case "finished":
                 metrics.state("finished")
             case "failed":
                 metrics.state("failed")
                 metrics.failed(event["code"])
+
+    def _recall(self, run_dir: Path) -> None:
+        """Take in the run's earlier recoveries: a lost trainer's replacement was not there when they were told."""
+        if self._recalled:
+            return
+        self._recalled = True
+        for event in events_in(run_dir / "events.jsonl", ("recovering", "recovered")):
+            match event:
+                case {"event": "recovering", "policy": policy} if policy in POLICIES:
+                    self._metrics.recovering(policy)
+                case {"event": "recovered", "seconds": int() | float() as seconds}:
+                    self._metrics.recovered(seconds)
 
     def close(self) -> None:
         """Stop serving."""

@@ -9,13 +9,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.monitoring import metrics_docs
 from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
 from services.monitoring.exporter import write_targets
-from services.monitoring.metrics import BUSY_KINDS, STATES, BlockMetrics, TrainerMetrics
+from services.monitoring.metrics import BUSY_KINDS, POLICIES, STATES, BlockMetrics, TrainerMetrics
 from services.monitoring.metrics_table import METRICS
 from services.monitoring.timeline import CAUSES
 
 SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
-    "steps|samples|seconds|bytes|messages|microbatches|failures|epochs|samples_per_second|value|ratio|info|jobs|streams|calls|"
+    "steps|samples|seconds|bytes|messages|microbatches|failures|recoveries|epochs|samples_per_second|value|ratio|info|jobs|streams|calls|"
     "degrees"
 )
 
@@ -55,7 +55,10 @@ def used_trainer() -> TrainerMetrics:
     metrics.evaluated(0.6, 0.75)
     metrics.aligned(0, 60.0)
     metrics.checkpointed(1_700_000_000.0, 1.5)
-    metrics.state("running")
+    metrics.checkpoint_failed()
+    metrics.recovering("rejoin")
+    metrics.recovered(4.25)
+    metrics.completed(9)
     metrics.failed("peer_lost")
     return metrics
 
@@ -118,6 +121,11 @@ def test_each_call_reaches_its_own_sample() -> None:
     assert values["lowdimfa_broadcast_subscriber_lag_messages", "1"] == 2
     values = samples(used_trainer().registry)
     assert values["lowdimfa_trainer_completed_epochs",] == 0.5
+    assert values["lowdimfa_trainer_completed_steps",] == 9
+    assert values["lowdimfa_trainer_job_recoveries_total", "rejoin"] == 1
+    assert values["lowdimfa_trainer_job_recoveries_total", "restart"] == 0
+    assert values["lowdimfa_trainer_recovery_seconds",] == 4.25
+    assert values["lowdimfa_trainer_checkpoint_failures_total",] == 1
     assert values["lowdimfa_trainer_throughput_samples_per_second",] == 1234.5
     assert values["lowdimfa_trainer_job_failures_total", "peer_lost"] == 1
     assert values["lowdimfa_trainer_alignment_angle_degrees",] == 60
@@ -139,6 +147,11 @@ def test_counters_start_at_zero_and_values_that_do_not_exist_are_absent() -> Non
     values = samples(metrics.registry)
     assert ("lowdimfa_head_training_loss_value",) in values
     assert ("lowdimfa_head_training_accuracy_ratio",) not in values
+    values = samples(TrainerMetrics("run-1").registry)
+    assert [values["lowdimfa_trainer_job_recoveries_total", policy] for policy in POLICIES] == [0, 0]
+    assert values["lowdimfa_trainer_recovery_seconds",] == 0
+    assert values["lowdimfa_trainer_checkpoint_failures_total",] == 0
+    assert ("lowdimfa_trainer_completed_steps",) not in values
 
 
 def test_a_job_has_one_state_at_a_time() -> None:

@@ -1,0 +1,109 @@
+"""What Prometheus sees of a trainer whose run loses blocks, checkpoints, or the trainer itself."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.trainer.events import EventLog
+from services.trainer.watch import TrainerWatch
+
+Values = Callable[[], dict[tuple[str, ...], float]]
+
+
+@pytest.fixture
+def watch() -> Iterator[TrainerWatch]:
+    watched = TrainerWatch("run-1")
+    yield watched
+    watched.close()
+
+
+@pytest.fixture
+def values(watch: TrainerWatch) -> Values:
+    """Read the page: values by name, without its beginning, and the labels beyond the job."""
+    address = watch.serve("127.0.0.1")
+
+    def read() -> dict[tuple[str, ...], float]:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+        return {
+            (
+                sample.name.removeprefix("lowdimfa_trainer_"),
+                *(value for label, value in sample.labels.items() if label != "job"),
+            ): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
+    return read
+
+
+def started(run_dir: Path) -> dict[str, Any]:
+    return {"event": "started", "run_dir": str(run_dir), "steps": 1000, "step": 0}
+
+
+def recovering(policy: str) -> dict[str, Any]:
+    return {"event": "recovering", "policy": policy, "blocks": [1], "reason": "", "step": 412, "recovery": 1}
+
+
+def recovered(policy: str, step: int, seconds: float) -> dict[str, Any]:
+    return {
+        "event": "recovered",
+        "policy": policy,
+        "blocks": [1],
+        "step": step,
+        "missed": {},
+        "seconds": seconds,
+    }
+
+
+def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
+    watch: TrainerWatch, values: Values, tmp_path: Path
+) -> None:
+    watch.saw(started(tmp_path))
+    watch.saw({"event": "progress", "step": 412, "epoch": 1, "samples_per_second": 1.0})
+    watch.saw(recovering("restart"))
+    seen = values()
+    assert seen["job_state_info", "recovering"] == 1 and seen["job_state_info", "running"] == 0
+    assert seen["job_recoveries_total", "restart"] == 1 and seen["recovery_seconds",] == 0
+    watch.saw(recovered("restart", 400, 4.25))
+    seen = values()
+    assert seen["job_state_info", "recovering"] == 0 and seen["job_state_info", "running"] == 1
+    assert seen["job_recoveries_total", "restart"] == 1 and seen["job_recoveries_total", "rejoin"] == 0
+    assert seen["recovery_seconds",] == 4.25 and seen["completed_steps",] == 400
+
+
+def test_checkpoints_that_failed_are_counted(watch: TrainerWatch, values: Values) -> None:
+    assert values()["checkpoint_failures_total",] == 0
+    for step in (10, 20):
+        watch.saw({"event": "checkpoint_failed", "step": step, "message": "no room"})
+    assert values()["checkpoint_failures_total",] == 2
+
+
+def test_the_replacement_of_a_lost_trainer_goes_on_counting(
+    watch: TrainerWatch, values: Values, tmp_path: Path
+) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    for event in (
+        started(tmp_path),
+        recovering("rejoin"),
+        recovered("rejoin", 412, 4.25),
+        recovering("restart"),  # of the trainer: nobody was there to count it
+        started(tmp_path),
+        recovered("restart", 400, 9.5),
+        recovering("a policy of another version"),
+        {"event": "recovered"},
+    ):
+        log.emit(**event)
+    log.close()
+    watch.saw(started(tmp_path))
+    watch.saw(started(tmp_path))  # of one process they count once
+    seen = values()
+    assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_recoveries_total", "restart"] == 1
+    assert seen["recovery_seconds",] == 9.5
+    assert seen["job_state_info", "running"] == 1
