@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -9,7 +10,7 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from lowdimfa.errors import ProtocolError
+from lowdimfa.errors import LowdimfaError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.rpc.protocol import CHUNK_BYTES, Traffic
 from services.rpc.tensors import TensorBuffer, dtype_code, dtype_name, dtype_of, encode
@@ -54,8 +55,15 @@ class Sender(Protocol):
 
     traffic: Traffic
 
+    @property
+    def unacknowledged(self) -> int:
+        """Activations that were queued and have not been consumed yet."""
+
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Queue an activation; wait while the window is full."""
+
+    def abort(self, failure: LowdimfaError) -> None:
+        """Let `send` raise an error from now on, also one that waits."""
 
     def close(self) -> None:
         """End the transport."""
@@ -71,6 +79,9 @@ class Receiver(Protocol):
 
     def release(self, activation: Activation) -> None:
         """Say that an activation was consumed, which makes room in the sender's window."""
+
+    def renew(self) -> None:
+        """Have the sender repeat what may have been lost."""
 
     def close(self) -> None:
         """End the transport."""
@@ -114,16 +125,19 @@ def unpack(frame: bytes) -> tuple[pb.ActivationHeader, memoryview]:
     Raises
     ------
     ProtocolError
-        The frame ends before its header does, or the header can't be parsed.
+        The frame ends before its header does, the header can't be parsed, or the checksum is wrong.
     """
     data = memoryview(frame)[_LENGTH_BYTES:]
     length = int.from_bytes(frame[:_LENGTH_BYTES], "little")
     if len(frame) < _LENGTH_BYTES or length > len(data):
         raise ProtocolError(f"a frame of {len(frame)} bytes is too short for its header")
     try:
-        return pb.ActivationHeader.FromString(bytes(data[:length])), data[length:]
+        header, data = pb.ActivationHeader.FromString(bytes(data[:length])), data[length:]
     except DecodeError as error:
         raise ProtocolError("a frame has a malformed header") from error
+    if zlib.crc32(data) != header.checksum:
+        raise ProtocolError("a frame has a wrong checksum")
+    return header, data
 
 
 def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
@@ -151,6 +165,7 @@ def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
     for buffer in map(encode, activation.tensors):
         for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
             chunk = buffer[start : start + CHUNK_BYTES]
+            header.checksum = zlib.crc32(chunk)
             yield pack(header, chunk)
             offset += len(chunk)
             header = pb.ActivationHeader(sequence=activation.sequence, offset=offset)

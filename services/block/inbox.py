@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lowdimfa.errors import LowdimfaError
 from services.block.activations import Activation
-from services.block.instructions import EndAt
+from services.block.instructions import EndAt, Halt
 from services.broadcast.subscriber import ErrorVector
 
 
@@ -18,7 +18,7 @@ class Abort:
     error: LowdimfaError
 
 
-Message = Activation | ErrorVector | EndAt | Abort
+Message = Activation | ErrorVector | EndAt | Halt | Abort
 
 
 class Inbox:
@@ -34,6 +34,9 @@ class Inbox:
     def abort(self, error: LowdimfaError) -> None:
         """Make the compute thread raise an error at its next look into the inbox."""
         self._messages.put(Abort(error))
+
+    def __len__(self) -> int:
+        return self._messages.qsize()
 
     def take(self, timeout: float) -> Message | None:
         """Return the next message, or None after ``timeout`` seconds without one."""

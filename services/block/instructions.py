@@ -64,6 +64,22 @@ class EndAt:
 
 
 @dataclass(frozen=True)
+class Halt:
+    """Somebody wants the block to come to rest at a step boundary that all blocks share, because one was lost.
+
+    No further forward is begun, but every update is made whose error the head has broadcast: so blocks that have
+    forwarded the same micro-batches come to rest after the same step.
+
+    Attributes
+    ----------
+    through
+        The last error that the head has broadcast and that will come, or None where none will but what is here.
+    """
+
+    through: RunUpdate | None
+
+
+@dataclass(frozen=True)
 class PeerLost:
     """Another block, or the connection to it, is gone."""
 
@@ -118,7 +134,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Done:
-    """The last step has been applied."""
+    """The last step has been applied, or the block was halted."""
 
 
 Compute = RunForward | RunUpdate | ApplyStep
@@ -132,4 +148,4 @@ class Finished:
     instruction: Compute
 
 
-Event = ActivationArrived | ErrorArrived | EndAt | Finished | PeerLost
+Event = ActivationArrived | ErrorArrived | EndAt | Halt | Finished | PeerLost

@@ -8,10 +8,12 @@ from functools import partial
 from torch import Tensor
 
 from lowdimfa.block import ErrorKind
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation, Kind, Receiver, SampleLimit, Sender
+from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
-from services.block.receiver import ActivationReceiver
+from services.block.receiver import ActivationReceiver, as_it_came
 from services.block.sender import ActivationSender
 from services.broadcast.publisher import ErrorPublisher
 from services.broadcast.subscriber import ErrorSubscriber
@@ -42,6 +44,8 @@ class Links:
         Secrets of the run, address to listen on, seconds of silence after which a peer counts as lost.
     inbox
         Gets activations, errors, and failures.
+    faults
+        What is to go wrong on the way here.
     """
 
     def __init__(
@@ -55,9 +59,10 @@ class Links:
         host: str,
         liveness: float,
         inbox: Inbox,
+        faults: FaultInjector,
     ) -> None:
         self._mine, self._window, self._liveness = mine, window, liveness
-        self._security, self._inbox = security, inbox
+        self._security, self._inbox, self._faults = security, inbox, faults
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self._publisher: ErrorPublisher | None = None
@@ -69,7 +74,13 @@ class Links:
         self._server.add(HandshakeServicer(mine))
         if mine.block > 0:
             receiver = ActivationReceiver(
-                mine.run, mine.block, mine.block - 1, window, inbox.put, inbox.abort
+                mine.run,
+                mine.block,
+                mine.block - 1,
+                window,
+                inbox.put,
+                inbox.abort,
+                faults.frame_arrives if mine.role == "head" else as_it_came,
             )
             receiver.expect(*samples)
             self._server.add(receiver)
@@ -103,6 +114,7 @@ class Links:
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
+            self._faults.error_arrives,
         )
         self._subscriber.start()
         sender = ActivationSender(
@@ -133,6 +145,18 @@ class Links:
         assert self._receiver is not None, "only blocks after the first receive"
         self._receiver.release(activation)
 
+    def renew(self) -> None:
+        """Have what may have been lost on its way here repeated; harmless if nothing was."""
+        if self._subscriber is not None:
+            self._subscriber.renew()
+        if self._receiver is not None:
+            self._receiver.renew()
+
+    def abort(self, error: LowdimfaError) -> None:
+        """End a wait for room in the next block's window; nothing more can be sent then."""
+        if self._sender is not None:
+            self._sender.abort(error)
+
     def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
         """Broadcast an error to all blocks; a head that is the only block has none to tell."""
         if self._publisher is not None:
@@ -142,6 +166,17 @@ class Links:
         """Return what this block received of the error broadcast, or sent of it if it is the head."""
         end = self._publisher or self._subscriber
         return end.traffic.count() if end is not None else TrafficCount(0, 0, 0)
+
+    def queues(self) -> dict[str, int]:
+        """Return how much waits, or has passed, where."""
+        found = {"inbox": len(self._inbox)}
+        if self._sender is not None:
+            found["activations not acknowledged"] = self._sender.unacknowledged
+        if self._subscriber is not None:
+            found["errors received"] = self._subscriber.received
+        if self._publisher is not None:
+            found["errors published"] = self._publisher.published
+        return found
 
     def report_lags(self, metrics: BlockMetrics) -> None:
         """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
@@ -164,8 +199,8 @@ class Links:
                     metrics.activation(direction, total - self._counted_activations[direction])
                     self._counted_activations[direction] = total
 
-    def close(self) -> None:
-        """Close every connection and join its threads."""
+    def close(self, grace: float = CLOSE_GRACE) -> None:
+        """Close every connection, give open streams ``grace`` seconds to end in order, and join all threads."""
         if self._sender is not None:
             self._sender.close()
         if self._publisher is not None:
@@ -174,4 +209,4 @@ class Links:
             self._subscriber.close()
         if self._receiver is not None:
             self._receiver.close()
-        self._server.stop(CLOSE_GRACE)
+        self._server.stop(grace)

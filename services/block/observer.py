@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from lowdimfa.network import StepResult
 from lowdimfa.tickets import Ticket
 from services.monitoring.metrics import BlockMetrics
 from services.monitoring.timeline import TimelineWriter
+
+REMEMBERED = 50
+"""Pieces of work that are remembered, for the last words of a block."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,15 @@ class Observer:
         Micro-batches in a step.
     on_step
         Called after every step, for what is counted elsewhere.
+
+    Attributes
+    ----------
+    activity
+        What the block does now.
+    applied_steps
+        Optimiser steps of the run that it has applied.
+    recent
+        The last pieces of work: kind, micro-batch, Unix seconds of begin and end, cause of a wait.
     """
 
     metrics: BlockMetrics
@@ -60,13 +73,17 @@ class Observer:
     on_step: Callable[[], None]
     activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
     applied_steps: int = 0
+    recent: deque[tuple[str, Ticket, float, float, str]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED)
+    )
 
     def begin(self, kind: str, subject: str) -> None:
         """Note what is being done from now on."""
         self.activity = Activity(kind, subject, time.time())
 
     def rest(self, step: int) -> None:
-        """Note that the block has reached a step boundary and has nothing to do."""
+        """Note that the block is at a step boundary and has nothing to do."""
+        self.applied_steps = step
         self.begin("rest", f"before step {step}")
         if self.timeline is not None:
             self.timeline.flush()
@@ -99,5 +116,6 @@ class Observer:
         self.metrics.trained(result.loss, result.accuracy)
 
     def _span(self, kind: str, ticket: Ticket, began: float, ended: float, cause: str = "") -> None:
+        self.recent.append((kind, ticket, began, ended, cause))
         if self.timeline is not None:
             self.timeline.record(kind, ticket.step, ticket.microbatch, began, ended, cause)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +12,20 @@ import torch
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
 from services.block.activations import METHOD, SERVICE, Activation, Assembly, SampleLimit, unpack
+from services.rpc.connection import Resend, Resends
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.v1 import activations_pb2 as pb
 
 
+def as_it_came(frame: bytes) -> Iterable[bytes]:
+    """Return what the network made of a frame: here the frame."""
+    return (frame,)
+
+
 class ActivationReceiver:
     """Receives the previous block's activations, each once and in order. Add it to the block's `RpcServer`.
+
+    A frame that can't be used, or that others should have come before, is asked for again over a new connection.
 
     Parameters
     ----------
@@ -28,7 +36,9 @@ class ActivationReceiver:
     on_message
         Takes each activation, in a gRPC thread.
     on_failure
-        Told once, in a gRPC thread, of a message that can't be used.
+        Told once, in a gRPC thread, of a message that can't be used however often it is asked for.
+    arriving
+        Stands for the network in drills: returns what arrives in place of a frame.
 
     Attributes
     ----------
@@ -44,8 +54,11 @@ class ActivationReceiver:
         window: int,
         on_message: Callable[[Activation], None],
         on_failure: Callable[[LowdimfaError], None],
+        arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
     ) -> None:
         self.traffic = Traffic()
+        self._arriving = arriving
+        self._resends = Resends()
         self._run = run_fingerprint(run)
         self._block = block
         self._peer = peer
@@ -58,6 +71,7 @@ class ActivationReceiver:
         self._expected = 0
         self._changed = threading.Condition()
         self._stream = 0  # counts connections; only the last one is listened to
+        self._broken = 0  # the last connection that was broken, to have its messages repeated
         self._released: set[int] = set()
         self._acknowledged = -1
         self._failure: LowdimfaError | None = None
@@ -87,6 +101,12 @@ class ActivationReceiver:
                 self._released.remove(self._acknowledged)
             self._changed.notify_all()
 
+    def renew(self) -> None:
+        """Break the connection, so that the sender opens it again and repeats what may have been lost."""
+        with self._changed:
+            self._broken = self._stream
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Send the last acknowledgements and end the connection. `RpcServer.stop` joins the threads."""
         with self._changed:
@@ -109,12 +129,15 @@ class ActivationReceiver:
             sent = acknowledged
         if self._failure is not None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, self._failure.message)
+        if self._broken == stream:
+            context.abort(grpc.StatusCode.UNAVAILABLE, f"activation {self._expected} is wanted once more")
 
     def _await(self, sent: int, stream: int, context: Any) -> int | None:
         """Wait for something to acknowledge; return ``None`` when the connection is to end."""
 
         def ended() -> bool:
-            return self._failure is not None or self._stream != stream or not context.is_active()
+            broken = self._failure is not None or self._broken == stream
+            return broken or self._stream != stream or not context.is_active()
 
         with self._changed:
             self._changed.wait_for(lambda: self._acknowledged > sent or self._closed or ended())
@@ -123,14 +146,18 @@ class ActivationReceiver:
     def _read(self, frames: Iterator[bytes], stream: int) -> None:
         assembly: Assembly | None = None
         try:
-            for frame in frames:
-                self.traffic.add_message(len(frame))
-                with self._delivery:
-                    if self._stream != stream:
-                        return
-                    assembly = self._take(frame, assembly)
+            for sent in frames:
+                for frame in self._arriving(sent):
+                    self.traffic.add_message(len(frame))
+                    with self._delivery:
+                        if self._stream != stream or self._broken == stream:
+                            return
+                        assembly = self._take(frame, assembly)
         except grpc.RpcError:
             return  # the connection broke; the sender opens another one
+        except Resend:
+            self.renew()
+            return
         except ProtocolError as error:
             message = f"block {self._block} can't use an activation: {error.message}"
             failure: LowdimfaError = ProtocolError(message, block=self._block)
@@ -146,6 +173,12 @@ class ActivationReceiver:
 
     def _take(self, frame: bytes, assembly: Assembly | None) -> Assembly | None:
         """Add one frame to the message under way; deliver the message if that completes it."""
+        try:
+            return self._add(frame, assembly)
+        except ProtocolError as error:
+            raise self._resends.ask(self._expected, error) from error
+
+    def _add(self, frame: bytes, assembly: Assembly | None) -> Assembly | None:
         header, data = unpack(frame)
         if header.sequence < self._expected:
             return None

@@ -21,6 +21,7 @@ from services.block.instructions import (
     ErrorArrived,
     Event,
     Finished,
+    Halt,
     Instruction,
     PeerLost,
     Policy,
@@ -57,6 +58,7 @@ class Schedule:
         self._activations: set[Ticket] = set()
         self._errors: set[RunUpdate] = set()
         self._running: Compute | None = None
+        self._halt: Halt | None = None
 
     @property
     def last_step(self) -> int:
@@ -67,6 +69,15 @@ class Schedule:
     def applied_steps(self) -> int:
         """Optimiser steps applied so far, with those before ``first_step``."""
         return self._applied_steps
+
+    @property
+    def published(self) -> RunUpdate | None:
+        """The last error that the head has broadcast in this run of steps, or None before the first."""
+        index = self._index(self._forward) - 1
+        if index < self._first_step * self._policy.microbatches:
+            return None
+        ticket = Ticket(*divmod(index, self._policy.microbatches))
+        return RunUpdate(ticket, "probe" if self._policy.probed(ticket) else "train")
 
     @property
     def in_flight(self) -> int:
@@ -119,6 +130,8 @@ class Schedule:
                 fresh = self._record_error(RunUpdate(ticket, kind))
             case EndAt(step):
                 fresh = self._lower_end(step)
+            case Halt():
+                self._halt, fresh = event, True
             case Finished(instruction):
                 return self._finish(instruction)
         return self._proceed() if fresh and self._running is None else []
@@ -136,8 +149,13 @@ class Schedule:
             return ApplyStep(self._applied_steps)
         if self._update in self._errors:
             return self._update
+        if self._halt is not None:
+            return Wait("error") if self._awaits(self._halt.through) else Done()
         cause = self._forward_held_back_by()
         return Wait(cause) if cause else RunForward(self._forward, self._policy.probed(self._forward))
+
+    def _awaits(self, last: RunUpdate | None) -> bool:
+        return last is not None and self._order(self._update) <= self._order(last)
 
     def _forward_held_back_by(self) -> Cause | None:
         if self._forward.step == self._last_step:

@@ -77,6 +77,11 @@ class ActivationSender:
             f"block-{block}-sender", self._peer, self._connect, self._acknowledge, self._on_end
         )
 
+    @property
+    def unacknowledged(self) -> int:
+        """Activations that were queued and have not been consumed yet."""
+        return len(self._unacknowledged)
+
     def start(self) -> None:
         """Connect, in a thread of its own."""
         self._thread.start()
@@ -115,9 +120,16 @@ class ActivationSender:
             self._next_sequence += 1
             self._changed.notify_all()
 
+    def abort(self, failure: LowdimfaError) -> None:
+        """Let `send` raise an error from now on, also one that waits, and end the present connection."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._stream += 1
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Disconnect and join the thread. What was not acknowledged is dropped."""
-        self._end(PeerError(f"block {self._block} closed its connection to {self._peer.name}"))
+        self.abort(PeerError(f"block {self._block} closed its connection to {self._peer.name}"))
         self._thread.close()
         self._channel.close()
 
@@ -168,12 +180,6 @@ class ActivationSender:
             f"{self._peer.name} ended its connection with block {self._block}, leaving {lost} activations",
             block=self._block,
         )
-        self._end(failure)
+        self.abort(failure)
         if not in_order:
             self._on_failure(failure)
-
-    def _end(self, failure: LowdimfaError) -> None:
-        with self._changed:
-            self._failure = self._failure or failure
-            self._stream += 1
-            self._changed.notify_all()

@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowdimfa.block import Block
-from lowdimfa.build import build_block, build_head
-from lowdimfa.data.base import BatchOrder
-from lowdimfa.errors import LowdimfaError
-from lowdimfa.head import Evaluation, Head
+from lowdimfa.errors import LowdimfaError, ResourceError
+from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
-from lowdimfa.partition import BlockPlan
-from lowdimfa.version import VERSION
-from services.block.activations import SampleLimit
-from services.block.data_port import DataPort
+from services.block.building import (
+    Source,
+    build_stage,
+    describe,
+    draw_data,
+    make_policy,
+    restore,
+    sample_limit,
+)
+from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
-from services.block.instructions import EndAt, Policy
+from services.block.instructions import EndAt, Halt, RunUpdate
 from services.block.job import BlockJob
+from services.block.last_words import LastWords, stacks
 from services.block.links import Links
 from services.block.observer import Observer
+from services.block.replica import Replica, ReplicaShelf
 from services.block.runner import BlockRunner
+from services.block.work import Work
 from services.monitoring.exporter import Exporter, start_exporter
 from services.monitoring.metrics import BlockMetrics
 from services.monitoring.timeline import TimelineWriter
-from services.rpc.handshake import Hello, SampleType
 from services.rpc.protocol import TrafficCount
 from services.rpc.security import Security
-from services.run.checkpoint import CheckpointStore, write_block
-from services.run.plan import NetworkPlan, load_dataset
-from services.run.state import load_stage, stage_state
+from services.run.checkpoint import write_block
+from services.run.state import stage_state
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
-
-EVALUATION_SAMPLES = 256
-"""An evaluation's batches have at least this many samples."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Status:
     working
         Whether it computes or sends, and so may hold others up.
     broadcast
-        Traffic of the error broadcast so far.
+        Traffic of the error broadcast since the connections were opened.
     """
 
     applied_steps: int
@@ -77,7 +78,7 @@ class Status:
 
 
 class BlockWorker:
-    """Holds one block. `run_steps`, `evaluate`, `save` and `load` belong to one thread; any thread may call the rest.
+    """Holds one block. `run_steps`, `evaluate`, `save`, `reopen` and `load` belong to one thread; any may call the rest.
 
     Parameters
     ----------
@@ -96,70 +97,45 @@ class BlockWorker:
         self.job = job
         self._specification = job.parsed()
         self._use_threads()
-        network = job.network()
-        plan = network.blocks[job.index]
-        data = self._draw_data(len(network.blocks))
-        self.stage = self._build(plan, network, data)
-        self._inbox = Inbox()
-        self._links = self._connections(plan, network, data, security, host)
+        network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
+        self._blocks = len(network.blocks)
+        self._data = draw_data(job, self._blocks)
+        self._hello = describe(job, network, self._data)
+        self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
+        self._faults = FaultInjector(self._specification.drill.faults, job.index, run_dir)
+        self._replicas = ReplicaShelf(run.replica_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index))
-        self._links.report_lags(self._metrics)
-        self._exporter, address = self._serve_metrics(host)
-        self.reachable = Reachable(self._links.address, address)
-        self._timeline = self._open_timeline()
+        self._exporter, self._metrics_address = self._serve_metrics(host)
+        timeline = run_dir / "timeline" / f"block-{job.index}.jsonl"
+        self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._observer = self._observe()
-        self.runner = BlockRunner(
-            self.stage,
-            self._policy(network),
-            self._inbox,
-            self._links,
-            data,
-            self._observer,
-            PATIENCE_LIVENESS * self._specification.run.liveness_seconds,
-        )
+        self.stage, self._fresh = build_stage(job, network, self._data), True
+        self._open(job.run, security, host)
 
-    def _draw_data(self, blocks: int) -> DataPort | None:
-        if self.job.index not in (0, blocks - 1):
-            return None
-        train = self._specification.train
-        dataset = load_dataset(self._specification)
-        return DataPort(
-            dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
-        )
-
-    def _build(self, plan: BlockPlan, network: NetworkPlan, data: DataPort | None) -> Block | Head:
-        device = torch.device("cuda" if self._specification.placement.gpus_per_block else "cpu")
-        if plan.index < len(network.blocks) - 1:
-            return build_block(plan, network.shape, network.feedback, network.training, device)
-        assert data is not None, "the head draws targets"
-        return build_head(plan, network.shape, network.feedback, network.training, data.task, device)
-
-    def _connections(
-        self, plan: BlockPlan, network: NetworkPlan, data: DataPort | None, security: Security, host: str
-    ) -> Links:
-        train, blocks = self._specification.train, len(network.blocks)
-        mine = Hello(
-            software=VERSION,
-            torch=torch.__version__,
-            run=self.job.run,
-            block=plan.index,
-            role="head" if plan.index == blocks - 1 else "block",
-            input=_sample_type(plan.input_dtype, plan.input_shape),
-            output=_sample_type(plan.output_dtype, plan.output_shape),
-            error_dim=network.shape.error_dim,
-            data="" if data is None else data.fingerprint(),
-        )
-        samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
-        return Links(
-            mine,
-            blocks,
-            SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples),
-            train.effective_window,
+    def _open(self, run: str, security: Security, host: str) -> None:
+        """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
+        self._inbox = Inbox()
+        self._links = Links(
+            replace(self._hello, run=run),
+            self._blocks,
+            self._samples,
+            self._specification.train.effective_window,
             security=security,
             host=host,
             liveness=self._specification.run.liveness_seconds,
             inbox=self._inbox,
+            faults=self._faults,
         )
+        self._links.report_lags(self._metrics)
+        self.reachable = Reachable(self._links.address, self._metrics_address)
+        self._assemble()
+
+    def _assemble(self) -> None:
+        patience = PATIENCE_LIVENESS * self._specification.run.liveness_seconds
+        work = Work(
+            self.stage, self._links, self._data, self._observer, self._faults, self._replicas, patience
+        )
+        self.runner = BlockRunner(work, self._policy, self._inbox, self._links, self._observer, patience)
 
     def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
@@ -169,10 +145,6 @@ class BlockWorker:
         exporter, port = start_exporter(self._metrics.registry, address)
         return exporter, f"{address}:{port}"
 
-    def _open_timeline(self) -> TimelineWriter | None:
-        path = Path(self.job.run_dir) / "timeline" / f"block-{self.job.index}.jsonl"
-        return TimelineWriter(path) if self._specification.run.timeline else None
-
     def _observe(self) -> Observer:
         train = self._specification.train
         return Observer(
@@ -181,17 +153,6 @@ class BlockWorker:
             train.batch_size // train.microbatches,
             train.microbatches,
             lambda: self._links.count_into(self._metrics),
-        )
-
-    def _policy(self, network: NetworkPlan) -> Policy:
-        train = self._specification.train
-        return Policy(
-            first=self.job.index == 0,
-            head=self.job.index == len(network.blocks) - 1,
-            microbatches=train.microbatches,
-            window=train.effective_window,
-            staleness=train.staleness,
-            probe_every=network.feedback.probe_interval,
         )
 
     def _use_threads(self) -> None:
@@ -206,9 +167,39 @@ class BlockWorker:
         """In the head, wait until every block is subscribed."""
         self._links.wait_until_connected()
 
+    def reopen(self, run: str, security: Security, host: str) -> Reachable:
+        """Close all connections and listen anew, because another block was lost.
+
+        Parameters
+        ----------
+        run
+            New identifier of the run: what is still on its way under the old one is refused.
+        security, host
+            As for a new worker.
+        """
+        self._links.close(grace=0)
+        self._open(run, security, host)
+        return self.reachable
+
+    def load(self, step: int, source: Source) -> None:
+        """Take a state as that after a step; what was begun and not applied is dropped.
+
+        Raises
+        ------
+        InputError
+            The checkpoint is missing or damaged.
+        """
+        before = self.stage
+        if not self._fresh:
+            self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
+        restore(self.stage, source, before, self.job.run_dir)
+        self._observer.rest(step)
+        self._assemble()
+
     def run_steps(self, first_step: int, last_step: int) -> int:
-        """Run the steps ``first_step <= t < last_step``, or fewer if `end_at` says so; return the step reached."""
+        """Run the steps ``first_step <= t < last_step``, or fewer if told so; return the step reached."""
         self._use_threads()
+        self._fresh = False
         return self.runner.run(first_step, last_step)
 
     def end_at(self, step: int) -> None:
@@ -219,6 +210,14 @@ class BlockWorker:
         """Return the step at which `end_at` has made the present run end, or None before the block heard of it."""
         return self.runner.ends_at
 
+    def halt(self, through: RunUpdate | None) -> None:
+        """Come to rest after the updates up to an error that comes, or with None after those whose errors are here."""
+        self._inbox.put(Halt(through))
+
+    def published(self) -> RunUpdate | None:
+        """Return the last error that the head has broadcast in the run of steps that has ended."""
+        return self.runner.published
+
     def evaluate(self) -> Evaluation:
         """Take part in an evaluation; only the head's result counts."""
         self._use_threads()
@@ -226,7 +225,7 @@ class BlockWorker:
 
     def finished_steps(self) -> list[StepResult]:
         """Return the steps that the head has finished since the last call."""
-        steps = self.runner.finished_steps
+        steps = self.runner.work.finished_steps
         return [steps.popleft() for _ in range(len(steps))]
 
     def status(self) -> Status:
@@ -237,13 +236,29 @@ class BlockWorker:
             self._observer.applied_steps, str(activity), activity.since, working, self._links.broadcast()
         )
 
-    def save(self, directory: str, step: int) -> dict[str, Any]:
-        """Write the state after a step into a checkpoint's directory and return its manifest entry."""
-        return write_block(Path(directory), stage_state(self.stage, step))
+    def last_words(self) -> LastWords:
+        """Say everything that helps to understand why the run ended."""
+        return LastWords(
+            str(self._observer.activity), tuple(self._observer.recent), self._links.queues(), stacks()
+        )
 
-    def load(self, step: int) -> None:
-        """Take the state of a checkpoint."""
-        load_stage(self.stage, CheckpointStore(Path(self.job.run_dir)).load(step))
+    def next_replica(self, kept: int, patience: float) -> Replica | None:
+        """Return the replica after the one of step ``kept``, or None if there is none within ``patience`` seconds."""
+        return None if self._replicas is None else self._replicas.fetch(kept, patience)
+
+    def save(self, directory: str, step: int) -> dict[str, Any]:
+        """Write the state after a step into a checkpoint's directory and return its manifest entry.
+
+        Raises
+        ------
+        ResourceError
+            The file can't be written.
+        """
+        try:
+            self._faults.before_save(step)
+        except OSError as error:
+            raise ResourceError(f"block {self.job.index} can't write {directory}: {error}") from error
+        return write_block(Path(directory), stage_state(self.stage, step))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state's tensors and plain data."""
@@ -252,6 +267,7 @@ class BlockWorker:
     def abort(self, error: LowdimfaError) -> None:
         """End whatever the compute thread waits for."""
         self._inbox.abort(error)
+        self._links.abort(error)
 
     def close(self) -> None:
         """Close every connection and write out what is buffered."""
@@ -260,7 +276,3 @@ class BlockWorker:
             self._exporter.close()
         if self._timeline is not None:
             self._timeline.close()
-
-
-def _sample_type(dtype: torch.dtype, shape: tuple[int, ...]) -> SampleType:
-    return SampleType(str(dtype).removeprefix("torch."), tuple(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,7 @@ class ErrorPublisher:
             Shape ``(samples, …, error_dim)``.
         """
         data = bytes(encode(error))
-        starts = range(0, max(len(data), 1), CHUNK_BYTES)
+        chunks = [data[start : start + CHUNK_BYTES] for start in range(0, max(len(data), 1), CHUNK_BYTES)]
         with self._changed:
             parts = [
                 pb.ErrorMessage(
@@ -88,14 +89,20 @@ class ErrorPublisher:
                     sequence=self._next_sequence,
                     dtype=dtype_code(error.dtype),
                     shape=error.shape,
-                    parts_left=len(starts) - 1 - index,
-                    data=data[start : start + CHUNK_BYTES],
+                    parts_left=len(chunks) - 1 - index,
+                    data=chunk,
+                    checksum=zlib.crc32(chunk),
                 ).SerializeToString()
-                for index, start in enumerate(starts)
+                for index, chunk in enumerate(chunks)
             ]
             self._ring.append(_Published(parts, len(data)))
             self._next_sequence += 1
             self._changed.notify_all()
+
+    @property
+    def published(self) -> int:
+        """Errors published so far."""
+        return self._next_sequence
 
     def lag(self, block: int) -> int:
         """Return how many errors were published that a subscriber's connection has not taken yet."""

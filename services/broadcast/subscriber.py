@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
 from lowdimfa.tickets import Ticket
-from services.rpc.connection import Peer, StreamThread
+from services.rpc.connection import Peer, Resends, StreamThread
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.security import Security
 from services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
@@ -21,6 +22,11 @@ _KINDS: dict[int, Literal["train", "probe"]] = {
     pb.ERROR_KIND_TRAIN: "train",
     pb.ERROR_KIND_PROBE: "probe",
 }
+
+
+def as_it_came(message: pb.ErrorMessage) -> Iterable[pb.ErrorMessage]:
+    """Return what the network made of a message: here the message."""
+    return (message,)
 
 
 class ErrorVector(NamedTuple):
@@ -43,7 +49,7 @@ class ErrorVector(NamedTuple):
 
 
 class ErrorSubscriber:
-    """Receives every error once and in order, over a connection that may break.
+    """Receives every error once and in order, over a connection that may break, lose, repeat or garble messages.
 
     Parameters
     ----------
@@ -59,7 +65,10 @@ class ErrorSubscriber:
         Takes each error, in this object's thread.
     on_failure
         Told once, in this object's thread, why there will be no more errors: `PeerError` for a lost head,
-        `HandshakeError` for a refusal, `ProtocolError` or `NotFiniteError` for a message that can't be used.
+        `HandshakeError` for a refusal, `ProtocolError` for a message that can't be used however often it is asked for,
+        `NotFiniteError`.
+    arriving
+        Stands for the network in drills: returns what arrives in place of a message.
 
     Attributes
     ----------
@@ -77,8 +86,10 @@ class ErrorSubscriber:
         liveness: float,
         on_error: Callable[[ErrorVector], None],
         on_failure: Callable[[LowdimfaError], None],
+        arriving: Callable[[pb.ErrorMessage], Iterable[pb.ErrorMessage]] = as_it_came,
     ) -> None:
         self.traffic = Traffic()
+        self._arriving = arriving
         self._run = run
         self._fingerprint = run_fingerprint(run)
         self._block = block
@@ -86,16 +97,29 @@ class ErrorSubscriber:
         self._on_error = on_error
         self._on_failure = on_failure
         self._next_sequence = 0
+        self._resends = Resends()
         self._parts: list[bytes] = []
+        self._parts_left = 0
         self._metadata = security.metadata
         self._channel = security.channel(address, liveness)
         self._stub = pb_grpc.ErrorBroadcastStub(self._channel)  # type: ignore[no-untyped-call]
         peer = Peer(block, "the head", address, liveness)
-        self._thread = StreamThread(f"block-{block}-errors", peer, self._subscribe, self._take, self._on_end)
+        self._thread = StreamThread(
+            f"block-{block}-errors", peer, self._subscribe, self._receive, self._on_end
+        )
 
     def start(self) -> None:
         """Subscribe, in a thread of its own."""
         self._thread.start()
+
+    @property
+    def received(self) -> int:
+        """Errors received so far."""
+        return self._next_sequence
+
+    def renew(self) -> None:
+        """Subscribe anew, so that the head repeats what may have been lost."""
+        self._thread.renew()
 
     def close(self) -> None:
         """Unsubscribe and join the thread."""
@@ -111,6 +135,10 @@ class ErrorSubscriber:
         if failure is not None:
             self._on_failure(failure)
 
+    def _receive(self, message: pb.ErrorMessage) -> None:
+        for arrived in self._arriving(message):
+            self._take(arrived)
+
     def _take(self, message: pb.ErrorMessage) -> None:
         self.traffic.add_message(message.ByteSize())
         if message.sequence < self._next_sequence:
@@ -118,16 +146,16 @@ class ErrorSubscriber:
         ticket = Ticket(message.step, message.microbatch)
         try:
             self._check(message)
-            self._parts.append(message.data)
+            if self._parts and message.parts_left == self._parts_left:
+                return  # the same part once more
+            self._keep(message)
             if message.parts_left:
                 return
             error = self._decode(message)
         except ProtocolError as failure:
-            raise ProtocolError(
-                f"block {self._block}, {ticket}: broadcast error {message.sequence}: {failure.message}",
-                block=self._block,
-                step=ticket.step,
-            ) from failure
+            where = f"block {self._block}, {ticket}: broadcast error {message.sequence}"
+            refused = ProtocolError(f"{where}: {failure.message}", block=self._block, step=ticket.step)
+            raise self._resends.ask(self._next_sequence, refused) from failure
         if not bool(torch.isfinite(error).all()):
             raise NotFiniteError(
                 f"block {self._block} received a broadcast error that is not finite at {ticket}",
@@ -145,8 +173,16 @@ class ErrorSubscriber:
             raise ProtocolError(f"a gap; error {self._next_sequence} was expected")
         if message.kind not in _KINDS:
             raise ProtocolError(f"unknown kind {message.kind}")
+        if zlib.crc32(message.data) != message.checksum:
+            raise ProtocolError("a wrong checksum")
+
+    def _keep(self, message: pb.ErrorMessage) -> None:
+        if self._parts and message.parts_left != self._parts_left - 1:
+            raise ProtocolError(f"a gap between its parts; {self._parts_left} were to follow")
         if sum(map(len, self._parts)) + len(message.data) > MAX_TENSOR_BYTES:
             raise ProtocolError(f"more than {MAX_TENSOR_BYTES} bytes")
+        self._parts.append(message.data)
+        self._parts_left = message.parts_left
 
     def _decode(self, message: pb.ErrorMessage) -> Tensor:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

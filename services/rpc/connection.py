@@ -96,6 +96,34 @@ class Backoff:
         return True
 
 
+class Resend(Exception):
+    """What came over a stream is not what was to come: it is wanted once more, over a new connection."""
+
+
+class Resends:
+    """Asks for a message again that can't be used, a few times: a fault on its way passes, a defect does not."""
+
+    LIMIT = 3
+
+    def __init__(self) -> None:
+        self._sequence = -1
+        self._asked = 0
+
+    def ask(self, sequence: int, failure: ProtocolError) -> Resend:
+        """Return what asks for the message with a sequence once more.
+
+        Raises
+        ------
+        ProtocolError
+            ``failure``, when that has been asked for `LIMIT` times.
+        """
+        self._asked = self._asked + 1 if sequence == self._sequence else 1
+        self._sequence = sequence
+        if self._asked > self.LIMIT:
+            raise failure
+        return Resend(failure.message)
+
+
 class StreamThread:
     """A thread that keeps one streaming call open, and opens it again after the connection broke.
 
@@ -108,7 +136,7 @@ class StreamThread:
     connect
         Starts the call.
     on_response
-        Takes each response, in this thread. What it raises ends the stream.
+        Takes each response, in this thread. `Resend` breaks the connection; what else it raises ends the stream.
     on_end
         Called once, in this thread, with the error that ended the stream, or with ``None`` when the far end
         ended it in order. Not called when `close` ended it.
@@ -135,6 +163,12 @@ class StreamThread:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def renew(self) -> None:
+        """Break the connection, so that it is opened again and the far end repeats what is missing."""
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
 
     def close(self) -> None:
         """End the stream and join the thread, unless it is the caller."""
@@ -163,6 +197,8 @@ class StreamThread:
             try:
                 self._stream()
                 return
+            except Resend:
+                self._backoff.wait(self._closed)
             except grpc.RpcError as error:
                 if self._closed.is_set():
                     return

@@ -15,9 +15,10 @@ ACTIVATION_KIND_TRAIN: ActivationKind
 ACTIVATION_KIND_EVALUATE: ActivationKind
 
 class ActivationHeader(_message.Message):
-    __slots__ = ("sequence", "offset", "run", "block", "kind", "step", "microbatch", "tensors")
+    __slots__ = ("sequence", "offset", "checksum", "run", "block", "kind", "step", "microbatch", "tensors")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -26,13 +27,14 @@ class ActivationHeader(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     offset: int
+    checksum: int
     run: int
     block: int
     kind: ActivationKind
     step: int
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorType]
-    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
 
 class TensorType(_message.Message):
     __slots__ = ("dtype", "shape")

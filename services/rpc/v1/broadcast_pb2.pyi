@@ -25,7 +25,7 @@ class SubscribeRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., block: _Optional[int] = ..., next_sequence: _Optional[int] = ...) -> None: ...
 
 class ErrorMessage(_message.Message):
-    __slots__ = ("run", "step", "microbatch", "kind", "sequence", "dtype", "shape", "parts_left", "data")
+    __slots__ = ("run", "step", "microbatch", "kind", "sequence", "dtype", "shape", "parts_left", "data", "checksum")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICROBATCH_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class ErrorMessage(_message.Message):
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     PARTS_LEFT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     run: int
     step: int
     microbatch: int
@@ -44,4 +45,5 @@ class ErrorMessage(_message.Message):
     shape: _containers.RepeatedScalarFieldContainer[int]
     parts_left: int
     data: bytes
-    def __init__(self, run: _Optional[int] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., kind: _Optional[_Union[ErrorKind, str]] = ..., sequence: _Optional[int] = ..., dtype: _Optional[_Union[_tensors_pb2.Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ..., parts_left: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    checksum: int
+    def __init__(self, run: _Optional[int] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., kind: _Optional[_Union[ErrorKind, str]] = ..., sequence: _Optional[int] = ..., dtype: _Optional[_Union[_tensors_pb2.Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ..., parts_left: _Optional[int] = ..., data: _Optional[bytes] = ..., checksum: _Optional[int] = ...) -> None: ...

@@ -53,7 +53,8 @@ class ErrorBroadcastServicer(object):
         OK after the last error.
 
         A subscriber whose connection broke subscribes again with the sequence that it misses; the head keeps a bounded
-        number of past errors for that. A later subscription of the same block ends its earlier one.
+        number of past errors for that. So does one that finds a gap or a wrong checksum, or that has waited so long that a
+        message may be lost. A later subscription of the same block ends its earlier one.
 
         Errors:
         FAILED_PRECONDITION  the head belongs to another run

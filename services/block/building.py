@@ -1,0 +1,131 @@
+"""What a block's process makes of its job: its data, its layers, what it says of itself, the rules of its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lowdimfa.block import Block
+from lowdimfa.build import build_block, build_head
+from lowdimfa.data.base import BatchOrder
+from lowdimfa.head import Head
+from lowdimfa.stage import Stage
+from lowdimfa.version import VERSION
+from services.block.activations import SampleLimit
+from services.block.data_port import DataPort
+from services.block.instructions import Policy
+from services.block.job import BlockJob
+from services.block.replica import Replica
+from services.rpc.handshake import Hello, SampleType
+from services.run.checkpoint import CheckpointStore
+from services.run.plan import NetworkPlan, load_dataset
+from services.run.state import load_stage
+
+EVALUATION_SAMPLES = 256
+"""An evaluation's batches have at least this many samples."""
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """A block's state in the checkpoint of a step, or as it was drawn before the first step."""
+
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """The state that the block itself has after its last applied step; what it had begun since is dropped."""
+
+
+Source = Checkpointed | Replica | Own
+"""Where a block takes its state from."""
+
+
+def build_stage(job: BlockJob, network: NetworkPlan, data: DataPort | None) -> Block | Head:
+    """Build the block as it is before the first step, on its device."""
+    plan = network.blocks[job.index]
+    device = torch.device("cuda" if job.parsed().placement.gpus_per_block else "cpu")
+    if plan.index < len(network.blocks) - 1:
+        return build_block(plan, network.shape, network.feedback, network.training, device)
+    assert data is not None, "the head draws targets"
+    return build_head(plan, network.shape, network.feedback, network.training, data.task, device)
+
+
+def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
+    """Give a newly built stage its state.
+
+    Parameters
+    ----------
+    stage
+        As it was drawn.
+    source
+        Where the state is.
+    before
+        The stage that this one takes the place of.
+    run_dir
+        Of the run, for its checkpoints.
+
+    Raises
+    ------
+    InputError
+        The checkpoint is missing or damaged.
+    """
+    match source:
+        case Own():
+            tensors = {name: value.detach().clone() for name, value in before.tensors().items()}
+            stage.load(tensors, before.scalars())
+        case Replica():
+            source.restore(stage)
+        case Checkpointed(step) if step is not None:
+            load_stage(stage, CheckpointStore(Path(run_dir)).load(step))
+
+
+def draw_data(job: BlockJob, blocks: int) -> DataPort | None:
+    """Return the data of the first block and of the head; the others need none."""
+    if job.index not in (0, blocks - 1):
+        return None
+    specification = job.parsed()
+    train, dataset = specification.train, load_dataset(specification)
+    return DataPort(dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed))
+
+
+def describe(job: BlockJob, network: NetworkPlan, data: DataPort | None) -> Hello:
+    """Return what the block says of itself to its neighbours."""
+    plan = network.blocks[job.index]
+    return Hello(
+        software=VERSION,
+        torch=torch.__version__,
+        run=job.run,
+        block=plan.index,
+        role="head" if plan.index == len(network.blocks) - 1 else "block",
+        input=_sample_type(plan.input_dtype, plan.input_shape),
+        output=_sample_type(plan.output_dtype, plan.output_shape),
+        error_dim=network.shape.error_dim,
+        data="" if data is None else data.fingerprint(),
+    )
+
+
+def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
+    """Return the activations that the block accepts."""
+    train, plan = job.parsed().train, network.blocks[job.index]
+    samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
+    return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
+
+
+def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
+    """Return the rules of the block's schedule."""
+    train = job.parsed().train
+    return Policy(
+        first=job.index == 0,
+        head=job.index == len(network.blocks) - 1,
+        microbatches=train.microbatches,
+        window=train.effective_window,
+        staleness=train.staleness,
+        probe_every=network.feedback.probe_interval,
+    )
+
+
+def _sample_type(dtype: torch.dtype, shape: tuple[int, ...]) -> SampleType:
+    return SampleType(str(dtype).removeprefix("torch."), tuple(shape))

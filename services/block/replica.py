@@ -1,0 +1,94 @@
+"""A block's state outside its own process: what is lost with the process is bounded, and needs no disk."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from lowdimfa.stage import Stage
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A block's state after a step, as it travels.
+
+    Attributes
+    ----------
+    step
+        Optimiser steps applied.
+    tensors
+        In the safetensors format.
+    scalars
+        What JSON can hold.
+    """
+
+    step: int
+    tensors: bytes
+    scalars: dict[str, Any]
+
+    def restore(self, stage: Stage) -> None:
+        """Give a newly built stage this state."""
+        stage.load(safetensors.torch.load(self.tensors), self.scalars)
+
+
+class ReplicaShelf:
+    """Hands replicas from the thread that owns the weights to whoever keeps them elsewhere.
+
+    At most one waits to be fetched. Whoever fetches says which one it has kept, and before the block applies a further
+    step the last one must be kept: so a lost block has lost at most ``every`` steps that it had applied.
+
+    Parameters
+    ----------
+    every
+        Optimiser steps between replicas.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._changed = threading.Condition()
+        self._offered: tuple[int, dict[str, Tensor], dict[str, Any]] | None = None
+        self._kept = -1
+
+    def offer(self, stage: Stage, step: int) -> None:
+        """Copy a block's state after a step, if a replica is due there."""
+        if step % self._every:
+            return
+        # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
+        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in stage.tensors().items()}
+        with self._changed:
+            self._offered = step, tensors, copy.deepcopy(stage.scalars())
+            self._changed.notify_all()
+
+    def settled(self, patience: float) -> bool:
+        """Wait until the last replica is kept; return False if it isn't after ``patience`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._offered is None or self._kept >= self._offered[0], patience
+            )
+
+    def fetch(self, kept: int, patience: float) -> Replica | None:
+        """Return the next replica, or None if there is none within ``patience`` seconds.
+
+        Parameters
+        ----------
+        kept
+            The step of the last replica that the caller has kept, or -1.
+        patience
+            In seconds.
+        """
+        with self._changed:
+            self._kept = kept
+            self._changed.notify_all()
+            there = self._changed.wait_for(
+                lambda: self._offered is not None and self._offered[0] > kept, patience
+            )
+            offered = self._offered
+        if not there or offered is None:
+            return None
+        step, tensors, scalars = offered
+        return Replica(step, safetensors.torch.save(tensors), scalars)
