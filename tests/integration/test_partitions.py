@@ -1,0 +1,150 @@
+"""Links that are cut between hosts: a short cut loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ray_hosts import SURVIVED_CUT_SECONDS, RayHosts, ray_hosts
+from specifications import specification
+
+from services.run.checkpoint import CheckpointStore, export_state
+from services.trainer.api import DecoupledTrainer
+
+LIVENESS = 8.0
+RUN_SECONDS = 200.0
+
+USER_MODEL = """
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, inputs):
+        if not inputs.is_meta:
+            time.sleep(self.seconds)
+        return inputs
+
+
+def make(seconds):
+    first, second = (nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), Slow(seconds), first, second, nn.Linear(32, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayHosts]:
+    """The command runs on host 0, two of the other three hosts get a block."""
+    with ray_hosts(4) as cluster:
+        yield cluster
+
+
+def slow_specification(pause: float, **run: Any) -> dict[str, Any]:
+    """Return a run of two blocks, one to a host, that takes some 10 s with a pause of 10 ms per micro-batch."""
+    plain = specification(
+        "mlp",
+        2,
+        "probed",
+        train={"steps": 240, "scheduler": None, "log_every": 10},
+        placement={"strategy": "SPREAD"},
+        run={"liveness_seconds": LIVENESS} | run,
+    )
+    plain["model"] = {"factory": "slow_model:make", "args": {"seconds": pause}, "blocks": ["5"]}
+    return plain
+
+
+@dataclass
+class Run:
+    """A run in the cluster that goes on while the test looks at it."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+    events: list[dict[str, Any]]
+
+    def until(self, kind: str, step: int = 0) -> dict[str, Any]:
+        """Return the next event of a kind, from a step on."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+            if self.events[-1]["event"] == kind and self.events[-1].get("step", step) >= step:
+                return self.events[-1]
+        raise AssertionError(f"no {kind!r} before the end: {self.events[-3:]}\n{self.errors.read_text()}")
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def end(self) -> int:
+        """Read all events that are left; return the exit code."""
+        assert self.process.stdout is not None
+        self.events += [json.loads(line) for line in self.process.stdout]
+        return self.process.wait()
+
+
+@contextmanager
+def running(cluster: RayHosts, plain: dict[str, Any], folder: Path) -> Iterator[Run]:
+    """Give a run that the command on host 0 started."""
+    (folder / "slow_model.py").write_text(USER_MODEL)
+    (folder / "spec.yaml").write_text(yaml.safe_dump(plain))
+    command = [Path(sys.executable).parent / "lowdimfa", "train", folder / "spec.yaml", "--format", "json"]
+    command += ["--address", cluster.address, "--run-dir", folder / "run"]
+    process = cluster.run(0, command, folder / "stderr")
+    timer = threading.Timer(RUN_SECONDS, process.kill)
+    timer.start()
+    try:
+        yield Run(process, folder / "stderr", [])
+    finally:
+        timer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def hosts_of(cluster: RayHosts, run: Run) -> tuple[int, list[int]]:
+    """Return the hosts of the trainer, which Ray places where it likes, and of the blocks."""
+    pids = run.until("started")["pids"]
+    return cluster.hosts.host_of(pids["trainer"]), [cluster.hosts.host_of(pid) for pid in pids["blocks"]]
+
+
+def exported(run_dir: Path) -> dict[str, torch.Tensor]:
+    return export_state(CheckpointStore(run_dir).load(None))
+
+
+def longest_silence(events: list[dict[str, Any]]) -> float:
+    times = [event["time"] for event in events]
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
+def test_a_link_cut_for_a_moment_loses_nothing(cluster: RayHosts, tmp_path: Path) -> None:
+    with running(cluster, slow_specification(0.01), tmp_path) as run:
+        trainer, blocks = hosts_of(cluster, run)
+        assert len({0, *blocks}) == 3
+        victim = next(host for host in blocks if host != trainer)
+        run.until("progress", 60)
+        cluster.hosts.cut(victim)
+        time.sleep(SURVIVED_CUT_SECONDS)  # the cut itself, which nothing announces
+        cluster.hosts.mend(victim)
+        assert run.end() == 0, run.errors.read_text()
+    assert longest_silence(run.events) > SURVIVED_CUT_SECONDS / 2  # it was cut indeed
+    assert not run.of("recovering") and not run.of("warning")
+
+    undisturbed = slow_specification(0.0)
+    DecoupledTrainer(undisturbed, engine="local", run_dir=tmp_path / "local", user_code=tmp_path).fit()
+    found, expected = exported(tmp_path / "run"), exported(tmp_path / "local")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
