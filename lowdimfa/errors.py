@@ -113,6 +113,10 @@ class ResourceError(LowdimfaError):
     exit_code = 5
 
 
+class DiskFullError(ResourceError):
+    """The disk, or the user's share of it, has no room for what has to be written."""
+
+
 class AccessError(LowdimfaError):
     """The job service doesn't let this client in, or its token's role doesn't allow the call."""
 

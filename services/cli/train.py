@@ -45,6 +45,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
     ] = False,
+    resume_step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP",
+            min=0,
+            help="Go on from the checkpoint of this step in --run-dir, for example because a newer one is damaged.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")
     ] = False,
@@ -60,6 +68,7 @@ def train(
                 address=address,
                 run_dir=run_dir,
                 resume=resume,
+                resume_step=resume_step,
                 overrides=overrides or [],
                 on_event=display.show,
             )

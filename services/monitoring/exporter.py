@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, start_http_server
 
 from lowdimfa.errors import ResourceError
+
+_log = logging.getLogger(__name__)
 
 
 class Target(TypedDict):
@@ -66,14 +70,30 @@ def start_exporter(registry: CollectorRegistry, address: str, port: int = 0) -> 
 def write_targets(path: Path, targets: Sequence[Target]) -> None:
     """Write a target file for Prometheus' file-based service discovery, in place of the old one.
 
-    The file is renamed into place, so a reader sees the old or the new one. A finished run writes none.
+    The file is renamed into place, so a reader sees the old or the new one; its folder is made. A finished run writes
+    none. A disk that has no room for it is only a line in the log: nobody trains worse for it.
     """
     entries = [
         {"targets": [target["address"]], "labels": {k: v for k, v in target.items() if k != "address"}}
         for target in targets
     ]
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        json.dump(entries, file, indent=2)
-    scratch = Path(file.name)
-    scratch.chmod(0o644)  # Prometheus runs as another user
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(entries, indent=2))
+    except OSError as error:
+        _log.warning("Prometheus will not find this run: %s can't be written (%s)", path, error.strerror)
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            scratch = Path(file.name)
+            file.write(text)
+        scratch.chmod(0o644)  # Prometheus runs as another user
+        scratch.replace(path)
+    except OSError:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+        raise

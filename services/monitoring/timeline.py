@@ -6,15 +6,19 @@ A block records one span per piece of work into ``timeline/block-<i>.jsonl``; th
 from __future__ import annotations
 
 import json
-import os
+import logging
 from pathlib import Path
 from typing import NamedTuple
+
+from services.monitoring.line_file import LineFile
 
 KINDS = ("forward", "update", "step", "probe", "send", "wait")
 """What a span may be."""
 
 CAUSES = ("activation", "error", "staleness", "window")
 """What a block may wait for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Span(NamedTuple):
@@ -50,7 +54,8 @@ class Span(NamedTuple):
 class TimelineWriter:
     """Collects spans in memory and appends them to a file of JSON lines.
 
-    Recording is an append to a list; nothing is formatted or written before `flush`. For one thread.
+    Recording is an append to a list; nothing is formatted or written before `flush`. Spans for which the disk has no
+    room wait in memory, and are given up if that lasts to the end: a timeline is no reason to end a run. For one thread.
 
     Parameters
     ----------
@@ -62,8 +67,9 @@ class TimelineWriter:
 
     def __init__(self, path: Path, limit: int = 20_000) -> None:
         self.path = path
-        self.dropped = 0
+        self._file = LineFile(path, on_trouble=self._note)
         self._room = limit
+        self._beyond = 0
         self._spans: list[Span] = []
 
     def record(
@@ -74,23 +80,23 @@ class TimelineWriter:
             self._room -= 1
             self._spans.append(Span(kind, step, microbatch, start, end, cause))
         else:
-            self.dropped += 1
+            self._beyond += 1
 
     def flush(self) -> None:
-        """Append what was recorded since the last flush."""
-        if not self._spans:
-            return
-        text = "".join(span.as_line() for span in self._spans)
+        """Append what was recorded since the last flush, as far as there is room."""
+        self._file.write("".join(span.as_line() for span in self._spans))
         self._spans.clear()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            # A process that was killed may have left half a line: it must not swallow the next one.
-            if file.seek(0, os.SEEK_END) > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(text.encode())
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, if there is room."""
         self.flush()
+        self._file.close()
+
+    @property
+    def dropped(self) -> int:
+        """How many spans are in neither the file nor the memory."""
+        return self._beyond + self._file.missing
+
+    def _note(self, reason: str) -> str:
+        _log.warning("%s; its spans wait in memory until that is possible again", reason)
+        return ""

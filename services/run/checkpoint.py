@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.errors import InputError
+from services.run.disk import refusal
 from services.run.manifest import (
     MANIFEST_FILE,
     BlockEntry,
@@ -65,24 +67,40 @@ def write_block(directory: Path, state: BlockState) -> dict[str, Any]:
     Raises
     ------
     ResourceError
-        The file can't be written, for example because the disk is full.
+        The file can't be written; a `DiskFullError` where that is for lack of room.
     """
     path = directory / f"block-{state.block}.safetensors"
     try:
         save_durably(state.tensors, path)
+        sha256, size = digest(path), path.stat().st_size
     except (OSError, SafetensorError) as error:
-        message = f"block {state.block} can't write {path}: {error}"
-        raise ResourceError(message, block=state.block, setting="run.storage") from error
+        what = f"block {state.block} can't write its checkpoint"
+        raise refusal(what, path, error, block=state.block) from error
     entry = BlockEntry(
         block=state.block,
         file=path.name,
-        sha256=digest(path),
-        bytes=path.stat().st_size,
+        sha256=sha256,
+        bytes=size,
         layers=state.layers,
         tensors=sorted(state.tensors),
         scalars=state.scalars,
     )
     return entry.model_dump()
+
+
+class NewestGood(NamedTuple):
+    """What `CheckpointStore.newest_good` found.
+
+    Attributes
+    ----------
+    manifest
+        Of the newest checkpoint that is as it was written, or None.
+    damaged
+        What is wrong with each newer one, by its step, the newest first.
+    """
+
+    manifest: Manifest | None
+    damaged: dict[int, DamagedError]
 
 
 class CheckpointStore:
@@ -101,19 +119,27 @@ class CheckpointStore:
         self._keep = keep
 
     def begin(self, step: int) -> Path:
-        """Return a fresh directory for the blocks' files; what earlier attempts left behind is removed."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        for leftover in self._root.glob(f"*{_TEMPORARY}"):
-            shutil.rmtree(leftover)
+        """Return a fresh directory for the blocks' files; what earlier attempts left behind is removed.
+
+        Raises
+        ------
+        ResourceError
+            It can't be made; a `DiskFullError` where that is for lack of room.
+        """
         directory = self._temporary(step)
-        directory.mkdir()
+        with self._attempt(step):
+            self._root.mkdir(parents=True, exist_ok=True)
+            for leftover in self._root.glob(f"*{_TEMPORARY}"):
+                shutil.rmtree(leftover)
+            directory.mkdir()
         return directory
 
     def commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Path:
         """Complete the checkpoint that `begin` began, then delete those that are no longer kept.
 
         A checkpoint of a later step is deleted too: it belongs to a course of the run that was given up when
-        the run resumed before it, and must not be taken for the newest state.
+        the run resumed before it, and must not be taken for the newest state. If the disk refuses something, the
+        checkpoints that were there stay, and nothing is left of an incomplete one.
 
         Parameters
         ----------
@@ -128,7 +154,13 @@ class CheckpointStore:
         ------
         InputError
             A block's file is not there, because the storage is not shared by all blocks.
+        ResourceError
+            The disk refused something; a `DiskFullError` where that is for lack of room.
         """
+        with self._attempt(step):
+            return self._commit(step, entries, meta)
+
+    def _commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Path:
         directory = self._temporary(step)
         manifest = ManifestFile(step=step, meta=dict(meta), blocks=[BlockEntry(**entry) for entry in entries])
         for entry in manifest.blocks:
@@ -165,6 +197,10 @@ class CheckpointStore:
         """
         return self.load(None) if self.list() else None
 
+    def newest_good(self) -> NewestGood:
+        """Return the newest checkpoint that is as it was written, passing over damaged ones."""
+        return self._newest_good(self._complete())
+
     def load(self, step: int | None) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.
 
@@ -182,18 +218,19 @@ class CheckpointStore:
         try:
             return Manifest.read(complete[chosen], chosen)
         except DamagedError as error:
-            hint = self._older_good(chosen)
+            older = {number: path for number, path in complete.items() if number < chosen}
+            hint = _way_back(self._newest_good(older).manifest)
             raise InputError(str(error.file), error.found, error.expected, hint) from error
 
-    def _older_good(self, step: int) -> str:
-        complete = self._complete()
-        for older in sorted((number for number in complete if number < step), reverse=True):
+    @staticmethod
+    def _newest_good(complete: Mapping[int, Path]) -> NewestGood:
+        damaged: dict[int, DamagedError] = {}
+        for step, path in sorted(complete.items(), reverse=True):
             try:
-                Manifest.read(complete[older], older)
-            except DamagedError:
-                continue
-            return f"The older checkpoint of step {older} is good; resume from that."
-        return ""
+                return NewestGood(Manifest.read(path, step), damaged)
+            except DamagedError as error:
+                damaged[step] = error
+        return NewestGood(None, damaged)
 
     def _complete(self) -> dict[int, Path]:
         found: dict[int, Path] = {}
@@ -212,8 +249,25 @@ class CheckpointStore:
             if _COMPLETE.fullmatch(path.name) and path not in kept:
                 _discard(path)
 
+    @contextmanager
+    def _attempt(self, step: int) -> Iterator[None]:
+        """Make what the disk refuses a typed error, and leave nothing of the attempt."""
+        try:
+            yield
+        except OSError as error:
+            for leftover in self._root.glob(f"*{_TEMPORARY}"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            raise refusal(f"the checkpoint of step {step} can't be written", self._root, error) from error
+
     def _temporary(self, step: int) -> Path:
         return self._root / f"step-{step:08d}{_TEMPORARY}"
+
+
+def _way_back(older: Manifest | None) -> str:
+    if older is None:
+        return ""
+    option = f"lowdimfa train --resume-step {older.step}"
+    return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."
 
 
 def _discard(path: Path) -> None:

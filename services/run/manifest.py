@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,7 +105,11 @@ class Manifest:
         if len(set(files)) < len(files) or len(set(names)) < len(names):
             raise DamagedError(file, "a file or tensor listed twice", "each listed once")
         for entry in contents.blocks:
-            _verify(path / entry.file, entry)
+            try:
+                _verify(path / entry.file, entry)
+            except OSError as error:  # a bad sector, for example
+                found = error.strerror or str(error)
+                raise DamagedError(path / entry.file, found, "a readable file") from error
         entries = sorted(contents.blocks, key=lambda entry: entry.block)
         return cls(step, path, contents.meta, entries)
 
@@ -180,6 +184,8 @@ def export_file(manifest: Manifest, output: Path) -> None:
         save_durably(export_state(manifest), partial)
         partial.replace(output)
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(str(output), f"a path that can't be written ({error})", "a writable file") from error
 
 

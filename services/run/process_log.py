@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from lowdimfa.errors import ResourceError
+from services.run.disk import refusal
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def log_file(run_dir: Path, process: str) -> Path:
@@ -31,14 +35,11 @@ def keep_output(path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise ResourceError(
-            f"{path} can't be written ({error.strerror}); run.storage must be a folder that all nodes share",
-            setting="run.storage",
-        ) from error
-    with contextlib.suppress(ValueError):  # it has been closed
-        sys.stdout.flush()
-    with contextlib.suppress(ValueError):
-        sys.stderr.flush()
+        what = "the log can't be written; run.storage must be a folder that all nodes share and have room in"
+        raise refusal(what, path, error) from error
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, OSError):  # it has been closed, or its disk is full
+            stream.flush()
     for target in (1, 2):
         os.dup2(descriptor, target)
     os.close(descriptor)
@@ -47,4 +48,28 @@ def keep_output(path: Path) -> None:
 
 def _by_line(descriptor: int) -> TextIO:
     """Return a stream that writes every line at once, and that no careless user code can close for good."""
-    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    raw = _Forgiving(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
+
+
+class _Forgiving(io.FileIO):
+    """Drops what finds no room on the disk: no `print` and no traceback may end a run.
+
+    Once there is room again it says how much is missing.
+    """
+
+    _lost = 0
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write what there is room for, and count the rest as written."""
+        size = memoryview(data).nbytes
+        try:
+            if self._lost:
+                super().write(f"\n[{self._lost} bytes are missing here: the disk was full]\n".encode())
+                self._lost = 0
+            return super().write(data) or 0
+        except OSError:
+            self._lost += size
+            return size

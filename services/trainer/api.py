@@ -52,6 +52,8 @@ class DecoupledTrainer:
         Directory of the run; None makes a new one below ``run.storage``.
     resume
         Go on from the newest checkpoint in ``run_dir``.
+    resume_step
+        Go on from the checkpoint of this step in ``run_dir``; what came after it is given up.
     overrides
         Settings ``a.b=value`` on top of a YAML file.
     user_code
@@ -78,6 +80,7 @@ class DecoupledTrainer:
         address: str | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
+        resume_step: int | None = None,
         overrides: Sequence[str] = (),
         user_code: str | Path | None = None,
         on_event: Sink | None = None,
@@ -91,8 +94,13 @@ class DecoupledTrainer:
             path = Path(specification)
             self.specification = load_specification(path, overrides)
             name, folder = path.stem, folder or path.resolve().parent
+        resume = resume or resume_step is not None
         if resume and run_dir is None:
-            raise InputError("--resume", "no --run-dir", "the directory of the run to continue")
+            raise InputError(
+                "--resume" if resume_step is None else "--resume-step",
+                "no --run-dir",
+                "the directory of the run to continue",
+            )
         self._address = address
         self._stop = StopRequest()
         self._on_event = on_event or (lambda event: None)
@@ -105,6 +113,7 @@ class DecoupledTrainer:
             engine=engine,
             resume=resume,
             user_code=UserCode.beside(folder, pack=address is not None),
+            resume_step=resume_step,
         )
 
     def plan(self) -> RunPlan:

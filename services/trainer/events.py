@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.network import StepResult
+from services.monitoring.line_file import WAITING_BYTES, LineFile
+from services.run.disk import refusal
 
 Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
+_log = logging.getLogger(__name__)
+
 
 class EventLog:
     """Appends events to ``events.jsonl`` and hands them to a sink.
+
+    A full disk ends no run: the sink gets a ``warning``, and the events wait for room. If more than ``limit`` bytes wait,
+    the oldest are given up, and another ``warning`` stands in their place in the log.
 
     Parameters
     ----------
@@ -26,24 +33,44 @@ class EventLog:
         Of the log; lines of an earlier part of a resumed run stay. One that a killed process left without its end is
         ended.
     sink
-        Gets each event, already plain data.
+        Gets each event, already plain data, whether or not the log has room for it.
     lost_at
         When the loss of the trainer was noticed that this one replaces, in Unix seconds: the first ``started`` event is
         then followed by a ``recovered`` event.
+    limit
+        Bytes that may wait for room on the disk.
+
+    Raises
+    ------
+    ResourceError
+        The log can't be opened.
     """
 
-    def __init__(self, path: Path, sink: Sink | None = None, lost_at: float | None = None) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+    def __init__(
+        self,
+        path: Path,
+        sink: Sink | None = None,
+        lost_at: float | None = None,
+        *,
+        limit: int = WAITING_BYTES,
+    ) -> None:
         self._sink, self._lost_at = sink, lost_at
-        if not _ends_in_whole_line(path):
-            self._file.write("\n")
+        self._file = LineFile(path, limit, on_trouble=self._note_trouble, gap=_note_gap)
+        try:
+            self._file.open()
+        except OSError as error:
+            raise refusal("the log of events can't be opened", path, error) from error
+
+    @property
+    def trouble(self) -> str | None:
+        """Why events are waiting to be written, or None."""
+        return self._file.trouble
 
     def emit(self, event: str, **fields: Any) -> Event:
         """Record one event and return it."""
-        entry = {"event": event, "time": time.time(), **fields}
-        self._file.write(to_json(entry) + "\n")
-        if self._sink is not None:
-            self._sink(entry)
+        entry = _entry(event, **fields)
+        self._file.write(_line(entry))
+        self._hand_on(entry)
         if event == "started" and self._lost_at is not None:
             seconds = max(0.0, entry["time"] - self._lost_at)  # another machine's clock may have noted it
             self._lost_at = None
@@ -52,8 +79,31 @@ class EventLog:
         return entry
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log, after a last try to write what waits."""
         self._file.close()
+        if self._file.missing:
+            _log.warning("%d events are missing in %s", self._file.missing, self._file.path)
+
+    def _note_trouble(self, reason: str) -> str:
+        entry = _entry("warning", message=f"{reason}; events wait in memory until that is possible again")
+        self._hand_on(entry)
+        return _line(entry)
+
+    def _hand_on(self, entry: Event) -> None:
+        if self._sink is not None:
+            self._sink(entry)
+
+
+def _note_gap(events: int) -> str:
+    return _line(_entry("warning", message=f"{events} events are missing here: the log could not be written"))
+
+
+def _entry(event: str, **fields: Any) -> Event:
+    return {"event": event, "time": time.time(), **fields}
+
+
+def _line(entry: Event) -> str:
+    return to_json(entry) + "\n"
 
 
 def events_in(log: Path, kinds: Collection[str] = (), start: int = 0) -> Iterator[Event]:
@@ -84,14 +134,6 @@ def events_in(log: Path, kinds: Collection[str] = (), start: int = 0) -> Iterato
                 continue
             if isinstance(event, dict) and (not kinds or event.get("event") in kinds):
                 yield event
-
-
-def _ends_in_whole_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def to_json(event: Event) -> str:

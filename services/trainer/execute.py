@@ -15,7 +15,7 @@ from services.run.state import boundaries_of, require_resumable
 from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification, to_yaml
 from services.trainer.engine import Engine
-from services.trainer.events import Event, EventLog, Sink, to_json
+from services.trainer.events import Event, EventLog, Sink, events_in, to_json
 from services.trainer.local_engine import LocalEngine
 from services.trainer.loop import TrainingLoop, failed
 from services.trainer.run_dir import RunDir, require_run_dir
@@ -39,12 +39,14 @@ class RunRequest:
     engine
         ``ray`` or ``local``.
     resume
-        Whether to go on from the newest checkpoint.
+        Whether to go on from a checkpoint: the newest, unless ``resume_step`` names another.
     user_code
         The files beside the specification.
     lost_at
         When the loss of an earlier trainer was noticed that this run makes up for, in Unix seconds; None if it makes
         up for none.
+    resume_step
+        Step of the checkpoint to go on from, for a run that is resumed; None is the newest.
     """
 
     specification: dict[str, Any]
@@ -53,6 +55,7 @@ class RunRequest:
     resume: bool
     user_code: UserCode
     lost_at: float | None = None
+    resume_step: int | None = None
 
     def again(self, lost_at: float | None = None) -> RunRequest:
         """Return the request of a further attempt in the same directory, where nobody works any more.
@@ -63,7 +66,10 @@ class RunRequest:
         resume = bool(CheckpointStore(path).list())
         if not resume:
             (path / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
-        return replace(self, resume=resume, lost_at=lost_at)
+        # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
+        saved = [event["event"] for event in events_in(path / "events.jsonl", ("started", "checkpoint"))]
+        resume_step = None if not resume or saved[-1:] == ["checkpoint"] else self.resume_step
+        return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
 
     def parsed(self) -> Specification:
         """Return the specification."""
@@ -81,11 +87,7 @@ def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
     request.user_code.install()
     specification = request.parsed()
     require_engine(specification, request.engine)
-    manifest = CheckpointStore(Path(request.run_dir)).latest() if request.resume else None
-    if request.resume and manifest is None:
-        raise InputError(
-            f"--resume with --run-dir {request.run_dir}", "no complete checkpoint", "one to go on from"
-        )
+    manifest = _resumed(request) if request.resume else None
     boundaries = None
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
@@ -93,6 +95,16 @@ def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
     if manifest is not None:
         require_resumable(plan, manifest)
     return plan, manifest
+
+
+def _resumed(request: RunRequest) -> Manifest:
+    store, step = CheckpointStore(Path(request.run_dir)), request.resume_step
+    manifest = store.latest() if step is None else store.load(step)
+    if manifest is None:
+        raise InputError(
+            f"--resume with --run-dir {request.run_dir}", "no complete checkpoint", "one to go on from"
+        )
+    return manifest
 
 
 def require_engine(specification: Specification, engine: EngineName) -> None:

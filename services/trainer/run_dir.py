@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError
+from services.run.disk import no_room, refusal, replace_text
 from services.spec import Specification, load_specification, to_yaml
 
 
@@ -43,6 +44,8 @@ class RunDir:
     ------
     InputError
         As `require_run_dir`, or another trainer uses it.
+    DiskFullError
+        There is no room for it.
     """
 
     def __init__(self, path: Path, resume: bool, patience: float = 0.0) -> None:
@@ -59,6 +62,8 @@ class RunDir:
                 f"run directory {self.path}", "a run that another trainer is working on", "a run at rest"
             ) from None
         except OSError as error:
+            if no_room(error):
+                raise refusal("the run can't begin", self.path, error) from error
             raise _not_writable(self.path, str(error)) from error
         try:
             require_run_dir(self.path, self._resume)  # another trainer may have come and gone
@@ -78,19 +83,36 @@ class RunDir:
         return self.path / "events.jsonl"
 
     def describe(self, specification: Specification, plan: dict[str, Any]) -> None:
-        """Write the resolved specification and the plan; `read_run` and `read_plan` read them."""
-        (self.path / "spec.yaml").write_text(to_yaml(specification), encoding="utf-8")
-        (self.path / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        """Write the resolved specification and the plan; `read_run` and `read_plan` read them.
 
-    def keep_traceback(self, error: BaseException) -> Path:
-        """Write where an unexpected error came from into a file, and return its path."""
+        Raises
+        ------
+        ResourceError
+            The disk refused; those of an earlier part of the run are still there.
+        """
+        what = "the run can't be described"
+        replace_text(self.path / "plan.json", json.dumps(plan, indent=1), what)
+        replace_text(self.path / "spec.yaml", to_yaml(specification), what)  # by which a run is known: last
+
+    def keep_traceback(self, error: BaseException) -> str:
+        """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""
         path = self.path / "traceback.txt"
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return path
+        try:
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError as refused:
+            return f"not kept, since {path} can't be written: {refused.strerror}"
+        return str(path)
 
     def conclude(self, line: str) -> None:
-        """Write the result, one line of JSON."""
-        (self.path / "result.json").write_text(line + "\n", encoding="utf-8")
+        """Write the result, one line of JSON.
+
+        Raises
+        ------
+        ResourceError
+            The disk refused. The last checkpoint is there: a resumed run has nothing to do but to write its result.
+        """
+        what = "the run is done, but its result can't be kept; make room and resume it"
+        replace_text(self.path / "result.json", line + "\n", what)
 
 
 def require_run_dir(path: Path, resume: bool) -> None:

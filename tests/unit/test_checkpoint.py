@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import itertools
 import json
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowdimfa.errors import InputError, ResourceError
+from services.run import manifest as manifests
 from services.run.checkpoint import BlockState, CheckpointStore, export_file, export_state, write_block
 
 Blocks = dict[int, dict[str, Tensor]]
@@ -306,8 +308,12 @@ def test_a_damaged_checkpoint_is_refused_and_a_good_one_named(
         store.latest()
     assert words in caught.value.message
     assert "step-00000007" in caught.value.message
-    assert caught.value.message.endswith("The older checkpoint of step 6 is good; resume from that.")
+    way_back = "The older checkpoint of step 6 is good; 'lowdimfa train --resume-step 6' goes on from it."
+    assert caught.value.message.endswith(way_back)
     assert store.load(6).step == 6
+    manifest, damaged = store.newest_good()
+    assert manifest is not None and manifest.step == 6
+    assert list(damaged) == [7] and damaged[7].found in caught.value.message
 
 
 def test_without_a_good_one_none_is_promised(store: CheckpointStore) -> None:
@@ -316,6 +322,45 @@ def test_without_a_good_one_none_is_promised(store: CheckpointStore) -> None:
     with pytest.raises(InputError) as caught:
         store.load(None)
     assert "older" not in caught.value.message
+    assert (store.newest_good().manifest, list(store.newest_good().damaged)) == (None, [7, 6])
+
+
+def test_the_newest_good_one_is_found_past_any_number_of_damaged_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    assert store.newest_good() == (None, {})
+    paths = {step: save(store, step) for step in (5, 6, 7, 8, 9)}
+    good = store.newest_good()
+    assert good.manifest is not None and (good.manifest.step, good.damaged) == (9, {})
+    (paths[9] / "manifest.json").unlink()  # without it nothing is complete
+    truncate(paths[8])
+    (paths[7] / "block-1.safetensors").unlink()
+    flip_a_bit(paths[5])
+    good = store.newest_good()
+    assert good.manifest is not None and good.manifest.step == 6
+    assert {step: error.file for step, error in good.damaged.items()} == {
+        8: paths[8] / "block-0.safetensors",
+        7: paths[7] / "block-1.safetensors",
+    }
+    save(store, 8)  # the run goes on from there
+    good = store.newest_good()
+    assert good.manifest is not None and (good.manifest.step, good.damaged) == (8, {})
+
+
+def test_a_file_that_cannot_be_read_is_damage(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 6)
+    path = save(store, 7)
+    read = manifests.digest
+
+    def bad_sector(file: Path) -> str:
+        if file.parent == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return read(file)
+
+    monkeypatch.setattr(manifests, "digest", bad_sector)
+    with pytest.raises(InputError, match=r"block-0\.safetensors: found Input/output error.* --resume-step 6"):
+        store.load(None)
 
 
 def test_another_model_is_refused_by_name(store: CheckpointStore) -> None:

@@ -1,0 +1,149 @@
+"""A file of lines that a full disk neither tears nor loses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+WAITING_BYTES = 16 << 20
+"""Most that waits in memory for room on the disk."""
+
+_AT_ONCE = 1 << 20  # bytes: while the disk is full, each new line is another attempt, which must stay cheap
+
+
+class LineFile:
+    """Appends whole lines to a file; no fault of the disk is an error here.
+
+    What can't be written waits in memory and goes first as soon as the disk takes it, each line once. A line of which
+    only a part found room is taken back, and one that a killed process left without its end is ended, so that it
+    spoils no other. For one thread, and one writer of the file at a time.
+
+    Parameters
+    ----------
+    path
+        The file; it and its folder are made when there is something to write.
+    limit
+        Bytes that may wait. Beyond that the oldest lines are given up.
+    on_trouble
+        Called with the reason when lines begin to wait. The line that it returns, or "", goes before them.
+    gap
+        Called with the number of lines given up; what it returns, a line or "", stands in their place.
+
+    Attributes
+    ----------
+    trouble
+        Why lines are waiting, or None.
+    missing
+        Lines given up so far.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limit: int = WAITING_BYTES,
+        *,
+        on_trouble: Callable[[str], str] = lambda reason: "",
+        gap: Callable[[int], str] = lambda lines: "",
+    ) -> None:
+        self.path = path
+        self.trouble: str | None = None
+        self.missing = 0
+        self._limit = limit
+        self._on_trouble = on_trouble
+        self._gap = gap
+        self._untold = 0  # lines given up for which nothing stands in the file yet
+        self._waiting = bytearray()
+        self._descriptor: int | None = None
+        self._half_line = False
+
+    def open(self) -> None:
+        """Open the file before there is something to write.
+
+        Raises
+        ------
+        OSError
+            That isn't possible.
+        """
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                self._half_line = _ends_in_half_line(descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._descriptor = descriptor
+
+    def write(self, text: str) -> None:
+        """Append whole lines, at once or as soon as there is room."""
+        self._waiting += text.encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        try:
+            while self._waiting:
+                self._write_out()
+        except OSError as error:
+            self._release()  # and begin anew with the next line: the file system may have been mounted again
+            reason = f"{self.path} can't be written ({error.strerror})"
+            if self.trouble is None:
+                self._waiting[:0] = self._on_trouble(reason).encode()
+            self.trouble = reason
+            self._keep_limit()
+        else:
+            self.trouble = None
+
+    def close(self) -> None:
+        """Write what waits, or give it up if there is no room, and close the file."""
+        self.flush()
+        self.missing += self._waiting.count(b"\n")
+        self._waiting.clear()
+        self._release()
+
+    def _write_out(self) -> None:
+        self.open()
+        assert self._descriptor is not None
+        ending = b"\n" if self._half_line else b""
+        head = ending + self._gap(self._untold).encode() if self._untold else ending
+        data = head + self._waiting[: self._waiting.find(b"\n", _AT_ONCE) + 1 or None]
+        start = os.lseek(self._descriptor, 0, os.SEEK_END)
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._descriptor, memoryview(data)[written:])
+        finally:
+            # A Ctrl-C may have come before the last count was kept.
+            written = max(written, os.lseek(self._descriptor, 0, os.SEEK_CUR) - start)
+            whole = data.rfind(b"\n", 0, written) + 1
+            if whole >= len(ending):
+                self._half_line = False
+            if whole >= len(head):
+                self._untold = 0
+                del self._waiting[: whole - len(head)]
+            if whole < written:
+                # Should this fail as well, the half line is ended when the file is opened again.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, start + whole)
+
+    def _keep_limit(self) -> None:
+        excess = len(self._waiting) - self._limit
+        if excess > 0:
+            end = self._waiting.find(b"\n", excess - 1) + 1
+            lost = self._waiting.count(b"\n", 0, end)
+            self.missing += lost
+            self._untold += lost
+            del self._waiting[:end]
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _ends_in_half_line(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
