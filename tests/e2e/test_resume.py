@@ -1,4 +1,4 @@
-"""A run whose processes are all killed goes on from its last checkpoint to the very same weights."""
+"""A run whose trainer, or all of whose processes, are killed goes on to the very same weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -67,12 +67,33 @@ def kill_all(pids: list[int]) -> None:
     assert not alive
 
 
-@pytest.mark.timeout(900)
-def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path) -> None:
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(SPECIFICATION))
-    whole = finish(start(spec, tmp_path / "whole"))
+class Whole(NamedTuple):
+    """A run that nothing disturbed."""
 
+    spec: Path
+    run_dir: Path
+    finished: dict[str, Any]
+
+    def equals(self, run_dir: Path, finished: dict[str, Any]) -> None:
+        """Check that another run came to the same end, bit for bit."""
+        for key in ("steps", "samples", "test_loss", "test_accuracy"):
+            assert finished[key] == self.finished[key], key
+        found, expected = exported(run_dir), exported(self.run_dir)
+        assert found.keys() == expected.keys()
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    spec = folder / "spec.yaml"
+    spec.write_text(yaml.safe_dump(SPECIFICATION))
+    return Whole(spec, folder / "run", finish(start(spec, folder / "run")))
+
+
+@pytest.mark.timeout(900)
+def test_killed_and_resumed_equals_never_interrupted(whole: Whole, tmp_path: Path) -> None:
+    spec = whole.spec
     process = start(spec, tmp_path / "killed")
     assert process.stdout is not None
     pids: list[int] = []
@@ -90,13 +111,47 @@ def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path) -> None:
     kill_all(ray_processes)  # Ray's own, which would end a little later by themselves
     process.stdout.close()
     assert process.wait(20) == -signal.SIGKILL
-    last = f"step-{whole['steps']:08d}"
+    last = f"step-{whole.finished['steps']:08d}"
     assert not (tmp_path / "killed" / "checkpoints" / last).exists()
+    whole.equals(tmp_path / "killed", finish(start(spec, tmp_path / "killed", "--resume")))
 
-    resumed = finish(start(spec, tmp_path / "killed", "--resume"))
-    assert {key: resumed[key] for key in ("steps", "samples", "test_loss", "test_accuracy")} == {
-        key: whole[key] for key in ("steps", "samples", "test_loss", "test_accuracy")
-    }
-    found, expected = exported(tmp_path / "killed"), exported(tmp_path / "whole")
-    assert found.keys() == expected.keys()
-    assert all(found[name].equal(expected[name]) for name in expected)
+
+@pytest.mark.timeout(600)
+def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    whole: Whole, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(whole.spec, run_dir, "--set", "run.on_failure=restart")
+    assert process.stdout is not None
+    events: list[dict[str, Any]] = []
+    trainers: list[int] = []
+    kill_at = [("progress", 10), ("checkpoint", 140)]  # before there is a checkpoint, and when there are two
+    for line in process.stdout:
+        events.append(event := json.loads(line))
+        if event["event"] == "started":
+            trainers.append(event["pids"]["trainer"])
+        if kill_at and event["event"] == kill_at[0][0] and event["step"] >= kill_at[0][1]:
+            del kill_at[0]
+            kill_all([trainers[-1]])
+    assert process.wait(60) == 0, events[-1]
+    assert len(set(trainers)) == 3
+    logged = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert logged == events  # not one was missed
+    kinds = [event["event"] for event in events if event["event"] != "progress"]
+    begun = ["started", "recovering", "started", "recovered", "checkpoint", "checkpoint"]
+    assert kinds[:8] == [*begun, "recovering", "started"] or kinds[:9] == [
+        *begun,
+        "checkpoint",
+        "recovering",
+        "started",
+    ]
+    recovering = [event for event in events if event["event"] == "recovering"]
+    assert [(event["recovery"], event["policy"], event["blocks"]) for event in recovering] == [
+        (1, "restart", []),
+        (2, "restart", []),
+    ]
+    first, second = (event for event in events if event["event"] == "recovered")
+    assert first["step"] == 0 and second["step"] in (140, 210)
+    assert second["step"] <= recovering[1]["step"]
+    assert first["policy"] == "restart" and first["missed"] == {} and first["seconds"] > 0
+    whole.equals(run_dir, events[-1])
