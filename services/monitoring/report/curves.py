@@ -8,6 +8,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from services.monitoring.report.reading import Record
+from services.monitoring.report.recoveries import mark_recoveries
 from services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
 
 
@@ -27,11 +28,12 @@ def draw_curves(record: Record) -> Picture | None:
         _learning(axes, record, "accuracy", "test_accuracy")
         quiet(axes, "Accuracy", "step", "share of samples")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    loss_axes.legend(frameon=False, fontsize=9)
+    loss_axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
 
     axes = figure.add_subplot(grid[1, :])
     axes.plot(*record.series("progress", "samples_per_second"), color=GREEN, linewidth=1.2)
     axes.set_ylim(bottom=0)
+    mark_recoveries(axes, record)
     quiet(axes, "Throughput", "step", "samples / s")
     return Picture(figure, _caption(record, smooth(loss)))
 
@@ -49,6 +51,7 @@ def _learning(axes: Axes, record: Record, key: str, test_key: str) -> None:
     test = record.series("evaluated", test_key)
     if len(test[0]):
         axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label="test")
+    mark_recoveries(axes, record)
 
 
 def _caption(record: Record, loss: NDArray[np.float64]) -> str:

@@ -11,7 +11,19 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from services.monitoring.report.reading import CATEGORIES, Record, Spans
-from services.monitoring.report.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, Picture, new_figure, quiet
+from services.monitoring.report.recoveries import find_recoveries
+from services.monitoring.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    SKY,
+    Picture,
+    new_figure,
+    quiet,
+)
 
 _COLOURS = {
     "forward": BLUE,
@@ -43,14 +55,15 @@ class Excerpt(NamedTuple):
 
 def draw_timeline(record: Record) -> Picture | None:
     """Draw an excerpt from the middle of the run and every block's shares of time; nothing without spans."""
-    spans = record.spans
-    excerpt = choose_excerpt(spans)
+    spans, lasting = record.spans, record.lasting_spans()
+    excerpt = choose_excerpt(lasting)
     if excerpt is None:
         return None
     rows = len(spans)
     figure = new_figure(2.4 + 0.62 * rows)
     top, bottom = figure.subplots(2, 1, height_ratios=[rows + 0.6, rows])
-    _draw_excerpt(top, spans, excerpt)
+    _draw_excerpt(top, lasting, excerpt)
+    _mark_recoveries(top, record, excerpt)
     shares = np.array([time_shares(block) for block in spans.values()])
     _draw_shares(bottom, shares)
     for axes in (top, bottom):
@@ -131,6 +144,16 @@ def _draw_excerpt(axes: Axes, spans: dict[int, Spans], excerpt: Excerpt) -> None
     quiet(axes, title, "milliseconds", "", grid="x")
 
 
+def _mark_recoveries(axes: Axes, record: Record, excerpt: Excerpt) -> None:
+    for began, ended in find_recoveries(record):
+        low = max(began["time"], excerpt.low)
+        high = min(ended.get("time", began["time"]), excerpt.high)
+        if low < high:
+            edges = ((low - excerpt.low) * 1e3, (high - excerpt.low) * 1e3)
+            axes.axvspan(*edges, color="#eeeeee", linewidth=0)
+            axes.text(sum(edges) / 2, 0, "recovery", color=MUTED, fontsize=8, ha="center", va="center")
+
+
 def _draw_shares(axes: Axes, shares: NDArray[np.float64]) -> None:
     rows = np.arange(len(shares))
     left = np.zeros(len(shares))
@@ -151,7 +174,7 @@ def _caption(spans: dict[int, Spans], shares: NDArray[np.float64], excerpt: Exce
     row, column = np.unravel_index(int(waits.argmax()), waits.shape)
     cause = CATEGORIES[_FIRST_WAIT + column].removeprefix("wait: ")
     return (
-        f"Strong colours are work, light ones waiting, blank is time between steps, as in an evaluation: "
+        f"Strong colours are work, light ones waiting, blank is time between steps, as in an evaluation or a recovery: "
         f"over the whole recorded time block {names[busy.argmax()]} was the busiest with {busy.max():.0%}, "
         f"block {names[busy.argmin()]} the least busy with {busy.min():.0%}, and the largest wait was block "
         f"{names[row]}'s (cause: {cause}, {waits.max():.0%})."

@@ -14,9 +14,8 @@ from services.monitoring.report.alignment import draw_alignment
 from services.monitoring.report.curves import draw_curves
 from services.monitoring.report.gantt import draw_timeline
 from services.monitoring.report.reading import Record, read_run
+from services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
 from services.monitoring.report.style import Picture
-
-ABSENT = "–"
 
 
 class Section(NamedTuple):
@@ -86,8 +85,9 @@ def _render(record: Record, sections: list[Section]) -> str:
         numbers=collect_numbers(record),
         blocks=[_describe_block(block) for block in record.plan.get("blocks", [])],
         sections=sections,
+        recoveries=[recovery_cells(recovery) for recovery in find_recoveries(record)],
         specification=record.specification,
-        notes=record.notes,
+        notes=[*record.notes, *_failed_checkpoints(record)],
     )
 
 
@@ -95,7 +95,7 @@ def describe_state(record: Record) -> str:
     """Say when the run was started last and how it ended, or how far it is."""
     started = record.latest("started")
     text = f"Started {datetime.fromtimestamp(started['time'], UTC):%d %B %Y, %H:%M} UTC. " if started else ""
-    last = record.latest("started", "progress", "failed", "finished")
+    last = record.latest("started", "progress", "recovering", "recovered", "failed", "finished")
     match last.get("event"):
         case "finished":
             return f"{text}Finished."
@@ -103,8 +103,22 @@ def describe_state(record: Record) -> str:
             return f"{text}Failed ({last['code']}): {last['message']}"
         case "progress":
             return f"{text}Not finished: the last progress was step {last['step']} of {last['steps']}."
+        case "recovering":
+            return f"{text}Not finished: a recovery began at step {last['step']}."
+        case "recovered":
+            return f"{text}Not finished: it went on from step {last['step']} after a recovery."
         case _:
             return f"{text}Not finished: no progress was recorded."
+
+
+def _failed_checkpoints(record: Record) -> list[str]:
+    """Return a sentence on the checkpoints that could not be written, if there were any."""
+    failed = [event for event in record.events if event.get("event") == "checkpoint_failed"]
+    if not failed:
+        return []
+    count = "1 checkpoint" if len(failed) == 1 else f"{len(failed)} checkpoints"
+    last = failed[-1]
+    return [f"{count} could not be written, the last after step {last['step']}: {last['message']}"]
 
 
 def collect_numbers(record: Record) -> list[tuple[str, str]]:

@@ -17,6 +17,9 @@ from services.monitoring.timeline import CAUSES, KINDS
 CATEGORIES = (*(kind for kind in KINDS if kind != "wait"), *(f"wait: {cause}" for cause in CAUSES))
 """What a block's time goes into: its work by kind, its waits by cause."""
 
+_GOES_ON = ("started", "recovered")
+"""Events from whose step on a run trains; all but the first take back what came after it."""
+
 _CODES = {category: code for code, category in enumerate(CATEGORIES)}
 
 
@@ -85,10 +88,27 @@ class Record:
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps.
 
-        Steps that were run again after a restart count once, the last time.
+        Where the run went back to an earlier step, by a recovery or when it was resumed, what came after that step
+        no longer counts.
         """
-        lines = {line["step"]: line for line in self.events if line.get("event") == event}
+        lines: dict[int, dict[str, Any]] = {}
+        for line in self.events:
+            if line.get("event") in _GOES_ON:
+                lines = {step: kept for step, kept in lines.items() if step <= line.get("step", step)}
+            elif line.get("event") == event:
+                lines[line["step"]] = line
         return dict(sorted(lines.items()))
+
+    def lasting_spans(self) -> dict[int, Spans]:
+        """Return the timeline without the work of steps that were taken back."""
+        lasting = self.spans
+        for line in [line for line in self.events if line.get("event") in _GOES_ON][1:]:
+            first, since = line.get("step", np.inf), line.get("time", 0.0)
+            lasting = {
+                block: spans[(spans.step < first) | (spans.start >= since)]
+                for block, spans in lasting.items()
+            }
+        return lasting
 
     def series(self, event: str, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the steps and values of one key of the events of a kind, without the absent values."""

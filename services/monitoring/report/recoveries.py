@@ -1,0 +1,54 @@
+"""What was lost on the way, and how the run went on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from services.monitoring.report.reading import Record
+from services.monitoring.report.style import MUTED
+
+ABSENT = "–"
+
+
+class Recovery(NamedTuple):
+    """The event ``recovering`` and the ``recovered`` that ended it, empty if none did."""
+
+    began: dict[str, Any]
+    ended: dict[str, Any]
+
+
+def find_recoveries(record: Record) -> list[Recovery]:
+    """Return a run's recoveries in their order; one that another loss overtook has no end."""
+    found: list[Recovery] = []
+    for event in record.events:
+        if event.get("event") == "recovering":
+            found.append(Recovery(event, {}))
+        elif event.get("event") == "recovered" and found:
+            found[-1] = found[-1]._replace(ended=event)
+    return found
+
+
+def recovery_cells(recovery: Recovery) -> list[str]:
+    """Return the cells of a recovery's row: time, policy, blocks, reason, steps, seconds, missed steps."""
+    began, ended = recovery
+    missed = [f"block {block}: {steps:,}" for block, steps in ended.get("missed", {}).items() if steps]
+    return [
+        f"{datetime.fromtimestamp(began['time'], UTC):%Y-%m-%d %H:%M:%S}",
+        began["policy"],
+        ", ".join(map(str, began["blocks"])) or ABSENT,
+        began["reason"],
+        f"{began['step']:,} → {format(ended['step'], ',') if ended else ABSENT}",
+        f"{ended['seconds']:.1f}" if ended else ABSENT,
+        ", ".join(missed) or ABSENT,
+    ]
+
+
+def mark_recoveries(axes: Axes, record: Record) -> None:
+    """Draw a line at every step from which the run went on after a loss."""
+    steps = sorted({recovery.ended["step"] for recovery in find_recoveries(record) if recovery.ended})
+    for number, step in enumerate(steps):
+        label = "_" if number else "recovery"  # one entry in the legend
+        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=label)

@@ -1,0 +1,143 @@
+"""What the report makes of runs that lost something on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.monitoring.report import write_report
+from services.monitoring.report.gantt import choose_excerpt
+from services.monitoring.report.reading import read_run
+from services.monitoring.report.recoveries import find_recoveries, recovery_cells
+from services.monitoring.timeline import TimelineWriter
+
+EPOCH = 1_700_000_000.0
+LOST = EPOCH + 60
+BACK = EPOCH + 90
+
+
+def progress(time: float, step: int, loss: float) -> dict[str, Any]:
+    return {
+        "event": "progress", "time": time, "step": step, "steps": 100, "loss": loss, "accuracy": 0.5,
+        "samples_per_second": 10.0,
+    }  # fmt: skip
+
+
+def started(time: float, step: int) -> dict[str, Any]:
+    return {"event": "started", "time": time, "step": step, "steps": 100, "blocks": 2}
+
+
+def recovering(
+    time: float, step: int, policy: str = "restart", blocks: tuple[int, ...] = (1,)
+) -> dict[str, Any]:
+    reason = "block 1 lost its process (<killed> by signal 9)"
+    return {
+        "event": "recovering", "time": time, "policy": policy, "blocks": list(blocks), "reason": reason,
+        "step": step, "recovery": 1,
+    }  # fmt: skip
+
+
+def recovered(time: float, step: int, policy: str = "restart", **missed: int) -> dict[str, Any]:
+    lacking = {block.removeprefix("block_"): steps for block, steps in missed.items()}
+    return {
+        "event": "recovered", "time": time, "policy": policy, "blocks": [1], "step": step, "missed": lacking,
+        "seconds": 29.96,
+    }  # fmt: skip
+
+
+def write_events(run_dir: Path, events: list[dict[str, Any]]) -> None:
+    (run_dir / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def write_timeline(run_dir: Path, blocks: int = 2) -> None:
+    """Write what blocks did that run a step a second, were lost after step 60 and went on from step 40."""
+    for block in range(blocks):
+        writer = TimelineWriter(run_dir / "timeline" / f"block-{block}.jsonl")
+        first_part = [(step, EPOCH + step) for step in range(60)]
+        second_part = [(step, BACK + step - 40) for step in range(40, 100)]
+        for step, time in first_part + second_part:
+            writer.record("forward", step, 0, time, time + 0.4)
+            writer.record("update", step, 0, time + 0.4, time + 0.9)
+        writer.close()
+
+
+RESTARTED = [
+    started(EPOCH, 0),
+    *(progress(EPOCH + step, step, 1.0) for step in range(10, 61, 10)),
+    recovering(LOST, 60),
+    recovered(BACK, 40),
+    progress(BACK + 10, 50, 2.0),
+]
+
+
+@pytest.mark.parametrize("back", [recovered(BACK, 40), started(BACK, 40)])
+def test_what_came_after_the_step_that_a_run_went_back_to_no_longer_counts(
+    tmp_path: Path, back: dict[str, Any]
+) -> None:
+    write_events(tmp_path, [*RESTARTED[:-2], back, RESTARTED[-1]])
+    steps, loss = read_run(tmp_path).series("progress", "loss")
+    assert steps.tolist() == [10, 20, 30, 40, 50]  # and no 60, which it may never reach again
+    assert loss.tolist() == [1, 1, 1, 1, 2]
+
+
+def test_the_excerpt_of_the_timeline_shows_steps_that_lasted(tmp_path: Path) -> None:
+    write_events(tmp_path, RESTARTED)
+    write_timeline(tmp_path)
+    record = read_run(tmp_path)
+    for block, spans in record.lasting_spans().items():
+        assert np.unique(spans.step).tolist() == list(range(100))
+        assert (spans.start[spans.step >= 40] >= BACK).all()
+        assert len(spans.step) == 200 < len(record.spans[block].step)
+    excerpt = choose_excerpt(record.lasting_spans())
+    assert excerpt is not None
+    assert excerpt.high - excerpt.low < 5  # not the time from its first to its second run
+
+
+def test_a_recovery_is_a_row_with_what_it_cost(tmp_path: Path) -> None:
+    events = [
+        started(EPOCH, 0),
+        recovering(LOST, 1412, "rejoin", ()),
+        recovering(LOST + 1, 1412, "rejoin", (0, 1)),
+        recovered(BACK, 1412, "rejoin", block_0=0, block_1=7),
+        recovering(BACK + 1, 1500),
+    ]
+    write_events(tmp_path, events)
+    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path))]
+    assert [row[1:3] for row in rows] == [["rejoin", "–"], ["rejoin", "0, 1"], ["restart", "1"]]
+    assert [row[4:] for row in rows] == [
+        ["1,412 → –", "–", "–"],  # overtaken by the next
+        ["1,412 → 1,412", "30.0", "block 1: 7"],
+        ["1,500 → –", "–", "–"],
+    ]
+    assert rows[0][0] == "2023-11-14 22:14:20"
+
+
+def test_the_page_lists_recoveries_and_failed_checkpoints_and_its_pictures_mark_them(tmp_path: Path) -> None:
+    failed = {"event": "checkpoint_failed", "time": BACK, "step": 50, "message": "no room for 5 MB"}
+    write_events(tmp_path, [*RESTARTED, failed])
+    write_timeline(tmp_path)
+    text = write_report(tmp_path).read_text()
+    assert "<h2>Recoveries</h2>" in text
+    assert "block 1 lost its process (&lt;killed&gt; by signal 9)" in text and "60 → 40" in text
+    assert "1 checkpoint could not be written, the last after step 50: no room for 5 MB" in text
+    marked = {name: (tmp_path / "report" / f"{name}.png").read_bytes() for name in ("curves", "timeline")}
+    write_events(tmp_path, [event for event in RESTARTED if not event["event"].startswith("recover")])
+    text = write_report(tmp_path).read_text()
+    assert "<h2>Recoveries</h2>" not in text and "could not be written" not in text
+    assert all((tmp_path / "report" / f"{name}.png").read_bytes() != data for name, data in marked.items())
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (recovering(LOST, 60), "Not finished: a recovery began at step 60."),
+        (recovered(BACK, 40), "Not finished: it went on from step 40 after a recovery."),
+    ],
+)
+def test_an_unfinished_run_says_that_it_recovers(tmp_path: Path, last: dict[str, Any], words: str) -> None:
+    write_events(tmp_path, [*RESTARTED[:-3], last])
+    assert words in write_report(tmp_path).read_text()
