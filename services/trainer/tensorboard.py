@@ -90,8 +90,12 @@ class TensorBoard:
         self._thread.start()
 
     def saw(self, event: Event) -> None:
-        """Take in one event; those that a resumed run repeats, and those without numbers, leave no trace."""
-        if event.get("step", -1) >= self._first_step and self._thread.is_alive():
+        """Take in one event; those that a resumed run repeats, and those without numbers, leave no trace.
+
+        After a recovery that went back to an earlier step, what was shown of later ones is taken back.
+        """
+        wanted = event["event"] == "recovered" or event.get("step", -1) >= self._first_step
+        if wanted and self._thread.is_alive():
             self._offer(event)
 
     def _offer(self, event: Event | None) -> None:
@@ -118,26 +122,34 @@ class TensorBoard:
     def _write(self) -> None:
         from tensorboardX import summary  # only here: not every run has TensorBoard's files
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto.event_pb2 import Event as Record
 
         self._folder.mkdir(exist_ok=True)
         number = sum(1 for _ in self._folder.glob("events.out.tfevents.*"))
         writer = EventsWriter(str(self._folder / "events"), f".{number:04}")
         try:
-            if self._first_step:
-                # TensorBoard drops what earlier files have from this step on.
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                now = time.time()
-                writer.write_event(event_pb2.Event(wall_time=now, step=self._first_step, session_log=start))
-            text = summary.text("specification", _as_code(self._specification))
-            writer.write_event(event_pb2.Event(wall_time=time.time(), step=self._first_step, summary=text))
+            self._go_on(writer, self._first_step)
             for event in self._events(writer):
+                if event["event"] == "recovered":
+                    self._go_on(writer, event["step"] + 1)
                 for tag, value in scalars(event):
-                    shown = summary.scalar(tag, value)
                     at = {"wall_time": event["time"], "step": event["step"]}
-                    writer.write_event(event_pb2.Event(**at, summary=shown))
+                    writer.write_event(Record(**at, summary=summary.scalar(tag, value)))
         finally:
             writer.close()
+
+    def _go_on(self, writer: Any, step: int) -> None:
+        """Begin to show the run from a step on, in place of what was shown from there before."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event as Record
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        at = {"wall_time": time.time(), "step": step}
+        if step:
+            # TensorBoard drops what it has from this step on.
+            writer.write_event(Record(**at, session_log=SessionLog(status=SessionLog.START)))
+        text = summary.text("specification", _as_code(self._specification))
+        writer.write_event(Record(**at, summary=text))
 
     def _events(self, writer: Any) -> Iterator[Event]:
         """Yield events until the last one, and write them to the disk now and then."""

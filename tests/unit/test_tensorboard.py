@@ -133,6 +133,36 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path)
     assert len(list(folder.iterdir())) == 4
 
 
+def test_a_recovery_takes_back_what_came_after_its_step(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    board = TensorBoard(tmp_path / "tensorboard", "a: 1")
+    board.begin(4)
+
+    def progress(step: int, loss: float) -> dict[str, Any]:
+        return {"event": "progress", "time": 1.0, "step": step, "loss": loss}
+
+    def recovered(step: int) -> dict[str, Any]:
+        return {"event": "recovered", "time": 1.0, "step": step, "policy": "restart", "missed": {}}
+
+    for event in (
+        *(progress(step, 1.0) for step in (6, 8, 10)),
+        recovered(6),
+        *(progress(step, 2.0) for step in (8, 10, 12)),
+        recovered(12),  # as after a rejoin: nothing is taken back
+        progress(14, 3.0),
+        recovered(4),  # the step that the run was resumed from
+        progress(6, 4.0),
+    ):
+        board.saw(event)
+    board.close()
+    found, events = shown(tmp_path)
+    assert found["train/loss"] == {6: 4.0}
+    starts = [event.step for event in events if event.HasField("session_log")]
+    assert starts == [5, 7, 13, 5]
+    values = [(event.step, v.simple_value) for event in events for v in event.summary.value if v.simple_value]
+    assert values[:7] == [(6, 1.0), (8, 1.0), (10, 1.0), (8, 2.0), (10, 2.0), (12, 2.0), (14, 3.0)]
+
+
 def test_it_can_be_left_out(tmp_path: Path) -> None:
     plain = SPECIFICATION | {"run": SPECIFICATION["run"] | {"tensorboard": False}}
     DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit()
