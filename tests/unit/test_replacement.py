@@ -1,17 +1,23 @@
-"""What the log of a run tells whoever replaces a lost trainer, and what the request of the replacement is."""
+"""Replacing a lost trainer: what the run's log tells, what the replacement is asked for, and when there is none."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
+from lowdimfa.errors import PeerError, StoppedError
 from services.run.user_code import UserCode
+from services.trainer import replacement
 from services.trainer.budget import recoveries_in
-from services.trainer.events import Event, EventLog, events_in
+from services.trainer.events import Event, EventLog, Sink, events_in
 from services.trainer.execute import RunRequest
+from services.trainer.stopping import StopRequest
 
 
 def written(folder: Path, *events: dict[str, Any]) -> Path:
@@ -88,3 +94,102 @@ def test_a_further_attempt_goes_on_from_a_complete_checkpoint_or_begins_anew(
     assert (again.resume, again.lost_at) == (complete, 7.0)
     assert (tmp_path / "spec.yaml").exists() == complete
     assert again == RunRequest({}, str(tmp_path), "ray", complete, UserCode(), 7.0)
+
+
+class Fates:
+    """Trainers that live as long as a test says: each fate is called with the log that the trainer writes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> None:
+        plain = {
+            "model": {"factory": "lowdimfa.models:mlp", "blocks": 2},
+            "data": {"factory": "lowdimfa.data:digits"},
+            "train": {"steps": 10},
+            "run": {"liveness_seconds": 0.5, "max_recoveries": 3, "on_failure": "restart"} | run,
+        }
+        self.run_dir, self.plain = folder / "run", plain
+        self.told: list[Event] = []
+        self.requests: list[RunRequest] = []
+        self.ended = 0
+        self.stop = StopRequest()
+        monkeypatch.setattr(replacement, "TrainerActor", self)
+        monkeypatch.setattr(replacement, "follow", self._follow)
+        monkeypatch.setattr(replacement, "end", self._end)
+
+    def remote(self) -> Any:
+        return SimpleNamespace(fit=SimpleNamespace(remote=lambda request: request))
+
+    def _end(self, trainer: Any) -> None:
+        self.ended += 1
+
+    def _follow(self, trainer: Any, request: RunRequest, sink: Sink, stop: StopRequest) -> Event:
+        self.requests.append(request)
+        return self._fates.pop(0)(sink) if len(self._fates) > 1 else self._fates[0](sink)
+
+    def run(self, *fates: Callable[[Sink], Event]) -> Any:
+        self._fates = list(fates)
+        request = RunRequest(self.plain, str(self.run_dir), "ray", False, UserCode())
+        return replacement.run_in_actor(request, self.told.append, self.stop)
+
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in self.told]
+
+
+def dies(_sink: Sink) -> Event:
+    raise RayActorError()
+
+
+def finishes(_sink: Sink) -> Event:
+    return {"event": "finished"}
+
+
+def test_a_trainer_that_is_always_lost_is_replaced_as_often_as_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = Fates(tmp_path, monkeypatch)
+    with pytest.raises(PeerError, match=r"makes 4 losses within 600 s, more than run.max_recoveries \(3\)"):
+        fates.run(dies)
+    assert fates.kinds() == ["recovering"] * 3 + ["failed"]
+    assert [event["recovery"] for event in fates.told[:3]] == [1, 2, 3]
+    assert fates.told[3]["setting"] == "run.max_recoveries"
+    assert list(events_in(fates.run_dir / "events.jsonl")) == fates.told
+    assert len(fates.requests) == fates.ended == 4
+    assert [request.lost_at is None for request in fates.requests] == [True, False, False, False]
+
+
+def test_what_a_lost_trainer_logged_and_did_not_tell_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = Fates(tmp_path, monkeypatch)
+    fates.run_dir.mkdir()
+    written(fates.run_dir, of("failed"))  # of an earlier part of the run
+
+    def logs_and_dies(sink: Sink) -> Event:
+        log = EventLog(fates.run_dir / "events.jsonl")
+        sink(log.emit("started", step=0))
+        log.emit("progress", step=10)
+        log.close()
+        raise RayActorError()
+
+    assert fates.run(logs_and_dies, finishes) == {"event": "finished"}
+    assert fates.kinds() == ["started", "progress", "recovering"]
+    assert fates.told[2]["step"] == 10
+
+
+def test_without_a_policy_the_loss_ends_the_run_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = Fates(tmp_path, monkeypatch, on_failure="fail")
+    with pytest.raises(PeerError, match="continue with --resume") as caught:
+        fates.run(dies)
+    assert caught.value.setting == "run.on_failure"
+    assert fates.kinds() == ["failed"] and fates.ended == 1
+
+
+def test_a_trainer_that_is_lost_after_somebody_asked_it_to_stop_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = Fates(tmp_path, monkeypatch)
+    fates.stop.make()
+    with pytest.raises(StoppedError):
+        fates.run(dies)
+    assert fates.kinds() == ["failed"] and fates.told[0]["code"] == "stopped"
