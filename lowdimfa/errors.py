@@ -92,6 +92,10 @@ class PeerError(LowdimfaError):
     exit_code = 4
 
 
+class BlockLostError(PeerError):
+    """A block's process is gone, gives no answer, or stands still; ``block`` is that block, and not who noticed."""
+
+
 class HandshakeError(LowdimfaError):
     """Two neighbours disagree on versions, shapes, types, run or token before the first step."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowdimfa.errors import LowdimfaError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.rpc.protocol import CHUNK_BYTES, Traffic
-from services.rpc.tensors import TensorBuffer, dtype_code, dtype_name, dtype_of, encode
+from services.rpc.tensors import MAX_DIMENSIONS, TensorBuffer, dtype_code, dtype_name, dtype_of, encode
 from services.rpc.v1 import activations_pb2 as pb
 
 #: The gRPC method that carries activations.
@@ -104,7 +104,7 @@ class SampleLimit(NamedTuple):
         """
         if not 1 <= len(tensors) <= _MAX_TENSORS or any(other != tensors[0] for other in tensors):
             raise ProtocolError("an activation has one tensor, or two of equal type and shape")
-        dtype, shape = dtype_of(tensors[0].dtype), tuple(tensors[0].shape)
+        dtype, shape = dtype_of(tensors[0].dtype), tuple(tensors[0].shape[: MAX_DIMENSIONS + 1])
         alike = dtype == self.dtype and len(shape) > 0 and shape[1:] == self.shape
         if not alike or shape[0] > self.max_samples:
             raise ProtocolError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,9 @@ class BlockHost:
 
         def build() -> Reachable:
             keep_output(log_file(Path(job.run_dir), f"block-{self._index}"))
+            # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
+            faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+            faulthandler.enable(file=2)
             self._worker = BlockWorker(job, security, host)
             return self._worker.reachable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -73,11 +73,8 @@ class Work:
         Gets copies of the state, or None.
     patience
         Seconds within which a replica has to be kept.
-
-    Attributes
-    ----------
-    finished_steps
-        Results that nobody has fetched yet, in the head; any thread may take them out.
+    on_step
+        In the head, takes the result of each step.
     """
 
     def __init__(
@@ -89,9 +86,10 @@ class Work:
         faults: FaultInjector,
         replicas: ReplicaShelf | None,
         patience: float,
+        on_step: Callable[[StepResult], None],
     ) -> None:
         self.stage = stage
-        self.finished_steps: deque[StepResult] = deque()
+        self._on_step = on_step
         self._neighbours = neighbours
         self._source = data
         self._observer = observer
@@ -158,7 +156,7 @@ class Work:
             self._replicas.offer(self.stage, step + 1)
         if self._result is not None:
             self._observer.trained(self._result)
-            self.finished_steps.append(self._result)
+            self._on_step(self._result)
             self._result = None
 
     def send(self, ticket: Ticket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdimfa.errors import LowdimfaError, ResourceError
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
 from services.block.building import (
+    Own,
     Source,
     build_stage,
     describe,
@@ -38,6 +40,7 @@ from services.monitoring.timeline import TimelineWriter
 from services.rpc.protocol import TrafficCount
 from services.rpc.security import Security
 from services.run.checkpoint import write_block
+from services.run.disk import refusal
 from services.run.state import stage_state
 
 PATIENCE_LIVENESS = 2.0
@@ -109,6 +112,7 @@ class BlockWorker:
         timeline = run_dir / "timeline" / f"block-{job.index}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._observer = self._observe()
+        self._finished_steps: deque[StepResult] = deque()
         self.stage, self._fresh = build_stage(job, network, self._data), True
         self._open(job.run, security, host)
 
@@ -133,7 +137,14 @@ class BlockWorker:
     def _assemble(self) -> None:
         patience = PATIENCE_LIVENESS * self._specification.run.liveness_seconds
         work = Work(
-            self.stage, self._links, self._data, self._observer, self._faults, self._replicas, patience
+            self.stage,
+            self._links,
+            self._data,
+            self._observer,
+            self._faults,
+            self._replicas,
+            patience,
+            self._finished_steps.append,
         )
         self.runner = BlockRunner(work, self._policy, self._inbox, self._links, self._observer, patience)
 
@@ -193,6 +204,8 @@ class BlockWorker:
         if not self._fresh:
             self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
         restore(self.stage, source, before, self.job.run_dir)
+        if not isinstance(source, Own):
+            self._finished_steps.clear()  # of a course of the run that is given up
         self._observer.rest(step)
         self._assemble()
 
@@ -225,8 +238,7 @@ class BlockWorker:
 
     def finished_steps(self) -> list[StepResult]:
         """Return the steps that the head has finished since the last call."""
-        steps = self.runner.work.finished_steps
-        return [steps.popleft() for _ in range(len(steps))]
+        return [self._finished_steps.popleft() for _ in range(len(self._finished_steps))]
 
     def status(self) -> Status:
         """Say what the block does."""
@@ -257,7 +269,8 @@ class BlockWorker:
         try:
             self._faults.before_save(step)
         except OSError as error:
-            raise ResourceError(f"block {self.job.index} can't write {directory}: {error}") from error
+            what = f"block {self.job.index} can't write its checkpoint"
+            raise refusal(what, Path(directory), error, block=self.job.index) from error
         return write_block(Path(directory), stage_state(self.stage, step))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

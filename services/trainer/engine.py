@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lowdimfa.alignment import Alignment
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
 from services.trainer.stopping import StopRequest
@@ -29,6 +30,32 @@ class BroadcastTraffic:
 
     payload: float = 0.0
     wire: float = 0.0
+
+
+RecoveryPolicy = Literal["restart", "rejoin"]
+"""``restart``: all blocks from a checkpoint. ``rejoin``: only the lost ones, from their replicas."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a recovery came to.
+
+    Attributes
+    ----------
+    step
+        Training goes on from here.
+    blocks
+        Whose processes were replaced.
+    missed
+        By block, how many of the optimiser steps before ``step`` it lacks; those that lack none are left out.
+    pids
+        Of all blocks' processes now.
+    """
+
+    step: int
+    blocks: list[int]
+    missed: dict[int, int]
+    pids: list[int]
 
 
 class Engine(Protocol):
@@ -54,6 +81,27 @@ class Engine(Protocol):
 
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Write every block's state after a step into a directory and return the manifest entries."""
+
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        """Replace what was lost, and bring all blocks to a step from which they can go on.
+
+        Parameters
+        ----------
+        loss
+            What the last call raised.
+        policy
+            Which blocks go back.
+        checkpoint
+            Step of the newest good checkpoint, or None if there is none.
+
+        Raises
+        ------
+        LowdimfaError
+            More was lost meanwhile; it can be called again with that.
+        """
+
+    def give_up(self, loss: LowdimfaError) -> LowdimfaError:
+        """End all computation after a loss without recovery, and return the error that began it all."""
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the error broadcast carried so far."""

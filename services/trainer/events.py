@@ -180,9 +180,11 @@ class ProgressMeter:
         self._every = every
         self._recent: deque[StepResult] = deque(maxlen=every)
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)
+        self.last_step = 0
 
     def begin(self, step: int) -> None:
         """Start measuring speed from a step boundary, such as after an evaluation."""
+        self.last_step = step
         self._marks.clear()
         self._marks.append((time.monotonic(), step))
 
@@ -190,7 +192,7 @@ class ProgressMeter:
         """Take in finished steps, in order."""
         for result in results:
             self._recent.append(result)
-            done = result.step + 1
+            done = self.last_step = result.step + 1
             if done % self._every == 0 or done == self._total:
                 self._report(done)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ray
@@ -12,9 +12,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lowdimfa.errors import LowdimfaError, PeerError, ResourceError
+from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError, ResourceError
 from services.block.actor import BlockActor
 from services.spec import Specification
+from services.trainer.end_of_process import kernel_oom_kills, reason_of
 
 POLL_SECONDS = 0.2
 """Pause between looks at what the blocks have done."""
@@ -51,21 +52,26 @@ class Fleet:
         self._group = placement_group(
             [resources] * blocks, strategy=placement.strategy, name=_group_name(trainer)
         )
+        self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
+        self._trainer = trainer
+        self._oom_kills = kernel_oom_kills()
         self.actors: list[Any] = []
         try:
             self._await_room(resources, blocks, placement.strategy)
         except ResourceError:
             self.close()
             raise
-        for index in range(blocks):
-            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-            options = BlockActor.options(
-                num_cpus=placement.cpus_per_block,
-                num_gpus=placement.gpus_per_block,
-                scheduling_strategy=strategy,
-                name=f"block-{index}-{trainer}-{time.time_ns()}",
-            )
-            self.actors.append(options.remote(index))
+        self.actors = [self._place(index) for index in range(blocks)]
+
+    def _place(self, index: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        name = f"block-{index}-{self._trainer}-{time.time_ns()}"
+        return BlockActor.options(scheduling_strategy=strategy, name=name, **self._options).remote(index)
+
+    def replace(self, index: int) -> None:
+        """End a block's process, if there still is one, and start another, where Ray has its place now."""
+        ray.kill(self.actors[index])
+        self.actors[index] = self._place(index)
 
     def _await_room(self, resources: dict[str, float], blocks: int, strategy: str) -> None:
         try:
@@ -117,8 +123,9 @@ class Fleet:
         try:
             value = ray.get(reference, timeout=self.liveness)
         except RayActorError as error:
-            raise PeerError(
-                f"block {index} lost its process during '{what}' ({_first_line(error)})", block=index
+            raise BlockLostError(
+                f"block {index} lost its process during '{what}' ({reason_of(error, self._oom_kills)})",
+                block=index,
             ) from error
         except RayTaskError as error:
             raise LowdimfaError(
@@ -151,24 +158,57 @@ class Fleet:
         """Call a worker's method beside every block's computation; return the references."""
         return [actor.ask.remote(method, *arguments) for actor in self.actors]
 
+    def roll_call(self, method: str, seconds: float, missing: Collection[int] = ()) -> dict[int, Any]:
+        """Call a worker's method beside every block's computation; return the answers of those that give one.
+
+        Parameters
+        ----------
+        method
+            Of the worker.
+        seconds
+            Longest wait for all of them.
+        missing
+            Blocks that need not be asked.
+        """
+        asked = {i: actor.ask.remote(method) for i, actor in enumerate(self.actors) if i not in missing}
+        if not asked:
+            return {}
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+        answers: dict[int, Any] = {}
+        for index, reference in asked.items():
+            if reference in ready:
+                with contextlib.suppress(LowdimfaError):
+                    answers[index] = self._answer(reference, index, method)
+        return answers
+
+    def outcomes(self, references: Sequence[Any], seconds: float) -> dict[int, LowdimfaError | None]:
+        """Wait for calls that every block was sent to end, and say how each did: with an error, or well.
+
+        A block that has not ended after ``seconds`` is missing; one that lost its process has a `BlockLostError`.
+        """
+        if not references:
+            return {}
+        ray.wait(list(references), num_returns=len(references), timeout=seconds)
+        ended: dict[int, LowdimfaError | None] = {}
+        for index, reference in enumerate(references):
+            if ray.wait([reference], timeout=0)[0]:
+                try:
+                    self._answer(reference, index, "abort")
+                    ended[index] = None
+                except LowdimfaError as error:
+                    ended[index] = error
+        return ended
+
     def abort(self, references: Sequence[Any], cause: LowdimfaError) -> LowdimfaError:
         """Stop every block's computation and return the error that began it all.
 
         One block's failure soon shows in the others as lost peers, so those count only if nothing else was reported.
         """
         self.ask("abort", PeerError(f"the run was stopped: {cause.message}"))
-        ray.wait(list(references), num_returns=len(references), timeout=self.liveness / 4)
-        found = [cause]
-        for index, reference in enumerate(references):
-            ready, _ = ray.wait([reference], timeout=0)
-            if ready:
-                try:
-                    self._answer(reference, index, "abort")
-                except LowdimfaError as error:
-                    found.append(error)
-        return next(
-            (error for error in found if not isinstance(error, PeerError)), _lost_process(found) or cause
-        )
+        outcomes = self.outcomes(references, self.liveness / 4).values()
+        found = [cause, *(error for error in outcomes if error is not None)]
+        lost = (error for error in found if isinstance(error, BlockLostError))
+        return next((error for error in found if not isinstance(error, PeerError)), next(lost, cause))
 
     def close(self) -> None:
         """End all actors and free their places."""
@@ -198,8 +238,8 @@ def _group_name(trainer: str) -> str:
     return f"blocks of {trainer}"
 
 
-def _silent(blocks: Sequence[int], what: str, seconds: float) -> PeerError:
-    return PeerError(
+def _silent(blocks: Sequence[int], what: str, seconds: float) -> BlockLostError:
+    return BlockLostError(
         f"no answer to '{what}' from block {', '.join(map(str, blocks))} within {seconds:g} s; raise "
         "run.liveness_seconds if it needs longer",
         block=blocks[0],
@@ -207,14 +247,6 @@ def _silent(blocks: Sequence[int], what: str, seconds: float) -> PeerError:
     )
 
 
-def _lost_process(errors: Sequence[LowdimfaError]) -> LowdimfaError | None:
-    return next((error for error in errors if "lost its process" in error.message), None)
-
-
 def _resources() -> dict[str, float]:
     free = ray.available_resources()
     return {name: float(free[name]) for name in ("CPU", "GPU") if name in free}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,7 @@ import torch
 
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
 from lowdimfa.trainer import InProcessTrainer
@@ -19,7 +20,7 @@ from services.monitoring.timeline import TimelineWriter
 from services.run.checkpoint import CheckpointStore, write_block
 from services.run.plan import RunPlan
 from services.run.state import load_stage, stage_state
-from services.trainer.engine import BroadcastTraffic, OnSteps
+from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
 from services.trainer.stopping import StopRequest
 
 ALIGNMENT_SAMPLES = 256
@@ -98,6 +99,14 @@ class LocalEngine:
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Write every block's state."""
         return [write_block(directory, stage_state(stage, step)) for stage in self._network.stages]
+
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        """Refuse: blocks in one process are lost all together, and this process with them."""
+        raise loss
+
+    def give_up(self, loss: LowdimfaError) -> LowdimfaError:
+        """There is nothing to end."""
+        return loss
 
     def traffic(self) -> BroadcastTraffic:
         """Nothing is sent within one process."""

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import LowdimfaError, NotFiniteError
+from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan
 from services.run.state import resume_meta
 from services.trainer.engine import Engine
 from services.trainer.events import Event, EventLog, ProgressMeter
+from services.trainer.recovery import Recovery
+from services.trainer.run_dir import postmortem_file
 from services.trainer.stopping import StopRequest, stopped
 from services.trainer.tensorboard import Board
 from services.trainer.watch import TrainerWatch
@@ -68,10 +70,11 @@ class TrainingLoop:
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
-            (run.checkpoint_every, self._save),
+            (run.checkpoint_every, self._save_on_the_way),
         ]
         self._periods = [(period, action) for period, action in periods if period]
         self._evaluated: dict[str, Any] = {}
+        self._recovery = Recovery(plan.specification, engine, self._store, self._emit)
         self._meter = ProgressMeter(
             self._emit,
             batch_size=plan.order.batch_size,
@@ -92,24 +95,34 @@ class TrainingLoop:
         ------
         StoppedError
             Somebody asked for an early end; the checkpoint of the step reached is written.
+        LowdimfaError
+            Something was lost, and the specification doesn't let the run go on.
         """
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
         self._board.begin(self._saved)
-        places = self._engine.start(None if manifest is None else manifest.step)
-        self._started(places)
-        while self._done < self._total:
-            if self._stop.made:
-                self._save_once()
-                raise stopped(self._run_dir)
-            self._segment(self._next_boundary())
-        if not self._evaluated or self._evaluated["step"] != self._done:
-            self._evaluate()
-        self._save_once()
+        self._started(self._recovery.start(self._saved))
+        while not (self._train() and self._conclude()):
+            pass  # a recovery went back to an earlier step
         self._board.close()
         self._warn()  # while the run's last event is still to come
         return self._finished()
+
+    def _train(self) -> bool:
+        """Run all steps that are left, with what is due between them; return False after a step back."""
+        while self._done < self._total:
+            if self._stop.made:
+                if not self._unharmed(self._save_once):
+                    return False
+                raise stopped(self._run_dir)
+            self._segment(self._next_boundary())
+        return True
+
+    def _conclude(self) -> bool:
+        """Evaluate and save what the run has come to; return False after a step back."""
+        evaluated = bool(self._evaluated) and self._evaluated["step"] == self._done
+        return (evaluated or self._unharmed(self._evaluate)) and self._unharmed(self._save_once)
 
     def _started(self, places: dict[str, Any]) -> None:
         plan = self._plan
@@ -128,11 +141,39 @@ class TrainingLoop:
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)
         began = time.monotonic()
-        self._done = self._engine.run_steps(self._done, boundary, self._meter.take, self._stop)
-        self._seconds += time.monotonic() - began
+        try:
+            self._done = self._engine.run_steps(self._done, boundary, self._meter.take, self._stop)
+        except LowdimfaError as loss:
+            self._recover(loss, self._meter.last_step)
+            return
+        finally:
+            self._seconds += time.monotonic() - began
         for period, action in self._periods:
-            if self._done % period == 0:
+            if self._done % period == 0 and not self._unharmed(action):
+                return
+
+    def _unharmed(self, action: Callable[[], None]) -> bool:
+        """Do something at a step boundary, again after losses; return False if a recovery went back to another step."""
+        while True:
+            before = self._done
+            try:
                 action()
+                return True
+            except LowdimfaError as loss:
+                self._recover(loss, before)
+            if self._done != before:
+                return False
+
+    def _recover(self, loss: LowdimfaError, step: int) -> None:
+        """Go on from the step that a recovery leads to, or raise the loss."""
+        try:
+            self._done = self._recovery.after(loss, step)
+        except LowdimfaError:
+            if (words := postmortem_file(self._run_dir)).is_file():
+                self._log.emit("warning", message=f"every block's last words are in {words}")
+            raise
+        if self._saved is not None and self._saved > self._done:
+            self._saved = self._done
 
     def _next_boundary(self) -> int:
         boundaries = [(self._done // period + 1) * period for period, _ in self._periods]
@@ -158,6 +199,14 @@ class TrainingLoop:
     def _save_once(self) -> None:
         if self._saved != self._done:
             self._save()
+
+    def _save_on_the_way(self) -> None:
+        """Save, if there is room: the last good checkpoint stays, and the run goes on without a new one."""
+        try:
+            self._save()
+        except DiskFullError as error:
+            self._emit("checkpoint_failed", step=self._done, message=error.message)
+            self._log.emit("warning", message=f"no checkpoint of step {self._done}: {error.message}")
 
     def _save(self) -> None:
         began = time.monotonic()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,19 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
-from lowdimfa.trainer import evaluation_batches
-from services.block.job import BlockJob
-from services.block.worker import Reachable, Status
+from services.block.worker import Status
 from services.monitoring.exporter import Target, write_targets
-from services.rpc.security import Security
 from services.run.plan import RunPlan
 from services.run.user_code import UserCode
+from services.trainer.crew import Crew
 from services.trainer.ending import EarlyEnd
-from services.trainer.engine import BroadcastTraffic, OnSteps
-from services.trainer.fleet import Fleet
+from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from services.trainer.gathering import START_LIVENESS, Gathering
 from services.trainer.local_engine import alignment_batch
 from services.trainer.run_dir import targets_file
 from services.trainer.stall import StallWatch
 from services.trainer.stopping import StopRequest
 from services.trainer.watch import TrainerWatch
-
-START_LIVENESS = 3.0
-"""A block may take this many times the liveness to start: it imports torch, loads data and builds the model."""
 
 
 class RayEngine:
@@ -61,54 +54,39 @@ class RayEngine:
         self._user_code = user_code
         self._blocks = len(plan.network.blocks)
         self._liveness = plan.specification.run.liveness_seconds
-        self._fleet: Fleet | None = None
+        self._crew: Crew | None = None
+        self._trainer_address: str | None = None
         self._samples = 0
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Place the actors, build the blocks, let them greet and connect, and load a checkpoint if there is one."""
-        fleet = self._fleet = Fleet(self._plan.specification, self._blocks)
-        patience = START_LIVENESS * self._liveness
-        places = fleet.gather([actor.where.remote() for actor in fleet.actors], "start", patience)
-        one_node = len({node for node, _, _ in places}) == 1
-        security = Security.loopback() if one_node else Security.mutual_tls()
-        hosts = ["127.0.0.1" if one_node else address for _, address, _ in places]
-        run = secrets.token_hex(8)
-        prepared = [
-            actor.prepare.remote(self._job(index, run), security, hosts[index])
-            for index, actor in enumerate(fleet.actors)
-        ]
-        reachable: list[Reachable] = fleet.gather(prepared, "prepare", patience)
-        peers = [block.rpc for block in reachable]
-        fleet.gather(fleet.compute("connect", peers), "connect", patience)
-        fleet.gather(fleet.compute("wait_until_connected"), "connect", patience)
-        if resume_step is not None:
-            fleet.gather(fleet.compute("load", resume_step), "load the checkpoint", patience)
-        self._announce(reachable)
-        pids = {"trainer": os.getpid(), "blocks": [pid for _, _, pid in places]}
-        return {"pids": pids, "nodes": len({node for node, _, _ in places})}
+        crew = self._crew = Crew(self._plan, self._run_dir, self._user_code)
+        gathering = crew.start(resume_step)
+        self._announce(gathering)
+        pids = {"trainer": os.getpid(), "blocks": gathering.pids}
+        return {"pids": pids, "nodes": len(set(gathering.nodes))}
 
-    def _job(self, index: int, run: str) -> BlockJob:
-        plan = self._plan
-        return BlockJob(
-            run=run,
-            run_dir=str(self._run_dir),
-            index=index,
-            specification=plan.specification.model_dump(),
-            boundaries=plan.network.boundaries,
-            input_shape=plan.example.shape,
-            input_dtype=str(plan.example.dtype).removeprefix("torch."),
-            task=plan.example.task,
-            total_steps=plan.network.training.total_steps,
-            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
-            user_code=self._user_code,
-        )
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        """Replace the lost blocks and bring all of them to one step."""
+        crew = self._require()
+        recovered = crew.recover(loss, policy, checkpoint)
+        assert crew.gathering is not None
+        self._announce(crew.gathering)
+        self._samples = 0  # the blocks count the traffic of their present connections
+        return recovered
 
-    def _announce(self, reachable: list[Reachable]) -> None:
+    def give_up(self, loss: LowdimfaError) -> LowdimfaError:
+        """End all computation and keep every block's last words."""
+        return loss if self._crew is None else self._crew.give_up(loss)
+
+    def _announce(self, gathering: Gathering) -> None:
         """List the metrics of all processes where Prometheus looks."""
         choice = self._plan.specification.run.metrics
         if choice == "off":
             return
-        trainer = self._watch.serve(ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1")
+        if self._trainer_address is None:
+            host = ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1"
+            self._trainer_address = self._watch.serve(host)
         last, job = self._blocks - 1, self._run_dir.name
         blocks = [
             Target(
@@ -117,15 +95,18 @@ class RayEngine:
                 role="head" if index == last else "block",
                 block=str(index),
             )
-            for index, block in enumerate(reachable)
+            for index, block in enumerate(gathering.reachable)
             if block.metrics is not None
         ]
         self._targets.parent.mkdir(exist_ok=True)
-        write_targets(self._targets, [*blocks, Target(address=trainer, job=job, role="trainer")])
+        write_targets(
+            self._targets, [*blocks, Target(address=self._trainer_address, job=job, role="trainer")]
+        )
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         """Let all blocks run their schedules, and hand on what the head reports."""
-        fleet = self._require()
+        crew = self._require()
+        fleet = crew.fleet
         watch = StallWatch(fleet, self._liveness)
         end = EarlyEnd(fleet, stop)
 
@@ -139,8 +120,11 @@ class RayEngine:
             end.look()
             watch.look()
 
-        reached = self._drive(fleet, "run_steps", (first_step, last_step), tick)
-        report()
+        try:
+            reached = crew.drive("run_steps", (first_step, last_step), tick)
+        finally:
+            with contextlib.suppress(LowdimfaError):  # the head itself may be lost
+                report()
         if len(set(reached)) > 1:
             raise LowdimfaError(f"the blocks ended at different steps: {reached}")
         self._samples += (reached[0] - first_step) * self._plan.order.batch_size
@@ -148,22 +132,13 @@ class RayEngine:
 
     def evaluate(self) -> Evaluation:
         """Pass the test split through all blocks; the head counts."""
-        fleet = self._require()
-        totals: Evaluation = self._drive(fleet, "evaluate", (), StallWatch(fleet, self._liveness).look)[-1]
+        crew = self._require()
+        totals: Evaluation = crew.drive("evaluate", (), StallWatch(crew.fleet, self._liveness).look)[-1]
         return totals
-
-    def _drive(
-        self, fleet: Fleet, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]
-    ) -> list[Any]:
-        references = fleet.compute(method, *arguments)
-        try:
-            return fleet.gather(references, method.replace("_", " "), float("inf"), tick)
-        except LowdimfaError as error:
-            raise fleet.abort(references, error) from error
 
     def align(self) -> Alignment:
         """Gather all blocks' states in this process and compare their updates with the true gradients."""
-        fleet, plan = self._require(), self._plan
+        fleet, plan = self._require().fleet, self._plan
         states = fleet.gather(fleet.compute("state"), "give its state", START_LIVENESS * self._liveness)
         network = plan.network
         with computing_threads(plan.specification.placement.threads_per_block):
@@ -174,7 +149,7 @@ class RayEngine:
 
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Let every block write its own state."""
-        fleet = self._require()
+        fleet = self._require().fleet
         references = fleet.compute("save", str(directory), step)
         return fleet.gather(references, "save", START_LIVENESS * self._liveness)
 
@@ -182,7 +157,7 @@ class RayEngine:
         """Return what the first block received; every subscriber receives the same."""
         if self._blocks == 1 or not self._samples:
             return BroadcastTraffic()
-        fleet = self._require()
+        fleet = self._require().fleet
         status: Status = fleet.ask_one(0, "status")
         return BroadcastTraffic(
             status.broadcast.payload_bytes / self._samples, status.broadcast.wire_bytes / self._samples
@@ -190,13 +165,13 @@ class RayEngine:
 
     def close(self) -> None:
         """End all actors."""
-        if self._fleet is not None:
-            self._fleet.close()
-            self._fleet = None
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None
             with contextlib.suppress(OSError):
                 self._targets.unlink(missing_ok=True)
 
-    def _require(self) -> Fleet:
-        if self._fleet is None:
+    def _require(self) -> Crew:
+        if self._crew is None:
             raise LowdimfaError("the engine was not started")
-        return self._fleet
+        return self._crew

@@ -183,6 +183,11 @@ def read_plan(path: Path) -> dict[str, Any]:
     return dict(plan)
 
 
+def postmortem_file(path: Path) -> Path:
+    """Return where a run that failed leaves every block's last words."""
+    return path / "postmortem.txt"
+
+
 def targets_file(path: Path) -> Path:
     """Return where a run lists what Prometheus can scrape: one file per run, in one folder for all runs beside it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from lowdimfa.errors import PeerError
+from lowdimfa.errors import BlockLostError
 from services.block.worker import Status
 from services.trainer.fleet import Fleet
 
@@ -17,7 +17,8 @@ class StallWatch:
     fleet
         The blocks.
     liveness
-        Seconds without any progress, or without an answer, after which the run is stalled.
+        Seconds without any progress, or without an answer, after which the run is stalled. A silent block is named
+        within it: a look every quarter waits for three quarters.
     """
 
     def __init__(self, fleet: Fleet, liveness: float) -> None:
@@ -30,14 +31,14 @@ class StallWatch:
 
         Raises
         ------
-        PeerError
+        BlockLostError
             A block doesn't answer, or computes for longer than the liveness while the others wait.
         """
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + self._liveness / 4
         statuses: list[Status] = self._fleet.gather(
-            self._fleet.ask("status"), "say what it does", self._liveness
+            self._fleet.ask("status"), "say what it does", 3 * self._liveness / 4
         )
         stuck = [
             (index, status)
@@ -46,7 +47,7 @@ class StallWatch:
         ]
         if stuck:
             index, status = stuck[0]
-            raise PeerError(
+            raise BlockLostError(
                 f"block {index} holds the run up: {status.activity}; raise run.liveness_seconds if it may take longer",
                 block=index,
                 step=status.applied_steps,

@@ -1,0 +1,173 @@
+"""The blocks of a run through all its losses: started, driven, replaced, given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
+from lowdimfa.trainer import evaluation_batches
+from services.block.building import Checkpointed, Own, Source
+from services.block.job import BlockJob
+from services.block.replica import Replica
+from services.run.plan import RunPlan
+from services.run.user_code import UserCode
+from services.trainer.engine import Recovered, RecoveryPolicy
+from services.trainer.fleet import Fleet
+from services.trainer.gathering import START_LIVENESS, Gathering, gather_blocks
+from services.trainer.postmortem import show_stacks, write_postmortem
+from services.trainer.replicas import ReplicaKeeper
+from services.trainer.rescue import Rescue
+
+
+class Crew:
+    """All blocks of a run, whichever processes they are in at the time.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    run_dir
+        The same path on every node.
+    user_code
+        The user's own files.
+
+    Attributes
+    ----------
+    fleet
+        The processes.
+    gathering
+        How they are reached; None before the first time.
+
+    Raises
+    ------
+    ResourceError
+        The cluster has no room within the liveness setting.
+    """
+
+    def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode) -> None:
+        self._plan, self._run_dir, self._user_code = plan, run_dir, user_code
+        self._blocks = len(plan.network.blocks)
+        self.fleet = Fleet(plan.specification, self._blocks)
+        self.gathering: Gathering | None = None
+        self._running: tuple[str, Sequence[Any]] = ("", [])
+        self._stateless = set(range(self._blocks))  # new processes that have no state of the run yet
+        self._replicas: dict[int, Replica] = {}
+        self._keeper: ReplicaKeeper | None = None
+
+    def start(self, resume_step: int | None) -> Gathering:
+        """Build and connect all blocks, and load a checkpoint if a step is given."""
+        gathering = self._gather(self._stateless)
+        self._load(resume_step or 0, [Checkpointed(resume_step)] * self._blocks)
+        return gathering
+
+    def drive(self, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> list[Any]:
+        """Call every block's compute thread, and wait as long as ``tick`` does not raise."""
+        references = self.fleet.compute(method, *arguments)
+        self._running = (method, references)
+        answers = self.fleet.gather(references, method.replace("_", " "), float("inf"), tick)
+        self._running = ("", [])
+        return answers
+
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        """Replace what was lost, and bring all blocks to a step from which they can go on: see `Engine.recover`."""
+        self._stop_keeping()
+        lost = self._stateless | _named(loss)
+        if self.gathering is not None:
+            show_stacks(self.gathering, _named(loss))
+        rescue = Rescue(self.fleet, *self._running, lost)
+        rescue.bring_to_rest(loss, drain=policy == "rejoin")
+        self._running = ("", [])
+        for index in rescue.lost:
+            self.fleet.replace(index)
+        step, sources = self._sources(policy, checkpoint, rescue.applied, rescue.lost | _damaged(loss))
+        gathering = self._gather(rescue.lost)
+        self._load(step, sources)
+        has = [_step_of(source, rescue.applied.get(index, 0)) for index, source in enumerate(sources)]
+        missed = {index: step - steps for index, steps in enumerate(has) if steps != step}
+        return Recovered(step, sorted(rescue.lost), missed, gathering.pids)
+
+    def give_up(self, loss: LowdimfaError) -> LowdimfaError:
+        """End all computation, write every block's last words down, and return the error that began it all."""
+        self._stop_keeping()
+        if self.gathering is not None:
+            show_stacks(self.gathering, _named(loss))
+            write_postmortem(self._run_dir, self.fleet, loss)
+        return self.fleet.abort(self._running[1], loss)
+
+    def close(self) -> None:
+        """End all processes."""
+        self._stop_keeping()
+        self.fleet.close()
+
+    def _gather(self, new: Collection[int]) -> Gathering:
+        self._stateless |= set(new)
+        self.gathering = gather_blocks(self.fleet, self._job, new)
+        return self.gathering
+
+    def _load(self, step: int, sources: Sequence[Source]) -> None:
+        loads = [
+            actor.compute.remote("load", step, source)
+            for actor, source in zip(self.fleet.actors, sources, strict=True)
+        ]
+        self.fleet.gather(loads, "load its state", START_LIVENESS * self.fleet.liveness)
+        self._stateless = set()
+        if self._plan.specification.run.on_failure == "rejoin":
+            self._keeper = ReplicaKeeper(self._replicas, self.fleet.actors)
+
+    def _sources(
+        self, policy: RecoveryPolicy, checkpoint: int | None, applied: dict[int, int], stateless: set[int]
+    ) -> tuple[int, list[Source]]:
+        """Return the step to go on from, and where each block's state comes from."""
+        if policy == "restart":
+            return checkpoint or 0, [Checkpointed(checkpoint)] * self._blocks
+        newest = {index: self._newest(index, checkpoint) for index in stateless}
+        left = [applied[index] for index in range(self._blocks) if index not in stateless]
+        step = max(left or [_step_of(source, 0) for source in newest.values()])
+        return step, [newest.get(index, Own()) for index in range(self._blocks)]
+
+    def _newest(self, index: int, checkpoint: int | None) -> Source:
+        replica = self._replicas.get(index)
+        return Checkpointed(checkpoint) if replica is None or replica.step < (checkpoint or 0) else replica
+
+    def _stop_keeping(self) -> None:
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    def _job(self, index: int, run: str) -> BlockJob:
+        plan = self._plan
+        return BlockJob(
+            run=run,
+            run_dir=str(self._run_dir),
+            index=index,
+            specification=plan.specification.model_dump(),
+            boundaries=plan.network.boundaries,
+            input_shape=plan.example.shape,
+            input_dtype=str(plan.example.dtype).removeprefix("torch."),
+            task=plan.example.task,
+            total_steps=plan.network.training.total_steps,
+            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
+            user_code=self._user_code,
+        )
+
+
+def _named(loss: LowdimfaError) -> set[int]:
+    """Return the block that an error says is lost."""
+    return {loss.block} if isinstance(loss, BlockLostError) and loss.block is not None else set()
+
+
+def _damaged(loss: LowdimfaError) -> set[int]:
+    """Return the block whose state an error makes doubtful, though its process is well."""
+    return {loss.block} if isinstance(loss, NotFiniteError) and loss.block is not None else set()
+
+
+def _step_of(source: Source, applied: int) -> int:
+    """Return the step of a state; ``applied`` is that of the block's own."""
+    match source:
+        case Own():
+            return applied
+        case Checkpointed(step):
+            return step or 0
+    return source.step

@@ -1,0 +1,70 @@
+"""Bringing the blocks of a run together: processes, servers, connections."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from services.block.job import BlockJob
+from services.block.worker import Reachable
+from services.rpc.security import Security
+from services.trainer.fleet import Fleet
+
+START_LIVENESS = 3.0
+"""A block may take this many times the liveness to start: it imports torch, loads data and builds the model."""
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Blocks that are connected with each other.
+
+    Attributes
+    ----------
+    reachable
+        Where each block is reached.
+    nodes
+        Identifiers of the nodes, by block.
+    pids
+        Of their processes, by block.
+    """
+
+    reachable: list[Reachable]
+    nodes: list[str]
+    pids: list[int]
+
+
+def gather_blocks(fleet: Fleet, job: Callable[[int, str], BlockJob], new: Collection[int]) -> Gathering:
+    """Connect all blocks under an identifier of the run that no earlier message has.
+
+    Parameters
+    ----------
+    fleet
+        The processes.
+    job
+        Makes a block's job of its index and the run's identifier.
+    new
+        Blocks that have to be built; the others open new connections in place of those they have.
+
+    Raises
+    ------
+    LowdimfaError
+        A block was lost, is silent, or can't connect.
+    """
+    patience = START_LIVENESS * fleet.liveness
+    places = fleet.gather([actor.where.remote() for actor in fleet.actors], "start", patience)
+    one_node = len({node for node, _, _ in places}) == 1
+    security = Security.loopback() if one_node else Security.mutual_tls()
+    hosts = ["127.0.0.1" if one_node else address for _, address, _ in places]
+    run = secrets.token_hex(8)
+    opened = [
+        actor.prepare.remote(job(index, run), security, hosts[index])
+        if index in new
+        else actor.compute.remote("reopen", run, security, hosts[index])
+        for index, actor in enumerate(fleet.actors)
+    ]
+    reachable: list[Reachable] = fleet.gather(opened, "prepare", patience)
+    peers = [block.rpc for block in reachable]
+    fleet.gather(fleet.compute("connect", peers), "connect", patience)
+    fleet.gather(fleet.compute("wait_until_connected"), "connect", patience)
+    return Gathering(reachable, [node for node, _, _ in places], [pid for _, _, pid in places])
