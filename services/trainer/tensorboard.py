@@ -145,9 +145,8 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         at = {"wall_time": time.time(), "step": step}
-        if step:
-            # TensorBoard drops what it has from this step on.
-            writer.write_event(Record(**at, session_log=SessionLog(status=SessionLog.START)))
+        # TensorBoard drops what it has from the step of such a record on, but takes the first for the run's beginning.
+        writer.write_event(Record(**at, session_log=SessionLog(status=SessionLog.START)))
         text = summary.text("specification", _as_code(self._specification))
         writer.write_event(Record(**at, summary=text))
 
