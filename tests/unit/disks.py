@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,11 @@ class SmallDisk:
     def free(self) -> None:
         """Give the room back."""
         self._filler.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        for path in self.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
