@@ -10,7 +10,6 @@ from typing import Literal
 from lowdimfa.errors import PeerError, StoppedError
 from services.coordinator.jobs import Event, Job, JobState, Submission
 from services.coordinator.store import JobStore
-from services.run.checkpoint import CheckpointStore
 from services.run.user_code import UserCode
 from services.spec.load import parse_text
 from services.trainer.execute import RunRequest
@@ -44,10 +43,17 @@ class RunRequests:
         """Return the log of a job's events."""
         return Path(job.run_dir) / "events.jsonl"
 
-    def make(self, job: Job, submission: Submission) -> RunRequest:
+    def make(self, job: Job, submission: Submission, lost_at: float | None = None) -> RunRequest:
         """Lay the user's files down and return what the trainer is to do.
 
         An earlier attempt goes on from its newest checkpoint; one that came to none begins anew.
+
+        Parameters
+        ----------
+        job, submission
+            What was submitted.
+        lost_at
+            When the loss of a trainer was noticed that this one makes up for, in Unix seconds.
         """
         specification = parse_text(submission.specification, "the specification")
         run = specification.run.model_copy(
@@ -58,16 +64,14 @@ class RunRequests:
         )
         run_dir = Path(job.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        resume = bool(CheckpointStore(run_dir).list())
-        if not resume:
-            (run_dir / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
-        return RunRequest(
+        first = RunRequest(
             specification=specification.model_copy(update={"run": run}).model_dump(),
             run_dir=str(run_dir),
             engine="ray",
-            resume=resume,
+            resume=False,
             user_code=_lay_down(submission.files, run_dir / "code"),
         )
+        return first.again(lost_at)
 
 
 def _lay_down(files: dict[str, str], folder: Path) -> UserCode:

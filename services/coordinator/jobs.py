@@ -28,7 +28,10 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.starting: frozenset(
         {JobState.queued, JobState.running, JobState.stopping, JobState.failed, JobState.stopped}
     ),
-    JobState.running: frozenset({JobState.stopping, JobState.finished, JobState.failed, JobState.stopped}),
+    # Back to the queue: its trainer was lost, and it goes on by itself.
+    JobState.running: frozenset(
+        {JobState.queued, JobState.stopping, JobState.finished, JobState.failed, JobState.stopped}
+    ),
     # It may reach its end, one way or the other, before the request to stop does.
     JobState.stopping: frozenset({JobState.stopped, JobState.finished, JobState.failed}),
     JobState.finished: frozenset(),

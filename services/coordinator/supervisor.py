@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 
 from services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
 from services.coordinator.jobs import ACTIVE, Event, Job, JobState
+from services.coordinator.patience import Patience
 from services.coordinator.queue import start_order
+from services.coordinator.recoveries import Recoveries
 from services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
 from services.coordinator.store import JobStore
 from services.coordinator.tail import read_tail
 
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
-
-GRACE_LIVENESS = 3.0
-"""A graceful stop, and a trainer that doesn't answer, get this many times the liveness."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +58,9 @@ class Supervisor:
         self.health = Health()
         self._store, self._runner, self._requests = store, runner, requests
         self._liveness, self._on_change = liveness, on_change
+        self._recoveries = Recoveries(store, requests)
+        self._patience = Patience(store, runner, liveness, self._warn)
         self._told: set[str] = set()
-        self._stopping: dict[str, float] = {}
-        self._silent: dict[str, float] = {}
         self._warned: dict[str, str] = {}
         self._retry_at = 0.0
         self._woken, self._closed = threading.Event(), threading.Event()
@@ -148,11 +147,12 @@ class Supervisor:
             return
         if job.state is JobState.starting and trainer not in self._told:
             # After a restart too: nobody knows how far the last coordinator came, and a trainer runs only once.
-            self._runner.start(trainer, self._requests.make(job, self._store.submission(job.id)))
+            submission, lost_at = self._store.submission(job.id), self._recoveries.lost_at(job)
+            self._runner.start(trainer, self._requests.make(job, submission, lost_at))
             self._told.add(trainer)
-        self._watch_silence(job, look)
+        self._patience.watch(job, look)
         if job.stop_requested:
-            self._stop(job)
+            self._patience.stop(job)
 
     def _never_made(self, job: Job, look: Look) -> bool:
         """Whether a trainer is missing because the coordinator that should have started it went before it could."""
@@ -176,49 +176,35 @@ class Supervisor:
             self._woken.set()
         return job
 
-    def _watch_silence(self, job: Job, look: Look) -> None:
-        if look.condition is not Condition.silent:
-            self._silent.pop(job.id, None)
-            return
-        since = self._silent.setdefault(job.id, time.monotonic())
-        if time.monotonic() - since > GRACE_LIVENESS * self._liveness:
-            self._warn(
-                job, f"the trainer has not answered for {GRACE_LIVENESS * self._liveness:g} s; it is ended"
-            )
-            self._runner.stop(trainer_of(job), now=True)
-            del self._silent[job.id]
-
-    def _stop(self, job: Job) -> None:
-        """Pass on a request to stop, once; one that takes too long becomes one to stop at once."""
-        trainer = trainer_of(job)
-        if job.stop_requested == "now":
-            self._runner.stop(trainer, now=True)
-            return
-        since = self._stopping.get(job.id)
-        if since is None:
-            self._runner.stop(trainer, now=False)
-            self._stopping[job.id] = time.monotonic()
-        elif time.monotonic() - since > GRACE_LIVENESS * self._liveness:
-            self._warn(
-                job, f"no checkpoint within {GRACE_LIVENESS * self._liveness:g} s; the job is stopped at once"
-            )
-            self._store.update(job.id, stop_requested="now")
-
     def _conclude(self, job: Job, look: Look) -> None:
         """Bring a job whose trainer has ended to its end, or back to the queue."""
+        outcome = outcome_in(self._store, job) or look.outcome or lost(job)
+        verdict = self._recoveries.verdict(job, look, outcome)
+        job = self._take_in(job)  # which the verdict may have added to
+        if verdict is None:
+            self._go_on(job)
+            return
+        self._let_go(job)
+        if verdict["event"] == "failed" and verdict != outcome_in(self._store, job):
+            self._store.append(job.id, [{"time": time.time(), **verdict}], job.log_position)
+        self._end(job, verdict)
+        self._on_change(job.id)
+
+    def _go_on(self, job: Job) -> None:
+        """Put a job whose trainer was lost back into the queue, once its pause has passed."""
+        self._let_go(job)
+        if not self._recoveries.resting(job):
+            self._store.transition(job.id, JobState.queued, self._recoveries.detail(job))
+            self._on_change(job.id)
+
+    def _let_go(self, job: Job) -> None:
+        """Forget a trainer that has ended, and free what it still holds."""
         trainer = trainer_of(job)
-        logged = outcome_in(self._store, job)
-        outcome = logged or look.outcome or lost(job)
         self._runner.release(trainer)
         forget_targets(job)
-        self._stopping.pop(job.id, None)
-        self._silent.pop(job.id, None)
+        self._patience.forget(job)
         self._warned.pop(job.id, None)
         self._told.discard(trainer)
-        if not logged and outcome["event"] == "failed":
-            self._store.append(job.id, [{"time": time.time(), **outcome}], job.log_position)
-        self._end(job, outcome)
-        self._on_change(job.id)
 
     def _end(self, job: Job, outcome: Event) -> None:
         message = str(outcome.get("message", ""))

@@ -10,6 +10,9 @@ from pathlib import Path
 from services.spec import Specification
 from services.trainer.events import events_in
 
+TRAINER_LOST = "the trainer's process was lost"
+"""The reason of a recovery that replaces the trainer itself."""
+
 FIRST_PAUSE = 0.1
 """Seconds before the second recovery within the window; each further one doubles them. The first needs no pause."""
 

@@ -10,13 +10,11 @@ from ray.exceptions import RayActorError
 from lowdimfa.errors import LowdimfaError, PeerError
 from services.spec import Specification
 from services.trainer.actor import Outcome, TrainerActor, end, follow
-from services.trainer.budget import RecoveryBudget, recoveries_in
+from services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
 from services.trainer.events import Event, EventLog, Sink, events_in
 from services.trainer.execute import RunRequest
 from services.trainer.run_dir import targets_file
 from services.trainer.stopping import StopRequest, stopped
-
-LOSS = "the trainer's process was lost"
 
 PAUSE_LOOK = 0.1
 """Seconds between looks at whether a pause is no longer wanted."""
@@ -95,7 +93,7 @@ def _recover(
             "recovering",
             policy="restart",
             blocks=[],
-            reason=LOSS,
+            reason=TRAINER_LOST,
             step=following.step,
             recovery=budget.total,
         )
@@ -112,10 +110,10 @@ def _recover(
 def _pause(specification: Specification, run_dir: Path, budget: RecoveryBudget, stop: StopRequest) -> float:
     way_on = f"continue with --resume from the last checkpoint in {run_dir}"
     if specification.run.on_failure == "fail":
-        raise PeerError(f"{LOSS}; {way_on}", setting="run.on_failure")
+        raise PeerError(f"{TRAINER_LOST}; {way_on}", setting="run.on_failure")
     if stop.made:
         raise stopped(run_dir)
     pause = budget.spend()
     if pause is None:
-        raise PeerError(f"{budget.used_up(LOSS)}; {way_on}", setting="run.max_recoveries")
+        raise PeerError(f"{budget.used_up(TRAINER_LOST)}; {way_on}", setting="run.max_recoveries")
     return pause

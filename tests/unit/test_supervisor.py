@@ -2,124 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from supervised import FAILED, STOPPED, World
 
 from services.coordinator import supervisor as supervisor_module
 from services.coordinator.attempt import RunRequests
 from services.coordinator.jobs import Job, JobState, Submission
-from services.coordinator.runner import Capacity, ClusterError, Condition, Look
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.supervisor import Supervisor
+from services.coordinator.runner import Condition, Look
 from services.trainer.execute import RunRequest
-
-SPECIFICATION = """
-model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}
-data: {factory: 'lowdimfa.data:digits'}
-train: {steps: 10}
-"""
-
-
-class Cluster:
-    """A cluster whose trainers do what a test says."""
-
-    def __init__(self, cpus: float = 4) -> None:
-        self.cpus, self.used = cpus, 0.0
-        self.away = ""
-        self.trainers: dict[str, Look] = {}
-        self.requests: dict[str, RunRequest] = {}
-        self.calls: list[tuple[str, ...]] = []
-
-    def _reach(self) -> None:
-        if self.away:
-            raise ClusterError(self.away)
-
-    def capacity(self) -> Capacity:
-        self._reach()
-        return Capacity(self.cpus, 0, self.cpus - self.used, 0)
-
-    def start(self, trainer: str, request: RunRequest) -> None:
-        self._reach()
-        self.calls.append(("start", trainer))
-        self.trainers.setdefault(trainer, Look(Condition.alive))
-        self.requests[trainer] = request
-
-    def look(self, trainers: Collection[str]) -> Mapping[str, Look]:
-        self._reach()
-        return {name: self.trainers.get(name, Look(Condition.lost)) for name in trainers}
-
-    def stop(self, trainer: str, now: bool) -> None:
-        self._reach()
-        self.calls.append(("stop now" if now else "stop", trainer))
-        if now:
-            self.trainers[trainer] = Look(Condition.lost)
-
-    def release(self, trainer: str) -> None:
-        self.calls.append(("release", trainer))
-        self.trainers.pop(trainer, None)
-
-    def close(self) -> None:
-        pass
-
-
-class World:
-    """A supervisor, its store and its cluster."""
-
-    def __init__(self, folder: Path, cpus: float = 4) -> None:
-        self.folder = folder
-        self.cluster = Cluster(cpus)
-        self.store = SqliteJobStore(folder / "jobs.sqlite3", folder / "runs")
-        self.changed: list[str] = []
-        self.restart()
-
-    def restart(self) -> None:
-        requests = RunRequests(self.folder / "runs", "node")
-        self.supervisor = Supervisor(self.store, self.cluster, requests, 10.0, self.changed.append)
-
-    def submit(self, cpus: float = 2, files: dict[str, str] | None = None) -> str:
-        return self.store.create(Submission("job", "ada", SPECIFICATION, files or {}), cpus, 0)[0].id
-
-    def rounds(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.supervisor.round()
-
-    def job(self, job_id: str) -> Job:
-        return self.store.get(job_id)
-
-    def state(self, job_id: str) -> JobState:
-        return self.job(job_id).state
-
-    def trainer(self, job_id: str) -> str:
-        return f"job-{job_id}-{self.job(job_id).attempt}"
-
-    def log(self, job_id: str, *events: dict[str, Any]) -> None:
-        folder = Path(self.job(job_id).run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "events.jsonl").open("a") as file:
-            file.writelines(json.dumps(event) + "\n" for event in events)
-
-    def running(self) -> str:
-        job_id = self.submit()
-        self.rounds(2)
-        self.log(job_id, {"event": "started", "steps": 10, "step": 0})
-        self.rounds()
-        assert self.state(job_id) is JobState.running
-        return job_id
-
-    def ended(self, job_id: str, event: dict[str, Any], logged: bool = True) -> None:
-        if logged:
-            self.log(job_id, event)
-        self.cluster.trainers[self.trainer(job_id)] = Look(Condition.ended, event)
-
-    def kinds(self, job_id: str) -> list[str]:
-        return [
-            event["state"] if event["event"] == "state" else event["event"]
-            for _, event in self.store.events(job_id, 0, 1000)
-        ]
 
 
 @pytest.fixture
@@ -127,10 +20,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path)
     yield made
     made.store.close()
-
-
-FAILED = {"event": "failed", "code": "not_finite", "message": "the loss is NaN", "exit_code": 3}
-STOPPED = {"event": "failed", "code": "stopped", "message": "stopped", "exit_code": 130, "step": 7}
 
 
 def test_a_job_goes_from_the_queue_to_its_end(world: World) -> None:
@@ -328,9 +217,7 @@ def test_a_resumed_job_goes_on_from_its_checkpoint_and_one_without_begins_anew(w
         run_dir = Path(world.job(job_id).run_dir)
         (run_dir / "spec.yaml").write_text("")
         world.ended(job_id, FAILED)
-    complete = Path(world.job(with_checkpoint).run_dir) / "checkpoints" / "step-00000005"
-    complete.mkdir(parents=True)
-    (complete / "manifest.json").write_text("{}")
+    world.checkpoint(with_checkpoint, 5)
     world.rounds()
     for job_id in (with_checkpoint, without):
         world.store.transition(job_id, JobState.queued, "")
@@ -370,10 +257,10 @@ def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch
     world.rounds()
     make = RunRequests.make
 
-    def failing(self: RunRequests, job: Job, submission: Submission) -> RunRequest:
+    def failing(self: RunRequests, job: Job, submission: Submission, lost_at: float | None) -> RunRequest:
         if job.id == bad:
             raise OSError("disk full")
-        return make(self, job, submission)
+        return make(self, job, submission, lost_at)
 
     monkeypatch.setattr(RunRequests, "make", failing)
     world.rounds(3)
