@@ -182,13 +182,13 @@ JOB_ROWS: Rows = [
         [
             Panel(
                 "Recoveries",
-                "From lost blocks, connections or trainers, by policy, since the run began.",
+                "That began since the run did, by policy.",
                 [(f"lowdimfa_trainer_job_recoveries_total{_JOB}", "{{policy}}")],
                 bounds=(0, None),
             ),
             Panel(
                 "Time to recover",
-                "From the loss until training went on, in the latest recovery; 0 before the first.",
+                "Of the latest recovery; 0 before the first.",
                 [(f"lowdimfa_trainer_recovery_seconds{_JOB}", "latest")],
                 "s",
                 bounds=(0, None),

@@ -181,7 +181,7 @@ METRICS = (
         "lowdimfa_trainer_recovery_seconds",
         "gauge",
         _JOB,
-        "Time that the run's latest recovery took, from the loss until training went on; 0 before the first.",
+        "Time that the run's latest recovery took; 0 before the first.",
     ),
     Metric(
         "lowdimfa_trainer_job_state_info",

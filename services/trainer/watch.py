@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from services.monitoring.exporter import Exporter, start_exporter
@@ -21,7 +22,7 @@ class TrainerWatch:
     def __init__(self, job: str) -> None:
         self._metrics = TrainerMetrics(job)
         self._exporter: Exporter | None = None
-        self._recalled = False
+        self._recoveries: Counter[str] = Counter()
 
     def serve(self, host: str) -> str:
         """Serve the metrics on an address of this machine; return ``host:port``."""
@@ -48,7 +49,7 @@ class TrainerWatch:
             case "checkpoint_failed":
                 metrics.checkpoint_failed()
             case "recovering":
-                metrics.recovering(event["policy"])
+                self._count(event["policy"])
                 metrics.state("recovering")
             case "recovered":
                 metrics.recovered(event["seconds"])
@@ -61,16 +62,21 @@ class TrainerWatch:
                 metrics.failed(event["code"])
 
     def _recall(self, run_dir: Path) -> None:
-        """Take in the run's earlier recoveries: a lost trainer's replacement was not there when they were told."""
-        if self._recalled:
-            return
-        self._recalled = True
+        """Take in recoveries of the run that were logged before this trainer was there to see them, as its own may be."""
+        logged: Counter[str] = Counter()
         for event in events_in(run_dir / "events.jsonl", ("recovering", "recovered")):
             match event:
-                case {"event": "recovering", "policy": policy} if policy in POLICIES:
-                    self._metrics.recovering(policy)
+                case {"event": "recovering", "policy": str() as policy}:
+                    logged[policy] += 1
                 case {"event": "recovered", "seconds": int() | float() as seconds}:
                     self._metrics.recovered(seconds)
+        for policy in (logged - self._recoveries).elements():
+            self._count(policy)
+
+    def _count(self, policy: str) -> None:
+        self._recoveries[policy] += 1
+        if policy in POLICIES:  # another version may have had others
+            self._metrics.recovering(policy)
 
     def close(self) -> None:
         """Stop serving."""

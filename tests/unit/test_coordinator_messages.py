@@ -72,6 +72,8 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "step": steps,
         "missed": st.dictionaries(small.map(str), steps, max_size=3),
         "seconds": numbers,
+        "pids": st.none()
+        | st.fixed_dictionaries({"trainer": st.none(), "blocks": st.lists(small, max_size=3)}),
     },
     "failed": {
         "code": words,

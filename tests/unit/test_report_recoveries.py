@@ -116,6 +116,19 @@ def test_a_recovery_is_a_row_with_what_it_cost(tmp_path: Path) -> None:
     assert rows[0][0] == "2023-11-14 22:14:20"
 
 
+def test_a_recovery_before_training_began_ends_with_the_start(tmp_path: Path) -> None:
+    events = [
+        recovering(LOST, 0),
+        started(LOST + 3, 0),
+        recovering(LOST + 10, 5),
+        {"event": "failed", "time": LOST + 11, "code": "peer_lost", "message": "block 1"},
+        started(LOST + 5000, 4),  # resumed by somebody
+    ]
+    write_events(tmp_path, events)
+    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path))]
+    assert [row[4:6] for row in rows] == [["0 → 0", "3.0"], ["5 → –", "–"]]
+
+
 def test_the_page_lists_recoveries_and_failed_checkpoints_and_its_pictures_mark_them(tmp_path: Path) -> None:
     failed = {"event": "checkpoint_failed", "time": BACK, "step": 50, "message": "no room for 5 MB"}
     write_events(tmp_path, [*RESTARTED, failed])

@@ -78,6 +78,15 @@ def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
     assert seen["recovery_seconds",] == 4.25 and seen["completed_steps",] == 400
 
 
+def test_a_recovery_before_the_start_counts_once(watch: TrainerWatch, values: Values, tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    watch.saw(log.emit(**recovering("rejoin")))
+    watch.saw(log.emit(**started(tmp_path)))
+    log.close()
+    seen = values()
+    assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_state_info", "running"] == 1
+
+
 def test_checkpoints_that_failed_are_counted(watch: TrainerWatch, values: Values) -> None:
     assert values()["checkpoint_failures_total",] == 0
     for step in (10, 20):
@@ -101,8 +110,8 @@ def test_the_replacement_of_a_lost_trainer_goes_on_counting(
     ):
         log.emit(**event)
     log.close()
-    watch.saw(started(tmp_path))
-    watch.saw(started(tmp_path))  # of one process they count once
+    for _ in range(2):  # what it has counted it doesn't count again
+        watch.saw(started(tmp_path))
     seen = values()
     assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_recoveries_total", "restart"] == 1
     assert seen["recovery_seconds",] == 9.5

@@ -14,20 +14,31 @@ ABSENT = "–"
 
 
 class Recovery(NamedTuple):
-    """The event ``recovering`` and the ``recovered`` that ended it, empty if none did."""
+    """The event ``recovering``, and what ended it: ``step``, ``time``, ``seconds`` and, if any, ``missed``."""
 
     began: dict[str, Any]
     ended: dict[str, Any]
 
 
 def find_recoveries(record: Record) -> list[Recovery]:
-    """Return a run's recoveries in their order; one that another loss overtook has no end."""
+    """Return a run's recoveries in their order; one that another loss or a failure overtook has an empty end."""
     found: list[Recovery] = []
+    under_way = False
     for event in record.events:
-        if event.get("event") == "recovering":
-            found.append(Recovery(event, {}))
-        elif event.get("event") == "recovered" and found:
-            found[-1] = found[-1]._replace(ended=event)
+        match event.get("event"):
+            case "recovering":
+                found.append(Recovery(event, {}))
+                under_way = True
+            case "recovered" if found:
+                found[-1] = found[-1]._replace(ended=event)
+            case "started" if (
+                under_way
+            ):  # from a loss before training began, or of the trainer: then more follows
+                seconds = event["time"] - found[-1].began["time"]
+                found[-1] = found[-1]._replace(ended={**event, "seconds": seconds})
+                under_way = False
+            case "failed":
+                under_way = False
     return found
 
 

@@ -306,7 +306,7 @@ class Recovering(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., recovery: _Optional[int] = ...) -> None: ...
 
 class Recovered(_message.Message):
-    __slots__ = ("policy", "blocks", "step", "missed", "seconds")
+    __slots__ = ("policy", "blocks", "step", "missed", "seconds", "pids")
     class MissedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -319,12 +319,14 @@ class Recovered(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     MISSED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PIDS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     blocks: _containers.RepeatedScalarFieldContainer[int]
     step: int
     missed: _containers.ScalarMap[int, int]
     seconds: float
-    def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., missed: _Optional[_Mapping[int, int]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    pids: Pids
+    def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., missed: _Optional[_Mapping[int, int]] = ..., seconds: _Optional[float] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters")
