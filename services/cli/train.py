@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,9 @@ from lowdimfa.errors import LowdimfaError
 from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
 from services.cli.options import Format, FormatOption
 from services.cli.signals import graceful_signals
+from services.run.disk import no_room
 from services.trainer.api import DecoupledTrainer
+from services.trainer.events import Event, Sink
 from services.trainer.stopping import stopped
 
 STOP_LIVENESS = 4.0
@@ -60,6 +63,7 @@ def train(
 ) -> None:
     """Train the network that SPEC describes."""
     display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
+    show = _forgiving(display.show)
     with display:
         try:
             trainer = DecoupledTrainer(
@@ -70,19 +74,39 @@ def train(
                 resume=resume,
                 resume_step=resume_step,
                 overrides=overrides or [],
-                on_event=display.show,
+                on_event=show,
             )
             if dry_run:
-                display.show({"event": "plan"} | trainer.plan().describe())
+                show({"event": "plan"} | trainer.plan().describe())
             else:
-                _fit(trainer, display)
+                _fit(trainer, show)
         except LowdimfaError as error:
-            display.show({"event": "failed"} | error.as_event())
+            show({"event": "failed"} | error.as_event())
             raise
 
 
-def _fit(trainer: DecoupledTrainer, display: Display) -> None:
-    display.show({"event": "starting"})
+def _forgiving(show: Sink) -> Sink:
+    """Return what shows an event if it can: no run ends because the disk that its output goes to is full."""
+    told = False
+
+    def show_if_there_is_room(event: Event) -> None:
+        nonlocal told
+        try:
+            show(event)
+        except OSError as error:
+            if not no_room(error):
+                raise
+            if not told:
+                told = True
+                note = "part of the output is lost, since there is no room for it; events.jsonl of the run has everything"
+                with suppress(OSError):
+                    print(f"lowdimfa: {note}", file=sys.stderr)
+
+    return show_if_there_is_room
+
+
+def _fit(trainer: DecoupledTrainer, show: Sink) -> None:
+    show({"event": "starting"})
     patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:
         with graceful_signals(trainer.stop, patience):

@@ -320,7 +320,16 @@ def test_text_on_a_terminal_fits_it(tmp_path: Path) -> None:
 def test_help_and_version(forks: Forks) -> None:
     assert re.fullmatch(r"lowdimfa \d+\.\d+\.\d+\n", lowdimfa("--version").stdout)
     shown = forks.run("train", "--help").stdout
-    for option in ("--set", "--engine", "--address", "--run-dir", "--resume", "--dry-run", "--format"):
+    for option in (
+        "--set",
+        "--engine",
+        "--address",
+        "--run-dir",
+        "--resume",
+        "--resume-step",
+        "--dry-run",
+        "--format",
+    ):
         assert option in shown
 
 

@@ -23,7 +23,7 @@ from services.monitoring.exporter import write_targets
 from services.monitoring.timeline import TimelineWriter
 from services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from services.run.disk import no_room
-from services.spec import parse_specification
+from services.spec import parse_specification, to_yaml
 from services.trainer.api import DecoupledTrainer
 from services.trainer.events import Event, EventLog
 from services.trainer.run_dir import RunDir, read_run
@@ -357,3 +357,21 @@ def test_a_result_that_cannot_be_kept_is_said_and_written_by_a_resumed_run(disk:
     assert not (run_dir / "result.json").exists()
     DecoupledTrainer(specification, engine="local", run_dir=run_dir, resume=True).fit()
     assert json.loads((run_dir / "result.json").read_text())["steps"] == 12
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_output_that_finds_no_room_ends_no_run(form: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    (tmp_path / "spec.yaml").write_text(to_yaml(parse_specification(SPECIFICATION, "the test")))
+    arguments = ["train", "spec.yaml", "--engine", "local", "--format", form, "--run-dir", run_dir]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [Path(sys.executable).parent / "lowdimfa", *arguments],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("lowdimfa: part of the output is lost") == 1
+    assert read(run_dir / "events.jsonl")[-1]["event"] == "finished"

@@ -1,0 +1,35 @@
+"""Which checkpoint a further attempt takes, of a run that was to go on from a given one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.run.user_code import UserCode
+from services.trainer.events import EventLog
+from services.trainer.execute import RunRequest
+
+
+@pytest.mark.parametrize(
+    ("told", "step"),
+    [
+        (("started", "checkpoint", "failed", "started"), 10),
+        (("started", "checkpoint", "failed", "started", "progress", "recovering"), 10),
+        (("started", "checkpoint", "started", "checkpoint", "progress", "recovering"), None),
+    ],
+)
+def test_the_given_checkpoint_counts_until_there_is_one_of_the_new_course(
+    told: tuple[str, ...], step: int | None, tmp_path: Path
+) -> None:
+    for number in (10, 20):
+        checkpoint = tmp_path / "checkpoints" / f"step-{number:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
+    log = EventLog(tmp_path / "events.jsonl")
+    for event in told:
+        log.emit(event, step=0)
+    log.close()
+    request = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10)
+    assert request.again(1.0).resume_step == step
+    assert request.again(1.0).resume
