@@ -1,12 +1,14 @@
 """A Ray cluster on this machine, in a process of its own that outlives the coordinator.
 
 ``python -m services.coordinator.local_cluster STATE CPUS`` starts it, writes its address and process id into
-``STATE/ray.json``, and ends it on SIGTERM.
+``STATE/ray.json``, and ends it on SIGTERM. When one of the processes without which there is no cluster ends, it ends
+the others: a cluster is whole or not there, so that whoever needs it can tell, and starts another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -26,6 +28,14 @@ START_LIVENESS = 2.0
 
 LEAST_CPUS = 4
 """Counted even where there are fewer cores, so that the examples, which have four blocks, run on a small machine."""
+
+VITAL = frozenset({"gcs_server", "raylet"})
+"""Names of the processes without which there is no cluster."""
+
+WATCH_SECONDS = 1.0
+"""Between looks at them."""
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class LocalCluster:
@@ -123,16 +133,18 @@ class LocalCluster:
 
 
 def main() -> None:
-    """Hold a cluster until SIGTERM."""
+    """Hold a cluster until SIGTERM, or until it is no longer whole."""
     state, cpus = Path(sys.argv[1]), int(sys.argv[2])
     told = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    adopt_orphans()
     import ray  # after the settings
 
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: told.set())
     own = psutil.Process()
+    vital = [child for child in own.children() if child.name() in VITAL]
     noted = {
         "pid": own.pid,
         "created": own.create_time(),
@@ -141,8 +153,35 @@ def main() -> None:
     scratch = state / "ray.json.tmp"
     scratch.write_text(json.dumps(noted), "utf-8")
     scratch.replace(state / "ray.json")
-    told.wait()
+    while not told.wait(WATCH_SECONDS):
+        if not all(map(lives, vital)):
+            print("a process of the cluster has ended; the others are ended too", file=sys.stderr, flush=True)
+            end_family(own)
+            os._exit(1)  # Ray's own end would wait for what is gone
     ray.shutdown()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes below this one that lose theirs: Ray's workers may outlive their node."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end_family(process: psutil.Process) -> None:
+    """Kill all processes below one, also those that others of them leave behind."""
+    while family := [child for child in process.children(recursive=True) if lives(child)]:
+        for member in family:
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        psutil.wait_procs(family, timeout=WATCH_SECONDS)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
+from lowdimfa.errors import LowdimfaError
 from services.coordinator.runner import Capacity, ClusterError, Condition, Look
 from services.trainer.cluster import unreachable
 from services.trainer.execute import RunRequest
@@ -26,12 +27,13 @@ _log = logging.getLogger(__name__)
 
 
 class RayRunner:
-    """A `JobRunner` for the cluster at an address.
+    """A `JobRunner` for a Ray cluster.
 
     Parameters
     ----------
-    address
-        ``host:port`` of the cluster's head, with this machine a node of it, or ``ray://host:port`` from outside.
+    find
+        Returns the cluster's address; called whenever an agent has to be started, so that a cluster may come back
+        elsewhere. ``host:port`` of its head, with this machine a node of it, or ``ray://host:port`` from outside.
     liveness
         Seconds after which a call that was not answered counts as failed; the agent is then replaced.
     log
@@ -41,9 +43,13 @@ class RayRunner:
     """
 
     def __init__(
-        self, address: str, liveness: float, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        find: Callable[[], str],
+        liveness: float,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._address, self._liveness, self._log = address, liveness, log
+        self._find, self._liveness, self._log = find, liveness, log
         self._environment = os.environ | dict(environment or {})
         self._process: subprocess.Popen[str] | None = None
         self._answers: SimpleQueue[str | None] = SimpleQueue()
@@ -112,10 +118,14 @@ class RayRunner:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
-        reason = unreachable(self._address, self._liveness / 6)  # cheaper to find out than with an agent
+        try:
+            address = self._find()
+        except LowdimfaError as error:
+            raise ClusterError(error.message) from error
+        reason = unreachable(address, self._liveness / 6)  # cheaper to find out than with an agent
         if reason:
-            raise ClusterError(f"nothing answers at {self._address} ({reason})")
-        command = [sys.executable, "-m", "services.coordinator.ray_agent", self._address, str(self._liveness)]
+            raise ClusterError(f"nothing answers at {address} ({reason})")
+        command = [sys.executable, "-m", "services.coordinator.ray_agent", address, str(self._liveness)]
         with self._log.open("ab") as log:
             # A session of its own: a Ctrl-C on the terminal is for the coordinator to handle.
             self._process = subprocess.Popen(
@@ -139,7 +149,7 @@ class RayRunner:
 
     def _lost(self, reason: str) -> ClusterError:
         """End an agent that can't be trusted to be of use again, and return the error."""
-        _log.warning("the Ray cluster at %s can't be reached: %s", self._address, reason)
+        _log.warning("the Ray cluster can't be reached: %s", reason)
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -175,9 +175,9 @@ class Coordinator:
         """Say what is wrong with the coordinator itself; a cluster that is away is not its own fault."""
         if not self._supervisor.alive:
             return "the supervisor's thread has ended"
-        # Its longest call to the cluster is that which starts an agent.
-        if overdue(self._supervisor.health.round_at, 4 * self._settings.liveness):
-            return "the supervisor has not finished a round for four times the liveness"
+        # Its longest call to the cluster is that which starts a local one, and then an agent.
+        if overdue(self._supervisor.health.round_at, 6 * self._settings.liveness):
+            return "the supervisor has not finished a round for six times the liveness"
         try:
             self._store.count_by_state()
         except Exception as error:
@@ -227,11 +227,12 @@ def _serve(
     on_serving: Callable[[str, str, str], None],
 ) -> list[str]:
     cluster = None if settings.ray_address is not None else LocalCluster(state, settings.liveness)
-    address = settings.ray_address or (cluster.address() if cluster is not None else "")
+    find: Callable[[], str] = (lambda: str(settings.ray_address)) if cluster is None else cluster.address
+    address = find()
     settings = replace(settings, storage=storage, state=state)
     # A cluster that was started here asks everybody for Ray's own token, which lies in the user's home.
     extra = {} if cluster is None else {"RAY_AUTH_MODE": "token"}
-    runner = RayRunner(address, settings.liveness, state / "ray-agent.log", extra)
+    runner = RayRunner(find, settings.liveness, state / "ray-agent.log", extra)
     asyncio.run(_until_told(settings, store, runner, lambda api, http: on_serving(api, http, address)))
     active = [job.id for job in store.in_states(ACTIVE)]
     if cluster is not None and not active:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, PeerError
 from services.run.disk import no_room, refusal, replace_text
 from services.spec import Specification, load_specification, to_yaml
 
@@ -58,6 +58,11 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=self._patience)
         except Timeout:
+            if self._patience:
+                raise PeerError(
+                    f"run directory {self.path}: the trainer that was taken for lost still works on it after "
+                    f"{self._patience:g} s; end its process, and those of its blocks"
+                ) from None
             raise InputError(
                 f"run directory {self.path}", "a run that another trainer is working on", "a run at rest"
             ) from None

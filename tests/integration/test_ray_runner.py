@@ -55,7 +55,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ra
     agents = Agents(tmp_path, '{"answer": None}')
     monkeypatch.setattr(ray_runner.sys, "executable", agents.path)
     monkeypatch.setattr(ray_runner, "unreachable", lambda address, seconds: "")
-    made = RayRunner("127.0.0.1:1", 1.0, agents.log)
+    made = RayRunner(lambda: "127.0.0.1:1", 1.0, agents.log)
     yield made, agents
     made.close()
     assert not agents.alive()
@@ -95,7 +95,7 @@ def test_a_cluster_that_can_not_be_joined_is_said_in_its_words(
     agents = Agents(tmp_path, '{"error": "no such cluster"}')
     monkeypatch.setattr(ray_runner.sys, "executable", agents.path)
     monkeypatch.setattr(ray_runner, "unreachable", lambda address, seconds: "")
-    made = RayRunner("127.0.0.1:1", 1.0, agents.log)
+    made = RayRunner(lambda: "127.0.0.1:1", 1.0, agents.log)
     with pytest.raises(ClusterError, match="no such cluster"):
         made.capacity()
     made.close()
@@ -103,7 +103,7 @@ def test_a_cluster_that_can_not_be_joined_is_said_in_its_words(
 
 
 def test_nothing_is_started_for_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
-    made = RayRunner("127.0.0.1:1", 1.0, tmp_path / "agent.log")
+    made = RayRunner(lambda: "127.0.0.1:1", 1.0, tmp_path / "agent.log")
     with pytest.raises(ClusterError, match=r"nothing answers at 127\.0\.0\.1:1"):
         made.capacity()
     assert not (tmp_path / "agent.log").exists()
