@@ -128,6 +128,13 @@ class AccessError(LowdimfaError):
     exit_code = 6
 
 
+class DrillError(LowdimfaError):
+    """A run under the faults of a drill did not come to its result, or left something behind."""
+
+    code = "drill"
+    exit_code = 1
+
+
 class StoppedError(LowdimfaError):
     """The user stopped the run, with Ctrl-C or SIGTERM; the exit code is that of shells."""
 

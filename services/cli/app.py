@@ -8,7 +8,7 @@ import typer
 
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.version import VERSION
-from services.cli import data, evaluate, export, jobs, report, secrets, serve, train
+from services.cli import data, drill, evaluate, export, jobs, report, secrets, serve, train
 
 # Click's, or that of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("train")(train.train)
+app.command("drill")(drill.drill)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("report")(report.report)

@@ -18,7 +18,7 @@ FLOORS = (
     ("services.run",),
     ("services.block",),
     ("services.trainer",),
-    ("services.coordinator",),
+    ("services.coordinator", "services.drill"),
     ("services.cli",),
 )
 """From the ground up. A room may use its own modules and those of the floors below."""

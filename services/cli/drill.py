@@ -1,0 +1,190 @@
+"""``lowdimfa drill``: a run under faults drawn at random, and the check that it comes to the same."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from lowdimfa.errors import DrillError, LowdimfaError
+from services.cli.display import Display, TextDisplay, aligned, claim_stdout
+from services.cli.options import Format, FormatOption
+from services.cli.signals import graceful_signals
+from services.cli.train import STOP_LIVENESS
+from services.drill.drill import Drill, DrillRequest
+from services.drill.plan import KINDS, Schedule, parse_kinds
+from services.drill.report import (
+    planned_event,
+    round_event,
+    round_lines,
+    round_rows,
+    summary,
+    summary_rows,
+)
+from services.drill.round import Round
+from services.spec import load_specification
+from services.trainer.api import DecoupledTrainer, Result
+from services.trainer.events import Sink, to_json
+from services.trainer.run_dir import new_run_dir
+from services.trainer.stopping import stopped
+
+
+class PolicyOption(StrEnum):
+    """What happens when something is lost."""
+
+    fail = "fail"
+    restart = "restart"
+    rejoin = "rejoin"
+
+
+def drill(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.steps=2000."),
+    ] = None,
+    on_failure: Annotated[
+        PolicyOption | None, typer.Option(help="The policy to drill; without it that of SPEC.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="From which all faults are drawn.")] = 0,
+    faults: Annotated[int, typer.Option(min=1, help="Faults in each round.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, each with other faults.")] = 1,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Begin further rounds until so many minutes are over.")
+    ] = 0.0,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,…", help=f"What may happen: some of {','.join(KINDS)}. Without it, everything."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How much lower the accuracy may be after rejoins: 0.02 is two points."),
+    ] = 0.02,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to drill; without it a local one is started.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="New folder for the runs; without it one in run.storage.")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Run SPEC under faults drawn at random, and check that the result holds and nothing is left behind."""
+    policy = [] if on_failure is None else [f"run.on_failure={on_failure.value}"]
+    show = _Lines(sys.stdout, seed) if form is Format.text else _Objects(claim_stdout(), seed)
+    try:
+        specification = load_specification(spec, [*(overrides or []), *policy])
+        request = DrillRequest(
+            specification=specification,
+            folder=(run_dir or new_run_dir(specification.run.storage, f"drill-{spec.stem}")).resolve(),
+            user_code=spec.resolve().parent,
+            address=address,
+            seed=seed,
+            faults=faults,
+            rounds=rounds,
+            minutes=minutes,
+            kinds=parse_kinds(kinds, trainer=address is None),
+            tolerance=tolerance,
+        )
+        done = Drill(request).run(show.fit, show.begin, show.end)
+        show.sum_up(done)
+        if troubles := [trouble for entry in done for trouble in entry.troubles]:
+            raise DrillError(
+                f"round {done[-1].number} of the drill was not passed: {'; '.join(troubles)}. Its events, logs and "
+                f"checkpoints are in {done[-1].run_dir}; --seed {seed} draws the same faults"
+            )
+    except LowdimfaError as error:
+        show.failed(error)
+        raise
+
+
+class _Shown:
+    """Shows a drill, and runs its parts so that Ctrl-C ends them in order."""
+
+    def __init__(self, stream: TextIO, seed: int) -> None:
+        self._stream, self._seed = stream, seed
+
+    def fit(self, title: str, make: Callable[[Sink], DecoupledTrainer]) -> Result:
+        """Run one part, shown as it goes."""
+        with self.display(title) as display:
+            display.show({"event": "starting"})
+            trainer = make(display.show)
+            patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
+            try:
+                with graceful_signals(trainer.stop, patience):
+                    return trainer.fit()
+            except KeyboardInterrupt:
+                raise stopped(Path(trainer.request.run_dir)) from None
+
+    def display(self, title: str) -> Display:
+        """Return what shows one part."""
+        raise NotImplementedError
+
+
+class _Lines(_Shown):
+    """For people."""
+
+    def display(self, title: str) -> Display:
+        self._say(f"--- {title}")
+        return TextDisplay(self._stream)
+
+    def begin(self, number: int, schedule: Schedule) -> None:
+        count = len(schedule.faults) + len(schedule.trainer_steps)
+        self._say(f"\nround {number}: {count} faults drawn from seed {self._seed}")
+
+    def end(self, entry: Round) -> None:
+        self._say("\n" + "\n".join([aligned(round_rows(entry)), *round_lines(entry)]))
+
+    def sum_up(self, rounds: list[Round]) -> None:
+        self._say("\n" + aligned(summary_rows(rounds)))
+
+    def failed(self, error: LowdimfaError) -> None:
+        """Leave it to standard error."""
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class _Objects(_Shown):
+    """One JSON object per line."""
+
+    def display(self, title: str) -> Display:
+        return _Parts(self._write, title)
+
+    def begin(self, number: int, schedule: Schedule) -> None:
+        self._write(planned_event(number, schedule) | {"seed": self._seed})
+
+    def end(self, entry: Round) -> None:
+        self._write(round_event(entry))
+
+    def sum_up(self, rounds: list[Round]) -> None:
+        self._write({"event": "drilled", "seed": self._seed} | summary(rounds))
+
+    def failed(self, error: LowdimfaError) -> None:
+        self._write({"event": "failed"} | error.as_event())
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._stream.write(to_json(event) + "\n")
+        self._stream.flush()
+
+
+class _Parts:
+    """The events of one part, with its name."""
+
+    def __init__(self, write: Sink, title: str) -> None:
+        self._write, self._title = write, title
+
+    def show(self, event: dict[str, Any]) -> None:
+        if event["event"] not in ("starting", "failed"):  # a failure is told once, by the drill
+            self._write(event | {"part": self._title})
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        return
