@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 _RAY_OOM = ("running low on memory", "NODE_OUT_OF_MEMORY")
 
@@ -25,7 +25,7 @@ def kernel_oom_kills() -> int:
     return 0
 
 
-def reason_of(error: RayActorError, kills_before: int) -> str:
+def reason_of(error: RayError, kills_before: int) -> str:
     """Say in one line why an actor ended, and what to lower if it took too much memory.
 
     Parameters

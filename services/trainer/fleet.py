@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -122,14 +122,14 @@ class Fleet:
     def _answer(self, reference: Any, index: int, what: str) -> Any:
         try:
             value = ray.get(reference, timeout=self.liveness)
-        except RayActorError as error:
-            raise BlockLostError(
-                f"block {index} lost its process during '{what}' ({reason_of(error, self._oom_kills)})",
-                block=index,
-            ) from error
         except RayTaskError as error:
             raise LowdimfaError(
                 f"block {index} failed during '{what}' ({type(error.cause).__name__}: {error.cause})",
+                block=index,
+            ) from error
+        except RayError as error:  # of many kinds: an actor that died, a node, a process killed for its memory
+            raise BlockLostError(
+                f"block {index} lost its process during '{what}' ({reason_of(error, self._oom_kills)})",
                 block=index,
             ) from error
         if isinstance(value, LowdimfaError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from lowdimfa.errors import LowdimfaError, PeerError
 from services.spec import Specification
@@ -36,7 +36,9 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
         trainer = TrainerActor.remote()
         try:
             return follow(trainer, trainer.fit.remote(request), following, stop)
-        except RayActorError as error:
+        except RayTaskError:
+            raise  # of its own making
+        except RayError as error:  # an actor that died, or one that Ray killed for its memory
             lost_at, cause = time.time(), error
         finally:
             end(trainer)
@@ -74,7 +76,7 @@ class _Following:
 
 
 def _recover(
-    specification: Specification, following: _Following, stop: StopRequest, cause: RayActorError
+    specification: Specification, following: _Following, stop: StopRequest, cause: RayError
 ) -> None:
     """Note the loss of a trainer, and wait until its replacement may start.
 
