@@ -65,9 +65,9 @@ class Recovery:
         LowdimfaError
             The run can't go on; its blocks have come to rest.
         """
+        noticed = time.monotonic()
         while True:
             policy = self._begin(loss, step)
-            began = time.monotonic()
             checkpoint = self._store.newest_good().manifest
             try:
                 recovered = self._engine.recover(
@@ -82,7 +82,7 @@ class Recovery:
                 blocks=recovered.blocks,
                 step=recovered.step,
                 missed={str(block): steps for block, steps in recovered.missed.items()},
-                seconds=time.monotonic() - began,
+                seconds=time.monotonic() - noticed,
                 pids={"blocks": recovered.pids},
             )
             return recovered.step
