@@ -33,7 +33,7 @@ def _row(fate: Fate) -> tuple[str, ...]:
 
 def round_lines(entry: Round) -> list[str]:
     """Say below its table what a round came to."""
-    lines = [f"round {entry.number}: {entry.recoveries} recoveries, {_beyond(entry.beyond)}; {entry.run_dir}"]
+    lines = [f"round {entry.number}: {_recoveries(entry.recoveries, entry.beyond)}; {entry.run_dir}"]
     if entry.comparison is not None:
         lines.append(
             f"result: {entry.comparison.words}: {'holds' if entry.comparison.holds else 'does not hold'}"
@@ -72,7 +72,7 @@ def summary_rows(rounds: Sequence[Round]) -> list[tuple[str, str]]:
     return [
         ("rounds", f"{told['rounds']}"),
         ("faults", f"{told['happened']} of {told['faults']} happened"),
-        ("recoveries", f"{told['recoveries']}, {_beyond(told['unexplained_recoveries'])}{times}"),
+        ("recovered", _recoveries(told["recoveries"], told["unexplained_recoveries"]) + times),
         ("result holds", "yes" if told["result_holds"] else "no"),
         ("leaks", "; ".join(told["leaks"]) or "none"),
         ("passed", "yes" if told["passed"] else "no"),
@@ -119,8 +119,13 @@ def _grown(grown: Growth) -> str:
     )
 
 
-def _beyond(recoveries: int) -> str:
-    return f"{recoveries} of them without a fault of their own" if recoveries else "each by a fault"
+def _recoveries(recoveries: int, beyond: int) -> str:
+    if not recoveries:
+        return "no recovery"
+    count = "1 recovery" if recoveries == 1 else f"{recoveries} recoveries"
+    return (
+        f"{count}, {beyond} of them without a fault of their own" if beyond else f"{count}, each by a fault"
+    )
 
 
 def _seconds(seconds: float | None) -> str:
