@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+import numpy.typing
 import safetensors.torch
 from torch import Tensor
 
@@ -22,18 +24,19 @@ class Replica:
     step
         Optimiser steps applied.
     tensors
-        In the safetensors format.
+        In the safetensors format. An array and not ``bytes``, so that it stays in the object store's shared memory when
+        it is fetched from there.
     scalars
         What JSON can hold.
     """
 
     step: int
-    tensors: bytes
+    tensors: numpy.typing.NDArray[numpy.uint8]
     scalars: dict[str, Any]
 
     def restore(self, stage: Stage) -> None:
         """Give a newly built stage this state."""
-        stage.load(safetensors.torch.load(self.tensors), self.scalars)
+        stage.load(safetensors.torch.load(self.tensors.tobytes()), self.scalars)
 
 
 class ReplicaShelf:
@@ -91,4 +94,4 @@ class ReplicaShelf:
         if not there or offered is None:
             return None
         step, tensors, scalars = offered
-        return Replica(step, safetensors.torch.save(tensors), scalars)
+        return Replica(step, numpy.frombuffer(safetensors.torch.save(tensors), numpy.uint8), scalars)

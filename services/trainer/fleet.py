@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError, ResourceError
@@ -67,6 +67,16 @@ class Fleet:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         name = f"block-{index}-{self._trainer}-{time.time_ns()}"
         return BlockActor.options(scheduling_strategy=strategy, name=name, **self._options).remote(index)
+
+    def without_room(self, loss: BlockLostError) -> BlockLostError | None:
+        """Return the error for a block that doesn't start because no node has a place for it, if that is why."""
+        if placement_group_table(self._group)["state"] in ("CREATED", "REMOVED"):
+            return None
+        return BlockLostError(
+            f"no node of the cluster has room for a lost block any more ({loss.message}); bring a node back or add one",
+            block=loss.block,
+            setting="placement",
+        )
 
     def replace(self, index: int) -> None:
         """End a block's process, if there still is one, and start another, where Ray has its place now."""
@@ -127,7 +137,9 @@ class Fleet:
                 f"block {index} failed during '{what}' ({type(error.cause).__name__}: {error.cause})",
                 block=index,
             ) from error
-        except RayError as error:  # of many kinds: an actor that died, a node, a process killed for its memory
+        except (
+            RayError
+        ) as error:  # of many kinds: an actor that died, a node, a process killed for its memory
             raise BlockLostError(
                 f"block {index} lost its process during '{what}' ({reason_of(error, self._oom_kills)})",
                 block=index,

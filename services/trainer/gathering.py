@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from lowdimfa.errors import BlockLostError
 from services.block.job import BlockJob
 from services.block.worker import Reachable
 from services.rpc.security import Security
@@ -52,7 +53,10 @@ def gather_blocks(fleet: Fleet, job: Callable[[int, str], BlockJob], new: Collec
         A block was lost, is silent, or can't connect.
     """
     patience = START_LIVENESS * fleet.liveness
-    places = fleet.gather([actor.where.remote() for actor in fleet.actors], "start", patience)
+    try:
+        places = fleet.gather([actor.where.remote() for actor in fleet.actors], "start", patience)
+    except BlockLostError as error:
+        raise fleet.without_room(error) or error from None
     one_node = len({node for node, _, _ in places}) == 1
     security = Security.loopback() if one_node else Security.mutual_tls()
     hosts = ["127.0.0.1" if one_node else address for _, address, _ in places]
