@@ -172,6 +172,8 @@ def _message(message: DescriptorProto, comments: Comments, path: Path_, outer: s
         rows.append((f"`{field.name}`", str(field.number), _kind(field, message), comments.in_row(place)))
     yield _table(("field", "number", "type", "meaning"), rows) if rows else "No fields."
     for number, inner in enumerate(message.nested_type):
+        if inner.options.map_entry:
+            continue  # protobuf's own way to write a map
         yield from _message(inner, comments, (*path, _NESTED_MESSAGE, number), f"{name}.")
     for number, enum in enumerate(message.enum_type):
         yield from _enum(enum, comments, (*path, _NESTED_ENUM, number), f"{name}.")
@@ -188,6 +190,9 @@ def _enum(enum: EnumDescriptorProto, comments: Comments, path: Path_, outer: str
 
 
 def _kind(field: FieldDescriptorProto, message: DescriptorProto) -> str:
+    for inner in message.nested_type:
+        if inner.options.map_entry and field.type_name.endswith(f".{inner.name}"):
+            return f"map from {_kind(inner.field[0], inner)} to {_kind(inner.field[1], inner)}"
     if field.type_name:
         kind = _link(field.type_name)
     else:
