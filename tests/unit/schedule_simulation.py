@@ -19,6 +19,7 @@ from services.block.instructions import (
     ErrorArrived,
     Event,
     Finished,
+    Halt,
     Instruction,
     Policy,
     Publish,
@@ -51,7 +52,9 @@ class Node:
     errors: set[tuple[Ticket, str]] = field(default_factory=set)
     finished: list[Compute] = field(default_factory=list)
     running: Compute | None = None
+    halt: Halt | None = None
     done: bool = False
+    dead: bool = False
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.rules, self.steps.start, self.steps.stop)
@@ -85,11 +88,17 @@ class Node:
             )
             if isinstance(update, ApplyStep) and (last_forward or not self.rules.head):
                 return update
-        if forwarded < len(self.forwards) and self.held_back_by() is None:
+        if self.halt is None and forwarded < len(self.forwards) and self.held_back_by() is None:
             return self.forwards[forwarded]
         return None
 
+    def at_rest(self) -> bool:
+        """Whether a halted block that has nothing to do has done all that it was halted after."""
+        return self.halt is not None and self.halt.through in (None, *self.of(RunUpdate))
+
     def held_back_by(self) -> str | None:
+        if self.halt is not None:
+            return "error"
         forwarded = len(self.of(RunForward))
         if forwarded == len(self.forwards):
             return "error"
@@ -124,10 +133,10 @@ class Node:
         assert self.schedule.applied_steps == self.steps.start + len(self.of(ApplyStep))
         wanted = self.runnable()
         if isinstance(instruction, Done):
-            assert wanted is None and self.finished[-1:] == self.updates[-1:]
+            assert wanted is None and (self.at_rest() or self.finished[-1:] == self.updates[-1:])
             self.done = True
         elif isinstance(instruction, Wait):
-            assert wanted is None and instruction.cause == self.held_back_by()
+            assert wanted is None and not self.at_rest() and instruction.cause == self.held_back_by()
         else:
             assert instruction == wanted
             self.running = wanted
@@ -159,16 +168,29 @@ class Simulation:
     def run(self) -> None:
         for node in self.nodes:
             self.decide(node, node.schedule.start())
-        while choices := [*range(len(self.mail)), *(node for node in self.nodes if node.running)]:
-            if self.turns == self.stop_turn:
-                self.mail.append((0, EndAt(0)))
-            self.turns += 1
-            choice = self.random.choice(choices)
-            if isinstance(choice, int):
-                self.deliver(choice)
-            else:
-                self.finish(choice)
+        self.go_on()
         assert all(node.done for node in self.nodes), [node.schedule.waiting_for for node in self.nodes]
+
+    def go_on(self) -> None:
+        """Let anything that can happen next happen, until nothing can."""
+        while self.choices():
+            self.intervene()
+            self.turns += 1
+            if choices := self.choices():
+                choice = self.random.choice(choices)
+                if isinstance(choice, int):
+                    self.deliver(choice)
+                else:
+                    self.finish(choice)
+
+    def choices(self) -> list[int | Node]:
+        """Return what can happen next: a message arrives, or a block's computation ends."""
+        return [*range(len(self.mail)), *(node for node in self.nodes if node.running)]
+
+    def intervene(self) -> None:
+        """Do what is to be done before the present turn."""
+        if self.turns == self.stop_turn:
+            self.mail.append((0, EndAt(0)))
 
     def decide(self, node: Node, instructions: list[Instruction]) -> None:
         assert len(instructions) == 1
@@ -179,7 +201,11 @@ class Simulation:
         if self.random.random() < 0.7:  # otherwise it stays, and arrives once more
             self.mail.pop(position)
         node = self.nodes[block]
-        if isinstance(event, EndAt):
+        if node.dead or (node.done and (node.halt or isinstance(event, Halt))):
+            return  # nobody reads it any more
+        if isinstance(event, Halt):
+            fresh, node.halt = True, event
+        elif isinstance(event, EndAt):
             fresh = node.end_at(event.step)
         elif isinstance(event, ActivationArrived):
             fresh = event.ticket not in node.activations
