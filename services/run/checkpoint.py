@@ -197,9 +197,18 @@ class CheckpointStore:
         """
         return self.load(None) if self.list() else None
 
-    def newest_good(self) -> NewestGood:
-        """Return the newest checkpoint that is as it was written, passing over damaged ones."""
-        return self._newest_good(self._complete())
+    def newest_good(self, last: int | None = None) -> NewestGood:
+        """Return the newest checkpoint that is as it was written, passing over damaged ones.
+
+        Parameters
+        ----------
+        last
+            Step after which none counts, as those of a course of the run that was given up; None counts all.
+        """
+        complete = self._complete()
+        return self._newest_good(
+            {step: path for step, path in complete.items() if last is None or step <= last}
+        )
 
     def load(self, step: int | None) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.

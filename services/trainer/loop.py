@@ -145,7 +145,8 @@ class TrainingLoop:
             self._done = self._engine.run_steps(self._done, boundary, self._meter.take, self._stop)
         except LowdimfaError as loss:
             self._recover(loss, self._meter.last_step)
-            return
+            if self._done != boundary:
+                return
         finally:
             self._seconds += time.monotonic() - began
         for period, action in self._periods:
@@ -167,7 +168,7 @@ class TrainingLoop:
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
         try:
-            self._done = self._recovery.after(loss, step)
+            self._done = self._recovery.after(loss, step, self._saved)
         except LowdimfaError:
             if (words := postmortem_file(self._run_dir)).is_file():
                 self._log.emit("warning", message=f"every block's last words are in {words}")

@@ -50,7 +50,7 @@ class Recovery:
                 self._begin(loss, resume_step or 0)
                 self._engine.close()
 
-    def after(self, loss: LowdimfaError, step: int) -> int:
+    def after(self, loss: LowdimfaError, step: int, saved: int | None) -> int:
         """Recover, and return the step to go on from.
 
         Parameters
@@ -59,6 +59,9 @@ class Recovery:
             What the engine raised.
         step
             Steps done when it did, as far as is known.
+        saved
+            Step of the last checkpoint of this course of the run, from which it was resumed or which it wrote. Newer
+            ones that may be there are of a course that was given up.
 
         Raises
         ------
@@ -68,7 +71,7 @@ class Recovery:
         noticed = time.monotonic()
         while True:
             policy = self._begin(loss, step)
-            checkpoint = self._store.newest_good().manifest
+            checkpoint = None if saved is None else self._store.newest_good(saved).manifest
             try:
                 recovered = self._engine.recover(
                     loss, policy, None if checkpoint is None else checkpoint.step

@@ -1,0 +1,98 @@
+"""What the training loop does around a recovery: nothing that was due is left out, nothing given up comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowdimfa.errors import BlockLostError, LowdimfaError
+from services.run.checkpoint import CheckpointStore
+from services.spec import parse_specification
+from services.trainer import execute
+from services.trainer.api import DecoupledTrainer
+from services.trainer.engine import OnSteps, Recovered, RecoveryPolicy
+from services.trainer.events import Event
+from services.trainer.local_engine import LocalEngine
+from services.trainer.stopping import StopRequest
+
+
+class Losing(LocalEngine):
+    """Loses a block once the steps before ``lost_at`` are done."""
+
+    lost_at = 20
+    reached = 0
+
+    def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
+        until = min(last_step, self.lost_at) if first_step < self.lost_at else last_step
+        reached = super().run_steps(first_step, until, on_steps, stop)
+        if reached == self.lost_at and first_step < self.lost_at:
+            type(self).lost_at = 0
+            self.reached = reached
+            raise BlockLostError("block 0 lost its process", block=0)
+        return reached
+
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        if policy == "restart":
+            self.close()
+            self.start(checkpoint)
+            return Recovered(checkpoint or 0, [0], {}, [])
+        return Recovered(self.reached, [0], {}, [])
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Event]]:
+    class Engine(Losing):
+        pass
+
+    def run(lost_at: int, resume_step: int | None = None, **section: Any) -> list[Event]:
+        Engine.lost_at = lost_at
+        monkeypatch.setattr(
+            execute, "make_engine", lambda request, plan, watch: Engine(plan, Path(request.run_dir))
+        )
+        specification = parse_specification(
+            {
+                "model": {
+                    "factory": "lowdimfa.models:mlp",
+                    "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+                    "blocks": 2,
+                },
+                "data": {"factory": "lowdimfa.data:digits"},
+                "train": {"steps": 40, "batch_size": 16},
+                "run": {"evaluate_every_epochs": 0, "tensorboard": False, "checkpoint_every": 20, "keep": 9}
+                | section,
+            },
+            "the test",
+        )
+        events: list[Event] = []
+        DecoupledTrainer(
+            specification,
+            engine="local",
+            run_dir=tmp_path / "run",
+            resume_step=resume_step,
+            on_event=events.append,
+        ).fit()
+        assert Engine.lost_at == 0, "the loss was not come to"
+        return events
+
+    return run
+
+
+def test_what_is_due_at_the_step_that_a_recovery_comes_to_is_done(train: Callable[..., list[Event]]) -> None:
+    events = train(20, on_failure="rejoin")
+    assert [event["step"] for event in events if event["event"] == "checkpoint"] == [20, 40]
+
+
+@pytest.mark.parametrize("lost_at", [15, 25])
+def test_a_course_that_was_given_up_does_not_come_back(
+    lost_at: int, train: Callable[..., list[Event]], tmp_path: Path
+) -> None:
+    """Property: after --resume-step, no recovery takes a checkpoint of what came after that step before."""
+    train(0, checkpoint_every=10)
+    assert CheckpointStore(tmp_path / "run").list() == [10, 20, 30, 40]
+    events = train(lost_at, resume_step=10, on_failure="restart", checkpoint_every=0)
+    assert [event["step"] for event in events if event["event"] == "recovered"] == [10]
+    assert CheckpointStore(tmp_path / "run").list() == [10, 20, 30, 40]
+    assert events[-1]["event"] == "finished"
