@@ -48,7 +48,7 @@ def refusal(
 
 
 def replace_text(path: Path, text: str, what: str) -> None:
-    """Write a text file in place of an old one, which stays as it is if that fails.
+    """Write a text file in place of an old one, which stays as it is if that fails; one with this text needs no room.
 
     Parameters
     ----------
@@ -63,6 +63,9 @@ def replace_text(path: Path, text: str, what: str) -> None:
         It can't be written, for example because the disk is full.
     """
     partial = path.with_name(f".{path.name}.partial")
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text.encode():
+            return
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

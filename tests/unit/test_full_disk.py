@@ -199,6 +199,7 @@ def test_what_describes_a_run_is_replaced_whole_or_not_at_all(disk: SmallDisk) -
         run_dir.conclude("{}")
         before = sorted((path.name, path.read_bytes()) for path in run_dir.path.iterdir())
         disk.fill()
+        run_dir.describe(specification, {"blocks": []})  # as a trainer that takes the place of a lost one
         for write in (
             lambda: run_dir.describe(specification, {"blocks": ["x" * 9000]}),
             lambda: run_dir.conclude("x" * 9000),
@@ -375,3 +376,41 @@ def test_output_that_finds_no_room_ends_no_run(form: str, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("lowdimfa: part of the output is lost") == 1
     assert read(run_dir / "events.jsonl")[-1]["event"] == "finished"
+
+
+def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(disk: SmallDisk) -> None:
+    seen: list[Event] = []
+    run_dir = disk.path / "run"
+    run = {"tensorboard": False, "timeline": False, "checkpoint_every": 2, "evaluate_every_epochs": 0}
+    specification = SPECIFICATION | {"run": run}
+
+    def outage(event: Event) -> None:
+        seen.append(event)
+        if (event["event"], event.get("step")) == ("checkpoint", 4):
+            disk.fill()
+        if (event["event"], event.get("step")) == ("checkpoint_failed", last):
+            disk.free()
+
+    last = 8
+    DecoupledTrainer(specification, engine="local", run_dir=run_dir, on_event=outage).fit()
+    steps = {
+        kind: [event["step"] for event in seen if event["event"] == kind]
+        for kind in ("checkpoint", "checkpoint_failed")
+    }
+    assert steps == {"checkpoint": [2, 4, 10, 12], "checkpoint_failed": [6, 8]}
+    assert read(run_dir / "events.jsonl") == json.loads(json.dumps(seen))
+
+    def no_room_from_the_start(event: Event) -> None:
+        seen.append(event)
+        disk.fill()
+
+    longer = specification | {"train": SPECIFICATION["train"] | {"steps": 18}}
+    seen.clear()
+    with pytest.raises(DiskFullError, match=r"step-00000018|step 18"):
+        DecoupledTrainer(
+            longer, engine="local", run_dir=run_dir, resume=True, on_event=no_room_from_the_start
+        ).fit()
+    assert [event["step"] for event in seen if event["event"] == "checkpoint_failed"] == [14, 16, 18]
+    assert CheckpointStore(run_dir).newest_good().damaged == {}
+    assert names(run_dir / "checkpoints") == ["step-00000010", "step-00000012"]
+    assert seen[-1]["event"] == "failed" and seen[-1]["code"] == "resources"
