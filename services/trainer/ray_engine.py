@@ -98,7 +98,6 @@ class RayEngine:
             for index, block in enumerate(gathering.reachable)
             if block.metrics is not None
         ]
-        self._targets.parent.mkdir(exist_ok=True)
         write_targets(
             self._targets, [*blocks, Target(address=self._trainer_address, job=job, role="trainer")]
         )
