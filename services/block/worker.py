@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,8 @@ class Status:
         Optimiser steps that it has applied.
     activity
         What it does, in words.
-    since
-        Unix seconds since when.
+    seconds
+        For how long, when it was asked, by its own clock: neither another machine's nor the way of the answer counts.
     working
         Whether it computes or sends, and so may hold others up.
     broadcast
@@ -75,7 +76,7 @@ class Status:
 
     applied_steps: int
     activity: str
-    since: float
+    seconds: float
     working: bool
     broadcast: TrafficCount
 
@@ -244,9 +245,8 @@ class BlockWorker:
         """Say what the block does."""
         activity = self._observer.activity
         working = activity.kind not in ("wait", "rest")
-        return Status(
-            self._observer.applied_steps, str(activity), activity.since, working, self._links.broadcast()
-        )
+        seconds = time.time() - activity.since
+        return Status(self._observer.applied_steps, str(activity), seconds, working, self._links.broadcast())
 
     def last_words(self) -> LastWords:
         """Say everything that helps to understand why the run ended."""

@@ -43,7 +43,7 @@ class StallWatch:
         stuck = [
             (index, status)
             for index, status in enumerate(statuses)
-            if status.working and time.time() - status.since > self._liveness
+            if status.working and status.seconds > self._liveness
         ]
         if stuck:
             index, status = stuck[0]
