@@ -106,7 +106,8 @@ class ProcessWatch:
 
         Call it after the watch has ended.
         """
-        _, alive = psutil.wait_procs(list(self._seen), patience)
+        _, still = psutil.wait_procs(list(self._seen), patience)
+        alive = [process for process in still if not _ended(process)]
         processes = [f"process {process.pid} ({_title(process)})" for process in alive]
         owners = {process.pid for process in alive} | {self._own.pid}
         listening = {
@@ -141,9 +142,9 @@ class ProcessWatch:
     def _look(self, watched: Watched) -> bool:
         process = watched.process
         try:
+            if _ended(process):
+                return False
             with process.oneshot():
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    return False
                 threads, memory = process.num_threads(), process.memory_info().rss
             watched.samples.append(Sample(time.time(), threads, process.num_fds(), memory))
             self._ports |= {port for port, _ in _listening(process.net_connections("tcp"))}
@@ -164,6 +165,14 @@ def _listening(connections: Iterable[Any]) -> Iterator[tuple[int, int | None]]:
     for entry in connections:
         if entry.status == psutil.CONN_LISTEN:
             yield entry.laddr.port, getattr(entry, "pid", None)
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Whether nothing of a process is left but its number, which its parent has not taken note of."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _title(process: psutil.Process) -> str:
