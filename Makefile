@@ -3,18 +3,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FUZZ_SECONDS ?= 60
 STUBS_VENV := .venv-stubs
 STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' services/rpc/generate.py)
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test lint stubs check-stubs docs check-docs clean
+.PHONY: help venv demo test fuzz lint stubs check-stubs docs check-docs clean
 
 help:
 	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
 	@echo 'make test         run the tests'
+	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
 	@echo 'make docs         generate the reference pages and the dashboards; make check-docs compares them'
@@ -63,6 +65,12 @@ demo: venv
 
 test: venv
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+
+fuzz: venv
+	@$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[fuzz]'
+	@status=0; for target in $$($(BIN)/python -m tests.fuzz.run --list); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) || status=1; \
+	done; exit $$status
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.rpc.connection import Peer, Resends, StreamThread
-from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from services.rpc.security import Security
 from services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
 from services.rpc.v1 import broadcast_pb2 as pb
@@ -179,6 +179,10 @@ class ErrorSubscriber:
     def _keep(self, message: pb.ErrorMessage) -> None:
         if self._parts and message.parts_left != self._parts_left - 1:
             raise ProtocolError(f"a gap between its parts; {self._parts_left} were to follow")
+        if (
+            message.parts_left >= MAX_TENSOR_BYTES // CHUNK_BYTES
+        ):  # else parts without data could go on for ever
+            raise ProtocolError(f"{message.parts_left} parts to follow")
         if sum(map(len, self._parts)) + len(message.data) > MAX_TENSOR_BYTES:
             raise ProtocolError(f"more than {MAX_TENSOR_BYTES} bytes")
         self._parts.append(message.data)

@@ -17,6 +17,9 @@ from services.rpc.security import Security
 from services.rpc.v1 import handshake_pb2 as pb
 from services.rpc.v1 import handshake_pb2_grpc as pb_grpc
 
+_LONGEST_VALUE = 200
+"""Characters of a peer's value in a message. It goes back to the peer as metadata, of which gRPC takes 8 KiB."""
+
 
 @dataclass(frozen=True)
 class SampleType:
@@ -69,7 +72,7 @@ def check_compatible(mine: Hello, theirs: Hello) -> None:
         if here != there:
             raise HandshakeError(
                 f"block {mine.block} and block {theirs.block} differ in {what}: "
-                f"block {mine.block} has {here}, block {theirs.block} has {there}",
+                f"block {mine.block} has {_shown(here)}, block {theirs.block} has {_shown(there)}",
                 block=mine.block,
             )
 
@@ -134,6 +137,13 @@ def greet(address: str, security: Security, mine: Hello, liveness: float) -> Hel
     theirs = _from_message(reply.answerer)
     check_compatible(mine, theirs)
     return theirs
+
+
+def _shown(value: object) -> str:
+    """Return a value without line breaks and the like, shortened."""
+    text = str(value)
+    printable = text if text.isprintable() else ascii(text)
+    return printable if len(printable) <= _LONGEST_VALUE else f"{printable[:_LONGEST_VALUE]}…"
 
 
 def _to_message(hello: Hello) -> pb.Description:

@@ -24,6 +24,13 @@ from lowdimfa.errors import InputError
 MANIFEST_FILE = "manifest.json"
 MODEL_PREFIX = "model/"
 
+_LONGEST_REASON = 200
+_PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
+"""Types of which torch shows another shape than the header."""
+
+_OF_TORCH = (RuntimeError, TypeError, ValueError, OverflowError, AttributeError)
+"""What torch raises for types and shapes that a file's header may have but no tensor can."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -97,13 +104,16 @@ class Manifest:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole file"
-            raise DamagedError(file, f"at {place}: {first['msg']}", "a manifest of format 1") from error
+            found = f"at {place[:_LONGEST_REASON]}: {first['msg'][:_LONGEST_REASON]}"
+            raise DamagedError(file, found, "a manifest of format 1") from error
         if contents.step != step:
             raise DamagedError(file, f"step {contents.step}", f"step {step}, as its directory says")
-        files = [entry.file for entry in contents.blocks]
+        if not all(entry.layers for entry in contents.blocks):
+            raise DamagedError(file, "a block without layers", "the names of each block's layers")
+        blocks, files = [entry.block for entry in contents.blocks], [entry.file for entry in contents.blocks]
         names = [name for entry in contents.blocks for name in entry.tensors]
-        if len(set(files)) < len(files) or len(set(names)) < len(names):
-            raise DamagedError(file, "a file or tensor listed twice", "each listed once")
+        if any(len(set(listed)) < len(listed) for listed in (blocks, files, names)):
+            raise DamagedError(file, "a block, file or tensor listed twice", "each listed once")
         for entry in contents.blocks:
             try:
                 _verify(path / entry.file, entry)
@@ -222,10 +232,13 @@ def _verify(path: Path, entry: BlockEntry) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
+            packed = any(file.get_slice(name).get_dtype() in _PACKED for name in names)
     except SafetensorError as error:
         raise DamagedError(path, str(error), "a safetensors file") from error
     if names != set(entry.tensors):
         raise DamagedError(path, "other tensors", "the tensors that the manifest lists")
+    if packed:
+        raise DamagedError(path, "numbers of less than a byte", "types that a checkpoint is written with")
 
 
 @contextmanager
@@ -233,8 +246,9 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError) as error:
-        raise InputError(str(path), str(error), "the safetensors file that was verified") from error
+    except (OSError, SafetensorError, *_OF_TORCH) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(str(path), reason[:_LONGEST_REASON], "tensors that torch can hold") from error
 
 
 def _words(shape: tuple[int, ...] | None) -> str:

@@ -2,6 +2,9 @@
 
 Two things differ from PyYAML's safe YAML 1.1. ``1e-3`` is a number, as in YAML 1.2, not a string. Dates stay
 strings, as no key takes one. A key that comes twice is refused, where PyYAML would keep the last.
+
+A text may come from anybody. So what a few characters can make large is refused before it is made: aliases that stand
+for aliases, deep nesting, numbers of thousands of digits.
 """
 
 from __future__ import annotations
@@ -20,6 +23,18 @@ _FLOAT = re.compile(
         |\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
+
+MOST_DEPTH = 100
+"""Mappings and lists within each other, aliases followed."""
+
+MOST_ALIASED = 10_000
+"""Values that aliases may add to those that are written out."""
+
+MOST_DIGITS = 100
+"""Characters of a number. Python's own time for one grows with their square, and it shows none of more than 4300."""
+
+_LONGEST_REASON = 200
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _REPLACED = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
 # Reader and writer share these: the writer quotes exactly the strings that the reader would take for numbers.
 _RESOLVERS = {
@@ -31,6 +46,12 @@ _RESOLVERS = {
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
 
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _require_small(node)
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Checked here because merge keys (<<) are flattened later, and may repeat a key on purpose.
         node = super().compose_mapping_node(anchor)
@@ -38,20 +59,62 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value!r} comes twice", problem_mark=key.start_mark
-                    )
+                    raise _refused(f"the key {key.value!r} comes twice", key)
                 seen.add((key.tag, key.value))
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            _require_plain(node)
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
             # What PyYAML's constructors raise for a scalar that does not fit its tag, such as `!!int many`.
-            raise yaml.constructor.ConstructorError(
-                problem=f"a value that does not fit its tag {node.tag!r}", problem_mark=node.start_mark
-            ) from error
+            raise _refused(f"a value that does not fit its tag {node.tag!r}", node) from error
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+
+
+def _require_plain(node: yaml.ScalarNode) -> None:
+    """Refuse a number that is too long, and text that no file can hold."""
+    if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+        raise _refused(f"a number of {len(node.value)} characters; at most {MOST_DIGITS} are allowed", node)
+    if any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise _refused("half of a surrogate pair, which is no character", node)
+
+
+def _require_small(root: yaml.Node) -> None:
+    """Refuse a document that is much larger, or deeper, than its text, because aliases stand for aliases.
+
+    An anchor comes before its aliases: the size behind one is known when the walk, in the order of the text, meets it.
+    A node that contains itself is left to pydantic, which refuses it with its place.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        """Return how many values a node stands for and how deep they are; count it as nothing while it is open."""
+        if id(node) not in sizes:
+            sizes[id(node)] = (0, 0)
+            inner: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                inner = node.value
+            measured = [measure(part) for part in inner]
+            size, depth = (
+                1 + sum(size for size, _ in measured),
+                1 + max((depth for _, depth in measured), default=0),
+            )
+            if depth > MOST_DEPTH:
+                raise _refused(f"more than {MOST_DEPTH} mappings and lists within each other", node)
+            if size > len(sizes) + MOST_ALIASED:
+                raise _refused(f"aliases that stand for more than {MOST_ALIASED} values", node)
+            sizes[id(node)] = (size, depth)
+        return sizes[id(node)]
+
+    measure(root)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -92,11 +155,18 @@ def read_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        raise InputError(where, f"YAML that can't be read ({error.problem})", "valid YAML") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(source, f"YAML that can't be read ({reason})", "valid YAML") from error
+        raise _unreadable(
+            f"{source}, line {mark.line + 1}" if mark else source, str(error.problem)
+        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        # The last two come from PyYAML's scanner: an escape beyond Unicode, a version of thousands of digits.
+        raise _unreadable(source, str(error)) from error
+
+
+def _unreadable(where: str, reason: str) -> InputError:
+    first = (reason.splitlines() or [""])[0]
+    shown = first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]}…"
+    return InputError(where, f"YAML that can't be read ({shown})", "valid YAML")
 
 
 def write_yaml(value: Any) -> str:

@@ -60,9 +60,9 @@ def parse_text(text: str, source: str, overrides: Sequence[str] = ()) -> Specifi
 
 
 def violations(text: str) -> list[tuple[str, str]]:
-    """Return everything that is wrong with a specification's YAML text, as pairs of a key (``train.steps``) and words.
+    """Return what is wrong with a specification's YAML text, as pairs of a key (``train.steps``) and words.
 
-    What is not a mapping in YAML at all is one violation of the key ``""``.
+    What is not a mapping in YAML at all is one violation of the key ``""``; so is the note that there are more.
     """
     try:
         value = read_yaml(text, "specification")
@@ -73,13 +73,15 @@ def violations(text: str) -> list[tuple[str, str]]:
     try:
         Specification.model_validate(value)
     except ValidationError as error:
-        return [
+        refusals, more = refusals_of(error, value)
+        named = [
             (
                 dotted(refusal.path),
                 f"found {refusal.found}; expected {refusal.expected}. {refusal.hint}".strip(),
             )
-            for refusal in refusals_of(error, value)
+            for refusal in refusals
         ]
+        return [*named, *([("", "and more is wrong")] if more else [])]
     return []
 
 

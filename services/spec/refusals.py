@@ -12,7 +12,12 @@ from pydantic_core import ErrorDetails
 
 from lowdimfa.errors import InputError
 from services.spec.expectations import ROOT, Path, describe, find, keys, resolved
+from services.spec.section import shortened
 
+MOST_NAMED = 10
+"""Things wrong that one answer names. It has to fit into a line of a log, and into the metadata of a call."""
+
+_LONGEST_PATH = 120
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
@@ -28,7 +33,7 @@ class Refusal(NamedTuple):
 def as_input_error(
     error: ValidationError, mapping: Mapping[str, Any], source: str, overridden: Iterable[Path]
 ) -> InputError:
-    """Return one error that names everything that is wrong, unknown keys first.
+    """Return one error that names what is wrong, unknown keys first, at most `MOST_NAMED` things.
 
     Parameters
     ----------
@@ -39,33 +44,34 @@ def as_input_error(
     overridden
         Paths whose values come from ``--set`` and not from the file.
     """
-    first, *others = refusals_of(error, mapping)
+    (first, *others), more = refusals_of(error, mapping)
     hint = first.hint
     if others:
         lines = [f"  {InputError(_where(other.path, source, overridden), *other[1:])}" for other in others]
-        hint = "\n".join([f"{hint} Also wrong:".strip(), *lines])
+        hint = "\n".join([f"{hint} Also wrong:".strip(), *lines, *(["  and more"] if more else [])])
     return InputError(_where(first.path, source, overridden), first.found, first.expected, hint)
 
 
-def refusals_of(error: ValidationError, mapping: Mapping[str, Any]) -> list[Refusal]:
-    """Return everything that pydantic found wrong with a mapping, unknown keys first."""
+def refusals_of(error: ValidationError, mapping: Mapping[str, Any]) -> tuple[list[Refusal], bool]:
+    """Return what pydantic found wrong with a mapping, unknown keys first, and whether there is more than that."""
     # A misspelt key is often why a required one is missing, so it comes first.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN)
     refusals: dict[Path, Refusal] = {}
+    outer: set[Path] = set()  # something inside these is reported, which says more than that they are wrong
     for detail in details:  # a value that fits none of several types is reported once
         refusal = _refusal(detail, mapping)
+        if len(refusals) == 2 * MOST_NAMED and refusal.path not in refusals:
+            break
         refusals.setdefault(refusal.path, refusal)
-    return [refusal for path, refusal in refusals.items() if not _has_inner(path, refusals)]
+        outer |= {refusal.path[:length] for length in range(len(refusal.path))}
+    found = [refusal for path, refusal in refusals.items() if path not in outer]
+    return found[:MOST_NAMED], len(found) > MOST_NAMED
 
 
 def dotted(path: Path) -> str:
-    """Write a path as in ``--set``."""
-    return ".".join(map(str, path))
-
-
-def _has_inner(path: Path, paths: Iterable[Path]) -> bool:
-    """Whether something inside the value at ``path`` is reported, which says more than that it is wrong."""
-    return any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+    """Write a path as in ``--set``, shortened."""
+    text = ".".join(map(str, path))
+    return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}…"
 
 
 def _where(path: Path, source: str, overridden: Iterable[Path]) -> str:
@@ -88,7 +94,7 @@ def _refusal(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Refusal:
     if kind == "missing":
         return Refusal(path, "nothing", describe(schema))
     if detail["loc"] and detail["loc"][-1] == "[key]":
-        return Refusal(path, f"the key {_short(value)}", describe(find(path[:-1])), _quoting(kind, value))
+        return Refusal(path, f"the key {shortened(value)}", describe(find(path[:-1])), _quoting(kind, value))
     if kind == "recursion_loop":
         return Refusal(path, "a value that contains itself", describe(schema))
     options = resolved(schema).get("enum", ())
@@ -100,12 +106,15 @@ def _path(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Path:
     """Return where the error is; pydantic mixes the names of alternatives into its location."""
     path: list[str | int] = []
     current: Any = mapping
+    found = False
     for part in detail["loc"]:
         in_list = isinstance(current, list) and isinstance(part, int)
-        if in_list or (isinstance(current, dict) and part in current):
+        found = in_list or (isinstance(current, dict) and part in current)
+        if found:
             current = current[part]
             path.append(part)
-    if detail["type"] == "missing":
+    # A missing key isn't in the mapping, nor is one that is no string: pydantic shows that as a string.
+    if not found and detail["type"] in ("missing", *_UNKNOWN):
         path.append(detail["loc"][-1])
     return tuple(path)
 
@@ -129,14 +138,9 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
-        return f"the string {_short(value)}"
+        return f"the string {shortened(value)}"
     if isinstance(value, dict):
-        return f"a mapping with keys {_short(list(value))[1:-1]}" if value else "an empty mapping"
+        return f"a mapping with keys {shortened(list(value))[1:-1]}" if value else "an empty mapping"
     if value == []:
         return "an empty list"
-    return f"the list {_short(value)}" if isinstance(value, list) else _short(value)
-
-
-def _short(value: object, length: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}…"
+    return f"the list {shortened(value)}" if isinstance(value, list) else shortened(value)

@@ -6,13 +6,14 @@ the refusals of `services.spec.load` take what they expected from the same types
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from services.spec.faults import WIRE_KINDS, DrillSection
 from services.spec.learning import FeedbackSection, TrainSection
-from services.spec.section import Args, ImportPath, LayerName, Section, refusal
+from services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
 
 
 class ModelSection(Section):
@@ -37,9 +38,9 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.blocks, list):
-            twice = sorted({name for name in self.blocks if self.blocks.count(name) > 1})
-            if twice:
-                raise refusal(("blocks",), f"{twice[0]!r} more than once", "each layer name once")
+            twice = min((name for name, times in Counter(self.blocks).items() if times > 1), default=None)
+            if twice is not None:
+                raise refusal(("blocks",), f"{shortened(twice)} more than once", "each layer name once")
         return self
 
     @property

@@ -29,6 +29,12 @@ def refusal(key: tuple[str | int, ...], found: str, expected: str, hint: str = "
     return PydanticCustomError("refusal", "settings that don't go together", context)
 
 
+def shortened(value: object, length: int = 80) -> str:
+    """Return how Python writes a value, cut to a length."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 class Section(BaseModel):
     """A mapping of the specification: no unknown keys, no conversions, no changes once it is made."""
 
