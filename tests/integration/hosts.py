@@ -102,6 +102,17 @@ class Hosts:
             host for host in range(self._count) if any(process.pid == pid for process in self.processes(host))
         )
 
+    def kill(self, host: int) -> None:
+        """Kill whatever runs on a host.
+
+        Raises
+        ------
+        RuntimeError
+            Something does not go away.
+        """
+        if alive := _kill_all(self._name(host)):
+            raise RuntimeError(f"{self._name(host)}: {_unkillable(alive)}")
+
     def close(self) -> None:
         """Kill all processes on all hosts and remove the hosts.
 
@@ -112,9 +123,8 @@ class Hosts:
         """
         left = []
         for name in reversed(self._made):
-            alive = _kill_all(name)
-            if alive:
-                left.append(f"{name}: processes {[process.pid for process in alive]} can't be killed")
+            if alive := _kill_all(name):
+                left.append(f"{name}: {_unkillable(alive)}")
             removed = subprocess.run(["ip", "netns", "del", name], capture_output=True, text=True)
             if removed.returncode:
                 left.append(f"{name}: {removed.stderr.strip()}")
@@ -187,3 +197,7 @@ def _kill_all(name: str) -> list[psutil.Process]:
                 continue
         psutil.wait_procs(alive, timeout=1.0)
     return alive
+
+
+def _unkillable(processes: list[psutil.Process]) -> str:
+    return f"processes {[process.pid for process in processes]} can't be killed"

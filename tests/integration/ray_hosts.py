@@ -16,7 +16,7 @@ from pathlib import Path
 from hosts import Hosts
 
 PORT = 6379
-START_SECONDS = 90.0
+START_SECONDS = 120.0
 
 SURVIVED_CUT_SECONDS = 2.0
 """A cut that must not cost a node: one or two health checks fail, the fourth in a row counts."""
@@ -86,8 +86,14 @@ class RayHosts:
             return self.hosts.run(host, command, self.environment, stdout=log, stderr=subprocess.STDOUT)
 
     def _await(self, host: int, node: subprocess.Popen[str]) -> None:
+        """Wait until a node is part of the cluster; Ray's own deadline of 30 s may need a second try."""
         deadline = time.monotonic() + START_SECONDS
+        again = False
         while "Ray runtime started" not in self._log(host).read_text():
+            if node.poll() is not None and not again:
+                again = True
+                self.hosts.kill(host)
+                node = self._start(host)
             assert node.poll() is None and time.monotonic() < deadline, self._log(host).read_text()
             time.sleep(0.1)
 
