@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,7 @@ class RayRunner:
     ) -> None:
         self._find, self._liveness, self._log = find, liveness, log
         self._environment = os.environ | dict(environment or {})
+        self._address = ""
         self._process: subprocess.Popen[str] | None = None
         self._answers: SimpleQueue[str | None] = SimpleQueue()
 
@@ -102,10 +104,7 @@ class RayRunner:
         return self._answer(self._liveness, call)
 
     def _answer(self, seconds: float, call: str) -> Any:
-        try:
-            line = self._answers.get(timeout=seconds)
-        except Empty:
-            raise self._lost(f"no answer to '{call}' within {seconds:g} s") from None
+        line = self._line(seconds, call)
         if line is None:
             raise self._lost(f"its agent ended during '{call}'")
         reply = json.loads(line)
@@ -113,13 +112,28 @@ class RayRunner:
             raise self._lost(reply["error"])
         return reply["answer"]
 
+    def _line(self, seconds: float, call: str) -> str | None:
+        """Return what the agent says, None at its end; a cluster that has gone is noticed before the time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return self._answers.get(timeout=max(0.0, min(left, self._liveness / 12)))
+            except Empty:
+                pass
+            if left <= 0:
+                raise self._lost(f"no answer to '{call}' within {seconds:g} s")
+            reason = unreachable(self._address, self._liveness / 6)  # Ray itself keeps trying for a minute
+            if reason:
+                raise self._lost(f"nothing answers at {self._address} any more ({reason})")
+
     def _agent(self) -> subprocess.Popen[str]:
         """Return the agent, started anew where there is none."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
         try:
-            address = self._find()
+            address = self._address = self._find()
         except LowdimfaError as error:
             raise ClusterError(error.message) from error
         reason = unreachable(address, self._liveness / 6)  # cheaper to find out than with an agent
