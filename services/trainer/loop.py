@@ -104,7 +104,7 @@ class TrainingLoop:
         self._board.begin(self._saved)
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
-            pass  # a recovery went back to an earlier step
+            pass  # a recovery left steps, or the evaluation of what it came to, to do
         self._board.close()
         self._warn()  # while the run's last event is still to come
         return self._finished()
@@ -120,9 +120,9 @@ class TrainingLoop:
         return True
 
     def _conclude(self) -> bool:
-        """Evaluate and save what the run has come to; return False after a step back."""
-        evaluated = bool(self._evaluated) and self._evaluated["step"] == self._done
-        return (evaluated or self._unharmed(self._evaluate)) and self._unharmed(self._save_once)
+        """Evaluate and save what the run has come to; return False if a recovery left something of that to do."""
+        done = self._unharmed(self._evaluate_once) and self._unharmed(self._save_once)
+        return done and bool(self._evaluated)
 
     def _started(self, places: dict[str, Any]) -> None:
         plan = self._plan
@@ -173,12 +173,17 @@ class TrainingLoop:
             if (words := postmortem_file(self._run_dir)).is_file():
                 self._log.emit("warning", message=f"every block's last words are in {words}")
             raise
+        self._evaluated = {}  # of weights of which blocks may have lost some steps
         if self._saved is not None and self._saved > self._done:
             self._saved = self._done
 
     def _next_boundary(self) -> int:
         boundaries = [(self._done // period + 1) * period for period, _ in self._periods]
         return min([*boundaries, self._total])
+
+    def _evaluate_once(self) -> None:
+        if not self._evaluated or self._evaluated["step"] != self._done:
+            self._evaluate()
 
     def _evaluate(self) -> None:
         result = self._engine.evaluate()
