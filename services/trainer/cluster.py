@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -10,9 +11,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import ray
 
 from lowdimfa.errors import ResourceError
+
+END_SECONDS = 5.0
+"""Longest wait until killed processes have ended."""
 
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
@@ -63,17 +68,31 @@ def _start_local(**options: Any) -> None:
         Ray does not come up.
     """
     for last in (False, True):
+        before = set(_children())
         try:
             ray.init(address="local", **options)
             return
         except Exception as error:  # Ray raises plain exceptions here
             ray.shutdown()
+            _end([process for process in _children() if process not in before])
             if last:
                 reason = str(error).strip().partition(". ")[0]
                 raise ResourceError(
                     f"Ray could not be started on this machine ({reason}); end other work on it, or use "
                     "--engine local"
                 ) from error
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End processes that Ray has started and, since its start failed, does not end itself."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, END_SECONDS)
 
 
 def _require_reachable(address: str, liveness: float) -> None:
