@@ -13,7 +13,7 @@ from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
-from services.block.receiver import ActivationReceiver
+from services.block.receiver import ActivationReceiver, as_it_came
 from services.block.sender import ActivationSender
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
@@ -28,10 +28,11 @@ class Link:
         self, window: int = 4, samples: int = 8, sender_window: int | None = None, **changes: Any
     ) -> None:
         security = changes.pop("security", None) or Security.loopback()
+        arriving = changes.pop("arriving", as_it_came)
         self.messages = Inbox()
         self.failures = Inbox()
         self.sender_failures = Inbox()
-        self.receiver = ActivationReceiver(RUN, 1, 0, window, self.messages.put, self.failures.put)
+        self.receiver = ActivationReceiver(RUN, 1, 0, window, self.messages.put, self.failures.put, arriving)
         self.receiver.expect((5,), torch.float32, samples)
         self.server = RpcServer("block-1", security, LIVENESS)
         self.server.add(self.receiver)

@@ -86,10 +86,15 @@ class ThreadFleet:
 
 @contextmanager
 def thread_fleet(
-    specification: dict[str, Any], run_dir: Path, *, connect: bool = True, security: Security | None = None
+    specification: dict[str, Any],
+    run_dir: Path,
+    *,
+    connect: bool = True,
+    security: Security | None = None,
+    kind: type[ThreadFleet] = ThreadFleet,
 ) -> Iterator[ThreadFleet]:
     """Start workers for a specification, and end them."""
-    fleet = ThreadFleet(specification, run_dir, security or Security.loopback())
+    fleet = kind(specification, run_dir, security or Security.loopback())
     try:
         if connect:
             fleet.connect()
