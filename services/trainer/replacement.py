@@ -75,9 +75,7 @@ class _Following:
             self(event)
 
 
-def _recover(
-    specification: Specification, following: _Following, stop: StopRequest, cause: RayError
-) -> None:
+def _recover(specification: Specification, following: _Following, stop: StopRequest, cause: RayError) -> None:
     """Note the loss of a trainer, and wait until its replacement may start.
 
     Raises

@@ -64,7 +64,11 @@ def test_what_came_after_the_chosen_one_is_given_up(run: Path, forks: Forks, tmp
 def test_a_step_without_a_checkpoint_is_refused(run: Path, forks: Forks, tmp_path: Path) -> None:
     before = contents(run)
     refused(forks.run(*local(DIGITS, run), *COURSE, "--resume-step", 41), "step 41", "there: 20, 40, 60")
-    refused(forks.run(*local(DIGITS, run), *COURSE, "--resume-step", "-1"), "--resume-step", "greater than or equal to 0")
+    refused(
+        forks.run(*local(DIGITS, run), *COURSE, "--resume-step", "-1"),
+        "--resume-step",
+        "greater than or equal to 0",
+    )
     refused(forks.run("train", DIGITS, "--resume-step", 20), "--resume-step", "--run-dir")
     refused(forks.run(*local(DIGITS, tmp_path / "new"), "--resume-step", 20), "no run to resume")
     assert contents(run) == before and not (tmp_path / "new").exists()

@@ -20,7 +20,9 @@ def test_a_failed_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Node, "start_ray_processes", time_out)
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ResourceError, match="could not be started on this machine .*timed out during startup"):
+    with pytest.raises(
+        ResourceError, match=r"could not be started on this machine .*timed out during startup"
+    ):
         start_ray(None)
     assert len(started) > len(before)
     assert psutil.Process().children(recursive=True) == before
