@@ -62,6 +62,9 @@ class Sender(Protocol):
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Queue an activation; wait while the window is full."""
 
+    def drop(self) -> None:
+        """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
+
     def abort(self, failure: LowdimfaError) -> None:
         """Let `send` raise an error from now on, also one that waits."""
 

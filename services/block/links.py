@@ -152,6 +152,11 @@ class Links:
         if self._receiver is not None:
             self._receiver.renew()
 
+    def drop(self) -> None:
+        """Send no more activations: the block is to come to rest, and the next one may be lost."""
+        if self._sender is not None:
+            self._sender.drop()
+
     def abort(self, error: LowdimfaError) -> None:
         """End a wait for room in the next block's window; nothing more can be sent then."""
         if self._sender is not None:

@@ -58,11 +58,13 @@ class ReplicaShelf:
         self._kept = -1
 
     def offer(self, stage: Stage, step: int) -> None:
-        """Copy a block's state after a step, if a replica is due there."""
+        """Copy a block's state after a step, if a replica is due there and all of it is finite."""
         if step % self._every:
             return
         # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in stage.tensors().items()}
+        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+            return  # the last one is the better state to go back to
         with self._changed:
             self._offered = step, tensors, copy.deepcopy(stage.scalars())
             self._changed.notify_all()

@@ -73,6 +73,7 @@ class ActivationSender:
         self._next_sequence = 0
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None
+        self._dropping = False
         self._thread = StreamThread(
             f"block-{block}-sender", self._peer, self._connect, self._acknowledge, self._on_end
         )
@@ -105,9 +106,11 @@ class ActivationSender:
         """
         with self._changed:
             room = self._changed.wait_for(
-                lambda: self._failure is not None or len(self._unacknowledged) < self._window,
+                lambda: bool(self._failure) or self._dropping or len(self._unacknowledged) < self._window,
                 self._peer.liveness,
             )
+            if self._dropping:
+                return
             if self._failure is not None:
                 raise self._failure
             if not room:
@@ -118,6 +121,12 @@ class ActivationSender:
         with self._changed:
             self._unacknowledged.append(_Message(activation.sequence, frames, payload))
             self._next_sequence += 1
+            self._changed.notify_all()
+
+    def drop(self) -> None:
+        """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
+        with self._changed:
+            self._dropping = True
             self._changed.notify_all()
 
     def abort(self, failure: LowdimfaError) -> None:

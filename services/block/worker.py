@@ -227,6 +227,7 @@ class BlockWorker:
     def halt(self, through: RunUpdate | None) -> None:
         """Come to rest after the updates up to an error that comes, or with None after those whose errors are here."""
         self._inbox.put(Halt(through))
+        self._links.drop()
 
     def published(self) -> RunUpdate | None:
         """Return the last error that the head has broadcast in the run of steps that has ended."""

@@ -2,5 +2,6 @@
 
 import os
 
-# A run says itself, and better, when one of its processes was lost. Ray reads this when it is imported.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
+# A run says itself, and better, what its processes come to; what Ray knows is in Ray's own logs. This is the pattern of
+# lines that Ray is not to print, and Ray reads it when it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")

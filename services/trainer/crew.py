@@ -72,12 +72,14 @@ class Crew:
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Replace what was lost, and bring all blocks to a step from which they can go on: see `Engine.recover`."""
-        self._stop_keeping()
         lost = self._stateless | _named(loss)
         if self.gathering is not None:
             show_stacks(self.gathering, _named(loss))
         rescue = Rescue(self.fleet, *self._running, lost)
-        rescue.bring_to_rest(loss, drain=policy == "rejoin")
+        rescue.bring_to_rest(
+            loss, drain=policy == "rejoin"
+        )  # in which blocks still wait for replicas to be kept
+        self._stop_keeping()
         self._running = ("", [])
         for index in rescue.lost:
             self.fleet.replace(index)
@@ -122,10 +124,11 @@ class Crew:
         """Return the step to go on from, and where each block's state comes from."""
         if policy == "restart":
             return checkpoint or 0, [Checkpointed(checkpoint)] * self._blocks
-        newest = {index: self._newest(index, checkpoint) for index in stateless}
-        left = [applied[index] for index in range(self._blocks) if index not in stateless]
-        step = max(left or [_step_of(source, 0) for source in newest.values()])
-        return step, [newest.get(index, Own()) for index in range(self._blocks)]
+        sources = [
+            self._newest(index, checkpoint) if index in stateless else Own() for index in range(self._blocks)
+        ]
+        # The others may be behind a lost head's replica: errors that it broadcast are lost with it.
+        return max(_step_of(source, applied.get(index, 0)) for index, source in enumerate(sources)), sources
 
     def _newest(self, index: int, checkpoint: int | None) -> Source:
         replica = self._replicas.get(index)

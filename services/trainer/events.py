@@ -185,6 +185,8 @@ class ProgressMeter:
     def begin(self, step: int) -> None:
         """Start measuring speed from a step boundary, such as after an evaluation."""
         self.last_step = step
+        while self._recent and self._recent[-1].step >= step:
+            self._recent.pop()  # of a course of the run that was given up
         self._marks.clear()
         self._marks.append((time.monotonic(), step))
 

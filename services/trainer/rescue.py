@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ray
+
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
 from services.block.worker import Status
 from services.trainer.fleet import Fleet
@@ -79,8 +81,11 @@ class Rescue:
         self._await(left)
 
     def _tell(self, blocks: Sequence[int], method: str, argument: Any) -> None:
-        for index in blocks:
-            self._fleet.actors[index].ask.remote(method, argument)
+        told = [self._fleet.actors[index].ask.remote(method, argument) for index in blocks]
+        if (
+            told
+        ):  # it must not reach the blocks when they have gone on; one that doesn't hear is found lost next
+            ray.wait(told, num_returns=len(told), timeout=self._fleet.liveness)
 
     def _await(self, blocks: Sequence[int]) -> None:
         """Wait until blocks have ended what they were called for; those that don't are lost."""
