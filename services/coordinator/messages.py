@@ -10,6 +10,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lowdimfa.errors import LowdimfaError
 from services.coordinator.jobs import Event, Job, JobState
 from services.coordinator.store import JobEvent
 from services.rpc.v1 import coordinator_pb2 as pb
@@ -18,6 +19,7 @@ _STATES: dict[JobState, pb.JobState] = {
     state: cast("pb.JobState", pb.JobState.Value(f"JOB_STATE_{state.upper()}")) for state in JobState
 }
 _NAMES: dict[int, JobState] = {number: state for state, number in _STATES.items()}
+_UNFIT = (ParseError, ValueError, KeyError, TypeError, RecursionError)
 _KINDS = frozenset(field.name for field in pb.JobEvent.DESCRIPTOR.oneofs_by_name["event"].fields)
 
 
@@ -48,7 +50,7 @@ def job_to_message(job: Job, detail: str | None = None) -> pb.Job:
         run_dir=job.run_dir,
     )
     if job.error is not None:
-        _fill(message.error, job.error)
+        _fill_error(message.error, job.error)
     for name in ("created", "started", "ended"):
         seconds = getattr(job, name)
         if seconds is not None:
@@ -83,7 +85,7 @@ def event_to_message(numbered: JobEvent) -> pb.JobEvent:
             fields["state"] = _STATES[JobState(fields["state"])]
         getattr(message, kind).SetInParent()
         _fill(getattr(message, kind), fields)
-    except (ParseError, ValueError, KeyError, TypeError) as error:
+    except _UNFIT as error:
         message.ClearField(message.WhichOneof("event") or "warning")
         message.warning.message = f"the run logged an event '{kind[:40]}' that can't be shown ({error})"[:500]
     return message
@@ -101,6 +103,16 @@ def message_to_event(message: pb.JobEvent) -> Event:
         "sequence": message.sequence,
         **fields,
     }
+
+
+def _fill_error(message: pb.Failed, error: Event) -> None:
+    """Fill in how a job failed; what its run logged of that may not fit the protocol."""
+    try:
+        _fill(message, error)
+    except _UNFIT as unfit:
+        message.Clear()
+        message.code, message.exit_code = LowdimfaError.code, LowdimfaError.exit_code
+        message.message = f"the run logged a failure that can't be shown ({unfit})"[:500]
 
 
 def _fill(message: Message, fields: Event) -> None:

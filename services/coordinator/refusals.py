@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -21,6 +21,8 @@ from services.coordinator.store import (
 
 DOMAIN = "lowdimfa"
 """Of the reasons in `ErrorInfo`, which are codes of docs/errors.md."""
+
+_MOST_BYTES, _LONGEST_FIELD, _LONGEST_DESCRIPTION = 1600, 200, 500
 
 _STORE_STATUS: dict[type[StoreError], grpc.StatusCode] = {
     UnknownJobError: grpc.StatusCode.NOT_FOUND,
@@ -65,7 +67,8 @@ class RefusedError(Exception):
 
     @classmethod
     def invalid(cls, *violations: Violation) -> RefusedError:
-        """Return the answer to a request with violations."""
+        """Return the answer to a request with violations: as many as reach the client."""
+        violations = tuple(_that_fit(violations))
         message = "\n".join(f"{entry.field}: {entry.description}" for entry in violations)
         return cls(grpc.StatusCode.INVALID_ARGUMENT, message, violations=violations)
 
@@ -92,6 +95,18 @@ class RefusedError(Exception):
         return rpc_status.to_status(
             status_pb2.Status(code=self.status.value[0], message=self.message, details=details)
         )
+
+
+def _that_fit(violations: Sequence[Violation]) -> Iterator[Violation]:
+    """Yield violations while there is room, each shortened; they travel twice, in metadata of at most 8 KiB."""
+    room = _MOST_BYTES
+    for index, entry in enumerate(violations):
+        short = Violation(entry.field[:_LONGEST_FIELD], entry.description[:_LONGEST_DESCRIPTION])
+        room -= len(f"{short.field}{short.description}".encode())
+        if room < 0:
+            yield Violation("", f"{len(violations) - index} more things are wrong")
+            return
+        yield short
 
 
 def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> AnyMessage:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -88,12 +88,16 @@ _TOLD: dict[str, dict[str, tuple[str, type]]] = {
 """By event and field of it: which field of the job it tells, and of what type it must be."""
 
 
+_LARGEST = sys.float_info.max
+"""Beyond it are infinity, integers that no float holds, and with them what is not a number."""
+
+
 def progress_of(events: Iterable[Event]) -> dict[str, Any]:
     """Return what a run's events say about how far it is; what isn't a number there says nothing."""
     told: dict[str, Any] = {}
     for event in events:
         for name, (field, kind) in _TOLD.get(str(event.get("event")), {}).items():
             value = event.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                told[field] = min(kind(value), 2**62) if kind is int else float(value)
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+                told[field] = min(max(kind(value), 0), 2**62) if kind is int else float(value)
     return told

@@ -215,7 +215,7 @@ class Supervisor:
         elif outcome.get("code") == "stopped":
             step = outcome.get("step")
             self._store.transition(
-                job.id, JobState.stopped, message if step is None else f"stopped after step {step:,}"
+                job.id, JobState.stopped, f"stopped after step {step:,}" if isinstance(step, int) else message
             )
         elif job.state is JobState.starting and outcome.get("setting") == "placement":
             self._store.transition(job.id, JobState.queued, message)  # somebody else took the room

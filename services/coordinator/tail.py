@@ -56,6 +56,8 @@ def read_tail(log: Path, position: int) -> Tail:
 def _event(line: bytes, log: Path, position: int) -> Event:
     try:
         event = json.loads(line)
+        # Half of a surrogate pair, which JSON can escape, goes neither into the store nor into a message.
+        json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] == "state":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import files, specification, wire
+from tests.fuzz import coordinator, files, specification, wire
 from tests.fuzz.mutate import Mutation, mutate_bytes
 
 
@@ -79,5 +79,17 @@ TARGETS: dict[str, Target] = {
         ),
         specification.mutate,
         specification.TOKENS,
+    ),
+    "submission": Target(
+        coordinator.decode_submission,
+        coordinator.submission_seeds,
+        ("services/coordinator/submissions.py", "services/coordinator/refusals.py"),
+        coordinator.mutate_submission,
+    ),
+    "event": Target(
+        coordinator.decode_event,
+        coordinator.event_seeds,
+        ("services/coordinator/messages.py", "services/coordinator/tail.py", "services/coordinator/rows.py"),
+        coordinator.mutate_event,
     ),
 }

@@ -82,7 +82,8 @@ def test_the_one_negative_number_of_an_error_is_that_of_the_target(
     targets = torch.arange(8) % classes
     error = output_error(scale * normal(8, classes, seed=seed), targets)
     assert torch.equal(error.argmin(-1), targets)
-    assert torch.equal((error < 0).sum(-1), torch.ones(8, dtype=torch.int64))
+    # Where the softmax is 1 as far as single precision goes, the target's own error is 0.
+    assert torch.equal((error < 0).sum(-1), (error.amin(-1) < 0).long())
 
 
 def test_a_token_without_an_error_teaches_nothing() -> None:
