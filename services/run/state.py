@@ -8,7 +8,10 @@ from typing import Any
 from lowdimfa.errors import InputError
 from lowdimfa.stage import Stage
 from services.run.checkpoint import BlockState, Manifest
+from services.run.manifest import MANIFEST_FILE
 from services.run.plan import RunPlan
+
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 
 
 def stage_state(stage: Stage, step: int) -> BlockState:
@@ -30,7 +33,24 @@ def load_stage(stage: Stage, manifest: Manifest) -> None:
     Weights and optimiser state go by parameter name. Feedback weights go by the name of the block's last layer: at a
     boundary that the checkpoint did not have they stay as drawn. Schedule and optimiser settings come from the block
     that had the first of these layers.
+
+    Raises
+    ------
+    InputError
+        The manifest's plain data isn't what a block's state has: it was verified in form only.
     """
+    try:
+        _load_stage(stage, manifest)
+    except _UNFIT as error:
+        raise InputError(
+            str(manifest.path / MANIFEST_FILE),
+            f"a state that block {stage.index} can't take ({type(error).__name__}: {error})"[:500],
+            "the state that a run wrote",
+            "Resume from another checkpoint with --resume-step.",
+        ) from error
+
+
+def _load_stage(stage: Stage, manifest: Manifest) -> None:
     layers = stage.module.layer_names
     names = {name for name, _ in stage.module.named_plain_parameters()}
     names |= {name for name, _ in stage.module.named_plain_buffers()}
