@@ -23,7 +23,7 @@ class Activity:
     Attributes
     ----------
     kind
-        ``forward``, ``update``, ``step``, ``send``, ``wait`` or ``rest``.
+        ``forward``, ``update``, ``step``, ``send``, ``publish``, ``wait`` or ``rest``.
     subject
         The micro-batch, or what is waited for.
     since
@@ -91,7 +91,7 @@ class Observer:
     def did(self, kind: str, ticket: Ticket, began: float) -> None:
         """Note a finished piece of work."""
         ended = time.time()
-        if kind != "send":
+        if kind not in ("send", "publish"):
             self.metrics.busy(kind, ended - began)
         if kind == "step":
             self.applied_steps = ticket.step + 1

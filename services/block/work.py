@@ -169,10 +169,13 @@ class Work:
 
     def publish(self, ticket: Ticket) -> None:
         """Broadcast the head's error, and the response to a probe."""
+        began = time.time()
+        self._observer.begin("publish", str(ticket))
         sent = self._broadcasts.pop(ticket)
         self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, sent.error.cpu()))
         if sent.response is not None:
             self._neighbours.publish(ticket, "probe", sent.response.cpu())
+        self._observer.did("publish", ticket, began)
 
     def evaluate(self, index: int, activation: Activation | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""

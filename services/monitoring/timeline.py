@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from services.monitoring.line_file import LineFile
 
-KINDS = ("forward", "update", "step", "probe", "send", "wait")
+KINDS = ("forward", "update", "step", "probe", "send", "publish", "wait")
 """What a span may be."""
 
 CAUSES = ("activation", "error", "staleness", "window")
