@@ -60,7 +60,7 @@ class LocalForm:
             torch.autograd.backward(prediction, error)
             inputs = output.detach()
         sent = self._head.forward(inputs, targets, ticket)
-        return sent.loss, sent.correct, sent.counted
+        return float(sent.loss), int(sent.correct), sent.counted
 
     def step(self) -> None:
         """Apply each block's own gradients."""

@@ -75,7 +75,7 @@ class Block(Stage):
             output = self.run(inputs.detach(), ticket)
             self._kept[ticket] = _Kept(self.tap(output))
         detached = output.detach().contiguous()
-        self.require_finite(detached, "the output", ticket.step)
+        self.check_finite(detached, "the output", ticket.step)
         return detached
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lowdimfa.data.base import Task
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import ErrorProjection
-from lowdimfa.losses import Loss, count_correct
+from lowdimfa.losses import Loss, count_correct, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.stage import Stage, unchanged_buffers
@@ -29,15 +30,17 @@ class Broadcast:
     response
         On a probe, ``P Δy``: the projected change of the output, of the same shape.
     loss
-        Mean over the micro-batch.
-    correct, counted
-        Right predictions and predictions made, 0 where there is no accuracy.
+        Mean over the micro-batch, a scalar on the head's device.
+    correct
+        Right predictions, a scalar on the head's device; 0 where there is no accuracy.
+    counted
+        Predictions made, 0 where there is no accuracy.
     """
 
     error: Tensor
     response: Tensor | None
-    loss: float
-    correct: int
+    loss: Tensor
+    correct: Tensor
     counted: int
 
 
@@ -121,11 +124,11 @@ class Head(Stage):
             loss, error = self.output_error(outputs, targets)
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
-        self._require_finite_loss(loss, error, ticket.step)
+        self._check_finite_loss(loss, error, ticket.step)
         self.projection.accumulate(error)
         response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
-        correct, counted = count_correct(outputs, targets, self.task)
-        return Broadcast(self.projection.project(error), response, float(loss), correct, counted)
+        correct, counted = right_predictions(outputs, targets, self.task)
+        return Broadcast(self.projection.project(error), response, loss, correct, counted)
 
     def output_error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the micro-batch's mean loss and ``e``, the gradient of the whole batch's mean loss, both detached."""
@@ -164,13 +167,15 @@ class Head(Stage):
         super().load(tensors, scalars)
         self.projection.weights.copy_(tensors["head/P"])
 
-    def _require_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
+    def _check_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
         for what, value in (("loss", loss), ("error", error)):
-            if not torch.isfinite(value).all():
-                raise NotFiniteError(
-                    f"the {what} is not finite at step {step} in the head (block {self.index}); lower the learning "
-                    "rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
-                    block=self.index,
-                    step=step,
-                    setting="train.optimizer.args.lr",
-                )
+            self.check(torch.isfinite(value).all(), partial(self._loss_not_finite, what, step))
+
+    def _loss_not_finite(self, what: str, step: int) -> NotFiniteError:
+        return NotFiniteError(
+            f"the {what} is not finite at step {step} in the head (block {self.index}); lower the learning "
+            "rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
+            block=self.index,
+            step=step,
+            setting="train.optimizer.args.lr",
+        )

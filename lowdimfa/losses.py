@@ -94,11 +94,16 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def count_correct(outputs: Tensor, targets: Tensor, task: Task) -> tuple[int, int]:
     """Return how many predictions are right and how many there are; ``(0, 0)`` where there is no accuracy."""
+    right, counted = right_predictions(outputs, targets, task)
+    return int(right), counted
+
+
+def right_predictions(outputs: Tensor, targets: Tensor, task: Task) -> tuple[Tensor, int]:
+    """Return the same as `count_correct`, the first as a scalar on the outputs' device, without waiting for it."""
     one_class_each = targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
     if task == "regression" or targets.is_floating_point() or not one_class_each:
-        return 0, 0
-    right = int((outputs.argmax(-1) == targets).sum())
-    return right, targets.numel()
+        return torch.zeros((), dtype=torch.int64, device=outputs.device), 0
+    return (outputs.argmax(-1) == targets).sum(), targets.numel()
 
 
 def validate_class_targets(targets: Tensor, classes: int) -> None:

@@ -82,7 +82,7 @@ class BroadcastForm:
             block.receive_error(ticket, sent.error)
             if sent.response is not None:
                 block.receive_error(ticket, sent.response, "probe")
-        return sent.loss, sent.correct, sent.counted
+        return float(sent.loss), int(sent.correct), sent.counted
 
     def step(self) -> None:
         """Let each block apply its own update."""

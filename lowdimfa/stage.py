@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,15 @@ class Stage:
         ``fp32``, or ``bf16`` for autocast.
     staleness
         Above 0, weights may change between a forward and its update, so the forward keeps those it used.
+
+    Attributes
+    ----------
+    look_later
+        Takes what a forward found on its device, and what to raise if that is false, in place of a look at once: that
+        look waits for the device. Whoever takes it must look before anything leaves the block or changes its weights.
     """
+
+    look_later: Callable[[Tensor, Callable[[], NotFiniteError]], None] | None = None
 
     def __init__(
         self, index: int, module: BlockModule, updater: Updater, *, seed: int, precision: str, staleness: int
@@ -87,14 +96,28 @@ class Stage:
         NotFiniteError
             Names the block and the step.
         """
-        if not torch.isfinite(values.sum(dtype=torch.float32)):
-            raise NotFiniteError(
-                f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
-                "lower the learning rate (train.optimizer.args.lr) or set train.grad_clip",
-                block=self.index,
-                step=step,
-                setting="train.optimizer.args.lr",
-            )
+        if not _finite_sum(values):
+            raise self._not_finite(what, step)
+
+    def check_finite(self, values: Tensor, what: str, step: int) -> None:
+        """Do as `require_finite`, or leave the finding to whoever set `look_later`."""
+        self.check(_finite_sum(values), partial(self._not_finite, what, step))
+
+    def check(self, passed: Tensor, failure: Callable[[], NotFiniteError]) -> None:
+        """Raise the failure if a boolean scalar is false, or leave that to whoever set `look_later`."""
+        if self.look_later is not None:
+            self.look_later(passed, failure)
+        elif not passed:
+            raise failure()
+
+    def _not_finite(self, what: str, step: int) -> NotFiniteError:
+        return NotFiniteError(
+            f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
+            "lower the learning rate (train.optimizer.args.lr) or set train.grad_clip",
+            block=self.index,
+            step=step,
+            setting="train.optimizer.args.lr",
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state's tensors, keyed by the plain model's names."""
@@ -109,6 +132,10 @@ class Stage:
         """Restore what `tensors` and `scalars` returned."""
         self.module.load_plain_state_dict(_under(tensors, "model/"))
         self.updater.load(_under(tensors, "optimizer/"), scalars["updater"])
+
+
+def _finite_sum(values: Tensor) -> Tensor:
+    return torch.isfinite(values.sum(dtype=torch.float32))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -192,7 +192,7 @@ class Work:
     def _count(self, ticket: Ticket, sent: Broadcast) -> None:
         if self._result is None:
             self._result = StepResult(ticket.step)
-        self._result.add(sent.loss, sent.correct, sent.counted)
+        self._result.add(float(sent.loss), int(sent.correct), sent.counted)
 
     @property
     def _first(self) -> bool:

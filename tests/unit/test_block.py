@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -365,3 +366,18 @@ def test_state_round_trip_continues_with_the_same_bits() -> None:
         step(restored, number)
     assert_same(original.tensors(), restored.tensors())
     assert original.scalars() == restored.scalars()
+
+
+def test_a_finding_can_be_left_for_later_but_not_lost() -> None:
+    """On a GPU a look at each output would wait for it; whoever takes the findings looks before anything is sent."""
+    found: list[tuple[Tensor, Callable[[], NotFiniteError]]] = []
+    block = make_block()
+    block.look_later = lambda passed, failure: found.append((passed, failure))
+    inputs = normal(4, 6)
+    block.forward(inputs, Ticket(3, 0))
+    block.forward(inputs / 0, Ticket(4, 0))
+    assert [bool(passed) for passed, _ in found] == [True, False]
+    failure = found[1][1]()
+    assert (failure.block, failure.step) == (block.index, 4)
+    with pytest.raises(NotFiniteError):  # a checkpoint looks at once
+        block.require_finite(inputs / 0, "parameter w", 5)

@@ -100,7 +100,7 @@ def test_the_error_is_the_gradient_of_the_mean_loss(case: str) -> None:
     sent = head.forward(inputs_of(tokens), targets, FIRST)
     expected_loss, expected_error = closed_form(case, head.evaluate(inputs_of(tokens)), targets)
     torch.testing.assert_close(sent.error, expected_error)  # P is the identity where r = m
-    assert sent.loss == pytest.approx(float(expected_loss), rel=1e-5)
+    assert float(sent.loss) == pytest.approx(float(expected_loss), rel=1e-5)
     assert not sent.error.requires_grad
     assert sent.response is None
 
@@ -120,7 +120,9 @@ def test_errors_of_micro_batches_are_those_of_the_whole_batch(case: str, microba
         )
     ]
     torch.testing.assert_close(torch.cat([part.error for part in parts]), expected.error)
-    assert sum(part.loss for part in parts) / microbatches == pytest.approx(expected.loss, rel=1e-5)
+    assert float(sum(part.loss for part in parts)) / microbatches == pytest.approx(
+        float(expected.loss), rel=1e-5
+    )
     assert sum(part.correct for part in parts) == expected.correct
     for one, other in zip(whole.module.parameters(), cut.module.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad)
