@@ -8,7 +8,7 @@ from services.cli.options import RunDirArgument
 
 
 def report(run_dir: RunDirArgument) -> None:
-    """Write curves, alignment and timeline of a run, as PNG and one HTML page."""
+    """Write curves, alignment, balance and timeline of a run: PNG, one HTML page, and a Chrome trace."""
     from services.monitoring.report import write_report  # only here: matplotlib takes a while to import
 
     typer.echo(f"report written to {write_report(run_dir)}")

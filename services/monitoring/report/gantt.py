@@ -74,7 +74,7 @@ def draw_timeline(record: Record) -> Picture | None:
         axes.spines["bottom"].set_visible(False)
     used = [category for code, category in enumerate(CATEGORIES) if shares[:, code].any()]
     handles = [Patch(color=_COLOURS[category], label=category) for category in used]
-    figure.legend(handles=handles, loc="outside lower center", ncols=9, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return Picture(figure, _caption(spans, shares, excerpt))
 
 

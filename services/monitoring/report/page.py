@@ -16,6 +16,10 @@ from services.monitoring.report.gantt import draw_timeline
 from services.monitoring.report.reading import Record, read_run
 from services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
 from services.monitoring.report.style import Picture
+from services.monitoring.report.trace import write_trace
+
+TRACE = "trace.json"
+"""Name of the Chrome trace beside the page."""
 
 
 class Section(NamedTuple):
@@ -47,7 +51,8 @@ _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] 
 def write_report(run_dir: Path) -> Path:
     """Write the report of a run into its folder ``report`` and return the page.
 
-    A run may be unfinished or lack parts: the page says so. Pictures are also written beside the page.
+    A run may be unfinished or lack parts: the page says so. Pictures are also written beside the page, and the
+    timeline as a Chrome trace.
 
     Parameters
     ----------
@@ -71,12 +76,13 @@ def write_report(run_dir: Path) -> Path:
         png = picture.png()
         (folder / f"{name}.png").write_bytes(png)
         sections.append(Section(name, title, picture.caption, base64.b64encode(png).decode()))
+    traced = write_trace(record, folder / TRACE)
     page = folder / "index.html"
-    page.write_text(_render(record, sections), encoding="utf-8")
+    page.write_text(_render(record, sections, TRACE if traced else ""), encoding="utf-8")
     return page
 
 
-def _render(record: Record, sections: list[Section]) -> str:
+def _render(record: Record, sections: list[Section], trace: str) -> str:
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
@@ -85,6 +91,7 @@ def _render(record: Record, sections: list[Section]) -> str:
         numbers=collect_numbers(record),
         blocks=[_describe_block(block) for block in record.plan.get("blocks", [])],
         sections=sections,
+        trace=trace,
         recoveries=[recovery_cells(recovery) for recovery in find_recoveries(record)],
         specification=record.specification,
         notes=[*record.notes, *_failed_checkpoints(record)],
