@@ -53,7 +53,7 @@ class LocalForm:
     def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
         """Run each block on the detached output of the one before, and learn from the readout's loss."""
         for block, readout in zip(self._blocks, self._readouts, strict=True):
-            with torch.enable_grad():
+            with block.learning():
                 output = block.run(inputs.detach(), ticket)
                 prediction = readout.predict(block.tap(output))
             _, error = self._head.output_error(prediction, targets)

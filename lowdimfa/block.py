@@ -71,7 +71,7 @@ class Block(Stage):
         NotFiniteError
             The output isn't finite.
         """
-        with torch.enable_grad():
+        with self.learning():
             output = self.run(inputs.detach(), ticket)
             self._kept[ticket] = _Kept(self.tap(output))
         detached = output.detach().contiguous()

@@ -172,7 +172,6 @@ def build_head(
         seed=training.seed,
         microbatches=training.microbatches,
         precision=training.precision,
-        staleness=training.staleness,
     )
 
 

@@ -91,9 +91,9 @@ class Head(Stage):
         seed: int,
         microbatches: int = 1,
         precision: str = "fp32",
-        staleness: int = 0,
     ) -> None:
-        super().__init__(index, module, updater, seed=seed, precision=precision, staleness=staleness)
+        # Its backward follows at once, whatever the staleness: its weights can't change between.
+        super().__init__(index, module, updater, seed=seed, precision=precision, staleness=0)
         self.projection = projection
         self.projection.to(self.device)
         self._loss = loss
@@ -119,7 +119,7 @@ class Head(Stage):
         NotFiniteError
             The loss or the error isn't finite.
         """
-        with torch.enable_grad():
+        with self.learning():
             outputs = self.run(inputs.detach(), ticket)
             loss, error = self.output_error(outputs, targets)
             if outputs.requires_grad:

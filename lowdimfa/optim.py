@@ -44,6 +44,7 @@ class Updater:
         total_steps: int,
     ) -> None:
         self._names = list(parameters)
+        self._trained = list(parameters.values())
         self._clipped = clipped
         self._grad_clip = config.grad_clip
         self.optimizer: Optimizer | None = None
@@ -52,7 +53,8 @@ class Updater:
             return
         where = "train.optimizer"
         factory = resolve(config.optimizer.factory, f"{where}.factory")
-        self.optimizer = _call(factory, (list(parameters.values()),), dict(config.optimizer.args), where)
+        arguments = _fused(factory, self._trained, dict(config.optimizer.args))
+        self.optimizer = _call(factory, (self._trained,), arguments, where)
         if config.scheduler is not None:
             where = "train.scheduler"
             factory = resolve(config.scheduler.factory, f"{where}.factory")
@@ -75,6 +77,8 @@ class Updater:
         if self._grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._clipped, self._grad_clip)
         self.optimizer.step()
+        # A fused step changes weights behind autograd's back, which then can't refuse a backward that comes too late.
+        torch.autograd.graph.increment_version(self._trained)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
@@ -127,6 +131,15 @@ class Updater:
 
     def _state(self) -> dict[str, Any]:
         return {"state": {}, "param_groups": []} if self.optimizer is None else self.optimizer.state_dict()
+
+
+def _fused(factory: Any, parameters: list[nn.Parameter], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Add ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten."""
+    choices = inspect.signature(factory).parameters if inspect.isclass(factory) else {}
+    if "fused" not in choices or arguments.keys() & {"fused", "foreach", "differentiable"}:
+        return arguments
+    fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
+    return arguments | {"fused": True} if fits else arguments
 
 
 def _like(value: Any, current: Any) -> Any:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
-from lowdimfa.stash import keep_saved_weights
+from lowdimfa.stash import WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
 
 
@@ -33,7 +34,7 @@ class Stage:
     precision
         ``fp32``, or ``bf16`` for autocast.
     staleness
-        Above 0, weights may change between a forward and its update, so the forward keeps those it used.
+        Above 0, weights may change between a forward and its update, so those that the forward used are kept.
 
     Attributes
     ----------
@@ -53,19 +54,22 @@ class Stage:
         self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
         self.seed = seed
         self._autocast = precision == "bf16"
-        self._staleness = staleness
+        self._stash = WeightStash(module) if staleness else None
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
         """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
         self.module.train()
         seed_generators(derive_seed(self.seed, "forward", self.index, *ticket), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            if self._staleness and torch.is_grad_enabled():
-                with keep_saved_weights(self.module):
-                    output = self.module(inputs)
-            else:
-                output = self.module(inputs)
+            output = self.module(inputs)
         return self._full_precision(output)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Record graphs for a backward that accumulates gradients, maybe after the weights have changed."""
+        keeping = nullcontext() if self._stash is None else self._stash.keeping()
+        with torch.enable_grad(), keeping, AccumulateWeightGradients():
+            yield
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor) -> Tensor:
@@ -81,6 +85,8 @@ class Stage:
 
     def step(self) -> None:
         """Apply the accumulated gradients to the layers."""
+        if self._stash is not None:
+            self._stash.before_update()
         self.updater.step()
 
     @property

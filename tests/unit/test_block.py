@@ -6,12 +6,15 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lowdimfa import stash
+from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
@@ -301,32 +304,65 @@ def test_stashing_changes_no_bit_where_nothing_is_stale() -> None:
     assert_same(snapshot(plain), snapshot(stashing))
 
 
-def test_one_copy_serves_all_uses_of_a_weight_in_a_forward() -> None:
+def test_forwards_share_one_copy_of_the_weights_that_lives_as_long_as_their_graphs() -> None:
     shared = nn.Linear(6, 6)
-    block = make_block(
-        nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), shared, nn.Linear(6, 5)),
-        training=stale_training(1),
+    network = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), shared, nn.Linear(6, 5))
+    block = make_block(network, training=stale_training(2))
+    copies: list[int] = []
+    whole = stash._Weights.copy
+
+    def copy(weights: stash._Weights) -> None:
+        whole(weights)
+        copies.append(id(weights))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stash._Weights, "copy", copy)
+        for microbatch in range(3):
+            block.forward(normal(4, 6, seed=microbatch), Ticket(0, microbatch))
+        kept = [weakref.ref(weights) for weights in _versions()]
+        assert len(kept) == 1  # one version for three forwards, and nothing was copied yet
+        assert not copies
+        block.receive_error(Ticket(0, 0), normal(4, 3))
+        block.step()
+        assert len(copies) == 1  # two graphs need it
+        for microbatch in (1, 2):
+            block.receive_error(Ticket(0, microbatch), normal(4, 3))
+        gc.collect()
+        assert kept[0]() is None
+        block.step()
+        assert len(copies) == 1  # nothing was in flight
+
+
+def _versions() -> list[stash._Weights]:
+    gc.collect()
+    return [found for found in gc.get_objects() if type(found) is stash._Weights]
+
+
+def test_linear_layers_accumulate_what_autograd_would() -> None:
+    inputs, errors = (
+        [normal(2, 4, 6, seed=s) for s in range(2)],
+        [normal(2, 4, 5, seed=9 + s) for s in range(2)],
     )
-    block.forward(normal(4, 6), FIRST)
-    weights = [tensor for tensor in _saved(block._kept[FIRST].tapped) if len(tensor) == 6]
-    storages = {tensor.untyped_storage().data_ptr() for tensor in weights}
-    # The first use needs no gradient of its input, and so no weight.
-    assert sorted(weight.shape for weight in weights) == [(6, 5), (6, 6), (6, 6)]
-    assert len(storages) == 2
-    assert shared.weight.untyped_storage().data_ptr() not in storages
+    plain, own = (nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5, bias=False)) for _ in range(2))
+    own.load_state_dict(plain.state_dict())
+    for network, mode in ((plain, nullcontext()), (own, AccumulateWeightGradients())):
+        outputs = []
+        with mode:
+            outputs = [network(each) for each in inputs]
+        for output, error in zip(outputs, errors, strict=True):
+            torch.autograd.backward(output, error)
+    assert "_Linear" in type(outputs[0].grad_fn).__name__
+    for expected, found in zip(plain.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
 
 
-def _saved(tapped: Tensor | None) -> list[Tensor]:
-    """Return the matrices that the nodes of a graph have saved."""
-    assert tapped is not None
-    found, nodes = [], [tapped.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        nodes += [parent for parent, _ in node.next_functions]
-        found += [getattr(node, name) for name in ("_saved_mat1", "_saved_mat2") if hasattr(node, name)]
-    return [tensor for tensor in found if tensor is not None]
+def test_a_weight_whose_gradient_somebody_wants_to_see_is_left_to_autograd() -> None:
+    layer, seen = nn.Linear(6, 5), []
+    layer.weight.register_hook(lambda gradient: seen.append(gradient.shape))
+    with AccumulateWeightGradients():
+        output = layer(normal(4, 6))
+    torch.autograd.backward(output, normal(4, 5))
+    assert seen == [(5, 6)]
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

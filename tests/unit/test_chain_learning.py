@@ -29,6 +29,7 @@ def feedback_of(layer: nn.Module) -> Any:
 @pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack"])
 def test_under_equal_decay_q_converges_to_the_weights_seen_through_p(rule: ChainRule) -> None:
     rate, decay, steps, draw = 0.5, 0.1, 60, generator()
+    torch.manual_seed(0)
     layer = convert(nn.Linear(6, 8).double(), 3, rule=rule, p_rule="fixed")
     feedback = feedback_of(layer)
     rows = feedback.P if rule == "low-dimensional" else torch.eye(8).double()

@@ -83,7 +83,7 @@ def test_backprop_through_blocks_is_plain_training(
     inputs, targets = clusters(5 * 16, seed=3, shape=shape)
     network = decouple(cut, inputs[:2], blocks=3, total_steps=5, feedback=feedback, training=training)
     factory = getattr(torch.optim, update.optimizer.factory.rpartition(".")[2])
-    reference = factory(plain.parameters(), **update.optimizer.args)
+    reference = factory(plain.parameters(), fused=True, **update.optimizer.args)
     for step, (x, y) in enumerate(zip(inputs.chunk(5), targets.chunk(5), strict=True)):
         reference.zero_grad()
         loss = functional.cross_entropy(plain(x), y)
