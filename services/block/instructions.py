@@ -27,6 +27,10 @@ class Policy:
         A forward of step ``t`` runs only once the first ``t - staleness`` steps are applied; 0 is sequential.
     probe_every
         The first micro-batch of every such step also carries a probe; 0 for no probes.
+    replicas
+        Data-parallel replicas of the block, a divisor of ``microbatches``.
+    rank
+        Which of them this is: it works on the micro-batches ``rank``, ``rank + replicas`` and so on of every step.
     """
 
     first: bool
@@ -35,6 +39,26 @@ class Policy:
     window: int
     staleness: int
     probe_every: int = 0
+    replicas: int = 1
+    rank: int = 0
+
+    @property
+    def share(self) -> int:
+        """Micro-batches of a step that this replica works on."""
+        return self.microbatches // self.replicas
+
+    def owns(self, ticket: Ticket) -> bool:
+        """Return whether a micro-batch is this replica's to work on."""
+        return ticket.microbatch % self.replicas == self.rank
+
+    def index(self, ticket: Ticket) -> int:
+        """Return how many of this replica's micro-batches come before one of them."""
+        return ticket.step * self.share + ticket.microbatch // self.replicas
+
+    def ticket(self, index: int) -> Ticket:
+        """Return this replica's micro-batch before which there are ``index`` others."""
+        step, position = divmod(index, self.share)
+        return Ticket(step, self.rank + position * self.replicas)
 
     def probed(self, ticket: Ticket) -> bool:
         """Return whether this micro-batch carries a probe."""
@@ -58,7 +82,11 @@ class ErrorArrived:
 
 @dataclass(frozen=True)
 class EndAt:
-    """Somebody wants the run of steps to end before a step, or as soon after it as what was begun allows."""
+    """Somebody wants the run of steps to end before a step, or as soon after it as what was begun allows.
+
+    Of several replicas of the first block only the one of rank 0 is told; the others learn the end from it when the
+    gradients of a step are added up, and therefore it puts the end behind whatever they may have begun by then.
+    """
 
     step: int
 

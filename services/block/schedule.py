@@ -37,7 +37,8 @@ class Schedule:
     """Decide what one block does next.
 
     At most one computation is outstanding; what arrives meanwhile is recorded. Errors and activations may
-    arrive out of order and more than once, and are used once, in ticket order.
+    arrive out of order and more than once, and are used once, in ticket order. One of several replicas of a block walks
+    its own tickets only, and ignores the errors of the others'.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ class Schedule:
         self._first_step = first_step
         self._last_step = last_step
         self._applied_steps = first_step
-        self._forward = Ticket(first_step, 0)
+        self._forward = Ticket(first_step, policy.rank)
         self._update = RunUpdate(self._forward, "train")
         self._activations: set[Ticket] = set()
         self._errors: set[RunUpdate] = set()
@@ -73,10 +74,10 @@ class Schedule:
     @property
     def published(self) -> RunUpdate | None:
         """The last error that the head has broadcast in this run of steps, or None before the first."""
-        index = self._index(self._forward) - 1
-        if index < self._first_step * self._policy.microbatches:
+        index = self._policy.index(self._forward) - 1
+        if index < self._first_step * self._policy.share:
             return None
-        ticket = Ticket(*divmod(index, self._policy.microbatches))
+        ticket = self._policy.ticket(index)
         return RunUpdate(ticket, "probe" if self._policy.probed(ticket) else "train")
 
     @property
@@ -84,7 +85,8 @@ class Schedule:
         """Micro-batches forwarded whose train update has not finished; always 0 in the head."""
         if self._policy.head:
             return 0
-        return self._index(self._forward) - self._index(self._update.ticket) - (self._update.kind == "probe")
+        forwarded, updated = self._policy.index(self._forward), self._policy.index(self._update.ticket)
+        return forwarded - updated - (self._update.kind == "probe")
 
     @property
     def waiting_for(self) -> str:
@@ -171,6 +173,7 @@ class Schedule:
     def _record_activation(self, ticket: Ticket) -> bool:
         self._require(not self._policy.first, ticket, "an activation for the first block")
         self._require_in_range(ticket, "an activation")
+        self._require(self._policy.owns(ticket), ticket, "an activation for another replica")
         if ticket < self._forward or ticket in self._activations:
             return False
         self._activations.add(ticket)
@@ -179,6 +182,8 @@ class Schedule:
     def _record_error(self, update: RunUpdate) -> bool:
         ticket = update.ticket
         self._require(not self._policy.head, ticket, "an error for the head")
+        if not self._policy.owns(ticket):
+            return False  # it may come when the run of steps has ended here
         self._require_in_range(ticket, "an error")
         self._require(ticket < self._forward, ticket, "an error for a micro-batch that was not forwarded")
         if update.kind == "probe":
@@ -189,8 +194,13 @@ class Schedule:
         return True
 
     def _lower_end(self, step: int) -> bool:
-        begun = [self._forward.step + (self._forward.microbatch > 0 or isinstance(self._running, RunForward))]
-        begun += [ticket.step + 1 for ticket in self._activations]
+        policy = self._policy
+        inside = self._forward.microbatch > policy.rank or isinstance(self._running, RunForward)
+        begun = [self._forward.step + inside, *(ticket.step + 1 for ticket in self._activations)]
+        if policy.first and policy.replicas > 1 and policy.rank == 0:
+            # The others hear of the end with the next sum of gradients, until which they may run ahead of it.
+            next_sum = self._applied_steps + isinstance(self._running, ApplyStep)
+            begun.append(next_sum + policy.staleness + 1)
         lowered = min(self._last_step, max(step, *begun))
         changed = lowered < self._last_step
         self._last_step = lowered
@@ -203,14 +213,14 @@ class Schedule:
         match instruction:
             case RunForward(ticket, probe):
                 self._activations.discard(ticket)
-                self._forward = self._successor(ticket)
+                self._forward = self._policy.ticket(self._policy.index(ticket) + 1)
                 return [Publish(ticket, probe) if self._policy.head else Send(ticket), *self._proceed()]
             case RunUpdate(ticket, kind):
                 self._errors.discard(instruction)
                 if kind == "train" and self._policy.probed(ticket):
                     self._update = RunUpdate(ticket, "probe")
                 else:
-                    self._update = RunUpdate(self._successor(ticket), "train")
+                    self._update = RunUpdate(self._policy.ticket(self._policy.index(ticket) + 1), "train")
             case ApplyStep():
                 self._applied_steps += 1
         return self._proceed()
@@ -230,12 +240,6 @@ class Schedule:
         inside = first <= ticket.step <= last and 0 <= ticket.microbatch < microbatches
         run = f"steps {first} to {last} of {microbatches} micro-batches each"
         self._require(inside, ticket, f"{found} outside the run, which has {run}")
-
-    def _successor(self, ticket: Ticket) -> Ticket:
-        return Ticket(*divmod(self._index(ticket) + 1, self._policy.microbatches))
-
-    def _index(self, ticket: Ticket) -> int:
-        return ticket.step * self._policy.microbatches + ticket.microbatch
 
     @staticmethod
     def _order(update: RunUpdate) -> tuple[Ticket, bool]:

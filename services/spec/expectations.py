@@ -27,11 +27,11 @@ _BOUNDS = {
 
 
 def resolved(schema: Schema) -> Schema:
-    """Follow a reference, and among alternatives take the one with keys or items of its own."""
+    """Follow a reference, and among alternatives take the one with keys, items or values of its own."""
     if "$ref" in schema:
         return resolved(ROOT["$defs"][schema["$ref"].rpartition("/")[2]])
     for branch in map(resolved, schema.get("anyOf", ())):
-        if "properties" in branch or "items" in branch:
+        if branch.keys() & {"properties", "items", "additionalProperties"}:
             return branch
     return schema
 

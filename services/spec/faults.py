@@ -28,6 +28,9 @@ class Fault(Section):
         "first checkpoint from that step on finds no room."
     )
     block: int = Field(ge=0, description="Index of the block.")
+    replica: int = Field(
+        0, ge=0, description="Which of the block's `placement.replicas` it befalls, counted from 0."
+    )
     step: int = Field(ge=0, description="Optimiser step at which it happens, counted from 0.")
     seconds: float = Field(0.0, ge=0, description="How long `hang` and `slow` last.")
 

@@ -164,6 +164,16 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Number format of the blocks' computation; weights stay in single precision."
     )
+    activations: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Number format in which activations go from block to block; `bf16` halves that traffic. Each "
+        "block computes in `precision` all the same.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile each block's layers with `torch.compile`. It needs a C++ compiler on every node, takes up "
+        "to minutes before the first step, and pays for blocks of many small operations; on a GPU it uses CUDA graphs.",
+    )
     grad_clip: float | None = Field(
         None, gt=0, description="Largest norm of a block's update gradient; null means no clipping."
     )

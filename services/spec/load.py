@@ -14,6 +14,9 @@ from services.spec.expectations import Path, describe, find
 from services.spec.refusals import as_input_error, dotted, refusals_of, shown
 from services.spec.schema import Specification
 
+_BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
+"""Where the keys are indexes of blocks."""
+
 
 def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specification:
     """Load a specification from a YAML file.
@@ -124,8 +127,8 @@ def _setting(override: str) -> tuple[Path, Any]:
     if not equals or not all(parts):
         raise InputError(f"--set {override}", "no key and value", "a setting such as train.steps=100")
     # The indexes of blocks are the only keys that are not strings.
-    if parts[:2] == ["train", "per_block"] and len(parts) > 2 and parts[2].isdecimal():
-        return ("train", "per_block", int(parts[2]), *parts[3:]), read_yaml(text, f"--set {key}")
+    if parts[:2] in _BY_BLOCK and len(parts) > 2 and parts[2].isdecimal():
+        return (*parts[:2], int(parts[2]), *parts[3:]), read_yaml(text, f"--set {key}")
     return tuple(parts), read_yaml(text, f"--set {key}")
 
 

@@ -35,6 +35,12 @@ class ModelSection(Section):
         "measured time.",
     )
 
+    channels_last: bool = Field(
+        True,
+        description="Keep the weights of two-dimensional convolutions, and with them the feature maps, with channels "
+        "last in memory, which is faster. Other models are not affected.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.blocks, list):
@@ -124,6 +130,9 @@ class RunSection(Section):
     )
 
 
+_Replicas = Annotated[int, Field(ge=1, json_schema_extra={"expected": "an integer of at least 1"})]
+
+
 class PlacementSection(Section):
     """What each block gets from the cluster."""
 
@@ -138,6 +147,16 @@ class PlacementSection(Section):
     )
     threads_per_block: int = Field(
         1, ge=1, description="Threads with which each block computes on processor cores."
+    )
+    replicas: _Replicas | dict[Annotated[int, Field(ge=0)], _Replicas] = Field(
+        1,
+        description="Data-parallel replicas of a block: each works on its share of every step's micro-batches, and "
+        "after each step they add up their gradients among themselves. A number for all blocks but the head, or a "
+        "mapping from block indexes to numbers; the head has always one. Each replica is a process of its own with "
+        "the resources of a block. The number must divide `train.microbatches`.",
+        json_schema_extra={
+            "expected": "an integer of at least 1 or a mapping from block indexes to such integers"
+        },
     )
 
     @model_validator(mode="after")
@@ -179,10 +198,50 @@ class Specification(Section):
             if fault.block >= blocks:
                 expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
                 raise refusal(("drill", "faults", index, "block"), str(fault.block), expected)
+            if fault.replica >= self.replicas[fault.block]:
+                expected = f"a number below {self.replicas[fault.block]}, the replicas of block {fault.block}"
+                raise refusal(("drill", "faults", index, "replica"), str(fault.replica), expected)
             if fault.kind in WIRE_KINDS and blocks == 1:
                 expected = "model.blocks of at least 2, as a block alone receives nothing"
                 raise refusal(("drill", "faults", index, "kind"), repr(fault.kind), expected)
+        self._check_replicas()
         if self.feedback.form == "backprop" and self.train.staleness:
             found = f"{self.train.staleness} with feedback.form 'backprop'"
             raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")
         return self
+
+    @property
+    def replicas(self) -> list[int]:
+        """Data-parallel replicas of every block, in order; the head has one."""
+        blocks, wanted = self.model.block_count, self.placement.replicas
+        if isinstance(wanted, int):
+            return [wanted] * (blocks - 1) + [1]
+        return [wanted.get(index, 1) for index in range(blocks)]
+
+    @property
+    def workers(self) -> int:
+        """Processes that hold a block or a replica of one."""
+        return sum(self.replicas)
+
+    def _check_replicas(self) -> None:
+        head, wanted = self.model.block_count - 1, self.placement.replicas
+        by_block = wanted if isinstance(wanted, dict) else dict.fromkeys(range(head or 1), wanted)
+        for index, number in by_block.items():
+            key: tuple[str | int, ...] = ("placement", "replicas")
+            if isinstance(wanted, dict):
+                key = (*key, index)
+            if index > head:
+                expected = f"an index below {head}, that of the head"
+                raise refusal(key, f"block {index}", expected)
+            if index == head and number > 1:
+                hint = "Cut the model into more blocks to make the head smaller." if head else ""
+                expected = "1, as the head's loss and projection see every micro-batch of a step"
+                raise refusal(key, f"{number} for the head (block {head})", expected, hint)
+            if self.train.microbatches % number:
+                expected = f"a divisor of train.microbatches ({self.train.microbatches})"
+                hint = f"Set train.microbatches to {number} or a multiple of it."
+                raise refusal(key, str(number), expected, hint)
+            if number > 1 and self.run.on_failure == "rejoin":
+                found = "'rejoin' with more than one replica of a block"
+                expected = "'restart' or 'fail', as replicas must be alike after every step"
+                raise refusal(("run", "on_failure"), found, expected)

@@ -7,7 +7,8 @@ rule fails, and so does a wait while the rules would let the block work.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from lowdimfa.tickets import Ticket
 from services.block.instructions import (
@@ -32,9 +33,26 @@ from services.block.schedule import Schedule
 
 
 def policy(
-    *, first: bool = False, head: bool = False, m: int = 1, w: int = 1, s: int = 0, probe_every: int = 0
+    *,
+    first: bool = False,
+    head: bool = False,
+    m: int = 1,
+    w: int = 1,
+    s: int = 0,
+    probe_every: int = 0,
+    replicas: int = 1,
+    rank: int = 0,
 ) -> Policy:
-    return Policy(first, head, microbatches=m, window=w, staleness=s, probe_every=probe_every)
+    return Policy(
+        first,
+        head,
+        microbatches=m,
+        window=w,
+        staleness=s,
+        probe_every=probe_every,
+        replicas=replicas,
+        rank=rank,
+    )
 
 
 def is_probed(rules: Policy, ticket: Ticket) -> bool:
@@ -62,11 +80,12 @@ class Node:
 
     def plan_work(self) -> None:
         """List what the block has to do in its steps."""
-        tickets = [Ticket(t, j) for t in self.steps for j in range(self.rules.microbatches)]
+        own = range(self.rules.rank, self.rules.microbatches, self.rules.replicas)
+        tickets = [Ticket(t, j) for t in self.steps for j in own]
         self.forwards: list[Compute] = [RunForward(x, is_probed(self.rules, x)) for x in tickets]
         self.updates: list[Compute] = []
         for ticket in tickets:
-            last = ticket.microbatch == self.rules.microbatches - 1
+            last = ticket.microbatch == own[-1]
             if not self.rules.head:
                 self.updates.append(RunUpdate(ticket, "train"))
                 self.updates += [RunUpdate(ticket, "probe")] * is_probed(self.rules, ticket)
@@ -120,6 +139,10 @@ class Node:
         """Shorten the plan as far as a request to end early may; return whether that changed anything."""
         begun = [ticket.step for ticket in self.activations]
         begun += [item.ticket.step for item in [*self.finished, self.running] if isinstance(item, RunForward)]
+        if self.rules.first and self.rules.replicas > 1 and self.rules.rank == 0:
+            # The step that the others may be in before they hear of it, with the next sum.
+            summed = len(self.of(ApplyStep)) + isinstance(self.running, ApplyStep)
+            begun.append(self.steps.start + summed + self.rules.staleness)
         end = min(self.steps.stop, max([step, self.steps.start, *(one + 1 for one in begun)]))
         changed = end < self.steps.stop
         self.steps = range(self.steps.start, end)
@@ -143,27 +166,39 @@ class Node:
 
 
 class Simulation:
-    """Blocks whose messages arrive late, out of order and more than once, and whose work takes any time."""
+    """Blocks whose messages arrive late, out of order and more than once, and whose work takes any time.
+
+    Of a block's replicas, in ``replicas`` one number for each block, none ends a step before all have come to it.
+    """
 
     def __init__(
-        self, blocks: int, rules: Policy, steps: range, seed: int, stop_turn: int | None = None
+        self,
+        blocks: int,
+        rules: Policy,
+        steps: range,
+        seed: int,
+        stop_turn: int | None = None,
+        replicas: Sequence[int] | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.stop_turn = stop_turn  # after so many events somebody asks for an early end
         self.turns = 0
         self.told = False
         self.mail: list[tuple[int, Event]] = []
+        self.seats = [
+            (block, rank) for block in range(blocks) for rank in range(replicas[block] if replicas else 1)
+        ]
         self.nodes = []
-        for block in range(blocks):
-            role = Policy(
+        for block, rank in self.seats:
+            role = replace(
+                rules,
                 first=block == 0,
                 head=block == blocks - 1,
-                microbatches=rules.microbatches,
-                window=rules.window,
-                staleness=rules.staleness,
-                probe_every=rules.probe_every,
+                replicas=replicas[block] if replicas else 1,
+                rank=rank,
             )
             self.nodes.append(Node(role, steps))
+        self.summed: list[dict[int, int]] = [{} for _ in range(blocks)]  # by step: the end that rank 0 knew
 
     def run(self) -> None:
         for node in self.nodes:
@@ -185,7 +220,24 @@ class Simulation:
 
     def choices(self) -> list[int | Node]:
         """Return what can happen next: a message arrives, or a block's computation ends."""
-        return [*range(len(self.mail)), *(node for node in self.nodes if node.running)]
+        return [*range(len(self.mail)), *(node for node in self.nodes if self.can_finish(node))]
+
+    def can_finish(self, node: Node) -> bool:
+        """Whether a block's computation may end: that of a step waits for the other replicas' gradients."""
+        if isinstance(node.running, ApplyStep) and node.rules.replicas > 1:
+            return all(
+                other.running == node.running or node.running in other.finished
+                for other in self.siblings(node)
+            )
+        return node.running is not None
+
+    def siblings(self, node: Node) -> list[Node]:
+        """Return all replicas of a node's block, itself among them, in the order of their ranks."""
+        block = self.block_of(node)
+        return [other for other, (its, _) in zip(self.nodes, self.seats, strict=True) if its == block]
+
+    def block_of(self, node: Node) -> int:
+        return self.seats[self.nodes.index(node)][0]
 
     def intervene(self) -> None:
         """Do what is to be done before the present turn."""
@@ -195,6 +247,8 @@ class Simulation:
     def decide(self, node: Node, instructions: list[Instruction]) -> None:
         assert len(instructions) == 1
         node.obey(instructions[0])
+        if isinstance(node.running, ApplyStep) and node.rules.rank == 0:
+            self.summed[self.block_of(node)][node.running.step] = node.schedule.last_step
 
     def deliver(self, position: int) -> None:
         block, event = self.mail[position]
@@ -212,7 +266,8 @@ class Simulation:
             node.activations.add(event.ticket)
         else:
             assert isinstance(event, ErrorArrived)
-            fresh = (event.ticket, event.kind) not in node.errors
+            own = event.ticket.microbatch % node.rules.replicas == node.rules.rank
+            fresh = own and (event.ticket, event.kind) not in node.errors
             node.errors.add((event.ticket, event.kind))
         instructions = node.schedule.handle(event)
         if fresh and node.running is None:
@@ -226,11 +281,16 @@ class Simulation:
                 self.mail += [(other, EndAt(node.steps.stop)) for other in range(len(self.nodes))]
 
     def finish(self, node: Node) -> None:
-        ended, node.running = node.running, None
+        ended = node.running
         assert ended is not None
+        block = self.block_of(node)
+        if isinstance(ended, ApplyStep) and node.rules.rank > 0:
+            node.end_at(self.summed[block][ended.step])
+            assert node.schedule.handle(EndAt(self.summed[block][ended.step])) == []
+            assert node.schedule.last_step == node.steps.stop
+        node.running = None
         node.finished.append(ended)
         instructions = node.schedule.handle(Finished(ended))
-        block = self.nodes.index(node)
         if isinstance(ended, RunForward):
             sent = instructions.pop(0)
             if node.rules.head:
@@ -238,8 +298,13 @@ class Simulation:
                 self.publish(ended)
             else:
                 assert sent == Send(ended.ticket)
-                self.mail.append((block + 1, ActivationArrived(ended.ticket)))
+                self.mail.append((self.worker(block + 1, ended.ticket), ActivationArrived(ended.ticket)))
         self.decide(node, instructions)
+
+    def worker(self, block: int, ticket: Ticket) -> int:
+        """Return which node works on a micro-batch in a block."""
+        ranks = [index for index, (its, _) in enumerate(self.seats) if its == block]
+        return ranks[ticket.microbatch % len(ranks)]
 
     def publish(self, forward: RunForward) -> None:
         for block in range(len(self.nodes) - 1):
