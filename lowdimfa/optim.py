@@ -70,6 +70,11 @@ class Updater:
                     f"{where}.factory", "a schedule that follows a measured loss", "one that follows steps"
                 )
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Everything that the optimiser trains, in the order in which it was given."""
+        return self._trained
+
     def step(self) -> None:
         """Apply the gradients, clear them, and move the schedule on."""
         if self.optimizer is None:

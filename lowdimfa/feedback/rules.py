@@ -49,9 +49,12 @@ class FeedbackWeights:
     trained_by_optimizer
         Whether ``weights.grad`` is the rule's update, to be applied by the block's optimiser: the same kind of
         optimiser for ``Q`` as for the forward weights.
+    probed
+        Whether the rule learns from probes, of which a step then has an `estimate`.
     """
 
     trained_by_optimizer: ClassVar[bool] = False
+    probed: ClassVar[bool] = False
 
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
         drawn = torch.randn(features, error_dim, generator=generator) / math.sqrt(error_dim)
@@ -87,6 +90,13 @@ class FeedbackWeights:
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
         """Take in the tap's perturbation and the projected response of the output in one probe."""
+
+    def estimate(self) -> Tensor | None:
+        """Return what the step's probe has found, of the shape of ``Q``; None without one, or before it."""
+        return None
+
+    def set_estimate(self, estimate: Tensor) -> None:
+        """Put an estimate in place of the step's own: it may come from another replica of the block."""
 
     def step(self) -> None:
         """Apply what was accumulated, unless the block's optimiser does."""
@@ -142,6 +152,8 @@ class ProbedFeedback(HebbianFeedback):
         What a probe leaves of ``Q``, ``β``.
     """
 
+    probed = True
+
     def __init__(
         self, features: int, error_dim: int, generator: torch.Generator, decay: float = 0.99
     ) -> None:
@@ -154,6 +166,14 @@ class ProbedFeedback(HebbianFeedback):
         moved, response = moved.flatten(0, -2), response.flatten(0, -2)
         variance = moved.square().mean().clamp_min(torch.finfo(moved.dtype).tiny)  # 0 under a dead block
         self._estimates.append(_correlate(moved, response) / variance / len(moved))
+
+    def estimate(self) -> Tensor | None:
+        """Return what the step's probe has found, of the shape of ``Q``; None without one, or before it."""
+        return self._estimates[-1] if self._estimates else None
+
+    def set_estimate(self, estimate: Tensor) -> None:
+        """Put an estimate in place of the step's own: it may come from another replica of the block."""
+        self._estimates = [estimate.clone()]
 
     def step(self) -> None:
         """Draw ``Q`` towards the step's estimates; the correlation is applied by the block's optimiser."""

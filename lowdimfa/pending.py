@@ -1,0 +1,59 @@
+"""What the micro-batches of a step have accumulated in a block and its next step will use up.
+
+Replicas of a block, each of which has worked on some of a step's micro-batches, add this up among themselves and go on
+as one. Nothing here knows how they reach each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lowdimfa.block import Block
+from lowdimfa.stage import Stage
+
+
+class Slot(NamedTuple):
+    """One sum over the micro-batches of a step.
+
+    Attributes
+    ----------
+    like
+        A tensor of the sum's shape and element type, on the block's device.
+    read
+        Returns the sum, or None where no micro-batch has added anything.
+    write
+        Puts another value of the same shape in its place.
+    """
+
+    like: Tensor
+    read: Callable[[], Tensor | None]
+    write: Callable[[Tensor], None]
+
+
+def pending_sums(stage: Stage) -> list[Slot]:
+    """Return all that the next step of a block uses up, in the same order in every replica of the block."""
+    slots = [
+        Slot(parameter, partial(getattr, parameter, "grad"), partial(_set_gradient, parameter))
+        for parameter in stage.updater.trained
+    ]
+    if isinstance(stage, Block) and stage.feedback.probed:
+        slots.append(Slot(stage.feedback.weights, stage.feedback.estimate, stage.feedback.set_estimate))
+    return slots
+
+
+def running_statistics(stage: Stage) -> list[Tensor]:
+    """Return the buffers that belong to a block's state, such as batch norm's running mean, not as copies."""
+    parameters = {name for name, _ in stage.module.named_plain_parameters()}
+    state = stage.module.plain_state_dict()
+    return [tensor for name, tensor in state.items() if name not in parameters]
+
+
+def _set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
+    if parameter.grad is None:
+        # With the strides of the parameter, in memory of its own: as autograd would have made it.
+        parameter.grad = parameter.detach().clone()
+    parameter.grad.copy_(value)
