@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from lowdimfa.block import Block, ErrorKind
-from lowdimfa.errors import PeerError
-from lowdimfa.head import Broadcast, Evaluation, Head
+from lowdimfa.errors import NotFiniteError, PeerError
+from lowdimfa.head import Evaluation, Head
 from lowdimfa.network import StepResult
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
 from services.block.activations import Kind as ActivationKind
+from services.block.devices import Check, Copies, OnDevice, OnHost
 from services.block.faults import FaultInjector
 from services.block.observer import Observer
+from services.block.outbox import Delivery
 from services.block.replica import ReplicaShelf
 from services.broadcast.subscriber import ErrorVector
 
@@ -73,6 +76,8 @@ class Work:
         Gets copies of the state, or None.
     patience
         Seconds within which a replica has to be kept.
+    copies, outbox
+        Between the block's device and the host, and from there to the neighbours.
     on_step
         In the head, takes the result of each step.
     """
@@ -86,6 +91,8 @@ class Work:
         faults: FaultInjector,
         replicas: ReplicaShelf | None,
         patience: float,
+        copies: Copies,
+        outbox: Delivery,
         on_step: Callable[[StepResult], None],
     ) -> None:
         self.stage = stage
@@ -96,18 +103,21 @@ class Work:
         self._faults = faults
         self._replicas = replicas
         self._patience = patience
-        self._activations: dict[Ticket, Activation] = {}
-        self._errors: dict[tuple[Ticket, ErrorKind], Tensor] = {}
-        self._outputs: dict[Ticket, tuple[Tensor, ...]] = {}
-        self._broadcasts: dict[Ticket, Broadcast] = {}
-        self._result: StepResult | None = None
+        self._copies, self._outbox = copies, outbox
+        self._activations: dict[Ticket, tuple[Activation, OnDevice]] = {}
+        self._errors: dict[tuple[Ticket, ErrorKind], OnDevice] = {}
+        self._outputs: dict[Ticket, OnHost] = {}
+        self._broadcasts: dict[Ticket, OnHost] = {}
+        self._measured: list[tuple[OnHost, int]] = []
+        self._checks: list[Check] = []
+        stage.look_later = self._look_later if copies.deferred else None
 
     def keep(self, message: Activation | ErrorVector) -> None:
         """Keep what a message of the training carries until its turn comes."""
         if isinstance(message, Activation):
-            self._activations[message.ticket] = message
+            self._activations[message.ticket] = message, self._copies.to_device(*message.tensors)
         else:
-            self._errors[message.ticket, message.kind] = message.error
+            self._errors[message.ticket, message.kind] = self._copies.to_device(message.error)
 
     def begin(self, step: int) -> None:
         """Make the replica that is due before the first step."""
@@ -117,24 +127,27 @@ class Work:
     def forward(self, ticket: Ticket, probe: bool) -> None:
         """Run the forward pass, and keep what is to be sent."""
         self._faults.before_forward(ticket)
-        activation = None if self._first else self._activations.pop(ticket)
-        tensors = (self._data.inputs(ticket),) if activation is None else activation.tensors
-        clean, perturbed = (tensors[i].to(self.stage.device) for i in (0, -1))
+        activation, arrived = self._activations.pop(ticket, (None, None))
+        inputs = (arrived or self._copies.to_device(self._data.inputs(ticket))).use()
+        clean, perturbed = inputs[0], inputs[-1]
         if isinstance(self.stage, Head):
-            targets = self._data.targets(ticket).to(self.stage.device)
+            (targets,) = self._copies.to_device(self._data.targets(ticket)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None)
-            self._broadcasts[ticket] = sent
-            self._count(ticket, sent)
+            errors = (sent.error,) if sent.response is None else (sent.error, sent.response)
+            computed = self._copies.to_host(sent.loss, sent.correct, *errors, checks=self._take_checks())
+            self._broadcasts[ticket] = computed
+            self._measured.append((computed, sent.counted))
         else:
-            output = self._block.forward(clean, ticket).cpu()
-            noisy = (self._block.probe(perturbed, ticket).cpu(),) if probe else ()
-            self._outputs[ticket] = (output, *noisy)
+            output = self._block.forward(clean, ticket)
+            noisy = (self._block.probe(perturbed, ticket),) if probe else ()
+            self._outputs[ticket] = self._copies.to_next_block(output, *noisy, checks=self._take_checks())
         if activation is not None:
             self._neighbours.release(activation)
 
     def update(self, ticket: Ticket, kind: ErrorKind) -> None:
         """Turn an error into local gradients, or into an update of the feedback weights."""
-        self._block.receive_error(ticket, self._errors.pop((ticket, kind)).to(self.stage.device), kind)
+        (error,) = self._errors.pop((ticket, kind)).use()
+        self._block.receive_error(ticket, error, kind)
 
     def apply(self, step: int) -> None:
         """Let the optimiser apply a step, and make the replica that is due after it.
@@ -143,6 +156,9 @@ class Work:
         ------
         PeerError
             The last replica was not taken in time.
+        NotFiniteError
+            Something in one of the head's forwards was not finite. (What a block forwards is looked at before it is
+            sent, and without that no error comes back.)
         """
         if self._replicas is not None and not self._replicas.settled(self._patience):
             raise PeerError(
@@ -151,48 +167,68 @@ class Work:
                 step=step,
                 setting="run.liveness_seconds",
             )
+        result = self._result(step)
         self.stage.step()
         if self._replicas is not None:
             self._replicas.offer(self.stage, step + 1)
-        if self._result is not None:
-            self._observer.trained(self._result)
-            self._on_step(self._result)
-            self._result = None
+        if result is not None:
+            self._observer.trained(result)
+            self._on_step(result)
 
     def send(self, ticket: Ticket) -> None:
         """Send the output of a forward to the next block."""
         began = time.time()
         self._observer.begin("send", str(ticket))
-        output, *noisy = self._outputs.pop(ticket)
-        self._neighbours.send("train", ticket, (self._faults.poisoned(ticket, output), *noisy))
+        self._outbox.put(self._outputs.pop(ticket), partial(self._send, ticket))
         self._observer.did("send", ticket, began)
 
     def publish(self, ticket: Ticket) -> None:
         """Broadcast the head's error, and the response to a probe."""
         began = time.time()
         self._observer.begin("publish", str(ticket))
-        sent = self._broadcasts.pop(ticket)
-        self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, sent.error.cpu()))
-        if sent.response is not None:
-            self._neighbours.publish(ticket, "probe", sent.response.cpu())
+        self._outbox.put(self._broadcasts.pop(ticket), partial(self._publish, ticket))
         self._observer.did("publish", ticket, began)
 
     def evaluate(self, index: int, activation: Activation | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
-        inputs = self._data.evaluation_inputs(index) if activation is None else activation.tensors[0]
-        inputs = inputs.to(self.stage.device)
+        tensors = (self._data.evaluation_inputs(index),) if activation is None else activation.tensors
+        (inputs,) = self._copies.to_device(*tensors).use()
         if isinstance(self.stage, Head):
-            targets = self._data.evaluation_targets(index).to(self.stage.device)
+            (targets,) = self._copies.to_device(self._data.evaluation_targets(index)).use()
             self.stage.evaluate_outputs(inputs, targets, totals)
         else:
-            self._neighbours.send("evaluate", Ticket(0, index), (self.stage.evaluate(inputs).cpu(),))
+            output = self._copies.to_next_block(self.stage.evaluate(inputs))
+            self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)
 
-    def _count(self, ticket: Ticket, sent: Broadcast) -> None:
-        if self._result is None:
-            self._result = StepResult(ticket.step)
-        self._result.add(float(sent.loss), int(sent.correct), sent.counted)
+    def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        output, *noisy = tensors
+        self._neighbours.send("train", ticket, (self._faults.poisoned(ticket, output), *noisy))
+
+    def _publish(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        _, _, error, *response = tensors
+        self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, error))
+        for projected in response:
+            self._neighbours.publish(ticket, "probe", projected)
+
+    def _result(self, step: int) -> StepResult | None:
+        """Return what the head's forwards of a step measured."""
+        if not self._measured:
+            return None
+        result = StepResult(step)
+        for computed, counted in self._measured:
+            loss, correct, *_ = computed.wait()
+            result.add(float(loss), int(correct), counted)
+        self._measured = []
+        return result
+
+    def _look_later(self, passed: Tensor, failure: Callable[[], NotFiniteError]) -> None:
+        self._checks.append(Check(passed, failure))
+
+    def _take_checks(self) -> list[Check]:
+        checks, self._checks = self._checks, []
+        return checks
 
     @property
     def _first(self) -> bool:

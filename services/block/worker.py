@@ -25,6 +25,7 @@ from services.block.building import (
     restore,
     sample_limit,
 )
+from services.block.devices import copies_for
 from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
 from services.block.instructions import EndAt, Halt, RunUpdate
@@ -32,6 +33,7 @@ from services.block.job import BlockJob
 from services.block.last_words import LastWords, stacks
 from services.block.links import Links
 from services.block.observer import Observer
+from services.block.outbox import delivery_for
 from services.block.replica import Replica, ReplicaShelf
 from services.block.runner import BlockRunner
 from services.block.work import Work
@@ -115,16 +117,19 @@ class BlockWorker:
         self._observer = self._observe()
         self._finished_steps: deque[StepResult] = deque()
         self.stage, self._fresh = build_stage(job, network, self._data), True
+        self._copies = copies_for(self.stage.device, direct=False)
         self._open(job.run, security, host)
 
     def _open(self, run: str, security: Security, host: str) -> None:
         """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
         self._inbox = Inbox()
+        window = self._specification.train.effective_window
+        self._outbox = delivery_for(self._copies, f"block-{self.job.index}", window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
             self._blocks,
             self._samples,
-            self._specification.train.effective_window,
+            window,
             security=security,
             host=host,
             liveness=self._specification.run.liveness_seconds,
@@ -145,6 +150,8 @@ class BlockWorker:
             self._faults,
             self._replicas,
             patience,
+            self._copies,
+            self._outbox,
             self._finished_steps.append,
         )
         self.runner = BlockRunner(work, self._policy, self._inbox, self._links, self._observer, patience)
@@ -190,6 +197,7 @@ class BlockWorker:
             As for a new worker.
         """
         self._links.close(grace=0)
+        self._outbox.close()
         self._open(run, security, host)
         return self.reachable
 
@@ -286,6 +294,7 @@ class BlockWorker:
     def close(self) -> None:
         """Close every connection and write out what is buffered."""
         self._links.close()
+        self._outbox.close()
         if self._exporter is not None:
             self._exporter.close()
         if self._timeline is not None:

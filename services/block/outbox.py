@@ -1,0 +1,100 @@
+"""Sends what a GPU has computed as soon as it is in the host's memory, while the block computes on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from lowdimfa.errors import LowdimfaError
+from services.block.devices import Copies, OnHost
+
+Send = Callable[[tuple[Tensor, ...]], None]
+"""Hands computed tensors to a connection."""
+
+
+class Delivery(Protocol):
+    """Hands what was computed to the connections, in order."""
+
+    def put(self, computed: OnHost, send: Send) -> None:
+        """Have tensors sent once they have arrived."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class AtOnce:
+    """For a block on processors, whose tensors are there as soon as they are computed: sent by the caller itself."""
+
+    def put(self, computed: OnHost, send: Send) -> None:
+        """Send tensors."""
+        send(computed.wait())
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Outbox:
+    """Waits, in a thread of its own, for what was computed, and hands it to the connections in the same order.
+
+    Nothing leaves before the checks that came with it are passed. So no other block computes with a value that isn't
+    finite, none answers it with an error, and it never reaches the weights.
+
+    Parameters
+    ----------
+    name
+        Of the block, for the thread.
+    room
+        Messages that may wait; whoever has more to send waits.
+    on_failure
+        Told once, in this object's thread, why nothing more is sent.
+    """
+
+    def __init__(self, name: str, room: int, on_failure: Callable[[LowdimfaError], None]) -> None:
+        self._on_failure = on_failure
+        self._room = threading.Semaphore(room)
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name=f"{name}-outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, computed: OnHost, send: Send) -> None:
+        """Have tensors sent once they have arrived; wait while the outbox is full."""
+        self._room.acquire()
+        self._jobs.put(partial(_wait_and_send, computed, send))
+
+    def close(self) -> None:
+        """Let the thread end after what it has to send; connections that are closed make that soon."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if not self._failed:
+                    job()
+            except LowdimfaError as error:
+                self._fail(error)
+            except Exception as error:  # a defect: without this the run would wait for a dead thread
+                self._fail(LowdimfaError(f"{self._thread.name} failed: {type(error).__name__}: {error}"))
+            finally:
+                self._room.release()
+
+    def _fail(self, error: LowdimfaError) -> None:
+        self._failed = True
+        self._on_failure(error)
+
+
+def _wait_and_send(computed: OnHost, send: Send) -> None:
+    send(computed.wait())
+
+
+def delivery_for(
+    copies: Copies, name: str, room: int, on_failure: Callable[[LowdimfaError], None]
+) -> Delivery:
+    """Return what sends the tensors that ``copies`` brings; the other parameters are those of `Outbox`."""
+    return Outbox(name, room, on_failure) if copies.deferred else AtOnce()

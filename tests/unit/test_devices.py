@@ -1,0 +1,135 @@
+"""Copies between a block's device and the host: their order, on a device that copies as late as it may."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from accelerators import LateDevice
+
+from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError
+from services.block.devices import Check, NoCopies, OnHost, StreamedCopies, copies_for
+from services.block.outbox import AtOnce, Outbox
+
+
+def failure() -> NotFiniteError:
+    return NotFiniteError("not finite", block=1, step=2)
+
+
+def test_on_processors_nothing_is_copied() -> None:
+    copies = copies_for(torch.device("cpu"), direct=False)
+    assert isinstance(copies, NoCopies) and not copies.deferred
+    tensor = torch.ones(3)
+    assert copies.to_device(tensor, tensor).use()[1] is tensor
+    assert copies.to_host(tensor).wait()[0] is tensor
+    assert copies.to_next_block(tensor).wait()[0] is tensor
+
+
+def test_computation_waits_for_its_input_and_for_nothing_else() -> None:
+    device = LateDevice()
+    copies = StreamedCopies(device)
+    first = copies.to_device(torch.arange(3.0))
+    second = copies.to_device(torch.arange(4.0))
+    assert first.tensors[0][1] == 77  # not there yet
+    device.log.clear()
+    assert first.use()[0].tolist() == [0, 1, 2]
+    assert device.log == ["computing waits"]
+    assert second.tensors[0][1] == 77
+    assert second.use()[0].tolist() == [0, 1, 2, 3]
+
+
+def test_memory_of_a_copy_is_kept_for_the_stream_that_computes_with_it() -> None:
+    device = LateDevice()
+    arrived = StreamedCopies(device).to_device(torch.ones(2))
+    assert [(kept is arrived.tensors[0], stream) for kept, stream in device.kept] == [(True, "computing")]
+
+
+def test_a_tensor_given_twice_is_copied_once_and_one_that_is_there_not_at_all() -> None:
+    device = LateDevice()
+    tensor, there = torch.ones(2), torch.zeros(2)
+    device.resident.add(id(there))
+    one, two, three = StreamedCopies(device).to_device(tensor, tensor, there).use()
+    assert one is two and three is there
+    assert device.log.count("device") == 1
+    assert (there, "computing") in [(kept, stream) for kept, stream in device.kept if kept is there]
+
+
+def test_the_source_of_a_copy_may_be_written_at_once() -> None:
+    copies = StreamedCopies(LateDevice())
+    tensor = torch.ones(3)
+    arrived = copies.to_device(tensor)
+    tensor.zero_()  # what a receiver does with a buffer that it was given back
+    assert arrived.use()[0].sum() == 3
+
+
+def test_an_output_is_there_once_somebody_has_waited_and_its_memory_is_kept_until_then() -> None:
+    device = LateDevice()
+    copies = StreamedCopies(device)
+    output = torch.arange(3.0)
+    computed = copies.to_host(output)
+    assert computed.tensors[0][1] == 77
+    assert [(kept is output, stream) for kept, stream in device.kept] == [(True, "outward")]
+    assert computed.wait()[0].tolist() == [0, 1, 2]
+    assert "outward waits" in device.log  # for what computes the output
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_findings_come_with_what_they_are_about(direct: bool) -> None:
+    copies = StreamedCopies(LateDevice(), direct)
+    output = torch.ones(2)
+    (same,) = copies.to_next_block(output, checks=[Check(torch.tensor(True), failure)]).wait()
+    assert (same is output) == direct
+    wrong = copies.to_next_block(output, checks=[Check(torch.tensor(False), failure)])
+    with pytest.raises(NotFiniteError):
+        wrong.wait()
+
+
+def on_host(value: float, passed: bool = True) -> OnHost:
+    return OnHost((torch.tensor(value),), (Check(torch.tensor(passed), failure),))
+
+
+def test_an_outbox_sends_in_order_and_not_before_the_tensors_are_there() -> None:
+    sent: list[float] = []
+    there = threading.Event()
+    outbox = Outbox("block-0", 4, pytest.fail)
+    outbox.put(OnHost((torch.tensor(1.0),), (), lambda: there.wait(10) and None), _into(sent))
+    outbox.put(on_host(2.0), _into(sent))
+    assert sent == []
+    there.set()
+    outbox.close()
+    assert sent == [1.0, 2.0]
+
+
+def test_after_a_failed_check_nothing_is_sent_and_nobody_waits() -> None:
+    sent: list[float] = []
+    failures: list[LowdimfaError] = []
+    outbox = Outbox("block-0", 1, failures.append)
+    outbox.put(on_host(1.0, passed=False), _into(sent))
+    for value in range(5):  # more than it has room for
+        outbox.put(on_host(value), _into(sent))
+    outbox.close()
+    assert sent == []
+    assert [type(error) for error in failures] == [NotFiniteError]
+
+
+def test_what_a_connection_raises_is_told_once() -> None:
+    failures: list[LowdimfaError] = []
+
+    def lost(_tensors: object) -> None:
+        raise PeerError("block 1 is lost")
+
+    outbox = Outbox("block-0", 2, failures.append)
+    for _ in range(3):
+        outbox.put(on_host(0.0), lost)
+    outbox.close()
+    assert [type(error) for error in failures] == [PeerError]
+
+
+def test_on_processors_a_failed_check_is_raised_at_once() -> None:
+    with pytest.raises(NotFiniteError):
+        AtOnce().put(on_host(0.0, passed=False), lambda tensors: pytest.fail("it was sent"))
+
+
+def _into(sent: list[float]):  # type: ignore[no-untyped-def]
+    return lambda tensors: sent.append(float(tensors[0]))
