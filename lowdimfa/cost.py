@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ _Solution = tuple[float, float, tuple[int, ...]]
 # Normalisation, activation and pooling count no floating-point operations, yet take time: memory limits them.
 # CPUs and GPUs alike do in the order of 10 float32 operations in the time in which they move one byte.
 _OPERATIONS_PER_BYTE = 10
-_TIMED_RUNS = 5
+_WARM_UP, _TIMED_RUNS = 2, 7
 
 
 class _WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -55,8 +55,16 @@ def operations(module: nn.Module, x: Tensor) -> float:
 
 
 def seconds(module: nn.Module, x: Tensor) -> float:
-    """Return the median time of a forward and backward pass, in seconds; no gradient is left behind."""
-    return median([_timed_pass(module, x) for _ in range(1 + _TIMED_RUNS)][1:])  # the first run warms up
+    """Return the median time of a forward and backward pass in training mode, in seconds; no gradient is left behind.
+
+    Measured on ``x`` with torch's present number of threads: give it as many samples as a micro-batch of the run has.
+    """
+    mode = module.training
+    module.train()
+    try:
+        return median([_timed_pass(module, x) for _ in range(_WARM_UP + _TIMED_RUNS)][_WARM_UP:])
+    finally:
+        module.train(mode)
 
 
 def _timed_pass(module: nn.Module, x: Tensor) -> float:
@@ -79,6 +87,12 @@ def _wait_for(device: torch.device) -> None:
 
 
 COSTS: dict[Balance, Callable[[nn.Module, Tensor], float]] = {"flops": operations, "time": seconds}
+
+
+def cuts_between(costs: Sequence[float], starts: Sequence[int], parts: int) -> list[int]:
+    """Return where parts 1, 2, … begin, as `balanced_cuts` chooses among some of the items; ``starts[0]`` is 0."""
+    atoms = [sum(costs[start:stop]) for start, stop in pairwise([*starts, len(costs)])]
+    return [starts[cut] for cut in balanced_cuts(atoms, parts)]
 
 
 def balanced_cuts(costs: Sequence[float], parts: int) -> list[int]:

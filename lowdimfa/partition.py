@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.cost import Balance, balanced_cuts
+from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
 from lowdimfa.trace import trace
@@ -93,8 +93,8 @@ class BlockPlan:
         Of one sample, without the batch.
     input_dtype, output_dtype
         Of the tensors that enter and leave.
-    cost_share
-        The block's part of the cost of the whole model, from 0 to 1.
+    layer_shares
+        Each layer's part of the cost of the whole model, from 0 to 1.
     parameters
         Number of values to learn.
     """
@@ -105,13 +105,18 @@ class BlockPlan:
     output_shape: tuple[int, ...]
     input_dtype: torch.dtype
     output_dtype: torch.dtype
-    cost_share: float
+    layer_shares: tuple[float, ...]
     parameters: int
 
     @property
     def name(self) -> str:
         """The name of the block's first layer."""
         return self.layers[0].name
+
+    @property
+    def cost_share(self) -> float:
+        """The block's part of the cost of the whole model, from 0 to 1."""
+        return sum(self.layer_shares)
 
     def build(self) -> BlockModule:
         """Return the block as a module; it shares the layers with the model."""
@@ -133,7 +138,8 @@ def partition(
     example
         A batch of inputs on the model's device, shape ``(batch, …)``; two samples are enough.
     balance
-        Cost that is shared out: ``flops`` (counted; the same in every process) or ``time`` (measured).
+        Cost that is shared out: ``flops`` (counted; the same in every process) or ``time`` (measured, with as many
+        samples as the example has and torch's present number of threads).
 
     Returns
     -------
@@ -167,7 +173,7 @@ def partition(
                 output_shape=tuple(last.output_shape[1:]),
                 input_dtype=first.input_dtype,
                 output_dtype=last.output_dtype,
-                cost_share=sum(entry.cost for entry in traced[start:stop]) / total,
+                layer_shares=tuple(entry.cost / total for entry in traced[start:stop]),
                 parameters=sum(parameter.numel() for parameter in BlockModule(own).parameters()),
             )
         )
@@ -175,7 +181,14 @@ def partition(
     return plans
 
 
-def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> list[int]:
+def block_starts(layers: list[Layer], blocks: int) -> list[int]:
+    """Return the indexes of the layers at which an automatic cut into so many blocks lets one begin; 0 is the first.
+
+    Raises
+    ------
+    InputError
+        There are fewer such layers than blocks.
+    """
     learning = [index for index, layer in enumerate(layers) if layer.has_parameters]
     starts = [0, *learning[1:]]
     if not 1 <= blocks <= len(starts):
@@ -187,10 +200,11 @@ def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> lis
     preferred = [
         start for start in starts if start == 0 or getattr(layers[start - 1].module, "cut_after", True)
     ]
-    if blocks <= len(preferred):
-        starts = preferred
-    atoms = [sum(costs[start:stop]) for start, stop in pairwise([*starts, len(layers)])]
-    return [starts[cut] for cut in balanced_cuts(atoms, blocks)]
+    return preferred if blocks <= len(preferred) else starts
+
+
+def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> list[int]:
+    return cuts_between(costs, block_starts(layers, blocks), blocks)
 
 
 def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:

@@ -1,0 +1,99 @@
+"""The memory that a block takes: its weights and what goes with them, and what a forward keeps for its update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowdimfa.block import Block
+from lowdimfa.head import Head
+from lowdimfa.tickets import Ticket
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What a block holds, in bytes.
+
+    Attributes
+    ----------
+    weights
+        Parameters and buffers.
+    gradients
+        Of the parameters and of learned feedback weights.
+    optimizer
+        State of the optimiser.
+    feedback
+        The feedback weights; in the head the projection.
+    kept
+        What one forward keeps for its update: the activations, the output among them, each storage once.
+    stale
+        Weights that are kept beside the present ones for forwards that ran ahead of an update.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    feedback: int
+    kept: int
+    stale: int
+
+    def total(self, in_flight: int) -> int:
+        """Return all of it with so many micro-batches in flight."""
+        fixed = self.weights + self.gradients + self.optimizer + self.feedback + self.stale
+        return fixed + in_flight * self.kept
+
+
+def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> StageMemory:
+    """Return what a stage holds that has made a step, and keeps of a forward.
+
+    Parameters
+    ----------
+    stage
+        Built for a staleness of 0, so that what its graphs refer to shows.
+    inputs
+        Of one micro-batch, on the stage's device.
+    staleness
+        Of the run. Each step of it may hold a copy of the weights (`lowdimfa.stash`).
+    """
+    state = stage.module.state_dict(keep_vars=True).values()
+    feedback = stage.feedback.weights if isinstance(stage, Block) else stage.projection.weights
+    learned = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
+    weights = _bytes(state)
+    extra = [feedback] if isinstance(stage, Block) and stage.feedback.trained_by_optimizer and learned else []
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*state, feedback)}
+    return StageMemory(
+        weights=weights,
+        gradients=_bytes([*learned, *extra]),
+        optimizer=_bytes(stage.updater.tensors().values()),
+        feedback=_bytes([feedback]),
+        kept=_kept_bytes(stage, inputs, own),
+        stale=weights * staleness if isinstance(stage, Block) else 0,
+    )
+
+
+def _kept_bytes(stage: Block | Head, inputs: Tensor, own: set[int]) -> int:
+    """Return the bytes of what autograd saves of a forward, without the stage's own weights, and of its output."""
+    saved: list[Tensor] = []  # the tensors themselves, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    devices = [stage.device] if stage.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        stage.learning(),
+    ):
+        output = stage.run(inputs, Ticket(0, 0))
+        saved += [output, stage.tap(output)] if isinstance(stage, Block) else [output]
+    return _bytes(tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in own)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors' storages, each counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
