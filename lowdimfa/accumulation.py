@@ -31,6 +31,7 @@ def _accumulates(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return (
         isinstance(weight, nn.Parameter)
         and weight.requires_grad
+        and weight.is_contiguous()  # as its gradient will be: fused optimisers want both alike
         and weight.device.type == "cpu"
         and inputs.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

@@ -40,6 +40,8 @@ class Block(Stage):
         Where the error enters the block.
     feedback
         Its feedback weights and their rule.
+    activations
+        Format of what leaves for the next block: ``fp32``, or ``bf16``.
     probe_noise
         Standard deviation of a probe's noise, relative to that of the block's output.
     """
@@ -55,9 +57,20 @@ class Block(Stage):
         seed: int,
         precision: str = "fp32",
         staleness: int = 0,
+        compiled: bool = False,
+        activations: str = "fp32",
         probe_noise: float = 0.05,
     ) -> None:
-        super().__init__(index, module, updater, seed=seed, precision=precision, staleness=staleness)
+        super().__init__(
+            index,
+            module,
+            updater,
+            seed=seed,
+            precision=precision,
+            staleness=staleness,
+            compiled=compiled,
+        )
+        self._travels_as = torch.bfloat16 if activations == "bf16" else torch.float32
         self.tap = tap
         self.feedback = feedback
         self._probe_noise = probe_noise
@@ -76,7 +89,7 @@ class Block(Stage):
             self._kept[ticket] = _Kept(self.tap(output))
         detached = output.detach().contiguous()
         self.check_finite(detached, "the output", ticket.step)
-        return detached
+        return self._leaving(detached)
 
     @torch.no_grad()
     def probe(self, inputs: Tensor, ticket: Ticket) -> Tensor:
@@ -89,7 +102,14 @@ class Block(Stage):
         seed = derive_seed(self.seed, "probe", self.index, *ticket)
         generator = torch.Generator(output.device).manual_seed(seed)
         perturbed, self._kept[ticket].moved = self.tap.perturb(output, self._probe_noise, generator)
-        return perturbed.contiguous()
+        return self._leaving(perturbed.contiguous())
+
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
+        return self._leaving(super().evaluate(inputs))
+
+    def _leaving(self, output: Tensor) -> Tensor:
+        return output.to(self._travels_as) if output.dtype == torch.float32 else output
 
     def receive_error(self, ticket: Ticket, error: Tensor, kind: ErrorKind = "train") -> None:
         """Accumulate this block's local gradients from the broadcast error of one micro-batch.

@@ -146,6 +146,8 @@ def build_block(
         seed=training.seed,
         precision=training.precision,
         staleness=training.staleness,
+        compiled=training.compiled,
+        activations=training.activations,
         probe_noise=feedback.probe_noise,
     )
 
@@ -172,6 +174,7 @@ def build_head(
         seed=training.seed,
         microbatches=training.microbatches,
         precision=training.precision,
+        compiled=training.compiled,
     )
 
 

@@ -67,6 +67,10 @@ class TrainingConfig:
         Optimiser steps of the whole run, for schedulers that need to know.
     staleness
         A block's weights may be up to this many steps newer at a micro-batch's update than they were at its forward.
+    activations
+        Number format in which activations go from block to block.
+    compiled
+        Whether each block's layers are compiled by ``torch.compile``.
     """
 
     total_steps: int
@@ -74,6 +78,8 @@ class TrainingConfig:
     staleness: int = 0
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    activations: Literal["fp32", "bf16"] = "fp32"
+    compiled: bool = False
     loss: str = "auto"
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)

@@ -91,9 +91,12 @@ class Head(Stage):
         seed: int,
         microbatches: int = 1,
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
-        super().__init__(index, module, updater, seed=seed, precision=precision, staleness=0)
+        super().__init__(
+            index, module, updater, seed=seed, precision=precision, staleness=0, compiled=compiled
+        )
         self.projection = projection
         self.projection.to(self.device)
         self._loss = loss

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
@@ -48,6 +49,21 @@ def as_module(model: object) -> nn.Module:
     if not isinstance(model, list | tuple) or not all(isinstance(part, nn.Module) for part in model):
         raise _not_layers(f"a {type(model).__name__}")
     return nn.Sequential(*model)
+
+
+def channels_last(model: object) -> nn.Module:
+    """Put the channels of two-dimensional convolutions last in memory; feature maps follow their weights.
+
+    Raises
+    ------
+    InputError
+        As for `as_module`.
+    """
+    module = as_module(model)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def list_layers(model: object) -> list[Layer]:

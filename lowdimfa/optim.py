@@ -121,7 +121,9 @@ class Updater:
             entries: dict[str, Any] = dict(scalars.get("numbers", {}).get(name, {}))
             prefix = f"{name}/"
             entries |= {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+                key.removeprefix(prefix): _laid_out(value, self._trained[index])
+                for key, value in tensors.items()
+                if key.startswith(prefix)
             }
             if entries:
                 state[index] = entries
@@ -145,6 +147,13 @@ def _fused(factory: Any, parameters: list[nn.Parameter], arguments: dict[str, An
         return arguments
     fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
     return arguments | {"fused": True} if fits else arguments
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a state tensor with the parameter's strides: a fused optimiser pairs their values as they lie in memory."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _like(value: Any, current: Any) -> Any:

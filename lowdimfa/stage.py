@@ -35,6 +35,8 @@ class Stage:
         ``fp32``, or ``bf16`` for autocast.
     staleness
         Above 0, weights may change between a forward and its update, so those that the forward used are kept.
+    compiled
+        Whether ``torch.compile`` makes the layers' training pass.
 
     Attributes
     ----------
@@ -46,7 +48,15 @@ class Stage:
     look_later: Callable[[Tensor, Callable[[], NotFiniteError]], None] | None = None
 
     def __init__(
-        self, index: int, module: BlockModule, updater: Updater, *, seed: int, precision: str, staleness: int
+        self,
+        index: int,
+        module: BlockModule,
+        updater: Updater,
+        *,
+        seed: int,
+        precision: str,
+        staleness: int,
+        compiled: bool = False,
     ) -> None:
         self.index = index
         self.module = module
@@ -54,6 +64,7 @@ class Stage:
         self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
         self.seed = seed
         self._autocast = precision == "bf16"
+        self._layers: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
         self._stash = WeightStash(module) if staleness else None
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
@@ -61,7 +72,7 @@ class Stage:
         self.module.train()
         seed_generators(derive_seed(self.seed, "forward", self.index, *ticket), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.module(inputs)
+            output = self._layers(received(inputs))
         return self._full_precision(output)
 
     @contextmanager
@@ -76,7 +87,7 @@ class Stage:
         """Run the layers in evaluation mode; nothing is kept and nothing changes."""
         self.module.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.module(inputs)
+            output = self.module(received(inputs))
         return self._full_precision(output).contiguous()
 
     def _full_precision(self, output: Tensor) -> Tensor:
@@ -142,6 +153,11 @@ class Stage:
 
 def _finite_sum(values: Tensor) -> Tensor:
     return torch.isfinite(values.sum(dtype=torch.float32))
+
+
+def received(activations: Tensor) -> Tensor:
+    """Return activations as layers compute with them: bfloat16 is only the format in which they travel."""
+    return activations.float() if activations.dtype == torch.bfloat16 else activations
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

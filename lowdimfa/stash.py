@@ -68,7 +68,7 @@ class WeightStash:
                 same = present.storages[pointer].dtype == tensor.dtype
                 return _Saved(present, pointer, like) if same else tensor.clone()
             if pointer not in buffers:
-                return tensor.detach()  # a node's own output would hold the node, and the graph never be freed
+                return tensor.detach()  # a node's own output would hold its node for ever
             if pointer not in copies:
                 copies[pointer] = _whole(tensor).clone()
             return copies[pointer].as_strided(*like)

@@ -7,20 +7,24 @@ between blocks are handed on, because measured costs may differ from machine to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, tap_of
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.errors import InputError
 from lowdimfa.imports import call_factory
+from lowdimfa.layers import channels_last
 from lowdimfa.losses import checked_loss, make_loss, validate_class_targets
-from lowdimfa.partition import BlockPlan, partition
+from lowdimfa.network import computing_threads
+from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.tickets import derive_seed, reproducible
+from services.run.profile import balance_by_time, make_bench
 from services.spec import Specification
 
 
@@ -39,12 +43,27 @@ class Example:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """The cut network and its feedback, without data."""
+    """The cut network and its feedback, without data.
+
+    Attributes
+    ----------
+    blocks
+        In order, the head last.
+    shape
+        Of the broadcast error.
+    feedback
+        With ``auto`` resolved.
+    training
+        What the blocks need to know of it.
+    seconds
+        What each block was measured to take per micro-batch; None where the cut goes by counted operations.
+    """
 
     blocks: list[BlockPlan]
     shape: ErrorShape
     feedback: FeedbackConfig
     training: TrainingConfig
+    seconds: list[float] | None = None
 
     @property
     def boundaries(self) -> list[str]:
@@ -64,7 +83,9 @@ class NetworkPlan:
                 "input_shape": list(block.input_shape),
                 "output_shape": list(block.output_shape),
                 "cost_share": round(block.cost_share, 4),
+                "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
+            | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
             | (
                 {"tap": taps[i].name, "tap_features": features[i]}
                 if i < len(taps)
@@ -83,6 +104,18 @@ class NetworkPlan:
             "staleness": self.training.staleness,
             "steps": self.training.total_steps,
             "steps_per_epoch": steps_per_epoch,
+            "balance": self._describe_balance(),
+        }
+
+    def _describe_balance(self) -> dict[str, Any]:
+        shares = [block.cost_share for block in self.blocks]
+        layers = [layer for block in self.blocks for layer in block.layers]
+        starts = {layers[index].name for index in block_starts(layers, 1)[1:]} | set(self.boundaries)
+        return {
+            "by": "flops" if self.seconds is None else "time",
+            "bottleneck": bottleneck(shares),
+            "predicted": round(balance(shares), 4),
+            "starts": [layer.name for layer in layers if layer.name in starts],
         }
 
 
@@ -125,6 +158,8 @@ def make_run_plan(specification: Specification, boundaries: Sequence[str] | None
     example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
+    if boundaries is None and _measures(specification):
+        network = _balanced(specification, network, dataset, order, example)
     _check_targets(specification, network, dataset)
     build_stages(
         network.blocks, network.feedback, network.training, dataset.task
@@ -136,12 +171,51 @@ def make_network_plan(
     specification: Specification, example: Example, total_steps: int, boundaries: Sequence[str] | None = None
 ) -> NetworkPlan:
     """Build the model with the run's seed and cut it into blocks."""
-    model = build_model(specification)
+    model, train = build_model(specification), specification.train
     cut = specification.model.blocks if boundaries is None else list(boundaries)
-    blocks = partition(model, cut, example.batch(), specification.model.balance)
+    if boundaries is None and _measures(specification):
+        with computing_threads(specification.placement.threads_per_block):
+            blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
+    else:
+        blocks = partition(model, cut, example.batch())
+    if specification.train.activations == "bf16":
+        blocks = _coarser_between(blocks)
     feedback = FeedbackConfig(**specification.feedback.model_dump())
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
     return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
+
+
+def _coarser_between(blocks: list[BlockPlan]) -> list[BlockPlan]:
+    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
+    inner = [torch.bfloat16 if b.output_dtype == torch.float32 else b.output_dtype for b in blocks[:-1]]
+    arriving, leaving = [blocks[0].input_dtype, *inner], [*inner, blocks[-1].output_dtype]
+    return [
+        replace(block, input_dtype=into, output_dtype=out)
+        for block, into, out in zip(blocks, arriving, leaving, strict=True)
+    ]
+
+
+def _measures(specification: Specification) -> bool:
+    """Whether it is for this machine's clock to say where the model is cut."""
+    return specification.model.balance == "time" and isinstance(specification.model.blocks, int)
+
+
+def _balanced(
+    specification: Specification, network: NetworkPlan, dataset: Dataset, order: BatchOrder, example: Example
+) -> NetworkPlan:
+    """Return the plan with its boundaries where whole blocks, as they were timed, take the most equal time."""
+    if network.feedback.form != "broadcast" or len(network.blocks) == 1:
+        return network
+    steps = network.training.total_steps
+
+    def cut_at(boundaries: Sequence[str]) -> list[BlockPlan]:
+        return make_network_plan(specification, example, steps, boundaries).blocks
+
+    # Compiling every cut that is tried would take longer than it could gain.
+    training = replace(network.training, compiled=False)
+    bench = make_bench(specification, network.feedback, training, dataset, order)
+    blocks, seconds = balance_by_time(bench, network.blocks, cut_at)
+    return replace(network, blocks=blocks, seconds=seconds)
 
 
 def load_dataset(specification: Specification) -> Dataset:
@@ -160,7 +234,8 @@ def build_model(specification: Specification) -> nn.Module:
     """Call the model factory with random numbers that depend on the run's seed alone."""
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
-        return call_factory(model.factory, dict(model.args), "model.factory")  # type: ignore[no-any-return]
+        made = call_factory(model.factory, dict(model.args), "model.factory")
+    return channels_last(made) if model.channels_last else made
 
 
 def training_config(specification: Specification, total_steps: int) -> TrainingConfig:
@@ -181,6 +256,8 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         staleness=train.staleness,
         seed=train.seed,
         precision=train.precision,
+        activations=train.activations,
+        compiled=train.compile,
         loss=train.loss,
         update=update(train),
         per_block={index: update(section) for index, section in train.per_block.items()},

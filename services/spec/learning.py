@@ -172,7 +172,7 @@ class TrainSection(Section):
     compile: bool = Field(
         False,
         description="Compile each block's layers with `torch.compile`. It needs a C++ compiler on every node, takes up "
-        "to minutes before the first step, and pays for blocks of many small operations; on a GPU it uses CUDA graphs.",
+        "to minutes before the first step, and pays for blocks of many small operations.",
     )
     grad_clip: float | None = Field(
         None, gt=0, description="Largest norm of a block's update gradient; null means no clipping."

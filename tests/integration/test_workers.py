@@ -77,6 +77,22 @@ def test_autocast_clipping_and_settings_per_block_give_the_same_bits(tmp_path: P
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
+@pytest.mark.parametrize("model", ["cnn", "transformer"])
+def test_coarse_activations_give_the_same_bits_at_half_the_traffic(model: str, tmp_path: Path) -> None:
+    sent, found = {}, {}
+    for activations in ("fp32", "bf16"):
+        plain = specification(model, 2, "probed", train={"activations": activations})
+        with thread_fleet(plain, tmp_path / activations) as fleet:
+            fleet.run(0, STEPS)
+            found[activations] = fleet.model_state()
+            sent[activations] = sum(
+                end.traffic.count().payload_bytes for end in fleet.workers[0]._links._senders.values()
+            )
+    assert sent["bf16"] * 2 == sent["fp32"]
+    assert_same_bits(found["bf16"], in_process(plain, tmp_path / "local"))
+    assert any(not torch.equal(value, found["fp32"][name]) for name, value in found["bf16"].items())
+
+
 def test_a_single_block_is_first_and_head(tmp_path: Path) -> None:
     plain = specification("mlp", 1)
     with thread_fleet(plain, tmp_path / "threads") as fleet:

@@ -41,12 +41,12 @@ def config(optimizer: str = "adamw", scheduler: str = "none", grad_clip: float |
 
 
 class Learner:
-    """Two parameters under an updater, with made-up gradients."""
+    """Two parameters under an updater, one with channels last, with made-up gradients."""
 
     def __init__(self, update: UpdateConfig, names: tuple[str, ...] = ("0.weight", "0.Q")) -> None:
-        shapes = [(4, 3), (5,)]
+        shapes = [(4, 3), (2, 3, 2, 2)]
         self.parameters = {
-            name: nn.Parameter(_normal(*shape, seed=index))
+            name: nn.Parameter(_laid_out(_normal(*shape, seed=index)))
             for index, (name, shape) in enumerate(zip(names, shapes, strict=True))
         }
         self.updater = Updater(self.parameters, [self.parameters[names[0]]], update, STEPS)
@@ -54,8 +54,12 @@ class Learner:
     def run(self, first: int, last: int) -> None:
         for step in range(first, last):
             for index, parameter in enumerate(self.parameters.values()):
-                parameter.grad = _normal(*parameter.shape, seed=100 + 2 * step + index)
+                parameter.grad = _laid_out(_normal(*parameter.shape, seed=100 + 2 * step + index))
             self.updater.step()
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
@@ -71,7 +75,8 @@ def test_continued_training_has_the_bits_of_uninterrupted_training(
     whole, first, second = (Learner(config(optimizer, scheduler)) for _ in range(3))
     whole.run(0, STEPS)
     first.run(0, stop)
-    tensors = {name: value.clone() for name, value in first.updater.tensors().items()}
+    # As a checkpoint keeps them: contiguous, whatever the parameter is.
+    tensors = {name: value.clone().contiguous() for name, value in first.updater.tensors().items()}
     scalars = json.loads(json.dumps(first.updater.scalars(), allow_nan=False))
     for name, parameter in second.parameters.items():
         parameter.data.copy_(first.parameters[name].data)
@@ -169,7 +174,7 @@ def test_clipping_is_of_the_forward_parameters_alone(clip: float) -> None:
         (before[name] - learner.parameters[name].detach()) / 0.1 for name in ("0.weight", "0.Q")
     )
     gradient = _normal(4, 3, seed=100)
-    torch.testing.assert_close(feedback_step, _normal(5, seed=101))
+    torch.testing.assert_close(feedback_step, _laid_out(_normal(2, 3, 2, 2, seed=101)))
     torch.testing.assert_close(
         weight_step, gradient * min(1.0, clip / float(gradient.norm())), rtol=1e-4, atol=1e-5
     )
@@ -188,3 +193,20 @@ def test_nothing_to_train_is_no_error() -> None:
     state = json.loads(json.dumps(updater.scalars()))
     updater.load({}, state)
     updater.step()
+
+
+@pytest.mark.parametrize(
+    ("choice", "fused"), [({}, True), ({"fused": False}, False), ({"foreach": True}, None)]
+)
+def test_steps_are_fused_unless_somebody_chose(choice: dict[str, bool], fused: bool | None) -> None:
+    learner = Learner(UpdateConfig(FactoryConfig("torch.optim.AdamW", {"lr": 0.01} | choice)))
+    assert learner.updater.optimizer is not None
+    assert learner.updater.optimizer.defaults["fused"] is fused
+
+
+def test_a_fused_step_shows_in_the_parameters_versions() -> None:
+    """Else autograd would take the changed weights for those of the forward."""
+    learner = Learner(config())
+    before = [parameter._version for parameter in learner.parameters.values()]
+    learner.run(0, 1)
+    assert all(value._version > b for value, b in zip(learner.parameters.values(), before, strict=True))
