@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 
 from services.monitoring.report.alignment import draw_alignment
+from services.monitoring.report.balance import measure_balance
 from services.monitoring.report.curves import draw_curves
 from services.monitoring.report.gantt import draw_timeline
 from services.monitoring.report.reading import Record, read_run
@@ -92,6 +93,7 @@ def _render(record: Record, sections: list[Section], trace: str) -> str:
         blocks=[_describe_block(block) for block in record.plan.get("blocks", [])],
         sections=sections,
         trace=trace,
+        balance=measure_balance(record),
         recoveries=[recovery_cells(recovery) for recovery in find_recoveries(record)],
         specification=record.specification,
         notes=[*record.notes, *_failed_checkpoints(record)],

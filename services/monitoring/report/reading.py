@@ -17,6 +17,9 @@ from services.monitoring.timeline import CAUSES, KINDS
 CATEGORIES = (*(kind for kind in KINDS if kind != "wait"), *(f"wait: {cause}" for cause in CAUSES))
 """What a block's time goes into: its work by kind, its waits by cause."""
 
+BUSY = tuple(CATEGORIES.index(kind) for kind in ("forward", "update", "step", "probe"))
+"""Indexes into `CATEGORIES` of what a block computes."""
+
 _GOES_ON = ("started", "recovered")
 """Events from whose step on a run trains; all but the first take back what came after it."""
 

@@ -1,0 +1,156 @@
+"""What the blocks of a run cost on this machine, measured before it starts, and the cut that evens that out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lowdimfa.balance import Cut, recut
+from lowdimfa.block import Block
+from lowdimfa.build import build_stages
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.data.base import BatchOrder, Dataset, Task
+from lowdimfa.head import Head
+from lowdimfa.measure import StageTime, make_step, measure_times
+from lowdimfa.memory import StageMemory, measure_memory
+from lowdimfa.network import computing_threads
+from lowdimfa.partition import BlockPlan, block_starts
+from lowdimfa.tickets import Ticket
+from services.spec import Specification
+
+BETTER = 0.02
+"""Share of the bottleneck's time that another cut has to save to be taken."""
+
+TRIES = 4
+"""Cuts that are measured at most."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures blocks as the run would train them, on copies, so that nothing of the run changes.
+
+    Attributes
+    ----------
+    feedback
+        As `lowdimfa.build.resolve_feedback` returns it.
+    training, task
+        Of the run.
+    batches
+        Inputs and targets of micro-batches of the run's size.
+    threads
+        With which each block computes.
+    device
+        On which it does.
+    """
+
+    feedback: FeedbackConfig
+    training: TrainingConfig
+    task: Task
+    batches: list[tuple[Tensor, Tensor]]
+    threads: int
+    device: torch.device
+
+    def times(self, blocks: Sequence[BlockPlan]) -> list[StageTime]:
+        """Return what each block's work takes."""
+        with computing_threads(self.threads):
+            stages = self._stages(blocks, self.training)
+            train = self.training
+            return measure_times(*stages, self.feedback, self.batches, train.microbatches, train.staleness)
+
+    def memory(self, blocks: Sequence[BlockPlan]) -> list[StageMemory]:
+        """Return what each block holds."""
+        # Neither stashed nor compiled: autograd then shows what the graphs keep.
+        plain = replace(self.training, staleness=0, compiled=False)
+        learning, head = self._stages(blocks, plain)
+        make_step(learning, head, self.feedback, self.batches)
+        stages: list[Block | Head] = [*learning, head]
+        found, inputs = [], self.batches[0][0].to(self.device)
+        for stage in stages:
+            found.append(measure_memory(stage, inputs, self.training.staleness))
+            inputs = stage.evaluate(inputs)
+        return found
+
+    def _stages(self, blocks: Sequence[BlockPlan], training: TrainingConfig) -> tuple[list[Block], Head]:
+        return build_stages(deepcopy(list(blocks)), self.feedback, training, self.task, self.device)
+
+
+def make_bench(
+    specification: Specification,
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    dataset: Dataset,
+    order: BatchOrder,
+) -> Bench:
+    """Return a bench with a run's own data, threads and device; where this machine has no GPU, the processor."""
+    placement = specification.placement
+    # Two micro-batches are enough: of those of a step one may carry a probe, and all others are alike.
+    indices = [order.indices(Ticket(0, number)) for number in range(min(2, training.microbatches))]
+    batches = [(dataset.train.inputs(chosen), dataset.train.targets(chosen)) for chosen in indices]
+    on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    return Bench(feedback, training, dataset.task, batches, placement.threads_per_block, device)
+
+
+def balance_by_time(
+    bench: Bench, blocks: list[BlockPlan], cut_at: Callable[[Sequence[str]], list[BlockPlan]]
+) -> tuple[list[BlockPlan], list[float]]:
+    """Move the boundaries between blocks until no other cut is expected to be more even.
+
+    What a layer costs by itself says little of the taps, the feedback weights and the optimiser of a block that ends
+    there. So the blocks are built and timed whole, and each layer's estimate is corrected by what its block really
+    took, which leads to the next cut; of all that were timed the best is taken.
+
+    Parameters
+    ----------
+    bench
+        Measures.
+    blocks
+        An automatic cut by measured time.
+    cut_at
+        Returns the blocks of the same network with other boundaries.
+
+    Returns
+    -------
+    blocks, seconds
+        The cut, with the measured shares of cost, and what each block takes per micro-batch.
+    """
+    estimates = {
+        layer.name: share
+        for block in blocks
+        for layer, share in zip(block.layers, block.layer_shares, strict=True)
+    }
+    layers = [layer for block in blocks for layer in block.layers]
+    starts = {layers[index].name for index in block_starts(layers, len(blocks))}
+    tried: dict[tuple[str, ...], tuple[list[BlockPlan], Cut]] = {}
+    for _ in range(TRIES):
+        cut = _timed(bench, blocks)
+        tried[cut.boundaries] = blocks, cut
+        costs = [{layer.name: estimates[layer.name] for layer in block.layers} for block in blocks]
+        better = recut(costs, cut.costs, starts)
+        if better.boundaries in tried or cut.saving(better) < BETTER:
+            break
+        blocks = cut_at(better.boundaries)
+    blocks, cut = min(tried.values(), key=lambda entry: entry[1].highest)
+    return _shared_out(blocks, cut.costs, estimates), list(cut.costs)
+
+
+def _timed(bench: Bench, blocks: list[BlockPlan]) -> Cut:
+    microbatches = bench.training.microbatches
+    costs = tuple(times.per_microbatch(microbatches) for times in bench.times(blocks))
+    return Cut(tuple(block.name for block in blocks[1:]), costs)
+
+
+def _shared_out(
+    blocks: list[BlockPlan], seconds: Sequence[float], estimates: dict[str, float]
+) -> list[BlockPlan]:
+    """Return the blocks with shares of cost that come to what each took."""
+    shared = []
+    for block, own in zip(blocks, seconds, strict=True):
+        costs = [estimates[layer.name] for layer in block.layers]
+        whole = sum(costs) * sum(seconds)
+        shared.append(replace(block, layer_shares=tuple(own * cost / whole for cost in costs)))
+    return shared
