@@ -22,7 +22,7 @@ class Row:
     block
         Its index.
     predicted, achieved
-        Its share of the work of all blocks.
+        Its share of the work of all blocks; of a block with replicas that of one of them.
     predicted_milliseconds
         Of work per micro-batch, where the cut was made by measured time.
     milliseconds
@@ -69,18 +69,23 @@ def measure_balance(record: Record) -> Balance | None:
     taken = [milliseconds_per_microbatch(spans[block["index"]]) for block in blocks]
     if not all(taken):
         return None
+    # Each replica does its part of the micro-batches, so that a block's share of the time is as much smaller.
+    replicas = [record.replicas.get(block["index"], 1) for block in blocks]
+    predicted = [block["cost_share"] / number for block, number in zip(blocks, replicas, strict=True)]
+    achieved = [own / number for own, number in zip(taken, replicas, strict=True)]
     rows = [
         Row(
             block["index"],
-            block["cost_share"],
-            own / sum(taken),
+            predicted[i] / sum(predicted),
+            achieved[i] / sum(achieved),
             block.get("milliseconds"),
-            own,
+            taken[i],
             busy_seconds(spans[block["index"]]),
         )
-        for block, own in zip(blocks, taken, strict=True)
+        for i, block in enumerate(blocks)
     ]
-    return Balance(rows, _summary(record.plan, rows), _hint(record.plan, taken))
+    hint = _hint(record.plan, taken) if set(replicas) == {1} else ""
+    return Balance(rows, _summary(record.plan, rows), hint)
 
 
 def milliseconds_per_microbatch(spans: Spans) -> float:

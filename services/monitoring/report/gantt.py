@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from services.monitoring.report.reading import CATEGORIES, Record, Spans
+from services.monitoring.report.reading import BUSY, CATEGORIES, Record, Spans
 from services.monitoring.report.recoveries import find_recoveries
 from services.monitoring.report.style import (
     BLUE,
@@ -37,8 +37,8 @@ _COLOURS = {
     "wait: error": "#f3dccf",
     "wait: staleness": "#d5e6dd",
     "wait: window": "#e6e1ea",
+    "wait: replica": "#ece8cf",
 }
-_BUSY = [CATEGORIES.index(kind) for kind in ("forward", "update", "step", "probe")]
 _FORWARD = CATEGORIES.index("forward")
 _FIRST_WAIT = next(code for code, category in enumerate(CATEGORIES) if category.startswith("wait"))
 
@@ -162,7 +162,7 @@ def _draw_shares(axes: Axes, shares: NDArray[np.float64]) -> None:
     for code, category in enumerate(CATEGORIES):
         axes.barh(rows, shares[:, code], left=left, height=0.72, color=_COLOURS[category], linewidth=0)
         left += shares[:, code]
-    for row, busy in enumerate(shares[:, _BUSY].sum(axis=1)):
+    for row, busy in enumerate(shares[:, BUSY].sum(axis=1)):
         axes.text(1.01, row, f"{busy:.0%} busy", fontsize=9, color=INK, va="center")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -171,7 +171,7 @@ def _draw_shares(axes: Axes, shares: NDArray[np.float64]) -> None:
 
 def _caption(spans: dict[int, Spans], shares: NDArray[np.float64], excerpt: Excerpt) -> str:
     names = list(spans)
-    busy = shares[:, _BUSY].sum(axis=1)
+    busy = shares[:, BUSY].sum(axis=1)
     waits = shares[:, _FIRST_WAIT:]
     row, column = np.unravel_index(int(waits.argmax()), waits.shape)
     cause = CATEGORIES[_FIRST_WAIT + column].removeprefix("wait: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,9 @@ class Record:
     specification
         Text of ``spec.yaml``.
     spans
-        Timeline by block.
+        Timeline by block; of a block with data-parallel replicas that of the first.
+    replicas
+        By block, how many replicas left a timeline.
     notes
         Sentences on what is missing or could not be read.
     """
@@ -82,6 +85,7 @@ class Record:
     events: list[dict[str, Any]]
     specification: str
     spans: dict[int, Spans]
+    replicas: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def latest(self, *kinds: str) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def read_run(run_dir: Path) -> Record:
         events=list(_read_lines(run_dir / "events.jsonl", notes)),
         specification=specification.read_text(encoding="utf-8") if specification.is_file() else "",
         spans=_read_timeline(run_dir / "timeline", notes),
+        replicas=_count_replicas(run_dir / "timeline"),
         notes=notes,
     )
 
@@ -180,6 +185,8 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
 def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
     spans = {}
     for path in folder.glob("block-*.jsonl"):
+        if "-replica-" in path.stem:
+            continue
         rows = [
             (_CODES[_category(line)], line["step"], line["microbatch"], line["start"], line["end"])
             for line in _read_lines(path, notes)
@@ -188,6 +195,11 @@ def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
             block = int(path.stem.removeprefix("block-"))
             spans[block] = Spans(*(np.array(column) for column in zip(*rows, strict=True)))
     return dict(sorted(spans.items()))
+
+
+def _count_replicas(folder: Path) -> dict[int, int]:
+    """Return how many replicas of each block left a timeline."""
+    return Counter(int(path.stem.split("-")[1]) for path in folder.glob("block-*.jsonl"))
 
 
 def _category(line: dict[str, Any]) -> str:
