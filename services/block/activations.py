@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
 from lowdimfa.tickets import Ticket
+from services.block.ring import Place
 from services.rpc.protocol import CHUNK_BYTES, Traffic
 from services.rpc.tensors import MAX_DIMENSIONS, TensorBuffer, dtype_code, dtype_name, dtype_of, encode
 from services.rpc.v1 import activations_pb2 as pb
@@ -19,13 +20,18 @@ from services.rpc.v1 import activations_pb2 as pb
 #: The gRPC method that carries activations.
 SERVICE, METHOD = "lowdimfa.v1.ActivationStream", "Transfer"
 
-Kind = Literal["train", "evaluate"]
+#: The metadata key by which a sender says where it sits.
+SENDER_KEY = "lowdimfa-sender"
+
+Kind = Literal["train", "evaluate", "part", "sum"]
 
 _LENGTH_BYTES = 4
 _MAX_TENSORS = 2
 _CODES: dict[Kind, pb.ActivationKind] = {
     "train": pb.ACTIVATION_KIND_TRAIN,
     "evaluate": pb.ACTIVATION_KIND_EVALUATE,
+    "part": pb.ACTIVATION_KIND_PART,
+    "sum": pb.ACTIVATION_KIND_SUM,
 }
 _KINDS: dict[int, Kind] = {code: kind for kind, code in _CODES.items()}
 
@@ -153,7 +159,26 @@ def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
     run, block
         Fingerprint of the run and index of the sending block.
     """
-    header = pb.ActivationHeader(
+    header = _header(activation, run, block)
+    offset = 0
+    for buffer in map(encode, activation.tensors):
+        for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
+            chunk = buffer[start : start + CHUNK_BYTES]
+            header.checksum = zlib.crc32(chunk)
+            yield pack(header, chunk)
+            offset += len(chunk)
+            header = pb.ActivationHeader(sequence=activation.sequence, offset=offset)
+
+
+def place(activation: Activation, run: int, block: int, where: Place) -> bytes:
+    """Return the one frame of a message whose buffers are in shared memory; the parameters are those of `split`."""
+    header, data = _header(activation, run, block), where.serialised()
+    header.shared, header.checksum = True, zlib.crc32(data)
+    return pack(header, data)
+
+
+def _header(activation: Activation, run: int, block: int) -> pb.ActivationHeader:
+    return pb.ActivationHeader(
         sequence=activation.sequence,
         run=run,
         block=block,
@@ -164,14 +189,6 @@ def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
             pb.TensorType(dtype=dtype_code(tensor.dtype), shape=tensor.shape) for tensor in activation.tensors
         ],
     )
-    offset = 0
-    for buffer in map(encode, activation.tensors):
-        for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
-            chunk = buffer[start : start + CHUNK_BYTES]
-            header.checksum = zlib.crc32(chunk)
-            yield pack(header, chunk)
-            offset += len(chunk)
-            header = pb.ActivationHeader(sequence=activation.sequence, offset=offset)
 
 
 class Assembly:

@@ -19,9 +19,11 @@ from services.block.instructions import Policy
 from services.block.job import BlockJob
 from services.block.replica import Replica
 from services.rpc.handshake import Hello, SampleType
+from services.rpc.seats import Seating
 from services.run.checkpoint import CheckpointStore
 from services.run.plan import NetworkPlan, load_dataset
 from services.run.state import load_stage
+from services.spec import Specification
 
 EVALUATION_SAMPLES = 256
 """An evaluation's batches have at least this many samples."""
@@ -114,16 +116,30 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
 
 
+def make_seating(specification: Specification) -> Seating:
+    """Return who is who among the workers of a run."""
+    return Seating(specification.replicas, specification.train.microbatches)
+
+
+def windows_of(specification: Specification) -> list[int]:
+    """Return the micro-batches that may be in flight in one replica of each block: its share of the window."""
+    window = specification.train.effective_window
+    return [-(-window // replicas) for replicas in specification.replicas]
+
+
 def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
     """Return the rules of the block's schedule."""
-    train = job.parsed().train
+    specification = job.parsed()
+    train = specification.train
     return Policy(
         first=job.index == 0,
         head=job.index == len(network.blocks) - 1,
         microbatches=train.microbatches,
-        window=train.effective_window,
+        window=windows_of(specification)[job.index],
         staleness=train.staleness,
         probe_every=network.feedback.probe_interval,
+        replicas=specification.replicas[job.index],
+        rank=job.rank,
     )
 
 

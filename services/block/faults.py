@@ -39,15 +39,17 @@ class FaultInjector:
         Whose faults these are.
     run_dir
         Where it is noted that they happened, before they do.
+    replica
+        Which replica of the block this is.
     """
 
-    def __init__(self, faults: Sequence[Fault], block: int, run_dir: Path) -> None:
+    def __init__(self, faults: Sequence[Fault], block: int, run_dir: Path, replica: int = 0) -> None:
         self._folder = faults_dir(run_dir)
         self._lock = threading.Lock()
         self._armed = {
             index: fault
             for index, fault in enumerate(faults)
-            if fault.block == block and not self._note(index).exists()
+            if (fault.block, fault.replica) == (block, replica) and not self._note(index).exists()
         }
         self._held: list[Any] = []  # what a later message overtakes
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lowdimfa.errors import LowdimfaError
 from services.block.activations import Activation
+from services.block.exchange import Shard
 from services.block.instructions import EndAt, Halt
 from services.broadcast.subscriber import ErrorVector
 
@@ -18,7 +19,7 @@ class Abort:
     error: LowdimfaError
 
 
-Message = Activation | ErrorVector | EndAt | Halt | Abort
+Message = Activation | Shard | ErrorVector | EndAt | Halt | Abort
 
 
 class Inbox:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lowdimfa.data.base import Task
+from services.rpc.seats import Seat
 from services.run.plan import Example, NetworkPlan, make_network_plan
 from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification
@@ -40,6 +41,8 @@ class BlockJob:
         Batches of the test split.
     user_code
         The files beside the specification.
+    rank
+        Which replica of the block this is.
     """
 
     run: str
@@ -53,11 +56,17 @@ class BlockJob:
     total_steps: int
     evaluation_batches: int
     user_code: UserCode
+    rank: int = 0
 
     @property
     def name(self) -> str:
         """Name of the run, as metrics label it."""
         return Path(self.run_dir).name
+
+    @property
+    def seat(self) -> Seat:
+        """Which of the run's workers this is."""
+        return Seat(self.index, self.rank)
 
     def parsed(self) -> Specification:
         """Return the specification."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation, Kind, Receiver, SampleLimit, Sender
+from services.block.exchange import Shard
 from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
 from services.block.receiver import ActivationReceiver, as_it_came
@@ -20,26 +24,32 @@ from services.broadcast.subscriber import ErrorSubscriber
 from services.monitoring.metrics import BlockMetrics
 from services.rpc.handshake import HandshakeServicer, Hello, greet
 from services.rpc.protocol import TrafficCount
+from services.rpc.seats import Seat, Seating
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
 
+SHARD_WINDOW = 4
+"""Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
+
 
 class Links:
-    """All connections of one block. What its place in the network doesn't have is missing.
+    """All connections of one block, or of one replica of it. What its place in the network doesn't have is missing.
 
     Parameters
     ----------
     mine
         What the block says of itself to its neighbours.
-    blocks
-        How many there are.
+    seating, seat
+        All workers of the run, and which of them this is.
     samples
         Most samples in one activation.
-    window
-        Micro-batches in flight.
+    windows
+        Micro-batches in flight in one replica of each block.
+    shard_bytes
+        Size in bytes that no message between replicas of the block exceeds.
     security, host, liveness
         Secrets of the run, address to listen on, seconds of silence after which a peer counts as lost.
     inbox
@@ -51,9 +61,11 @@ class Links:
     def __init__(
         self,
         mine: Hello,
-        blocks: int,
+        seating: Seating,
+        seat: Seat,
         samples: SampleLimit,
-        window: int,
+        windows: Sequence[int],
+        shard_bytes: int,
         *,
         security: Security,
         host: str,
@@ -61,52 +73,82 @@ class Links:
         inbox: Inbox,
         faults: FaultInjector,
     ) -> None:
-        self._mine, self._window, self._liveness = mine, window, liveness
+        self._mine, self._windows, self._liveness = mine, windows, liveness
+        self._seating, self._seat = seating, seat
         self._security, self._inbox, self._faults = security, inbox, faults
-        self._receiver: Receiver | None = None
-        self._sender: Sender | None = None
+        self._receivers: dict[Seat, Receiver] = {}
+        self._senders: dict[Seat, Sender] = {}
         self._publisher: ErrorPublisher | None = None
         self._subscriber: ErrorSubscriber | None = None
         self._counting = threading.Lock()
         self._counted = TrafficCount(0, 0, 0)
-        self._counted_activations = {"sent": 0, "received": 0}
-        self._server = RpcServer(f"block-{mine.block}", security, liveness, host, max_workers=2 * blocks + 8)
+        self._counted_tensors: Counter[tuple[str, bool]] = Counter()
+        # Each stream takes a thread, and each that brings activations a second one.
+        threads = 3 * len(seating.seats) + 8
+        self._server = RpcServer(seating.file_stem(seat), security, liveness, host, max_workers=threads)
         self._server.add(HandshakeServicer(mine))
-        if mine.block > 0:
-            receiver = ActivationReceiver(
-                mine.run,
-                mine.block,
-                mine.block - 1,
-                window,
-                inbox.put,
-                inbox.abort,
-                faults.frame_arrives if mine.role == "head" else as_it_came,
-            )
-            receiver.expect(*samples)
-            self._server.add(receiver)
-            self._receiver = receiver
-        if mine.role == "head" and blocks > 1:
-            # Twice the window: each micro-batch in flight may have an error and a probe's response to replay.
-            self._publisher = ErrorPublisher(mine.run, blocks - 1, 2 * window + 2)
+        upstream = seating.neighbours(seat, mine.block - 1) if mine.block > 0 else []
+        for peer in upstream:
+            arriving = faults.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
+            self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
+        for sibling in seating.siblings(seat):
+            limit = SampleLimit((), torch.uint8, shard_bytes)
+            self._listen(sibling, SHARD_WINDOW, partial(self._shard_arrives, sibling.rank), limit)
+        if mine.role == "head" and seating.head.block > 0:
+            self._publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
             self._server.add(self._publisher)
         self._server.start()
         self.address: str = self._server.address
 
+    def _listen(
+        self,
+        peer: Seat,
+        window: int,
+        take: Callable[[Activation], None],
+        limit: SampleLimit,
+        arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
+    ) -> None:
+        mine = self._mine
+        receiver = ActivationReceiver(
+            mine.run, mine.block, peer.block, window, take, self._inbox.abort, arriving, peer_rank=peer.rank
+        )
+        receiver.expect(*limit)
+        self._server.add(receiver)
+        self._receivers[peer] = receiver
+
+    def _shard_arrives(self, rank: int, message: Activation) -> None:
+        self._inbox.put(Shard(rank, message))
+
+    def _errors_kept(self) -> int:
+        """Return how many errors may lie between a subscriber's last one and the newest, and so may be asked for.
+
+        The head waits for each replica's next micro-batch, of which a window's worth is in flight, with those of the
+        other replicas between them. Each may have an error and a probe's response.
+        """
+        numbers = zip(self._seating.replicas, self._windows, strict=True)
+        return 2 * max(replicas * window + replicas - 1 for replicas, window in numbers) + 2
+
     def connect(self, peers: list[str]) -> None:
-        """Greet the neighbours and the head, subscribe to the errors, and open the stream to the next block.
+        """Greet the neighbours and the head, subscribe to the errors, and open the streams to the next block.
 
         Parameters
         ----------
         peers
-            gRPC addresses of all blocks, in order.
+            gRPC addresses of all workers, in the order of the seats.
         """
-        mine, head = self._mine, len(peers) - 1
-        for peer in sorted({mine.block - 1, mine.block + 1, head} & set(range(len(peers))) - {mine.block}):
-            greet(peers[peer], self._security, mine, self._liveness)
+        mine, seating, seat = self._mine, self._seating, self._seat
+        addresses = dict(zip(seating.seats, peers, strict=True))
+        downstream = [] if seat == seating.head else seating.neighbours(seat, mine.block + 1)
+        siblings = seating.siblings(seat)
+        greeted = {*self._receivers, *downstream, *siblings, seating.head} - {seat}
+        for peer in sorted(greeted):
+            greet(addresses[peer], self._security, mine, self._liveness)
+        for sibling in siblings:
+            self._reach(sibling, addresses[sibling], SHARD_WINDOW)
         if mine.role == "head":
             return
         self._subscriber = ErrorSubscriber(
-            peers[head],
+            addresses[seating.head],
             self._security,
             mine.run,
             mine.block,
@@ -115,20 +157,28 @@ class Links:
             self._inbox.put,
             self._inbox.abort,
             self._faults.error_arrives,
+            rank=seat.rank,
         )
         self._subscriber.start()
+        for peer in downstream:
+            self._reach(peer, addresses[peer], self._windows[mine.block])
+
+    def _reach(self, peer: Seat, address: str, window: int) -> None:
+        mine = self._mine
         sender = ActivationSender(
-            peers[mine.block + 1],
+            address,
             self._security,
             mine.run,
             mine.block,
-            mine.block + 1,
-            self._window,
+            peer.block,
+            window,
             self._liveness,
             self._inbox.abort,
+            rank=self._seat.rank,
+            name=self._seating.name(peer),
         )
         sender.start()
-        self._sender = sender
+        self._senders[peer] = sender
 
     def wait_until_connected(self) -> None:
         """In the head, wait until every block is subscribed."""
@@ -137,30 +187,36 @@ class Links:
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        assert self._sender is not None, "only blocks before the head send"
-        self._sender.send(kind, ticket, tensors)
+        self._senders[self._seating.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
 
     def release(self, activation: Activation) -> None:
         """Tell the previous block that its activations were consumed."""
-        assert self._receiver is not None, "only blocks after the first receive"
-        self._receiver.release(activation)
+        self._receivers[self._seating.worker(self._seat.block - 1, activation.ticket)].release(activation)
+
+    def send_shard(self, rank: int, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        """Send a part or a sum to another replica of the block."""
+        self._senders[Seat(self._seat.block, rank)].send(kind, ticket, tensors)
+
+    def release_shard(self, shard: Shard) -> None:
+        """Tell another replica of the block that its message was used."""
+        self._receivers[Seat(self._seat.block, shard.rank)].release(shard.message)
 
     def renew(self) -> None:
         """Have what may have been lost on its way here repeated; harmless if nothing was."""
         if self._subscriber is not None:
             self._subscriber.renew()
-        if self._receiver is not None:
-            self._receiver.renew()
+        for receiver in self._receivers.values():
+            receiver.renew()
 
     def drop(self) -> None:
         """Send no more activations: the block is to come to rest, and the next one may be lost."""
-        if self._sender is not None:
-            self._sender.drop()
+        for sender in self._senders.values():
+            sender.drop()
 
     def abort(self, error: LowdimfaError) -> None:
         """End a wait for room in the next block's window; nothing more can be sent then."""
-        if self._sender is not None:
-            self._sender.abort(error)
+        for sender in self._senders.values():
+            sender.abort(error)
 
     def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
         """Broadcast an error to all blocks; a head that is the only block has none to tell."""
@@ -175,8 +231,12 @@ class Links:
     def queues(self) -> dict[str, int]:
         """Return how much waits, or has passed, where."""
         found = {"inbox": len(self._inbox)}
-        if self._sender is not None:
-            found["activations not acknowledged"] = self._sender.unacknowledged
+        for what, siblings in (("activations", False), ("shards of gradients", True)):
+            ends = [
+                end for peer, end in self._senders.items() if (peer.block == self._seat.block) == siblings
+            ]
+            if ends:
+                found[f"{what} not acknowledged"] = sum(end.unacknowledged for end in ends)
         if self._subscriber is not None:
             found["errors received"] = self._subscriber.received
         if self._publisher is not None:
@@ -186,8 +246,8 @@ class Links:
     def report_lags(self, metrics: BlockMetrics) -> None:
         """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
         if self._publisher is not None:
-            for subscriber in range(self._mine.block):
-                metrics.lag(subscriber, partial(self._publisher.lag, subscriber))
+            for seat in self._seating.seats[:-1]:
+                metrics.lag(str(seat.block), str(seat.rank), partial(self._publisher.lag, seat))
 
     def count_into(self, metrics: BlockMetrics) -> None:
         """Bring metrics up to the connections' own counts; any thread may call."""
@@ -198,20 +258,23 @@ class Links:
             )
             metrics.broadcast("received" if self._subscriber else "sent", messages, payload, wire)
             self._counted = now
-            for direction, end in (("sent", self._sender), ("received", self._receiver)):
-                if end is not None:
-                    total = end.traffic.count().payload_bytes
-                    metrics.activation(direction, total - self._counted_activations[direction])
-                    self._counted_activations[direction] = total
+            for direction, ends in (("sent", self._senders), ("received", self._receivers)):
+                for siblings, count in ((False, metrics.activation), (True, metrics.gradient)):
+                    found = [
+                        end for peer, end in ends.items() if (peer.block == self._seat.block) == siblings
+                    ]
+                    total = sum(end.traffic.count().payload_bytes for end in found)
+                    count(direction, total - self._counted_tensors[direction, siblings])
+                    self._counted_tensors[direction, siblings] = total
 
     def close(self, grace: float = CLOSE_GRACE) -> None:
         """Close every connection, give open streams ``grace`` seconds to end in order, and join all threads."""
-        if self._sender is not None:
-            self._sender.close()
+        for sender in self._senders.values():
+            sender.close()
         if self._publisher is not None:
             self._publisher.close()
         if self._subscriber is not None:
             self._subscriber.close()
-        if self._receiver is not None:
-            self._receiver.close()
+        for receiver in self._receivers.values():
+            receiver.close()
         self._server.stop(grace)

@@ -52,7 +52,7 @@ class Observer:
     microbatch_size
         Samples in a micro-batch.
     microbatches
-        Micro-batches in a step.
+        Micro-batches of a step that this block, or replica of it, works on.
     on_step
         Called after every step, for what is counted elsewhere.
 

@@ -11,15 +11,46 @@ import grpc
 import torch
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
-from services.block.activations import METHOD, SERVICE, Activation, Assembly, SampleLimit, unpack
+from services.block.activations import (
+    METHOD,
+    SENDER_KEY,
+    SERVICE,
+    Activation,
+    Assembly,
+    SampleLimit,
+    unpack,
+)
 from services.rpc.connection import Resend, Resends
 from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.seats import Seat
 from services.rpc.v1 import activations_pb2 as pb
 
 
 def as_it_came(frame: bytes) -> Iterable[bytes]:
     """Return what the network made of a frame: here the frame."""
     return (frame,)
+
+
+class _FromSender(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Serves the transfers of one sender: a block may have several, each with a receiver of its own.
+
+    Parameters
+    ----------
+    sender
+        Where it sits.
+    handler
+        Of its calls.
+    """
+
+    def __init__(self, sender: Seat, handler: Any) -> None:
+        self._sender, self._handler = str(sender), handler
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call, or None if it is for another one to serve."""
+        if details.method != f"/{SERVICE}/{METHOD}":
+            return None
+        sender = dict(details.invocation_metadata or ()).get(SENDER_KEY)
+        return self._handler if sender == self._sender else None
 
 
 class ActivationReceiver:
@@ -39,6 +70,8 @@ class ActivationReceiver:
         Told once, in a gRPC thread, of a message that can't be used however often it is asked for.
     arriving
         Stands for the network in drills: returns what arrives in place of a frame.
+    peer_rank
+        Of the replica of the previous block.
 
     Attributes
     ----------
@@ -55,13 +88,15 @@ class ActivationReceiver:
         on_message: Callable[[Activation], None],
         on_failure: Callable[[LowdimfaError], None],
         arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
+        *,
+        peer_rank: int = 0,
     ) -> None:
         self.traffic = Traffic()
         self._arriving = arriving
         self._resends = Resends()
         self._run = run_fingerprint(run)
         self._block = block
-        self._peer = peer
+        self._peer, self._sender = peer, Seat(peer, peer_rank)
         self._window = window
         self._on_message = on_message
         self._on_failure = on_failure
@@ -83,7 +118,7 @@ class ActivationReceiver:
         method = grpc.stream_stream_rpc_method_handler(
             self._transfer, response_serializer=pb.ActivationAck.SerializeToString
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+        server.add_generic_rpc_handlers((_FromSender(self._sender, method),))
 
     def expect(self, shape: Sequence[int], dtype: torch.dtype, max_samples: int) -> None:
         """Announce what will come, before it may: the type of one sample and the largest number of samples.

@@ -7,12 +7,12 @@ depends on the order of its messages alone.
 from __future__ import annotations
 
 import time
-from collections import deque
 
-from lowdimfa.errors import PeerError
+from lowdimfa.errors import PeerError, ProtocolError
 from lowdimfa.head import Evaluation
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation
+from services.block.exchange import Exchange, Shard
 from services.block.inbox import Abort, Inbox, Message
 from services.block.instructions import (
     ActivationArrived,
@@ -57,6 +57,8 @@ class BlockRunner:
         Gets what was done when.
     patience
         Seconds without any message after which a wait is given up.
+    exchange
+        Adds gradients up with the other replicas of the block, if there are any.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class BlockRunner:
         neighbours: Neighbours,
         observer: Observer,
         patience: float,
+        exchange: Exchange | None = None,
     ) -> None:
         self.work = work
         self.ends_at: int | None = None
@@ -80,7 +83,8 @@ class BlockRunner:
         self._neighbours = neighbours
         self._observer = observer
         self._patience = patience
-        self._evaluations: deque[Activation] = deque()
+        self._exchange = exchange
+        self._evaluations: dict[int, Activation] = {}
         self._schedule: Schedule | None = None
 
     @property
@@ -122,7 +126,7 @@ class BlockRunner:
     def evaluate(self, batches: int) -> Evaluation:
         """Pass the evaluation batches on; in the head, return loss and accuracy."""
         totals = Evaluation()
-        for index in range(batches):
+        for index in range(self._policy.rank, batches, self._policy.replicas):
             self.work.evaluate(index, None if self._policy.first else self._next_evaluation(index), totals)
         self._observer.rest(self._observer.applied_steps)
         return totals
@@ -168,15 +172,26 @@ class BlockRunner:
                 raise error
             case EndAt() | Halt():
                 return message
-            case Activation(kind="evaluate"):
-                self._evaluations.append(message)
+            case Activation(kind="evaluate", ticket=ticket):
+                self._evaluations[ticket.microbatch] = message
                 return None
-            case Activation(ticket=ticket):
+            case Activation(kind="train", ticket=ticket):
                 self.work.keep(message)
                 return ActivationArrived(ticket)
             case ErrorVector(ticket=ticket, kind=kind):
+                if not self._policy.owns(ticket):
+                    return None  # another replica of the block works on it
                 self.work.keep(message)
                 return ErrorArrived(ticket, kind)
+            case Shard() if self._exchange is not None:
+                self._exchange.keep(message)
+                return None
+            case Activation(kind=kind, ticket=ticket):
+                raise ProtocolError(
+                    f"block {self.work.stage.index}, {ticket}: a {kind} from the block before",
+                    block=self.work.stage.index,
+                    step=ticket.step,
+                )
         raise AssertionError(f"no other messages exist: {message}")
 
     def _compute(self, instruction: Compute, schedule: Schedule) -> None:
@@ -192,10 +207,28 @@ class BlockRunner:
                 self.work.update(ticket, kind)
                 self._observer.did("update" if kind == "train" else "probe", ticket, began)
             case ApplyStep(step):
+                if self._exchange is not None:
+                    self._add_up(self._exchange, step, schedule)
+                began = time.time()
                 self._observer.begin("step", f"step {step}")
                 self.work.apply(step)
                 self._observer.did("step", Ticket(step, 0), began)
         self._drain(schedule)
+
+    def _add_up(self, exchange: Exchange, step: int, schedule: Schedule) -> None:
+        """Add the step's gradients up with the other replicas, and learn from rank 0 where the run of steps ends."""
+        began = time.time()
+        self._observer.begin("step", f"step {step}")
+        exchange.begin(step, schedule.last_step)
+        while (awaited := exchange.advance()) is not None:
+            self._observer.begin("wait", awaited)
+            event = self._event_of(self._next_message(awaited))
+            if event is not None:
+                self._tell(schedule, event)
+        end = exchange.finish()
+        self._observer.waited(step, "replica", began)
+        if self._policy.rank > 0:
+            self._tell(schedule, EndAt(end))
 
     def _drain(self, schedule: Schedule) -> None:
         """Tell the schedule what came during the computation, before it decides what is next."""
@@ -207,6 +240,6 @@ class BlockRunner:
     def _next_evaluation(self, index: int) -> Activation:
         waiting_for = f"activation of evaluation batch {index}"
         self._observer.begin("wait", waiting_for)
-        while not self._evaluations:
+        while index not in self._evaluations:
             self._event_of(self._next_message(waiting_for))
-        return self._evaluations.popleft()
+        return self._evaluations.pop(index)

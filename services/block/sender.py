@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
-from services.block.activations import METHOD, SERVICE, Activation, Kind, split
+from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, split
 from services.rpc.connection import Peer, StreamThread
 from services.rpc.protocol import Traffic, run_fingerprint
+from services.rpc.seats import Seat
 from services.rpc.security import Security
 from services.rpc.v1 import activations_pb2 as pb
 
@@ -39,6 +40,10 @@ class ActivationSender:
         Seconds without connection, or with a full window, after which the next block counts as lost.
     on_failure
         Told once, in a thread of this object, why nothing more can be sent. `send` raises the same error.
+    rank
+        Of this replica of its block.
+    name
+        Of the next block, in messages, where it is not simply ``block <peer>``.
 
     Attributes
     ----------
@@ -56,14 +61,17 @@ class ActivationSender:
         window: int,
         liveness: float,
         on_failure: Callable[[LowdimfaError], None],
+        *,
+        rank: int = 0,
+        name: str | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._run = run_fingerprint(run)
         self._block = block
         self._window = window
         self._on_failure = on_failure
-        self._peer = Peer(block, f"block {peer}", address, liveness)
-        self._metadata = security.metadata
+        self._peer = Peer(block, name or f"block {peer}", address, liveness)
+        self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))))
         self._channel = security.channel(address, liveness)
         self._transfer = self._channel.stream_stream(
             f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString

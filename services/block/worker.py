@@ -22,10 +22,13 @@ from services.block.building import (
     describe,
     draw_data,
     make_policy,
+    make_seating,
     restore,
     sample_limit,
+    windows_of,
 )
 from services.block.devices import copies_for
+from services.block.exchange import Exchange
 from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
 from services.block.instructions import EndAt, Halt, RunUpdate
@@ -36,6 +39,7 @@ from services.block.observer import Observer
 from services.block.outbox import delivery_for
 from services.block.replica import Replica, ReplicaShelf
 from services.block.runner import BlockRunner
+from services.block.summation import Layout
 from services.block.work import Work
 from services.monitoring.exporter import Exporter, start_exporter
 from services.monitoring.metrics import BlockMetrics
@@ -104,15 +108,16 @@ class BlockWorker:
         self._specification = job.parsed()
         self._use_threads()
         network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
-        self._blocks = len(network.blocks)
-        self._data = draw_data(job, self._blocks)
+        self._seating, self._windows = make_seating(self._specification), windows_of(self._specification)
+        self._stem = self._seating.file_stem(job.seat)
+        self._data = draw_data(job, len(network.blocks))
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
-        self._faults = FaultInjector(self._specification.drill.faults, job.index, run_dir)
+        self._faults = FaultInjector(self._specification.drill.faults, job.index, run_dir, job.rank)
         self._replicas = ReplicaShelf(run.replica_every) if run.on_failure == "rejoin" else None
-        self._metrics = BlockMetrics(job.name, str(job.index))
+        self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
         self._exporter, self._metrics_address = self._serve_metrics(host)
-        timeline = run_dir / "timeline" / f"block-{job.index}.jsonl"
+        timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._observer = self._observe()
         self._finished_steps: deque[StepResult] = deque()
@@ -123,13 +128,15 @@ class BlockWorker:
     def _open(self, run: str, security: Security, host: str) -> None:
         """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
         self._inbox = Inbox()
-        window = self._specification.train.effective_window
-        self._outbox = delivery_for(self._copies, f"block-{self.job.index}", window, self._inbox.abort)
+        seat, window = self.job.seat, self._windows[self.job.index]
+        self._outbox = delivery_for(self._copies, self._stem, window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
-            self._blocks,
+            self._seating,
+            seat,
             self._samples,
-            window,
+            self._windows,
+            Layout(self.stage, self._seating.replicas[seat.block]).largest_message,
             security=security,
             host=host,
             liveness=self._specification.run.liveness_seconds,
@@ -154,7 +161,12 @@ class BlockWorker:
             self._outbox,
             self._finished_steps.append,
         )
-        self.runner = BlockRunner(work, self._policy, self._inbox, self._links, self._observer, patience)
+        exchange = None
+        if self._seating.siblings(self.job.seat):
+            exchange = Exchange(self.stage, self._seating, self.job.seat, self._links)
+        self.runner = BlockRunner(
+            work, self._policy, self._inbox, self._links, self._observer, patience, exchange
+        )
 
     def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
@@ -170,7 +182,7 @@ class BlockWorker:
             self._metrics,
             self._timeline,
             train.batch_size // train.microbatches,
-            train.microbatches,
+            self._policy.share,
             lambda: self._links.count_into(self._metrics),
         )
 
@@ -179,7 +191,7 @@ class BlockWorker:
         torch.set_num_threads(self._specification.placement.threads_per_block)
 
     def connect(self, peers: list[str]) -> None:
-        """Connect to the neighbours and the head; ``peers`` are the gRPC addresses of all blocks, in order."""
+        """Connect to the neighbours and the head; ``peers`` are the gRPC addresses of all workers, in order."""
         self._links.connect(peers)
 
     def wait_until_connected(self) -> None:

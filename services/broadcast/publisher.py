@@ -15,6 +15,7 @@ from torch import Tensor
 from lowdimfa.errors import PeerError
 from lowdimfa.tickets import Ticket
 from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
+from services.rpc.seats import Seat, Seating
 from services.rpc.tensors import dtype_code, encode
 from services.rpc.v1 import broadcast_pb2 as pb
 
@@ -35,8 +36,8 @@ class ErrorPublisher:
     ----------
     run
         Identifier of the run.
-    subscribers
-        Number of blocks that subscribe: blocks 0 to ``subscribers - 1``.
+    seating
+        All workers of the run; those before the head subscribe.
     capacity
         Errors that are kept. A subscriber that misses more than these can't go on.
 
@@ -46,16 +47,17 @@ class ErrorPublisher:
         What was sent, counted once for each subscriber.
     """
 
-    def __init__(self, run: str, subscribers: int, capacity: int) -> None:
+    def __init__(self, run: str, seating: Seating, capacity: int) -> None:
         self.traffic = Traffic()
         self._run = run
         self._fingerprint = run_fingerprint(run)
-        self._subscribers = subscribers
+        self._seating = seating
+        self._subscribers = [seat for seat in seating.seats if seat != seating.head]
         self._changed = threading.Condition()
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
-        self._active: dict[int, grpc.ServicerContext] = {}
-        self._taken: dict[int, int] = {}
+        self._active: dict[Seat, grpc.ServicerContext] = {}
+        self._taken: dict[Seat, int] = {}
         self._closed = False
 
     def attach(self, server: Any, pool: ThreadPoolExecutor) -> None:
@@ -104,9 +106,9 @@ class ErrorPublisher:
         """Errors published so far."""
         return self._next_sequence
 
-    def lag(self, block: int) -> int:
+    def lag(self, seat: Seat) -> int:
         """Return how many errors were published that a subscriber's connection has not taken yet."""
-        return self._next_sequence - self._taken.get(block, 0)
+        return self._next_sequence - self._taken.get(seat, 0)
 
     def wait_for_subscribers(self, timeout: float) -> None:
         """Wait until every block is subscribed.
@@ -114,15 +116,15 @@ class ErrorPublisher:
         Raises
         ------
         PeerError
-            Some are not after ``timeout`` seconds; the message has their indices.
+            Some are not after ``timeout`` seconds; the message has their names.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._missing(), timeout):
                 missing = self._missing()
-                names = ", ".join(f"block {block}" for block in missing)
+                names = ", ".join(map(self._seating.name, missing))
                 raise PeerError(
                     f"not subscribed to the error broadcast after {timeout:g} s: {names}",
-                    block=missing[0],
+                    block=missing[0].block,
                     setting="run.liveness_seconds",
                 )
 
@@ -132,46 +134,47 @@ class ErrorPublisher:
             self._closed = True
             self._changed.notify_all()
 
-    def _missing(self) -> list[int]:
-        return [block for block in range(self._subscribers) if block not in self._active]
+    def _missing(self) -> list[Seat]:
+        return [seat for seat in self._subscribers if seat not in self._active]
 
     def _subscribe(self, request: pb.SubscribeRequest, context: Any) -> Iterator[bytes]:
-        block = request.block
+        block, seat = request.block, Seat(request.block, request.rank)
         if request.run != self._run:
             context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"block {block} belongs to run {request.run!r}, the head to run {self._run!r}",
             )
-        if block >= self._subscribers:
+        if seat not in self._subscribers:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
-                f"block {block} can't subscribe; the subscribers are blocks 0 to {self._subscribers - 1}",
+                f"block {block}, replica {request.rank} can't subscribe; the subscribers are "
+                f"{', '.join(map(self._seating.name, self._subscribers))}",
             )
         context.send_initial_metadata(())
         if not context.add_callback(self._wake):
             return
         with self._changed:
-            self._active[block] = context  # ends the block's earlier stream, whose connection may hang
+            self._active[seat] = context  # ends its earlier stream, whose connection may hang
             self._changed.notify_all()
         try:
             sequence = request.next_sequence
-            while (error := self._await(sequence, block, context)) is not None:
+            while (error := self._await(sequence, seat, context)) is not None:
                 for part in error.parts:
                     yield part
                     self.traffic.add_message(len(part))
                 self.traffic.add_tensors(error.payload)
                 sequence += 1
-                self._taken[block] = sequence
+                self._taken[seat] = sequence
         finally:
             with self._changed:
-                if self._active.get(block) is context:
-                    del self._active[block]
+                if self._active.get(seat) is context:
+                    del self._active[seat]
 
-    def _await(self, sequence: int, block: int, context: grpc.ServicerContext) -> _Published | None:
+    def _await(self, sequence: int, seat: Seat, context: grpc.ServicerContext) -> _Published | None:
         """Wait for one error; return ``None`` when the stream is to end."""
 
         def ended() -> bool:
-            replaced = self._active.get(block) is not context
+            replaced = self._active.get(seat) is not context
             return replaced or not context.is_active()
 
         with self._changed:
@@ -184,7 +187,7 @@ class ErrorPublisher:
                 return self._ring[sequence - oldest]
         context.abort(
             grpc.StatusCode.OUT_OF_RANGE,
-            f"block {block} asks for error {sequence}, but the head has published {published} errors "
+            f"{self._seating.name(seat)} asks for error {sequence}, but the head has published {published} errors "
             f"and keeps those from {oldest} on",
         )
         return None

@@ -69,6 +69,8 @@ class ErrorSubscriber:
         `NotFiniteError`.
     arriving
         Stands for the network in drills: returns what arrives in place of a message.
+    rank
+        Of this replica of the block.
 
     Attributes
     ----------
@@ -87,12 +89,14 @@ class ErrorSubscriber:
         on_error: Callable[[ErrorVector], None],
         on_failure: Callable[[LowdimfaError], None],
         arriving: Callable[[pb.ErrorMessage], Iterable[pb.ErrorMessage]] = as_it_came,
+        *,
+        rank: int = 0,
     ) -> None:
         self.traffic = Traffic()
         self._arriving = arriving
         self._run = run
         self._fingerprint = run_fingerprint(run)
-        self._block = block
+        self._block, self._rank = block, rank
         self._error_dim = error_dim
         self._on_error = on_error
         self._on_failure = on_failure
@@ -128,7 +132,9 @@ class ErrorSubscriber:
 
     def _subscribe(self) -> Any:
         self._parts.clear()
-        request = pb.SubscribeRequest(run=self._run, block=self._block, next_sequence=self._next_sequence)
+        request = pb.SubscribeRequest(
+            run=self._run, block=self._block, rank=self._rank, next_sequence=self._next_sequence
+        )
         return self._stub.Subscribe(request, metadata=self._metadata)
 
     def _on_end(self, failure: LowdimfaError | None) -> None:

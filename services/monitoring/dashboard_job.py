@@ -97,7 +97,7 @@ JOB_ROWS: Rows = [
                 "Share of the time that each block computes, by kind of work.",
                 [
                     (
-                        f"sum by (block, kind) (rate(lowdimfa_block_busy_seconds_total{_JOB}[$__rate_interval]))",
+                        f"avg by (block, kind) (rate(lowdimfa_block_busy_seconds_total{_JOB}[$__rate_interval]))",
                         "block {{block}} {{kind}}",
                     )
                 ],
@@ -109,7 +109,7 @@ JOB_ROWS: Rows = [
                 "Share of the time that each block waits, by what it waits for.",
                 [
                     (
-                        f"sum by (block, cause) (rate(lowdimfa_block_waiting_seconds_total{_JOB}[$__rate_interval]))",
+                        f"avg by (block, cause) (rate(lowdimfa_block_waiting_seconds_total{_JOB}[$__rate_interval]))",
                         "block {{block}} {{cause}}",
                     )
                 ],
@@ -164,13 +164,19 @@ JOB_ROWS: Rows = [
                 bounds=(0, None),
             ),
             Panel(
-                "Activations",
-                "Bytes that each block sends forward.",
+                "Activations and gradients",
+                "Bytes that each block sends forward, and that its replicas send each other after each step.",
                 [
                     (
-                        'rate(lowdimfa_activation_payload_bytes_total{job="$job", direction="sent"}[$__rate_interval])',
+                        "sum by (block) (rate(lowdimfa_activation_payload_bytes_total"
+                        '{job="$job", direction="sent"}[$__rate_interval]))',
                         "block {{block}}",
-                    )
+                    ),
+                    (
+                        "sum by (block) (rate(lowdimfa_block_gradient_bytes_total"
+                        '{job="$job", direction="sent"}[$__rate_interval])) > 0',
+                        "block {{block}}, among its replicas",
+                    ),
                 ],
                 "Bps",
                 bounds=(0, None),

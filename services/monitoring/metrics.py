@@ -61,10 +61,12 @@ class BlockMetrics(_Metrics):
         Name of the run.
     block
         Index of the block.
+    replica
+        Rank of the replica of the block.
     """
 
-    def __init__(self, job: str, block: str) -> None:
-        super().__init__("block", job=job, block=block)
+    def __init__(self, job: str, block: str, replica: str = "0") -> None:
+        super().__init__("block", job=job, block=block, replica=replica)
         self._samples = self._counter("lowdimfa_block_trained_samples_total")
         self._busy = {k: self._counter("lowdimfa_block_busy_seconds_total", kind=k) for k in BUSY_KINDS}
         self._waiting = {c: self._counter("lowdimfa_block_waiting_seconds_total", cause=c) for c in CAUSES}
@@ -72,6 +74,7 @@ class BlockMetrics(_Metrics):
         self._payload = self._both("lowdimfa_broadcast_payload_bytes_total")
         self._wire = self._both("lowdimfa_broadcast_wire_bytes_total")
         self._activations = self._both("lowdimfa_activation_payload_bytes_total")
+        self._gradients = self._both("lowdimfa_block_gradient_bytes_total")
         self._step = self._gauge("lowdimfa_block_applied_steps")
         self._staleness = self._gauge("lowdimfa_block_staleness_steps")
         self._inflight = self._gauge("lowdimfa_block_inflight_microbatches")
@@ -109,14 +112,18 @@ class BlockMetrics(_Metrics):
         self._payload[direction].inc(payload)
         self._wire[direction].inc(wire)
 
-    def lag(self, subscriber: int, read: Callable[[], float]) -> None:
+    def lag(self, block: str, replica: str, read: Callable[[], float]) -> None:
         """Name the source of a subscriber's lag, which is read at every scrape; only the head calls this."""
-        gauge = self._gauge("lowdimfa_broadcast_subscriber_lag_messages", subscriber=str(subscriber))
-        gauge.set_function(read)
+        name = "lowdimfa_broadcast_subscriber_lag_messages"
+        self._gauge(name, subscriber=block, subscriber_replica=replica).set_function(read)
 
     def activation(self, direction: str, payload: int) -> None:
         """Add bytes of activations, ``sent`` or ``received``."""
         self._activations[direction].inc(payload)
+
+    def gradient(self, direction: str, payload: int) -> None:
+        """Add bytes of what replicas of the block exchange after a step, ``sent`` or ``received``."""
+        self._gradients[direction].inc(payload)
 
     def trained(self, loss: float, accuracy: float | None) -> None:
         """Set the training loss and accuracy; only the head calls this."""

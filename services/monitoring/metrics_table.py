@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 Process = Literal["block", "trainer", "coordinator"]
 
-_BLOCK = ("job", "block")
+_BLOCK = ("job", "block", "replica")
 _JOB = ("job",)
 
 
@@ -55,7 +55,7 @@ METRICS = (
         "lowdimfa_block_waiting_seconds_total",
         "counter",
         (*_BLOCK, "cause"),
-        "Time spent waiting, by cause: activation, error, staleness, window.",
+        "Time spent waiting, by cause: activation, error, staleness, window, replica (gradients of another replica).",
     ),
     Metric(
         "lowdimfa_block_staleness_steps",
@@ -90,7 +90,7 @@ METRICS = (
     Metric(
         "lowdimfa_broadcast_subscriber_lag_messages",
         "gauge",
-        (*_BLOCK, "subscriber"),
+        (*_BLOCK, "subscriber", "subscriber_replica"),
         "Errors that the head has published and a block's connection has not taken yet; the head's alone.",
     ),
     Metric(
@@ -98,6 +98,12 @@ METRICS = (
         "counter",
         (*_BLOCK, "direction"),
         "Activations sent to the next block or received from the previous one.",
+    ),
+    Metric(
+        "lowdimfa_block_gradient_bytes_total",
+        "counter",
+        (*_BLOCK, "direction"),
+        "Gradients and running statistics exchanged with the other replicas of the block, sent or received.",
     ),
     Metric(
         "lowdimfa_head_training_loss_value",
@@ -150,7 +156,7 @@ METRICS = (
     Metric(
         "lowdimfa_trainer_alignment_angle_degrees",
         "gauge",
-        _BLOCK,
+        (*_JOB, "block"),
         "Angle between a block's update and its true gradient when it was last measured (run.alignment_every).",
     ),
     Metric(

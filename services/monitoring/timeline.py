@@ -1,6 +1,7 @@
 """The timeline of a block: what it did, when, and what it waited for.
 
-A block records one span per piece of work into ``timeline/block-<i>.jsonl``; the report draws them.
+A block records one span per piece of work into ``timeline/block-<i>.jsonl``, or ``block-<i>-replica-<j>.jsonl`` in a
+replica after the first; the report draws them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from services.monitoring.line_file import LineFile
 KINDS = ("forward", "update", "step", "probe", "send", "publish", "wait")
 """What a span may be."""
 
-CAUSES = ("activation", "error", "staleness", "window")
+CAUSES = ("activation", "error", "staleness", "window", "replica")
 """What a block may wait for."""
 
 _log = logging.getLogger(__name__)

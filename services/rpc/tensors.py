@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -120,7 +121,8 @@ class TensorBuffer:
         if len(data) > self.missing:
             raise ProtocolError(f"{len(data)} bytes for a tensor of which {self.missing} are missing")
         if data:
-            _bytes_of(self._bytes)[self._filled : self._filled + len(data)] = data
+            # numpy lets other threads run while it copies; a memoryview would hold them up.
+            self._bytes.numpy()[self._filled : self._filled + len(data)] = numpy.frombuffer(data, numpy.uint8)
             self._filled += len(data)
 
     def tensor(self) -> Tensor:

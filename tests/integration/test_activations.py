@@ -167,7 +167,6 @@ def test_a_lost_block_is_a_peer_error_in_time() -> None:
         ({}, torch.zeros(9, 5), "at most 8"),
         ({}, torch.zeros(2, 5, dtype=torch.float64), "float64"),
         ({"run": "another"}, torch.zeros(2, 5), "another run"),
-        ({"block": 3}, torch.zeros(2, 5), "from block 3"),
     ],
 )
 def test_unusable_activations_are_protocol_errors_at_both_ends(
@@ -179,6 +178,15 @@ def test_unusable_activations_are_protocol_errors_at_both_ends(
             failure = failures.get()
             assert isinstance(failure, ProtocolError)
             assert words in failure.message
+
+
+def test_a_sender_that_is_not_expected_is_refused() -> None:
+    with link(block=3) as blocks:
+        blocks.send(0)
+        failure = blocks.sender_failures.get()
+        assert isinstance(failure, ProtocolError)
+        assert "refused block 3" in failure.message
+        assert blocks.receiver.traffic.count().wire_bytes == 0
 
 
 def test_a_sender_with_a_larger_window_is_refused() -> None:

@@ -13,6 +13,7 @@ from lowdimfa.errors import HandshakeError, NotFiniteError, PeerError, ProtocolE
 from lowdimfa.tickets import Ticket
 from services.broadcast.publisher import ErrorPublisher
 from services.broadcast.subscriber import ErrorSubscriber
+from services.rpc.seats import Seat, Seating
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
 
@@ -24,7 +25,7 @@ class Broadcast:
 
     def __init__(self, capacity: int = 16, subscribers: int = 1) -> None:
         self.security = Security.loopback()
-        self.publisher = ErrorPublisher(RUN, subscribers, capacity)
+        self.publisher = ErrorPublisher(RUN, Seating([1] * (subscribers + 1), 1), capacity)
         self.server = RpcServer("head", self.security, LIVENESS)
         self.server.add(self.publisher)
         self.server.start()
@@ -75,10 +76,10 @@ def test_the_lag_counts_what_a_connection_has_not_taken() -> None:
         head.subscribe(0)
         for step in range(3):
             head.publish(step)
-        eventually(lambda: head.publisher.lag(0) == 0)
-        assert head.publisher.lag(1) == 3
+        eventually(lambda: head.publisher.lag(Seat(0)) == 0)
+        assert head.publisher.lag(Seat(1)) == 3
         head.subscribe(1)
-        eventually(lambda: head.publisher.lag(1) == 0)
+        eventually(lambda: head.publisher.lag(Seat(1)) == 0)
 
 
 def test_every_block_gets_every_error_in_order() -> None:

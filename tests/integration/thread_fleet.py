@@ -11,6 +11,7 @@ from typing import Any
 
 from lowdimfa.head import Evaluation
 from lowdimfa.trainer import evaluation_batches
+from services.block.building import make_seating
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker
 from services.rpc.security import Security
@@ -25,15 +26,16 @@ class ThreadFleet:
     def __init__(self, specification: dict[str, Any], run_dir: Path, security: Security) -> None:
         parsed = parse_specification(specification, "test")
         plan = make_run_plan(parsed)
-        count = len(plan.network.blocks)
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="compute")
+        seats = make_seating(parsed).seats
+        self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
         self.workers = [
             BlockWorker(
                 BlockJob(
                     run=run,
                     run_dir=str(run_dir),
-                    index=index,
+                    index=seat.block,
+                    rank=seat.rank,
                     specification=parsed.model_dump(),
                     boundaries=plan.network.boundaries,
                     input_shape=plan.example.shape,
@@ -46,7 +48,7 @@ class ThreadFleet:
                 security,
                 "127.0.0.1",
             )
-            for index in range(count)
+            for seat in seats
         ]
 
     def connect(self, peers: list[str] | None = None) -> None:
@@ -74,6 +76,7 @@ class ThreadFleet:
         return {
             name: value.clone()
             for worker in self.workers
+            if worker.job.rank == 0
             for name, value in worker.stage.module.plain_state_dict().items()
         }
 

@@ -142,7 +142,7 @@ def test_what_happened_is_noted_before_it_does(tmp_path: Path) -> None:
     assert note.name == "1.json"  # its place in the specification
     said = json.loads(note.read_text())
     assert began <= said.pop("time") <= time.time()
-    assert said == {"kind": "slow", "block": 1, "step": 2, "seconds": 1e-6}
+    assert said == {"kind": "slow", "block": 1, "replica": 0, "step": 2, "seconds": 1e-6}
 
 
 def test_two_faults_of_one_step_happen_one_after_the_other(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ UNITS = (
 def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
     """Return values by name and the values of the labels beyond job and block."""
     return {
-        (sample.name, *(v for k, v in sample.labels.items() if k not in ("job", "block"))): sample.value
+        (sample.name, *(v for k, v in sample.labels.items() if k not in ("job", "block", "replica"))): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
         for sample in family.samples
     }
@@ -43,8 +43,10 @@ def used_block() -> BlockMetrics:
     metrics.broadcast("received", 1, 200, 220)
     metrics.activation("sent", 1000)
     metrics.activation("received", 2000)
+    metrics.gradient("sent", 3000)
+    metrics.gradient("received", 4000)
     metrics.trained(0.5, 0.875)
-    metrics.lag(1, lambda: 2)
+    metrics.lag("1", "0", lambda: 2)
     return metrics
 
 
@@ -118,7 +120,7 @@ def test_each_call_reaches_its_own_sample() -> None:
     assert values["lowdimfa_broadcast_wire_bytes_total", "received"] == 220
     assert values["lowdimfa_activation_payload_bytes_total", "received"] == 2000
     assert values["lowdimfa_head_training_accuracy_ratio",] == 0.875
-    assert values["lowdimfa_broadcast_subscriber_lag_messages", "1"] == 2
+    assert values["lowdimfa_broadcast_subscriber_lag_messages", "1", "0"] == 2
     values = samples(used_trainer().registry)
     assert values["lowdimfa_trainer_completed_epochs",] == 0.5
     assert values["lowdimfa_trainer_completed_steps",] == 9

@@ -11,14 +11,19 @@ class ActivationKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ACTIVATION_KIND_TRAIN: _ClassVar[ActivationKind]
     ACTIVATION_KIND_EVALUATE: _ClassVar[ActivationKind]
+    ACTIVATION_KIND_PART: _ClassVar[ActivationKind]
+    ACTIVATION_KIND_SUM: _ClassVar[ActivationKind]
 ACTIVATION_KIND_TRAIN: ActivationKind
 ACTIVATION_KIND_EVALUATE: ActivationKind
+ACTIVATION_KIND_PART: ActivationKind
+ACTIVATION_KIND_SUM: ActivationKind
 
 class ActivationHeader(_message.Message):
-    __slots__ = ("sequence", "offset", "checksum", "run", "block", "kind", "step", "microbatch", "tensors")
+    __slots__ = ("sequence", "offset", "checksum", "shared", "run", "block", "kind", "step", "microbatch", "tensors")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -28,13 +33,14 @@ class ActivationHeader(_message.Message):
     sequence: int
     offset: int
     checksum: int
+    shared: bool
     run: int
     block: int
     kind: ActivationKind
     step: int
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorType]
-    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ..., shared: bool = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
 
 class TensorType(_message.Message):
     __slots__ = ("dtype", "shape")

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from services.rpc.v1 import tensors_pb2 as services_dot_rpc_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservices/rpc/v1/broadcast.proto\x12\x0blowdimfa.v1\x1a\x1dservices/rpc/v1/tensors.proto\"E\n\x10SubscribeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\"\xdb\x01\n\x0c\x45rrorMessage\x12\x0b\n\x03run\x18\x01 \x01(\x07\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x12\n\nmicrobatch\x18\x03 \x01(\r\x12$\n\x04kind\x18\x04 \x01(\x0e\x32\x16.lowdimfa.v1.ErrorKind\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12!\n\x05\x64type\x18\x06 \x01(\x0e\x32\x12.lowdimfa.v1.Dtype\x12\r\n\x05shape\x18\x07 \x03(\x04\x12\x12\n\nparts_left\x18\x08 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\t \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\n \x01(\x07*7\n\tErrorKind\x12\x14\n\x10\x45RROR_KIND_TRAIN\x10\x00\x12\x14\n\x10\x45RROR_KIND_PROBE\x10\x01\x32Y\n\x0e\x45rrorBroadcast\x12G\n\tSubscribe\x12\x1d.lowdimfa.v1.SubscribeRequest\x1a\x19.lowdimfa.v1.ErrorMessage0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservices/rpc/v1/broadcast.proto\x12\x0blowdimfa.v1\x1a\x1dservices/rpc/v1/tensors.proto\"S\n\x10SubscribeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x0c\n\x04rank\x18\x04 \x01(\r\"\xdb\x01\n\x0c\x45rrorMessage\x12\x0b\n\x03run\x18\x01 \x01(\x07\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x12\n\nmicrobatch\x18\x03 \x01(\r\x12$\n\x04kind\x18\x04 \x01(\x0e\x32\x16.lowdimfa.v1.ErrorKind\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12!\n\x05\x64type\x18\x06 \x01(\x0e\x32\x12.lowdimfa.v1.Dtype\x12\r\n\x05shape\x18\x07 \x03(\x04\x12\x12\n\nparts_left\x18\x08 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\t \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\n \x01(\x07*7\n\tErrorKind\x12\x14\n\x10\x45RROR_KIND_TRAIN\x10\x00\x12\x14\n\x10\x45RROR_KIND_PROBE\x10\x01\x32Y\n\x0e\x45rrorBroadcast\x12G\n\tSubscribe\x12\x1d.lowdimfa.v1.SubscribeRequest\x1a\x19.lowdimfa.v1.ErrorMessage0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'services.rpc.v1.broadcast_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERRORKIND']._serialized_start=372
-  _globals['_ERRORKIND']._serialized_end=427
+  _globals['_ERRORKIND']._serialized_start=386
+  _globals['_ERRORKIND']._serialized_end=441
   _globals['_SUBSCRIBEREQUEST']._serialized_start=79
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=148
-  _globals['_ERRORMESSAGE']._serialized_start=151
-  _globals['_ERRORMESSAGE']._serialized_end=370
-  _globals['_ERRORBROADCAST']._serialized_start=429
-  _globals['_ERRORBROADCAST']._serialized_end=518
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=162
+  _globals['_ERRORMESSAGE']._serialized_start=165
+  _globals['_ERRORMESSAGE']._serialized_end=384
+  _globals['_ERRORBROADCAST']._serialized_start=443
+  _globals['_ERRORBROADCAST']._serialized_end=532
 # @@protoc_insertion_point(module_scope)

@@ -15,14 +15,16 @@ ERROR_KIND_TRAIN: ErrorKind
 ERROR_KIND_PROBE: ErrorKind
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("run", "block", "next_sequence")
+    __slots__ = ("run", "block", "next_sequence", "rank")
     RUN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     run: str
     block: int
     next_sequence: int
-    def __init__(self, run: _Optional[str] = ..., block: _Optional[int] = ..., next_sequence: _Optional[int] = ...) -> None: ...
+    rank: int
+    def __init__(self, run: _Optional[str] = ..., block: _Optional[int] = ..., next_sequence: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class ErrorMessage(_message.Message):
     __slots__ = ("run", "step", "microbatch", "kind", "sequence", "dtype", "shape", "parts_left", "data", "checksum")

@@ -54,7 +54,7 @@ class ErrorBroadcastServicer(object):
 
         A subscriber whose connection broke subscribes again with the sequence that it misses; the head keeps a bounded
         number of past errors for that. So does one that finds a gap or a wrong checksum, or that has waited so long that a
-        message may be lost. A later subscription of the same block ends its earlier one.
+        message may be lost. A later subscription of the same replica ends its earlier one.
 
         Errors:
         FAILED_PRECONDITION  the head belongs to another run
