@@ -1,0 +1,150 @@
+"""The networks on which speed is compared, each as the specification that every system builds its model from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowdimfa.data import Dataset, TensorSplit
+from lowdimfa.models import cnn
+from lowdimfa.tickets import derive_seed
+
+STEPS = 1_000_000
+"""Length of the runs as their schedules see it; no figure is measured over all of it."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its data.
+
+    Attributes
+    ----------
+    title
+        For people.
+    model, data
+        Sections of a specification: factory and arguments.
+    real_model, real_data
+        The same kind of network on real data, for the time to an accuracy.
+    batch_size, microbatches
+        Of a step.
+    """
+
+    title: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    real_model: dict[str, Any]
+    real_data: dict[str, Any]
+    batch_size: int = 256
+    microbatches: int = 4
+
+    def specification(
+        self,
+        blocks: int,
+        staleness: int = 0,
+        *,
+        real: bool = False,
+        train: dict[str, Any] | None = None,
+        run: dict[str, Any] | None = None,
+        placement: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the specification of a run, as plain data; the last three are added to its sections."""
+        return {
+            "model": (self.real_model if real else self.model) | {"blocks": blocks},
+            "data": self.real_data if real else self.data,
+            "train": {
+                "steps": STEPS,
+                "batch_size": self.batch_size,
+                "microbatches": self.microbatches,
+                "staleness": staleness,
+                "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 1e-3, "fused": True}},
+            }
+            | (train or {}),
+            "run": {"evaluate_every_epochs": 0, "tensorboard": False} | (run or {}),
+            "placement": {"threads_per_block": 1} | (placement or {}),
+        }
+
+
+def convolutions(
+    in_channels: int, channels: Sequence[int], classes: int, image_size: int, convs_per_block: int
+) -> nn.Sequential:
+    """Return `lowdimfa.models.cnn` with a cut possible before every convolution, not only where the image is halved.
+
+    So that schedules with two stages per process have enough of them. The weights lie channels last, which is faster
+    in every system.
+    """
+    whole = cnn(in_channels, channels, classes, image_size, convs_per_block)
+    units: list[nn.Sequential] = []
+    for stage in whole[:-1]:
+        for part in stage:
+            if isinstance(part, nn.Conv2d):
+                units.append(nn.Sequential())
+            units[-1].append(part)
+    return nn.Sequential(*units, whole[-1]).to(memory_format=torch.channels_last)
+
+
+def images(
+    channels: int = 1,
+    image_size: int = 28,
+    classes: int = 10,
+    samples: int = 4096,
+    test_samples: int = 1024,
+    seed: int = 0,
+) -> Dataset:
+    """Return made-up images of a class each: a fixed random pattern of the class, half hidden in noise.
+
+    Inputs are float32 ``(channels, image_size, image_size)`` of unit variance; targets are the classes.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
+    shape = (channels, image_size, image_size)
+    patterns = torch.randn(classes, *shape, generator=generator)
+
+    def split(count: int) -> TensorSplit:
+        targets = torch.randint(classes, (count,), generator=generator)
+        noise = torch.randn(count, *shape, generator=generator)
+        return TensorSplit((patterns[targets] + noise) / 2**0.5, targets)
+
+    return Dataset("images", split(samples), split(test_samples), "classification")
+
+
+def _mlp(in_features: int, width: int, depth: int) -> dict[str, Any]:
+    arguments = {"in_features": in_features, "width": width, "depth": depth, "classes": 10}
+    return {"factory": "lowdimfa.models:mlp", "args": arguments}
+
+
+def _cnn(channels: Sequence[int], image_size: int) -> dict[str, Any]:
+    arguments = {"in_channels": 1, "classes": 10, "image_size": image_size, "convs_per_block": 2}
+    return {
+        "factory": "benchmarks.throughput.networks:convolutions",
+        "args": arguments | {"channels": list(channels)},
+    }
+
+
+_DIGITS: dict[str, Any] = {"factory": "lowdimfa.data:digits"}
+
+NETWORKS = {
+    "mlp": Network(
+        "MLP with 8 hidden layers of 1024 units",
+        _mlp(1024, 1024, 9),
+        {"factory": "lowdimfa.data:teacher", "args": {"in_features": 1024}},
+        _mlp(64, 1024, 9),
+        _DIGITS,
+    ),
+    "cnn": Network(
+        "CNN with 8 convolutions of 16 to 128 channels, images of 28×28",
+        _cnn((16, 32, 64, 128), 28),
+        {"factory": "benchmarks.throughput.networks:images"},
+        _cnn((32, 64, 128), 8),
+        _DIGITS,
+    ),
+    "tiny": Network(
+        "MLP with 4 hidden layers of 64 units, to try the benchmark itself",
+        _mlp(64, 64, 5),
+        _DIGITS,
+        _mlp(64, 64, 5),
+        _DIGITS,
+    ),
+}

@@ -1,0 +1,154 @@
+"""This runtime as a contestant: engines that stay up between rounds, each in an actor of one Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.throughput.peers import Answer, peak_bytes
+from benchmarks.throughput.process import ROOT
+from benchmarks.throughput.spans import (
+    applied,
+    cpu_seconds,
+    handling_seconds,
+    read_spans,
+    shares,
+    used,
+)
+from lowdimfa.network import StepResult
+from services.run.plan import make_run_plan
+from services.run.user_code import UserCode
+from services.spec import parse_specification
+from services.trainer.cluster import start_ray
+from services.trainer.ray_engine import RayEngine
+from services.trainer.run_dir import targets_file
+from services.trainer.stopping import StopRequest
+from services.trainer.watch import TrainerWatch
+
+SENT = 'lowdimfa_activation_payload_bytes_total{'
+
+
+class EngineHost:
+    """Holds one engine, as a trainer does, and runs segments of steps when asked."""
+
+    def __init__(self, plain: dict[str, Any], run_dir: str) -> None:
+        self._run_dir = Path(run_dir)
+        self._run_dir.mkdir(parents=True)
+        specification = parse_specification(plain, "the benchmark")
+        self._plan = make_run_plan(specification)
+        self._staleness = specification.train.staleness
+        watch = TrainerWatch(self._run_dir.name)
+        self._engine = RayEngine(self._plan, self._run_dir, UserCode(str(ROOT)), watch)
+        self._pids: list[int] = self._engine.start(None)["pids"]["blocks"]
+        self._offsets = [0] * len(self._pids)
+        self._next = 0
+
+    def steps(self, lead: int, count: int) -> Answer:
+        """Run a segment of steps.
+
+        A segment fills the pipeline at its beginning and drains it at its end, which a run does once per evaluation:
+        the measured steps leave out ``lead`` at the one, and at the other as many as the blocks may run ahead.
+        """
+        tail = self._staleness + 1
+        first, measured = self._next, self._next + lead
+        last = measured + count + tail
+        losses: list[StepResult] = []
+        sent, before = self._bytes_sent(), [cpu_seconds(pid) for pid in self._pids]
+        received = self._engine.traffic()
+        samples = first * self._plan.order.batch_size
+        self._next = self._engine.run_steps(first, last, losses.extend, StopRequest())
+        spent = [used(old, cpu_seconds(pid)) for old, pid in zip(before, self._pids, strict=True)]
+        timelines = self._timelines()
+        start, end = applied(timelines, measured - 1), applied(timelines, measured + count - 1)
+        traffic, samples_now = self._engine.traffic(), last * self._plan.order.batch_size
+        subscribers = len(self._pids) - 1
+        microbatches = (last - first) * self._plan.specification.train.microbatches
+        beside = [
+            others + handling_seconds(spans) for (_, others), spans in zip(spent, timelines, strict=True)
+        ]
+        return {
+            "seconds": end - start,
+            "whole_seconds": max(span.end for spans in timelines for span in spans)
+            - min(span.start for spans in timelines for span in spans),
+            "cpu_seconds": sum(whole for whole, _ in spent),
+            "steps": last - first,
+            "forward_bytes": self._bytes_sent() - sent,
+            "backward_bytes": subscribers * (traffic.payload * samples_now - received.payload * samples),
+            "backward_wire_bytes": subscribers * (traffic.wire * samples_now - received.wire * samples),
+            "peak_bytes": max(peak_bytes(pid) for pid in self._pids),
+            "shares": [shares(spans, start, end) for spans in timelines],
+            "transport_cpu_ms": [1e3 * seconds / microbatches for seconds in beside],
+        }
+
+    def evaluate(self) -> Answer:
+        """Return the accuracy on the test split."""
+        return {"accuracy": self._engine.evaluate().accuracy}
+
+    def close(self) -> None:
+        """End the blocks."""
+        self._engine.close()
+
+    def _timelines(self) -> list[list[Any]]:
+        found = []
+        for block in range(len(self._pids)):
+            path = self._run_dir / "timeline" / f"block-{block}.jsonl"
+            spans, self._offsets[block] = read_spans(path, self._offsets[block])
+            found.append(spans)
+        return found
+
+    def _bytes_sent(self) -> int:
+        """Return the bytes of activations that all blocks have sent, from their own metrics."""
+        targets = json.loads(targets_file(self._run_dir).read_text())
+        addresses = [one["targets"][0] for one in targets if one["labels"]["role"] != "trainer"]
+        return sum(_sent(address) for address in addresses)
+
+
+def _sent(address: str) -> int:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    values = [line.split()[-1] for line in lines if line.startswith(SENT) and 'direction="sent"' in line]
+    return int(sum(map(float, values)))
+
+
+class Runtime:
+    """The process that holds the engines' Ray cluster.
+
+    Parameters
+    ----------
+    configuration
+        ``engines`` (specifications by name of the system), ``folder`` for run directories, ``address`` of a Ray cluster
+        or None to start one, ``blocks`` for which it needs room.
+    """
+
+    def __init__(self, configuration: Answer) -> None:
+        self._disconnect = start_ray(configuration["address"], blocks=configuration["blocks"])
+        host: Any = ray.remote(num_cpus=0)(EngineHost)
+        folder = Path(configuration["folder"])
+        self._hosts = {
+            name: host.remote(plain, str(folder / name)) for name, plain in configuration["engines"].items()
+        }
+        for engine in self._hosts.values():
+            ray.get(engine.__ray_ready__.remote())
+
+    def steps(self, system: str, lead: int, count: int) -> Answer:
+        """Run steps; see `benchmarks.throughput.worker.Contestant`."""
+        answer: Answer = ray.get(self._hosts[system].steps.remote(lead, count))
+        return answer
+
+    def evaluate(self, system: str) -> Answer:
+        """Return the accuracy on the test split."""
+        answer: Answer = ray.get(self._hosts[system].evaluate.remote())
+        return answer
+
+    def close(self) -> None:
+        """End all engines and the cluster."""
+        ray.get([engine.close.remote() for engine in self._hosts.values()])
+        self._disconnect()
+
+
+__all__: Sequence[str] = ("EngineHost", "Runtime")
