@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hosts import Hosts
+from benchmarks.throughput.hosts import Hosts
 
 PORT = 6379
 START_SECONDS = 120.0
@@ -36,7 +36,7 @@ HEALTH_CHECKS = {
 
 
 class RayHosts:
-    """A Ray node on each host: host 0 has the cluster's head and no room for blocks, the others have one CPU each.
+    """A Ray node on each host: host 0 has the cluster's head and no room for blocks, the others have some.
 
     Parameters
     ----------
@@ -46,6 +46,8 @@ class RayHosts:
         How many nodes.
     folder
         For all that Ray writes. Its path must be short, because sockets lie in it.
+    cpus
+        Blocks for which each host but the first has room.
 
     Attributes
     ----------
@@ -55,8 +57,9 @@ class RayHosts:
         For whatever joins it.
     """
 
-    def __init__(self, hosts: Hosts, count: int, folder: Path) -> None:
+    def __init__(self, hosts: Hosts, count: int, folder: Path, cpus: int = 1) -> None:
         self.hosts = hosts
+        self._cpus = cpus
         self.address = f"{hosts.address(0)}:{PORT}"
         self.environment = (
             os.environ
@@ -77,7 +80,7 @@ class RayHosts:
     def _start(self, host: int) -> subprocess.Popen[str]:
         command: list[object] = [Path(sys.executable).parent / "ray", "start", "--block"]
         if host:
-            command += ["--address", self.address, "--num-cpus", 1]
+            command += ["--address", self.address, "--num-cpus", self._cpus]
         else:
             command += ["--head", "--port", PORT, "--num-cpus", 0, "--include-dashboard", "false"]
         command += ["--node-ip-address", self.hosts.address(host), "--object-store-memory", 80_000_000]
@@ -107,11 +110,17 @@ class RayHosts:
 
 
 @contextlib.contextmanager
-def ray_hosts(count: int) -> Iterator[RayHosts]:
-    """Give a cluster over ``count`` hosts, and leave nothing of it behind."""
+def ray_hosts(count: int, cpus: int = 1) -> Iterator[RayHosts]:
+    """Give a cluster over ``count`` hosts, and leave nothing of it behind.
+
+    Raises
+    ------
+    NoHostsError
+        This machine can't have hosts.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
     try:
         with Hosts(count) as hosts:
-            yield RayHosts(hosts, count, folder)
+            yield RayHosts(hosts, count, folder, cpus)
     finally:
         shutil.rmtree(folder)

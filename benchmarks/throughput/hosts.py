@@ -1,4 +1,4 @@
-"""Several hosts on one machine: network namespaces joined by a switch, whose links can be cut."""
+"""Several hosts on one machine: network namespaces joined by a switch, whose links can be cut or slowed down."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from types import TracebackType
 from typing import Any
 
 import psutil
-import pytest
 
 GONE_SECONDS = 20.0
 """Longest time that killed processes get to disappear."""
+
+
+QUEUE_SECONDS = 0.05
+"""What a slow link holds back at most before it drops: as much as it carries in this time."""
+
+LEAST_QUEUE_BYTES = 128 * 1024
+
+
+class NoHostsError(Exception):
+    """This machine, or this user, can't make network namespaces; the message says why."""
 
 
 class Hosts:
@@ -30,7 +39,7 @@ class Hosts:
 
     Raises
     ------
-    pytest.skip.Exception
+    NoHostsError
         This machine, or this user, can't make network namespaces.
     """
 
@@ -59,6 +68,11 @@ class Hosts:
         """Return a host's address."""
         return f"{self._network}.{host + 1}"
 
+    def inside(self, host: int) -> list[str]:
+        """Return the beginning of a command that runs the rest of it on a host."""
+        # `ip netns exec` would hide the machine's control groups, from which Ray reads its limits.
+        return ["nsenter", f"--net=/run/netns/{self._name(host)}", "--"]
+
     def run(
         self, host: int, command: Sequence[object], environment: Mapping[str, str], **options: Any
     ) -> subprocess.Popen[str]:
@@ -73,10 +87,8 @@ class Hosts:
         options
             For `subprocess.Popen`.
         """
-        # `ip netns exec` would hide the machine's control groups, from which Ray reads its limits.
-        inside = ("nsenter", f"--net=/run/netns/{self._name(host)}", "--")
         return subprocess.Popen(
-            [*inside, *map(str, command)],
+            [*self.inside(host), *map(str, command)],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             text=True,
@@ -91,6 +103,33 @@ class Hosts:
     def mend(self, host: int) -> None:
         """Take it up again."""
         self._ip("-n", self._switch, "link", "set", f"port{host}", "up")
+
+    def slow(self, host: int, mbit: int) -> None:
+        """Limit what a host's link carries, in each direction, with a token bucket.
+
+        Parameters
+        ----------
+        host
+            Index of the host.
+        mbit
+            Megabits per second.
+
+        Raises
+        ------
+        NoHostsError
+            The kernel has no token bucket, or ``tc`` is missing.
+        """
+        if shutil.which("tc") is None:
+            raise NoHostsError("no command 'tc'; Debian's package is iproute2")
+        rate = mbit * 1_000_000 // 8
+        burst = max(rate // 250, 16 * 1024)  # a kernel that ticks 250 times a second can't do with less
+        queue = max(int(rate * QUEUE_SECONDS), LEAST_QUEUE_BYTES) + burst
+        for name, device in ((self._name(host), "eth0"), (self._switch, f"port{host}")):
+            command = ["tc", "-n", name, "qdisc", "replace", "dev", device, "root", "tbf"]
+            command += ["rate", f"{mbit}mbit", "burst", str(burst), "limit", str(queue)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise NoHostsError(f"a link can't be slowed down ({' '.join(command)}): {done.stderr.strip()}")
 
     def processes(self, host: int) -> list[psutil.Process]:
         """Return what runs on a host."""
@@ -141,13 +180,13 @@ class Hosts:
 
     def _make(self) -> None:
         if os.geteuid():
-            pytest.skip("network namespaces need root")
+            raise NoHostsError("network namespaces need root")
         for tool, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
             if shutil.which(tool) is None:
-                pytest.skip(f"no command '{tool}'; Debian's package is {package}")
+                raise NoHostsError(f"no command '{tool}'; Debian's package is {package}")
         added = subprocess.run(["ip", "netns", "add", self._switch], capture_output=True, text=True)
         if added.returncode:
-            pytest.skip(f"network namespaces can't be made here: {added.stderr.strip()}")
+            raise NoHostsError(f"network namespaces can't be made here: {added.stderr.strip()}")
         self._made.append(self._switch)
         self._ip("-n", self._switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         self._ip("-n", self._switch, "link", "set", "bridge", "up")
