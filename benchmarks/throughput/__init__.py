@@ -1,1 +1,1 @@
-"""Training speed of blocks with a broadcast error, side by side with pipelines and data parallelism that use gradients."""
+"""How fast blocks with a broadcast error train, beside pipelines and data parallelism that use gradients."""

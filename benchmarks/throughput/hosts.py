@@ -23,7 +23,7 @@ LEAST_QUEUE_BYTES = 128 * 1024
 
 
 class NoHostsError(Exception):
-    """This machine, or this user, can't make network namespaces; the message says why."""
+    """Network namespaces can't be made on this machine, or by this user; the message says why."""
 
 
 class Hosts:
@@ -129,7 +129,9 @@ class Hosts:
             command += ["rate", f"{mbit}mbit", "burst", str(burst), "limit", str(queue)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise NoHostsError(f"a link can't be slowed down ({' '.join(command)}): {done.stderr.strip()}")
+                raise NoHostsError(
+                    f"a link can't be slowed down ({' '.join(command)}): {done.stderr.strip()}"
+                )
 
     def processes(self, host: int) -> list[psutil.Process]:
         """Return what runs on a host."""

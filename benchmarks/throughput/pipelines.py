@@ -84,15 +84,19 @@ class Pipeline(Peer):
         mine = stages_of(rank, world, per_rank, style)
         join_group(configuration)
         self._modules = [
-            Travelling(plans[i].build(), TRAVEL[configuration["activations"]], i == 0, i == count - 1) for i in mine
+            Travelling(plans[i].build(), TRAVEL[configuration["activations"]], i == 0, i == count - 1)
+            for i in mine
         ]
         stages = [
             CountedStage(self.sent, module, index, count, torch.device("cpu"))
             for index, module in zip(mine, self._modules, strict=True)
         ]
         made = getattr(schedules, name)
-        self._schedule = made(stages if issubclass(made, schedules.PipelineScheduleMulti) else stages[0],
-                              self.microbatches, loss_fn=self.loss)
+        self._schedule = made(
+            stages if issubclass(made, schedules.PipelineScheduleMulti) else stages[0],
+            self.microbatches,
+            loss_fn=self.loss,
+        )
         self._optimizer = self.optimizer([p for module in self._modules for p in module.parameters()])
         self._first, self._last = 0 in mine, count - 1 in mine
         self._rank, self._exchange = rank, Path(configuration["exchange"])
@@ -112,9 +116,12 @@ class Pipeline(Peer):
 
     def whole_model(self) -> nn.Module | None:
         """Gather all stages' weights in the first process, through files, and return the model there."""
-        mine = {name: value for part in self._modules for name, value in part.module.plain_state_dict().items()}
+        mine = {
+            name: value for part in self._modules for name, value in part.module.plain_state_dict().items()
+        }
         safetensors.torch.save_file(
-            {name: value.contiguous() for name, value in mine.items()}, self._exchange / f"{self._rank}.safetensors"
+            {name: value.contiguous() for name, value in mine.items()},
+            self._exchange / f"{self._rank}.safetensors",
         )
         dist.barrier()
         if self._rank:

@@ -1,10 +1,9 @@
-"""This runtime as a contestant: engines that stay up between rounds, each in an actor of one Ray cluster."""
+"""The runtime of this project as a contestant: engines that stay up between rounds, each in an actor of one Ray cluster."""
 
 from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from services.trainer.run_dir import targets_file
 from services.trainer.stopping import StopRequest
 from services.trainer.watch import TrainerWatch
 
-SENT = 'lowdimfa_activation_payload_bytes_total{'
+SENT = "lowdimfa_activation_payload_bytes_total{"
 
 
 class EngineHost:
@@ -64,7 +63,9 @@ class EngineHost:
         self._next = self._engine.run_steps(first, last, losses.extend, StopRequest())
         spent = [used(old, cpu_seconds(pid)) for old, pid in zip(before, self._pids, strict=True)]
         timelines = self._timelines()
-        start, end = applied(timelines, measured - 1), applied(timelines, measured + count - 1)
+        began = min(span.start for spans in timelines for span in spans)
+        start = applied(timelines, measured - 1) if lead else began
+        end = applied(timelines, measured + count - 1)
         traffic, samples_now = self._engine.traffic(), last * self._plan.order.batch_size
         subscribers = len(self._pids) - 1
         microbatches = (last - first) * self._plan.specification.train.microbatches
@@ -73,8 +74,7 @@ class EngineHost:
         ]
         return {
             "seconds": end - start,
-            "whole_seconds": max(span.end for spans in timelines for span in spans)
-            - min(span.start for spans in timelines for span in spans),
+            "whole_seconds": max(span.end for spans in timelines for span in spans) - began,
             "cpu_seconds": sum(whole for whole, _ in spent),
             "steps": last - first,
             "forward_bytes": self._bytes_sent() - sent,
@@ -149,6 +149,3 @@ class Runtime:
         """End all engines and the cluster."""
         ray.get([engine.close.remote() for engine in self._hosts.values()])
         self._disconnect()
-
-
-__all__: Sequence[str] = ("EngineHost", "Runtime")

@@ -1,0 +1,172 @@
+"""Measures all systems side by side: short turns, each system once per round, in changing order."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.reporting import environment
+from benchmarks.throughput.accuracy import time_to_accuracy
+from benchmarks.throughput.figures import Round, merge, order_of, summary
+from benchmarks.throughput.networks import NETWORKS, Network
+from benchmarks.throughput.places import place_for
+from benchmarks.throughput.process import Team, WorkerError
+from benchmarks.throughput.systems import LIMIT, OURS, System, all_names, start, stop
+
+TURN_SECONDS = 600.0
+MATMUL_ROWS = (64, 256)
+MATMUL_SECONDS = 0.5
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a measurement goes.
+
+    Attributes
+    ----------
+    rounds
+        Turns of each system that count; a shorter one before them doesn't.
+    lead, steps
+        Of a turn: steps to warm up again, and steps that are timed.
+    mbit
+        Limit of each link, or None.
+    systems
+        Names of those to measure; empty for all.
+    accuracy
+        Test accuracy to which some are trained in the end, or None.
+    train
+        Added to this runtime's section ``train``.
+    """
+
+    rounds: int = 7
+    lead: int = 2
+    steps: int = 8
+    mbit: int | None = None
+    systems: tuple[str, ...] = ()
+    accuracy: float | None = None
+    train: tuple[tuple[str, Any], ...] = ()
+
+
+def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) -> dict[str, Any]:
+    """Measure one network in a number of blocks.
+
+    Returns
+    -------
+    dict
+        Configuration, environment, every round, and the figures of `benchmarks.throughput.figures.summary`.
+
+    Raises
+    ------
+    NoHostsError
+        Links can't be limited here.
+    """
+    network = NETWORKS[name]
+    names = list(plan.systems) or all_names(blocks, network.microbatches, coarse=plan.mbit is not None)
+    engines = sum(one.startswith(OURS) for one in names)
+    with place_for(folder, blocks, max(1, engines), plan.mbit) as place:
+        report(f"{name}, {blocks} blocks: starting {len(names)} systems")
+        systems = start(names, network, blocks, place, dict(plan.train))
+        try:
+            rounds = _rounds(systems, network, plan, report)
+            rates = _matmul_rates(systems)
+        finally:
+            stop(systems)
+        failures = {system.name: system.failure for system in systems if system.failure}
+        reached = {}
+        if plan.accuracy is not None:
+            reached = time_to_accuracy(plan.accuracy, network, blocks, place, dict(plan.train), report)
+    found = summary(rounds, names, min(blocks, os.cpu_count() or 1))
+    return {
+        "benchmark": "throughput",
+        "network": name,
+        "title": network.title,
+        "blocks": blocks,
+        "link_mbit": plan.mbit,
+        "command": command(name, blocks, plan),
+        "configuration": {"specification": network.specification(blocks, 1), "plan": asdict(plan)},
+        "environment": environment() | {"cores": os.cpu_count()},
+        **found,
+        "not_measured": failures,
+        "matmul_gflops": rates,
+        "seconds_to_accuracy": reached,
+        "rounds": rounds,
+    }
+
+
+def command(name: str, blocks: int, plan: Plan) -> str:
+    """Return the command that repeats a measurement."""
+    link = "" if plan.mbit is None else f" --link-mbit {plan.mbit}"
+    chosen = f" --systems {','.join(plan.systems)}" if plan.systems else ""
+    accuracy = "" if plan.accuracy is None else f" --accuracy {plan.accuracy:g}"
+    return (
+        f"python -m benchmarks.throughput --networks {name} --blocks {blocks}{link} --rounds {plan.rounds} "
+        f"--steps {plan.steps}{chosen}{accuracy} --write"
+    )
+
+
+def _rounds(systems: Sequence[System], network: Network, plan: Plan, report: Report) -> list[Round]:
+    by_name = {system.name: system for system in systems}
+    rounds: list[Round] = []
+    for turn in range(-1, plan.rounds):
+        found: Round = {}
+        for name in order_of(list(by_name), turn):
+            if not by_name[name].failure:
+                _take_turn(by_name[name], network, plan.lead, plan.steps if turn >= 0 else 1, found)
+            _share_failure(systems)
+        if turn < 0:
+            report(f"measuring {sum(not system.failure for system in systems)} systems, {plan.rounds} rounds")
+        else:
+            rounds.append(found)
+    return rounds
+
+
+def _take_turn(system: System, network: Network, lead: int, count: int, found: Round) -> None:
+    before, began = psutil.cpu_times(), time.perf_counter()
+    try:
+        answers = system.ask("steps", TURN_SECONDS, lead=lead, count=count)
+    except WorkerError:
+        return  # the system keeps the reason
+    capacity = (time.perf_counter() - began) * (os.cpu_count() or 1)
+    merged = merge(answers, count, network.batch_size, network.microbatches)
+    own = sum(answer["cpu_seconds"] for answer in answers)
+    merged["other_cpu_fraction"] = max(0.0, (_busy(before, psutil.cpu_times()) - own) / capacity)
+    found[system.name] = merged
+
+
+def _busy(before: Any, after: Any) -> float:
+    """Return the seconds for which the machine's processors worked between two looks."""
+    idle = after.idle - before.idle + after.iowait - before.iowait
+    # Guest time is part of user time, and must not count twice.
+    guest = after.guest - before.guest + after.guest_nice - before.guest_nice
+    return float(sum(after) - sum(before) - idle - guest)
+
+
+def _share_failure(systems: Sequence[System]) -> None:
+    """Give up what ran in the same process as a system that failed."""
+    failed = {id(system.team): system.failure for system in systems if system.failure}
+    for system in systems:
+        system.failure = system.failure or failed.get(id(system.team), "")
+
+
+def _matmul_rates(systems: Sequence[System]) -> dict[str, Any]:
+    """Return rates of matrix products in one process alone, and in as many as there are blocks at the same time."""
+    limit = next((system for system in systems if system.name == LIMIT and not system.failure), None)
+    if limit is None:
+        return {}
+    rates: dict[str, Any] = {}
+    for rows in MATMUL_ROWS:
+        message = {"do": "matmul", "rows": rows, "width": 1024, "seconds": MATMUL_SECONDS}
+        alone = Team(limit.team.workers[:1]).ask(message, TURN_SECONDS)
+        together = limit.team.ask(message, TURN_SECONDS)
+        rates[f"{rows}x1024x1024"] = {
+            "alone": alone[0]["gflops"],
+            "together": [answer["gflops"] for answer in together],
+        }
+    return rates

@@ -1,0 +1,165 @@
+"""The systems that are compared, each as a team of processes that stays up between rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.throughput.networks import Network
+from benchmarks.throughput.pipelines import SCHEDULES
+from benchmarks.throughput.places import Place
+from benchmarks.throughput.process import Answer, Team, WorkerError
+
+START_SECONDS = 300.0
+STALENESS = (0, 1, 2)
+OURS = "lowdimfa-s"
+LIMIT = "limit"
+ZERO_BUBBLE = ("interleaved-zero-bubble", "zero-bubble-h1", "zbv-zero-bubble")
+COARSE = "-bf16"
+"""Ends the names of systems whose activations, and a pipeline's gradients, travel as bfloat16."""
+
+
+def single_names(blocks: int, microbatches: int) -> list[str]:
+    """Return backpropagation in one process: ``single-<threads>`` for whole batches, ``single-<threads>x<parts>``."""
+    threads = sorted({1, min(blocks, os.cpu_count() or 1), os.cpu_count() or 1})
+    return [f"single-{count}{part}" for count in threads for part in ("", f"x{microbatches}")]
+
+
+def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
+    """Return the names of all systems; ``coarse`` adds those whose activations travel as bfloat16."""
+    ours, pipelines = [f"{OURS}{staleness}" for staleness in STALENESS], list(SCHEDULES)
+    with_coarse = [f"{name}{COARSE}" for name in (*ours, *pipelines)] if coarse else []
+    return [*ours, *single_names(blocks, microbatches), *pipelines, "ddp", *with_coarse, LIMIT]
+
+
+@dataclass
+class System:
+    """A system that is up, or the reason why it isn't.
+
+    Attributes
+    ----------
+    name
+        As in the figures.
+    team
+        Its processes.
+    failure
+        Why it can't be measured any more; empty for one that can.
+    shared
+        Whether other systems use the same process.
+    """
+
+    name: str
+    team: Team
+    failure: str = ""
+    shared: bool = field(default=False)
+
+    def ask(self, command: str, seconds: float, **details: Any) -> list[Answer]:
+        """Let all its processes carry a command out; an error ends the system.
+
+        Raises
+        ------
+        WorkerError
+            It failed.
+        """
+        try:
+            return self.team.ask({"do": command, "system": self.name, **details}, seconds)
+        except WorkerError as error:
+            self.failure = str(error)
+            self.team.kill()
+            raise
+
+
+def start(
+    names: Sequence[str],
+    network: Network,
+    blocks: int,
+    place: Place,
+    train: dict[str, Any],
+    real: bool = False,
+) -> list[System]:
+    """Start systems; one that doesn't start has the reason.
+
+    Parameters
+    ----------
+    names
+        Some of `all_names`.
+    network, blocks
+        What is trained, in how many blocks or by how many processes.
+    place
+        Where.
+    train
+        Added to this runtime's section ``train``.
+    real
+        On real data.
+    """
+
+    def plain(name: str) -> dict[str, Any]:
+        own = train | ({"activations": "bf16"} if name.endswith(COARSE) else {})
+        stale = name.removeprefix(OURS).removesuffix(COARSE)
+        return network.specification(
+            blocks,
+            int(stale) if name.startswith(OURS) else 0,
+            real=real,
+            train=own if name.startswith(OURS) else None,
+            **place.sections,
+        )
+
+    ours = [name for name in names if name.startswith(OURS)]
+    systems = [
+        System(name, _peer(name, plain(name), blocks, place, real)) for name in names if name not in ours
+    ]
+    if ours:
+        configuration = {
+            "kind": "runtime",
+            "engines": {name: plain(name) for name in ours},
+            "folder": str(place.folder / ("real-runs" if real else "runs")),
+            "address": place.ray_address,
+            "blocks": blocks * len(ours),
+        }
+        team = Team([place.trainer("runtime-real" if real else "runtime", configuration)])
+        systems = [*(System(name, team, shared=True) for name in ours), *systems]
+    _await(systems)
+    return systems
+
+
+def _peer(name: str, plain: dict[str, Any], blocks: int, place: Place, real: bool) -> Team:
+    base: dict[str, Any] = {"specification": plain}
+    if name.startswith("single-"):
+        threads, _, parts = name.removeprefix("single-").partition("x")
+        base |= {"kind": "single", "threads": int(threads), "parts": int(parts or 1)}
+        return Team([place.worker(0, f"{name}-real" if real else name, base)])
+    base |= {"kind": name, "world": blocks}
+    if name not in (LIMIT, "ddp"):
+        coarse = name.endswith(COARSE)
+        exchange = place.folder / f"exchange-{name}"
+        exchange.mkdir(exist_ok=True)
+        base |= {
+            "kind": "pipeline",
+            "schedule": name.removesuffix(COARSE),
+            "activations": "bf16" if coarse else "fp32",
+            "exchange": str(exchange),
+        }
+    base["meet"] = place.meet()
+    log = f"{name}-real" if real else name
+    return Team([place.worker(rank, log, base | {"rank": rank}) for rank in range(blocks)])
+
+
+def _await(systems: Iterable[System]) -> None:
+    heard: dict[int, str] = {}
+    for system in systems:
+        if id(system.team) not in heard:
+            try:
+                system.team.hear(START_SECONDS)
+                heard[id(system.team)] = ""
+            except WorkerError as error:
+                heard[id(system.team)] = str(error)
+                system.team.kill()
+        system.failure = heard[id(system.team)]
+
+
+def stop(systems: Iterable[System]) -> None:
+    """End all systems."""
+    for team in {id(system.team): system.team for system in systems}.values():
+        team.close()
