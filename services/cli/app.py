@@ -8,7 +8,7 @@ import typer
 
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.version import VERSION
-from services.cli import data, drill, evaluate, export, jobs, report, secrets, serve, train
+from services.cli import data, drill, evaluate, export, jobs, plan, report, secrets, serve, simulate, train
 
 # Click's, or that of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -20,10 +20,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("drill")(drill.drill)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("simulate")(simulate.simulate_command)
 app.add_typer(data.app, name="data")
 app.command("serve")(serve.serve)
 for command in (jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.stop, jobs.resume, jobs.logs):

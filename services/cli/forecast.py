@@ -1,0 +1,152 @@
+"""What a run will come to on machines like this one, from blocks that are measured before it starts."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
+from lowdimfa.build import ErrorShape
+from lowdimfa.config import FeedbackConfig
+from lowdimfa.measure import StageTime
+from lowdimfa.memory import StageMemory
+from lowdimfa.partition import BlockPlan
+from services.run.plan import RunPlan
+from services.run.profile import make_bench
+from services.simulation.setting import BlockCosts, Outcome, Setting
+from services.simulation.simulate import schedule_name, simulate
+
+
+def forecast(plan: RunPlan) -> dict[str, Any]:
+    """Measure the blocks of a run and return what is to be expected of it, as plain data.
+
+    Times are in milliseconds, memory and traffic in bytes. The plan's own blocks stay as they are.
+    """
+    network, specification = plan.network, plan.specification
+    train, replicas = specification.train, specification.replicas
+    bench = make_bench(specification, network.feedback, network.training, plan.dataset, plan.order)
+    times, memory = bench.times(network.blocks), bench.memory(network.blocks)
+    setting = _setting(plan, times)
+    cores = len(os.sched_getaffinity(0)) if bench.device.type == "cpu" else None
+    here = setting if cores is None else replace(setting, cores=max(1, cores // bench.threads))
+    schedule = schedule_name(train.staleness)
+    alone, crowded = simulate(setting, schedule), simulate(here, schedule)
+    loads = [
+        1e3 * _load(own, train.microbatches, number) for own, number in zip(times, replicas, strict=True)
+    ]
+    described = plan.describe()["blocks"]
+    return {
+        "blocks": [
+            _describe(plan, described[i], times[i], memory[i], loads[i], replicas[i], alone)
+            for i in range(len(described))
+        ],
+        "bottleneck": bottleneck(loads),
+        "balance": balance(loads),
+        "better_cut": _better(plan, loads) if max(replicas) == 1 else None,
+        "samples_per_second": alone.samples_per_second,
+        "samples_per_second_here": crowded.samples_per_second,
+        "cores": cores,
+        "device": str(bench.device),
+        "threads_per_block": bench.threads,
+        "batch_size": train.batch_size,
+        "microbatches": train.microbatches,
+        "staleness": train.staleness,
+        "window": train.effective_window,
+        "broadcast_bytes_per_sample": error_bytes(network.shape, network.feedback, train.microbatches),
+    }
+
+
+def error_bytes(shape: ErrorShape, feedback: FeedbackConfig, microbatches: int) -> float:
+    """Return the payload of the broadcast for one sample: a float32 for each error number, and the probes' responses."""
+    return 4 * shape.error_dim * shape.positions * (1 + _probed(feedback, microbatches))
+
+
+def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:
+    """Return the bytes of activation that a block sends per micro-batch, the head none."""
+    if block.index == len(plan.network.blocks) - 1:
+        return 0
+    coarse = plan.network.training.activations == "bf16" and block.output_dtype == torch.float32
+    size = 2 if coarse else block.output_dtype.itemsize
+    values = math.prod(block.output_shape) * plan.order.microbatch_size
+    return round(values * size * (1 + _probed(plan.network.feedback, plan.network.training.microbatches)))
+
+
+def _probed(feedback: FeedbackConfig, microbatches: int) -> float:
+    """Return the share of micro-batches that carry a probe, and so everything twice."""
+    return 1 / (feedback.probe_interval * microbatches) if feedback.probe_interval else 0.0
+
+
+def _load(times: StageTime, microbatches: int, replicas: int) -> float:
+    """Return the seconds in which a block with all its replicas gets done with a micro-batch."""
+    return (times.forward + times.update) / replicas + times.step / microbatches
+
+
+def _setting(plan: RunPlan, times: list[StageTime]) -> Setting:
+    """Return what to simulate: measured work, and a network that takes no time."""
+    train, network = plan.specification.train, plan.network
+    size = plan.order.microbatch_size
+    return Setting(
+        blocks=tuple(
+            BlockCosts(own.forward / number, own.update / number, own.step)
+            for own, number in zip(times, plan.specification.replicas, strict=True)
+        ),
+        microbatches=train.microbatches,
+        microbatch_size=size,
+        activation_bytes=tuple(sent_bytes(plan, block) / size for block in network.blocks[:-1]),
+        error_bytes=error_bytes(network.shape, network.feedback, train.microbatches),
+        staleness=train.staleness,
+        window=train.effective_window,
+    )
+
+
+def _describe(
+    plan: RunPlan,
+    described: dict[str, Any],
+    times: StageTime,
+    memory: StageMemory,
+    load: float,
+    replicas: int,
+    outcome: Outcome,
+) -> dict[str, Any]:
+    index, train = described["index"], plan.specification.train
+    head = index == len(plan.network.blocks) - 1
+    most = min(train.effective_window, train.microbatches * (train.staleness + 1))
+    in_flight = 1 if head else math.ceil(most / replicas)
+    kept = {key: described[key] for key in ("index", "name", "layers", "parameters")}
+    return kept | {
+        "replicas": replicas,
+        "forward_milliseconds": 1e3 * times.forward,
+        "update_milliseconds": 1e3 * times.update,
+        "step_milliseconds": 1e3 * times.step,
+        "milliseconds_per_microbatch": load,
+        "busy": 1 - outcome.bubble[index],
+        "memory": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "feedback": memory.feedback,
+            "stale_weights": memory.stale,
+            "activations": in_flight * memory.kept,
+            "total": memory.total(in_flight),
+        },
+        "in_flight": in_flight,
+        "sent_bytes_per_microbatch": sent_bytes(plan, plan.network.blocks[index]),
+    }
+
+
+def _better(plan: RunPlan, milliseconds: list[float]) -> dict[str, Any] | None:
+    """Return another cut of the same layers if it is expected to be worth it."""
+    blocks = plan.network.blocks
+    layers = [
+        {layer.name: share for layer, share in zip(block.layers, block.layer_shares, strict=True)}
+        for block in blocks
+    ]
+    present = Cut(tuple(plan.network.boundaries), tuple(milliseconds))
+    better = recut(layers, milliseconds, plan.describe()["balance"]["starts"])
+    if present.saving(better) < WORTHWHILE:
+        return None
+    return {"blocks": list(better.boundaries), "milliseconds_per_microbatch": better.highest}

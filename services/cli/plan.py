@@ -1,0 +1,106 @@
+"""``lowdimfa plan``: what a run will take, before it starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.display import aligned
+from services.cli.forecast import forecast
+from services.cli.options import Format, FormatOption
+from services.trainer.api import DecoupledTrainer
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def plan(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as model.blocks=2."),
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Measure the blocks that SPEC makes on this machine, and predict their balance, memory and throughput.
+
+    Nothing is written and no cluster is needed.
+    """
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
+        found = forecast(DecoupledTrainer(spec, overrides=overrides or []).plan())
+    typer.echo(json.dumps({"event": "forecast"} | found) if form is Format.json else _text(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    parts = "micro-batch" if found["microbatches"] == 1 else "micro-batches"
+    size = found["batch_size"] // found["microbatches"]
+    threads = "1 thread" if found["threads_per_block"] == 1 else f"{found['threads_per_block']} threads"
+    slowest = found["blocks"][found["bottleneck"]]
+    lines = [
+        aligned([("block", "layers", "parameters", *_TIMES), *map(_time_row, found["blocks"])]),
+        f"milliseconds for a micro-batch of {size} samples (step: for a whole step of {found['microbatches']} {parts}), "
+        f"{threads} per block on {found['device']}",
+        "",
+        aligned([("block", *_MEMORY, "in flight", "sends"), *map(_memory_row, found["blocks"])]),
+        f"activations of window {found['window']}; sends: per micro-batch",
+        "",
+        f"bottleneck: block {slowest['index']}, {slowest['milliseconds_per_microbatch']:.2f} ms per micro-batch; "
+        f"balance {found['balance']:.2f} (1: all blocks take the same)",
+    ]
+    if (better := found["better_cut"]) is not None:
+        names = ",".join(f'"{name}"' for name in better["blocks"])
+        lines.append(
+            f"a better cut: --set 'model.blocks=[{names}]', about {better['milliseconds_per_microbatch']:.2f} ms"
+        )
+    lines.append(
+        f"predicted: {found['samples_per_second']:,.0f} samples/s with staleness {found['staleness']} and a core or GPU "
+        "for each block"
+    )
+    if found["cores"] is not None:
+        cores = "1 core" if found["cores"] == 1 else f"{found['cores']} cores"
+        lines.append(
+            f"           {found['samples_per_second_here']:,.0f} samples/s on the {cores} of this machine"
+        )
+    lines.append(f"broadcast: {found['broadcast_bytes_per_sample']:,.1f} bytes per sample to each block")
+    return "\n".join(lines)
+
+
+_TIMES = ("forward", "update", "step", "in all", "busy")
+_MEMORY = ("weights", "gradients", "optimiser", "feedback", "activations", "in all")
+
+
+def _time_row(block: dict[str, Any]) -> tuple[str, ...]:
+    layers = block["layers"]
+    times = [f"{block[f'{piece}_milliseconds']:.2f}" for piece in ("forward", "update", "step")]
+    copies = "" if block["replicas"] == 1 else f" ×{block['replicas']}"
+    return (
+        f"{block['index']}{copies}",
+        layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}",
+        f"{block['parameters']:,}",
+        *times,
+        f"{block['milliseconds_per_microbatch']:.2f}",
+        f"{block['busy']:.0%}",
+    )
+
+
+def _memory_row(block: dict[str, Any]) -> tuple[str, ...]:
+    memory = block["memory"]
+    weights = memory["weights"] + memory["stale_weights"]
+    sizes = (
+        weights,
+        *(memory[key] for key in ("gradients", "optimizer", "feedback", "activations", "total")),
+    )
+    sent = _size(block["sent_bytes_per_microbatch"]) if block["sent_bytes_per_microbatch"] else "-"
+    return str(block["index"]), *map(_size, sizes), str(block["in_flight"]), sent
+
+
+def _size(count: float) -> str:
+    """Return a number of bytes for people, such as ``1.4 MiB``."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
