@@ -17,7 +17,7 @@ FLOORS = (
     # What a run is, as plain data and files: the trainer makes it and every block reads it.
     ("services.run",),
     ("services.block",),
-    ("services.trainer",),
+    ("services.trainer", "services.simulation"),
     ("services.coordinator", "services.drill"),
     ("services.cli",),
 )

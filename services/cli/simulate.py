@@ -1,0 +1,196 @@
+"""``lowdimfa simulate``: what schedules come to on clusters that are not at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowdimfa.errors import InputError
+from services.cli.display import aligned
+from services.cli.options import Format, FormatOption
+from services.simulation.calibrate import fit_costs, read_measured
+from services.simulation.setting import BlockCosts, Outcome, Setting
+from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
+
+_DEFAULT = (*BACKPROPAGATION, *(schedule_name(staleness) for staleness in (0, 1, 2)))
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def simulate_command(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="RUN_DIR",
+            help="Take times, sizes and policy from a run that was measured; more runs of the same network, with other "
+            "micro-batches or blocks, tell what depends on them. The other options replace what was measured.",
+        ),
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Blocks, all alike. [8]")] = None,
+    microbatches: Annotated[int | None, typer.Option(min=1, help="Micro-batches of a step. [16]")] = None,
+    microbatch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. [32]")] = None,
+    forward_ms: Annotated[
+        float | None, typer.Option(min=0, help="Forward pass of a micro-batch in one block. [10]")
+    ] = None,
+    update_ms: Annotated[
+        float | None, typer.Option(min=0, help="Its update or backward pass. [twice --forward-ms]")
+    ] = None,
+    step_ms: Annotated[float | None, typer.Option(min=0, help="Optimiser step of a block. [0]")] = None,
+    send_ms: Annotated[
+        float | None, typer.Option(min=0, help="What handing over one message takes a block. [0]")
+    ] = None,
+    activation_bytes: Annotated[
+        float | None, typer.Option(min=0, help="Bytes between two blocks per sample. [4096]")
+    ] = None,
+    error_bytes: Annotated[
+        float | None, typer.Option(min=0, help="Bytes of the broadcast error per sample. [40]")
+    ] = None,
+    link_mbit: Annotated[
+        float | None, typer.Option(min=0, help="Mbit/s that each block can send. [no limit]")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores that all blocks share. [one for each block]")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Micro-batches in flight. [as many as the staleness allows]")
+    ] = None,
+    schedules: Annotated[
+        list[str] | None,
+        typer.Option("--schedule", help=f"A schedule, may be repeated. [{', '.join(_DEFAULT)}]"),
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Simulate this method and backpropagation side by side: throughput, idle time, traffic, memory."""
+    for schedule in schedules or ():
+        staleness_of(schedule)
+    given = {
+        "microbatches": microbatches,
+        "error_bytes": error_bytes,
+        "bandwidth": None if link_mbit is None else 1e6 * link_mbit,
+        "latency": _seconds(latency_ms),
+        "cores": cores,
+        "window": window,
+    }
+    measured = _measured(runs or [], blocks, microbatch_size) if runs else _made_up(blocks, microbatch_size)
+    update = update_ms
+    if forward_ms is not None and update is None and not runs:
+        update = 2 * forward_ms
+    times = {"forward": forward_ms, "update": update, "step": step_ms, "send": send_ms}
+    own = {name: milliseconds / 1e3 for name, milliseconds in times.items() if milliseconds is not None}
+    setting = replace(
+        measured,
+        blocks=tuple(replace(block, **own) for block in measured.blocks),
+        activation_bytes=measured.activation_bytes
+        if activation_bytes is None
+        else (activation_bytes,) * (len(measured.blocks) - 1),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    if runs and not schedules:
+        names = list(dict.fromkeys([*_DEFAULT, schedule_name(measured.staleness)]))
+    else:
+        names = list(schedules or _DEFAULT)
+    outcomes = [simulate(setting, name) for name in names]
+    typer.echo(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _made_up(blocks: int | None, size: int | None) -> Setting:
+    count = blocks or 8
+    return Setting(
+        blocks=(BlockCosts(0.010, 0.020),) * count,
+        microbatches=16,
+        microbatch_size=size or 32,
+        activation_bytes=(4096.0,) * (count - 1),
+        error_bytes=40.0,
+    )
+
+
+def _measured(runs: list[Path], blocks: int | None, size: int | None) -> Setting:
+    """Return the setting of the first run, and from what all of them tell that of other blocks and micro-batches."""
+    found = [read_measured(run) for run in runs]
+    first = found[0].setting
+    if blocks is None and size is None:
+        if len(runs) > 1:
+            raise InputError(
+                "--from",
+                f"{len(runs)} runs",
+                "one, or --blocks or --microbatch-size to say what is to be worked out from them",
+            )
+        return first
+    count, samples = blocks or len(first.blocks), size or first.microbatch_size
+    if blocks is None:
+        shares, parameters = found[0].shares, found[0].parameters
+        sizes = first.activation_bytes
+    else:
+        shares, parameters = (1 / count,) * count, (sum(found[0].parameters) / count,) * count
+        mean = sum(first.activation_bytes) / max(1, len(first.activation_bytes))
+        sizes = (mean,) * (count - 1)
+    costs = fit_costs(found).blocks(shares, parameters, samples)
+    return replace(first, blocks=costs, microbatch_size=samples, activation_bytes=sizes)
+
+
+def _as_json(setting: Setting, outcomes: list[Outcome]) -> str:
+    described = {
+        "blocks": [vars(block) for block in setting.blocks],
+        "microbatches": setting.microbatches,
+        "microbatch_size": setting.microbatch_size,
+        "activation_bytes": list(setting.activation_bytes),
+        "error_bytes": setting.error_bytes,
+        "bandwidth": setting.bandwidth if math.isfinite(setting.bandwidth) else None,
+        "latency": setting.latency,
+        "window": setting.window,
+        "cores": setting.cores,
+        "contention": setting.contention,
+    }
+    event = {"event": "simulated", "setting": described, "schedules": [one.describe() for one in outcomes]}
+    return json.dumps(event)
+
+
+def _as_text(setting: Setting, outcomes: list[Outcome]) -> str:
+    limit = "no limit" if math.isinf(setting.bandwidth) else f"{setting.bandwidth / 1e6:,g} Mbit/s"
+    one, count = setting.blocks[0], len(setting.blocks)
+    header = ("schedule", "samples/s", "ms per step", "idle: mean", "most", "kept", "forward", "backward")
+    rows = []
+    for outcome in outcomes:
+        found = outcome.describe()
+        rows.append(
+            (
+                outcome.schedule,
+                f"{outcome.samples_per_second:,.1f}",
+                f"{1e3 * outcome.step_seconds:,.2f}",
+                f"{found['bubble_mean']:.1%}",
+                f"{found['bubble_max']:.1%}",
+                str(found["in_flight_max"]),
+                _bytes(outcome.forward_bytes),
+                _bytes(outcome.backward_bytes),
+            )
+        )
+    return "\n".join(
+        [
+            f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size} samples "
+            f"per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
+            f"{1e3 * one.step:.3g} ms step; links: {limit}, {1e3 * setting.latency:.3g} ms; "
+            f"cores: {setting.cores or 'one for each block'}",
+            "",
+            aligned([header, *rows]),
+            "",
+            "kept: most micro-batches for which a block keeps activations; forward, backward: bytes per sample over all "
+            "links",
+        ]
+    )
+
+
+def _bytes(number: float) -> str:
+    power = 0 if number < 1 else min(int(math.log(number, 1000)), len(_UNITS) - 1)
+    return f"{number / 1000**power:.4g} {_UNITS[power]}"
