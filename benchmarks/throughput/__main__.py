@@ -40,7 +40,7 @@ from benchmarks.reporting import write_result
 from benchmarks.throughput.hosts import NoHostsError
 from benchmarks.throughput.measure import Plan, measure
 from benchmarks.throughput.networks import NETWORKS
-from benchmarks.throughput.systems import all_names
+from benchmarks.throughput.systems import all_names, overridden
 from benchmarks.throughput.tables import tables
 
 CANNOT = 2
@@ -65,6 +65,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=float,
         help="also train to this test accuracy (0.95 for 95 %%) on the digits, and tell the time",
     )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting on top of this runtime's specification, such as train.compile=true; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="end with the results as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")
     found = parser.parse_args(arguments)
@@ -79,6 +87,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if min(found.blocks) < 2:
         parser.error("--blocks: a pipeline needs at least 2")
     found.systems = tuple(name for name in found.systems.split(",") if name)
+    try:
+        overridden({}, found.overrides)
+    except ValueError as error:
+        parser.error(f"--set: {error}")
     known = {name for blocks in found.blocks for name in all_names(blocks, 4, coarse=True)}
     if wrong := [name for name in found.systems if name not in known]:
         parser.error(f"--systems: no {', '.join(wrong)}; expected some of {', '.join(sorted(known))}")
@@ -88,7 +100,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure as the command line says."""
     found = parse()
-    plan = Plan(found.rounds, 2, found.steps, found.link_mbit, found.systems, found.accuracy)
+    plan = Plan(
+        found.rounds, 2, found.steps, found.link_mbit, found.systems, found.accuracy, tuple(found.overrides)
+    )
     results = []
     for name in found.networks:
         for blocks in found.blocks:

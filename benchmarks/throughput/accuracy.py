@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.throughput.networks import Network
@@ -20,7 +20,7 @@ def time_to_accuracy(
     network: Network,
     blocks: int,
     place: Place,
-    train: dict[str, Any],
+    overrides: Sequence[str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train this runtime (``staleness: 1``), 1F1B and the strongest single process until each reaches an accuracy.
@@ -36,7 +36,7 @@ def time_to_accuracy(
     """
     names = [f"{OURS}1", single_names(blocks, network.microbatches)[-2], "1f1b"]
     report(f"training to {100 * target:g} % on real data: {', '.join(names)}")
-    systems = start(names, network, blocks, place, train, real=True)
+    systems = start(names, network, blocks, place, overrides, real=True)
     try:
         return {system.name: _train(system, target) for system in systems}
     finally:
@@ -53,7 +53,7 @@ def _train(system: System, target: float) -> dict[str, Any]:
             seconds += max(answer.get("whole_seconds", answer["seconds"]) for answer in answers)
             steps += answers[0]["steps"]
             found = system.ask("evaluate", ANSWER_SECONDS)
-            accuracy = max(one["accuracy"] for one in found if one["accuracy"] is not None)
+            accuracy = max(float(one["accuracy"]) for one in found if one["accuracy"] is not None)
     except WorkerError as error:
         return {"failure": str(error)}
     reached = accuracy >= target

@@ -73,7 +73,7 @@ def medians(rounds: Sequence[Round], name: str, key: str) -> float | list[float]
         return None
     if isinstance(values[0], list):
         return [statistics.median(column) for column in zip(*values, strict=True)]
-    return statistics.median(values)
+    return float(statistics.median(values))
 
 
 def summary(rounds: Sequence[Round], names: Sequence[str], threads: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def summary(rounds: Sequence[Round], names: Sequence[str], threads: int) -> dict
         return {name: value for name, value in found.items() if value is not None}
 
     singles = [name for name in names if name.partition("x")[0] == f"single-{threads}"]
-    # What the limit needs of the processors; the rest is transport, scheduling, and losses to contention.
+
     busy, transport = medians(rounds, ours, "busy"), medians(rounds, ours, "transport_cpu_ms")
     found = {
         "samples_per_second": by_system("samples_per_second"),

@@ -7,6 +7,7 @@ import time
 import torch
 
 from benchmarks.throughput.peers import Answer, peak_bytes
+from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.head import Head
 from lowdimfa.tickets import Ticket
@@ -67,7 +68,7 @@ class LocalWork:
                 ticket = Ticket(self._next, part)
                 if isinstance(stage, Head):
                     stage.forward(self._inputs[part], self._targets[part], ticket)
-                else:
+                elif isinstance(stage, Block):
                     stage.forward(self._inputs[part], ticket)
                     stage.receive_error(ticket, self._error)
             stage.step()

@@ -41,8 +41,8 @@ class Plan:
         Names of those to measure; empty for all.
     accuracy
         Test accuracy to which some are trained in the end, or None.
-    train
-        Added to this runtime's section ``train``.
+    overrides
+        Settings ``a.b=value`` on top of this runtime's specification.
     """
 
     rounds: int = 7
@@ -51,7 +51,7 @@ class Plan:
     mbit: int | None = None
     systems: tuple[str, ...] = ()
     accuracy: float | None = None
-    train: tuple[tuple[str, Any], ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
     engines = sum(one.startswith(OURS) for one in names)
     with place_for(folder, blocks, max(1, engines), plan.mbit) as place:
         report(f"{name}, {blocks} blocks: starting {len(names)} systems")
-        systems = start(names, network, blocks, place, dict(plan.train))
+        systems = start(names, network, blocks, place, plan.overrides)
         try:
             rounds = _rounds(systems, network, plan, report)
             rates = _matmul_rates(systems)
@@ -81,7 +81,7 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
         failures = {system.name: system.failure for system in systems if system.failure}
         reached = {}
         if plan.accuracy is not None:
-            reached = time_to_accuracy(plan.accuracy, network, blocks, place, dict(plan.train), report)
+            reached = time_to_accuracy(plan.accuracy, network, blocks, place, plan.overrides, report)
     found = summary(rounds, names, min(blocks, os.cpu_count() or 1))
     return {
         "benchmark": "throughput",
@@ -105,9 +105,10 @@ def command(name: str, blocks: int, plan: Plan) -> str:
     link = "" if plan.mbit is None else f" --link-mbit {plan.mbit}"
     chosen = f" --systems {','.join(plan.systems)}" if plan.systems else ""
     accuracy = "" if plan.accuracy is None else f" --accuracy {plan.accuracy:g}"
+    settings = "".join(f" --set {setting}" for setting in plan.overrides)
     return (
         f"python -m benchmarks.throughput --networks {name} --blocks {blocks}{link} --rounds {plan.rounds} "
-        f"--steps {plan.steps}{chosen}{accuracy} --write"
+        f"--steps {plan.steps}{chosen}{accuracy}{settings} --write"
     )
 
 

@@ -1,4 +1,4 @@
-"""The runtime of this project as a contestant: engines that stay up between rounds, each in an actor of one Ray cluster."""
+"""Our runtime as a contestant: engines that stay up between rounds, each in an actor of one Ray cluster."""
 
 from __future__ import annotations
 

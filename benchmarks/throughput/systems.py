@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from benchmarks.throughput.networks import Network
 from benchmarks.throughput.pipelines import SCHEDULES
@@ -76,7 +79,7 @@ def start(
     network: Network,
     blocks: int,
     place: Place,
-    train: dict[str, Any],
+    overrides: Sequence[str],
     real: bool = False,
 ) -> list[System]:
     """Start systems; one that doesn't start has the reason.
@@ -89,22 +92,19 @@ def start(
         What is trained, in how many blocks or by how many processes.
     place
         Where.
-    train
-        Added to this runtime's section ``train``.
+    overrides
+        Settings ``a.b=value`` on top of this runtime's specification.
     real
         On real data.
     """
 
     def plain(name: str) -> dict[str, Any]:
-        own = train | ({"activations": "bf16"} if name.endswith(COARSE) else {})
-        stale = name.removeprefix(OURS).removesuffix(COARSE)
-        return network.specification(
-            blocks,
-            int(stale) if name.startswith(OURS) else 0,
-            real=real,
-            train=own if name.startswith(OURS) else None,
-            **place.sections,
-        )
+        if not name.startswith(OURS):
+            return network.specification(blocks, real=real, **place.sections)
+        staleness = int(name.removeprefix(OURS).removesuffix(COARSE))
+        train = {"activations": "bf16"} if name.endswith(COARSE) else {}
+        own = network.specification(blocks, staleness, real=real, train=train, **place.sections)
+        return overridden(own, overrides)
 
     ours = [name for name in names if name.startswith(OURS)]
     systems = [
@@ -122,6 +122,27 @@ def start(
         systems = [*(System(name, team, shared=True) for name in ours), *systems]
     _await(systems)
     return systems
+
+
+def overridden(plain: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return a specification with settings ``a.b=value`` on top, the values in YAML.
+
+    Raises
+    ------
+    ValueError
+        A setting has no ``=``.
+    """
+    changed: dict[str, Any] = copy.deepcopy(plain)
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting!r}; expected a setting such as train.window=8")
+        *sections, key = path.split(".")
+        place = changed
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = yaml.safe_load(value)
+    return changed
 
 
 def _peer(name: str, plain: dict[str, Any], blocks: int, place: Place, real: bool) -> Team:

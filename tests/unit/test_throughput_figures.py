@@ -1,0 +1,168 @@
+"""What the benchmark of throughput makes of its measurements."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.throughput.__main__ import parse
+from benchmarks.throughput.figures import merge, order_of, ratio, summary
+from benchmarks.throughput.networks import NETWORKS
+from benchmarks.throughput.pipelines import SCHEDULES, stages_of
+from benchmarks.throughput.spans import (
+    applied,
+    cpu_seconds,
+    handling_seconds,
+    overlap,
+    read_spans,
+    shares,
+    used,
+)
+from benchmarks.throughput.systems import all_names, overridden
+from services.monitoring.timeline import Span, TimelineWriter
+from services.spec import parse_specification
+
+SPANS = [
+    Span("forward", 0, 0, 10.0, 12.0),
+    Span("send", 0, 0, 12.0, 12.5),
+    Span("wait", 0, 0, 12.5, 14.5, "error"),
+    Span("update", 0, 0, 15.0, 17.0),
+    Span("step", 0, 0, 17.0, 18.0),
+]
+
+
+def rounds(**rates: list[float]) -> list[dict[str, dict[str, Any]]]:
+    """Return rounds in which systems had some rates; a rate of 0 stands for a turn that failed."""
+    count = len(next(iter(rates.values())))
+    return [
+        {
+            name.replace("_", "-"): {"samples_per_second": values[turn], "peak_bytes": turn}
+            for name, values in rates.items()
+            if values[turn]
+        }
+        for turn in range(count)
+    ]
+
+
+def test_a_block_is_busy_when_it_does_not_wait() -> None:
+    found = shares(SPANS, 12.0, 18.0)
+    assert found["busy"] == pytest.approx(1 - 2.0 / 6.0)
+    assert found["computing"] == pytest.approx(3.0 / 6.0)
+    assert overlap(SPANS, ("forward",), 11.5, 30.0) == pytest.approx(0.5)
+
+
+def test_handling_is_what_is_neither_computing_nor_waiting() -> None:
+    assert handling_seconds(SPANS) == pytest.approx(1.0)  # half a second of sending, half of deciding
+
+
+def test_a_step_has_ended_when_the_slowest_block_has_applied_it() -> None:
+    later = [Span("step", 0, 0, 18.0, 19.5), Span("step", 1, 0, 20.0, 21.0)]
+    assert applied([SPANS, later], 0) == 19.5
+    with pytest.raises(ValueError, match="no step 1"):
+        applied([SPANS, later], 1)
+
+
+def test_a_timeline_is_read_on_from_where_it_ended(tmp_path: Path) -> None:
+    writer = TimelineWriter(tmp_path / "block-0.jsonl")
+    writer.record(*SPANS[0])
+    writer.flush()
+    first, offset = read_spans(writer.path)
+    writer.record(*SPANS[2])
+    writer.close()
+    second, _ = read_spans(writer.path, offset)
+    assert (first, second) == ([SPANS[0]], [SPANS[2]])
+
+
+def test_processor_time_is_told_thread_by_thread() -> None:
+    before = cpu_seconds(os.getpid())
+    sum(range(300_000))
+    whole, others = used(before, cpu_seconds(os.getpid()))
+    assert whole > 0 and 0 <= others < whole
+    assert used({1: 1.0, 2: 5.0}, {1: 3.0, 2: 5.5, 3: 0.25}) == (2.75, 0.75)
+
+
+def test_the_slowest_process_counts() -> None:
+    answer = {
+        "cpu_seconds": 1.0,
+        "steps": 10,
+        "forward_bytes": 25_600,
+        "backward_bytes": 2_560,
+        "peak_bytes": 7,
+    }
+    found = merge([answer | {"seconds": 2.0}, answer | {"seconds": 4.0, "peak_bytes": 9}], 8, 256, 4)
+    assert found["samples_per_second"] == 512
+    assert (found["forward_bytes_per_sample"], found["backward_bytes_per_sample"]) == (20, 2)
+    assert found["cpu_ms_per_microbatch"] == 50
+    assert found["peak_bytes"] == 9
+
+
+def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
+    # The machine was half as fast in the second round, for all of them alike.
+    measured = rounds(lowdimfa_s1=[200.0, 100.0, 210.0], a=[100.0, 50.0, 100.0], b=[80.0, 80.0, 0.0])
+    assert ratio(measured, "lowdimfa-s1", ["a"]) == 2.0
+    assert ratio(measured, "lowdimfa-s1", ["a", "b"]) == 2.0  # 2, 1.25, 2.1: the best of each round
+    assert ratio(measured, "lowdimfa-s1", ["none"]) is None
+
+
+def test_the_summary_has_what_is_promised_and_leaves_out_what_failed() -> None:
+    measured = rounds(
+        lowdimfa_s1=[300.0], **{"1f1b": [150.0], "single_2": [100.0], "single_2x4": [120.0], "limit": [400.0]}
+    )
+    measured[0]["lowdimfa-s1"] |= {
+        "busy": [0.9, 0.95],
+        "transport_cpu_ms": [1.0, 1.5],
+        "backward_bytes_per_sample": 40.0,
+    }
+    found = summary(measured, [*measured[0], "zbv-zero-bubble"], threads=2)
+    assert found["ratio_vs_1f1b"] == 2.0
+    assert found["ratio_vs_single_process"] == 2.5
+    assert found["ratio_vs_limit"] == 0.75
+    assert found["ratio_vs_zero_bubble"] is None
+    assert found["busy_fraction_min"] == 0.9
+    assert found["transport_cpu_ms_per_microbatch"] == 1.5
+    assert found["backward_bytes_per_sample"] == {"lowdimfa-s1": 40.0}
+    assert "zbv-zero-bubble" not in found["samples_per_second"]
+
+
+def test_every_round_has_every_system_once_and_another_order() -> None:
+    names = all_names(2, 4, coarse=True)
+    orders = [order_of(names, turn) for turn in range(-1, 7)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("world", [2, 4])
+def test_all_stages_have_a_process(name: str, world: int) -> None:
+    _, per_rank, style = SCHEDULES[name]
+    found = [stage for rank in range(world) for stage in stages_of(rank, world, per_rank, style)]
+    assert sorted(found) == list(range(world * per_rank))
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("real", [False, True])
+def test_specifications_are_valid_and_can_be_overridden(network: Any, real: bool) -> None:
+    plain = overridden(network.specification(2, 1, real=real), ["train.window=6", "run.timeline=false"])
+    found = parse_specification(plain, "a test")
+    assert (found.train.staleness, found.train.window, found.run.timeline) == (1, 6, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--blocks", "two"], "numbers such as 2,4"),
+        (["--blocks", "1"], "at least 2"),
+        (["--networks", "vgg"], "no vgg"),
+        (["--systems", "1f1b,2f2b"], "no 2f2b"),
+        (["--set", "train.window"], "a setting such as"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_expected(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert message in capsys.readouterr().err
