@@ -1,4 +1,4 @@
-"""The benchmark of throughput from beginning to end, on the smallest network: some 30 s, most of it processes that start."""
+"""The benchmark of throughput from beginning to end, on the smallest network: 30 s, most of it to start processes."""
 
 from __future__ import annotations
 
