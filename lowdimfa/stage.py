@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowdimfa import compiling
 from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.optim import Updater
@@ -64,7 +65,7 @@ class Stage:
         self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
         self.seed = seed
         self._autocast = precision == "bf16"
-        self._layers: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
+        self._layers: Callable[[Tensor], Tensor] = compiling.compiled(module, index) if compiled else module
         self._stash = WeightStash(module) if staleness else None
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:

@@ -417,18 +417,3 @@ def test_a_finding_can_be_left_for_later_but_not_lost() -> None:
     assert (failure.block, failure.step) == (block.index, 4)
     with pytest.raises(NotFiniteError):  # a checkpoint looks at once
         block.require_finite(inputs / 0, "parameter w", 5)
-
-
-def test_a_compiled_block_learns_what_an_eager_one_does() -> None:
-    eager, compiled = (
-        make_block(layers(nn.LayerNorm(8)), training=TrainingConfig(total_steps=3, compiled=compiled))
-        for compiled in (False, True)
-    )
-    for step in range(3):
-        for block in (eager, compiled):
-            block.forward(normal(4, 6, seed=step), Ticket(step, 0))
-            block.receive_error(Ticket(step, 0), normal(4, 3, seed=step))
-            block.step()
-    for expected, found in zip(eager.module.parameters(), compiled.module.parameters(), strict=True):
-        torch.testing.assert_close(found, expected)
-    assert compiled.tensors().keys() == eager.tensors().keys()
