@@ -20,6 +20,8 @@ class LowdimfaError(Exception):
         Where it happened, when a block and a step can be named.
     setting
         The key of the specification that would change the outcome.
+    replica
+        Which replica of the block it was, where there are several.
     """
 
     code: ClassVar[str] = "internal"
@@ -32,15 +34,17 @@ class LowdimfaError(Exception):
         block: int | None = None,
         step: int | None = None,
         setting: str | None = None,
+        replica: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.block = block
         self.step = step
         self.setting = setting
+        self.replica = replica
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.block, self.step, self.setting))
+        return (_rebuild, (type(self), self.message, self.block, self.step, self.setting, self.replica))
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the machine-readable ``failed`` event."""
@@ -50,10 +54,15 @@ class LowdimfaError(Exception):
 
 
 def _rebuild(
-    kind: type[LowdimfaError], message: str, block: int | None, step: int | None, setting: str | None
+    kind: type[LowdimfaError],
+    message: str,
+    block: int | None,
+    step: int | None,
+    setting: str | None,
+    replica: int | None,
 ) -> LowdimfaError:
     error = kind.__new__(kind)
-    LowdimfaError.__init__(error, message, block=block, step=step, setting=setting)
+    LowdimfaError.__init__(error, message, block=block, step=step, setting=setting, replica=replica)
     return error
 
 

@@ -39,8 +39,8 @@ def guarded(call: Callable[[], T]) -> T | LowdimfaError:
 class BlockHost:
     """Runs one `BlockWorker`. Control calls go to the group ``io``, so they answer while compute runs."""
 
-    def __init__(self, index: int) -> None:
-        self._index = index
+    def __init__(self, stem: str) -> None:
+        self._stem = stem
         self._worker: BlockWorker | None = None
 
     @ray.method(concurrency_group="io")
@@ -53,7 +53,7 @@ class BlockHost:
         """Build the block and start its server. What the process prints goes to the run's logs from here on."""
 
         def build() -> Reachable:
-            keep_output(log_file(Path(job.run_dir), f"block-{self._index}"))
+            keep_output(log_file(Path(job.run_dir), self._stem))
             # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             faulthandler.enable(file=2)
@@ -74,7 +74,7 @@ class BlockHost:
 
     def _require(self) -> BlockWorker:
         if self._worker is None:
-            raise LowdimfaError(f"block {self._index} was asked before it was prepared", block=self._index)
+            raise LowdimfaError(f"{self._stem} was asked before it was prepared")
         return self._worker
 
 

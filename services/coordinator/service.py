@@ -59,9 +59,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
         def submit(caller: Caller) -> pb.SubmitJobResponse:
             submission, specification = checked(request, caller.name)
-            blocks, placement = specification.model.block_count, specification.placement
+            workers, placement = specification.workers, specification.placement
             job, created = self._store.create(
-                submission, blocks * placement.cpus_per_block, blocks * placement.gpus_per_block
+                submission, workers * placement.cpus_per_block, workers * placement.gpus_per_block
             )
             if created:
                 self._changed(job.id)

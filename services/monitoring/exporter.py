@@ -27,6 +27,7 @@ class Target(TypedDict):
     job: str
     role: str
     block: NotRequired[str]
+    replica: NotRequired[str]
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class RunPlan:
         """Return the plan as the run directory's ``plan.json``."""
         train = self.specification.train
         described = self.network.describe(train.effective_window, self.order.steps_per_epoch)
-        return described | {"batch_size": train.batch_size}
+        return described | {"batch_size": train.batch_size, "replicas": self.specification.replicas}
 
 
 def make_run_plan(specification: Specification, boundaries: Sequence[str] | None = None) -> RunPlan:

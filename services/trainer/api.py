@@ -159,7 +159,7 @@ class DecoupledTrainer:
         specification = self.specification
         disconnect = start_ray(
             self._address,
-            specification.model.block_count,
+            specification.workers,
             specification.placement.cpus_per_block,
             specification.run.liveness_seconds,
         )

@@ -11,6 +11,7 @@ from lowdimfa.trainer import evaluation_batches
 from services.block.building import Checkpointed, Own, Source
 from services.block.job import BlockJob
 from services.block.replica import Replica
+from services.rpc.seats import Seat
 from services.run.plan import RunPlan
 from services.run.user_code import UserCode
 from services.trainer.engine import Recovered, RecoveryPolicy
@@ -48,18 +49,18 @@ class Crew:
 
     def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode) -> None:
         self._plan, self._run_dir, self._user_code = plan, run_dir, user_code
-        self._blocks = len(plan.network.blocks)
-        self.fleet = Fleet(plan.specification, self._blocks)
+        self.fleet = Fleet(plan.specification)
+        self._workers = len(self.fleet.actors)
         self.gathering: Gathering | None = None
         self._running: tuple[str, Sequence[Any]] = ("", [])
-        self._stateless = set(range(self._blocks))  # new processes that have no state of the run yet
+        self._stateless = set(range(self._workers))  # new processes that have no state of the run yet
         self._replicas: dict[int, Replica] = {}
         self._keeper: ReplicaKeeper | None = None
 
     def start(self, resume_step: int | None) -> Gathering:
         """Build and connect all blocks, and load a checkpoint if a step is given."""
         gathering = self._gather(self._stateless)
-        self._load(resume_step or 0, [Checkpointed(resume_step)] * self._blocks)
+        self._load(resume_step or 0, [Checkpointed(resume_step)] * self._workers)
         return gathering
 
     def drive(self, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> list[Any]:
@@ -72,9 +73,9 @@ class Crew:
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Replace what was lost, and bring all blocks to a step from which they can go on: see `Engine.recover`."""
-        lost = self._stateless | _named(loss)
+        lost = self._stateless | self._named(loss)
         if self.gathering is not None:
-            show_stacks(self.gathering, _named(loss))
+            show_stacks(self.gathering, self._named(loss))
         rescue = Rescue(self.fleet, *self._running, lost)
         rescue.bring_to_rest(
             loss, drain=policy == "rejoin"
@@ -83,18 +84,21 @@ class Crew:
         self._running = ("", [])
         for index in rescue.lost:
             self.fleet.replace(index)
-        step, sources = self._sources(policy, checkpoint, rescue.applied, rescue.lost | _damaged(loss))
+        step, sources = self._sources(policy, checkpoint, rescue.applied, rescue.lost | self._damaged(loss))
         gathering = self._gather(rescue.lost)
         self._load(step, sources)
-        has = [_step_of(source, rescue.applied.get(index, 0)) for index, source in enumerate(sources)]
-        missed = {index: step - steps for index, steps in enumerate(has) if steps != step}
-        return Recovered(step, sorted(rescue.lost), missed, gathering.pids)
+        has = [_step_of(source, rescue.applied.get(number, 0)) for number, source in enumerate(sources)]
+        seats = self.fleet.seating.seats
+        missed = {seats[number].block: step - steps for number, steps in enumerate(has) if steps != step}
+        return Recovered(
+            step, sorted({seats[number].block for number in rescue.lost}), missed, gathering.pids
+        )
 
     def give_up(self, loss: LowdimfaError) -> LowdimfaError:
         """End all computation, write every block's last words down, and return the error that began it all."""
         self._stop_keeping()
         if self.gathering is not None:
-            show_stacks(self.gathering, _named(loss))
+            show_stacks(self.gathering, self._named(loss))
             write_postmortem(self._run_dir, self.fleet, loss)
         return self.fleet.abort(self._running[1], loss)
 
@@ -123,9 +127,9 @@ class Crew:
     ) -> tuple[int, list[Source]]:
         """Return the step to go on from, and where each block's state comes from."""
         if policy == "restart":
-            return checkpoint or 0, [Checkpointed(checkpoint)] * self._blocks
+            return checkpoint or 0, [Checkpointed(checkpoint)] * self._workers
         sources = [
-            self._newest(index, checkpoint) if index in stateless else Own() for index in range(self._blocks)
+            self._newest(index, checkpoint) if index in stateless else Own() for index in range(self._workers)
         ]
         # The others may be behind a lost head's replica: errors that it broadcast are lost with it.
         return max(_step_of(source, applied.get(index, 0)) for index, source in enumerate(sources)), sources
@@ -139,12 +143,26 @@ class Crew:
             self._keeper.close()
             self._keeper = None
 
-    def _job(self, index: int, run: str) -> BlockJob:
-        plan = self._plan
+    def _named(self, loss: LowdimfaError) -> set[int]:
+        """Return the worker that an error says is lost."""
+        return self._at_fault(loss) if isinstance(loss, BlockLostError) else set()
+
+    def _damaged(self, loss: LowdimfaError) -> set[int]:
+        """Return the worker whose state an error makes doubtful, though its process is well."""
+        return self._at_fault(loss) if isinstance(loss, NotFiniteError) else set()
+
+    def _at_fault(self, loss: LowdimfaError) -> set[int]:
+        if loss.block is None:
+            return set()
+        return {self.fleet.seating.number(Seat(loss.block, loss.replica or 0))}
+
+    def _job(self, number: int, run: str) -> BlockJob:
+        plan, seat = self._plan, self.fleet.seating.seats[number]
         return BlockJob(
             run=run,
             run_dir=str(self._run_dir),
-            index=index,
+            index=seat.block,
+            rank=seat.rank,
             specification=plan.specification.model_dump(),
             boundaries=plan.network.boundaries,
             input_shape=plan.example.shape,
@@ -154,16 +172,6 @@ class Crew:
             evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
             user_code=self._user_code,
         )
-
-
-def _named(loss: LowdimfaError) -> set[int]:
-    """Return the block that an error says is lost."""
-    return {loss.block} if isinstance(loss, BlockLostError) and loss.block is not None else set()
-
-
-def _damaged(loss: LowdimfaError) -> set[int]:
-    """Return the block whose state an error makes doubtful, though its process is well."""
-    return {loss.block} if isinstance(loss, NotFiniteError) and loss.block is not None else set()
 
 
 def _step_of(source: Source, applied: int) -> int:

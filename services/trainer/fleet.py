@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError, ResourceError
 from services.block.actor import BlockActor
+from services.block.building import make_seating
 from services.spec import Specification
 from services.trainer.end_of_process import kernel_oom_kills, reason_of
 
@@ -25,14 +26,21 @@ CLOSE_SECONDS = 5.0
 
 
 class Fleet:
-    """The block actors of one run in one placement group.
+    """The block actors of one run in one placement group: block by block, and replica by replica within each.
+
+    Workers are known by their numbers in this order, which are the blocks' indexes where each block has one replica.
 
     Parameters
     ----------
     specification
         For placement and liveness.
-    blocks
-        How many.
+
+    Attributes
+    ----------
+    seating
+        Which worker is which replica of which block.
+    actors
+        Of the workers.
 
     Raises
     ------
@@ -40,8 +48,10 @@ class Fleet:
         The cluster has no room within the liveness setting.
     """
 
-    def __init__(self, specification: Specification, blocks: int) -> None:
+    def __init__(self, specification: Specification) -> None:
         placement = specification.placement
+        self.seating = make_seating(specification)
+        workers = len(self.seating.seats)
         self.liveness = specification.run.liveness_seconds
         resources = {"CPU": float(placement.cpus_per_block)}
         if placement.gpus_per_block:
@@ -50,23 +60,38 @@ class Fleet:
         trainer = context.get_actor_name() or context.get_actor_id() or "driver"
         free_places(trainer)  # those of an earlier part of the run whose trainer was killed
         self._group = placement_group(
-            [resources] * blocks, strategy=placement.strategy, name=_group_name(trainer)
+            [resources] * workers, strategy=placement.strategy, name=_group_name(trainer)
         )
         self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
         self._trainer = trainer
         self._oom_kills = kernel_oom_kills()
         self.actors: list[Any] = []
         try:
-            self._await_room(resources, blocks, placement.strategy)
+            self._await_room(resources, workers, placement.strategy)
         except ResourceError:
             self.close()
             raise
-        self.actors = [self._place(index) for index in range(blocks)]
+        self.actors = [self._place(number) for number in range(workers)]
 
-    def _place(self, index: int) -> Any:
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-        name = f"block-{index}-{self._trainer}-{time.time_ns()}"
-        return BlockActor.options(scheduling_strategy=strategy, name=name, **self._options).remote(index)
+    @property
+    def head(self) -> int:
+        """Number of the head's worker."""
+        return len(self.seating.seats) - 1
+
+    def name(self, number: int) -> str:
+        """Return a worker's name, such as ``block 1`` or ``block 1, replica 0``."""
+        return self.seating.name(self.seating.seats[number])
+
+    def lost(self, number: int, message: str, **fields: Any) -> BlockLostError:
+        """Return the error for a worker that is lost."""
+        seat = self.seating.seats[number]
+        return BlockLostError(message, block=seat.block, replica=seat.rank, **fields)
+
+    def _place(self, number: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+        stem = self.seating.file_stem(self.seating.seats[number])
+        options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
+        return BlockActor.options(scheduling_strategy=strategy, **options).remote(stem)
 
     def without_room(self, loss: BlockLostError) -> BlockLostError | None:
         """Return the error for a block that doesn't start because no node has a place for it, if that is why."""
@@ -75,42 +100,58 @@ class Fleet:
         return BlockLostError(
             f"no node of the cluster has room for a lost block any more ({loss.message}); bring a node back or add one",
             block=loss.block,
+            replica=loss.replica,
             setting="placement",
         )
 
-    def replace(self, index: int) -> None:
-        """End a block's process, if there still is one, and start another, where Ray has its place now."""
-        ray.kill(self.actors[index])
-        self.actors[index] = self._place(index)
+    def replace(self, number: int) -> None:
+        """End a worker's process, if there still is one, and start another, where Ray has its place now."""
+        ray.kill(self.actors[number])
+        self.actors[number] = self._place(number)
 
-    def _await_room(self, resources: dict[str, float], blocks: int, strategy: str) -> None:
+    def _await_room(self, resources: dict[str, float], workers: int, strategy: str) -> None:
         try:
             ray.get(self._group.ready(), timeout=self.liveness)
         except GetTimeoutError:
             have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_resources().items()))
             need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
             raise ResourceError(
-                f"the cluster had no room for {blocks} blocks of {need} each ({strategy}) within "
-                f"{self.liveness:g} s; free now: {have or 'nothing'}. Add nodes, use fewer blocks, or lower "
-                "placement.cpus_per_block",
+                f"the cluster had no room for {self._described(workers)} of {need} each ({strategy}) within "
+                f"{self.liveness:g} s; free now: {have or 'nothing'}. Add nodes, use fewer blocks"
+                f"{'' if workers == self._blocks else ' or replicas'}, or lower placement.cpus_per_block",
                 setting="placement",
             ) from None
 
+    @property
+    def _blocks(self) -> int:
+        return len(self.seating.replicas)
+
+    def _described(self, workers: int) -> str:
+        blocks = f"{self._blocks} blocks"
+        return blocks if workers == self._blocks else f"{workers} replicas of {blocks}"
+
     def gather(
-        self, references: Sequence[Any], what: str, seconds: float, tick: Callable[[], None] | None = None
+        self,
+        references: Sequence[Any],
+        what: str,
+        seconds: float,
+        tick: Callable[[], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Any]:
-        """Wait for one answer of each block.
+        """Wait for one answer of each worker.
 
         Parameters
         ----------
         references
-            One call per block, in order.
+            One call per worker, in order; or of some, with ``numbers``.
         what
             What the blocks were asked for, for the message.
         seconds
             Longest wait; infinite where ``tick`` judges.
         tick
             Called now and then during the wait; it may raise.
+        numbers
+            Whose calls they are, if not all workers'.
 
         Raises
         ------
@@ -118,60 +159,70 @@ class Fleet:
             The first error that a block returned, a lost actor, or the blocks that stayed silent.
         """
         deadline = time.monotonic() + seconds
+        numbers = range(len(references)) if numbers is None else numbers
+        number_of = dict(zip(references, numbers, strict=True))
         pending = list(references)
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)
             for reference in done:
-                self._answer(reference, references.index(reference), what)
+                self._answer(reference, number_of[reference], what)
             if tick is not None:
                 tick()
             if pending and time.monotonic() > deadline:
-                raise _silent(sorted(references.index(reference) for reference in pending), what, seconds)
-        return [self._answer(reference, index, what) for index, reference in enumerate(references)]
+                raise self._silent(sorted(number_of[reference] for reference in pending), what, seconds)
+        return [self._answer(reference, number, what) for reference, number in number_of.items()]
 
-    def _answer(self, reference: Any, index: int, what: str) -> Any:
+    def _answer(self, reference: Any, number: int, what: str) -> Any:
+        seat, name = self.seating.seats[number], self.name(number)
         try:
             value = ray.get(reference, timeout=self.liveness)
         except RayTaskError as error:
             raise LowdimfaError(
-                f"block {index} failed during '{what}' ({type(error.cause).__name__}: {error.cause})",
-                block=index,
+                f"{name} failed during '{what}' ({type(error.cause).__name__}: {error.cause})",
+                block=seat.block,
+                replica=seat.rank,
             ) from error
         except (
             RayError
         ) as error:  # of many kinds: an actor that died, a node, a process killed for its memory
-            raise BlockLostError(
-                f"block {index} lost its process during '{what}' ({reason_of(error, self._oom_kills)})",
-                block=index,
-            ) from error
+            why = reason_of(error, self._oom_kills)
+            raise self.lost(number, f"{name} lost its process during '{what}' ({why})") from error
         if isinstance(value, LowdimfaError):
             raise value
         return value
 
     def compute(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a worker's method in every block's compute thread; return the references."""
+        """Call a worker's method in every compute thread; return the references."""
         return [actor.compute.remote(method, *arguments) for actor in self.actors]
 
-    def ask_one(self, index: int, method: str, *arguments: Any) -> Any:
-        """Call a worker's method beside one block's computation; return its answer.
+    def compute_by_block(
+        self, method: str, *arguments: Any, what: str = "", seconds: float = float("inf")
+    ) -> list[Any]:
+        """Call a worker's method in the compute thread of each block's first replica; return one answer per block."""
+        numbers = self.seating.leaders
+        references = [self.actors[number].compute.remote(method, *arguments) for number in numbers]
+        return self.gather(references, what or method, seconds, numbers=numbers)
+
+    def ask_one(self, number: int, method: str, *arguments: Any) -> Any:
+        """Call a worker's method beside its computation; return its answer.
 
         Raises
         ------
         LowdimfaError
             The error that the block returned, a lost actor, or no answer within the liveness.
         """
-        reference = self.actors[index].ask.remote(method, *arguments)
+        reference = self.actors[number].ask.remote(method, *arguments)
         answered, _ = ray.wait([reference], timeout=self.liveness)
         if not answered:
-            raise _silent([index], method.replace("_", " "), self.liveness)
-        return self._answer(reference, index, method.replace("_", " "))
+            raise self._silent([number], method.replace("_", " "), self.liveness)
+        return self._answer(reference, number, method.replace("_", " "))
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a worker's method beside every block's computation; return the references."""
+        """Call a worker's method beside every worker's computation; return the references."""
         return [actor.ask.remote(method, *arguments) for actor in self.actors]
 
     def roll_call(self, method: str, seconds: float, missing: Collection[int] = ()) -> dict[int, Any]:
-        """Call a worker's method beside every block's computation; return the answers of those that give one.
+        """Call a worker's method beside every worker's computation; return those that answer, by number.
 
         Parameters
         ----------
@@ -180,7 +231,7 @@ class Fleet:
         seconds
             Longest wait for all of them.
         missing
-            Blocks that need not be asked.
+            Workers that need not be asked.
         """
         asked = {i: actor.ask.remote(method) for i, actor in enumerate(self.actors) if i not in missing}
         if not asked:
@@ -193,22 +244,25 @@ class Fleet:
                     answers[index] = self._answer(reference, index, method)
         return answers
 
-    def outcomes(self, references: Sequence[Any], seconds: float) -> dict[int, LowdimfaError | None]:
-        """Wait for calls that every block was sent to end, and say how each did: with an error, or well.
+    def outcomes(
+        self, references: Sequence[Any], seconds: float, numbers: Sequence[int] | None = None
+    ) -> dict[int, LowdimfaError | None]:
+        """Wait for workers' calls to end, and say by number how each did: with an error, or well.
 
-        A block that has not ended after ``seconds`` is missing; one that lost its process has a `BlockLostError`.
+        A worker that has not ended after ``seconds`` is missing; one that lost its process has a `BlockLostError`.
+        ``numbers`` says whose calls they are, if not all workers'.
         """
         if not references:
             return {}
         ray.wait(list(references), num_returns=len(references), timeout=seconds)
         ended: dict[int, LowdimfaError | None] = {}
-        for index, reference in enumerate(references):
+        for number, reference in zip(numbers or range(len(references)), references, strict=True):
             if ray.wait([reference], timeout=0)[0]:
                 try:
-                    self._answer(reference, index, "abort")
-                    ended[index] = None
+                    self._answer(reference, number, "abort")
+                    ended[number] = None
                 except LowdimfaError as error:
-                    ended[index] = error
+                    ended[number] = error
         return ended
 
     def abort(self, references: Sequence[Any], cause: LowdimfaError) -> LowdimfaError:
@@ -221,6 +275,14 @@ class Fleet:
         found = [cause, *(error for error in outcomes if error is not None)]
         lost = (error for error in found if isinstance(error, BlockLostError))
         return next((error for error in found if not isinstance(error, PeerError)), next(lost, cause))
+
+    def _silent(self, numbers: Sequence[int], what: str, seconds: float) -> BlockLostError:
+        names = "; ".join(map(self.name, numbers))
+        return self.lost(
+            numbers[0],
+            f"no answer to '{what}' from {names} within {seconds:g} s; raise run.liveness_seconds if it needs longer",
+            setting="run.liveness_seconds",
+        )
 
     def close(self) -> None:
         """End all actors and free their places."""
@@ -248,15 +310,6 @@ def free_places(trainer: str) -> None:
 
 def _group_name(trainer: str) -> str:
     return f"blocks of {trainer}"
-
-
-def _silent(blocks: Sequence[int], what: str, seconds: float) -> BlockLostError:
-    return BlockLostError(
-        f"no answer to '{what}' from block {', '.join(map(str, blocks))} within {seconds:g} s; raise "
-        "run.liveness_seconds if it needs longer",
-        block=blocks[0],
-        setting="run.liveness_seconds",
-    )
 
 
 def _resources() -> dict[str, float]:

@@ -23,11 +23,11 @@ class Gathering:
     Attributes
     ----------
     reachable
-        Where each block is reached.
+        Where each worker is reached.
     nodes
-        Identifiers of the nodes, by block.
+        Identifiers of the nodes, by worker.
     pids
-        Of their processes, by block.
+        Of their processes, by worker.
     """
 
     reachable: list[Reachable]
@@ -43,9 +43,9 @@ def gather_blocks(fleet: Fleet, job: Callable[[int, str], BlockJob], new: Collec
     fleet
         The processes.
     job
-        Makes a block's job of its index and the run's identifier.
+        Makes a worker's job of its number and the run's identifier.
     new
-        Blocks that have to be built; the others open new connections in place of those they have.
+        Workers that have to be built; the others open new connections in place of those they have.
 
     Raises
     ------

@@ -41,9 +41,10 @@ def write_postmortem(run_dir: Path, fleet: Fleet, loss: LowdimfaError) -> None:
     """Ask every block for its last words and write them down; a disk without room gets none."""
     words: dict[int, LastWords] = fleet.roll_call("last_words", min(ANSWER_SECONDS, fleet.liveness / 4))
     parts = [f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}: the run ends: {loss.message}"]
-    for index in range(len(fleet.actors)):
-        said = str(words[index]) if index in words else _tail(log_file(run_dir, f"block-{index}"))
-        parts.append(f"===== block {index} =====\n{said}")
+    for number, seat in enumerate(fleet.seating.seats):
+        stem = fleet.seating.file_stem(seat)
+        said = str(words[number]) if number in words else _tail(log_file(run_dir, stem))
+        parts.append(f"===== {fleet.name(number)} =====\n{said}")
     with contextlib.suppress(OSError):
         postmortem_file(run_dir).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

@@ -30,7 +30,7 @@ from services.trainer.watch import TrainerWatch
 
 
 class RayEngine:
-    """Runs each block in an actor of its own.
+    """Runs each block, or each replica of it, in an actor of its own.
 
     Parameters
     ----------
@@ -87,15 +87,16 @@ class RayEngine:
         if self._trainer_address is None:
             host = ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1"
             self._trainer_address = self._watch.serve(host)
-        last, job = self._blocks - 1, self._run_dir.name
+        seating, job = self._require().fleet.seating, self._run_dir.name
         blocks = [
             Target(
                 address=block.metrics,
                 job=job,
-                role="head" if index == last else "block",
-                block=str(index),
+                role="head" if seat == seating.head else "block",
+                block=str(seat.block),
+                replica=str(seat.rank),
             )
-            for index, block in enumerate(gathering.reachable)
+            for seat, block in zip(seating.seats, gathering.reachable, strict=True)
             if block.metrics is not None
         ]
         write_targets(
@@ -110,7 +111,7 @@ class RayEngine:
         end = EarlyEnd(fleet, stop)
 
         def report() -> None:
-            finished = fleet.ask_one(self._blocks - 1, "finished_steps")
+            finished = fleet.ask_one(fleet.head, "finished_steps")
             if finished:
                 on_steps(finished)
 
@@ -138,7 +139,8 @@ class RayEngine:
     def align(self) -> Alignment:
         """Gather all blocks' states in this process and compare their updates with the true gradients."""
         fleet, plan = self._require().fleet, self._plan
-        states = fleet.gather(fleet.compute("state"), "give its state", START_LIVENESS * self._liveness)
+        seconds = START_LIVENESS * self._liveness
+        states = fleet.compute_by_block("state", what="give its state", seconds=seconds)
         network = plan.network
         with computing_threads(plan.specification.placement.threads_per_block):
             blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
@@ -147,13 +149,12 @@ class RayEngine:
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
-        """Let every block write its own state."""
-        fleet = self._require().fleet
-        references = fleet.compute("save", str(directory), step)
-        return fleet.gather(references, "save", START_LIVENESS * self._liveness)
+        """Let every block's first replica write its state, which is that of all of them."""
+        seconds = START_LIVENESS * self._liveness
+        return self._require().fleet.compute_by_block("save", str(directory), step, seconds=seconds)
 
     def traffic(self) -> BroadcastTraffic:
-        """Return what the first block received; every subscriber receives the same."""
+        """Return what the first worker received; every subscriber receives the same."""
         if self._blocks == 1 or not self._samples:
             return BroadcastTraffic()
         fleet = self._require().fleet

@@ -20,16 +20,16 @@ class Rescue:
     fleet
         All blocks.
     method, running
-        What every block was called for when the loss was noticed, and the calls; none if it was for nothing.
+        What every worker was called for when the loss was noticed, and the calls; none if it was for nothing.
     lost
-        Blocks that are known to be lost.
+        Workers that are known to be lost.
 
     Attributes
     ----------
     lost
-        Blocks whose processes are of no more use; it grows while others turn out to be lost too.
+        Workers whose processes are of no more use; it grows while others turn out to be lost too.
     applied
-        Optimiser steps that each block that is left has applied; filled by `bring_to_rest`.
+        Optimiser steps that each worker that is left has applied; filled by `bring_to_rest`.
     """
 
     def __init__(self, fleet: Fleet, method: str, running: Sequence[Any], lost: set[int]) -> None:
@@ -89,8 +89,7 @@ class Rescue:
 
     def _await(self, blocks: Sequence[int]) -> None:
         """Wait until blocks have ended what they were called for; those that don't are lost."""
-        ended = self._fleet.outcomes([self._running[index] for index in blocks], self._fleet.liveness)
-        for position, index in enumerate(blocks):
-            outcome = ended.get(position, BlockLostError(f"block {index} did not come to rest"))
-            if isinstance(outcome, BlockLostError):
+        ended = self._fleet.outcomes([self._running[index] for index in blocks], self._fleet.liveness, blocks)
+        for index in blocks:
+            if index not in ended or isinstance(ended[index], BlockLostError):
                 self.lost.add(index)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from lowdimfa.errors import BlockLostError
 from services.block.worker import Status
 from services.trainer.fleet import Fleet
 
@@ -47,9 +46,10 @@ class StallWatch:
         ]
         if stuck:
             index, status = stuck[0]
-            raise BlockLostError(
-                f"block {index} holds the run up: {status.activity}; raise run.liveness_seconds if it may take longer",
-                block=index,
+            raise self._fleet.lost(
+                index,
+                f"{self._fleet.name(index)} holds the run up: {status.activity}; raise run.liveness_seconds if it may "
+                "take longer",
                 step=status.applied_steps,
                 setting="run.liveness_seconds",
             )

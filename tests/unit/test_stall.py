@@ -10,6 +10,7 @@ import pytest
 from lowdimfa.errors import BlockLostError
 from services.block.worker import Status
 from services.rpc.protocol import TrafficCount
+from services.rpc.seats import Seating
 from services.trainer import stall
 from services.trainer.fleet import Fleet
 from services.trainer.stall import StallWatch
@@ -20,6 +21,12 @@ class Answering:
 
     def __init__(self, clock: list[float], statuses: list[Status], delay: float) -> None:
         self._clock, self._statuses, self._delay = clock, statuses, delay
+
+    name, lost = Fleet.name, Fleet.lost
+
+    @property
+    def seating(self) -> Seating:
+        return Seating([1] * len(self._statuses), 1)
 
     def ask(self, method: str) -> list[Any]:
         return [method] * len(self._statuses)
