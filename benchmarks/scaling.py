@@ -1,0 +1,130 @@
+"""What the simulator says of up to 1,024 blocks, and of links from 25 Mbit/s to 100 Gbit/s.
+
+``python -m benchmarks.scaling`` simulates every schedule for every number of blocks and every bandwidth. All blocks are
+alike: with more blocks the network is deeper, and each block has as much to do. ``--write`` stores the result and draws
+it; ``--draw`` draws what is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import RESULTS, environment, markdown_table, write_result
+from services.simulation.setting import BlockCosts, Setting
+from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
+
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+BLOCKS = (2, 4, 8, 16, 64, 256, 1024)
+MEGABITS = (25.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
+SCHEDULES = (*BACKPROPAGATION, *map(schedule_name, (0, 1, 4)))
+DEEP = schedule_name(16)
+"""Simulated with the fastest links alone: what it takes to keep so many blocks busy."""
+
+COSTS = BlockCosts(forward=0.010, update=0.020, step=0.005)
+MICROBATCHES, MICROBATCH_SIZE = 32, 64
+ACTIVATION_BYTES, ERROR_BYTES = 4096.0, 40.0
+LATENCY = 0.0005
+
+
+def setting(blocks: int, megabits: float) -> Setting:
+    """Return blocks that are alike, on links of so many Mbit/s."""
+    return Setting(
+        blocks=(COSTS,) * blocks,
+        microbatches=MICROBATCHES,
+        microbatch_size=MICROBATCH_SIZE,
+        activation_bytes=(ACTIVATION_BYTES,) * (blocks - 1),
+        error_bytes=ERROR_BYTES,
+        bandwidth=1e6 * megabits,
+        latency=LATENCY,
+    )
+
+
+def measure() -> dict[str, Any]:
+    """Simulate everything and return the result with the configuration that made it."""
+    rows: list[dict[str, Any]] = []
+    for blocks in BLOCKS:
+        for megabits in MEGABITS:
+            for schedule in (*SCHEDULES, *([DEEP] if megabits == MEGABITS[-1] else [])):
+                began = time.perf_counter()
+                found = simulate(setting(blocks, megabits), schedule).describe()
+                seconds = time.perf_counter() - began
+                del found["bubble"]
+                rows.append({"blocks": blocks, "megabits": megabits, **found, "simulated_in": seconds})
+    full = 1 / (COSTS.forward + COSTS.update + COSTS.step / MICROBATCHES)
+    return {
+        "benchmark": "scaling",
+        "command": "python -m benchmarks.scaling --write",
+        "configuration": {
+            "forward_ms": 1e3 * COSTS.forward,
+            "update_ms": 1e3 * COSTS.update,
+            "step_ms": 1e3 * COSTS.step,
+            "microbatches": MICROBATCHES,
+            "microbatch_size": MICROBATCH_SIZE,
+            "activation_bytes": ACTIVATION_BYTES,
+            "error_bytes": ERROR_BYTES,
+            "latency_ms": 1e3 * LATENCY,
+        },
+        "environment": environment(),
+        "limit_samples_per_second": MICROBATCH_SIZE * full,
+        "rows": rows,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the throughput of every schedule, for the slowest, a middle and the fastest link."""
+    names = list(dict.fromkeys(row["schedule"] for row in result["rows"]))
+    parts = []
+    for megabits in (MEGABITS[0], MEGABITS[2], MEGABITS[-1]):
+        rows = []
+        for blocks in BLOCKS:
+            found = {
+                row["schedule"]: row
+                for row in result["rows"]
+                if (row["blocks"], row["megabits"]) == (blocks, megabits)
+            }
+            cells = [
+                f"{found[name]['samples_per_second']:,.0f} ({found[name]['bubble_mean']:.0%})"
+                if name in found
+                else ""
+                for name in names
+            ]
+            rows.append((str(blocks), *cells))
+        parts.append(f"{rate(megabits)}\n\n{markdown_table(('blocks', *names), rows)}")
+    limit = (
+        f"Samples per second (idle share of a block); never idle: {result['limit_samples_per_second']:,.0f}."
+    )
+    return "\n\n".join([*parts, limit])
+
+
+def rate(megabits: float) -> str:
+    """Return a bandwidth in words."""
+    return f"{megabits:g} Mbit/s" if megabits < 1000 else f"{megabits / 1000:g} Gbit/s"
+
+
+def main() -> None:
+    """Simulate or draw as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
+    parser.add_argument("--write", action="store_true", help="store the result and draw it into docs/figures")
+    parser.add_argument("--draw", action="store_true", help="draw the stored result, and simulate nothing")
+    arguments = parser.parse_args()
+    stored = RESULTS / "scaling.json"
+    result = json.loads(stored.read_text()) if arguments.draw else measure()
+    print(table(result), flush=True)
+    if arguments.write:
+        write_result("scaling", result)
+    if arguments.write or arguments.draw:
+        from benchmarks.scaling_plots import draw  # only here: matplotlib takes a while to import
+
+        draw(result, FIGURES)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
