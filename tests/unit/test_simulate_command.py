@@ -1,0 +1,161 @@
+"""``lowdimfa simulate``: numbers from options and from runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lowdimfa.errors import InputError
+from services.cli.app import app
+from services.monitoring.timeline import TimelineWriter
+from services.simulation.calibrate import fit_costs, measured_throughput, read_measured
+
+SPECIFICATION = """\
+model: {{factory: "lowdimfa.models:mlp", args: {{in_features: 64, width: 32, depth: 4, classes: 10}}, blocks: 2}}
+data: {{factory: "lowdimfa.data:digits"}}
+train: {{steps: 20, batch_size: 32, microbatches: {microbatches}, staleness: 0}}
+placement: {{replicas: {replicas}}}
+"""
+FORWARD, UPDATE, HEAD, STEP, SEND, LATENCY = 0.002, 0.004, 0.007, 0.001, 0.0002, 0.0005
+
+
+def simulated(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["simulate", *arguments, "--format", "json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.output)
+    return found
+
+
+def made_run(
+    folder: Path, microbatches: int = 2, scale: float = 1.0, steps: int = 20, replicas: int = 1
+) -> Path:
+    """Write a run of two blocks, each busy with one micro-batch at a time, as a block's timeline would show it."""
+    folder.mkdir()
+    (folder / "spec.yaml").write_text(SPECIFICATION.format(microbatches=microbatches, replicas=replicas))
+    blocks = [
+        {"index": index, "cost_share": 0.5, "parameters": 1000, "output_shape": [32]} for index in range(2)
+    ]
+    (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "error_dim": 9}))
+    body, head = (TimelineWriter(folder / "timeline" / f"block-{index}.jsonl") for index in range(2))
+    now = head_free = 1000.0
+    for step in range(steps):
+        for microbatch in range(microbatches):
+            sent = now + scale * FORWARD + SEND
+            body.record("forward", step, microbatch, now, now + scale * FORWARD)
+            body.record("send", step, microbatch, now + scale * FORWARD, sent)
+            began = sent + LATENCY
+            published = began + scale * HEAD + SEND
+            head.record("wait", step, 0, head_free, began, "activation")
+            head.record("forward", step, microbatch, began, began + scale * HEAD)
+            head.record("publish", step, microbatch, began + scale * HEAD, published)
+            body.record("wait", step, 0, sent, published, "error")
+            head_free, now = published, published + scale * UPDATE
+            body.record("update", step, microbatch, published, now)
+        body.record("step", step, 0, now, now + STEP)
+        head.record("step", step, 0, head_free, head_free + STEP)
+        head_free += STEP
+        now += STEP
+    body.close()
+    head.close()
+    return folder
+
+
+def test_all_schedules_side_by_side() -> None:
+    result = CliRunner().invoke(app, ["simulate", "--blocks", "4", "--microbatches", "8"])
+    assert result.exit_code == 0
+    for schedule in ("gpipe", "1f1b", "zero-bubble", "staleness-0", "staleness-1", "staleness-2"):
+        assert f"\n{schedule} " in result.output
+    assert "330.00" in result.output  # 1F1B: (8 + 4 - 1) of 10 and 20 ms
+
+
+def test_options_reach_the_simulation() -> None:
+    found = simulated(
+        *("--blocks", "3", "--microbatches", "1", "--microbatch-size", "10", "--forward-ms", "5"),
+        *("--step-ms", "2", "--link-mbit", "1", "--activation-bytes", "100", "--latency-ms", "3"),
+        *("--schedule", "1f1b", "--window", "1"),
+    )
+    [outcome] = found["schedules"]
+    message = 0.003 + 8 * 1000 / 1e6
+    assert outcome["step_seconds"] == pytest.approx(3 * 0.015 + 0.002 + 4 * message)
+    assert outcome["backward_bytes_per_sample"] == 200
+    assert found["setting"]["bandwidth"] == 1e6 and found["setting"]["window"] == 1
+
+
+def test_a_run_is_measured(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    setting = read_measured(run).setting
+    body, head = setting.blocks
+    assert body.forward == pytest.approx(FORWARD, rel=1e-3) and body.update == pytest.approx(UPDATE, rel=1e-3)
+    assert body.step == pytest.approx(STEP, rel=1e-3) and body.send == pytest.approx(SEND, rel=1e-2)
+    assert head.forward == pytest.approx(HEAD / 3, rel=1e-3) and head.update == pytest.approx(
+        2 * HEAD / 3, rel=1e-3
+    )
+    assert setting.latency == pytest.approx(LATENCY, rel=1e-2)
+    assert (setting.microbatches, setting.microbatch_size, setting.staleness) == (2, 16, 0)
+    assert setting.activation_bytes == (128.0,) and setting.error_bytes == 36.0
+    seconds = 2 * (FORWARD + SEND + LATENCY + HEAD + SEND + UPDATE) + STEP
+    assert measured_throughput(run) == pytest.approx(32 / seconds, rel=1e-3)
+
+
+def test_a_run_with_one_microbatch_is_simulated_as_it_was(tmp_path: Path) -> None:
+    """Nothing overlaps with one micro-batch, here and there; but here the error has a latency, too."""
+    run = made_run(tmp_path / "run", microbatches=1)
+    [outcome] = simulated("--from", str(run), "--schedule", "staleness-0")["schedules"]
+    assert outcome["samples_per_second"] == pytest.approx(measured_throughput(run), rel=0.05)
+
+
+def test_runs_with_other_microbatches_tell_what_depends_on_them(tmp_path: Path) -> None:
+    """16 samples take 1.0 and 32 samples 1.6 of the times: 0.4 are fixed, and 64 samples take 2.8."""
+    runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b", microbatches=1, scale=1.6)]
+    costs = fit_costs([read_measured(run) for run in runs]).blocks((0.5, 0.5), (1000, 1000), 64)
+    assert costs[0].forward == pytest.approx(2.8 * FORWARD, rel=1e-2)
+    assert costs[0].update == pytest.approx(2.8 * UPDATE, rel=1e-2)
+    assert costs[1].forward + costs[1].update == pytest.approx(2.8 * HEAD, rel=1e-2)
+    options = [option for run in runs for option in ("--from", str(run))]
+    found = simulated(*options, "--microbatch-size", "64")
+    assert found["setting"]["blocks"][0]["forward"] == pytest.approx(2.8 * FORWARD, rel=1e-2)
+
+
+def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
+    found = simulated("--from", str(made_run(tmp_path / "run")), "--blocks", "8")
+    blocks = found["setting"]["blocks"]
+    assert len(blocks) == 8 and len(found["setting"]["activation_bytes"]) == 7
+    assert blocks[0]["forward"] == pytest.approx(FORWARD / 4, rel=1e-2)
+    assert {outcome["schedule"] for outcome in found["schedules"]} >= {"1f1b", "staleness-0", "staleness-2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--schedule", "dualpipe"], "1f1b"),
+        (["--link-mbit", "0"], "bandwidth"),
+        (["--blocks", "0"], "--blocks"),
+        (["--from", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_ends_with_code_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from services.cli.app import run
+
+    monkeypatch.setattr("sys.argv", ["lowdimfa", "simulate", *arguments])
+    assert run() == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"replicas": 2}, "placement.replicas"), ({"steps": 0}, "no timeline of block 0")],
+)
+def test_runs_that_tell_nothing_are_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_measured(made_run(tmp_path / "run", **change))
+
+
+def test_a_run_too_short_to_count_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 steps"):
+        measured_throughput(made_run(tmp_path / "run", steps=2))
