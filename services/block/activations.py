@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -102,6 +103,11 @@ class SampleLimit(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     max_samples: int
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes of one message."""
+        return _MAX_TENSORS * self.max_samples * math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, tensors: Sequence[pb.TensorType]) -> None:
         """Refuse other tensors than one, or two alike, of the expected type.

@@ -20,6 +20,7 @@ from services.block.activations import (
     SampleLimit,
     unpack,
 )
+from services.block.ring import ACCEPTED, RING_KEY, Place, RingView, open_ring
 from services.rpc.connection import Resend, Resends
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.seats import Seat
@@ -150,14 +151,16 @@ class ActivationReceiver:
 
     def _transfer(self, frames: Iterator[bytes], context: Any) -> Iterator[pb.ActivationAck]:
         """Serve one connection: this thread sends acknowledgements while another one reads."""
-        context.send_initial_metadata(())
+        ring = self._open_ring(context)
+        context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
         with self._changed:
             self._stream += 1
             stream = self._stream
             self._changed.notify_all()
         if not context.add_callback(self._wake):
             return
-        self._pool.submit(self._read, frames, stream)
+        self._pool.submit(self._read, frames, stream, ring)
+        del ring  # the reader's alone, which lets go of it
         sent = -1
         while (acknowledged := self._await(sent, stream, context)) is not None:
             yield pb.ActivationAck(sequence=acknowledged)
@@ -166,6 +169,13 @@ class ActivationReceiver:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, self._failure.message)
         if self._broken == stream:
             context.abort(grpc.StatusCode.UNAVAILABLE, f"activation {self._expected} is wanted once more")
+
+    def _open_ring(self, context: Any) -> RingView | None:
+        """Open the memory that the sender offers to share, if it does and if that can be done."""
+        offer = dict(context.invocation_metadata() or ()).get(RING_KEY)
+        if not isinstance(offer, str) or self._limit is None:
+            return None
+        return open_ring(offer, self._window, self._limit.nbytes)
 
     def _await(self, sent: int, stream: int, context: Any) -> int | None:
         """Wait for something to acknowledge; return ``None`` when the connection is to end."""
@@ -178,7 +188,7 @@ class ActivationReceiver:
             self._changed.wait_for(lambda: self._acknowledged > sent or self._closed or ended())
             return None if ended() or self._acknowledged == sent else self._acknowledged
 
-    def _read(self, frames: Iterator[bytes], stream: int) -> None:
+    def _read(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> None:
         assembly: Assembly | None = None
         try:
             for sent in frames:
@@ -187,7 +197,7 @@ class ActivationReceiver:
                     with self._delivery:
                         if self._stream != stream or self._broken == stream:
                             return
-                        assembly = self._take(frame, assembly)
+                        assembly = self._take(frame, assembly, ring)
         except grpc.RpcError:
             return  # the connection broke; the sender opens another one
         except Resend:
@@ -206,14 +216,14 @@ class ActivationReceiver:
             self._changed.notify_all()
         self._on_failure(failure)
 
-    def _take(self, frame: bytes, assembly: Assembly | None) -> Assembly | None:
+    def _take(self, frame: bytes, assembly: Assembly | None, ring: RingView | None = None) -> Assembly | None:
         """Add one frame to the message under way; deliver the message if that completes it."""
         try:
-            return self._add(frame, assembly)
+            return self._add(frame, assembly, ring)
         except ProtocolError as error:
             raise self._resends.ask(self._expected, error) from error
 
-    def _add(self, frame: bytes, assembly: Assembly | None) -> Assembly | None:
+    def _add(self, frame: bytes, assembly: Assembly | None, ring: RingView | None) -> Assembly | None:
         header, data = unpack(frame)
         if header.sequence < self._expected:
             return None
@@ -221,6 +231,8 @@ class ActivationReceiver:
             assembly = self._begin(header)
         if assembly is None or header.sequence != self._expected:
             raise ProtocolError(f"a frame of activation {header.sequence} where {self._expected} was next")
+        if header.shared:
+            data = _shared(header.sequence, data, ring, assembly.nbytes)
         activation = assembly.add(header.offset, data)
         if activation is None:
             return assembly
@@ -245,3 +257,13 @@ class ActivationReceiver:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _shared(sequence: int, data: memoryview, ring: RingView | None, expected: int) -> memoryview:
+    """Return the buffers that a frame says are in shared memory."""
+    where = Place.parse(data)
+    if ring is None:
+        raise ProtocolError("it lies in shared memory, of which there is none")
+    if where.nbytes != expected:
+        raise ProtocolError(f"{where.nbytes} bytes in shared memory for a message of {expected}")
+    return ring.read(sequence, where)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lowdimfa.errors import LowdimfaError, PeerError, ProtocolError
+from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
-from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, split
+from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
+from services.block.ring import ACCEPTED, RING_KEY, Place, Ring
 from services.rpc.connection import Peer, StreamThread
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.seats import Seat
@@ -20,9 +21,12 @@ from services.rpc.v1 import activations_pb2 as pb
 
 
 class _Message(NamedTuple):
+    """What waits for its acknowledgement: frames, or an activation that lies in shared memory."""
+
     sequence: int
-    frames: list[bytes]
     payload: int
+    frames: list[bytes]
+    shared: tuple[Activation, Place] | None = None
 
 
 class ActivationSender:
@@ -44,6 +48,10 @@ class ActivationSender:
         Of this replica of its block.
     name
         Of the next block, in messages, where it is not simply ``block <peer>``.
+    ring
+        Shared memory with a slot for each message of the window, or None. It is this object's to close.
+    ring_only
+        Give up if the next block can't open the ring. Otherwise the connection then carries the bytes.
 
     Attributes
     ----------
@@ -64,6 +72,8 @@ class ActivationSender:
         *,
         rank: int = 0,
         name: str | None = None,
+        ring: Ring | None = None,
+        ring_only: bool = False,
     ) -> None:
         self.traffic = Traffic()
         self._run = run_fingerprint(run)
@@ -72,6 +82,9 @@ class ActivationSender:
         self._on_failure = on_failure
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))))
+        self._ring, self._ring_only = ring, ring_only
+        if ring is not None:
+            self._metadata = (*self._metadata, (RING_KEY, ring.offer))
         self._channel = security.channel(address, liveness)
         self._transfer = self._channel.stream_stream(
             f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString
@@ -79,6 +92,7 @@ class ActivationSender:
         self._changed = threading.Condition()
         self._unacknowledged: deque[_Message] = deque()
         self._next_sequence = 0
+        self._call: Any = None
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None
         self._dropping = False
@@ -123,11 +137,9 @@ class ActivationSender:
                 raise self._failure
             if not room:
                 raise self._peer.lost(f"none of {self._window} activations was acknowledged")
-        activation = Activation(kind, ticket, tensors, self._next_sequence)
-        frames = list(split(activation, self._run, self._block))
-        payload = sum(tensor.nbytes for tensor in tensors)
+        message = self._copied(Activation(kind, ticket, tensors, self._next_sequence))
         with self._changed:
-            self._unacknowledged.append(_Message(activation.sequence, frames, payload))
+            self._unacknowledged.append(message)
             self._next_sequence += 1
             self._changed.notify_all()
 
@@ -149,22 +161,57 @@ class ActivationSender:
         self.abort(PeerError(f"block {self._block} closed its connection to {self._peer.name}"))
         self._thread.close()
         self._channel.close()
+        if self._ring is not None:
+            self._ring.close()
 
     def _connect(self) -> Any:
         with self._changed:
             self._stream += 1
             self._changed.notify_all()
-            return self._transfer(self._frames(self._stream), metadata=self._metadata)
+            self._call = self._transfer(self._frames(self._stream), metadata=self._metadata)
+            return self._call
+
+    def _copied(self, activation: Activation) -> _Message:
+        """Return a message that holds a copy of the tensors."""
+        payload = sum(tensor.nbytes for tensor in activation.tensors)
+        if self._ring is None or not self._ring.holds(payload):
+            return _Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
+        where, tensors = self._ring.write(activation.sequence, activation.tensors)
+        return _Message(activation.sequence, payload, [], (activation._replace(tensors=tensors), where))
 
     def _frames(self, stream: int) -> Iterator[bytes]:
         """Yield the frames of one connection, in gRPC's thread, from the first unacknowledged message on."""
-        position = 0
+        position, ring = 0, False
         while (message := self._await(position, stream)) is not None:
-            for frame in message.frames:
+            ring = ring or (message.shared is not None and self._is_accepted())
+            for frame in self._framed(message, ring):
                 yield frame
                 self.traffic.add_message(len(frame))
             self.traffic.add_tensors(message.payload)
             position = message.sequence + 1
+
+    def _framed(self, message: _Message, ring: bool) -> Iterable[bytes]:
+        if message.shared is None:
+            return message.frames
+        activation, where = message.shared
+        if ring:
+            return (place(activation, self._run, self._block, where),)
+        if self._ring_only:
+            failure = HandshakeError(
+                f"{self._peer.name} at {self._peer.address} can't open the shared memory of block {self._block}: they "
+                "are on different hosts, in containers that don't see each other's processes, or of different users",
+                block=self._block,
+                setting="placement.transport",
+            )
+            self.abort(failure)
+            self._on_failure(failure)
+            return ()
+        return split(activation, self._run, self._block)
+
+    def _is_accepted(self) -> bool:
+        """Wait for the receiver's answer to the offer of the ring."""
+        answer: Iterable[tuple[str, str]] = self._call.initial_metadata() or ()
+        return (RING_KEY, ACCEPTED) in {(key, value) for key, value in answer}
 
     def _await(self, position: int, stream: int) -> _Message | None:
         """Wait for the first message from ``position`` on; return ``None`` to end the connection."""

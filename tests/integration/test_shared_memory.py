@@ -1,0 +1,251 @@
+"""Activations through shared memory: the same messages in the same order, whatever happens on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rpc_helpers import LIVENESS, Inbox
+from test_activations import RUN, link
+from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
+
+from lowdimfa.errors import HandshakeError, PeerError
+from lowdimfa.tickets import Ticket
+from services.block.activations import SampleLimit, unpack
+from services.block.receiver import ActivationReceiver
+from services.block.ring import Ring
+from services.block.sender import ActivationSender
+from services.block.transports import make_sender
+from services.rpc.seats import Seat
+from services.rpc.security import Security
+from services.rpc.server import RpcServer
+
+SAMPLES, WINDOW = 2000, 3
+LIMIT = SampleLimit((5,), torch.float32, SAMPLES)
+
+
+def tensor(step: int, samples: int = SAMPLES) -> torch.Tensor:
+    return torch.full((samples, 5), float(step))
+
+
+def ring() -> Ring:
+    return Ring(WINDOW, LIMIT.nbytes)
+
+
+class Frames:
+    """Sees every frame that arrives."""
+
+    def __init__(self) -> None:
+        self.shared: list[bool] = []
+
+    def __call__(self, frame: bytes) -> tuple[bytes]:
+        self.shared.append(unpack(frame)[0].shared)
+        return (frame,)
+
+
+def test_large_messages_lie_in_shared_memory_and_small_ones_do_not() -> None:
+    frames = Frames()
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+        for step, samples in enumerate((SAMPLES, 2, SAMPLES // 2, 0, SAMPLES)):
+            blocks.send(step, tensor(step, samples))
+            got = blocks.messages.get()
+            assert torch.equal(got.tensors[0], tensor(step, samples))
+            blocks.receiver.release(got)
+        blocks.send(5, tensor(5), tensor(6))
+        clean, noisy = blocks.messages.get().tensors
+        assert torch.equal(clean, tensor(5)) and torch.equal(noisy, tensor(6))
+        assert frames.shared == [True, False, True, False, True, True]
+        assert blocks.receiver.traffic.count().payload_bytes == 20 * (4 * SAMPLES + SAMPLES // 2 + 2)
+
+
+def test_what_was_received_does_not_change_with_its_slot() -> None:
+    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+        got = []
+        for step in range(3 * WINDOW):
+            blocks.send(step, tensor(step))
+            got.append(blocks.messages.get())
+            blocks.receiver.release(got[-1])
+        assert all(torch.equal(each.tensors[0], tensor(step)) for step, each in enumerate(got))
+
+
+def test_cut_connections_lose_and_repeat_nothing() -> None:
+    count = 40
+    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+        got: list[Any] = []
+
+        def consume() -> None:
+            for _ in range(count):
+                got.append(blocks.messages.get())
+                blocks.receiver.release(got[-1])
+
+        consumer = threading.Thread(target=consume)
+        consumer.start()
+        for step in range(count):
+            if step % 8 == 4:
+                blocks.relay.cut()
+            blocks.send(step, tensor(step))
+        consumer.join(30)
+        assert [each.sequence for each in got] == list(range(count))
+        assert all(torch.equal(each.tensors[0], tensor(step)) for step, each in enumerate(got))
+        assert blocks.relay.connections > 1
+        assert blocks.failures.empty()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("position", [0, 4])
+def test_faults_of_the_wire_strike_frames_that_only_say_where(kind: str, position: int) -> None:
+    wire = Wire(kind, position, garbled_frame)
+    with link(window=8, samples=SAMPLES, ring=Ring(8, LIMIT.nbytes), arriving=wire) as blocks:
+        for step in range(5):
+            blocks.send(step, tensor(step))
+        assert wire.happened.wait(30)
+        found = all_of(blocks.messages, 5, blocks.receiver.renew)
+        assert [each.sequence for each in found] == list(range(5))
+        assert all(torch.equal(each.tensors[0], tensor(each.sequence)) for each in found)
+
+
+def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.block.receiver.open_ring", lambda *_: None)
+    frames = Frames()
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+        for step in range(2 * WINDOW):
+            blocks.send(step, tensor(step))
+            got = blocks.messages.get()
+            assert torch.equal(got.tensors[0], tensor(step))
+            blocks.receiver.release(got)
+        assert not any(frames.shared)
+
+
+def test_without_another_transport_that_is_a_failure_with_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.block.receiver.open_ring", lambda *_: None)
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True) as blocks:
+        blocks.send(0, tensor(0))
+        failure = blocks.sender_failures.get()
+        assert isinstance(failure, HandshakeError)
+        assert "can't open the shared memory of block 0" in failure.message
+        assert failure.setting == "placement.transport"
+        with pytest.raises(HandshakeError):
+            blocks.send(1, tensor(1))
+
+
+@pytest.mark.parametrize(
+    ("transport", "address", "offered"),
+    [
+        ("auto", "127.0.0.1:1", True),
+        ("auto", "127.0.0.2:1", False),
+        ("grpc", "127.0.0.1:1", False),
+        ("shared_memory", "127.0.0.2:1", True),
+    ],
+)
+def test_memory_is_offered_to_blocks_at_the_same_address(transport: Any, address: str, offered: bool) -> None:
+    sender = make_sender(
+        transport,
+        LIMIT,
+        address=address,
+        host="127.0.0.1",
+        security=Security.loopback(),
+        run=RUN,
+        seat=Seat(0, 0),
+        peer=Seat(1, 0),
+        name="block 1",
+        window=WINDOW,
+        liveness=LIVENESS,
+        on_failure=lambda failure: None,
+    )
+    assert (sender._ring is not None) is offered
+    sender.close()
+
+
+class Downstream:
+    """A receiver of this process, for a sender in another one."""
+
+    def __init__(self) -> None:
+        self.security = Security.loopback()
+        self.messages, self.frames = Inbox(), Frames()
+        self.receiver = ActivationReceiver(
+            RUN, 1, 0, WINDOW, self.messages.put, lambda failure: None, self.frames
+        )
+        self.receiver.expect(*LIMIT)
+        self.server = RpcServer("block-1", self.security, LIVENESS)
+        self.server.add(self.receiver)
+        self.server.start()
+
+    def close(self) -> None:
+        self.receiver.close()
+        self.server.stop(grace=1)
+
+
+def send_for_ever(address: str, security: Security, window: int) -> None:
+    sender = ActivationSender(
+        address, security, RUN, 0, 1, window, LIVENESS, lambda failure: None, ring=Ring(window, LIMIT.nbytes)
+    )
+    sender.start()
+    step = 0
+    while True:
+        sender.send("train", Ticket(step, 0), (tensor(step),))
+        step += 1
+
+
+def in_process(target: Callable[..., None], *arguments: Any) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def test_a_sender_that_is_killed_leaves_nothing_and_what_came_stays_whole() -> None:
+    before = set(Path("/dev/shm").iterdir())
+    downstream = Downstream()
+    process = in_process(send_for_ever, downstream.server.address, downstream.security, WINDOW)
+    try:
+        got = []
+        for _ in range(50):
+            got.append(downstream.messages.get(60))
+            downstream.receiver.release(got[-1])
+        process.kill()
+        process.join()
+        assert all(downstream.frames.shared)
+        assert all(torch.equal(each.tensors[0], tensor(step)) for step, each in enumerate(got))
+        assert set(Path("/dev/shm").iterdir()) <= before
+    finally:
+        process.kill()
+        downstream.close()
+
+
+def receive_for_ever(pipe: Any, security: Security) -> None:
+    messages = Inbox()
+    receiver = ActivationReceiver(RUN, 1, 0, WINDOW, messages.put, lambda failure: None)
+    receiver.expect(*LIMIT)
+    server = RpcServer("block-1", security, LIVENESS)
+    server.add(receiver)
+    server.start()
+    pipe.send(server.address)
+    while True:
+        receiver.release(messages.get(60))
+
+
+def test_a_receiver_that_is_killed_is_a_lost_peer_in_time() -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    security, failures = Security.loopback(), Inbox()
+    process = in_process(receive_for_ever, theirs, security)
+    memory = ring()
+    sender = ActivationSender(ours.recv(), security, RUN, 0, 1, WINDOW, 1.0, failures.put, ring=memory)
+    sender.start()
+    try:
+        for step in range(20):
+            sender.send("train", Ticket(step, 0), (tensor(step),))
+        process.kill()
+        with pytest.raises(PeerError):
+            for step in range(20, 40):
+                sender.send("train", Ticket(step, 0), (tensor(step),))
+        assert isinstance(failures.get(10), PeerError)
+    finally:
+        process.kill()
+        sender.close()
+    assert memory._descriptor == -1
