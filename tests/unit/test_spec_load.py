@@ -233,3 +233,15 @@ def test_violations_name_every_key_and_nothing_for_a_good_specification() -> Non
     for text in ("", "- 1", "a: [", "a: 1\na: 2"):
         ((key, words),) = violations(text)
         assert key == "" and words
+
+
+def test_replicas_are_a_number_for_all_blocks_but_the_head_or_one_for_some(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "model: {factory: 'a:b', blocks: 3}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1, microbatches: 4}\n"
+    )
+    assert load_specification(path).replicas == [1, 1, 1]
+    for_all = load_specification(path, ["placement.replicas=4"])
+    assert (for_all.replicas, for_all.workers) == ([4, 4, 1], 9)
+    for_some = load_specification(path, ["placement.replicas.1=2"])
+    assert (for_some.replicas, for_some.workers) == ([1, 2, 1], 4)

@@ -44,6 +44,11 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
         ("train", {"per_block": {"0": {}}}, "train.per_block.0: found the key '0'; expected a mapping from"),
         ("train", {"per_block": {2: {}}}, "train.per_block.2: found block 2; expected an index from 0 to 1,"),
         ("train", {"per_block": {0: {"lr": 1}}}, "train.per_block.0.lr: found an unknown key; expected one"),
+        ("placement", {"replicas": 0}, "placement.replicas: found 0; expected an integer of at least 1 or"),
+        ("placement", {"replicas": 2}, "placement.replicas: found 2; expected a divisor of train.microbat"),
+        ("placement", {"replicas": {0: "x"}}, "placement.replicas.0: found the string 'x'; expected an in"),
+        ("placement", {"replicas": {1: 2}}, "placement.replicas.1: found 2 for the head (block 1); expect"),
+        ("placement", {"replicas": {2: 1}}, "placement.replicas.2: found block 2; expected an index below"),
         ("model", {"factory": "cnn"}, "model.factory: found the string 'cnn'; expected an import path such"),
         ("model", {"blocks": 0}, "model.blocks: found 0; expected an integer of at least 1 or a list of lay"),
         ("model", {"blocks": []}, "model.blocks: found an empty list; expected an integer of at least 1 or"),
@@ -181,3 +186,21 @@ def test_errors_of_the_file_are_not_blamed_on_overrides(tmp_path: Path) -> None:
     path.write_text(SMALL.replace("epochs: 1", "epochs: 0"), encoding="utf-8")
     with pytest.raises(InputError, match=r"spec\.yaml: train\.epochs: found 0"):
         load_specification(path, ["train.batch_size=64"])
+
+
+def test_replicas_that_rejoin_are_refused_with_what_to_use() -> None:
+    changes = {
+        "placement": {"replicas": 2},
+        "run": {"on_failure": "rejoin"},
+        "train": {"microbatches": 4},
+    }
+    message = refusal(changes)
+    assert "run.on_failure: found 'rejoin' with more than one replica of a block" in message
+    assert "expected 'restart' or 'fail'" in message
+
+
+def test_a_fault_of_a_replica_that_is_not_there_is_refused() -> None:
+    fault = {"kind": "crash", "block": 0, "replica": 1, "step": 0}
+    assert "drill.faults.0.replica: found 1; expected a number below 1" in refusal(
+        {"drill": {"faults": [fault]}}
+    )
