@@ -26,7 +26,7 @@ DEEP = schedule_name(16)
 """Simulated with the fastest links alone: what it takes to keep so many blocks busy."""
 
 COSTS = BlockCosts(forward=0.010, update=0.020, step=0.005)
-MICROBATCHES, MICROBATCH_SIZE = 32, 64
+MICROBATCHES, MICROBATCH_SIZE = 16, 64
 ACTIVATION_BYTES, ERROR_BYTES = 4096.0, 40.0
 LATENCY = 0.0005
 
