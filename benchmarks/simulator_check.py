@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks.reporting import environment, markdown_table, write_result
 from benchmarks.throughput.networks import NETWORKS
 from services.run.plan import make_run_plan
-from services.simulation.calibrate import Measured, fit_costs, measured_throughput, read_measured
+from services.simulation.calibrate import Measured, measured_throughput, read_measured
+from services.simulation.fit import fit_costs
 from services.simulation.setting import Setting
 from services.simulation.simulate import schedule_name, simulate
 from services.spec import Specification, load_specification

@@ -6,14 +6,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lowdimfa.errors import InputError
 from services.cli.display import aligned
 from services.cli.options import Format, FormatOption
-from services.simulation.calibrate import fit_costs, read_measured
+from services.simulation.calibrate import read_measured
+from services.simulation.fit import resized
 from services.simulation.setting import BlockCosts, Outcome, Setting
 from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
 
@@ -71,44 +72,31 @@ def simulate_command(
     """Simulate this method and backpropagation side by side: throughput, idle time, traffic, memory."""
     for schedule in schedules or ():
         staleness_of(schedule)
-    given = {
+    start = _of_runs(runs, blocks, microbatch_size) if runs else _made_up(blocks, microbatch_size, forward_ms)
+    times = {"forward": forward_ms, "update": update_ms, "step": step_ms, "send": send_ms}
+    own = {name: milliseconds / 1e3 for name, milliseconds in times.items() if milliseconds is not None}
+    given: dict[str, Any] = {
+        "blocks": tuple(replace(block, **own) for block in start.blocks),
         "microbatches": microbatches,
+        "activation_bytes": None
+        if activation_bytes is None
+        else (activation_bytes,) * (len(start.blocks) - 1),
         "error_bytes": error_bytes,
         "bandwidth": None if link_mbit is None else 1e6 * link_mbit,
-        "latency": _seconds(latency_ms),
+        "latency": None if latency_ms is None else latency_ms / 1e3,
         "cores": cores,
         "window": window,
     }
-    measured = _measured(runs or [], blocks, microbatch_size) if runs else _made_up(blocks, microbatch_size)
-    update = update_ms
-    if forward_ms is not None and update is None and not runs:
-        update = 2 * forward_ms
-    times = {"forward": forward_ms, "update": update, "step": step_ms, "send": send_ms}
-    own = {name: milliseconds / 1e3 for name, milliseconds in times.items() if milliseconds is not None}
-    setting = replace(
-        measured,
-        blocks=tuple(replace(block, **own) for block in measured.blocks),
-        activation_bytes=measured.activation_bytes
-        if activation_bytes is None
-        else (activation_bytes,) * (len(measured.blocks) - 1),
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
-    if runs and not schedules:
-        names = list(dict.fromkeys([*_DEFAULT, schedule_name(measured.staleness)]))
-    else:
-        names = list(schedules or _DEFAULT)
+    setting = replace(start, **{name: value for name, value in given.items() if value is not None})
+    names = schedules or dict.fromkeys([*_DEFAULT, schedule_name(start.staleness)])
     outcomes = [simulate(setting, name) for name in names]
     typer.echo(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
 
 
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1e3
-
-
-def _made_up(blocks: int | None, size: int | None) -> Setting:
-    count = blocks or 8
+def _made_up(blocks: int | None, size: int | None, forward_ms: float | None) -> Setting:
+    count, forward = blocks or 8, 0.010 if forward_ms is None else forward_ms / 1e3
     return Setting(
-        blocks=(BlockCosts(0.010, 0.020),) * count,
+        blocks=(BlockCosts(forward, 2 * forward),) * count,
         microbatches=16,
         microbatch_size=size or 32,
         activation_bytes=(4096.0,) * (count - 1),
@@ -116,28 +104,15 @@ def _made_up(blocks: int | None, size: int | None) -> Setting:
     )
 
 
-def _measured(runs: list[Path], blocks: int | None, size: int | None) -> Setting:
-    """Return the setting of the first run, and from what all of them tell that of other blocks and micro-batches."""
+def _of_runs(runs: list[Path], blocks: int | None, size: int | None) -> Setting:
+    """Return the setting of a run, or what several tell of other blocks and micro-batches."""
     found = [read_measured(run) for run in runs]
-    first = found[0].setting
-    if blocks is None and size is None:
-        if len(runs) > 1:
-            raise InputError(
-                "--from",
-                f"{len(runs)} runs",
-                "one, or --blocks or --microbatch-size to say what is to be worked out from them",
-            )
-        return first
-    count, samples = blocks or len(first.blocks), size or first.microbatch_size
-    if blocks is None:
-        shares, parameters = found[0].shares, found[0].parameters
-        sizes = first.activation_bytes
-    else:
-        shares, parameters = (1 / count,) * count, (sum(found[0].parameters) / count,) * count
-        mean = sum(first.activation_bytes) / max(1, len(first.activation_bytes))
-        sizes = (mean,) * (count - 1)
-    costs = fit_costs(found).blocks(shares, parameters, samples)
-    return replace(first, blocks=costs, microbatch_size=samples, activation_bytes=sizes)
+    if blocks is not None or size is not None:
+        return resized(found, blocks, size)
+    if len(runs) > 1:
+        expected = "one, or --blocks or --microbatch-size to say what is to be worked out from them"
+        raise InputError("--from", f"{len(runs)} runs", expected)
+    return found[0].setting
 
 
 def _as_json(setting: Setting, outcomes: list[Outcome]) -> str:

@@ -1,4 +1,4 @@
-"""Read what a run took, so that it can be simulated, and so can other cuts and micro-batches of its network."""
+"""Read what a run took, so that it can be simulated."""
 
 from __future__ import annotations
 
@@ -112,86 +112,6 @@ def measured_throughput(run_dir: Path) -> float:
     if counted <= 0:
         raise InputError(str(run_dir), f"a run of {len(ends)} steps", f"at least {4 * under_way} steps")
     return counted * setting.samples / (ends[first + counted] - ends[first])
-
-
-@dataclass(frozen=True)
-class Line:
-    """Seconds as ``fixed + per_unit * units``."""
-
-    fixed: float
-    per_unit: float
-
-    def at(self, units: float) -> float:
-        """Return the seconds that so many units take."""
-        return self.fixed + self.per_unit * units
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What work on a network takes, for any cut and any size of micro-batches.
-
-    Attributes
-    ----------
-    forward, update, head
-        Of a block, over its share of the network's cost times the samples of a micro-batch. ``head`` is the last
-        block's forward pass with its own update.
-    step
-        Over a block's parameters.
-    send
-        Of one message.
-    """
-
-    forward: Line
-    update: Line
-    head: Line
-    step: Line
-    send: float
-
-    def blocks(
-        self, shares: Sequence[float], parameters: Sequence[float], samples: int
-    ) -> tuple[BlockCosts, ...]:
-        """Return the costs of the blocks of a cut."""
-        found = []
-        for index, (share, weights) in enumerate(zip(shares, parameters, strict=True)):
-            units = share * samples
-            forward, update = self.forward.at(units), self.update.at(units)
-            if index == len(shares) - 1:
-                ratio = self.head.at(units) / (forward + update)
-                forward, update = forward * ratio, update * ratio
-            found.append(BlockCosts(forward, update, self.step.at(weights), self.send))
-        return tuple(found)
-
-
-def fit_costs(runs: Sequence[Measured]) -> Costs:
-    """Return the costs that runs of one network show; what one run can't tell is taken to be in proportion."""
-    points: dict[str, list[tuple[float, float]]] = {"forward": [], "update": [], "head": [], "step": []}
-    for run in runs:
-        size, last = run.setting.microbatch_size, len(run.shares) - 1
-        for index, block in enumerate(run.setting.blocks):
-            units = run.shares[index] * size
-            points["step"].append((run.parameters[index], block.step))
-            if index == last:
-                points["head"].append((units, block.forward + block.update))
-            if index < last or not last:
-                points["forward"].append((units, block.forward))
-                points["update"].append((units, block.update))
-    sends = [block.send for run in runs for block in run.setting.blocks]
-    lines = {name: _fit(found) for name, found in points.items()}
-    return Costs(lines["forward"], lines["update"], lines["head"], lines["step"], float(np.mean(sends)))
-
-
-def _fit(points: Sequence[tuple[float, float]]) -> Line:
-    """Return the line through some points that misses each by the least share of it; no part of it is negative."""
-    units, seconds = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    if seconds.min() <= 0:
-        return Line(float(seconds.mean()), 0.0)
-    design = np.stack([np.ones_like(units), units], axis=1) / seconds[:, None]
-    if units.max() > 1.2 * units.min():
-        (fixed, slope), *_ = np.linalg.lstsq(design, np.ones_like(units), rcond=None)
-        if fixed >= 0 and slope >= 0:
-            return Line(float(fixed), float(slope))
-    column = design[:, 1]
-    return Line(0.0, float(column.sum() / (column**2).sum()))
 
 
 def _settled(spans: Spans) -> Spans:

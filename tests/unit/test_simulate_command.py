@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from lowdimfa.errors import InputError
 from services.cli.app import app
 from services.monitoring.timeline import TimelineWriter
-from services.simulation.calibrate import fit_costs, measured_throughput, read_measured
+from services.simulation.calibrate import measured_throughput, read_measured
+from services.simulation.fit import fit_costs
 
 SPECIFICATION = """\
 model: {{factory: "lowdimfa.models:mlp", args: {{in_features: 64, width: 32, depth: 4, classes: 10}}, blocks: 2}}
