@@ -23,7 +23,7 @@ from services.run.user_code import UserCode
 from services.trainer.actor import TrainerActor
 from services.trainer.cluster import start_ray
 from services.trainer.execute import RunRequest
-from services.trainer.fleet import free_places
+from services.trainer.places import free_places
 
 NAMESPACE = "lowdimfa"
 """Ray namespace of the named actors."""

@@ -13,7 +13,7 @@ import ray
 from lowdimfa.errors import LowdimfaError, StoppedError
 from services.trainer.events import Event
 from services.trainer.execute import RunRequest, execute
-from services.trainer.fleet import free_places
+from services.trainer.places import free_places
 from services.trainer.stopping import StopRequest
 
 KEPT_EVENTS = 10_000

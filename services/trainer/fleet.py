@@ -8,15 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import RayError, RayTaskError
 
-from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError, ResourceError
-from services.block.actor import BlockActor
+from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
 from services.block.building import make_seating
 from services.spec import Specification
 from services.trainer.end_of_process import kernel_oom_kills, reason_of
+from services.trainer.places import Places
 
 POLL_SECONDS = 0.2
 """Pause between looks at what the blocks have done."""
@@ -49,29 +47,11 @@ class Fleet:
     """
 
     def __init__(self, specification: Specification) -> None:
-        placement = specification.placement
         self.seating = make_seating(specification)
-        workers = len(self.seating.seats)
         self.liveness = specification.run.liveness_seconds
-        resources = {"CPU": float(placement.cpus_per_block)}
-        if placement.gpus_per_block:
-            resources["GPU"] = float(placement.gpus_per_block)
-        context = ray.get_runtime_context()
-        trainer = context.get_actor_name() or context.get_actor_id() or "driver"
-        free_places(trainer)  # those of an earlier part of the run whose trainer was killed
-        self._group = placement_group(
-            [resources] * workers, strategy=placement.strategy, name=_group_name(trainer)
-        )
-        self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
-        self._trainer = trainer
         self._oom_kills = kernel_oom_kills()
-        self.actors: list[Any] = []
-        try:
-            self._await_room(resources, workers, placement.strategy)
-        except ResourceError:
-            self.close()
-            raise
-        self.actors = [self._place(number) for number in range(workers)]
+        self._places = Places(specification, self.seating)
+        self.actors = [self._places.start(number) for number in range(len(self.seating.seats))]
 
     @property
     def head(self) -> int:
@@ -87,48 +67,14 @@ class Fleet:
         seat = self.seating.seats[number]
         return BlockLostError(message, block=seat.block, replica=seat.rank, **fields)
 
-    def _place(self, number: int) -> Any:
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
-        stem = self.seating.file_stem(self.seating.seats[number])
-        options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
-        return BlockActor.options(scheduling_strategy=strategy, **options).remote(stem)
-
     def without_room(self, loss: BlockLostError) -> BlockLostError | None:
         """Return the error for a block that doesn't start because no node has a place for it, if that is why."""
-        if placement_group_table(self._group)["state"] in ("CREATED", "REMOVED"):
-            return None
-        return BlockLostError(
-            f"no node of the cluster has room for a lost block any more ({loss.message}); bring a node back or add one",
-            block=loss.block,
-            replica=loss.replica,
-            setting="placement",
-        )
+        return self._places.lacking(loss)
 
     def replace(self, number: int) -> None:
         """End a worker's process, if there still is one, and start another, where Ray has its place now."""
         ray.kill(self.actors[number])
-        self.actors[number] = self._place(number)
-
-    def _await_room(self, resources: dict[str, float], workers: int, strategy: str) -> None:
-        try:
-            ray.get(self._group.ready(), timeout=self.liveness)
-        except GetTimeoutError:
-            have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_resources().items()))
-            need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-            raise ResourceError(
-                f"the cluster had no room for {self._described(workers)} of {need} each ({strategy}) within "
-                f"{self.liveness:g} s; free now: {have or 'nothing'}. Add nodes, use fewer blocks"
-                f"{'' if workers == self._blocks else ' or replicas'}, or lower placement.cpus_per_block",
-                setting="placement",
-            ) from None
-
-    @property
-    def _blocks(self) -> int:
-        return len(self.seating.replicas)
-
-    def _described(self, workers: int) -> str:
-        blocks = f"{self._blocks} blocks"
-        return blocks if workers == self._blocks else f"{workers} replicas of {blocks}"
+        self.actors[number] = self._places.start(number)
 
     def gather(
         self,
@@ -291,27 +237,4 @@ class Fleet:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
-        remove_placement_group(self._group)
-
-
-def free_places(trainer: str) -> None:
-    """Give back the places of a trainer that was killed; harmless if it holds none.
-
-    Its blocks end with it, but Ray keeps their placement group for as long as the driver lives that made the trainer.
-
-    Parameters
-    ----------
-    trainer
-        Name of its actor, or the actor's identifier if it has no name.
-    """
-    with contextlib.suppress(ValueError):  # there is none of that name
-        remove_placement_group(ray.util.get_placement_group(_group_name(trainer)))
-
-
-def _group_name(trainer: str) -> str:
-    return f"blocks of {trainer}"
-
-
-def _resources() -> dict[str, float]:
-    free = ray.available_resources()
-    return {name: float(free[name]) for name in ("CPU", "GPU") if name in free}
+        self._places.free()

@@ -1,0 +1,113 @@
+"""Room in the cluster for the workers of a run: one placement group, whose places outlive the processes in them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from lowdimfa.errors import BlockLostError, ResourceError
+from services.block.actor import BlockActor
+from services.rpc.seats import Seating
+from services.spec import Specification
+
+
+class Places:
+    """A place for each worker of a run.
+
+    Parameters
+    ----------
+    specification
+        For placement and liveness.
+    seating
+        Who needs one.
+
+    Raises
+    ------
+    ResourceError
+        The cluster has no room within the liveness setting.
+    """
+
+    def __init__(self, specification: Specification, seating: Seating) -> None:
+        placement = specification.placement
+        self._seating = seating
+        resources = {"CPU": float(placement.cpus_per_block)}
+        if placement.gpus_per_block:
+            resources["GPU"] = float(placement.gpus_per_block)
+        context = ray.get_runtime_context()
+        self._trainer = context.get_actor_name() or context.get_actor_id() or "driver"
+        free_places(self._trainer)  # those of an earlier part of the run whose trainer was killed
+        self._group = placement_group(
+            [resources] * len(seating.seats), strategy=placement.strategy, name=_group_name(self._trainer)
+        )
+        self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
+        try:
+            self._await_room(resources, placement.strategy, specification.run.liveness_seconds)
+        except ResourceError:
+            self.free()
+            raise
+
+    def start(self, number: int) -> Any:
+        """Start a worker's actor, where Ray has its place now."""
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+        stem = self._seating.file_stem(self._seating.seats[number])
+        options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
+        return BlockActor.options(scheduling_strategy=strategy, **options).remote(stem)
+
+    def lacking(self, loss: BlockLostError) -> BlockLostError | None:
+        """Return the error for a block that doesn't start because no node has a place for it, if that is why."""
+        if placement_group_table(self._group)["state"] in ("CREATED", "REMOVED"):
+            return None
+        return BlockLostError(
+            f"no node of the cluster has room for a lost block any more ({loss.message}); bring a node back or add one",
+            block=loss.block,
+            replica=loss.replica,
+            setting="placement",
+        )
+
+    def free(self) -> None:
+        """Give all places back."""
+        remove_placement_group(self._group)
+
+    def _await_room(self, resources: dict[str, float], strategy: str, liveness: float) -> None:
+        try:
+            ray.get(self._group.ready(), timeout=liveness)
+        except GetTimeoutError:
+            have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_free_resources().items()))
+            need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+            blocks, workers = len(self._seating.replicas), len(self._seating.seats)
+            wanted = f"{blocks} blocks" if workers == blocks else f"{workers} replicas of {blocks} blocks"
+            fewer = "blocks" if workers == blocks else "blocks or replicas"
+            raise ResourceError(
+                f"the cluster had no room for {wanted} of {need} each ({strategy}) within {liveness:g} s; free now: "
+                f"{have or 'nothing'}. Add nodes, use fewer {fewer}, or lower placement.cpus_per_block",
+                setting="placement",
+            ) from None
+
+
+def free_places(trainer: str) -> None:
+    """Give back the places of a trainer that was killed; harmless if it holds none.
+
+    Its blocks end with it, but Ray keeps their placement group for as long as the driver lives that made the trainer.
+
+    Parameters
+    ----------
+    trainer
+        Name of its actor, or the actor's identifier if it has no name.
+    """
+    with contextlib.suppress(ValueError):  # there is none of that name
+        remove_placement_group(ray.util.get_placement_group(_group_name(trainer)))
+
+
+def _group_name(trainer: str) -> str:
+    return f"blocks of {trainer}"
+
+
+def _free_resources() -> dict[str, float]:
+    free = ray.available_resources()
+    return {name: float(free[name]) for name in ("CPU", "GPU") if name in free}
