@@ -31,8 +31,9 @@ class ModelSection(Section):
     )
     balance: Literal["flops", "time"] = Field(
         "flops",
-        description="What an automatic cut makes even between blocks: counted floating-point operations, or "
-        "measured time.",
+        description="What an automatic cut makes even between blocks: counted floating-point operations, the same in "
+        "every run; or `time`, as whole blocks take it on the machine of the trainer (forward, update and optimiser, at "
+        "the run's micro-batch size and threads), so that two runs of one specification may be cut differently.",
     )
 
     channels_last: bool = Field(
