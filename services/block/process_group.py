@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore
 
 _POLL_SECONDS = 50e-6
 
@@ -43,9 +44,7 @@ class Group:
         The other one did not come.
     """
 
-    def __init__(
-        self, store: dist.Store, rank: int, host: str, device: torch.device, liveness: float
-    ) -> None:
+    def __init__(self, store: Store, rank: int, host: str, device: torch.device, liveness: float) -> None:
         self._device, self._liveness = device, liveness
         self._closed = threading.Event()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -106,14 +105,14 @@ class Group:
         return group
 
 
-def _gloo(store: dist.Store, rank: int, host: str, patience: timedelta) -> Any:
+def _gloo(store: Store, rank: int, host: str, patience: timedelta) -> Any:
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout, options._threads = patience, 1
     return dist.ProcessGroupGloo(store, rank, 2, options)
 
 
-def _nccl(store: dist.Store, rank: int, host: str, patience: timedelta) -> Any:
+def _nccl(store: Store, rank: int, host: str, patience: timedelta) -> Any:
     # The blocks end their waits themselves; NCCL's own watchdog would end the process.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     options = dist.ProcessGroupNCCL.Options()
@@ -121,12 +120,12 @@ def _nccl(store: dist.Store, rank: int, host: str, patience: timedelta) -> Any:
     return dist.ProcessGroupNCCL(store, rank, 2, options)
 
 
-def listening_store(host: str, liveness: float) -> tuple[dist.Store, int]:
+def listening_store(host: str, liveness: float) -> tuple[Store, int]:
     """Return a store that listens on one address alone, and its port; torch's own choice would be all addresses."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         port = int(listening.getsockname()[1])
-        store = dist.TCPStore(
+        store = TCPStore(
             host,
             port,
             is_master=True,

@@ -12,12 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
@@ -64,6 +66,42 @@ def require_possible(host: str, insecure: bool, device: torch.device) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Terminal:
+    """What both ends of this transport need to know of the block that they belong to.
+
+    Attributes
+    ----------
+    host
+        Address of this machine as its neighbours reach it.
+    device
+        Where the block's tensors are: with those of a GPU the group has NCCL, with those of a processor Gloo.
+    liveness
+        Seconds of silence after which a neighbour counts as lost.
+    block
+        Index of the block.
+    """
+
+    host: str
+    device: torch.device
+    liveness: float
+    block: int
+
+    def group(self, store: Store, rank: int) -> Group:
+        """Return this end's group with a neighbour."""
+        return Group(store, rank, self.host, self.device, self.liveness)
+
+    def lost(self, neighbour: str, error: RuntimeError) -> PeerError:
+        """Return the error for a group whose connection is gone."""
+        reason = str(error).partition("\n")[0]
+        return PeerError(
+            f"block {self.block} lost the {neighbour} block's process group ({reason}); raise run.liveness_seconds if "
+            "it may be silent longer",
+            block=self.block,
+            setting="run.liveness_seconds",
+        )
+
+
 class TorchSender:
     """Sends activations to the next block through a group, and announces them through another transport.
 
@@ -71,10 +109,8 @@ class TorchSender:
     ----------
     announcements
         The upstream end of the gRPC transport; not started.
-    host, device, liveness
-        As for `Group`.
-    block
-        Index of this block.
+    terminal
+        Of this block.
 
     Attributes
     ----------
@@ -82,13 +118,11 @@ class TorchSender:
         The buffers that were sent.
     """
 
-    def __init__(
-        self, announcements: ActivationSender, host: str, device: torch.device, liveness: float, block: int
-    ) -> None:
+    def __init__(self, announcements: ActivationSender, terminal: Terminal) -> None:
         self.traffic = Traffic()
         self._announcements = announcements
-        self._host, self._device, self._liveness, self._block = host, device, liveness, block
-        self._store: dist.Store | None = None
+        self._terminal = terminal
+        self._store: Store | None = None
         self._group: Group | None = None
         self._sent = 0
         self._under_way: deque[tuple[list[Any], tuple[Tensor, ...]]] = deque()
@@ -103,12 +137,12 @@ class TorchSender:
         """
         self._announcements.start()
         try:
-            self._store, port = listening_store(self._host, self._liveness)
-            self._announcements.send("evaluate", Ticket(0, 0), (_place(self._host, port),))
-            self._group = Group(self._store, 0, self._host, self._device, self._liveness)
+            self._store, port = listening_store(self._terminal.host, self._terminal.liveness)
+            self._announcements.send("evaluate", Ticket(0, 0), (_place(self._terminal.host, port),))
+            self._group = self._terminal.group(self._store, 0)
         except RuntimeError as error:
             self.close()
-            raise _lost(self._block, "next", error) from error
+            raise self._terminal.lost("next", error) from error
 
     @property
     def unacknowledged(self) -> int:
@@ -130,7 +164,7 @@ class TorchSender:
                 sent = tuple(tensor.detach().contiguous() for tensor in tensors)
                 begun = [group.send(tensor, _tag(self._sent, index)) for index, tensor in enumerate(sent)]
             except RuntimeError as error:
-                raise _lost(self._block, "next", error) from error
+                raise self._terminal.lost("next", error) from error
             self._under_way.append((begun, sent))
             self._sent += 1
         # Last, since nobody waits for what was not announced: a full window, `drop` and `abort` end here.
@@ -162,10 +196,8 @@ class TorchReceiver:
     ----------
     make
         Makes the downstream end of the gRPC transport, given what takes each announcement.
-    host, device, liveness
-        As for `Group`.
-    block
-        Index of this block.
+    terminal
+        Of this block.
     on_message, on_failure
         As for the gRPC transport.
 
@@ -178,17 +210,14 @@ class TorchReceiver:
     def __init__(
         self,
         make: Callable[[Callable[[Activation], None]], ActivationReceiver],
-        host: str,
-        device: torch.device,
-        liveness: float,
-        block: int,
+        terminal: Terminal,
         on_message: Callable[[Activation], None],
         on_failure: Callable[[LowdimfaError], None],
     ) -> None:
         self.traffic = Traffic()
         self._announcements = make(self._announced)
         self._announcements.expect((_ANNOUNCED,), torch.int64, 1)
-        self._host, self._device, self._liveness, self._block = host, device, liveness, block
+        self._terminal = terminal
         self._on_message, self._on_failure = on_message, on_failure
         self._limit: SampleLimit | None = None
         self._group: Group | None = None
@@ -230,15 +259,15 @@ class TorchReceiver:
                 self._receive(announcement)
         except RuntimeError as error:
             if not self._closed:
-                self._on_failure(_lost(self._block, "previous", error))
+                self._on_failure(self._terminal.lost("previous", error))
         except LowdimfaError as error:
             self._on_failure(error)
 
     def _meet(self, announcement: Activation) -> None:
         host, port = _place_of(announcement.tensors[0])
-        patience = timedelta(seconds=self._liveness)
-        store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
-        group = Group(store, 1, self._host, self._device, self._liveness)
+        patience = timedelta(seconds=self._terminal.liveness)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
+        group = self._terminal.group(store, 1)
         with self._state:
             if not self._closed:
                 self._group = group
@@ -256,9 +285,9 @@ class TorchReceiver:
             samples = int(announced[0, 0])
             if not 0 <= samples <= limit.max_samples:
                 raise ProtocolError(
-                    f"block {self._block} can't use an activation of {samples} samples; at most {limit.max_samples} "
-                    "were expected",
-                    block=self._block,
+                    f"block {self._terminal.block} can't use an activation of {samples} samples; at most "
+                    f"{limit.max_samples} were expected",
+                    block=self._terminal.block,
                 )
             tensor = group.empty((samples, *limit.shape), limit.dtype)
             group.wait(group.receive(tensor, _tag(self._received, index)))
@@ -289,13 +318,3 @@ def _samples(tensor: Tensor) -> Tensor:
 
 def _tag(sequence: int, index: int) -> int:
     return (_TENSORS * sequence + index + 1) % _TAGS
-
-
-def _lost(block: int, neighbour: str, error: RuntimeError) -> PeerError:
-    reason = str(error).partition("\n")[0]
-    return PeerError(
-        f"block {block} lost the {neighbour} block's process group ({reason}); raise run.liveness_seconds if it may "
-        "be silent longer",
-        block=block,
-        setting="run.liveness_seconds",
-    )

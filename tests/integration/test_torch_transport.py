@@ -17,7 +17,7 @@ from lowdimfa.errors import InputError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.block.receiver import ActivationReceiver
 from services.block.sender import ActivationSender
-from services.block.torch_transport import TorchReceiver, TorchSender, require_possible
+from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
 
@@ -33,9 +33,8 @@ class Pair:
         security = Security.loopback()
         self.messages, self.failures, self.sender_failures = Inbox(), Inbox(), Inbox()
         make = partial(_receiver, window, self.failures)
-        self.receiver = TorchReceiver(
-            make, "127.0.0.1", CPU, liveness, 1, self.messages.put, self.failures.put
-        )
+        terminals = [Terminal("127.0.0.1", CPU, liveness, block) for block in (0, 1)]
+        self.receiver = TorchReceiver(make, terminals[1], self.messages.put, self.failures.put)
         self.receiver.expect((5,), dtype, 100_000)
         self.server = RpcServer("block-1", security, liveness)
         self.server.add(self.receiver)
@@ -44,7 +43,7 @@ class Pair:
         inner = ActivationSender(
             self.relay.address, security, RUN, 0, 1, window, liveness, self.sender_failures.put
         )
-        self.sender = TorchSender(inner, "127.0.0.1", CPU, liveness, 0)
+        self.sender = TorchSender(inner, terminals[0])
         self.sender.start()
 
     def send(self, step: int, *tensors: torch.Tensor) -> None:
@@ -163,14 +162,15 @@ def test_a_receiver_that_never_meets_is_a_peer_error(monkeypatch: pytest.MonkeyP
     security = Security.loopback()
     with no_threads_left():
         receiver = TorchReceiver(
-            partial(_receiver, 4, Inbox()), "127.0.0.1", CPU, 1.0, 1, print, lambda failure: None
+            partial(_receiver, 4, Inbox()), Terminal("127.0.0.1", CPU, 1.0, 1), print, lambda failure: None
         )
+        receiver.expect((5,), torch.float32, 2)
         server = RpcServer("block-1", security, 1.0)
         server.add(receiver)
         server.start()
         inner = ActivationSender(server.address, security, RUN, 0, 1, 4, 1.0, lambda failure: None)
         with pytest.raises(PeerError, match="process group"):
-            TorchSender(inner, "127.0.0.1", CPU, 1.0, 0).start()
+            TorchSender(inner, Terminal("127.0.0.1", CPU, 1.0, 0)).start()
         receiver.close()
         server.stop(grace=0)
 
