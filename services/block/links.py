@@ -18,7 +18,8 @@ from services.block.exchange import Shard
 from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
 from services.block.receiver import ActivationReceiver, as_it_came
-from services.block.sender import ActivationSender
+from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
+from services.block.transports import Transport, make_sender
 from services.broadcast.publisher import ErrorPublisher
 from services.broadcast.subscriber import ErrorSubscriber
 from services.monitoring.metrics import BlockMetrics
@@ -30,6 +31,8 @@ from services.rpc.server import RpcServer
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
+
+_CPU = torch.device("cpu")
 
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
@@ -56,6 +59,17 @@ class Links:
         Gets activations, errors, and failures.
     faults
         What is to go wrong on the way here.
+    transport
+        How tensors travel to the next block and to replicas.
+    device
+        Where the block's tensors are.
+    insecure
+        Whether ``torch`` may be the transport between machines too.
+
+    Raises
+    ------
+    InputError
+        The transport can't be used here.
     """
 
     def __init__(
@@ -72,9 +86,19 @@ class Links:
         liveness: float,
         inbox: Inbox,
         faults: FaultInjector,
+        transport: Transport = "auto",
+        device: torch.device = _CPU,
+        insecure: bool = False,
     ) -> None:
-        self._mine, self._windows, self._liveness = mine, windows, liveness
-        self._seating, self._seat = seating, seat
+        if transport == "torch":
+            require_possible(host, insecure, device)
+        self._terminal = Terminal(host, device, liveness, mine.block)
+        self._mine, self._windows, self._liveness, self._host = mine, windows, liveness, host
+        self._seating, self._seat, self._transport = seating, seat, transport
+        self._output_limit = SampleLimit(
+            mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
+        )
+        self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
         self._security, self._inbox, self._faults = security, inbox, faults
         self._receivers: dict[Seat, Receiver] = {}
         self._senders: dict[Seat, Sender] = {}
@@ -92,8 +116,8 @@ class Links:
             arriving = faults.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
             self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
         for sibling in seating.siblings(seat):
-            limit = SampleLimit((), torch.uint8, shard_bytes)
-            self._listen(sibling, SHARD_WINDOW, partial(self._shard_arrives, sibling.rank), limit)
+            take = partial(self._shard_arrives, sibling.rank)
+            self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
         if mine.role == "head" and seating.head.block > 0:
             self._publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
             self._server.add(self._publisher)
@@ -108,10 +132,14 @@ class Links:
         limit: SampleLimit,
         arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
     ) -> None:
-        mine = self._mine
-        receiver = ActivationReceiver(
-            mine.run, mine.block, peer.block, window, take, self._inbox.abort, arriving, peer_rank=peer.rank
-        )
+        mine, failed = self._mine, self._inbox.abort
+
+        def make(take: Callable[[Activation], None]) -> ActivationReceiver:
+            return ActivationReceiver(
+                mine.run, mine.block, peer.block, window, take, failed, arriving, peer_rank=peer.rank
+            )
+
+        receiver = TorchReceiver(make, self._terminal, take, failed) if self._by_torch(peer) else make(take)
         receiver.expect(*limit)
         self._server.add(receiver)
         self._receivers[peer] = receiver
@@ -144,7 +172,7 @@ class Links:
         for peer in sorted(greeted):
             greet(addresses[peer], self._security, mine, self._liveness)
         for sibling in siblings:
-            self._reach(sibling, addresses[sibling], SHARD_WINDOW)
+            self._reach(sibling, addresses[sibling], SHARD_WINDOW, self._shard_limit)
         if mine.role == "head":
             return
         self._subscriber = ErrorSubscriber(
@@ -161,24 +189,30 @@ class Links:
         )
         self._subscriber.start()
         for peer in downstream:
-            self._reach(peer, addresses[peer], self._windows[mine.block])
+            self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
 
-    def _reach(self, peer: Seat, address: str, window: int) -> None:
-        mine = self._mine
-        sender = ActivationSender(
-            address,
-            self._security,
-            mine.run,
-            mine.block,
-            peer.block,
-            window,
-            self._liveness,
-            self._inbox.abort,
-            rank=self._seat.rank,
+    def _reach(self, peer: Seat, address: str, window: int, largest: SampleLimit) -> None:
+        end = make_sender(
+            self._transport,
+            largest,
+            address=address,
+            host=self._host,
+            security=self._security,
+            run=self._mine.run,
+            seat=self._seat,
+            peer=peer,
             name=self._seating.name(peer),
+            window=window,
+            liveness=self._liveness,
+            on_failure=self._inbox.abort,
         )
+        sender = TorchSender(end, self._terminal) if self._by_torch(peer) else end
+        self._senders[peer] = sender  # before it starts, so that `close` ends it if that fails
         sender.start()
-        self._senders[peer] = sender
+
+    def _by_torch(self, peer: Seat) -> bool:
+        """Return whether tensors go to or come from a worker by `torch.distributed`; those of a replica never do."""
+        return self._transport == "torch" and peer.block != self._seat.block
 
     def wait_until_connected(self) -> None:
         """In the head, wait until every block is subscribed."""

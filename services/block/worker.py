@@ -122,13 +122,15 @@ class BlockWorker:
         self._observer = self._observe()
         self._finished_steps: deque[StepResult] = deque()
         self.stage, self._fresh = build_stage(job, network, self._data), True
-        self._copies = copies_for(self.stage.device, direct=False)
+        direct = self._specification.placement.transport == "torch"
+        self._copies = copies_for(self.stage.device, direct)
         self._open(job.run, security, host)
 
     def _open(self, run: str, security: Security, host: str) -> None:
         """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
         self._inbox = Inbox()
         seat, window = self.job.seat, self._windows[self.job.index]
+        placement = self._specification.placement
         self._outbox = delivery_for(self._copies, self._stem, window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
@@ -142,6 +144,9 @@ class BlockWorker:
             liveness=self._specification.run.liveness_seconds,
             inbox=self._inbox,
             faults=self._faults,
+            transport=placement.transport,
+            device=self.stage.device,
+            insecure=placement.insecure_activations,
         )
         self._links.report_lags(self._metrics)
         self.reachable = Reachable(self._links.address, self._metrics_address)

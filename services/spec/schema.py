@@ -149,6 +149,19 @@ class PlacementSection(Section):
     threads_per_block: int = Field(
         1, ge=1, description="Threads with which each block computes on processor cores."
     )
+    transport: Literal["auto", "grpc", "shared_memory", "torch"] = Field(
+        "auto",
+        description="How activations travel between blocks. `auto`: through shared memory between blocks on one host, "
+        "and as bytes of a gRPC stream where the next block can't open that. `grpc`: always as bytes. `shared_memory`: "
+        "give up where blocks can't share memory. `torch`: by `torch.distributed` point to point, from GPU to GPU with "
+        "NCCL and between processors with Gloo, neither encrypted nor authenticated. The bits are the same; broadcast "
+        "errors always come by gRPC.",
+    )
+    insecure_activations: bool = Field(
+        False,
+        description="Allow `transport: torch` between machines too, where whoever is on the network can read and change "
+        "what it carries.",
+    )
     replicas: _Replicas | dict[Annotated[int, Field(ge=0)], _Replicas] = Field(
         1,
         description="Data-parallel replicas of a block: each works on its share of every step's micro-batches, and "
@@ -166,6 +179,9 @@ class PlacementSection(Section):
             raise refusal(
                 ("gpus_per_block",), f"{self.gpus_per_block:g}", "a fraction of one GPU, or a whole number"
             )
+        if self.transport == "torch" and 0 < self.gpus_per_block < 1:
+            found = f"'torch' with {self.gpus_per_block:g} of a GPU for each block"
+            raise refusal(("transport",), found, "whole GPUs, as NCCL connects no two blocks on one GPU")
         return self
 
 

@@ -126,7 +126,8 @@ def test_evaluation_counts_every_test_sample_and_changes_nothing(tmp_path: Path)
 
 def test_each_block_receives_four_bytes_per_error_dimension_and_little_more(tmp_path: Path) -> None:
     """Watch the wire between the head and one block: payload, framing, and no gradient going back up."""
-    plain = specification("mlp", 3, train={"batch_size": 128, "microbatches": 2, "steps": 20})
+    train = {"batch_size": 128, "microbatches": 2, "steps": 20}
+    plain = specification("mlp", 3, train=train, placement={"transport": "grpc"})
     security = Security.loopback()
     with thread_fleet(plain, tmp_path, connect=False, security=security) as fleet:
         addresses = [worker.reachable.rpc for worker in fleet.workers]
