@@ -15,6 +15,7 @@ from lowdimfa.stage import Stage
 from lowdimfa.version import VERSION
 from services.block.activations import SampleLimit
 from services.block.data_port import DataPort
+from services.block.devices import block_device
 from services.block.instructions import Policy
 from services.block.job import BlockJob
 from services.block.replica import Replica
@@ -48,7 +49,7 @@ Source = Checkpointed | Replica | Own
 def build_stage(job: BlockJob, network: NetworkPlan, data: DataPort | None) -> Block | Head:
     """Build the block as it is before the first step, on its device."""
     plan = network.blocks[job.index]
-    device = torch.device("cuda" if job.parsed().placement.gpus_per_block else "cpu")
+    device = block_device(job.parsed().placement.gpus_per_block)
     if plan.index < len(network.blocks) - 1:
         return build_block(plan, network.shape, network.feedback, network.training, device)
     assert data is not None, "the head draws targets"

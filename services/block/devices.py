@@ -7,6 +7,7 @@ copy that it needs: the computing stream for the copy of its input, whoever send
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -265,3 +266,28 @@ class StreamedCopies:
 def copies_for(device: torch.device, direct: bool) -> Copies:
     """Return what moves the tensors of a block on a device; ``direct`` as for `StreamedCopies`."""
     return StreamedCopies(Cuda(device), direct) if device.type == "cuda" else NoCopies()
+
+
+def block_device(gpus: float) -> torch.device:
+    """Return the device of a block for which ``gpus`` GPUs are reserved, and let its kernels repeat their bits.
+
+    Ray shows a process only the GPUs that are its own, so the first one is the block's.
+
+    Raises
+    ------
+    ResourceError
+        GPUs are reserved, but torch finds none here.
+    """
+    if not gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else f"a build for CUDA {torch.version.cuda}"
+        raise ResourceError(
+            f"placement.gpus_per_block is {gpus:g}, but torch ({torch.__version__}, {build}) finds no GPU in this "
+            "process; install a CUDA build of torch on the nodes, look at their driver (nvidia-smi), or set "
+            "placement.gpus_per_block to 0",
+            setting="placement.gpus_per_block",
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # counts until the first matrix product
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return torch.device("cuda", 0)

@@ -16,6 +16,7 @@ from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
 from lowdimfa.trainer import InProcessTrainer
+from services.block.devices import block_device
 from services.monitoring.timeline import TimelineWriter
 from services.run.checkpoint import CheckpointStore, write_block
 from services.run.plan import RunPlan
@@ -50,7 +51,7 @@ class LocalEngine:
         self._threads.enter_context(torch.random.fork_rng(devices=[]))
         self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_per_block))
         network = self._plan.network
-        device = torch.device("cuda" if self._plan.specification.placement.gpus_per_block else "cpu")
+        device = block_device(self._plan.specification.placement.gpus_per_block)
         blocks, head = build_stages(
             network.blocks, network.feedback, network.training, self._plan.dataset.task, device
         )

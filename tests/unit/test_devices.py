@@ -8,9 +8,16 @@ import pytest
 import torch
 from accelerators import LateDevice
 
-from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError
-from services.block.devices import Check, NoCopies, OnHost, StreamedCopies, copies_for
+from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError, ResourceError
+from services.block.devices import Check, NoCopies, OnHost, StreamedCopies, block_device, copies_for
 from services.block.outbox import AtOnce, Outbox
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_do() -> None:
+    assert block_device(0) == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match=r"finds no GPU.*gpus_per_block to 0"):
+            block_device(0.5)
 
 
 def failure() -> NotFiniteError:
