@@ -62,8 +62,13 @@ def _over_links(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> Any:
                 bits = [1e6 * row["megabits"] for row in own]
                 _line(axes, name, bits, [row["samples_per_second"] for row in own])
         axes.axhline(result["limit_samples_per_second"], color="#2a9d8f", linestyle=":", label="never idle")
-        axes.set(xscale="log", yscale="log", xlabel="bandwidth of a block's link", title=f"{blocks:,} blocks")
-        axes.set_xticks([25e6, 1e8, 1e9, 1e10, 1e11], ["25 M", "100 M", "1 G", "10 G", "100 G bit/s"])
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="bandwidth of a block's link, bit/s",
+            title=f"{blocks:,} blocks",
+        )
+        axes.set_xticks([25e6, 1e8, 1e9, 1e10, 1e11], ["25 M", "100 M", "1 G", "10 G", "100 G"])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     every[0].set_ylabel("samples per second")
@@ -77,7 +82,14 @@ def _traffic(rows: list[dict[str, Any]], megabits: float) -> Any:
     own = [row for row in rows if row["megabits"] == megabits]
     forward = [row for row in own if row["schedule"] == "1f1b"]
     blocks = [row["blocks"] for row in forward]
-    axes.plot(blocks, [row["forward_bytes_per_sample"] for row in forward], "--", label="forward, either way")
+    axes.plot(
+        blocks,
+        [row["forward_bytes_per_sample"] for row in forward],
+        "--",
+        zorder=5,
+        color="#2a9d8f",
+        label="activations, forward (both)",
+    )
     for name, label in shown.items():
         sizes = [row["backward_bytes_per_sample"] for row in own if row["schedule"] == name]
         axes.plot(blocks, sizes, "o-", color=COLOURS[name], label=label, alpha=0.8)
@@ -90,7 +102,11 @@ def _traffic(rows: list[dict[str, Any]], megabits: float) -> Any:
 def _line(axes: Axes, name: str, x: list[float], y: list[float]) -> None:
     style = "o-" if name.startswith("staleness") else "s--"
     label = NAMES.get(name, name.replace("-", " "))
-    axes.plot(x, y, style, color=COLOURS[name], label=label, markersize=4, linewidth=1.6)
+    # Where lines coincide, the thick ones show behind the thin ones.
+    width = 1.4 + max(0, list(COLOURS).index(name) - 3)
+    axes.plot(
+        x, y, style, color=COLOURS[name], label=label, markersize=4, linewidth=width, zorder=4 - width / 10
+    )
 
 
 def _block_ticks(axes: Axes, blocks: list[int]) -> None:

@@ -26,7 +26,7 @@ from services.simulation.calibrate import Measured, measured_throughput, read_me
 from services.simulation.fit import fit_costs
 from services.simulation.setting import Setting
 from services.simulation.simulate import schedule_name, simulate
-from services.spec import Specification, load_specification
+from services.spec import parse_specification
 from services.trainer.api import DecoupledTrainer
 from services.trainer.cluster import start_ray
 
@@ -81,7 +81,7 @@ def run(case: Case, steps: int, folder: Path) -> Path:
 
 def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
     """Return the samples per second of a configuration, from other runs of its network and the plan of its own."""
-    plan = make_run_plan(_specification(case))
+    plan = make_run_plan(parse_specification(case.specification(1), str(case)))
     blocks, train = plan.network.blocks, plan.specification.train
     size = train.batch_size // train.microbatches
     known = calibration[0].setting
@@ -99,10 +99,6 @@ def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
         contention=known.contention,
     )
     return simulate(setting, schedule_name(train.staleness)).samples_per_second
-
-
-def _specification(case: Case) -> Specification:
-    return load_specification(case.specification(1))
 
 
 def measure(rounds: int, steps: int) -> dict[str, Any]:
