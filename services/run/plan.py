@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, tap_of
-from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.errors import InputError
 from lowdimfa.imports import call_factory
@@ -25,6 +25,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.tickets import derive_seed, reproducible
 from services.run.profile import balance_by_time, make_bench
+from services.run.training import training_config
 from services.spec import Specification
 
 
@@ -236,36 +237,6 @@ def build_model(specification: Specification) -> nn.Module:
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(model.factory, dict(model.args), "model.factory")
     return channels_last(made) if model.channels_last else made
-
-
-def training_config(specification: Specification, total_steps: int) -> TrainingConfig:
-    """Return what the blocks need to know of the ``train`` section."""
-    train = specification.train
-
-    def update(section: Any) -> UpdateConfig:
-        scheduler = section.scheduler if section.scheduler is not None else train.scheduler
-        return UpdateConfig(
-            _factory(section.optimizer or train.optimizer),
-            None if scheduler is None else _factory(scheduler),
-            section.grad_clip if section.grad_clip is not None else train.grad_clip,
-        )
-
-    return TrainingConfig(
-        total_steps=total_steps,
-        microbatches=train.microbatches,
-        staleness=train.staleness,
-        seed=train.seed,
-        precision=train.precision,
-        activations=train.activations,
-        compiled=train.compile,
-        loss=train.loss,
-        update=update(train),
-        per_block={index: update(section) for index, section in train.per_block.items()},
-    )
-
-
-def _factory(section: Any) -> FactoryConfig:
-    return FactoryConfig(section.factory, dict(section.args))
 
 
 def _check_targets(specification: Specification, network: NetworkPlan, dataset: Dataset) -> None:
