@@ -95,6 +95,11 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
             "drill.faults.0.seconds: found 0 with kind 'hang'; expected a number above 0",
         ),
         ("placement", {"gpus_per_block": 1.5}, "placement.gpus_per_block: found 1.5; expected a fraction of"),
+        (
+            "placement",
+            {"gpus_per_block": 0.5, "transport": "torch"},
+            "placement.transport: found 'torch' with 0.5 of a GPU for each block; expected whole GPUs",
+        ),
         ("placement", {"cpus_per_block": {}}, "placement.cpus_per_block: found an empty mapping; expected a"),
     ],
 )
