@@ -1,0 +1,1 @@
+"""What moving activations and errors costs: latency, processor time, memory. Run ``python -m benchmarks.transport``."""

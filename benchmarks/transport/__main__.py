@@ -1,0 +1,128 @@
+"""Latency and cost of transports, of the broadcast, of a whole pipeline; memory of a block. Takes some minutes.
+
+``python -m benchmarks.transport`` measures between real processes of this machine, over real connections: activations
+of 64 KB to 16 MB by each transport; the broadcast of a 10 KB error to 1 to 8 subscribers; the processor time that a
+pipeline of blocks takes per micro-batch and block beyond its computation (the same computation in as many processes at
+once, without transport); the memory of a block in the middle after few and many steps, with few and many blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.transport.pipeline import memory, overhead
+from benchmarks.transport.wires import activations, broadcast
+from services.block.transports import Transport
+
+TRANSPORTS: tuple[Transport, ...] = ("grpc", "shared_memory")
+SIZES = {64: 400, 256: 400, 1024: 200, 16384: 40}
+"""Kilobytes of an activation, and how many of them are sent."""
+PARTS = ("activations", "broadcast", "overhead", "memory")
+
+
+def measure(parts: list[str], repeats: int) -> dict[str, Any]:
+    """Measure the parts that are asked for."""
+    found: dict[str, Any] = {}
+    if "activations" in parts:
+        found["activations"] = [
+            activations(transport, kilobytes, count)
+            for kilobytes, count in SIZES.items()
+            for transport in TRANSPORTS
+        ]
+    if "broadcast" in parts:
+        found["broadcast"] = [broadcast(subscribers, 320) for subscribers in (1, 2, 4, 8)]
+    if "overhead" in parts:
+        found["overhead"] = {transport: overhead(transport, 3, 50, repeats) for transport in TRANSPORTS}
+        best = found["overhead"]["shared_memory"]["overhead_ms"]
+        found["transport_cpu_ms_per_microbatch"] = statistics.median(best)
+    if "memory" in parts:
+        found["memory"] = [memory("shared_memory", blocks, 100, 2000) for blocks in (3, 8)]
+    return found
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Return what was measured as tables."""
+    made = []
+    if "activations" in found:
+        header = ("activation", "transport", "median ms", "p95 ms", "CPU ms, both ends", "messages/s")
+        rows = [
+            (
+                f"{row['kilobytes']} KB",
+                row["transport"],
+                *(f"{row[key]:.2f}" for key in ("median_ms", "p95_ms", "cpu_ms")),
+                f"{row['messages_per_second']:.0f}",
+            )
+            for row in found["activations"]
+        ]
+        made.append(markdown_table(header, rows))
+    if "broadcast" in found:
+        rows = [
+            (str(row["subscribers"]), f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}")
+            for row in found["broadcast"]
+        ]
+        made.append(
+            markdown_table(("subscribers of the broadcast, 10 KB", "median ms to the last", "p95 ms"), rows)
+        )
+    if "overhead" in found:
+        keys = ("computation_ms", "pipeline_ms", "overhead_ms", "steps_per_second")
+        medians = [
+            (transport, *(f"{statistics.median(values[key]):.2f}" for key in keys))
+            for transport, values in found["overhead"].items()
+        ]
+        header = (
+            "CPU per micro-batch and block",
+            "computation ms",
+            "pipeline ms",
+            "difference ms",
+            "steps/s",
+        )
+        made.append(markdown_table(header, medians))
+    if "memory" in found:
+        keys = ("early_mib", "late_mib")
+        rows = [
+            (
+                str(row["blocks"]),
+                *(f"{row[key]:.0f}" for key in keys),
+                f"{row['in_flight']} of {row['window']}",
+            )
+            for row in found["memory"]
+        ]
+        header = ("blocks", "MiB after 100 steps", "MiB after 2000", "in flight at most")
+        made.append(markdown_table(header, rows))
+    return "\n\n".join(made)
+
+
+def main() -> None:
+    """Measure as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transport", description=__doc__)
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="what to measure, with commas (default: all)"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of the pipeline (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
+    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    found = measure(parts, arguments.repeats)
+    result = {
+        "benchmark": "transport",
+        "command": f"python -m benchmarks.transport --parts {arguments.parts} --repeats {arguments.repeats} --write",
+        "environment": environment(),
+        **found,
+    }
+    print(tables(found), flush=True)
+    if arguments.write:
+        write_result("transport", result)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
