@@ -110,6 +110,7 @@ class ActivationReceiver:
         self._broken = 0  # the last connection that was broken, to have its messages repeated
         self._released: set[int] = set()
         self._acknowledged = -1
+        self._told = -1  # the last acknowledgement that this connection has sent
         self._failure: LowdimfaError | None = None
         self._closed = False
 
@@ -135,7 +136,8 @@ class ActivationReceiver:
             while self._acknowledged + 1 in self._released:
                 self._acknowledged += 1
                 self._released.remove(self._acknowledged)
-            self._changed.notify_all()
+            if self._is_due():
+                self._changed.notify_all()
 
     def renew(self) -> None:
         """Break the connection, so that the sender opens it again and repeats what may have been lost."""
@@ -155,16 +157,14 @@ class ActivationReceiver:
         context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
         with self._changed:
             self._stream += 1
-            stream = self._stream
+            stream, self._told = self._stream, -1
             self._changed.notify_all()
         if not context.add_callback(self._wake):
             return
         self._pool.submit(self._read, frames, stream, ring)
         del ring  # the reader's alone, which lets go of it
-        sent = -1
-        while (acknowledged := self._await(sent, stream, context)) is not None:
+        while (acknowledged := self._await(stream, context)) is not None:
             yield pb.ActivationAck(sequence=acknowledged)
-            sent = acknowledged
         if self._failure is not None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, self._failure.message)
         if self._broken == stream:
@@ -177,7 +177,7 @@ class ActivationReceiver:
             return None
         return open_ring(offer, self._window, self._limit.nbytes)
 
-    def _await(self, sent: int, stream: int, context: Any) -> int | None:
+    def _await(self, stream: int, context: Any) -> int | None:
         """Wait for something to acknowledge; return ``None`` when the connection is to end."""
 
         def ended() -> bool:
@@ -185,8 +185,19 @@ class ActivationReceiver:
             return broken or self._stream != stream or not context.is_active()
 
         with self._changed:
-            self._changed.wait_for(lambda: self._acknowledged > sent or self._closed or ended())
-            return None if ended() or self._acknowledged == sent else self._acknowledged
+            self._changed.wait_for(lambda: self._is_due() or self._closed or ended())
+            if ended() or self._acknowledged == self._told:
+                return None
+            self._told = self._acknowledged
+            return self._told
+
+    def _is_due(self) -> bool:
+        """Return whether what was released is to be acknowledged now.
+
+        Each acknowledgement wakes threads at both ends. While the sender has room for half a window, they gather.
+        """
+        outstanding = self._expected - 1 - self._told
+        return self._acknowledged > self._told and (self._told < 0 or 2 * outstanding >= self._window)
 
     def _read(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> None:
         assembly: Assembly | None = None
@@ -236,7 +247,10 @@ class ActivationReceiver:
         activation = assembly.add(header.offset, data)
         if activation is None:
             return assembly
-        self._expected += 1
+        with self._changed:
+            self._expected += 1
+            if self._is_due():
+                self._changed.notify_all()
         self.traffic.add_tensors(assembly.nbytes)
         self._on_message(activation)
         return None
