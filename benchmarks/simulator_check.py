@@ -84,7 +84,8 @@ def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
     plan = make_run_plan(parse_specification(case.specification(1), str(case)))
     blocks, train = plan.network.blocks, plan.specification.train
     size = train.batch_size // train.microbatches
-    known = calibration[0].setting
+    # Where no block ever waited for an activation, nothing is known of how long they take.
+    latencies = [one.setting.latency for one in calibration if one.setting.latency > 0]
     setting = Setting(
         blocks=fit_costs(calibration).blocks(
             [block.cost_share for block in blocks], [block.parameters for block in blocks], size
@@ -93,10 +94,9 @@ def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
         microbatch_size=size,
         activation_bytes=(0.0,) * (len(blocks) - 1),  # by the loopback interface: part of the latency
         error_bytes=0.0,
-        latency=statistics.median(one.setting.latency for one in calibration),
+        latency=statistics.median(latencies or [0.0]),
         window=train.window,
         cores=cores,
-        contention=known.contention,
     )
     return simulate(setting, schedule_name(train.staleness)).samples_per_second
 
