@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from lowdimfa.errors import InputError
 from services.rpc.certificates import Authority
@@ -91,7 +92,8 @@ class Security:
             The address is not a loopback address and there is no TLS.
         """
         self.require_allowed(address)
-        options = client_options(liveness)
+        # Who reads a stream of errors waits on the connection itself: no thread of gRPC's hands each error over.
+        options = [*client_options(liveness), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         if self.certificate is None:
             return grpc.insecure_channel(address, options)
         credentials = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
