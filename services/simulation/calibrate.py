@@ -16,7 +16,7 @@ from services.monitoring.report.reading import CATEGORIES, Record, Spans, read_r
 from services.simulation.setting import BlockCosts, Setting
 from services.spec import Specification, load_specification
 
-WARM_UP = 0.2
+WARM_UP = 0.3
 """Share of a run's steps that are left out: memory is taken, caches fill, connections open."""
 
 _FORWARD, _UPDATE, _STEP, _PROBE, _SEND, _PUBLISH = (

@@ -15,6 +15,12 @@ BACKPROPAGATION: dict[str, Order] = {"gpipe": "gpipe", "1f1b": "1f1b", "zero-bub
 
 _STALENESS = "staleness-"
 
+_SETTLING = 4_000
+"""Forward passes, of all blocks together, that may be spent on letting a run settle."""
+
+_LONGEST, _COUNTED = 40, 10
+"""Steps that are enough to settle, and to count."""
+
 
 def simulate(setting: Setting, schedule: str) -> Outcome:
     """Return what a schedule makes of a setting, once it has settled.
@@ -34,9 +40,13 @@ def simulate(setting: Setting, schedule: str) -> Outcome:
     staleness = staleness_of(schedule)
     machine = Machine(setting if staleness is None else replace(setting, staleness=staleness))
     # A run with staleness repeats itself after as many steps as are under way at once. The steps before have filled the
-    # pipeline; those behind are never waited for, and only there so that what is counted is not the end of a run.
+    # pipeline, and let a block that is a little slower than the others use up what it ran ahead at the start, which
+    # takes many steps; as many as can be afforded. Those behind are never waited for, and only there so that what is
+    # counted is not the end of a run.
     under_way = 1 + (staleness or 0)
-    warm_up, counted = 2 * under_way, max(under_way, 2)
+    affordable = _SETTLING // (len(setting.blocks) * setting.microbatches)
+    warm_up = max(2 * under_way, min(affordable, _LONGEST))
+    counted = under_way * max(1, -(-min(warm_up, _COUNTED) // under_way))
     steps = warm_up + counted + under_way + 1
     if staleness is None:
         start_backpropagation(machine, steps, BACKPROPAGATION[schedule])
