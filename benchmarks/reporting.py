@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lowdimfa.errors import InputError
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -52,3 +54,12 @@ def write_result(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def update_page(page: Path, mark: str, text: str) -> None:
+    """Replace what a page has between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
+    before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
+    _, end, after = rest.partition(f"<!-- end of {mark} -->")
+    if not start or not end:
+        raise InputError(str(page), "a page without it", f"a part between marks named {mark!r}")
+    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, environment, markdown_table, write_result
+from benchmarks.reporting import RESULTS, environment, markdown_table, update_page, write_result
 from services.simulation.setting import BlockCosts, Setting
 from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
 
-FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = (2, 4, 8, 16, 64, 256, 1024)
 MEGABITS = (25.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 SCHEDULES = (*BACKPROPAGATION, *map(schedule_name, (0, 1, 4)))
@@ -110,8 +110,12 @@ def main() -> None:
     """Simulate or draw as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result and draw it into docs/figures")
-    parser.add_argument("--draw", action="store_true", help="draw the stored result, and simulate nothing")
+    parser.add_argument(
+        "--write", action="store_true", help="store the result, and put pictures and tables into docs"
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="the same from the stored result, without simulating"
+    )
     arguments = parser.parse_args()
     stored = RESULTS / "scaling.json"
     result = json.loads(stored.read_text()) if arguments.draw else measure()
@@ -121,7 +125,8 @@ def main() -> None:
     if arguments.write or arguments.draw:
         from benchmarks.scaling_plots import draw  # only here: matplotlib takes a while to import
 
-        draw(result, FIGURES)
+        draw(result, DOCS / "figures")
+        update_page(DOCS / "scaling.md", "scaling", table(result))
     if arguments.json:
         print(json.dumps(result))
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, markdown_table, update_page, write_result
 from benchmarks.throughput.networks import NETWORKS
 from services.run.plan import make_run_plan
 from services.simulation.calibrate import Measured, measured_throughput, read_measured
@@ -30,6 +30,7 @@ from services.spec import parse_specification
 from services.trainer.api import DecoupledTrainer
 from services.trainer.cluster import start_ray
 
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 LIMIT = 0.10
 """Error that the prediction of a throughput may have."""
 
@@ -172,12 +173,15 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=40, help="steps of each run (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    parser.add_argument(
+        "--write", action="store_true", help="store the result, and put its table into docs/scaling.md"
+    )
     arguments = parser.parse_args()
     result = measure(arguments.rounds, arguments.steps)
     print(table(result), flush=True)
     if arguments.write:
         write_result("simulator_check", result)
+        update_page(PAGE, "validation", table(result))
     if arguments.json:
         print(json.dumps(result))
 

@@ -46,7 +46,7 @@ def simulate(setting: Setting, schedule: str) -> Outcome:
     under_way = 1 + (staleness or 0)
     affordable = _SETTLING // (len(setting.blocks) * setting.microbatches)
     warm_up = max(2 * under_way, min(affordable, _LONGEST))
-    counted = under_way * max(1, -(-min(warm_up, _COUNTED) // under_way))
+    counted = under_way * max(2 // under_way, -(-min(affordable, _COUNTED) // under_way), 1)
     steps = warm_up + counted + under_way + 1
     if staleness is None:
         start_backpropagation(machine, steps, BACKPROPAGATION[schedule])
