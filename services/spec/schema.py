@@ -215,8 +215,8 @@ class Specification(Section):
             if fault.block >= blocks:
                 expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
                 raise refusal(("drill", "faults", index, "block"), str(fault.block), expected)
-            if fault.replica >= self.replicas[fault.block]:
-                expected = f"a number below {self.replicas[fault.block]}, the replicas of block {fault.block}"
+            if fault.replica >= (number := self.replicas_of(fault.block)):
+                expected = f"a number below {number}, the replicas of block {fault.block}"
                 raise refusal(("drill", "faults", index, "replica"), str(fault.replica), expected)
             if fault.kind in WIRE_KINDS and blocks == 1:
                 expected = "model.blocks of at least 2, as a block alone receives nothing"
@@ -227,22 +227,29 @@ class Specification(Section):
             raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")
         return self
 
+    def replicas_of(self, block: int) -> int:
+        """Return the number of data-parallel replicas of a block; the head has one."""
+        wanted = self.placement.replicas
+        if isinstance(wanted, dict):
+            return wanted.get(block, 1)
+        return wanted if block < self.model.block_count - 1 else 1
+
     @property
     def replicas(self) -> list[int]:
-        """Data-parallel replicas of every block, in order; the head has one."""
-        blocks, wanted = self.model.block_count, self.placement.replicas
-        if isinstance(wanted, int):
-            return [wanted] * (blocks - 1) + [1]
-        return [wanted.get(index, 1) for index in range(blocks)]
+        """Data-parallel replicas of every block, in order, of a model that has so many blocks."""
+        return [self.replicas_of(block) for block in range(self.model.block_count)]
 
     @property
     def workers(self) -> int:
         """Processes that hold a block or a replica of one."""
-        return sum(self.replicas)
+        # Nothing is made for every block here: so far their number is anybody's claim.
+        wanted, blocks = self.placement.replicas, self.model.block_count
+        more = sum(wanted.values()) - len(wanted) if isinstance(wanted, dict) else (wanted - 1) * (blocks - 1)
+        return blocks + more
 
     def _check_replicas(self) -> None:
         head, wanted = self.model.block_count - 1, self.placement.replicas
-        by_block = wanted if isinstance(wanted, dict) else dict.fromkeys(range(head or 1), wanted)
+        by_block = wanted if isinstance(wanted, dict) else {0: wanted}
         for index, number in by_block.items():
             key: tuple[str | int, ...] = ("placement", "replicas")
             if isinstance(wanted, dict):
