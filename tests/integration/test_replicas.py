@@ -72,7 +72,9 @@ def test_replicas_train_as_one_does(replicas: Any, q_rule: str, tmp_path: Path) 
 
 def test_replicas_of_a_network_with_batch_norm_train_as_one_does(tmp_path: Path) -> None:
     plain = replicated({0: 2, 1: 4}, "cnn")
-    plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}  # threads share what dropout draws from
+    plain["model"]["args"] = plain["model"]["args"] | {
+        "dropout": 0.0
+    }  # threads share what dropout draws from
     found = trained(plain, tmp_path / "replicas")
     assert_alike(found)
     expected = trained(alone(plain), tmp_path / "alone")

@@ -23,7 +23,10 @@ UNITS = (
 def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
     """Return values by name and the values of the labels beyond job and block."""
     return {
-        (sample.name, *(v for k, v in sample.labels.items() if k not in ("job", "block", "replica"))): sample.value
+        (
+            sample.name,
+            *(v for k, v in sample.labels.items() if k not in ("job", "block", "replica")),
+        ): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
         for sample in family.samples
     }
