@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -63,14 +64,11 @@ PREDICTED = [
     Case("mlp", 2, 1, 4),
     Case("mlp", 2, 2, 4),
     Case("mlp", 2, 0, 8),
-    Case("mlp", 2, 1, 2),
     Case("mlp", 4, 0, 4),
     Case("mlp", 4, 1, 4),
-    Case("mlp", 4, 2, 8),
     Case("cnn", 2, 1, 4),
     Case("cnn", 2, 0, 2),
-    Case("cnn", 4, 0, 4),
-    Case("cnn", 4, 1, 8),
+    Case("cnn", 4, 1, 4),
 ]
 
 
@@ -116,6 +114,7 @@ def measure(rounds: int, steps: int) -> dict[str, Any]:
                     name = f"{number}-" + "-".join(map(str, asdict(case).values()))
                     folder = run(case, steps, Path(place) / name)
                     measured[case].append(measured_throughput(folder))
+                    print(f"{case}: {measured[case][-1]:,.0f} samples/s", file=sys.stderr, flush=True)
                     if case in CALIBRATION:
                         calibration.setdefault(case.network, []).append(read_measured(folder))
     finally:
