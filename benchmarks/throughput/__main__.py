@@ -1,7 +1,8 @@
 """How fast blocks with a broadcast error train, side by side with training that uses gradients.
 
 ``python -m benchmarks.throughput`` trains the same networks on the same data with the same threads per process: this
-runtime with ``staleness`` 0, 1 and 2 (``lowdimfa-s1``), backpropagation in one process (``single-2``: 2 threads, whole
+runtime with ``staleness`` 0, 1 and 2 (``lowdimfa-s1``; ``lowdimfa-s1-whole`` without micro-batches, which it needs only
+where nothing may be stale), backpropagation in one process (``single-2``: 2 threads, whole
 batches; ``single-2x4``: in 4 micro-batches), the schedules of ``torch.distributed.pipelining`` and
 DistributedDataParallel over Gloo, and the limit: each block's own work on tensors that are there already, all blocks at
 once. All systems are up all the time, asleep but for the one whose turn it is. In each round every system has one

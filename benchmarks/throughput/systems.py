@@ -20,6 +20,8 @@ STALENESS = (0, 1, 2)
 OURS = "lowdimfa-s"
 LIMIT = "limit"
 ZERO_BUBBLE = ("interleaved-zero-bubble", "zero-bubble-h1", "zbv-zero-bubble")
+WHOLE = "-whole"
+"""Ends the name of this runtime without micro-batches: with staleness it needs none to keep its blocks busy."""
 COARSE = "-bf16"
 """Ends the names of systems whose activations, and a pipeline's gradients, travel as bfloat16."""
 
@@ -34,7 +36,15 @@ def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
     """Return the names of all systems; ``coarse`` adds those whose activations travel as bfloat16."""
     ours, pipelines = [f"{OURS}{staleness}" for staleness in STALENESS], list(SCHEDULES)
     with_coarse = [f"{name}{COARSE}" for name in (*ours, *pipelines)] if coarse else []
-    return [*ours, *single_names(blocks, microbatches), *pipelines, "ddp", *with_coarse, LIMIT]
+    return [
+        *ours,
+        f"{OURS}1{WHOLE}",
+        *single_names(blocks, microbatches),
+        *pipelines,
+        "ddp",
+        *with_coarse,
+        LIMIT,
+    ]
 
 
 @dataclass
@@ -101,8 +111,10 @@ def start(
     def plain(name: str) -> dict[str, Any]:
         if not name.startswith(OURS):
             return network.specification(blocks, real=real, **place.sections)
-        staleness = int(name.removeprefix(OURS).removesuffix(COARSE))
-        train = {"activations": "bf16"} if name.endswith(COARSE) else {}
+        staleness = int(name.removeprefix(OURS).removesuffix(COARSE).removesuffix(WHOLE))
+        train: dict[str, Any] = {"activations": "bf16"} if name.endswith(COARSE) else {}
+        if name.endswith(WHOLE):
+            train["microbatches"] = 1
         own = network.specification(blocks, staleness, real=real, train=train, **place.sections)
         return overridden(own, overrides)
 

@@ -12,6 +12,9 @@ RATIOS = {
     "ratio_vs_zero_bubble": "the best zero-bubble schedule",
     "ratio_vs_single_process": "one process with as many threads",
     "ratio_vs_limit": "the same local work without transport",
+    "ratio_whole_vs_1f1b": "1F1B, this runtime with whole batches",
+    "ratio_whole_vs_zero_bubble": "the best zero-bubble schedule, this runtime with whole batches",
+    "ratio_whole_vs_single_process": "one process with as many threads, this runtime with whole batches",
     "ratio_vs_1f1b_bf16": "1F1B, both with bfloat16 activations",
     "ratio_vs_zero_bubble_bf16": "the best zero-bubble schedule, both with bfloat16 activations",
 }
