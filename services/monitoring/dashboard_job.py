@@ -174,7 +174,7 @@ JOB_ROWS: Rows = [
                     ),
                     (
                         "sum by (block) (rate(lowdimfa_block_gradient_bytes_total"
-                        '{job="$job", direction="sent"}[$__rate_interval])) > 0',
+                        '{job="$job", direction="sent"}[$__rate_interval]))',
                         "block {{block}}, among its replicas",
                     ),
                 ],
