@@ -13,9 +13,10 @@ import torch
 from benchmarks.transport.remote import Remote, each, processes, resident_bytes
 from lowdimfa.build import build_stages
 from lowdimfa.network import DecoupledNetwork
-from lowdimfa.trainer import InProcessTrainer, evaluation_batches
+from lowdimfa.trainer import InProcessTrainer
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker
+from services.rpc.seats import Seat
 from services.rpc.security import Security
 from services.run.plan import make_run_plan
 from services.run.user_code import UserCode
@@ -55,19 +56,7 @@ class Block:
     def __init__(self, given: dict[str, Any], run: str, index: int, security: Security, folder: str) -> None:
         parsed = parse_specification(given, "the benchmark's specification")
         plan = make_run_plan(parsed)
-        job = BlockJob(
-            run=run,
-            run_dir=folder,
-            index=index,
-            specification=parsed.model_dump(),
-            boundaries=plan.network.boundaries,
-            input_shape=plan.example.shape,
-            input_dtype=str(plan.example.dtype).removeprefix("torch."),
-            task=plan.example.task,
-            total_steps=plan.network.training.total_steps,
-            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
-            user_code=UserCode(),
-        )
+        job = BlockJob.of(plan, Seat(index, 0), run, folder, UserCode())
         self._worker = BlockWorker(job, security, "127.0.0.1")
         self._in_flight = 0
         self._watch()

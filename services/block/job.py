@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from lowdimfa.data.base import Task
+from lowdimfa.trainer import evaluation_batches
 from services.rpc.seats import Seat
-from services.run.plan import Example, NetworkPlan, make_network_plan
+from services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
 from services.run.user_code import UserCode
 from services.spec import Specification, parse_specification
 
@@ -57,6 +58,24 @@ class BlockJob:
     evaluation_batches: int
     user_code: UserCode
     rank: int = 0
+
+    @classmethod
+    def of(cls, plan: RunPlan, seat: Seat, run: str, run_dir: str, user_code: UserCode) -> Self:
+        """Return the job of one worker of a planned run."""
+        return cls(
+            run=run,
+            run_dir=run_dir,
+            index=seat.block,
+            rank=seat.rank,
+            specification=plan.specification.model_dump(),
+            boundaries=plan.network.boundaries,
+            input_shape=plan.example.shape,
+            input_dtype=str(plan.example.dtype).removeprefix("torch."),
+            task=plan.example.task,
+            total_steps=plan.network.training.total_steps,
+            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
+            user_code=user_code,
+        )
 
     @property
     def name(self) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
-from lowdimfa.trainer import evaluation_batches
 from services.block.building import Checkpointed, Own, Source
 from services.block.job import BlockJob
 from services.block.replica import Replica
@@ -157,21 +156,8 @@ class Crew:
         return {self.fleet.seating.number(Seat(loss.block, loss.replica or 0))}
 
     def _job(self, number: int, run: str) -> BlockJob:
-        plan, seat = self._plan, self.fleet.seating.seats[number]
-        return BlockJob(
-            run=run,
-            run_dir=str(self._run_dir),
-            index=seat.block,
-            rank=seat.rank,
-            specification=plan.specification.model_dump(),
-            boundaries=plan.network.boundaries,
-            input_shape=plan.example.shape,
-            input_dtype=str(plan.example.dtype).removeprefix("torch."),
-            task=plan.example.task,
-            total_steps=plan.network.training.total_steps,
-            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
-            user_code=self._user_code,
-        )
+        seat = self.fleet.seating.seats[number]
+        return BlockJob.of(self._plan, seat, run, str(self._run_dir), self._user_code)
 
 
 def _step_of(source: Source, applied: int) -> int:

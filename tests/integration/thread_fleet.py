@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.head import Evaluation
-from lowdimfa.trainer import evaluation_batches
 from services.block.building import make_seating
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker
@@ -30,24 +29,7 @@ class ThreadFleet:
         self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
         self.workers = [
-            BlockWorker(
-                BlockJob(
-                    run=run,
-                    run_dir=str(run_dir),
-                    index=seat.block,
-                    rank=seat.rank,
-                    specification=parsed.model_dump(),
-                    boundaries=plan.network.boundaries,
-                    input_shape=plan.example.shape,
-                    input_dtype=str(plan.example.dtype).removeprefix("torch."),
-                    task=plan.example.task,
-                    total_steps=plan.network.training.total_steps,
-                    evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
-                    user_code=UserCode(),
-                ),
-                security,
-                "127.0.0.1",
-            )
+            BlockWorker(BlockJob.of(plan, seat, run, str(run_dir), UserCode()), security, "127.0.0.1")
             for seat in seats
         ]
 
