@@ -184,19 +184,23 @@ def _of_kind(spans: Spans, kind: str, zero: float) -> Iterator[tuple[int, int, i
 def _tails(arrows: _Arrows, first: int) -> Iterator[_Line]:
     """Yield where the arrows begin: each binds to the slice of the message that starts then."""
     place = f'"pid":{_pid(arrows.sender)},"tid":{_MESSAGES}'
-    for i in np.argsort(arrows.sent, kind="stable"):
-        ticks = int(arrows.sent[i])
-        common = f'"name":"{arrows.name}","cat":"flow","id":{first + i}'
-        yield _Line(ticks, 1, f'{{{common},"ph":"s","ts":{_microseconds(ticks)},{place}}}')
+    yield from _ends(arrows, first, arrows.sent, 1, '"ph":"s"', place)
 
 
 def _points(arrows: _Arrows, first: int) -> Iterator[_Line]:
     """Yield where the arrows end: each binds to the slice of the work that starts then."""
     place = f'"pid":{_pid(arrows.receiver)},"tid":{_WORK}'
-    for i in np.argsort(arrows.used, kind="stable"):
-        ticks = int(arrows.used[i])
+    yield from _ends(arrows, first, arrows.used, 2, '"ph":"f","bp":"e"', place)
+
+
+def _ends(
+    arrows: _Arrows, first: int, times: NDArray[np.int64], rank: int, phase: str, place: str
+) -> Iterator[_Line]:
+    """Yield one end of the arrows in the order of its times."""
+    for i in np.argsort(times, kind="stable"):
+        ticks = int(times[i])
         common = f'"name":"{arrows.name}","cat":"flow","id":{first + i}'
-        yield _Line(ticks, 2, f'{{{common},"ph":"f","bp":"e","ts":{_microseconds(ticks)},{place}}}')
+        yield _Line(ticks, rank, f'{{{common},{phase},"ts":{_microseconds(ticks)},{place}}}')
 
 
 def _marks(record: Record, zero: float) -> Iterator[_Line]:
