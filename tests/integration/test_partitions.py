@@ -182,6 +182,8 @@ def test_a_link_cut_for_good_is_recovered_on_another_host(cluster: RayHosts, tmp
     assert recovering["blocks"] == recovered["blocks"] == [lost]
     # Ray or the trainer misses the block first; there is no other place for it before Ray calls the node dead.
     assert recovered["time"] - began < max(LIVENESS, NODE_DEATH_SECONDS) + START_SECONDS
-    assert recovered["missed"].keys() == {str(lost)}
+    # Nothing is missed when the block's last replica was of the very step at which the others stood.
+    assert recovered["missed"].keys() <= {str(lost)}
+    assert recovered["missed"].get(str(lost), 0) <= 10 + 1
     assert len(run.of("recovered")) == 1
     assert run.of("finished")[0]["test_accuracy"] > 0.9
