@@ -89,7 +89,9 @@ class ActivationSender:
         self._transfer = self._channel.stream_stream(
             f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString
         )
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Of one lock, since whoever waits for room need not wake for a message, nor the other way round.
+        self._room, self._queued = threading.Condition(self._lock), threading.Condition(self._lock)
         self._unacknowledged: deque[_Message] = deque()
         self._next_sequence = 0
         self._call: Any = None
@@ -126,8 +128,8 @@ class ActivationSender:
         HandshakeError, ProtocolError
             The next block refused this one or a message of it.
         """
-        with self._changed:
-            room = self._changed.wait_for(
+        with self._lock:
+            room = self._room.wait_for(
                 lambda: bool(self._failure) or self._dropping or len(self._unacknowledged) < self._window,
                 self._peer.liveness,
             )
@@ -138,23 +140,24 @@ class ActivationSender:
             if not room:
                 raise self._peer.lost(f"none of {self._window} activations was acknowledged")
         message = self._copied(Activation(kind, ticket, tensors, self._next_sequence))
-        with self._changed:
+        with self._lock:
             self._unacknowledged.append(message)
             self._next_sequence += 1
-            self._changed.notify_all()
+            self._queued.notify_all()
 
     def drop(self) -> None:
         """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
-        with self._changed:
+        with self._lock:
             self._dropping = True
-            self._changed.notify_all()
+            self._room.notify_all()
 
     def abort(self, failure: LowdimfaError) -> None:
         """Let `send` raise an error from now on, also one that waits, and end the present connection."""
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or failure
             self._stream += 1
-            self._changed.notify_all()
+            self._room.notify_all()
+            self._queued.notify_all()
 
     def close(self) -> None:
         """Disconnect and join the thread. What was not acknowledged is dropped."""
@@ -165,9 +168,9 @@ class ActivationSender:
             self._ring.close()
 
     def _connect(self) -> Any:
-        with self._changed:
+        with self._lock:
             self._stream += 1
-            self._changed.notify_all()
+            self._queued.notify_all()
             self._call = self._transfer(self._frames(self._stream), metadata=self._metadata)
             return self._call
 
@@ -215,8 +218,8 @@ class ActivationSender:
 
     def _await(self, position: int, stream: int) -> _Message | None:
         """Wait for the first message from ``position`` on; return ``None`` to end the connection."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stream != stream or self._has(position))
+        with self._lock:
+            self._queued.wait_for(lambda: self._stream != stream or self._has(position))
             if self._stream != stream:
                 return None
             return self._unacknowledged[max(0, position - self._unacknowledged[0].sequence)]
@@ -225,7 +228,7 @@ class ActivationSender:
         return bool(self._unacknowledged) and self._unacknowledged[-1].sequence >= position
 
     def _acknowledge(self, ack: pb.ActivationAck) -> None:
-        with self._changed:
+        with self._lock:
             if ack.sequence >= self._next_sequence:
                 raise ProtocolError(
                     f"{self._peer.name} acknowledged activation {ack.sequence}, but block {self._block} sent "
@@ -234,10 +237,10 @@ class ActivationSender:
                 )
             while self._unacknowledged and self._unacknowledged[0].sequence <= ack.sequence:
                 self._unacknowledged.popleft()
-            self._changed.notify_all()
+            self._room.notify_all()
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
-        with self._changed:
+        with self._lock:
             lost = len(self._unacknowledged)
         in_order = failure is None and not lost
         failure = failure or PeerError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import grpc
@@ -23,10 +26,15 @@ ErrorKind = Literal["train", "probe"]
 
 
 class _Published(NamedTuple):
-    """The serialised messages of one error, shared by all streams, and the size of its buffer in bytes."""
+    """One error, shared by all streams: its serialised messages, and the size of its buffer in bytes."""
 
+    sequence: int
     parts: list[bytes]
     payload: int
+
+
+_Stream = queue.SimpleQueue[_Published | None]
+"""What a subscriber's connection has still to send; None ends it. Its thread wakes for that alone, and needs no lock."""
 
 
 class ErrorPublisher:
@@ -56,7 +64,7 @@ class ErrorPublisher:
         self._changed = threading.Condition()
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
-        self._active: dict[Seat, grpc.ServicerContext] = {}
+        self._streams: dict[Seat, _Stream] = {}
         self._taken: dict[Seat, int] = {}
         self._closed = False
 
@@ -97,9 +105,11 @@ class ErrorPublisher:
                 ).SerializeToString()
                 for index, chunk in enumerate(chunks)
             ]
-            self._ring.append(_Published(parts, len(data)))
+            published = _Published(self._next_sequence, parts, len(data))
+            self._ring.append(published)
             self._next_sequence += 1
-            self._changed.notify_all()
+            for stream in self._streams.values():
+                stream.put(published)
 
     @property
     def published(self) -> int:
@@ -132,10 +142,11 @@ class ErrorPublisher:
         """End every stream after its last error. `RpcServer.stop` waits for that, as long as its grace."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            for stream in self._streams.values():
+                stream.put(None)
 
     def _missing(self) -> list[Seat]:
-        return [seat for seat in self._subscribers if seat not in self._active]
+        return [seat for seat in self._subscribers if seat not in self._streams]
 
     def _subscribe(self, request: pb.SubscribeRequest, context: Any) -> Iterator[bytes]:
         block, seat = request.block, Seat(request.block, request.rank)
@@ -151,47 +162,46 @@ class ErrorPublisher:
                 f"{', '.join(map(self._seating.name, self._subscribers))}",
             )
         context.send_initial_metadata(())
-        if not context.add_callback(self._wake):
+        stream: _Stream = queue.SimpleQueue()
+        if not context.add_callback(partial(stream.put, None)):
             return
-        with self._changed:
-            self._active[seat] = context  # ends its earlier stream, whose connection may hang
-            self._changed.notify_all()
+        self._open(seat, stream, request.next_sequence, context)
         try:
-            sequence = request.next_sequence
-            while (error := self._await(sequence, seat, context)) is not None:
+            while (error := stream.get()) is not None and self._streams.get(seat) is stream:
+                self._require_kept(error.sequence, seat, context)
                 for part in error.parts:
                     yield part
                     self.traffic.add_message(len(part))
                 self.traffic.add_tensors(error.payload)
-                sequence += 1
-                self._taken[seat] = sequence
+                self._taken[seat] = error.sequence + 1
         finally:
             with self._changed:
-                if self._active.get(seat) is context:
-                    del self._active[seat]
+                if self._streams.get(seat) is stream:
+                    del self._streams[seat]
 
-    def _await(self, sequence: int, seat: Seat, context: grpc.ServicerContext) -> _Published | None:
-        """Wait for one error; return ``None`` when the stream is to end."""
-
-        def ended() -> bool:
-            replaced = self._active.get(seat) is not context
-            return replaced or not context.is_active()
-
+    def _open(self, seat: Seat, stream: _Stream, sequence: int, context: Any) -> None:
+        """Let a subscriber's stream have every error from a sequence on, in place of its earlier one, if any."""
         with self._changed:
-            self._changed.wait_for(lambda: sequence != self._next_sequence or self._closed or ended())
-            published = self._next_sequence
-            oldest = published - len(self._ring)
-            if ended() or (self._closed and sequence == published):
-                return None
-            if oldest <= sequence < published:
-                return self._ring[sequence - oldest]
-        context.abort(
-            grpc.StatusCode.OUT_OF_RANGE,
-            f"{self._seating.name(seat)} asks for error {sequence}, but the head has published {published} errors "
-            f"and keeps those from {oldest} on",
-        )
-        return None
-
-    def _wake(self) -> None:
-        with self._changed:
+            self._require_kept(sequence, seat, context)
+            for error in islice(self._ring, sequence - self._oldest, None):
+                stream.put(error)
+            if seat in self._streams:
+                self._streams[seat].put(None)  # its connection may hang
+            self._streams[seat] = stream
+            if self._closed:
+                stream.put(None)
             self._changed.notify_all()
+
+    @property
+    def _oldest(self) -> int:
+        return self._next_sequence - len(self._ring)
+
+    def _require_kept(self, sequence: int, seat: Seat, context: Any) -> None:
+        """End a stream with an error if what it is to send next isn't kept, or was not published yet."""
+        published, oldest = self._next_sequence, self._oldest
+        if not oldest <= sequence <= published:
+            context.abort(
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"{self._seating.name(seat)} asks for error {sequence}, but the head has published {published} errors "
+                f"and keeps those from {oldest} on",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -162,7 +163,7 @@ class ErrorSubscriber:
             where = f"block {self._block}, {ticket}: broadcast error {message.sequence}"
             refused = ProtocolError(f"{where}: {failure.message}", block=self._block, step=ticket.step)
             raise self._resends.ask(self._next_sequence, refused) from failure
-        if not bool(torch.isfinite(error).all()):
+        if not math.isfinite(error.sum(dtype=torch.float64).item()):
             raise NotFiniteError(
                 f"block {self._block} received a broadcast error that is not finite at {ticket}",
                 block=self._block,

@@ -56,20 +56,20 @@ class Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = TrafficCount(0, 0, 0)
+        self._messages = self._payload_bytes = self._wire_bytes = 0
 
     def add_message(self, serialised: int) -> None:
         """Count one gRPC message of ``serialised`` bytes, which may be a part of an error or activation."""
         with self._lock:
-            self._count = self._count._replace(wire_bytes=self._count.wire_bytes + wire_bytes(serialised))
+            self._wire_bytes += wire_bytes(serialised)
 
     def add_tensors(self, payload: int) -> None:
         """Count one complete error or activation with ``payload`` bytes of buffers."""
         with self._lock:
-            messages, payload_bytes = self._count.messages + 1, self._count.payload_bytes + payload
-            self._count = self._count._replace(messages=messages, payload_bytes=payload_bytes)
+            self._messages += 1
+            self._payload_bytes += payload
 
     def count(self) -> TrafficCount:
         """Return a consistent reading of the counters."""
         with self._lock:
-            return self._count
+            return TrafficCount(self._messages, self._payload_bytes, self._wire_bytes)
