@@ -25,7 +25,7 @@ pipeline drains at a turn's end. A step has ended when every block has applied i
 ``--link-mbit`` puts each block on a host of its own (a network namespace with a Ray node in it) and limits its link in
 both directions; the peers run on the same hosts. Systems whose names end in ``-bf16`` send activations, and the
 pipelines their gradients too, as bfloat16. Between hosts this runtime uses mutual TLS, as it always does; Gloo is in
-the clear. Needs root and iproute2.
+the clear. Fewer systems are measured then, unless ``--systems`` names others. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--link-mbit", type=int, help="limit of each link in Mbit/s, such as 1000, 100 or 25")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each system (%(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn (%(default)s)")
-    parser.add_argument("--systems", default="", help="some of the systems, by name; default: all")
+    parser.add_argument(
+        "--systems", default="", help="some of the systems, by name; default: all, over links fewer"
+    )
     parser.add_argument(
         "--accuracy",
         type=float,

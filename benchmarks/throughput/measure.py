@@ -17,7 +17,7 @@ from benchmarks.throughput.figures import Round, merge, order_of, summary
 from benchmarks.throughput.networks import NETWORKS, Network
 from benchmarks.throughput.places import place_for
 from benchmarks.throughput.process import Team, WorkerError
-from benchmarks.throughput.systems import LIMIT, OURS, System, all_names, start, stop
+from benchmarks.throughput.systems import LIMIT, OURS, System, start, stop, usual_names
 
 TURN_SECONDS = 600.0
 MATMUL_ROWS = (64, 256)
@@ -68,7 +68,7 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
         Links can't be limited here.
     """
     network = NETWORKS[name]
-    names = list(plan.systems) or all_names(blocks, network.microbatches, coarse=plan.mbit is not None)
+    names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.mbit is not None)
     engines = sum(one.startswith(OURS) for one in names)
     with place_for(folder, blocks, max(1, engines), plan.mbit) as place:
         report(f"{name}, {blocks} blocks: starting {len(names)} systems")

@@ -141,10 +141,10 @@ NETWORKS = {
         _DIGITS,
     ),
     "tiny": Network(
-        "MLP with 4 hidden layers of 64 units, to try the benchmark itself",
-        _mlp(64, 64, 5),
+        "CNN with 4 convolutions of 8 channels, images of 8×8, to try the benchmark itself",
+        _cnn((8, 8), 8),
         _DIGITS,
-        _mlp(64, 64, 5),
+        _cnn((8, 8), 8),
         _DIGITS,
     ),
 }

@@ -35,6 +35,20 @@ def stages_of(rank: int, world: int, per_rank: int, style: str) -> list[int]:
     return [rank + world * turn for turn in range(per_rank)]
 
 
+class ContiguousGradient(torch.autograd.Function):
+    """Changes nothing but how the gradient lies in memory: Gloo sends no convolution's, which lies channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        """Return the inputs."""
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient, row-major."""
+        return gradients[0].contiguous()
+
+
 class Travelling(nn.Module):
     """A stage whose output, and with it the gradient that comes back, travels in a number format of its own."""
 
@@ -44,7 +58,8 @@ class Travelling(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run the layers."""
-        output: Tensor = self.module(inputs if self._first else inputs.float())
+        arrived = inputs if self._first else ContiguousGradient.apply(inputs).float()  # type: ignore[no-untyped-call]
+        output: Tensor = self.module(arrived)
         return output if self._last else output.to(self._travel).contiguous()
 
 

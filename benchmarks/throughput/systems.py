@@ -47,6 +47,19 @@ def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
     ]
 
 
+def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
+    """Return the systems that are measured where none are named.
+
+    Over links these are fewer: all of them, in both formats, would be a hundred processes at 4 blocks.
+    """
+    if not links:
+        return all_names(blocks, microbatches, coarse=False)
+    ours, theirs = f"{OURS}1", ["1f1b", *ZERO_BUBBLE[1:]]
+    single = f"single-{min(blocks, os.cpu_count() or 1)}"
+    coarse = [f"{name}{COARSE}" for name in (ours, *theirs[:2])]
+    return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *coarse, LIMIT]
+
+
 @dataclass
 class System:
     """A system that is up, or the reason why it isn't.

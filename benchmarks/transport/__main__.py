@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, write_result
 from benchmarks.transport.pipeline import memory, overhead
+from benchmarks.transport.tables import tables
 from benchmarks.transport.wires import activations, broadcast
 from services.block.transports import Transport
 
@@ -43,58 +43,6 @@ def measure(parts: list[str], repeats: int) -> dict[str, Any]:
     if "memory" in parts:
         found["memory"] = [memory("shared_memory", blocks, 100, 2000) for blocks in (3, 8)]
     return found
-
-
-def tables(found: Mapping[str, Any]) -> str:
-    """Return what was measured as tables."""
-    made = []
-    if "activations" in found:
-        header = ("activation", "transport", "median ms", "p95 ms", "CPU ms, both ends", "messages/s")
-        rows = [
-            (
-                f"{row['kilobytes']} KB",
-                row["transport"],
-                *(f"{row[key]:.2f}" for key in ("median_ms", "p95_ms", "cpu_ms")),
-                f"{row['messages_per_second']:.0f}",
-            )
-            for row in found["activations"]
-        ]
-        made.append(markdown_table(header, rows))
-    if "broadcast" in found:
-        rows = [
-            (str(row["subscribers"]), f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}")
-            for row in found["broadcast"]
-        ]
-        made.append(
-            markdown_table(("subscribers of the broadcast, 10 KB", "median ms to the last", "p95 ms"), rows)
-        )
-    if "overhead" in found:
-        keys = ("computation_ms", "pipeline_ms", "overhead_ms", "steps_per_second")
-        medians = [
-            (transport, *(f"{statistics.median(values[key]):.2f}" for key in keys))
-            for transport, values in found["overhead"].items()
-        ]
-        header = (
-            "CPU per micro-batch and block",
-            "computation ms",
-            "pipeline ms",
-            "difference ms",
-            "steps/s",
-        )
-        made.append(markdown_table(header, medians))
-    if "memory" in found:
-        keys = ("early_mib", "late_mib")
-        rows = [
-            (
-                str(row["blocks"]),
-                *(f"{row[key]:.0f}" for key in keys),
-                f"{row['in_flight']} of {row['window']}",
-            )
-            for row in found["memory"]
-        ]
-        header = ("blocks", "MiB after 100 steps", "MiB after 2000", "in flight at most")
-        made.append(markdown_table(header, rows))
-    return "\n\n".join(made)
 
 
 def main() -> None:

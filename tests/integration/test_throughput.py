@@ -35,7 +35,7 @@ def test_systems_are_measured_side_by_side() -> None:
     assert min(found["samples_per_second"].values()) > 0
     assert found["ratio_vs_1f1b"] > 0 and found["ratio_vs_limit"] > 0
     assert 0 < found["busy_fraction_min"] <= 1
-    # 64 activations of 4 bytes forward, and as many back for gradients, but the 10 numbers of the error broadcast.
-    assert found["forward_bytes_per_sample"] == {"lowdimfa-s1": 256, "single-1": 0, "1f1b": 256, "limit": 0}
-    assert found["backward_bytes_per_sample"] == {"lowdimfa-s1": 40, "single-1": 0, "1f1b": 256, "limit": 0}
+    # 128 activations of 4 bytes forward, and as many back for gradients, but the 10 numbers of the error broadcast.
+    assert found["forward_bytes_per_sample"] == {"lowdimfa-s1": 512, "single-1": 0, "1f1b": 512, "limit": 0}
+    assert found["backward_bytes_per_sample"] == {"lowdimfa-s1": 40, "single-1": 0, "1f1b": 512, "limit": 0}
     assert 0 < found["transport_cpu_ms_per_microbatch"] < 100

@@ -1,0 +1,110 @@
+"""The tables of docs/performance.md, from the stored results of the benchmarks that measure speed.
+
+``python -m benchmarks.performance`` puts them into the page; it measures nothing. ``--check`` compares instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import RESULTS, markdown_table, update_page
+from benchmarks.throughput import tables as throughput
+from benchmarks.transport.tables import tables as transport
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+Result = Mapping[str, Any]
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "1F1B": lambda result: _times(result, "ratio_vs_1f1b"),
+    "zero-bubble": lambda result: _times(result, "ratio_vs_zero_bubble"),
+    "one process": lambda result: _times(result, "ratio_vs_single_process"),
+    "1F1B, no micro-batches": lambda result: _times(result, "ratio_whole_vs_1f1b"),
+    "zero-bubble, no micro-batches": lambda result: _times(result, "ratio_whole_vs_zero_bubble"),
+    "one process, no micro-batches": lambda result: _times(result, "ratio_whole_vs_single_process"),
+    "no transport": lambda result: _times(result, "ratio_vs_limit"),
+    "busy": lambda result: _times(result, "busy_fraction_min", 3),
+    "fewer bytes backward than 1F1B": lambda result: _fewer_bytes(result),
+}
+"""Of the first table: what this runtime at staleness 1 is compared with, and the figure."""
+
+
+def _times(result: Result, key: str, digits: int = 2) -> str:
+    value = result.get(key)
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _fewer_bytes(result: Result) -> str:
+    backward = result["backward_bytes_per_sample"]
+    ours, theirs = backward.get("lowdimfa-s1"), backward.get("1f1b")
+    return f"{theirs / ours:.0f} times" if ours and theirs else ""
+
+
+def _title(result: Result) -> str:
+    link = "one machine" if result["link_mbit"] is None else f"{result['link_mbit']:,} Mbit/s"
+    return f"{result['network']}, {result['blocks']} blocks, {link}"
+
+
+def _place(result: Result) -> tuple[Any, ...]:
+    """Return what results are sorted by: no limit first, then from fast links to slow ones."""
+    return -(result["link_mbit"] or float("inf")), result["network"] != "mlp", result["blocks"]
+
+
+def ratios(results: Sequence[Result]) -> str:
+    """Return one row of ratios for each measurement."""
+    rows = [(_title(result), *(make(result) for make in COLUMNS.values())) for result in results]
+    return markdown_table(("", *COLUMNS), rows)
+
+
+def details(result: Result) -> str:
+    """Return everything that was measured in one setting."""
+    machine = result["environment"]
+    made_by = f"`{result['command']}` (torch {machine['torch']}, {machine.get('cores', '?')} cores)"
+    body = throughput.tables(result).partition("\n\n")[2]
+    return f"### {_title(result)}\n\n{result['title']}. {made_by}.\n\n{body}"
+
+
+def stored(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """Return the stored results of a benchmark."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+
+
+def write(page: Path, folder: Path = RESULTS) -> None:
+    """Put the tables of what is stored into a page.
+
+    Raises
+    ------
+    InputError
+        The page has no place for them.
+    """
+    measured = sorted(stored(folder, "throughput-*.json"), key=_place)
+    update_page(page, "ratios", ratios(measured))
+    update_page(page, "details", "\n\n".join(map(details, measured)))
+    for result in stored(folder, "transport.json"):
+        update_page(page, "transport", transport(result))
+
+
+def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
+    """Write or check the page; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    if not parser.parse_args(arguments).check:
+        write(page)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / page.name
+        made.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+        write(made)
+        if made.read_bytes() == page.read_bytes():
+            return 0
+    print(f"{page} is out of date; run python -m benchmarks.performance", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
