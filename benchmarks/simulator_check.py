@@ -24,7 +24,7 @@ from benchmarks.reporting import environment, markdown_table, update_page, write
 from benchmarks.throughput.networks import NETWORKS
 from services.run.plan import make_run_plan
 from services.simulation.calibrate import Measured, measured_throughput, read_measured
-from services.simulation.fit import fit_costs
+from services.simulation.fit import apart, fit_costs
 from services.simulation.setting import Setting
 from services.simulation.simulate import schedule_name, simulate
 from services.spec import parse_specification
@@ -85,8 +85,9 @@ def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
     size = train.batch_size // train.microbatches
     # Where no block ever waited for an activation, nothing is known of how long they take.
     latencies = [one.setting.latency for one in calibration if one.setting.latency > 0]
+    alone, contention = apart(calibration, cores)
     setting = Setting(
-        blocks=fit_costs(calibration).blocks(
+        blocks=fit_costs(alone).blocks(
             [block.cost_share for block in blocks], [block.parameters for block in blocks], size
         ),
         microbatches=train.microbatches,
@@ -96,6 +97,7 @@ def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
         latency=statistics.median(latencies or [0.0]),
         window=train.window,
         cores=cores,
+        contention=contention,
     )
     return simulate(setting, schedule_name(train.staleness)).samples_per_second
 

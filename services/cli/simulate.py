@@ -14,7 +14,7 @@ from lowdimfa.errors import InputError
 from services.cli.display import aligned
 from services.cli.options import Format, FormatOption
 from services.simulation.calibrate import read_measured
-from services.simulation.fit import resized
+from services.simulation.fit import apart, resized
 from services.simulation.setting import BlockCosts, Outcome, Setting
 from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
 
@@ -58,7 +58,10 @@ def simulate_command(
         float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")
     ] = None,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="Cores that all blocks share. [one for each block]")
+        int | None,
+        typer.Option(
+            min=1, help="Cores that all blocks share, as those of a run in --from did. [one for each block]"
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=1, help="Micro-batches in flight. [as many as the staleness allows]")
@@ -72,7 +75,11 @@ def simulate_command(
     """Simulate this method and backpropagation side by side: throughput, idle time, traffic, memory."""
     for schedule in schedules or ():
         staleness_of(schedule)
-    start = _of_runs(runs, blocks, microbatch_size) if runs else _made_up(blocks, microbatch_size, forward_ms)
+    start = (
+        _of_runs(runs, blocks, microbatch_size, cores)
+        if runs
+        else _made_up(blocks, microbatch_size, forward_ms)
+    )
     times = {"forward": forward_ms, "update": update_ms, "step": step_ms, "send": send_ms}
     own = {name: milliseconds / 1e3 for name, milliseconds in times.items() if milliseconds is not None}
     given: dict[str, Any] = {
@@ -104,15 +111,15 @@ def _made_up(blocks: int | None, size: int | None, forward_ms: float | None) -> 
     )
 
 
-def _of_runs(runs: list[Path], blocks: int | None, size: int | None) -> Setting:
+def _of_runs(runs: list[Path], blocks: int | None, size: int | None, cores: int | None) -> Setting:
     """Return the setting of a run, or what several tell of other blocks and micro-batches."""
-    found = [read_measured(run) for run in runs]
+    found, contention = apart([read_measured(run) for run in runs], cores or 1)
     if blocks is not None or size is not None:
-        return resized(found, blocks, size)
+        return replace(resized(found, blocks, size), contention=contention)
     if len(runs) > 1:
         expected = "one, or --blocks or --microbatch-size to say what is to be worked out from them"
         raise InputError("--from", f"{len(runs)} runs", expected)
-    return found[0].setting
+    return replace(found[0].setting, contention=contention)
 
 
 def _as_json(setting: Setting, outcomes: list[Outcome]) -> str:

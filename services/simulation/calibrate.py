@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from lowdimfa.errors import InputError
 from services.monitoring.report.reading import CATEGORIES, Record, Spans, read_run
+from services.simulation.contention import company, slowdown
 from services.simulation.setting import BlockCosts, Setting
 from services.spec import Specification, load_specification
 
@@ -36,11 +38,41 @@ class Measured:
         Of the network's cost, by block.
     parameters
         Weights, by block.
+    spans
+        The timelines of its blocks, in the order of time, without the first steps.
     """
 
     setting: Setting
     shares: tuple[float, ...]
     parameters: tuple[float, ...]
+    spans: dict[int, Spans] = field(repr=False)
+
+    def alone(self, contention: float, cores: int) -> Measured:
+        """Return the run as it would have been if no block had slowed another down.
+
+        Parameters
+        ----------
+        contention
+            What computing on all cores at once costs each of them; see `services.simulation.contention`.
+        cores
+            That all blocks shared.
+        """
+        beside = company(self.spans, cores)
+        last = len(self.spans) - 1
+        blocks = []
+        for index, costs in enumerate(self.setting.blocks):
+            slower = partial(_slower, self.spans[index], slowdown(contention, beside[index]))
+            forward = slower(_FORWARD)
+            update = forward if index == last else slower(_UPDATE, _PROBE)
+            blocks.append(
+                replace(
+                    costs,
+                    forward=costs.forward / forward,
+                    update=costs.update / update,
+                    step=costs.step / slower(_STEP),
+                )
+            )
+        return replace(self, setting=replace(self.setting, blocks=tuple(blocks)))
 
 
 def read_measured(run_dir: Path) -> Measured:
@@ -86,6 +118,7 @@ def read_measured(run_dir: Path) -> Measured:
         setting,
         tuple(block["cost_share"] for block in blocks),
         tuple(block["parameters"] for block in blocks),
+        {index: spans[index] for index in range(len(blocks))},
     )
 
 
@@ -112,6 +145,13 @@ def measured_throughput(run_dir: Path) -> float:
     if counted <= 0:
         raise InputError(str(run_dir), f"a run of {len(ends)} steps", f"at least {4 * under_way} steps")
     return counted * setting.samples / (ends[first + counted] - ends[first])
+
+
+def _slower(spans: Spans, times: NDArray[np.float64], *kinds: int) -> float:
+    """Return how many times as long some kinds of work took, each piece being so many times as slow as it might."""
+    chosen = np.isin(spans.category, kinds)
+    seconds = (spans.end - spans.start)[chosen]
+    return float(seconds.sum() / (seconds / times[chosen]).sum()) if seconds.sum() > 0 else 1.0
 
 
 def _settled(spans: Spans) -> Spans:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from services.simulation.calibrate import Measured
+from services.simulation.contention import estimate_contention
 from services.simulation.setting import BlockCosts, Setting
 
 
@@ -57,6 +58,25 @@ class Costs:
                 forward, update = forward * ratio, update * ratio
             found.append(BlockCosts(forward, update, self.step.at(weights), self.send))
         return tuple(found)
+
+
+def apart(runs: Sequence[Measured], cores: int) -> tuple[list[Measured], float]:
+    """Return runs as if no block had slowed another one down, and the contention by which they did.
+
+    Where more blocks than cores took turns, nothing is known of that: such runs stay as they are.
+
+    Parameters
+    ----------
+    runs
+        All on machines alike.
+    cores
+        That the blocks of each shared.
+    """
+    known = [1 < len(run.spans) <= cores for run in runs]
+    found = [estimate_contention(run.spans, cores) for run, one in zip(runs, known, strict=True) if one]
+    contention = float(np.median(found)) if found else 0.0
+    alone = [run.alone(contention, cores) if one else run for run, one in zip(runs, known, strict=True)]
+    return alone, contention
 
 
 def fit_costs(runs: Sequence[Measured]) -> Costs:
