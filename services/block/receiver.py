@@ -111,6 +111,7 @@ class ActivationReceiver:
         self._released: set[int] = set()
         self._acknowledged = -1
         self._told = -1  # the last acknowledgement that this connection has sent
+        self._ring: RingView | None = None  # that it shares
         self._failure: LowdimfaError | None = None
         self._closed = False
 
@@ -136,7 +137,10 @@ class ActivationReceiver:
             while self._acknowledged + 1 in self._released:
                 self._acknowledged += 1
                 self._released.remove(self._acknowledged)
-            if self._is_due():
+            if self._ring is not None:
+                self._told = self._acknowledged
+                self._ring.acknowledge(self._told)
+            elif self._is_due():
                 self._changed.notify_all()
 
     def renew(self) -> None:
@@ -157,14 +161,17 @@ class ActivationReceiver:
         context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
         with self._changed:
             self._stream += 1
-            stream, self._told = self._stream, -1
+            stream, self._told, self._ring = self._stream, -1, ring
             self._changed.notify_all()
         if not context.add_callback(self._wake):
             return
         self._pool.submit(self._read, frames, stream, ring)
-        del ring  # the reader's alone, which lets go of it
-        while (acknowledged := self._await(stream, context)) is not None:
-            yield pb.ActivationAck(sequence=acknowledged)
+        try:
+            while (acknowledged := self._await(stream, context)) is not None:
+                yield pb.ActivationAck(sequence=acknowledged)
+        finally:
+            if ring is not None:
+                ring.stop()
         if self._failure is not None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, self._failure.message)
         if self._broken == stream:
@@ -202,7 +209,7 @@ class ActivationReceiver:
     def _read(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> None:
         assembly: Assembly | None = None
         try:
-            for sent in frames:
+            for sent in frames if ring is None else ring.frames():
                 for frame in self._arriving(sent):
                     self.traffic.add_message(len(frame))
                     with self._delivery:
@@ -222,6 +229,9 @@ class ActivationReceiver:
             failure = LowdimfaError(message, block=self._block)
         else:
             return
+        finally:
+            if ring is not None:
+                ring.close()
         with self._changed:
             self._failure = failure
             self._changed.notify_all()

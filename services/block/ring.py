@@ -2,7 +2,8 @@
 
 The memory has no name in any file system: the sender keeps it open, and the receiver opens the sender's own descriptor
 below ``/proc``. So nothing is left behind however a process ends, and ``/dev/shm`` may be small. Where that fails, as
-between hosts or containers, there is no ring and the connection carries the bytes.
+between hosts or containers, there is no ring and the connection carries the bytes. A slot has a message's frame, which
+says what it is, before its buffers; a `Doorbell` says that it is there.
 
 A message has the slot of its sequence. With as many slots as the window has messages, a slot is written again only after
 its last message was acknowledged. Memory doesn't garble what it holds, so there is no checksum: it would cost as much as
@@ -19,8 +20,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -28,19 +28,21 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
+from services.block.doorbell import Doorbell, Listener, Receipts, descriptor_path
 from services.rpc.tensors import encode
 
 #: The metadata key of a sender's offer, and of the receiver's answer to it.
 RING_KEY = "lowdimfa-ring"
 ACCEPTED = "accepted"
 
-SMALLEST = 4096
-"""Messages with fewer bytes take less time through the connection than through a slot."""
-
-_PREFIX = 64  # a slot's bytes before its buffers, which so begin at a cache line
+_PREFIX = 512  # a slot's bytes before its buffers, which so begin at a cache line
+_SEQUENCE, _LENGTH = 8, 4  # what a slot begins with: the message's sequence, the length of its frame, the frame
+_FRAME = _SEQUENCE + _LENGTH
 _TOKEN_BYTES = 16
 _PAGE = mmap.PAGESIZE
-_OFFER = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10}):(\d{1,18}):([0-9a-f]{32})", re.ASCII)
+_OFFER = re.compile(
+    r"(\d{1,10}):(\d{1,10}):(\d{1,10}):(\d{1,18}):([0-9a-f]{32})" + 2 * r":(\d{1,10}):(\d{1,20})", re.ASCII
+)
 
 
 class Place(NamedTuple):
@@ -91,6 +93,7 @@ class Ring:
     def __init__(self, slots: int, largest: int) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("memory without a name is shared on Linux only")
+        Doorbell(slots).close()  # whether there is one for so many messages
         self._slots, self._size = slots, slot_bytes(largest)
         self._descriptor = os.memfd_create("lowdimfa-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -105,31 +108,50 @@ class Ring:
         self._token = secrets.token_bytes(_TOKEN_BYTES)
         self._memory[:_TOKEN_BYTES] = self._token
 
-    @property
-    def offer(self) -> str:
-        """What the receiver needs to open the ring."""
-        return f"{os.getpid()}:{self._descriptor}:{self._slots}:{self._size}:{self._token.hex()}"
+    def doorbell(self) -> Doorbell:
+        """Return a doorbell for one connection.
 
-    def holds(self, nbytes: int) -> bool:
-        """Return whether a message is to go this way: neither too small nor too large."""
-        return SMALLEST <= nbytes <= self._size - _PREFIX
+        Raises
+        ------
+        OSError
+            The system has none.
+        """
+        return Doorbell(self._slots)
+
+    def offer(self, bell: Doorbell, receipts: Receipts) -> str:
+        """Return what the receiver needs to open the ring, to hear of its messages and to acknowledge them."""
+        memory = os.getpid(), self._descriptor, self._slots, self._size, self._token.hex()
+        return ":".join(map(str, (*memory, *bell.place, *receipts.place)))
 
     def write(self, sequence: int, tensors: Sequence[Tensor]) -> tuple[Place, tuple[Tensor, ...]]:
         """Copy a message into its slot; return where it is, and the tensors as they are there.
 
         The slot's last message must have been acknowledged.
+
+        Raises
+        ------
+        ProtocolError
+            It is larger than the largest that was announced.
         """
-        slot = sequence % self._slots
+        slot, nbytes = sequence % self._slots, sum(tensor.nbytes for tensor in tensors)
+        if nbytes > self._size - _PREFIX:
+            raise ProtocolError(f"an activation of {nbytes} bytes, where at most {self._size - _PREFIX} were announced")
         offset = start = _PAGE + slot * self._size + _PREFIX
-        self._memory[start - _PREFIX : start - _PREFIX + 8] = sequence.to_bytes(8, "little")
+        self._memory[start - _PREFIX : start - _PREFIX + _SEQUENCE] = sequence.to_bytes(_SEQUENCE, "little")
         kept = []
         for tensor in tensors:
-            data = encode(tensor)
-            there = torch.frombuffer(self._memory, dtype=torch.uint8, count=len(data), offset=offset)
-            there.numpy()[:] = numpy.frombuffer(data, numpy.uint8)  # numpy lets other threads run meanwhile
-            kept.append(there.view(tensor.dtype).reshape(tensor.shape))
-            offset += len(data)
-        return Place(slot, offset - start), tuple(kept)
+            if data := encode(tensor):
+                there = torch.frombuffer(self._memory, dtype=torch.uint8, count=len(data), offset=offset)
+                there.numpy()[:] = numpy.frombuffer(data, numpy.uint8)  # numpy lets other threads run meanwhile
+                tensor, offset = there.view(tensor.dtype).reshape(tensor.shape), offset + len(data)
+            kept.append(tensor)
+        return Place(slot, nbytes), tuple(kept)
+
+    def label(self, place: Place, frame: bytes) -> None:
+        """Write the frame that belongs to the buffers of a message."""
+        start = _PAGE + place.slot * self._size + _SEQUENCE
+        labelled = len(frame).to_bytes(_LENGTH, "little") + frame
+        self._memory[start : start + len(labelled)] = labelled
 
     def close(self) -> None:
         """Let go of the memory; a receiver that has it open keeps it."""
@@ -147,10 +169,21 @@ class RingView:
         The whole of it.
     slots, size
         How many slots, and the size of each in bytes.
+    listener
+        Hears what is in it.
     """
 
-    def __init__(self, memory: mmap.mmap, slots: int, size: int) -> None:
+    def __init__(self, memory: mmap.mmap, slots: int, size: int, listener: Listener) -> None:
         self._memory, self._slots, self._size = memory, slots, size
+        self._listener = listener
+        self.acknowledge, self.stop = listener.acknowledge, listener.stop
+
+    def frames(self) -> Iterator[bytes]:
+        """Yield the frame of each message that is announced, until `stop` or the sender's end."""
+        for sequence in self._listener.sequences():
+            start = _PAGE + sequence % self._slots * self._size + _FRAME
+            length = int.from_bytes(self._memory[start - _LENGTH : start], "little")
+            yield self._memory[start : start + min(length, _PREFIX - _FRAME)]
 
     def read(self, sequence: int, place: Place) -> memoryview:
         """Return a message's buffers, which are to be copied before the message is acknowledged.
@@ -167,10 +200,14 @@ class RingView:
             )
         start = _PAGE + place.slot * self._size + _PREFIX
         if (
-            held := int.from_bytes(self._memory[start - _PREFIX : start - _PREFIX + 8], "little")
+            held := int.from_bytes(self._memory[start - _PREFIX : start - _PREFIX + _SEQUENCE], "little")
         ) != sequence:
             raise ProtocolError(f"slot {place.slot} of shared memory holds activation {held}, not {sequence}")
         return memoryview(self._memory)[start : start + place.nbytes]
+
+    def close(self) -> None:
+        """Let go of the pipes, after `frames`; the memory goes with the last buffer that is read."""
+        self._listener.close()
 
 
 def open_ring(offer: str, slots: int, largest: int) -> RingView | None:
@@ -187,32 +224,34 @@ def open_ring(offer: str, slots: int, largest: int) -> RingView | None:
     if found is None or not sys.platform.startswith("linux"):
         return None
     process, descriptor, offered, size = map(int, found.groups()[:4])
-    path = f"/proc/{process}/fd/{descriptor}"
+    bell, receipts = (int(found[6]), int(found[7])), (int(found[8]), int(found[9]))
+    path = descriptor_path(process, descriptor)
     if not 1 <= offered <= slots or not _PAGE <= size <= slot_bytes(largest) or size % _PAGE:
         return None
     try:
         # On another host the numbers may be those of any process and of any file, whose opening might do something.
-        if not stat.S_ISREG(Path(path).stat().st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             return None
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return _checked(opened, offered, size, bytes.fromhex(found[5]))
+        memory = _checked(opened, offered, size, bytes.fromhex(found[5]))
+        return memory and RingView(memory, offered, size, Listener(process, bell, receipts))
     except (OSError, ValueError):
         return None
     finally:
         os.close(opened)
 
 
-def _checked(opened: int, slots: int, size: int, token: bytes) -> RingView | None:
-    """Return the ring behind a descriptor if it is the one that was offered, of this user, and can't be cut short."""
+def _checked(opened: int, slots: int, size: int, token: bytes) -> mmap.mmap | None:
+    """Return the memory behind a descriptor if it is what was offered, of this user, and can't be cut short."""
     status, whole = os.fstat(opened), _PAGE + slots * size
     ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_size == whole
     if not ours or fcntl.fcntl(opened, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         return None
     memory = mmap.mmap(opened, whole, prot=mmap.PROT_READ)
-    return RingView(memory, slots, size) if hmac.compare_digest(memory[:_TOKEN_BYTES], token) else None
+    return memory if hmac.compare_digest(memory[:_TOKEN_BYTES], token) else None
 
 
 _SEALS = (

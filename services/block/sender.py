@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,7 +14,8 @@ from torch import Tensor
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
-from services.block.ring import ACCEPTED, RING_KEY, Place, Ring
+from services.block.doorbell import Doorbell, Receipts
+from services.block.ring import ACCEPTED, RING_KEY, Ring
 from services.rpc.connection import Peer, StreamThread
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.seats import Seat
@@ -21,12 +24,12 @@ from services.rpc.v1 import activations_pb2 as pb
 
 
 class _Message(NamedTuple):
-    """What waits for its acknowledgement: frames, or an activation that lies in shared memory."""
+    """What waits for its acknowledgement: frames, or one frame and an activation that both lie in shared memory."""
 
     sequence: int
     payload: int
     frames: list[bytes]
-    shared: tuple[Activation, Place] | None = None
+    shared: Activation | None = None
 
 
 class ActivationSender:
@@ -83,15 +86,15 @@ class ActivationSender:
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))))
         self._ring, self._ring_only = ring, ring_only
-        if ring is not None:
-            self._metadata = (*self._metadata, (RING_KEY, ring.offer))
+        self._offered: Doorbell | None = None  # to the present connection
+        self._bell: Doorbell | None = None  # of the present connection, once it has heard of all before
         self._channel = security.channel(address, liveness)
         self._transfer = self._channel.stream_stream(
             f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString
         )
         self._lock = threading.Lock()
-        # Of one lock, since whoever waits for room need not wake for a message, nor the other way round.
-        self._room, self._queued = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._queued = threading.Condition(self._lock)
+        self._receipts = Receipts(window)
         self._unacknowledged: deque[_Message] = deque()
         self._next_sequence = 0
         self._call: Any = None
@@ -105,7 +108,9 @@ class ActivationSender:
     @property
     def unacknowledged(self) -> int:
         """Activations that were queued and have not been consumed yet."""
-        return len(self._unacknowledged)
+        with self._lock:
+            self._take_receipts()
+            return len(self._unacknowledged)
 
     def start(self) -> None:
         """Connect, in a thread of its own."""
@@ -128,36 +133,34 @@ class ActivationSender:
         HandshakeError, ProtocolError
             The next block refused this one or a message of it.
         """
-        with self._lock:
-            room = self._room.wait_for(
-                lambda: bool(self._failure) or self._dropping or len(self._unacknowledged) < self._window,
-                self._peer.liveness,
-            )
-            if self._dropping:
-                return
-            if self._failure is not None:
-                raise self._failure
-            if not room:
-                raise self._peer.lost(f"none of {self._window} activations was acknowledged")
+        room = self._wait_for_room()
+        if self._dropping:
+            return
+        if self._failure is not None:
+            raise self._failure
+        if not room:
+            raise self._peer.lost(f"none of {self._window} activations was acknowledged")
         message = self._copied(Activation(kind, ticket, tensors, self._next_sequence))
         with self._lock:
             self._unacknowledged.append(message)
             self._next_sequence += 1
-            self._queued.notify_all()
+            if self._bell is not None:
+                self._announce(self._bell, message)
+            else:
+                self._queued.notify_all()
 
     def drop(self) -> None:
         """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
         with self._lock:
             self._dropping = True
-            self._room.notify_all()
+            self._receipts.wake()
 
     def abort(self, failure: LowdimfaError) -> None:
         """Let `send` raise an error from now on, also one that waits, and end the present connection."""
         with self._lock:
             self._failure = self._failure or failure
-            self._stream += 1
-            self._room.notify_all()
-            self._queued.notify_all()
+            self._begin_stream()
+            self._receipts.wake()
 
     def close(self) -> None:
         """Disconnect and join the thread. What was not acknowledged is dropped."""
@@ -166,39 +169,65 @@ class ActivationSender:
         self._channel.close()
         if self._ring is not None:
             self._ring.close()
+        with self._lock:
+            self._receipts.close()
 
     def _connect(self) -> Any:
         with self._lock:
-            self._stream += 1
-            self._queued.notify_all()
-            self._call = self._transfer(self._frames(self._stream), metadata=self._metadata)
+            self._begin_stream()
+            metadata = (*self._metadata, *self._offer())
+            self._call = self._transfer(self._frames(self._stream), metadata=metadata)
             return self._call
+
+    def _offer(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata that offer the ring to a new connection: none where the system has no more pipes."""
+        if self._ring is None or self._failure is not None:
+            return ()
+        with suppress(OSError):
+            self._offered = self._ring.doorbell()
+            return ((RING_KEY, self._ring.offer(self._offered, self._receipts)),)
+        return ()
+
+    def _begin_stream(self) -> None:
+        """End what belongs to the connection before."""
+        self._stream += 1
+        self._queued.notify_all()
+        if self._offered is not None:
+            self._offered.close()
+        self._offered = self._bell = None
 
     def _copied(self, activation: Activation) -> _Message:
         """Return a message that holds a copy of the tensors."""
         payload = sum(tensor.nbytes for tensor in activation.tensors)
-        if self._ring is None or not self._ring.holds(payload):
+        if self._ring is None:
             return _Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
         where, tensors = self._ring.write(activation.sequence, activation.tensors)
-        return _Message(activation.sequence, payload, [], (activation._replace(tensors=tensors), where))
+        frame = place(activation, self._run, self._block, where)
+        self._ring.label(where, frame)
+        return _Message(activation.sequence, payload, [frame], activation._replace(tensors=tensors))
+
+    def _announce(self, bell: Doorbell, message: _Message) -> None:
+        bell.ring(message.sequence)
+        for frame in message.frames:
+            self.traffic.add_message(len(frame))
+        self.traffic.add_tensors(message.payload)
 
     def _frames(self, stream: int) -> Iterator[bytes]:
         """Yield the frames of one connection, in gRPC's thread, from the first unacknowledged message on."""
-        position, ring = 0, False
+        position = 0
         while (message := self._await(position, stream)) is not None:
-            ring = ring or (message.shared is not None and self._is_accepted())
-            for frame in self._framed(message, ring):
+            if message.shared is not None and self._is_accepted():
+                self._announce_all(stream)
+                return
+            for frame in self._framed(message):
                 yield frame
                 self.traffic.add_message(len(frame))
             self.traffic.add_tensors(message.payload)
             position = message.sequence + 1
 
-    def _framed(self, message: _Message, ring: bool) -> Iterable[bytes]:
+    def _framed(self, message: _Message) -> Iterable[bytes]:
         if message.shared is None:
             return message.frames
-        activation, where = message.shared
-        if ring:
-            return (place(activation, self._run, self._block, where),)
         if self._ring_only:
             failure = HandshakeError(
                 f"{self._peer.name} at {self._peer.address} can't open the shared memory of block {self._block}: they "
@@ -209,7 +238,16 @@ class ActivationSender:
             self.abort(failure)
             self._on_failure(failure)
             return ()
-        return split(activation, self._run, self._block)
+        return split(message.shared, self._run, self._block)
+
+    def _announce_all(self, stream: int) -> None:
+        """Ring for what waits, let `send` do so from now on, and keep the connection's half open until its end."""
+        with self._lock:
+            if self._stream == stream and self._offered is not None:
+                self._bell = self._offered
+                for message in self._unacknowledged:
+                    self._announce(self._bell, message)
+            self._queued.wait_for(lambda: self._stream != stream)
 
     def _is_accepted(self) -> bool:
         """Wait for the receiver's answer to the offer of the ring."""
@@ -235,12 +273,33 @@ class ActivationSender:
                     f"only {self._next_sequence}: one of them was restarted without the other",
                     block=self._block,
                 )
-            while self._unacknowledged and self._unacknowledged[0].sequence <= ack.sequence:
-                self._unacknowledged.popleft()
-            self._room.notify_all()
+            self._make_room(ack.sequence)
+            self._receipts.wake()
+
+    def _wait_for_room(self) -> bool:
+        """Wait for room in the window, or until nothing will be sent; return whether there is either in time."""
+        end = time.monotonic() + self._peer.liveness
+        while True:
+            with self._lock:
+                self._take_receipts()
+                if self._failure or self._dropping or len(self._unacknowledged) < self._window:
+                    return True
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                return False
+            self._receipts.wait(remaining)
+
+    def _take_receipts(self) -> None:
+        self._make_room(self._receipts.take())
+
+    def _make_room(self, sequence: int) -> None:
+        """Forget what was acknowledged: everything up to a sequence."""
+        while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
+            self._unacknowledged.popleft()
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
         with self._lock:
+            self._take_receipts()
             lost = len(self._unacknowledged)
         in_order = failure is None and not lost
         failure = failure or PeerError(

@@ -28,11 +28,14 @@ class Line:
 class Costs:
     """What work on a network takes, for any cut and any size of micro-batches.
 
+    What a micro-batch takes however small it is (weights that are read, kernels that are launched) belongs to the
+    layers: a block has its share of that as of the rest.
+
     Attributes
     ----------
     forward, update, head
-        Of a block, over its share of the network's cost times the samples of a micro-batch. ``head`` is the last
-        block's forward pass with its own update.
+        Of the whole network, over the samples of a micro-batch; a block takes its share of the network's cost.
+        ``head`` is the last block's forward pass with its own update.
     step
         Over a block's parameters.
     send
@@ -51,10 +54,9 @@ class Costs:
         """Return the costs of the blocks of a cut."""
         found = []
         for index, (share, weights) in enumerate(zip(shares, parameters, strict=True)):
-            units = share * samples
-            forward, update = self.forward.at(units), self.update.at(units)
+            forward, update = share * self.forward.at(samples), share * self.update.at(samples)
             if index == len(shares) - 1:
-                ratio = self.head.at(units) / (forward + update)
+                ratio = share * self.head.at(samples) / (forward + update)
                 forward, update = forward * ratio, update * ratio
             found.append(BlockCosts(forward, update, self.step.at(weights), self.send))
         return tuple(found)
@@ -85,13 +87,13 @@ def fit_costs(runs: Sequence[Measured]) -> Costs:
     for run in runs:
         size, last = run.setting.microbatch_size, len(run.shares) - 1
         for index, block in enumerate(run.setting.blocks):
-            units = run.shares[index] * size
+            share = run.shares[index]
             points["step"].append((run.parameters[index], block.step))
             if index == last:
-                points["head"].append((units, block.forward + block.update))
+                points["head"].append((size, (block.forward + block.update) / share))
             if index < last or not last:
-                points["forward"].append((units, block.forward))
-                points["update"].append((units, block.update))
+                points["forward"].append((size, block.forward / share))
+                points["update"].append((size, block.update / share))
     sends = [block.send for run in runs for block in run.setting.blocks]
     lines = {name: _fit(found) for name, found in points.items()}
     return Costs(lines["forward"], lines["update"], lines["head"], lines["step"], float(np.mean(sends)))

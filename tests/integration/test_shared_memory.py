@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rpc_helpers import LIVENESS, Inbox
+from rpc_helpers import LIVENESS, Inbox, eventually
 from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
@@ -48,7 +49,7 @@ class Frames:
         return (frame,)
 
 
-def test_large_messages_lie_in_shared_memory_and_small_ones_do_not() -> None:
+def test_messages_of_all_sizes_lie_in_shared_memory() -> None:
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
         for step, samples in enumerate((SAMPLES, 2, SAMPLES // 2, 0, SAMPLES)):
@@ -59,8 +60,41 @@ def test_large_messages_lie_in_shared_memory_and_small_ones_do_not() -> None:
         blocks.send(5, tensor(5), tensor(6))
         clean, noisy = blocks.messages.get().tensors
         assert torch.equal(clean, tensor(5)) and torch.equal(noisy, tensor(6))
-        assert frames.shared == [True, False, True, False, True, True]
+        assert frames.shared == 6 * [True]
         assert blocks.receiver.traffic.count().payload_bytes == 20 * (4 * SAMPLES + SAMPLES // 2 + 2)
+
+
+def test_nothing_but_acknowledgements_takes_the_connection() -> None:
+    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+        blocks.send(0, tensor(0))
+        blocks.receiver.release(blocks.messages.get())
+        before = blocks.relay.upstream
+        for step in range(1, 200):
+            blocks.send(step, tensor(step))
+            blocks.receiver.release(blocks.messages.get())
+        # HTTP/2 answers pings and grants room for acknowledgements; frames alone would take more than 60 bytes each.
+        assert blocks.relay.upstream - before < 199 * 30
+        assert blocks.receiver.traffic.count() == blocks.sender.traffic.count()
+
+
+def test_a_connection_s_descriptors_go_with_it() -> None:
+    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+        for step in range(30):
+            blocks.send(step, tensor(step))
+            blocks.receiver.release(blocks.messages.get())
+            if step == 2:
+                before = pipes()
+            blocks.receiver.renew()
+        eventually(lambda: pipes() <= before)
+
+
+def pipes() -> int:
+    """Return how many descriptors of pipes and events this process has."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as the folder's own descriptor is
+            found += entry.readlink().parts[0].startswith(("pipe:", "anon_inode:"))
+    return found
 
 
 def test_what_was_received_does_not_change_with_its_slot() -> None:
