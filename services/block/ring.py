@@ -36,7 +36,10 @@ RING_KEY = "lowdimfa-ring"
 ACCEPTED = "accepted"
 
 _PREFIX = 512  # a slot's bytes before its buffers, which so begin at a cache line
-_SEQUENCE, _LENGTH = 8, 4  # what a slot begins with: the message's sequence, the length of its frame, the frame
+_SEQUENCE, _LENGTH = (
+    8,
+    4,
+)  # what a slot begins with: the message's sequence, the length of its frame, the frame
 _FRAME = _SEQUENCE + _LENGTH
 _TOKEN_BYTES = 16
 _PAGE = mmap.PAGESIZE
@@ -102,6 +105,7 @@ class Ring:
             # A reader of memory that is cut short would be ended by a signal: so it can't be.
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
             self._memory = mmap.mmap(self._descriptor, 0)
+            self._bytes = numpy.frombuffer(self._memory, numpy.uint8)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -123,8 +127,8 @@ class Ring:
         memory = os.getpid(), self._descriptor, self._slots, self._size, self._token.hex()
         return ":".join(map(str, (*memory, *bell.place, *receipts.place)))
 
-    def write(self, sequence: int, tensors: Sequence[Tensor]) -> tuple[Place, tuple[Tensor, ...]]:
-        """Copy a message into its slot; return where it is, and the tensors as they are there.
+    def write(self, sequence: int, tensors: Sequence[Tensor]) -> Place:
+        """Copy a message into its slot, and return where it is.
 
         The slot's last message must have been acknowledged.
 
@@ -135,17 +139,25 @@ class Ring:
         """
         slot, nbytes = sequence % self._slots, sum(tensor.nbytes for tensor in tensors)
         if nbytes > self._size - _PREFIX:
-            raise ProtocolError(f"an activation of {nbytes} bytes, where at most {self._size - _PREFIX} were announced")
-        offset = start = _PAGE + slot * self._size + _PREFIX
-        self._memory[start - _PREFIX : start - _PREFIX + _SEQUENCE] = sequence.to_bytes(_SEQUENCE, "little")
-        kept = []
-        for tensor in tensors:
-            if data := encode(tensor):
-                there = torch.frombuffer(self._memory, dtype=torch.uint8, count=len(data), offset=offset)
-                there.numpy()[:] = numpy.frombuffer(data, numpy.uint8)  # numpy lets other threads run meanwhile
-                tensor, offset = there.view(tensor.dtype).reshape(tensor.shape), offset + len(data)
-            kept.append(tensor)
-        return Place(slot, nbytes), tuple(kept)
+            raise ProtocolError(
+                f"an activation of {nbytes} bytes, where at most {self._size - _PREFIX} were announced"
+            )
+        offset = _PAGE + slot * self._size
+        self._memory[offset : offset + _SEQUENCE] = sequence.to_bytes(_SEQUENCE, "little")
+        offset += _PREFIX
+        for data in map(encode, tensors):
+            self._bytes[offset : offset + len(data)] = data  # numpy lets other threads run meanwhile
+            offset += len(data)
+        return Place(slot, nbytes)
+
+    def tensors(self, place: Place, types: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
+        """Return a message's tensors, given their types, as they are in its slot."""
+        found, offset = [], _PAGE + place.slot * self._size + _PREFIX
+        for dtype, shape in types:
+            there = self._bytes[offset : offset + shape.numel() * dtype.itemsize]
+            found.append(torch.from_numpy(there).view(dtype).reshape(shape))
+            offset += len(there)
+        return tuple(found)
 
     def label(self, place: Place, frame: bytes) -> None:
         """Write the frame that belongs to the buffers of a message."""
@@ -237,7 +249,7 @@ def open_ring(offer: str, slots: int, largest: int) -> RingView | None:
         return None
     try:
         memory = _checked(opened, offered, size, bytes.fromhex(found[5]))
-        return memory and RingView(memory, offered, size, Listener(process, bell, receipts))
+        return None if memory is None else RingView(memory, offered, size, Listener(process, bell, receipts))
     except (OSError, ValueError):
         return None
     finally:

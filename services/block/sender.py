@@ -24,12 +24,12 @@ from services.rpc.v1 import activations_pb2 as pb
 
 
 class _Message(NamedTuple):
-    """What waits for its acknowledgement: frames, or one frame and an activation that both lie in shared memory."""
+    """What waits for its acknowledgement: frames, or the one frame of an activation that lies in shared memory."""
 
     sequence: int
     payload: int
     frames: list[bytes]
-    shared: Activation | None = None
+    shared: Callable[[], Activation] | None = None
 
 
 class ActivationSender:
@@ -201,10 +201,13 @@ class ActivationSender:
         payload = sum(tensor.nbytes for tensor in activation.tensors)
         if self._ring is None:
             return _Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
-        where, tensors = self._ring.write(activation.sequence, activation.tensors)
+        ring, (kind, ticket, tensors, sequence) = self._ring, activation
+        where, types = ring.write(sequence, tensors), [(tensor.dtype, tensor.shape) for tensor in tensors]
         frame = place(activation, self._run, self._block, where)
-        self._ring.label(where, frame)
-        return _Message(activation.sequence, payload, [frame], activation._replace(tensors=tensors))
+        ring.label(where, frame)
+        return _Message(
+            sequence, payload, [frame], lambda: Activation(kind, ticket, ring.tensors(where, types), sequence)
+        )
 
     def _announce(self, bell: Doorbell, message: _Message) -> None:
         bell.ring(message.sequence)
@@ -238,7 +241,7 @@ class ActivationSender:
             self.abort(failure)
             self._on_failure(failure)
             return ()
-        return split(message.shared, self._run, self._block)
+        return split(message.shared(), self._run, self._block)
 
     def _announce_all(self, stream: int) -> None:
         """Ring for what waits, let `send` do so from now on, and keep the connection's half open until its end."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -163,7 +163,7 @@ class ErrorSubscriber:
             where = f"block {self._block}, {ticket}: broadcast error {message.sequence}"
             refused = ProtocolError(f"{where}: {failure.message}", block=self._block, step=ticket.step)
             raise self._resends.ask(self._next_sequence, refused) from failure
-        if not math.isfinite(error.sum(dtype=torch.float64).item()):
+        if not numpy.isfinite(error.numpy()).all():
             raise NotFiniteError(
                 f"block {self._block} received a broadcast error that is not finite at {ticket}",
                 block=self._block,

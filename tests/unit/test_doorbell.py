@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -36,7 +37,7 @@ def ends(messages: int = 8) -> Iterator[Ends]:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @given(st.lists(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20), max_size=5))
@@ -130,7 +131,9 @@ def test_a_wait_ends(how: str) -> None:
     with ends() as (_, receipts, listener):
         waiting = threading.Thread(target=receipts.wait, args=(60,))
         waiting.start()
-        {"acknowledge": lambda: listener.acknowledge(0), "wake": receipts.wake, "close": receipts.close}[how]()
+        {"acknowledge": lambda: listener.acknowledge(0), "wake": receipts.wake, "close": receipts.close}[
+            how
+        ]()
         waiting.join(10)
         assert not waiting.is_alive()
 

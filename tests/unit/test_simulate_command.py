@@ -117,7 +117,9 @@ def test_runs_with_other_microbatches_tell_what_depends_on_them(tmp_path: Path) 
     assert costs[0].update == pytest.approx(2.8 * UPDATE, rel=1e-2)
     assert costs[1].forward + costs[1].update == pytest.approx(2.8 * HEAD, rel=1e-2)
     quarter = fit_costs([read_measured(run) for run in runs]).blocks((0.25, 0.75), (1000, 1000), 64)
-    assert quarter[0].forward == pytest.approx(1.4 * FORWARD, rel=1e-2)  # half of the layers, half of what is fixed
+    assert quarter[0].forward == pytest.approx(
+        1.4 * FORWARD, rel=1e-2
+    )  # half of the layers, half of what is fixed
     options = [option for run in runs for option in ("--from", str(run))]
     found = simulated(*options, "--microbatch-size", "64")
     assert found["setting"]["blocks"][0]["forward"] == pytest.approx(2.8 * FORWARD, rel=1e-2)
