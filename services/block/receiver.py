@@ -20,7 +20,8 @@ from services.block.activations import (
     SampleLimit,
     unpack,
 )
-from services.block.ring import ACCEPTED, RING_KEY, Place, RingView, open_ring
+from services.block.ring import ACCEPTED, RING_KEY, Place
+from services.block.ring_view import RingView, open_ring
 from services.rpc.connection import Resend, Resends
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.seats import Seat

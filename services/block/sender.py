@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
-from services.block.doorbell import Doorbell, Receipts
+from services.block.doorbell import Doorbell
 from services.block.ring import ACCEPTED, RING_KEY, Ring
+from services.block.window import Message, Window
 from services.rpc.connection import Peer, StreamThread
 from services.rpc.protocol import Traffic, run_fingerprint
 from services.rpc.seats import Seat
 from services.rpc.security import Security
 from services.rpc.v1 import activations_pb2 as pb
-
-
-class _Message(NamedTuple):
-    """What waits for its acknowledgement: frames, or the one frame of an activation that lies in shared memory."""
-
-    sequence: int
-    payload: int
-    frames: list[bytes]
-    shared: Callable[[], Activation] | None = None
 
 
 class ActivationSender:
@@ -81,7 +72,6 @@ class ActivationSender:
         self.traffic = Traffic()
         self._run = run_fingerprint(run)
         self._block = block
-        self._window = window
         self._on_failure = on_failure
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))))
@@ -94,9 +84,7 @@ class ActivationSender:
         )
         self._lock = threading.Lock()
         self._queued = threading.Condition(self._lock)
-        self._receipts = Receipts(window)
-        self._unacknowledged: deque[_Message] = deque()
-        self._next_sequence = 0
+        self._window = Window(window)
         self._call: Any = None
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None
@@ -109,8 +97,7 @@ class ActivationSender:
     def unacknowledged(self) -> int:
         """Activations that were queued and have not been consumed yet."""
         with self._lock:
-            self._take_receipts()
-            return len(self._unacknowledged)
+            return len(self._window)
 
     def start(self) -> None:
         """Connect, in a thread of its own."""
@@ -139,11 +126,10 @@ class ActivationSender:
         if self._failure is not None:
             raise self._failure
         if not room:
-            raise self._peer.lost(f"none of {self._window} activations was acknowledged")
-        message = self._copied(Activation(kind, ticket, tensors, self._next_sequence))
+            raise self._peer.lost(f"none of {self._window.size} activations was acknowledged")
+        message = self._copied(Activation(kind, ticket, tensors, self._window.next_sequence))
         with self._lock:
-            self._unacknowledged.append(message)
-            self._next_sequence += 1
+            self._window.add(message)
             if self._bell is not None:
                 self._announce(self._bell, message)
             else:
@@ -153,14 +139,14 @@ class ActivationSender:
         """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
         with self._lock:
             self._dropping = True
-            self._receipts.wake()
+            self._window.receipts.wake()
 
     def abort(self, failure: LowdimfaError) -> None:
         """Let `send` raise an error from now on, also one that waits, and end the present connection."""
         with self._lock:
             self._failure = self._failure or failure
             self._begin_stream()
-            self._receipts.wake()
+            self._window.receipts.wake()
 
     def close(self) -> None:
         """Disconnect and join the thread. What was not acknowledged is dropped."""
@@ -170,7 +156,7 @@ class ActivationSender:
         if self._ring is not None:
             self._ring.close()
         with self._lock:
-            self._receipts.close()
+            self._window.receipts.close()
 
     def _connect(self) -> Any:
         with self._lock:
@@ -185,7 +171,7 @@ class ActivationSender:
             return ()
         with suppress(OSError):
             self._offered = self._ring.doorbell()
-            return ((RING_KEY, self._ring.offer(self._offered, self._receipts)),)
+            return ((RING_KEY, self._ring.offer(self._offered, self._window.receipts)),)
         return ()
 
     def _begin_stream(self) -> None:
@@ -196,20 +182,20 @@ class ActivationSender:
             self._offered.close()
         self._offered = self._bell = None
 
-    def _copied(self, activation: Activation) -> _Message:
+    def _copied(self, activation: Activation) -> Message:
         """Return a message that holds a copy of the tensors."""
         payload = sum(tensor.nbytes for tensor in activation.tensors)
         if self._ring is None:
-            return _Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
+            return Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
         ring, (kind, ticket, tensors, sequence) = self._ring, activation
         where, types = ring.write(sequence, tensors), [(tensor.dtype, tensor.shape) for tensor in tensors]
         frame = place(activation, self._run, self._block, where)
         ring.label(where, frame)
-        return _Message(
+        return Message(
             sequence, payload, [frame], lambda: Activation(kind, ticket, ring.tensors(where, types), sequence)
         )
 
-    def _announce(self, bell: Doorbell, message: _Message) -> None:
+    def _announce(self, bell: Doorbell, message: Message) -> None:
         bell.ring(message.sequence)
         for frame in message.frames:
             self.traffic.add_message(len(frame))
@@ -228,7 +214,7 @@ class ActivationSender:
             self.traffic.add_tensors(message.payload)
             position = message.sequence + 1
 
-    def _framed(self, message: _Message) -> Iterable[bytes]:
+    def _framed(self, message: Message) -> Iterable[bytes]:
         if message.shared is None:
             return message.frames
         if self._ring_only:
@@ -248,7 +234,7 @@ class ActivationSender:
         with self._lock:
             if self._stream == stream and self._offered is not None:
                 self._bell = self._offered
-                for message in self._unacknowledged:
+                for message in self._window:
                     self._announce(self._bell, message)
             self._queued.wait_for(lambda: self._stream != stream)
 
@@ -257,53 +243,38 @@ class ActivationSender:
         answer: Iterable[tuple[str, str]] = self._call.initial_metadata() or ()
         return (RING_KEY, ACCEPTED) in {(key, value) for key, value in answer}
 
-    def _await(self, position: int, stream: int) -> _Message | None:
+    def _await(self, position: int, stream: int) -> Message | None:
         """Wait for the first message from ``position`` on; return ``None`` to end the connection."""
         with self._lock:
-            self._queued.wait_for(lambda: self._stream != stream or self._has(position))
-            if self._stream != stream:
-                return None
-            return self._unacknowledged[max(0, position - self._unacknowledged[0].sequence)]
-
-    def _has(self, position: int) -> bool:
-        return bool(self._unacknowledged) and self._unacknowledged[-1].sequence >= position
+            self._queued.wait_for(lambda: self._stream != stream or self._window.has(position))
+            return self._window.first(position) if self._stream == stream else None
 
     def _acknowledge(self, ack: pb.ActivationAck) -> None:
         with self._lock:
-            if ack.sequence >= self._next_sequence:
+            if ack.sequence >= self._window.next_sequence:
                 raise ProtocolError(
                     f"{self._peer.name} acknowledged activation {ack.sequence}, but block {self._block} sent "
-                    f"only {self._next_sequence}: one of them was restarted without the other",
+                    f"only {self._window.next_sequence}: one of them was restarted without the other",
                     block=self._block,
                 )
-            self._make_room(ack.sequence)
-            self._receipts.wake()
+            self._window.acknowledge(ack.sequence)
+            self._window.receipts.wake()
 
     def _wait_for_room(self) -> bool:
         """Wait for room in the window, or until nothing will be sent; return whether there is either in time."""
         end = time.monotonic() + self._peer.liveness
         while True:
             with self._lock:
-                self._take_receipts()
-                if self._failure or self._dropping or len(self._unacknowledged) < self._window:
+                if self._failure or self._dropping or len(self._window) < self._window.size:
                     return True
             remaining = end - time.monotonic()
             if remaining <= 0:
                 return False
-            self._receipts.wait(remaining)
-
-    def _take_receipts(self) -> None:
-        self._make_room(self._receipts.take())
-
-    def _make_room(self, sequence: int) -> None:
-        """Forget what was acknowledged: everything up to a sequence."""
-        while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
-            self._unacknowledged.popleft()
+            self._window.receipts.wait(remaining)
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
         with self._lock:
-            self._take_receipts()
-            lost = len(self._unacknowledged)
+            lost = len(self._window)
         in_order = failure is None and not lost
         failure = failure or PeerError(
             f"{self._peer.name} ended its connection with block {self._block}, leaving {lost} activations",

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
 from services.block.doorbell import Doorbell, Receipts
-from services.block.ring import Place, Ring, RingView, open_ring, slot_bytes
+from services.block.ring import Place, Ring, slot_bytes
+from services.block.ring_view import RingView, open_ring
 
 LARGEST = 40_000
 SLOTS = 3
