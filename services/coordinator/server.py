@@ -110,7 +110,7 @@ class Coordinator:
                 *server_options(settings.liveness),
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
                 # A client's liveness is its own: it may ping more often than a block's would.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", SHORTEST_PING_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MS),
             ],
             maximum_concurrent_rpcs=CALLS_AT_ONCE,
         )

@@ -27,7 +27,7 @@ def server_options(liveness: float) -> Options:
         # A second server on the same port is an error, not a partner that shares its connections.
         ("grpc.so_reuseport", 0),
         # By default a server drops clients that ping more often than every five minutes.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(liveness / 6)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(liveness / 6)),
     ]
 
 

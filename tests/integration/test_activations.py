@@ -29,16 +29,17 @@ class Link:
     ) -> None:
         security = changes.pop("security", None) or Security.loopback()
         arriving = changes.pop("arriving", as_it_came)
+        liveness = changes.pop("liveness", LIVENESS)
         self.messages = Inbox()
         self.failures = Inbox()
         self.sender_failures = Inbox()
         self.receiver = ActivationReceiver(RUN, 1, 0, window, self.messages.put, self.failures.put, arriving)
         self.receiver.expect((5,), torch.float32, samples)
-        self.server = RpcServer("block-1", security, LIVENESS)
+        self.server = RpcServer("block-1", security, liveness)
         self.server.add(self.receiver)
         self.server.start()
         self.relay = Relay(self.server.address)
-        settings = {"security": security, "run": RUN, "block": 0, "peer": 1, "liveness": LIVENESS} | changes
+        settings = {"security": security, "run": RUN, "block": 0, "peer": 1, "liveness": liveness} | changes
         self.sender = ActivationSender(
             self.relay.address,
             window=sender_window or window,
