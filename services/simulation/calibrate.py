@@ -122,31 +122,6 @@ def read_measured(run_dir: Path) -> Measured:
     )
 
 
-def measured_throughput(run_dir: Path) -> float:
-    """Return a run's samples per second from its timeline, counted as the simulator counts them.
-
-    From when every block had applied one step to when every block had applied a later one, the first steps and those
-    at the end left out, in which fewer and fewer micro-batches are under way.
-
-    Raises
-    ------
-    InputError
-        As `read_measured`.
-    """
-    setting, spans = read_measured(run_dir).setting, read_run(run_dir).lasting_spans()
-    ends: dict[int, float] = {}
-    for own in spans.values():
-        chosen = own[own.category == _STEP]
-        for step, end in zip(chosen.step.tolist(), chosen.end.tolist(), strict=True):
-            ends[step] = max(end, ends.get(step, end))
-    under_way = setting.staleness + 1
-    first, last = math.ceil(WARM_UP * len(ends)), len(ends) - 1 - under_way
-    counted = (last - first) // under_way * under_way
-    if counted <= 0:
-        raise InputError(str(run_dir), f"a run of {len(ends)} steps", f"at least {4 * under_way} steps")
-    return counted * setting.samples / (ends[first + counted] - ends[first])
-
-
 def _slower(spans: Spans, times: NDArray[np.float64], *kinds: int) -> float:
     """Return how many times as long some kinds of work took, each piece being so many times as slow as it might."""
     chosen = np.isin(spans.category, kinds)
