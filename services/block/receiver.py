@@ -158,16 +158,16 @@ class ActivationReceiver:
 
     def _transfer(self, frames: Iterator[bytes], context: Any) -> Iterator[pb.ActivationAck]:
         """Serve one connection: this thread sends acknowledgements while another one reads."""
+        if not context.add_callback(self._wake):
+            return
         ring = self._open_ring(context)
-        context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
         with self._changed:
             self._stream += 1
             stream, self._told, self._ring = self._stream, -1, ring
             self._changed.notify_all()
-        if not context.add_callback(self._wake):
-            return
-        self._pool.submit(self._read, frames, stream, ring)
+        self._pool.submit(self._read, frames, stream, ring)  # which closes the ring
         try:
+            context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
             while (acknowledged := self._await(stream, context)) is not None:
                 yield pb.ActivationAck(sequence=acknowledged)
         finally:
