@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import environment, markdown_table, update_page, write_result
-from benchmarks.throughput.networks import NETWORKS, STEPS
+from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.runtime import Runtime
 from services.run.plan import make_run_plan
 from services.simulation.calibrate import WARM_UP, Measured, read_measured
-from services.simulation.fit import apart, fit_costs
+from services.simulation.fit import Costs, apart, fit_costs
 from services.simulation.setting import Setting
 from services.simulation.simulate import schedule_name, simulate
-from services.spec import parse_specification, to_yaml
+from services.spec import parse_specification
+from services.trainer.run_dir import RunDir
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 LIMIT = 0.10
@@ -53,12 +54,12 @@ class Case:
         """Of the folder of its run."""
         return "-".join(map(str, asdict(self).values()))
 
-    def specification(self, steps: int) -> dict[str, Any]:
+    def specification(self) -> dict[str, Any]:
         """Return the specification of a run of it; Ray need not have as many cores as there are blocks."""
         return NETWORKS[self.network].specification(
             self.blocks,
             self.staleness,
-            train={"steps": steps, "microbatches": self.microbatches},
+            train={"microbatches": self.microbatches},
             placement={"cpus_per_block": 0.01},
         )
 
@@ -80,26 +81,40 @@ PREDICTED = [
 ]
 
 
-def predict(case: Case, calibration: Sequence[Measured], cores: int) -> float:
+@dataclass(frozen=True)
+class Known:
+    """What runs of a network tell of its other configurations."""
+
+    costs: Costs
+    contention: float
+    latency: float
+
+
+def calibrate(runs: Sequence[Measured], cores: int) -> Known:
+    """Return what some runs of a network tell."""
+    alone, contention = apart(runs, cores)
+    # Where no block ever waited for an activation, nothing is known of how long they take.
+    latencies = [run.setting.latency for run in runs if run.setting.latency > 0]
+    return Known(fit_costs(alone), contention, statistics.median(latencies or [0.0]))
+
+
+def predict(case: Case, known: Known, cores: int) -> float:
     """Return the samples per second of a configuration, from other runs of its network and the plan of its own."""
-    plan = make_run_plan(parse_specification(case.specification(1), str(case)))
+    plan = make_run_plan(parse_specification(case.specification(), str(case)))
     blocks, train = plan.network.blocks, plan.specification.train
     size = train.batch_size // train.microbatches
-    # Where no block ever waited for an activation, nothing is known of how long they take.
-    latencies = [one.setting.latency for one in calibration if one.setting.latency > 0]
-    alone, contention = apart(calibration, cores)
     setting = Setting(
-        blocks=fit_costs(alone).blocks(
+        blocks=known.costs.blocks(
             [block.cost_share for block in blocks], [block.parameters for block in blocks], size
         ),
         microbatches=train.microbatches,
         microbatch_size=size,
         activation_bytes=(0.0,) * (len(blocks) - 1),  # by the loopback interface: part of the latency
         error_bytes=0.0,
-        latency=statistics.median(latencies or [0.0]),
+        latency=known.latency,
         window=train.window,
         cores=cores,
-        contention=contention,
+        contention=known.contention,
     )
     return simulate(setting, schedule_name(train.staleness)).samples_per_second
 
@@ -125,7 +140,7 @@ def measure(rounds: int, steps: int) -> dict[str, Any]:
 def _compare(cases: Sequence[Case], rounds: int, steps: int, cores: int, place: Path) -> list[dict[str, Any]]:
     """Return what was measured and predicted of each configuration of a network."""
     seconds: dict[Case, list[float]] = {case: [] for case in cases}
-    engines = {case.name: case.specification(STEPS) for case in cases}
+    engines = {case.name: case.specification() for case in cases}
     blocks = sum(case.blocks for case in cases)
     runtime = Runtime({"engines": engines, "folder": str(place), "address": None, "blocks": blocks})
     try:
@@ -136,17 +151,15 @@ def _compare(cases: Sequence[Case], rounds: int, steps: int, cores: int, place: 
     finally:
         runtime.close()
     counted = slice(math.ceil(WARM_UP * rounds), None)
-    calibration = [_read(place / case.name, engines[case.name]) for case in cases if case in CALIBRATION]
-    return [
-        _compared(case, steps, seconds[case][counted], predict(case, calibration, cores)) for case in cases
-    ]
+    runs = [_read(place / case.name, engines[case.name]) for case in cases if case in CALIBRATION]
+    known = calibrate(runs, cores)
+    return [_compared(case, steps, seconds[case][counted], predict(case, known, cores)) for case in cases]
 
 
 def _read(folder: Path, plain: Mapping[str, Any]) -> Measured:
     """Return the costs of a run, whose folder has its timeline alone."""
     specification = parse_specification(dict(plain), str(folder))
-    (folder / "plan.json").write_text(json.dumps(make_run_plan(specification).describe()))
-    (folder / "spec.yaml").write_text(to_yaml(specification))
+    RunDir(folder, resume=False).describe(specification, make_run_plan(specification).describe())
     return read_measured(folder)
 
 

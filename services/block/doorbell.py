@@ -24,7 +24,7 @@ _READ = 512 * _RECORD
 _LONGEST = 1 << 20  # bytes of a pipe that the system lets anybody have
 
 
-Place = tuple[int, int]
+PipeEnd = tuple[int, int]
 """A descriptor that the other end is to open, and the inode that it will find there: numbers of descriptors return."""
 
 
@@ -46,7 +46,7 @@ class Doorbell:
         self._listening, self._ringing = _pipe(messages)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> PipeEnd:
         """What the receiver is to listen at."""
         return self._listening, os.fstat(self._listening).st_ino
 
@@ -82,7 +82,7 @@ class Receipts:
         self._is_open = True
 
     @property
-    def place(self) -> Place:
+    def place(self) -> PipeEnd:
         """Where the receiver is to acknowledge."""
         return self._writing, os.fstat(self._writing).st_ino
 
@@ -131,7 +131,7 @@ class Listener:
         They can't be opened, or are not those pipes, of this user.
     """
 
-    def __init__(self, process: int, bell: Place, receipts: Place) -> None:
+    def __init__(self, process: int, bell: PipeEnd, receipts: PipeEnd) -> None:
         self._lock = threading.Lock()
         self._opened: list[int] = []
         try:
@@ -181,7 +181,7 @@ def descriptor_path(process: int, descriptor: int) -> Path:
     return Path(f"/proc/{process}/fd/{descriptor}")
 
 
-def _open(process: int, place: Place, access: int) -> int:
+def _open(process: int, place: PipeEnd, access: int) -> int:
     """Open another process's end of a pipe."""
     number, inode = place
     path = descriptor_path(process, number)

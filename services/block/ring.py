@@ -91,8 +91,8 @@ class Ring:
     def __init__(self, slots: int, largest: int) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("memory without a name is shared on Linux only")
-        Doorbell(slots).close()  # whether there is one for so many messages
         self._slots, self._size = slots, slot_bytes(largest)
+        self.doorbell().close()  # whether there is one for so many messages
         self._descriptor = os.memfd_create("lowdimfa-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(self._descriptor, 0o600)
