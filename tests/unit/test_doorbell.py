@@ -6,10 +6,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from descriptors import none_left_open
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,20 +24,15 @@ class Ends(NamedTuple):
 
 @contextmanager
 def ends(messages: int = 8) -> Iterator[Ends]:
-    before = descriptors()
-    bell, receipts = Doorbell(messages), Receipts(messages)
-    listener = Listener(os.getpid(), bell.place, receipts.place)
-    yield Ends(bell, receipts, listener)
-    listener.close()
-    listener.close()
-    bell.close()
-    receipts.close()
-    receipts.close()
-    assert descriptors() == before
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    with none_left_open():
+        bell, receipts = Doorbell(messages), Receipts(messages)
+        listener = Listener(os.getpid(), bell.place, receipts.place)
+        yield Ends(bell, receipts, listener)
+        listener.close()
+        listener.close()
+        bell.close()
+        receipts.close()
+        receipts.close()
 
 
 @given(st.lists(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20), max_size=5))
@@ -108,10 +103,8 @@ def test_pipes_hold_what_they_were_made_for(messages: int) -> None:
 
 @pytest.mark.parametrize("kind", [Doorbell, Receipts])
 def test_more_than_a_pipe_can_hold_is_refused(kind: type[Doorbell] | type[Receipts]) -> None:
-    before = descriptors()
-    with pytest.raises(OSError, match="a pipe can't hold"):
+    with none_left_open(), pytest.raises(OSError, match="a pipe can't hold"):
         kind(2**40)
-    assert descriptors() == before
 
 
 def test_the_highest_receipt_counts_and_waking_is_none() -> None:
@@ -158,14 +151,10 @@ def test_a_receipt_for_a_sender_that_is_gone_is_none() -> None:
 
 
 def test_a_number_that_has_become_another_pipe_is_refused() -> None:
-    bell, receipts = Doorbell(8), Receipts(8)
-    place = bell.place
-    bell.close()
-    other = Doorbell(8)
-    assert other.place[0] == place[0]
-    before = descriptors()
-    with pytest.raises(OSError, match="another pipe"):
+    bell, other, receipts = Doorbell(8), Doorbell(8), Receipts(8)
+    place = other.place[0], bell.place[1]
+    with none_left_open(), pytest.raises(OSError, match="another pipe"):
         Listener(os.getpid(), place, receipts.place)
-    assert descriptors() == before
+    bell.close()
     other.close()
     receipts.close()
