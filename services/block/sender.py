@@ -84,7 +84,7 @@ class ActivationSender:
         )
         self._lock = threading.Lock()
         self._queued = threading.Condition(self._lock)
-        self._window = Window(window)
+        self._window = Window(window, shared=ring is not None)
         self._call: Any = None
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None

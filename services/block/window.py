@@ -38,6 +38,8 @@ class Window:
     ----------
     size
         Most messages that are to be in it.
+    shared
+        Whether there is shared memory, so that acknowledgements may come beside it.
 
     Attributes
     ----------
@@ -47,9 +49,9 @@ class Window:
         Of the next message.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, shared: bool) -> None:
         self.size = size
-        self.receipts = Receipts(size)
+        self.receipts = Receipts(size if shared else 0)
         self.next_sequence = 0
         self._messages: deque[Message] = deque()
 

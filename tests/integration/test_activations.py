@@ -106,6 +106,13 @@ def test_the_window_bounds_what_is_unacknowledged() -> None:
         waiting.join()
 
 
+def test_without_shared_memory_a_window_may_be_longer_than_any_pipe() -> None:
+    with link(window=2**40) as blocks:
+        for step in range(20):
+            blocks.send(step)
+        assert [each.ticket.step for each in blocks.messages.take(20)] == list(range(20))
+
+
 def test_a_full_window_is_a_peer_error_in_time() -> None:
     with link(window=1, liveness=0.5) as blocks:
         blocks.send(0)
