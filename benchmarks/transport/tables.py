@@ -25,13 +25,17 @@ def tables(found: Mapping[str, Any]) -> str:
         ]
         made.append(markdown_table(header, rows))
     if "broadcast" in found:
-        rows = [
-            (str(row["subscribers"]), f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}")
-            for row in found["broadcast"]
-        ]
-        made.append(
-            markdown_table(("subscribers of the broadcast, 10 KB", "median ms to the last", "p95 ms"), rows)
+        keys = ("median_ms", "p95_ms", "grpc_alone_median_ms", "grpc_alone_p95_ms", "ratio_vs_grpc_alone")
+        rows = [(str(row["subscribers"]), *(f"{row[key]:.2f}" for key in keys)) for row in found["broadcast"]]
+        header = (
+            "subscribers of the broadcast, 10 KB",
+            "median ms to the last",
+            "p95 ms",
+            "gRPC alone: median ms",
+            "p95 ms",
+            "ratio",
         )
+        made.append(markdown_table(header, rows))
     if "overhead" in found:
         keys = ("computation_ms", "pipeline_ms", "overhead_ms", "steps_per_second")
         medians = [

@@ -1,4 +1,4 @@
-"""Single connections between processes: how long activations and errors take, and what that costs."""
+"""Single connections between processes: how long activations take, and what that costs."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.transport.remote import each, processes
+from benchmarks.transport.remote import processes
 from lowdimfa.tickets import Ticket
 from services.block.activations import Activation, SampleLimit
 from services.block.receiver import ActivationReceiver
 from services.block.transports import Transport, make_sender
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber, ErrorVector
-from services.rpc.seats import Seat, Seating
+from services.rpc.seats import Seat
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
 
 WINDOW, LIVENESS = 4, 30.0
-ERROR = (64, 40)
-"""Shape of a broadcast error: 10 KB."""
 
 
 def _fail(error: Exception) -> None:
@@ -135,74 +130,4 @@ def activations(transport: Transport, kilobytes: int, count: int) -> dict[str, A
         "p95_ms": statistics.quantiles(latencies, n=20)[-1],
         "cpu_ms": 1e3 * cpu / count,
         "messages_per_second": count / (arrived[-1] - began[0]),
-    }
-
-
-class Head:
-    """Broadcasts errors."""
-
-    def __init__(self, run: str, security: Security, subscribers: int) -> None:
-        self._publisher = ErrorPublisher(run, Seating([1] * (subscribers + 1), 1), 64)
-        self._server = RpcServer("head", security, LIVENESS, max_workers=subscribers + 8)
-        self._server.add(self._publisher)
-        self._server.start()
-
-    def address(self) -> str:
-        """Return where it listens."""
-        return self._server.address
-
-    def publish(self, count: int, pause: float) -> list[float]:
-        """Publish errors with a pause after each; return when each was begun."""
-        self._publisher.wait_for_subscribers(LIVENESS)
-        error, began = torch.randn(ERROR), []
-        for step in range(count):
-            began.append(time.perf_counter())
-            self._publisher.publish(Ticket(step, 0), "train", error)
-            time.sleep(pause)
-        return began
-
-    def close(self) -> None:
-        """End the server."""
-        self._publisher.close()
-        self._server.stop(0)
-
-
-class Subscriber:
-    """Notes when each error arrived."""
-
-    def __init__(self, address: str, run: str, security: Security, block: int) -> None:
-        self._arrived: list[float] = []
-        self._subscriber = ErrorSubscriber(
-            address, security, run, block, ERROR[1], LIVENESS, self._take, _fail
-        )
-        self._subscriber.start()
-
-    def _take(self, error: ErrorVector) -> None:
-        self._arrived.append(time.perf_counter())
-
-    def arrived(self, count: int) -> list[float]:
-        """Return when the errors came."""
-        while len(self._arrived) < count:
-            time.sleep(0.05)
-        return self._arrived
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        self._subscriber.close()
-
-
-def broadcast(subscribers: int, count: int) -> dict[str, Any]:
-    """Return the time from the begin of a publication until the last subscriber has the error."""
-    run, security = secrets.token_hex(4), Security.loopback()
-    with processes((Head, run, security, subscribers)) as (head,):
-        address = head.call("address")
-        makes = [(Subscriber, address, run, security, block) for block in range(subscribers)]
-        with processes(*makes) as remotes:
-            began = head.call("publish", count, 0.005)
-            last = [max(times) for times in zip(*each(remotes, "arrived", count), strict=True)]
-    taken: Sequence[float] = [1e3 * (after - before) for before, after in zip(began, last, strict=True)][20:]
-    return {
-        "subscribers": subscribers,
-        "median_ms": statistics.median(taken),
-        "p95_ms": statistics.quantiles(taken, n=20)[-1],
     }
