@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -103,6 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure as the command line says."""
     found = parse()
+    # What was started, hosts above all, has to go with a measurement that is ended from outside.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     plan = Plan(
         found.rounds, 2, found.steps, found.link_mbit, found.systems, found.accuracy, tuple(found.overrides)
     )

@@ -132,20 +132,25 @@ def start(
         return overridden(own, overrides)
 
     ours = [name for name in names if name.startswith(OURS)]
-    systems = [
-        System(name, _peer(name, plain(name), blocks, place, real)) for name in names if name not in ours
-    ]
-    if ours:
-        configuration = {
-            "kind": "runtime",
-            "engines": {name: plain(name) for name in ours},
-            "folder": str(place.folder / ("real-runs" if real else "runs")),
-            "address": place.ray_address,
-            "blocks": blocks * len(ours),
-        }
-        team = Team([place.trainer("runtime-real" if real else "runtime", configuration)])
-        systems = [*(System(name, team, shared=True) for name in ours), *systems]
-    _await(systems)
+    systems: list[System] = []
+    try:
+        if ours:
+            configuration = {
+                "kind": "runtime",
+                "engines": {name: plain(name) for name in ours},
+                "folder": str(place.folder / ("real-runs" if real else "runs")),
+                "address": place.ray_address,
+                "blocks": blocks * len(ours),
+            }
+            team = Team([place.trainer("runtime-real" if real else "runtime", configuration)])
+            systems += (System(name, team, shared=True) for name in ours)
+        for name in names:
+            if name not in ours:
+                systems.append(System(name, _peer(name, plain(name), blocks, place, real)))
+        _await(systems)
+    except BaseException:
+        stop(systems)
+        raise
     return systems
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -13,18 +11,17 @@ from torch import Tensor
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, Kind, Receiver, SampleLimit, Sender
+from services.block.activations import Activation, Kind, SampleLimit
 from services.block.exchange import Shard
 from services.block.faults import FaultInjector
 from services.block.inbox import Inbox
+from services.block.link_counts import Ends, LinkCounts
 from services.block.receiver import ActivationReceiver, as_it_came
 from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
 from services.block.transports import Transport, make_sender
 from services.broadcast.publisher import ErrorPublisher
 from services.broadcast.subscriber import ErrorSubscriber
-from services.monitoring.metrics import BlockMetrics
 from services.rpc.handshake import HandshakeServicer, Hello, greet
-from services.rpc.protocol import TrafficCount
 from services.rpc.seats import Seat, Seating
 from services.rpc.security import Security
 from services.rpc.server import RpcServer
@@ -66,6 +63,13 @@ class Links:
     insecure
         Whether ``torch`` may be the transport between machines too.
 
+    Attributes
+    ----------
+    address
+        Where this block listens.
+    ends, counts
+        The ends of the connections, and what they have carried.
+
     Raises
     ------
     InputError
@@ -100,13 +104,8 @@ class Links:
         )
         self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
         self._security, self._inbox, self._faults = security, inbox, faults
-        self._receivers: dict[Seat, Receiver] = {}
-        self._senders: dict[Seat, Sender] = {}
-        self._publisher: ErrorPublisher | None = None
-        self._subscriber: ErrorSubscriber | None = None
-        self._counting = threading.Lock()
-        self._counted = TrafficCount(0, 0, 0)
-        self._counted_tensors: Counter[tuple[str, bool]] = Counter()
+        self.ends = Ends(mine.block)
+        self.counts = LinkCounts(self.ends)
         # Each stream takes a thread, and each that brings activations a second one.
         threads = 3 * len(seating.seats) + 8
         self._server = RpcServer(seating.file_stem(seat), security, liveness, host, max_workers=threads)
@@ -119,8 +118,8 @@ class Links:
             take = partial(self._shard_arrives, sibling.rank)
             self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
         if mine.role == "head" and seating.head.block > 0:
-            self._publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
-            self._server.add(self._publisher)
+            self.ends.publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
+            self._server.add(self.ends.publisher)
         self._server.start()
         self.address: str = self._server.address
 
@@ -142,7 +141,7 @@ class Links:
         receiver = TorchReceiver(make, self._terminal, take, failed) if self._by_torch(peer) else make(take)
         receiver.expect(*limit)
         self._server.add(receiver)
-        self._receivers[peer] = receiver
+        self.ends.receivers[peer] = receiver
 
     def _shard_arrives(self, rank: int, message: Activation) -> None:
         self._inbox.put(Shard(rank, message))
@@ -168,14 +167,14 @@ class Links:
         addresses = dict(zip(seating.seats, peers, strict=True))
         downstream = [] if seat == seating.head else seating.neighbours(seat, mine.block + 1)
         siblings = seating.siblings(seat)
-        greeted = {*self._receivers, *downstream, *siblings, seating.head} - {seat}
+        greeted = {*self.ends.receivers, *downstream, *siblings, seating.head} - {seat}
         for peer in sorted(greeted):
             greet(addresses[peer], self._security, mine, self._liveness)
         for sibling in siblings:
             self._reach(sibling, addresses[sibling], SHARD_WINDOW, self._shard_limit)
         if mine.role == "head":
             return
-        self._subscriber = ErrorSubscriber(
+        self.ends.subscriber = ErrorSubscriber(
             addresses[seating.head],
             self._security,
             mine.run,
@@ -187,7 +186,7 @@ class Links:
             self._faults.error_arrives,
             rank=seat.rank,
         )
-        self._subscriber.start()
+        self.ends.subscriber.start()
         for peer in downstream:
             self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
 
@@ -207,7 +206,7 @@ class Links:
             on_failure=self._inbox.abort,
         )
         sender = TorchSender(end, self._terminal) if self._by_torch(peer) else end
-        self._senders[peer] = sender  # before it starts, so that `close` ends it if that fails
+        self.ends.senders[peer] = sender  # before it starts, so that `close` ends it if that fails
         sender.start()
 
     def _by_torch(self, peer: Seat) -> bool:
@@ -216,99 +215,55 @@ class Links:
 
     def wait_until_connected(self) -> None:
         """In the head, wait until every block is subscribed."""
-        if self._publisher is not None:
-            self._publisher.wait_for_subscribers(self._liveness)
+        if self.ends.publisher is not None:
+            self.ends.publisher.wait_for_subscribers(self._liveness)
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        self._senders[self._seating.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
+        self.ends.senders[self._seating.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
 
     def release(self, activation: Activation) -> None:
         """Tell the previous block that its activations were consumed."""
-        self._receivers[self._seating.worker(self._seat.block - 1, activation.ticket)].release(activation)
+        self.ends.receivers[self._seating.worker(self._seat.block - 1, activation.ticket)].release(activation)
 
     def send_shard(self, rank: int, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send a part or a sum to another replica of the block."""
-        self._senders[Seat(self._seat.block, rank)].send(kind, ticket, tensors)
+        self.ends.senders[Seat(self._seat.block, rank)].send(kind, ticket, tensors)
 
     def release_shard(self, shard: Shard) -> None:
         """Tell another replica of the block that its message was used."""
-        self._receivers[Seat(self._seat.block, shard.rank)].release(shard.message)
+        self.ends.receivers[Seat(self._seat.block, shard.rank)].release(shard.message)
 
     def renew(self) -> None:
         """Have what may have been lost on its way here repeated; harmless if nothing was."""
-        if self._subscriber is not None:
-            self._subscriber.renew()
-        for receiver in self._receivers.values():
+        if self.ends.subscriber is not None:
+            self.ends.subscriber.renew()
+        for receiver in self.ends.receivers.values():
             receiver.renew()
 
     def drop(self) -> None:
         """Send no more activations: the block is to come to rest, and the next one may be lost."""
-        for sender in self._senders.values():
+        for sender in self.ends.senders.values():
             sender.drop()
 
     def abort(self, error: LowdimfaError) -> None:
         """End a wait for room in the next block's window; nothing more can be sent then."""
-        for sender in self._senders.values():
+        for sender in self.ends.senders.values():
             sender.abort(error)
 
     def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
         """Broadcast an error to all blocks; a head that is the only block has none to tell."""
-        if self._publisher is not None:
-            self._publisher.publish(ticket, kind, error)
-
-    def broadcast(self) -> TrafficCount:
-        """Return what this block received of the error broadcast, or sent of it if it is the head."""
-        end = self._publisher or self._subscriber
-        return end.traffic.count() if end is not None else TrafficCount(0, 0, 0)
-
-    def queues(self) -> dict[str, int]:
-        """Return how much waits, or has passed, where."""
-        found = {"inbox": len(self._inbox)}
-        for what, siblings in (("activations", False), ("shards of gradients", True)):
-            ends = [
-                end for peer, end in self._senders.items() if (peer.block == self._seat.block) == siblings
-            ]
-            if ends:
-                found[f"{what} not acknowledged"] = sum(end.unacknowledged for end in ends)
-        if self._subscriber is not None:
-            found["errors received"] = self._subscriber.received
-        if self._publisher is not None:
-            found["errors published"] = self._publisher.published
-        return found
-
-    def report_lags(self, metrics: BlockMetrics) -> None:
-        """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
-        if self._publisher is not None:
-            for seat in self._seating.seats[:-1]:
-                metrics.lag(str(seat.block), str(seat.rank), partial(self._publisher.lag, seat))
-
-    def count_into(self, metrics: BlockMetrics) -> None:
-        """Bring metrics up to the connections' own counts; any thread may call."""
-        with self._counting:
-            now = self.broadcast()
-            messages, payload, wire = (
-                after - before for after, before in zip(now, self._counted, strict=True)
-            )
-            metrics.broadcast("received" if self._subscriber else "sent", messages, payload, wire)
-            self._counted = now
-            for direction, ends in (("sent", self._senders), ("received", self._receivers)):
-                for siblings, count in ((False, metrics.activation), (True, metrics.gradient)):
-                    found = [
-                        end for peer, end in ends.items() if (peer.block == self._seat.block) == siblings
-                    ]
-                    total = sum(end.traffic.count().payload_bytes for end in found)
-                    count(direction, total - self._counted_tensors[direction, siblings])
-                    self._counted_tensors[direction, siblings] = total
+        if self.ends.publisher is not None:
+            self.ends.publisher.publish(ticket, kind, error)
 
     def close(self, grace: float = CLOSE_GRACE) -> None:
         """Close every connection, give open streams ``grace`` seconds to end in order, and join all threads."""
-        for sender in self._senders.values():
+        for sender in self.ends.senders.values():
             sender.close()
-        if self._publisher is not None:
-            self._publisher.close()
-        if self._subscriber is not None:
-            self._subscriber.close()
-        for receiver in self._receivers.values():
+        if self.ends.publisher is not None:
+            self.ends.publisher.close()
+        if self.ends.subscriber is not None:
+            self.ends.subscriber.close()
+        for receiver in self.ends.receivers.values():
             receiver.close()
         self._server.stop(grace)

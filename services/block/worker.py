@@ -148,7 +148,7 @@ class BlockWorker:
             device=self.stage.device,
             insecure=placement.insecure_activations,
         )
-        self._links.report_lags(self._metrics)
+        self._links.counts.report_lags(self._metrics, self._seating)
         self.reachable = Reachable(self._links.address, self._metrics_address)
         self._assemble()
 
@@ -188,7 +188,7 @@ class BlockWorker:
             self._timeline,
             train.batch_size // train.microbatches,
             self._policy.share,
-            lambda: self._links.count_into(self._metrics),
+            lambda: self._links.counts.count_into(self._metrics),
         )
 
     def _use_threads(self) -> None:
@@ -272,13 +272,13 @@ class BlockWorker:
         activity = self._observer.activity
         working = activity.kind not in ("wait", "rest")
         seconds = time.time() - activity.since
-        return Status(self._observer.applied_steps, str(activity), seconds, working, self._links.broadcast())
+        broadcast = self._links.counts.broadcast()
+        return Status(self._observer.applied_steps, str(activity), seconds, working, broadcast)
 
     def last_words(self) -> LastWords:
         """Say everything that helps to understand why the run ended."""
-        return LastWords(
-            str(self._observer.activity), tuple(self._observer.recent), self._links.queues(), stacks()
-        )
+        queues = {"inbox": len(self._inbox)} | self._links.counts.queues()
+        return LastWords(str(self._observer.activity), tuple(self._observer.recent), queues, stacks())
 
     def next_replica(self, kept: int, patience: float) -> Replica | None:
         """Return the replica after the one of step ``kept``, or None if there is none within ``patience`` seconds."""

@@ -149,7 +149,7 @@ def test_each_micro_batch_is_worked_on_once_and_gradients_travel_among_the_repli
         fleet.run(0, STEPS)
         samples, gradients = {}, {}
         for worker in fleet.workers:
-            worker._links.count_into(worker._metrics)
+            worker._links.counts.count_into(worker._metrics)
             labels = {"job": tmp_path.name, "block": str(worker.job.index), "replica": str(worker.job.rank)}
             read = worker._metrics.registry.get_sample_value
             samples[worker.job.seat] = read("lowdimfa_block_trained_samples_total", labels)

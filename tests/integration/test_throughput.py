@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "benchmarks.throughput", "--networks", "tiny"]
 SYSTEMS = ("lowdimfa-s1", "single-1", "1f1b", "limit")
 
 
 @pytest.mark.timeout(240)
 def test_systems_are_measured_side_by_side() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.throughput",
-        "--networks",
-        "tiny",
-        "--rounds",
-        "1",
-        "--steps",
-        "3",
-    ]
-    command += ["--systems", ",".join(SYSTEMS), "--json"]
+    command = [*COMMAND, "--rounds", "1", "--steps", "3", "--systems", ",".join(SYSTEMS), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -39,3 +31,16 @@ def test_systems_are_measured_side_by_side() -> None:
     assert found["forward_bytes_per_sample"] == {"lowdimfa-s1": 512, "single-1": 0, "1f1b": 512, "limit": 0}
     assert found["backward_bytes_per_sample"] == {"lowdimfa-s1": 40, "single-1": 0, "1f1b": 512, "limit": 0}
     assert 0 < found["transport_cpu_ms_per_microbatch"] < 100
+
+
+@pytest.mark.timeout(120)
+def test_what_was_started_ends_with_a_measurement_that_is_ended() -> None:
+    command = [*COMMAND, "--rounds", "100000", "--steps", "1", "--systems", "single-1,1f1b,limit"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as measuring:
+        assert measuring.stdout is not None
+        assert any(line.startswith("measuring 3 systems") for line in measuring.stdout)
+        started = psutil.Process(measuring.pid).children(recursive=True)
+        assert len(started) == 5
+        measuring.terminate()
+        assert measuring.wait(60) == 128 + signal.SIGTERM
+        assert not [process for process in started if process.is_running()]

@@ -67,4 +67,4 @@ def test_a_lost_block_ends_its_neighbours_waits_in_time(tmp_path: Path) -> None:
 
 
 def _senders(fleet: ThreadFleet) -> list[Any]:
-    return [sender for worker in fleet.workers for sender in worker._links._senders.values()]
+    return [sender for worker in fleet.workers for sender in worker._links.ends.senders.values()]

@@ -86,7 +86,7 @@ def test_coarse_activations_give_the_same_bits_at_half_the_traffic(model: str, t
             fleet.run(0, STEPS)
             found[activations] = fleet.model_state()
             sent[activations] = sum(
-                end.traffic.count().payload_bytes for end in fleet.workers[0]._links._senders.values()
+                end.traffic.count().payload_bytes for end in fleet.workers[0]._links.ends.senders.values()
             )
     assert sent["bf16"] * 2 == sent["fp32"]
     assert_same_bits(found["bf16"], in_process(plain, tmp_path / "local"))
