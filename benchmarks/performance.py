@@ -20,18 +20,23 @@ from benchmarks.transport.tables import tables as transport
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 Result = Mapping[str, Any]
 
-COLUMNS: dict[str, Callable[[Result], str]] = {
-    "1F1B": lambda result: _times(result, "ratio_vs_1f1b"),
-    "zero-bubble": lambda result: _times(result, "ratio_vs_zero_bubble"),
-    "one process": lambda result: _times(result, "ratio_vs_single_process"),
-    "1F1B, no micro-batches": lambda result: _times(result, "ratio_whole_vs_1f1b"),
-    "zero-bubble, no micro-batches": lambda result: _times(result, "ratio_whole_vs_zero_bubble"),
-    "one process, no micro-batches": lambda result: _times(result, "ratio_whole_vs_single_process"),
+VARIANTS = {
+    "ratio": "",
+    "ratio_whole": ", no micro-batches",
+    "ratio_layers": ", error at every layer",
+    "ratio_layers_whole": ", both",
+}
+"""Of this runtime at staleness 1: how their ratios begin in a result, and what they are called."""
+
+PEERS = {"1f1b": "1F1B", "zero_bubble": "zero-bubble", "single_process": "one process"}
+"""What each of them is compared with."""
+
+OTHERS: dict[str, Callable[[Result], str]] = {
     "no transport": lambda result: _times(result, "ratio_vs_limit"),
     "busy": lambda result: _times(result, "busy_fraction_min", 3),
     "fewer bytes backward than 1F1B": lambda result: _fewer_bytes(result),
 }
-"""Of the first table: what this runtime at staleness 1 is compared with, and the figure."""
+"""Further columns of the first table, of the plain variant alone."""
 
 
 def _times(result: Result, key: str, digits: int = 2) -> str:
@@ -56,9 +61,15 @@ def _place(result: Result) -> tuple[Any, ...]:
 
 
 def ratios(results: Sequence[Result]) -> str:
-    """Return one row of ratios for each measurement."""
-    rows = [(_title(result), *(make(result) for make in COLUMNS.values())) for result in results]
-    return markdown_table(("", *COLUMNS), rows)
+    """Return a row of ratios for each variant in each measurement."""
+    rows = []
+    for result in results:
+        for prefix, label in VARIANTS.items():
+            against = [_times(result, f"{prefix}_vs_{peer}") for peer in PEERS]
+            others = [make(result) if prefix == "ratio" else "" for make in OTHERS.values()]
+            if any(against):
+                rows.append((_title(result) + label, *against, *others))
+    return markdown_table(("", *PEERS.values(), *OTHERS), rows)
 
 
 def details(result: Result) -> str:

@@ -71,18 +71,24 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
         sent = head.projection.project(error)
         found = []
         for block, truth in zip(blocks, true_gradients, strict=True):
-            output = block.run(inputs.detach(), ticket)
-            tapped = block.tap(output)
-            parameters = [value for value in block.module.parameters() if value.requires_grad]
-            delivered = block.feedback.deliver(block.feedback.errors(tapped.detach(), sent).delivered)
-            update = (
-                torch.autograd.grad(tapped, parameters, delivered, materialize_grads=True)
-                if parameters
-                else ()
-            )
-            found.append(_compare(block.index, update, truth))
-            inputs = output
+            outputs = block.run_parts(inputs.detach(), ticket)
+            found.append(_compare(block.index, _update(block, outputs, sent), truth))
+            inputs = outputs[-1]
     return Alignment(found, head.projection.explained_energy(error))
+
+
+def _update(block: Block, outputs: Sequence[Tensor], sent: Tensor) -> Sequence[Tensor]:
+    """Return the gradients that a block makes of a broadcast error, given the outputs of its parts."""
+    parameters = [value for value in block.module.parameters() if value.requires_grad]
+    if not parameters:
+        return ()
+    tapped, delivered = [], []
+    for (_, tap, feedback), output in zip(block.sites, outputs, strict=True):
+        value = tap(output)
+        if value.requires_grad:
+            tapped.append(value)
+            delivered.append(feedback.deliver(feedback.errors(value.detach(), sent).delivered))
+    return torch.autograd.grad(tapped, parameters, delivered, materialize_grads=True)
 
 
 def _reference(

@@ -48,14 +48,14 @@ class LocalForm:
     def __init__(self, blocks: Sequence[Block], head: Head) -> None:
         self._blocks = blocks
         self._head = head
-        self._readouts = [cast(LocalReadout, block.feedback) for block in blocks]
+        self._sites = [block.sites[-1] for block in blocks]
 
     def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
         """Run each block on the detached output of the one before, and learn from the readout's loss."""
-        for block, readout in zip(self._blocks, self._readouts, strict=True):
+        for block, (_, tap, feedback) in zip(self._blocks, self._sites, strict=True):
             with block.learning():
                 output = block.run(inputs.detach(), ticket)
-                prediction = readout.predict(block.tap(output))
+                prediction = cast(LocalReadout, feedback).predict(tap(output))
             _, error = self._head.output_error(prediction, targets)
             torch.autograd.backward(prediction, error)
             inputs = output.detach()

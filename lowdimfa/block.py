@@ -6,29 +6,29 @@ from these alone it makes its own update. The same object runs in the in-process
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.feedback.rules import FeedbackWeights
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
-from lowdimfa.stage import Stage, unchanged_buffers
-from lowdimfa.taps import Tap
-from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.sites import FeedbackSite, deliver, tap_all
+from lowdimfa.stage import Stage
+from lowdimfa.tickets import Ticket
 
 ErrorKind = Literal["train", "probe"]
 
 
 @dataclass
 class _Kept:
-    """What the update of one micro-batch needs: the tap with its graph, and the tap's noise on a probe."""
+    """What the update of one micro-batch needs of each part: the tap with its graph, and its noise on a probe."""
 
-    tapped: Tensor | None
-    moved: Tensor | None = None
+    tapped: list[Tensor] | None
+    moved: list[Tensor] | None = None
 
 
 class Block(Stage):
@@ -36,14 +36,8 @@ class Block(Stage):
 
     Parameters
     ----------
-    tap
-        Where the error enters the block.
-    feedback
-        Its feedback weights and their rule.
     activations
         Format of what leaves for the next block: ``fp32``, or ``bf16``.
-    probe_noise
-        Standard deviation of a probe's noise, relative to that of the block's output.
     """
 
     def __init__(
@@ -51,8 +45,7 @@ class Block(Stage):
         index: int,
         module: BlockModule,
         updater: Updater,
-        tap: Tap,
-        feedback: FeedbackWeights,
+        sites: Sequence[FeedbackSite],
         *,
         seed: int,
         precision: str = "fp32",
@@ -60,6 +53,7 @@ class Block(Stage):
         compiled: bool = False,
         activations: str = "fp32",
         probe_noise: float = 0.05,
+        parts: Sequence[int] = (0,),
     ) -> None:
         super().__init__(
             index,
@@ -69,11 +63,11 @@ class Block(Stage):
             precision=precision,
             staleness=staleness,
             compiled=compiled,
+            sites=sites,
+            parts=parts,
+            probe_noise=probe_noise,
         )
         self._travels_as = torch.bfloat16 if activations == "bf16" else torch.float32
-        self.tap = tap
-        self.feedback = feedback
-        self._probe_noise = probe_noise
         self._kept: dict[Ticket, _Kept] = {}
 
     def forward(self, inputs: Tensor, ticket: Ticket) -> Tensor:
@@ -85,24 +79,16 @@ class Block(Stage):
             The output isn't finite.
         """
         with self.learning():
-            output = self.run(inputs.detach(), ticket)
-            self._kept[ticket] = _Kept(self.tap(output))
-        detached = output.detach().contiguous()
+            outputs = self.run_parts(inputs.detach(), ticket)
+            self._kept[ticket] = _Kept(tap_all(self.sites, outputs))
+        detached = outputs[-1].detach().contiguous()
         self.check_finite(detached, "the output", ticket.step)
         return self._leaving(detached)
 
-    @torch.no_grad()
     def probe(self, inputs: Tensor, ticket: Ticket) -> Tensor:
-        """Run the layers once more on perturbed inputs, and add this block's own noise to the output.
-
-        Dropout draws as in the clean pass, and running statistics stay as the clean pass left them.
-        """
-        with unchanged_buffers(self.module):
-            output = self.run(inputs, ticket)
-        seed = derive_seed(self.seed, "probe", self.index, *ticket)
-        generator = torch.Generator(output.device).manual_seed(seed)
-        perturbed, self._kept[ticket].moved = self.tap.perturb(output, self._probe_noise, generator)
-        return self._leaving(perturbed.contiguous())
+        """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`."""
+        output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
+        return self._leaving(output.contiguous())
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """Run the layers in evaluation mode; nothing is kept and nothing changes."""
@@ -138,28 +124,10 @@ class Block(Stage):
                 step=ticket.step,
             )
         if kind == "probe" and kept.moved is not None:
-            self.feedback.accumulate_probe(kept.moved, error)
+            self.accumulate_probe(kept.moved, error)
             kept.moved = None
         elif kind == "train" and kept.tapped is not None:
-            delivered = self.feedback.respond(kept.tapped.detach(), error)
-            if kept.tapped.requires_grad:
-                torch.autograd.backward(kept.tapped, delivered)
+            deliver(self.sites, kept.tapped, error)
             kept.tapped = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]
-
-    def step(self) -> None:
-        """Apply the accumulated gradients to the layers and the feedback weights."""
-        self.feedback.step()
-        super().step()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state's tensors, keyed by the plain model's names."""
-        return super().tensors() | {f"feedback/{self.boundary}/Q": self.feedback.weights.detach()}
-
-    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Restore the state; feedback weights of a boundary that is new stay as they were drawn."""
-        super().load(tensors, scalars)
-        saved = tensors.get(f"feedback/{self.boundary}/Q")
-        if saved is not None:
-            self.feedback.weights.data.copy_(saved)

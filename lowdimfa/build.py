@@ -20,6 +20,7 @@ from lowdimfa.head import Head
 from lowdimfa.losses import make_loss, shows_targets
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule, BlockPlan
+from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
 
@@ -103,6 +104,12 @@ def resolve_feedback(
     return feedback
 
 
+def site_plans(plan: BlockPlan, feedback: FeedbackConfig, is_head: bool) -> list[BlockPlan]:
+    """Return the parts of a block at whose ends the broadcast error enters: in the head all but the last one."""
+    parts = plan.parts() if feedback.every_layer else [plan]
+    return parts[:-1] if is_head else parts
+
+
 def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap:
     """Return the tap of a block.
 
@@ -132,23 +139,20 @@ def build_block(
 
     ``feedback`` is as `resolve_feedback` returns it.
     """
-    tap = tap_of(plan, feedback, shape)
-    weights = _feedback_weights(plan, tap, shape, feedback, training)
+    sites = [_site(part, shape, feedback, training, device) for part in site_plans(plan, feedback, False)]
     module = plan.build().to(device or torch.device("cpu"))
-    weights.weights.data = weights.weights.data.to(device or torch.device("cpu"))
-    updater = _updater(plan, module, weights, training)
     return Block(
         plan.index,
         module,
-        updater,
-        tap,
-        weights,
+        _updater(plan, module, sites, training),
+        sites,
         seed=training.seed,
         precision=training.precision,
         staleness=training.staleness,
         compiled=training.compiled,
         activations=training.activations,
         probe_noise=feedback.probe_noise,
+        parts=plan.starts if feedback.every_layer else (0,),
     )
 
 
@@ -163,11 +167,12 @@ def build_head(
     """Build the last block."""
     generator = torch.Generator().manual_seed(derive_seed(training.seed, "P"))
     projection = ErrorProjection(shape.task_dim, shape.error_dim, feedback.p_rule, feedback.p_lr, generator)
+    sites = [_site(part, shape, feedback, training, device) for part in site_plans(plan, feedback, True)]
     module = plan.build().to(device or torch.device("cpu"))
     return Head(
         plan.index,
         module,
-        _updater(plan, module, None, training),
+        _updater(plan, module, sites, training),
         projection,
         make_loss(training.loss, task),
         task,
@@ -175,6 +180,9 @@ def build_head(
         microbatches=training.microbatches,
         precision=training.precision,
         compiled=training.compiled,
+        sites=sites,
+        parts=plan.starts if feedback.every_layer else (0,),
+        probe_noise=feedback.probe_noise,
     )
 
 
@@ -192,15 +200,21 @@ def build_stages(
     return blocks, build_head(plans[-1], shape, feedback, training, task, device)
 
 
-def _feedback_weights(
-    plan: BlockPlan, tap: Tap, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig
-) -> FeedbackWeights:
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "Q", plan.layers[-1].name))
-    features = tap.features(plan.output_shape)
-    weights = _drawn(features, shape, feedback, training, generator)
+def _site(
+    plan: BlockPlan,
+    shape: ErrorShape,
+    feedback: FeedbackConfig,
+    training: TrainingConfig,
+    device: torch.device | None,
+) -> FeedbackSite:
+    """Return where the error enters a block, or a part of one, with freshly drawn feedback weights."""
+    tap, boundary = tap_of(plan, feedback, shape), plan.layers[-1].name
+    generator = torch.Generator().manual_seed(derive_seed(training.seed, "Q", boundary))
+    weights = _drawn(tap.features(plan.output_shape), shape, feedback, training, generator)
     if isinstance(weights, LearnedFeedback) and tap.keeps_places(plan.output_shape):
         weights.start_at_zero()
-    return weights
+    weights.weights.data = weights.weights.data.to(device or torch.device("cpu"))
+    return FeedbackSite(boundary, tap, weights)
 
 
 def _drawn(
@@ -223,14 +237,15 @@ def _drawn(
 
 
 def _updater(
-    plan: BlockPlan, module: BlockModule, weights: FeedbackWeights | None, training: TrainingConfig
+    plan: BlockPlan, module: BlockModule, sites: Sequence[FeedbackSite], training: TrainingConfig
 ) -> Updater:
     forward = {
         name: parameter for name, parameter in module.named_plain_parameters() if parameter.requires_grad
     }
     trained = dict(forward)
-    if weights is not None and weights.trained_by_optimizer and forward:
-        trained[f"{plan.layers[-1].name}.Q"] = weights.weights
+    for site in sites:
+        if site.feedback.trained_by_optimizer and forward:
+            trained[f"{site.boundary}.Q"] = site.feedback.weights
     return Updater(trained, list(forward.values()), training.update_of(plan.index), training.total_steps)
 
 

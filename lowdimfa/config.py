@@ -25,6 +25,7 @@ class FeedbackConfig:
     p_rule: PRule = "fixed"
     p_lr: float = 0.1
     tap: TapName = "auto"
+    every_layer: bool = False
     probe_every: int = 4
     probe_noise: float = 0.05
     probe_decay: float = 0.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from lowdimfa.feedback.projection import ErrorProjection
 from lowdimfa.losses import Loss, count_correct, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
-from lowdimfa.stage import Stage, unchanged_buffers
+from lowdimfa.sites import FeedbackSite, deliver, tap_all
+from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
 
@@ -92,10 +94,22 @@ class Head(Stage):
         microbatches: int = 1,
         precision: str = "fp32",
         compiled: bool = False,
+        sites: Sequence[FeedbackSite] = (),
+        parts: Sequence[int] = (0,),
+        probe_noise: float = 0.05,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
         super().__init__(
-            index, module, updater, seed=seed, precision=precision, staleness=0, compiled=compiled
+            index,
+            module,
+            updater,
+            seed=seed,
+            precision=precision,
+            staleness=0,
+            compiled=compiled,
+            sites=sites,
+            parts=parts,
+            probe_noise=probe_noise,
         )
         self.projection = projection
         self.projection.to(self.device)
@@ -123,15 +137,18 @@ class Head(Stage):
             The loss or the error isn't finite.
         """
         with self.learning():
-            outputs = self.run(inputs.detach(), ticket)
+            *inner, outputs = self.run_parts(inputs.detach(), ticket)
+            tapped = tap_all(self.sites, inner)
             loss, error = self.output_error(outputs, targets)
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)
         self.projection.accumulate(error)
+        sent = self.projection.project(error)
+        deliver(self.sites, tapped, sent)
         response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
         correct, counted = right_predictions(outputs, targets, self.task)
-        return Broadcast(self.projection.project(error), response, loss, correct, counted)
+        return Broadcast(sent, response, loss, correct, counted)
 
     def output_error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the micro-batch's mean loss and ``e``, the gradient of the whole batch's mean loss, both detached."""
@@ -143,9 +160,10 @@ class Head(Stage):
 
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
-        with unchanged_buffers(self.module):
-            moved = self.run(perturbed, ticket)
-        return self.projection.project(moved.float() - clean.float())
+        outputs, moved = self.run_perturbed(perturbed, ticket)
+        response = self.projection.project(outputs.float() - clean.float())
+        self.accumulate_probe(moved, response)
+        return response
 
     def step(self) -> None:
         """Apply the accumulated gradients to the layers, and the projection's rule."""

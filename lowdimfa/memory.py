@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowdimfa.block import Block
 from lowdimfa.head import Head
+from lowdimfa.sites import tap_all
 from lowdimfa.tickets import Ticket
 
 
@@ -59,16 +60,19 @@ def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> Stage
         Of the run. Each step of it may hold a copy of the weights (`lowdimfa.stash`).
     """
     state = stage.module.state_dict(keep_vars=True).values()
-    feedback = stage.feedback.weights if isinstance(stage, Block) else stage.projection.weights
+    learned_feedback = [site.feedback for site in stage.sites]
+    feedback: list[Tensor] = [one.weights for one in learned_feedback]
+    if isinstance(stage, Head):
+        feedback.append(stage.projection.weights)
     learned = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
     weights = _bytes(state)
-    extra = [feedback] if isinstance(stage, Block) and stage.feedback.trained_by_optimizer and learned else []
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*state, feedback)}
+    extra = [one.weights for one in learned_feedback if one.trained_by_optimizer and learned]
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*state, *feedback)}
     return StageMemory(
         weights=weights,
         gradients=_bytes([*learned, *extra]),
         optimizer=_bytes(stage.updater.tensors().values()),
-        feedback=_bytes([feedback]),
+        feedback=_bytes(feedback),
         kept=_kept_bytes(stage, inputs, own),
         stale=weights * staleness if isinstance(stage, Block) else 0,
     )
@@ -88,8 +92,8 @@ def _kept_bytes(stage: Block | Head, inputs: Tensor, own: set[int]) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         stage.learning(),
     ):
-        output = stage.run(inputs, Ticket(0, 0))
-        saved += [output, stage.tap(output)] if isinstance(stage, Block) else [output]
+        outputs = stage.run_parts(inputs, Ticket(0, 0))
+        saved += [outputs[-1], *tap_all(stage.sites, outputs)]
     return _bytes(tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in own)
 
 

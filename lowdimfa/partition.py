@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -27,6 +27,11 @@ class BlockModule(nn.Module):
         super().__init__()
         self.layer_names = tuple(layer.name for layer in layers)
         self._layers = nn.ModuleList(layer.module for layer in layers)
+
+    def parts(self, starts: Sequence[int]) -> list[nn.Sequential]:
+        """Return modules that share the layers: each has those from one start, an index, up to the next."""
+        spans = pairwise([*starts, len(self._layers)])
+        return [nn.Sequential(*self._layers[start:stop]) for start, stop in spans]
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers in order."""
@@ -93,6 +98,8 @@ class BlockPlan:
         Of one sample, without the batch.
     input_dtype, output_dtype
         Of the tensors that enter and leave.
+    layer_outputs
+        Shape of one sample of each layer's output.
     layer_shares
         Each layer's part of the cost of the whole model, from 0 to 1.
     parameters
@@ -105,6 +112,7 @@ class BlockPlan:
     output_shape: tuple[int, ...]
     input_dtype: torch.dtype
     output_dtype: torch.dtype
+    layer_outputs: tuple[tuple[int, ...], ...]
     layer_shares: tuple[float, ...]
     parameters: int
 
@@ -121,6 +129,25 @@ class BlockPlan:
     def build(self) -> BlockModule:
         """Return the block as a module; it shares the layers with the model."""
         return BlockModule(self.layers)
+
+    @property
+    def starts(self) -> list[int]:
+        """Indexes of the layers at which an automatic cut of this block alone would let a block begin, 0 first."""
+        return block_starts(list(self.layers), 1)
+
+    def parts(self) -> list[BlockPlan]:
+        """Return the block cut at all of its `starts`, as blocks of their own that have its index."""
+        return [
+            replace(
+                self,
+                layers=self.layers[start:stop],
+                input_shape=self.layer_outputs[start - 1] if start else self.input_shape,
+                output_shape=self.layer_outputs[stop - 1],
+                layer_outputs=self.layer_outputs[start:stop],
+                layer_shares=self.layer_shares[start:stop],
+            )
+            for start, stop in pairwise([*self.starts, len(self.layers)])
+        ]
 
 
 def partition(
@@ -173,6 +200,7 @@ def partition(
                 output_shape=tuple(last.output_shape[1:]),
                 input_dtype=first.input_dtype,
                 output_dtype=last.output_dtype,
+                layer_outputs=tuple(tuple(entry.output_shape[1:]) for entry in traced[start:stop]),
                 layer_shares=tuple(entry.cost / total for entry in traced[start:stop]),
                 parameters=sum(parameter.numel() for parameter in BlockModule(own).parameters()),
             )

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lowdimfa.block import Block
 from lowdimfa.stage import Stage
 
 
@@ -40,8 +39,8 @@ def pending_sums(stage: Stage) -> list[Slot]:
         Slot(parameter, partial(getattr, parameter, "grad"), partial(_set_gradient, parameter))
         for parameter in stage.updater.trained
     ]
-    if isinstance(stage, Block) and stage.feedback.probed:
-        slots.append(Slot(stage.feedback.weights, stage.feedback.estimate, stage.feedback.set_estimate))
+    learned = [site.feedback for site in stage.sites]
+    slots += (Slot(one.weights, one.estimate, one.set_estimate) for one in learned if one.probed)
     return slots
 
 

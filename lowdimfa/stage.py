@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
+from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
 
@@ -38,6 +39,12 @@ class Stage:
         Above 0, weights may change between a forward and its update, so those that the forward used are kept.
     compiled
         Whether ``torch.compile`` makes the layers' training pass.
+    sites
+        Where the broadcast error enters: at the ends of the parts, of all in a block and of all but the last in the head.
+    parts
+        Where parts begin, between which no gradient passes: indexes of layers, 0 first.
+    probe_noise
+        Standard deviation of a probe's noise at a site, relative to that of the output there.
 
     Attributes
     ----------
@@ -58,23 +65,93 @@ class Stage:
         precision: str,
         staleness: int,
         compiled: bool = False,
+        sites: Sequence[FeedbackSite] = (),
+        parts: Sequence[int] = (0,),
+        probe_noise: float = 0.05,
     ) -> None:
         self.index = index
         self.module = module
         self.updater = updater
         self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
         self.seed = seed
+        self.sites = list(sites)
+        self._probe_noise = probe_noise
         self._autocast = precision == "bf16"
-        self._layers: Callable[[Tensor], Tensor] = compiling.compiled(module, index) if compiled else module
+        modules = [module] if len(parts) == 1 else module.parts(parts)
+        self._parts = [compiling.compiled(part, index) if compiled else part for part in modules]
         self._stash = WeightStash(module) if staleness else None
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
         """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
+        return self._run(inputs, ticket, lambda part, output: output)[-1]
+
+    def run_parts(
+        self,
+        inputs: Tensor,
+        ticket: Ticket,
+        change: Callable[[int, Tensor], Tensor] = lambda part, output: output,
+    ) -> list[Tensor]:
+        """Do as `run`, but let no gradient pass from one part to the one before.
+
+        Parameters
+        ----------
+        inputs, ticket
+            The micro-batch.
+        change
+            Gets the number of a part and its output, and returns what takes the output's place.
+
+        Returns
+        -------
+        list of Tensor
+            The outputs of all parts.
+        """
+        return self._run(inputs, ticket, change, Tensor.detach)
+
+    def _run(
+        self,
+        inputs: Tensor,
+        ticket: Ticket,
+        change: Callable[[int, Tensor], Tensor],
+        between: Callable[[Tensor], Tensor] = lambda output: output,
+    ) -> list[Tensor]:
         self.module.train()
         seed_generators(derive_seed(self.seed, "forward", self.index, *ticket), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self._layers(received(inputs))
-        return self._full_precision(output)
+        outputs = [inputs]
+        for number, part in enumerate(self._parts):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                output = part(received(between(outputs[-1])))
+            outputs.append(change(number, self._full_precision(output)))
+        return outputs[1:]
+
+    @torch.no_grad()
+    def run_perturbed(self, inputs: Tensor, ticket: Ticket) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers once more on perturbed inputs, with noise of the stage's own added at each site.
+
+        Dropout draws as in the clean pass, and running statistics stay as the clean pass left them.
+
+        Returns
+        -------
+        output, moved
+            The output, and the change of each site's tap by its own noise.
+        """
+        seed = derive_seed(self.seed, "probe", self.index, *ticket)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        moved: list[Tensor] = []
+
+        def perturb(part: int, output: Tensor) -> Tensor:
+            if part == len(self.sites):  # the head's last part, whose output is the network's
+                return output
+            perturbed, change = self.sites[part].tap.perturb(output, self._probe_noise, generator)
+            moved.append(change)
+            return perturbed
+
+        with unchanged_buffers(self.module):
+            return self.run_parts(inputs, ticket, perturb)[-1], moved
+
+    def accumulate_probe(self, moved: Sequence[Tensor], response: Tensor) -> None:
+        """Let the feedback weights take in a probe: what `run_perturbed` returned, and the output's response."""
+        for site, change in zip(self.sites, moved, strict=True):
+            site.feedback.accumulate_probe(change, response)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -96,7 +173,9 @@ class Stage:
         return output.float() if self._autocast else output
 
     def step(self) -> None:
-        """Apply the accumulated gradients to the layers."""
+        """Apply the accumulated gradients to the layers and the feedback weights."""
+        for site in self.sites:
+            site.feedback.step()
         if self._stash is not None:
             self._stash.before_update()
         self.updater.step()
@@ -140,16 +219,22 @@ class Stage:
     def tensors(self) -> dict[str, Tensor]:
         """Return the state's tensors, keyed by the plain model's names."""
         model = {f"model/{name}": value for name, value in self.module.plain_state_dict().items()}
-        return model | {f"optimizer/{name}": value for name, value in self.updater.tensors().items()}
+        optimizer = {f"optimizer/{name}": value for name, value in self.updater.tensors().items()}
+        feedback = {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in self.sites}
+        return model | optimizer | feedback
 
     def scalars(self) -> dict[str, Any]:
         """Return the rest of the state as plain data."""
         return {"updater": self.updater.scalars()}
 
     def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Restore what `tensors` and `scalars` returned."""
+        """Restore what `tensors` and `scalars` returned; feedback weights of a new site stay as they were drawn."""
         self.module.load_plain_state_dict(_under(tensors, "model/"))
         self.updater.load(_under(tensors, "optimizer/"), scalars["updater"])
+        for site in self.sites:
+            saved = tensors.get(f"feedback/{site.boundary}/Q")
+            if saved is not None:
+                site.feedback.weights.data.copy_(saved)
 
 
 def _finite_sum(values: Tensor) -> Tensor:

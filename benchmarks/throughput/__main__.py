@@ -2,11 +2,12 @@
 
 ``python -m benchmarks.throughput`` trains the same networks on the same data with the same threads per process: this
 runtime with ``staleness`` 0, 1 and 2 (``lowdimfa-s1``; ``lowdimfa-s1-whole`` without micro-batches, which it needs only
-where nothing may be stale), backpropagation in one process (``single-2``: 2 threads, whole
-batches; ``single-2x4``: in 4 micro-batches), the schedules of ``torch.distributed.pipelining`` and
-DistributedDataParallel over Gloo, and the limit: each block's own work on tensors that are there already, all blocks at
-once. All systems are up all the time, asleep but for the one whose turn it is. In each round every system has one
-turn, in changing order; figures are medians over rounds, ratios medians of the ratios within rounds.
+where nothing may be stale; ``lowdimfa-s1-layers`` with the error at every layer of a block, so that no block has a
+backward pass), backpropagation in one process (``single-2``: 2 threads, whole batches; ``single-2x4``: in 4
+micro-batches), the schedules of ``torch.distributed.pipelining`` and DistributedDataParallel over Gloo, and the limit:
+each block's own work on tensors that are there already, all blocks at once. All systems are up all the time, asleep but
+for the one whose turn it is. In each round every system has one turn, in changing order; figures are medians over
+rounds, ratios medians of the ratios within rounds.
 
 Steps are timed in the steady state: without the first of a turn, and, for this runtime, without those in which its
 pipeline drains at a turn's end. A step has ended when every block has applied it.

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.throughput.networks import Network
 from benchmarks.throughput.places import Place
 from benchmarks.throughput.process import WorkerError
-from benchmarks.throughput.systems import OURS, System, single_names, start, stop
+from benchmarks.throughput.systems import LAYERS, OURS, System, single_names, start, stop
 
 STEPS_BETWEEN = 10
 MOST_STEPS = 400
@@ -23,7 +23,9 @@ def time_to_accuracy(
     overrides: Sequence[str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train this runtime (``staleness: 1``), 1F1B and the strongest single process until each reaches an accuracy.
+    """Train this runtime, 1F1B and the strongest single process until each reaches an accuracy.
+
+    This runtime at ``staleness: 1``, with the error at every block, and at every layer.
 
     The test split is looked at every `STEPS_BETWEEN` steps. This runtime's time has the filling and draining of its
     pipeline in each such portion.
@@ -34,7 +36,7 @@ def time_to_accuracy(
         By system: ``seconds`` and ``steps``, None where it did not get there in `MOST_STEPS` steps, and the last
         ``accuracy``; or ``failure``.
     """
-    names = [f"{OURS}1", single_names(blocks, network.microbatches)[-2], "1f1b"]
+    names = [f"{OURS}1", f"{OURS}1{LAYERS}", single_names(blocks, network.microbatches)[-2], "1f1b"]
     report(f"training to {100 * target:g} % on real data: {', '.join(names)}")
     systems = start(names, network, blocks, place, overrides, real=True)
     try:

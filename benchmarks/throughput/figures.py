@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.throughput.systems import COARSE, LIMIT, OURS, WHOLE, ZERO_BUBBLE
+from benchmarks.throughput.systems import COARSE, LIMIT, OURS, VARIANTS, ZERO_BUBBLE
 
 Round = dict[str, dict[str, Any]]
 """What each system that ran in a round measured, by name."""
@@ -103,9 +103,15 @@ def summary(rounds: Sequence[Round], names: Sequence[str], threads: int) -> dict
         "ratio_vs_zero_bubble": ratio(rounds, ours, ZERO_BUBBLE),
         "ratio_vs_single_process": ratio(rounds, ours, singles),
         "ratio_vs_limit": ratio(rounds, ours, [LIMIT]),
-        "ratio_whole_vs_1f1b": ratio(rounds, f"{ours}{WHOLE}", ["1f1b"]),
-        "ratio_whole_vs_zero_bubble": ratio(rounds, f"{ours}{WHOLE}", ZERO_BUBBLE),
-        "ratio_whole_vs_single_process": ratio(rounds, f"{ours}{WHOLE}", singles),
+        **{
+            f"ratio{variant.replace('-', '_')}_vs_{peer}": ratio(rounds, f"{ours}{variant}", others)
+            for variant in VARIANTS
+            for peer, others in (
+                ("1f1b", ["1f1b"]),
+                ("zero_bubble", ZERO_BUBBLE),
+                ("single_process", singles),
+            )
+        },
         "busy_fraction_min": min(busy) if isinstance(busy, list) else None,
         "busy_fractions": by_system("busy"),
         "computing_fractions": by_system("computing"),

@@ -22,8 +22,14 @@ LIMIT = "limit"
 ZERO_BUBBLE = ("interleaved-zero-bubble", "zero-bubble-h1", "zbv-zero-bubble")
 WHOLE = "-whole"
 """Ends the name of this runtime without micro-batches: with staleness it needs none to keep its blocks busy."""
+LAYERS = "-layers"
+"""Ends the name of this runtime with the error at every layer of a block, so that no block has a backward pass."""
 COARSE = "-bf16"
 """Ends the names of systems whose activations, and a pipeline's gradients, travel as bfloat16."""
+
+
+VARIANTS = (WHOLE, LAYERS, f"{LAYERS}{WHOLE}")
+"""Of this runtime at a staleness of 1."""
 
 
 def single_names(blocks: int, microbatches: int) -> list[str]:
@@ -38,7 +44,7 @@ def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
     with_coarse = [f"{name}{COARSE}" for name in (*ours, *pipelines)] if coarse else []
     return [
         *ours,
-        f"{OURS}1{WHOLE}",
+        *(f"{OURS}1{variant}" for variant in VARIANTS),
         *single_names(blocks, microbatches),
         *pipelines,
         "ddp",
@@ -124,11 +130,13 @@ def start(
     def plain(name: str) -> dict[str, Any]:
         if not name.startswith(OURS):
             return network.specification(blocks, real=real, **place.sections)
-        staleness = int(name.removeprefix(OURS).removesuffix(COARSE).removesuffix(WHOLE))
-        train: dict[str, Any] = {"activations": "bf16"} if name.endswith(COARSE) else {}
-        if name.endswith(WHOLE):
+        staleness, *variants = name.removeprefix(OURS).split("-")
+        train: dict[str, Any] = {"activations": "bf16"} if COARSE[1:] in variants else {}
+        if WHOLE[1:] in variants:
             train["microbatches"] = 1
-        own = network.specification(blocks, staleness, real=real, train=train, **place.sections)
+        own = network.specification(blocks, int(staleness), real=real, train=train, **place.sections)
+        if LAYERS[1:] in variants:
+            own["feedback"] = {"every_layer": True}
         return overridden(own, overrides)
 
     ours = [name for name in names if name.startswith(OURS)]

@@ -15,6 +15,12 @@ RATIOS = {
     "ratio_whole_vs_1f1b": "1F1B, this runtime with whole batches",
     "ratio_whole_vs_zero_bubble": "the best zero-bubble schedule, this runtime with whole batches",
     "ratio_whole_vs_single_process": "one process with as many threads, this runtime with whole batches",
+    "ratio_layers_vs_1f1b": "1F1B, this runtime with the error at every layer",
+    "ratio_layers_vs_zero_bubble": "the best zero-bubble schedule, this runtime with the error at every layer",
+    "ratio_layers_vs_single_process": "one process with as many threads, this runtime with the error at every layer",
+    "ratio_layers_whole_vs_1f1b": "1F1B, this runtime with both",
+    "ratio_layers_whole_vs_zero_bubble": "the best zero-bubble schedule, this runtime with both",
+    "ratio_layers_whole_vs_single_process": "one process with as many threads, this runtime with both",
     "ratio_vs_1f1b_bf16": "1F1B, both with bfloat16 activations",
     "ratio_vs_zero_bubble_bf16": "the best zero-bubble schedule, both with bfloat16 activations",
 }

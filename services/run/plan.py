@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, tap_of
+from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, site_plans, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.errors import InputError
@@ -73,8 +73,12 @@ class NetworkPlan:
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
-        taps = [tap_of(block, self.feedback, self.shape) for block in self.blocks[:-1]]
-        features = [tap.features(block.output_shape) for tap, block in zip(taps, self.blocks, strict=False)]
+        sites = [site_plans(block, self.feedback, block is self.blocks[-1]) for block in self.blocks]
+        taps = [[tap_of(part, self.feedback, self.shape) for part in parts] for parts in sites]
+        features = [
+            sum(tap.features(part.output_shape) for tap, part in zip(own, parts, strict=True))
+            for own, parts in zip(taps, sites, strict=True)
+        ]
         blocks = [
             {
                 "index": block.index,
@@ -87,11 +91,7 @@ class NetworkPlan:
                 "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
             | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
-            | (
-                {"tap": taps[i].name, "tap_features": features[i]}
-                if i < len(taps)
-                else {"tap": None, "tap_features": 0}
-            )
+            | {"tap": taps[i][-1].name if taps[i] else None, "tap_features": features[i]}
             for i, block in enumerate(self.blocks)
         ]
         return {

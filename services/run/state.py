@@ -54,19 +54,20 @@ def _load_stage(stage: Stage, manifest: Manifest) -> None:
     layers = stage.module.layer_names
     names = {name for name, _ in stage.module.named_plain_parameters()}
     names |= {name for name, _ in stage.module.named_plain_buffers()}
-    wanted = manifest.tensors(lambda key: _belongs(key, names, stage.boundary))
+    boundaries = {site.boundary for site in stage.sites}
+    wanted = manifest.tensors(lambda key: _belongs(key, names, boundaries))
     origin = next(entry for entry in manifest.entries if layers[0] in entry.layers)
     scalars = dict(origin.scalars)
     scalars["updater"] = dict(scalars["updater"]) | {"numbers": _merged_numbers(manifest)}
     stage.load(wanted, scalars)
 
 
-def _belongs(key: str, names: set[str], boundary: str) -> bool:
+def _belongs(key: str, names: set[str], boundaries: set[str]) -> bool:
     kind, _, rest = key.partition("/")
     if kind == "optimizer":
         name = rest.rpartition("/")[0]
-        return name in names or name == f"{boundary}.Q"
-    return key == "head/P" or key == f"feedback/{boundary}/Q" or rest in names
+        return name in names or name.removesuffix(".Q") in boundaries
+    return key == "head/P" or rest in names or (kind == "feedback" and rest.removesuffix("/Q") in boundaries)
 
 
 def _merged_numbers(manifest: Manifest) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class FeedbackSection(Section):
         "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
         "chosen per block from the shape of its output.",
     )
+    every_layer: bool = Field(
+        False,
+        description="Let the error enter a block at the end of each of its layers that has parameters, and no gradient "
+        "pass between them: no block then has a backward pass of its own. Otherwise it enters at the block's end.",
+    )
     probe_every: int = Field(4, ge=1, description="Optimiser steps between probes (`q_rule: probed`).")
     probe_noise: float = Field(
         0.05, gt=0, description="Standard deviation of the probe's noise, as a fraction of the output's own."
@@ -69,6 +74,7 @@ class FeedbackSection(Section):
             "error_dim": self.error_dim is not None,
             "q_rule": self.q_rule in ("readout", "probed"),
             "p_rule": self.p_rule == "oja",
+            "every_layer": self.every_layer,
         }
         for key in (key for key, given in of_broadcast.items() if given):
             found = f"{getattr(self, key)!r} with form {self.form!r}"

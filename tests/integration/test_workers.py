@@ -49,6 +49,15 @@ def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) -> None:
+    plain = specification(model, 2, "readout", feedback={"every_layer": True})
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
 def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
     feedback = {"error_dim": 3, "p_rule": "oja"}
     plain = specification("mlp", 4, "hebbian", feedback=feedback, train={"microbatches": 8, "window": 2})

@@ -57,7 +57,7 @@ def set_exact_feedback(network: DecoupledNetwork, factor: float = 1.0) -> None:
     for block, after in zip(reversed(network.blocks), reversed(network.stages[1:]), strict=True):
         weight = next(after.module.parameters()).detach()
         behind = behind @ weight
-        block.feedback.weights.data.copy_(factor * behind.t())
+        block.sites[-1].feedback.weights.data.copy_(factor * behind.t())
 
 
 def test_what_is_measured_of_a_readout_is_what_it_delivers_in_training() -> None:
@@ -148,7 +148,7 @@ def test_probed_feedback_comes_to_align_where_random_feedback_does_not() -> None
         for step in range(40):
             network.form.run(INPUTS, TARGETS, Ticket(step, 0))
             for block in network.blocks:
-                block.feedback.step()  # the feedback alone: the weights stay
+                block.sites[-1].feedback.step()  # the feedback alone: the weights stay
         measured = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
         cosines[rule] = [block.cosine for block in measured.blocks]
     assert min(cosines["probed"]) > 0.9

@@ -95,7 +95,7 @@ def test_an_error_for_a_ticket_that_was_not_forwarded_is_refused() -> None:
 def test_errors_in_any_order_give_the_sum_over_micro_batches(q_rule: str, order: tuple[int, ...]) -> None:
     feedback = FeedbackConfig(q_rule=q_rule)  # type: ignore[arg-type]
     block = make_block(layers(nn.BatchNorm1d(8)), feedback)
-    block.feedback.weights.data.copy_(normal(5, 3, seed=9))
+    block.sites[-1].feedback.weights.data.copy_(normal(5, 3, seed=9))
     twin = deepcopy(block)
     parts = [(normal(4, 6, seed=part), normal(4, 3, seed=10 + part)) for part in range(3)]
     for part, (inputs, _) in enumerate(parts):
@@ -111,7 +111,9 @@ def test_errors_in_any_order_give_the_sum_over_micro_batches(q_rule: str, order:
         total = [so_far + new for so_far, new in zip(total, own, strict=True)] if total else own
     torch.testing.assert_close(gradients(block), total)
     if q_rule == "hebbian":
-        torch.testing.assert_close(block.feedback.weights.grad, twin.feedback.weights.grad)
+        torch.testing.assert_close(
+            block.sites[-1].feedback.weights.grad, twin.sites[-1].feedback.weights.grad
+        )
 
 
 def test_a_step_applies_the_gradients_once() -> None:
@@ -207,7 +209,7 @@ def test_nothing_is_kept_after_all_errors(probe_first: bool) -> None:
     for ticket in tickets:
         block.forward(normal(4, 6), ticket)
         block.probe(normal(4, 6), ticket)
-    kept = [weakref.ref(block._kept[ticket].tapped) for ticket in tickets]
+    kept = [weakref.ref(block._kept[ticket].tapped[0]) for ticket in tickets]
     for ticket in tickets:
         for kind in ("probe", "train") if probe_first else ("train", "probe"):
             block.receive_error(ticket, normal(4, 3), kind)
@@ -220,14 +222,14 @@ def test_the_graph_goes_with_the_training_error_though_the_probes_response_is_to
     block = make_block(feedback=PROBED)
     block.forward(normal(4, 6), FIRST)
     block.probe(normal(4, 6), FIRST)
-    kept = weakref.ref(block._kept[FIRST].tapped)
+    kept = weakref.ref(block._kept[FIRST].tapped[0])
     block.receive_error(FIRST, normal(4, 3))
     gc.collect()
     assert kept() is None
-    before = block.feedback.weights.clone()
+    before = block.sites[-1].feedback.weights.clone()
     block.receive_error(FIRST, normal(4, 3), "probe")
     block.step()
-    assert not torch.equal(block.feedback.weights, before)
+    assert not torch.equal(block.sites[-1].feedback.weights, before)
 
 
 def test_an_output_that_is_not_finite_names_block_and_step() -> None:
@@ -244,12 +246,12 @@ def test_a_block_without_parameters_runs_and_learns_nothing() -> None:
     plans = partition(nn.Sequential(nn.Tanh(), nn.Linear(6, 3)), ["1"], normal(4, 6))
     feedback = FeedbackConfig(q_rule="hebbian")
     block = build_block(plans[0], error_shape(plans, feedback), feedback, TrainingConfig(total_steps=1))
-    drawn = block.feedback.weights.clone()
+    drawn = block.sites[-1].feedback.weights.clone()
     output = block.forward(normal(4, 6), FIRST)
     block.receive_error(FIRST, normal(4, 3))
     block.step()
     assert torch.equal(output, normal(4, 6).tanh())
-    assert torch.equal(block.feedback.weights, drawn)
+    assert torch.equal(block.sites[-1].feedback.weights, drawn)
 
 
 def stale_training(staleness: int) -> TrainingConfig:

@@ -90,7 +90,7 @@ def test_with_the_true_weights_a_block_learns_what_backpropagation_teaches() -> 
         block.module.get_parameter("_layers.0.weight"),
         head.module.get_parameter("_layers.0.weight"),
     )
-    block.feedback.weights.data.copy_(second.detach().t())
+    block.sites[-1].feedback.weights.data.copy_(second.detach().t())
     inputs, targets = normal(16, 6, seed=3), normal(16, 4, seed=4)
     network.form.run(inputs, targets, Ticket(0, 0))
 
@@ -112,7 +112,7 @@ def test_hebbian_feedback_converges_to_the_transposed_weights() -> None:
     lr, decay = 0.05, 0.5
     network = linear_network(lr, decay)
     weight = network.head.module.get_parameter("_layers.0.weight")
-    feedback = network.blocks[0].feedback.weights
+    feedback = network.blocks[0].sites[-1].feedback.weights
     start = float((feedback - weight.t()).norm().detach())
     teacher = normal(6, 4, seed=5) * 2
     for step in range(100):

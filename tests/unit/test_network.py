@@ -241,7 +241,7 @@ def test_a_transformer_with_a_pooled_tap_is_probed_and_learns() -> None:
     model = vit(SIZE, 4, 1, 16, 2, 2, CLASSES)
     inputs, targets = clusters(64, seed=8, shape=(1, SIZE, SIZE))
     network = make_network(model, inputs[:2], q_rule="probed", probe_every=1)
-    assert "pooled-normalised" in {block.tap.name for block in network.blocks}
+    assert "pooled-normalised" in {block.sites[-1].tap.name for block in network.blocks}
     losses = [network.train_step(step, [(inputs, targets)]).loss for step in range(80)]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -301,7 +301,7 @@ def test_computing_threads_are_put_back() -> None:
 def test_learned_feedback_starts_at_zero_only_where_a_tap_has_features_for_every_pixel() -> None:
     def largest(model: nn.Module, example: Tensor) -> list[float]:
         network = decouple(model, example, blocks=2, total_steps=1)
-        return [float(block.feedback.weights.abs().max()) for block in network.blocks]
+        return [float(block.sites[-1].feedback.weights.abs().max()) for block in network.blocks]
 
     assert largest(cnn(1, [4, 4], 3, 8), torch.zeros(2, 1, 8, 8)) == [0.0]
     assert min(largest(mlp(6, 5, 3, 2), torch.zeros(2, 6))) > 0.0

@@ -33,16 +33,12 @@ def test_what_was_not_measured_is_left_empty() -> None:
         "link_mbit": 100,
         "ratio_vs_1f1b": 1.234,
         "ratio_vs_limit": None,
+        "ratio_layers_vs_zero_bubble": 2.345,
         "backward_bytes_per_sample": {"lowdimfa-s1": 40.0},
     }
-    header, _, row = performance.ratios([result]).splitlines()
-    cells = dict(
-        zip(
-            (cell.strip() for cell in header.split("|")[1:-1]),
-            (cell.strip() for cell in row.split("|")[1:-1]),
-            strict=True,
-        )
+    header, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in performance.ratios([result]).splitlines()
     )
-    assert cells.pop("") == "cnn, 4 blocks, 100 Mbit/s"
-    assert cells.pop("1F1B") == "1.23"
-    assert set(cells.values()) == {""}
+    plain, layers = ({name: cell for name, cell in zip(header, row, strict=True) if cell} for row in rows)
+    assert plain == {"": "cnn, 4 blocks, 100 Mbit/s", "1F1B": "1.23"}
+    assert layers == {"": "cnn, 4 blocks, 100 Mbit/s, error at every layer", "zero-bubble": "2.35"}

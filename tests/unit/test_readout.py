@@ -107,11 +107,11 @@ def test_with_its_own_error_alone_a_block_learns_as_from_a_greedy_local_loss() -
     broadcast, local = decoupled(q_rule="readout", own_error=1.0), decoupled(form="local")
     inputs, targets = normal(BATCH, 5, seed=2), torch.arange(BATCH) % CLASSES
     for one, other in zip(broadcast.blocks, local.blocks, strict=True):
-        other.feedback.weights.data.copy_(one.feedback.weights)
+        other.sites[-1].feedback.weights.data.copy_(one.sites[-1].feedback.weights)
     for network in (broadcast, local):
         network.form.run(inputs, targets, Ticket(0, 0))
     for one, other in zip(broadcast.blocks, local.blocks, strict=True):
-        torch.testing.assert_close(one.feedback.weights.grad, other.feedback.weights.grad)
+        torch.testing.assert_close(one.sites[-1].feedback.weights.grad, other.sites[-1].feedback.weights.grad)
         for mine, theirs in zip(one.module.parameters(), other.module.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
 
@@ -130,7 +130,7 @@ def test_learned_weights_for_every_pixel_start_at_zero(feedback: dict[str, Any])
     network = decouple(
         model, normal(2, 1, 6, 6), blocks=2, total_steps=1, feedback=FeedbackConfig(**feedback)
     )
-    assert not network.blocks[0].feedback.weights.any()
+    assert not network.blocks[0].sites[-1].feedback.weights.any()
 
 
 def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", form: str = "broadcast") -> str:

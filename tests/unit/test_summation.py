@@ -17,6 +17,7 @@ from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, ProbedFeed
 from lowdimfa.layers import Layer
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
+from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap
 from services.block.summation import Layout, Summation
 
@@ -45,7 +46,8 @@ def block(feedback: type[FeedbackWeights] = HebbianFeedback) -> Block:
     if weights.trained_by_optimizer:
         trained["0.Q"] = weights.weights
     config = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}), None, None)
-    return Block(0, module, Updater(trained, [], config, 10), Tap(False, False), weights, seed=0)
+    sites = [FeedbackSite("0", Tap(False, False), weights)]
+    return Block(0, module, Updater(trained, [], config, 10), sites, seed=0)
 
 
 def replicas(number: int, feedback: type[FeedbackWeights] = HebbianFeedback) -> list[Block]:
@@ -120,17 +122,17 @@ def test_the_estimate_of_a_probe_reaches_the_replicas_that_had_none() -> None:
     blocks = replicas(3, ProbedFeedback)
     generator = torch.Generator().manual_seed(9)
     moved, response = torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)
-    blocks[0].feedback.accumulate_probe(moved, response)
-    found = blocks[0].feedback.estimate()
+    blocks[0].sites[-1].feedback.accumulate_probe(moved, response)
+    found = blocks[0].sites[-1].feedback.estimate()
     assert found is not None
     add_up(blocks, [1, 1, 1])
     for one in blocks:
-        estimate = one.feedback.estimate()
+        estimate = one.sites[-1].feedback.estimate()
         assert estimate is not None and torch.equal(estimate, found)
-        one.feedback.step()
-        assert torch.equal(one.feedback.weights, blocks[0].feedback.weights)
+        one.sites[-1].feedback.step()
+        assert torch.equal(one.sites[-1].feedback.weights, blocks[0].sites[-1].feedback.weights)
     add_up(blocks, [2, 2, 2])
-    assert [one.feedback.estimate() for one in blocks] == [None] * 3  # a step without a probe
+    assert [one.sites[-1].feedback.estimate() for one in blocks] == [None] * 3  # a step without a probe
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""The error at every layer of a block: the same as a block for each layer, in fewer processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.models import char_transformer, cnn, mlp
+from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.tickets import Ticket
+
+CLASSES, STEPS, MICROBATCHES = 5, 6, 2
+
+
+def network(model: str, blocks: int | list[str], q_rule: str, **training: Any) -> DecoupledNetwork:
+    torch.manual_seed(1)
+    made: dict[str, tuple[nn.Module, Tensor]] = {
+        "mlp": (mlp(12, 16, 5, CLASSES), torch.zeros(2, 12)),
+        "cnn": (cnn(1, [4, 6, 8], CLASSES, 8), torch.zeros(2, 1, 8, 8)),
+        "characters": (char_transformer(CLASSES, 4, 8, 3, 2), torch.zeros(2, 4, dtype=torch.long)),
+    }
+    module, example = made[model]
+    feedback = FeedbackConfig(q_rule=q_rule, every_layer=training.pop("every_layer", False), probe_every=2)
+    settings: dict[str, Any] = {
+        "total_steps": STEPS,
+        "microbatches": MICROBATCHES,
+        "update": UpdateConfig(FactoryConfig("torch.optim.AdamW", {"lr": 0.01})),
+    }
+    return decouple(
+        module,
+        example,
+        blocks=blocks,
+        total_steps=STEPS,
+        feedback=feedback,
+        training=TrainingConfig(**settings | training),
+    )
+
+
+def batch(model: str, step: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(step)
+    if model == "characters":
+        tokens = torch.randint(0, CLASSES, (8, 5), generator=generator)
+        pairs = tokens[:, :-1], tokens[:, 1:]
+    else:
+        shape = (12,) if model == "mlp" else (1, 8, 8)
+        pairs = (
+            torch.randn(8, *shape, generator=generator),
+            torch.randint(0, CLASSES, (8,), generator=generator),
+        )
+    return list(zip(*(part.chunk(MICROBATCHES) for part in pairs), strict=True))
+
+
+def train(trained: DecoupledNetwork, model: str) -> dict[str, Tensor]:
+    """Return the state after some steps: weights, optimisers, feedback weights."""
+    for step in range(STEPS):
+        trained.train_step(step, batch(model, step))
+    stages = (*trained.blocks, trained.head)
+    return {name: value.clone() for stage in stages for name, value in stage.tensors().items()}
+
+
+def finest(model: str) -> int:
+    """Return the number of blocks of the finest cut."""
+    whole = network(model, 2, "hebbian", every_layer=True)
+    return sum(len(block.sites) for block in whole.blocks) + len(whole.head.sites) + 1
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("q_rule", ["fixed", "hebbian", "readout"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "characters"])
+def test_the_same_bits_as_a_block_for_each_layer(model: str, q_rule: str, blocks: int) -> None:
+    one = train(network(model, blocks, q_rule, every_layer=True), model)
+    other = train(network(model, finest(model), q_rule), model)
+    assert one.keys() == other.keys()
+    assert sum(name.startswith("feedback/") for name in one) == finest(model) - 1 > 2
+    assert not [name for name, value in other.items() if not torch.equal(value, one[name])]
+
+
+def test_no_gradient_passes_between_layers() -> None:
+    made = network("mlp", 2, "hebbian", every_layer=True)
+    (inputs, _), _ = batch("mlp", 0)
+    block = made.blocks[0]
+    with (
+        torch.enable_grad()
+    ):  # not as it learns: linear layers then keep their weights' gradients from autograd
+        outputs = block.run_parts(inputs, Ticket(0, 0))
+    assert len(outputs) == len(block.sites) > 1
+    parameters = [list(part.parameters()) for part in block._parts]
+    for number, output in enumerate(outputs):
+        for other, wanted in enumerate(parameters):
+            found = torch.autograd.grad(output.sum(), wanted, retain_graph=True, allow_unused=True)
+            assert [gradient is not None for gradient in found] == [other == number] * len(wanted)
+
+
+def test_probes_reach_the_layers_of_the_head_too() -> None:
+    made = network("mlp", 2, "probed", every_layer=True)
+    feedback = [site.feedback for stage in (*made.blocks, made.head) for site in stage.sites]
+    for part, (inputs, targets) in enumerate(batch("mlp", 0)):
+        made.form.run(inputs, targets, Ticket(0, part))
+    estimates = [one.estimate() for one in feedback]
+    assert len(estimates) > 2 and all(estimate is not None and estimate.any() for estimate in estimates)
+    made.form.step()
+    assert [one.estimate() for one in feedback] == [None] * len(feedback)
+
+
+def test_state_moves_between_cuts() -> None:
+    fine = network("mlp", finest("mlp"), "hebbian")
+    train(fine, "mlp")
+    tensors = {name: value for stage in (*fine.blocks, fine.head) for name, value in stage.tensors().items()}
+    coarse = network("mlp", 2, "hebbian", every_layer=True)
+    before = {site.boundary: site.feedback.weights.clone() for site in coarse.blocks[0].sites}
+    for stage in (*coarse.blocks, coarse.head):
+        stage.load(tensors, stage.scalars() | {"updater": {"numbers": {}, **_rest(stage.scalars())}})
+        for site in stage.sites:
+            assert torch.equal(site.feedback.weights, tensors[f"feedback/{site.boundary}/Q"])
+    assert all(
+        not torch.equal(site.feedback.weights, before[site.boundary]) for site in coarse.blocks[0].sites
+    )
+
+
+def _rest(scalars: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scalars["updater"].items() if key != "numbers"}
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_weights_may_change_before_the_error_comes(staleness: int) -> None:
+    made = network("mlp", 2, "readout", every_layer=True, staleness=staleness)
+    (inputs, _), _ = batch("mlp", 0)
+    block, error = made.blocks[0], torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))
+    block.forward(inputs, Ticket(0, 0))
+    block.receive_error(Ticket(0, 0), error)
+    expected = [parameter.grad.clone() for parameter in block.module.parameters()]
+    block.updater.optimizer.zero_grad()
+    block.forward(inputs, Ticket(0, 1))
+    with torch.no_grad():
+        block._stash.before_update()
+        for parameter in block.module.parameters():
+            parameter.add_(1.0)
+    block.receive_error(Ticket(0, 1), error)
+    found = [parameter.grad for parameter in block.module.parameters()]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
