@@ -49,7 +49,7 @@ def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) -> None:
     plain = specification(model, 2, "readout", feedback={"every_layer": True})
     with thread_fleet(plain, tmp_path / "threads") as fleet:
