@@ -7,25 +7,18 @@ end. Like the memory, a pipe has no name: the sender makes both, and the receive
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
-import stat
 import struct
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+
+from services.rpc.pipes import PipeEnd, make_pipe, open_end, place_of
 
 _RECORD = 8  # bytes: a sequence, signed and little-endian
 _NOTHING = -1
 _READ = 512 * _RECORD
-_LONGEST = 1 << 20  # bytes of a pipe that the system lets anybody have
-
-
-PipeEnd = tuple[int, int]
-"""A descriptor that the other end is to open, and the inode that it will find there: numbers of descriptors return."""
 
 
 class Doorbell:
@@ -43,12 +36,12 @@ class Doorbell:
     """
 
     def __init__(self, messages: int) -> None:
-        self._listening, self._ringing = _pipe(messages)
+        self._listening, self._ringing = make_pipe(messages * _RECORD)
 
     @property
     def place(self) -> PipeEnd:
         """What the receiver is to listen at."""
-        return self._listening, os.fstat(self._listening).st_ino
+        return place_of(self._listening)
 
     def ring(self, sequence: int) -> None:
         """Announce the message with a sequence."""
@@ -75,7 +68,7 @@ class Receipts:
     """
 
     def __init__(self, messages: int) -> None:
-        self._reading, self._writing = _pipe(messages + 1)
+        self._reading, self._writing = make_pipe((messages + 1) * _RECORD)
         self._poll = select.poll()
         self._poll.register(self._reading, select.POLLIN)
         self._waiting = threading.Lock()  # no descriptor is closed, and its number given away, under a wait
@@ -84,7 +77,7 @@ class Receipts:
     @property
     def place(self) -> PipeEnd:
         """Where the receiver is to acknowledge."""
-        return self._writing, os.fstat(self._writing).st_ino
+        return place_of(self._writing)
 
     def take(self) -> int:
         """Return the highest sequence that was acknowledged since the last call, or -1; for one thread at a time."""
@@ -135,8 +128,8 @@ class Listener:
         self._lock = threading.Lock()
         self._opened: list[int] = []
         try:
-            self._bell = self._keep(_open(process, bell, os.O_RDONLY))
-            self._receipts = self._keep(_open(process, receipts, os.O_WRONLY))
+            self._bell = self._keep(open_end(process, bell, os.O_RDONLY))
+            self._receipts = self._keep(open_end(process, receipts, os.O_WRONLY))
             self._stop = self._keep(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         except BaseException:
             self.close()
@@ -174,42 +167,6 @@ class Listener:
     def _keep(self, descriptor: int) -> int:
         self._opened.append(descriptor)
         return descriptor
-
-
-def descriptor_path(process: int, descriptor: int) -> Path:
-    """Return where another process's descriptor can be opened."""
-    return Path(f"/proc/{process}/fd/{descriptor}")
-
-
-def _open(process: int, place: PipeEnd, access: int) -> int:
-    """Open another process's end of a pipe."""
-    number, inode = place
-    path = descriptor_path(process, number)
-    if not stat.S_ISFIFO(path.stat().st_mode):  # to open something else might do something
-        raise OSError(f"{path} is no pipe")
-    opened = os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
-    status = os.fstat(opened)
-    if (status.st_ino, status.st_uid) != (inode, os.geteuid()):
-        os.close(opened)
-        raise OSError(f"{path} is another pipe, or of another user")
-    return opened
-
-
-def _pipe(messages: int) -> tuple[int, int]:
-    """Return both ends of a pipe for so many messages."""
-    ends, needed = os.pipe(), messages * _RECORD
-    try:
-        for end in ends:
-            os.set_blocking(end, False)
-        if sys.platform.startswith("linux") and fcntl.fcntl(ends[0], fcntl.F_GETPIPE_SZ) < needed:
-            fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, min(needed, _LONGEST))
-            if fcntl.fcntl(ends[0], fcntl.F_GETPIPE_SZ) < needed:
-                raise OSError(f"a pipe can't hold {needed} bytes")
-    except BaseException:
-        for end in ends:
-            os.close(end)
-        raise
-    return ends
 
 
 def _record(sequence: int) -> bytes:

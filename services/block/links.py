@@ -185,6 +185,7 @@ class Links:
             self._inbox.abort,
             self._faults.error_arrives,
             rank=seat.rank,
+            local=self._transport != "grpc",
         )
         self.ends.subscriber.start()
         for peer in downstream:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowdimfa.errors import PeerError
 from lowdimfa.tickets import Ticket
+from services.broadcast.local import PIPE_KEY, Outlet, framed, open_outlet
 from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from services.rpc.seats import Seat, Seating
 from services.rpc.tensors import dtype_code, encode
@@ -26,15 +27,46 @@ ErrorKind = Literal["train", "probe"]
 
 
 class _Published(NamedTuple):
-    """One error, shared by all streams: its serialised messages, and the size of its buffer in bytes."""
+    """One error, shared by all connections.
+
+    Attributes
+    ----------
+    sequence
+        Position in the broadcast.
+    parts
+        Its serialised messages.
+    record
+        The same, as they lie in a pipe.
+    payload
+        Size of its buffer in bytes.
+    """
 
     sequence: int
     parts: list[bytes]
+    record: bytes
     payload: int
 
 
-_Stream = queue.SimpleQueue[_Published | None]
-"""What a subscriber's connection has still to send; None ends it. Its thread wakes for that alone, and needs no lock."""
+class _Connection:
+    """A subscriber's connection.
+
+    Attributes
+    ----------
+    queue
+        What its stream has still to send; None ends it. The stream's thread wakes for that alone, and needs no lock.
+    outlet
+        The subscriber's pipe, while it is on this host and had room for everything.
+    """
+
+    def __init__(self, outlet: Outlet | None) -> None:
+        self.queue: queue.SimpleQueue[_Published | None] = queue.SimpleQueue()
+        self.outlet = outlet
+
+    def leave_pipe(self) -> None:
+        """Send by the stream from now on."""
+        outlet, self.outlet = self.outlet, None
+        if outlet is not None:
+            outlet.close()
 
 
 class ErrorPublisher:
@@ -64,7 +96,7 @@ class ErrorPublisher:
         self._changed = threading.Condition()
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
-        self._streams: dict[Seat, _Stream] = {}
+        self._connections: dict[Seat, _Connection] = {}
         self._taken: dict[Seat, int] = {}
         self._closed = False
 
@@ -105,11 +137,11 @@ class ErrorPublisher:
                 ).SerializeToString()
                 for index, chunk in enumerate(chunks)
             ]
-            published = _Published(self._next_sequence, parts, len(data))
+            published = _Published(self._next_sequence, parts, framed(parts), len(data))
             self._ring.append(published)
             self._next_sequence += 1
-            for stream in self._streams.values():
-                stream.put(published)
+            for seat, connection in self._connections.items():
+                self._send(published, seat, connection)
 
     @property
     def published(self) -> int:
@@ -142,11 +174,25 @@ class ErrorPublisher:
         """End every stream after its last error. `RpcServer.stop` waits for that, as long as its grace."""
         with self._changed:
             self._closed = True
-            for stream in self._streams.values():
-                stream.put(None)
+            for connection in self._connections.values():
+                connection.queue.put(None)
+
+    def _send(self, error: _Published, seat: Seat, connection: _Connection) -> None:
+        """Write an error into the subscriber's pipe, or leave it to the connection's stream."""
+        if connection.outlet is not None and connection.outlet.write(error.record):
+            self._sent(error, seat)
+        else:
+            connection.leave_pipe()
+            connection.queue.put(error)
+
+    def _sent(self, error: _Published, seat: Seat) -> None:
+        for part in error.parts:
+            self.traffic.add_message(len(part))
+        self.traffic.add_tensors(error.payload)
+        self._taken[seat] = error.sequence + 1
 
     def _missing(self) -> list[Seat]:
-        return [seat for seat in self._subscribers if seat not in self._streams]
+        return [seat for seat in self._subscribers if seat not in self._connections]
 
     def _subscribe(self, request: pb.SubscribeRequest, context: Any) -> Iterator[bytes]:
         block, seat = request.block, Seat(request.block, request.rank)
@@ -162,34 +208,33 @@ class ErrorPublisher:
                 f"{', '.join(map(self._seating.name, self._subscribers))}",
             )
         context.send_initial_metadata(())
-        stream: _Stream = queue.SimpleQueue()
-        if not context.add_callback(partial(stream.put, None)):
-            return
-        self._open(seat, stream, request.next_sequence, context)
+        offer = dict(context.invocation_metadata() or ()).get(PIPE_KEY)
+        connection = _Connection(open_outlet(offer) if isinstance(offer, str) else None)
         try:
-            while (error := stream.get()) is not None and self._streams.get(seat) is stream:
+            if not context.add_callback(partial(connection.queue.put, None)):
+                return
+            self._open(seat, connection, request.next_sequence, context)
+            while (error := connection.queue.get()) is not None and self._connections.get(seat) is connection:
                 self._require_kept(error.sequence, seat, context)
-                for part in error.parts:
-                    yield part
-                    self.traffic.add_message(len(part))
-                self.traffic.add_tensors(error.payload)
-                self._taken[seat] = error.sequence + 1
+                yield from error.parts
+                self._sent(error, seat)
         finally:
             with self._changed:
-                if self._streams.get(seat) is stream:
-                    del self._streams[seat]
+                connection.leave_pipe()
+                if self._connections.get(seat) is connection:
+                    del self._connections[seat]
 
-    def _open(self, seat: Seat, stream: _Stream, sequence: int, context: Any) -> None:
-        """Let a subscriber's stream have every error from a sequence on, in place of its earlier one, if any."""
+    def _open(self, seat: Seat, connection: _Connection, sequence: int, context: Any) -> None:
+        """Let a subscriber's connection have every error from a sequence on, in place of its earlier one, if any."""
         with self._changed:
             self._require_kept(sequence, seat, context)
+            if seat in self._connections:
+                self._connections[seat].queue.put(None)  # it may hang
+            self._connections[seat] = connection
             for error in islice(self._ring, sequence - self._oldest, None):
-                stream.put(error)
-            if seat in self._streams:
-                self._streams[seat].put(None)  # its connection may hang
-            self._streams[seat] = stream
+                self._send(error, seat, connection)
             if self._closed:
-                stream.put(None)
+                connection.queue.put(None)
             self._changed.notify_all()
 
     @property
