@@ -18,7 +18,7 @@ from services.block.inbox import Inbox
 from services.block.link_counts import Ends, LinkCounts
 from services.block.receiver import ActivationReceiver, as_it_came
 from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from services.block.transports import Transport, make_sender
+from services.block.transports import Transport, make_sender, passes_grpc_by
 from services.broadcast.publisher import ErrorPublisher
 from services.broadcast.subscriber import ErrorSubscriber
 from services.rpc.handshake import HandshakeServicer, Hello, greet
@@ -185,7 +185,7 @@ class Links:
             self._inbox.abort,
             self._faults.error_arrives,
             rank=seat.rank,
-            local=self._transport != "grpc",
+            local=passes_grpc_by(self._transport, addresses[seating.head], self._host),
         )
         self.ends.subscriber.start()
         for peer in downstream:

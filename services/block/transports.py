@@ -18,6 +18,12 @@ Transport = Literal["auto", "grpc", "shared_memory", "torch"]
 _log = logging.getLogger(__name__)
 
 
+def passes_grpc_by(transport: Transport, address: str, host: str) -> bool:
+    """Return whether messages to or from a worker at an address may be tried without gRPC, by one at ``host``."""
+    own = address.rpartition(":")[0].strip("[]") == host
+    return transport == "shared_memory" or (transport == "auto" and own)
+
+
 def make_sender(
     transport: Transport,
     largest: SampleLimit,
@@ -57,9 +63,7 @@ def make_sender(
     ResourceError
         There is no shared memory, and no other transport may be used.
     """
-    offered = transport == "shared_memory" or (
-        transport == "auto" and address.rpartition(":")[0].strip("[]") == host
-    )
+    offered = passes_grpc_by(transport, address, host)
     return ActivationSender(
         address,
         security,
