@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy
 import torch
@@ -95,17 +96,8 @@ class TensorBuffer:
     """
 
     def __init__(self, dtype: int, shape: Sequence[int], limit: int = MAX_TENSOR_BYTES) -> None:
-        self.dtype = dtype_of(dtype)
         self.shape = tuple(shape)
-        if len(self.shape) > MAX_DIMENSIONS:
-            raise ProtocolError(
-                f"a tensor of {len(self.shape)} dimensions; at most {MAX_DIMENSIONS} are allowed"
-            )
-        # An empty tensor must not claim sizes that torch can't hold either.
-        extent = math.prod(max(size, 1) for size in self.shape) * self.dtype.itemsize
-        if min(self.shape, default=0) < 0 or extent > MAX_TENSOR_BYTES:
-            raise ProtocolError(f"a tensor of shape {self.shape}, negative or too large")
-        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self.dtype, self.nbytes = _layout(dtype, self.shape)
         if self.nbytes > limit:
             raise ProtocolError(f"a tensor of {self.nbytes} bytes; at most {limit} are allowed")
         self._tensor = torch.empty(self.shape, dtype=self.dtype)
@@ -139,6 +131,25 @@ class TensorBuffer:
         if self.dtype == torch.bool and bool((self._bytes > 1).any()):
             raise ProtocolError("a boolean tensor holds bytes other than 0 and 1")
         return self._tensor
+
+
+@lru_cache(64)
+def _layout(code: int, shape: tuple[int, ...]) -> tuple[torch.dtype, int]:
+    """Return the element type and the size in bytes of what is announced: in a run the same few again and again.
+
+    Raises
+    ------
+    ProtocolError
+        As for `TensorBuffer`.
+    """
+    dtype = dtype_of(code)
+    if len(shape) > MAX_DIMENSIONS:
+        raise ProtocolError(f"a tensor of {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    # An empty tensor must not claim sizes that torch can't hold either.
+    extent = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or extent > MAX_TENSOR_BYTES:
+        raise ProtocolError(f"a tensor of shape {shape}, negative or too large")
+    return dtype, math.prod(shape) * dtype.itemsize
 
 
 def decode(dtype: int, shape: Sequence[int], data: bytes | memoryview) -> Tensor:
