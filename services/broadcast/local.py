@@ -74,6 +74,8 @@ class Inlet:
                     message = bytes(memoryview(arrived)[_LENGTH.size : end])
                     del arrived[:end]
                     yield message
+                if not finishing and len(read) < PIPE_BYTES:
+                    break  # that was all: to try once more would cost as much as the message
 
     def _read(self) -> bytes:
         try:

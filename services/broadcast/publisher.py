@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowdimfa.errors import PeerError
 from lowdimfa.tickets import Ticket
-from services.broadcast.local import PIPE_KEY, Outlet, framed, open_outlet
+from services.broadcast.local import PIPE_BYTES, PIPE_KEY, Outlet, framed, open_outlet
 from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from services.rpc.seats import Seat, Seating
 from services.rpc.tensors import dtype_code, encode
@@ -36,14 +36,14 @@ class _Published(NamedTuple):
     parts
         Its serialised messages.
     record
-        The same, as they lie in a pipe.
+        The same, as they lie in a pipe; None where they find no room in one.
     payload
         Size of its buffer in bytes.
     """
 
     sequence: int
     parts: list[bytes]
-    record: bytes
+    record: bytes | None
     payload: int
 
 
@@ -137,7 +137,8 @@ class ErrorPublisher:
                 ).SerializeToString()
                 for index, chunk in enumerate(chunks)
             ]
-            published = _Published(self._next_sequence, parts, framed(parts), len(data))
+            record = framed(parts) if len(data) < PIPE_BYTES else None
+            published = _Published(self._next_sequence, parts, record, len(data))
             self._ring.append(published)
             self._next_sequence += 1
             for seat, connection in self._connections.items():
@@ -179,7 +180,8 @@ class ErrorPublisher:
 
     def _send(self, error: _Published, seat: Seat, connection: _Connection) -> None:
         """Write an error into the subscriber's pipe, or leave it to the connection's stream."""
-        if connection.outlet is not None and connection.outlet.write(error.record):
+        outlet, record = connection.outlet, error.record
+        if outlet is not None and record is not None and outlet.write(record):
             self._sent(error, seat)
         else:
             connection.leave_pipe()
