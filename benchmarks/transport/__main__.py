@@ -14,7 +14,7 @@ import json
 import statistics
 from typing import Any
 
-from benchmarks.reporting import environment, write_result
+from benchmarks.reporting import RESULTS, environment, write_result
 from benchmarks.transport.fanout import broadcast
 from benchmarks.transport.pipeline import memory, overhead
 from benchmarks.transport.tables import tables
@@ -55,21 +55,28 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds of the pipeline (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="store the result in benchmarks/results, where parts that were not measured stay as they are",
+    )
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     found = measure(parts, arguments.repeats)
+    command = f"python -m benchmarks.transport --parts {arguments.parts} --repeats {arguments.repeats} --write"
     result = {
         "benchmark": "transport",
-        "command": f"python -m benchmarks.transport --parts {arguments.parts} --repeats {arguments.repeats} --write",
+        "commands": dict.fromkeys(parts, command),
         "environment": environment(),
         **found,
     }
     print(tables(found), flush=True)
     if arguments.write:
-        write_result("transport", result)
+        path = RESULTS / "transport.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"commands": {}}
+        write_result("transport", before | result | {"commands": before["commands"] | result["commands"]})
     if arguments.json:
         print(json.dumps(result))
 
