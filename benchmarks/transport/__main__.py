@@ -65,7 +65,9 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     found = measure(parts, arguments.repeats)
-    command = f"python -m benchmarks.transport --parts {arguments.parts} --repeats {arguments.repeats} --write"
+    command = (
+        f"python -m benchmarks.transport --parts {arguments.parts} --repeats {arguments.repeats} --write"
+    )
     result = {
         "benchmark": "transport",
         "commands": dict.fromkeys(parts, command),
