@@ -70,13 +70,13 @@ def test_a_value_that_is_not_finite_names_its_block_and_step_and_reaches_no_weig
     plain = specification("mlp", 3)
     with thread_fleet(plain, tmp_path) as fleet:
         stage = fleet.workers[bad].stage
-        run = stage.run
+        run = stage.run_parts
 
         def spoiled(inputs, ticket):  # type: ignore[no-untyped-def]
-            output = run(inputs, ticket)
-            return output * torch.nan if ticket.step == 2 else output
+            outputs = run(inputs, ticket)
+            return [output * torch.nan for output in outputs] if ticket.step == 2 else outputs
 
-        stage.run = spoiled  # type: ignore[method-assign]
+        stage.run_parts = spoiled  # type: ignore[method-assign]
         failures = run_all(fleet)
         found = failures[bad]
         assert isinstance(found, NotFiniteError), found
