@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rpc_helpers import LIVENESS, eventually
+from rpc_helpers import LIVENESS, eventually, pipes
 from test_broadcast import Broadcast, broadcast
 
 from services.broadcast.local import PIPE_BYTES, Inlet, framed, open_outlet
@@ -89,17 +89,6 @@ def test_a_renewed_connection_has_a_pipe_of_its_own() -> None:
         head.publisher.wait_for_subscribers(LIVENESS)
         head.subscribers[0].close()
         eventually(lambda: pipes() <= before)
-
-
-def pipes() -> int:
-    """Return how many descriptors of pipes and events this process has."""
-    found = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found += entry.readlink().parts[0].startswith(("pipe:", "anon_inode:"))
-        except FileNotFoundError:  # closed meanwhile, as the folder's own descriptor is
-            continue
-    return found
 
 
 def test_a_part_of_a_message_is_none() -> None:

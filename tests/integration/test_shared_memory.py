@@ -5,13 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rpc_helpers import LIVENESS, Inbox, eventually
+from rpc_helpers import LIVENESS, Inbox, eventually, pipes
 from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
@@ -87,15 +86,6 @@ def test_a_connection_s_descriptors_go_with_it() -> None:
                 before = pipes()
             blocks.receiver.renew()
         eventually(lambda: pipes() <= before)
-
-
-def pipes() -> int:
-    """Return how many descriptors of pipes and events this process has."""
-    found = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile, as the folder's own descriptor is
-            found += entry.readlink().parts[0].startswith(("pipe:", "anon_inode:"))
-    return found
 
 
 def test_what_was_received_does_not_change_with_its_slot() -> None:

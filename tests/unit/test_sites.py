@@ -83,9 +83,8 @@ def test_no_gradient_passes_between_layers() -> None:
     made = network("mlp", 2, "hebbian", every_layer=True)
     (inputs, _), _ = batch("mlp", 0)
     block = made.blocks[0]
-    with (
-        torch.enable_grad()
-    ):  # not as it learns: linear layers then keep their weights' gradients from autograd
+    # Not as it learns: linear layers then keep their weights' gradients from autograd.
+    with torch.enable_grad():
         outputs = block.run_parts(inputs, Ticket(0, 0))
     assert len(outputs) == len(block.sites) > 1
     parameters = [list(part.parameters()) for part in block._parts]
