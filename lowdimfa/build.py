@@ -104,10 +104,26 @@ def resolve_feedback(
     return feedback
 
 
-def site_plans(plan: BlockPlan, feedback: FeedbackConfig, is_head: bool) -> list[BlockPlan]:
-    """Return the parts of a block at whose ends the broadcast error enters: in the head all but the last one."""
-    parts = plan.parts() if feedback.every_layer else [plan]
-    return parts[:-1] if is_head else parts
+class Parts(NamedTuple):
+    """The parts of a block between which no gradient passes.
+
+    Attributes
+    ----------
+    starts
+        Index, within the block, of the layer at which each part begins.
+    sites
+        Those at whose ends the broadcast error enters: in the head all but the last one.
+    """
+
+    starts: list[int]
+    sites: list[BlockPlan]
+
+
+def parts_of(plan: BlockPlan, feedback: FeedbackConfig, is_head: bool) -> Parts:
+    """Return the parts of a block: itself, or with ``every_layer`` as many as can be."""
+    starts = plan.starts if feedback.every_layer else [0]
+    parts = plan.parts(starts)
+    return Parts(starts, parts[:-1] if is_head else parts)
 
 
 def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap:
@@ -139,7 +155,8 @@ def build_block(
 
     ``feedback`` is as `resolve_feedback` returns it.
     """
-    sites = [_site(part, shape, feedback, training, device) for part in site_plans(plan, feedback, False)]
+    parts = parts_of(plan, feedback, is_head=False)
+    sites = [_site(part, shape, feedback, training, device) for part in parts.sites]
     module = plan.build().to(device or torch.device("cpu"))
     return Block(
         plan.index,
@@ -152,7 +169,7 @@ def build_block(
         compiled=training.compiled,
         activations=training.activations,
         probe_noise=feedback.probe_noise,
-        parts=plan.starts if feedback.every_layer else (0,),
+        parts=parts.starts,
     )
 
 
@@ -167,7 +184,8 @@ def build_head(
     """Build the last block."""
     generator = torch.Generator().manual_seed(derive_seed(training.seed, "P"))
     projection = ErrorProjection(shape.task_dim, shape.error_dim, feedback.p_rule, feedback.p_lr, generator)
-    sites = [_site(part, shape, feedback, training, device) for part in site_plans(plan, feedback, True)]
+    parts = parts_of(plan, feedback, is_head=True)
+    sites = [_site(part, shape, feedback, training, device) for part in parts.sites]
     module = plan.build().to(device or torch.device("cpu"))
     return Head(
         plan.index,
@@ -181,7 +199,7 @@ def build_head(
         precision=training.precision,
         compiled=training.compiled,
         sites=sites,
-        parts=plan.starts if feedback.every_layer else (0,),
+        parts=parts.starts,
         probe_noise=feedback.probe_noise,
     )
 

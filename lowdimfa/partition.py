@@ -135,8 +135,8 @@ class BlockPlan:
         """Indexes of the layers at which an automatic cut of this block alone would let a block begin, 0 first."""
         return block_starts(list(self.layers), 1)
 
-    def parts(self) -> list[BlockPlan]:
-        """Return the block cut at all of its `starts`, as blocks of their own that have its index."""
+    def parts(self, starts: Sequence[int]) -> list[BlockPlan]:
+        """Return the block cut at these layers, some of its `starts`, as blocks of their own that have its index."""
         return [
             replace(
                 self,
@@ -146,7 +146,7 @@ class BlockPlan:
                 layer_outputs=self.layer_outputs[start:stop],
                 layer_shares=self.layer_shares[start:stop],
             )
-            for start, stop in pairwise([*self.starts, len(self.layers)])
+            for start, stop in pairwise([*starts, len(self.layers)])
         ]
 
 

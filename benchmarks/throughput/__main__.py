@@ -43,8 +43,11 @@ from benchmarks.reporting import write_result
 from benchmarks.throughput.hosts import NoHostsError
 from benchmarks.throughput.measure import Plan, measure
 from benchmarks.throughput.networks import NETWORKS
-from benchmarks.throughput.systems import all_names, overridden
+from benchmarks.throughput.systems import OURS, all_names, overridden
 from benchmarks.throughput.tables import tables
+
+FAILED = 1
+"""Exit code where a system of this runtime failed: such a measurement is not stored."""
 
 CANNOT = 2
 """Exit code where links can't be limited on this machine."""
@@ -111,6 +114,7 @@ def main() -> None:
         found.rounds, 2, found.steps, found.link_mbit, found.systems, found.accuracy, tuple(found.overrides)
     )
     results = []
+    status = 0
     for name in found.networks:
         for blocks in found.blocks:
             with tempfile.TemporaryDirectory(prefix="throughput-", dir="/tmp") as folder:
@@ -120,13 +124,18 @@ def main() -> None:
                     print(f"--link-mbit can't be used here: {reason}", file=sys.stderr)
                     sys.exit(CANNOT)
             print(f"\n{tables(result)}\n", flush=True)
-            if found.write:
+            if lost := [one for one in result["not_measured"] if one.startswith(OURS)]:
+                kept = "; nothing was stored" if found.write else ""
+                print(f"could not be measured to the end: {', '.join(lost)}{kept}", file=sys.stderr)
+                status = FAILED
+            elif found.write:
                 suffix = "" if plan.mbit is None else f"-{plan.mbit}"
                 write_result(f"throughput-{name}-{blocks}{suffix}", result)
             results.append(result)
     if found.json:
         line = [{key: value for key, value in result.items() if key != "rounds"} for result in results]
         print(json.dumps(line[0] if len(line) == 1 else line[0] | {"others": line[1:]}))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

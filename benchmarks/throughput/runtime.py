@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from benchmarks.throughput.peers import Answer, peak_bytes
@@ -105,7 +106,15 @@ class EngineHost:
         """Return the bytes of activations that all blocks have sent, from their own metrics."""
         targets = json.loads(targets_file(self._run_dir).read_text())
         addresses = [one["targets"][0] for one in targets if one["labels"]["role"] != "trainer"]
-        return sum(_sent(address) for address in addresses)
+        try:
+            return sum(_sent(address) for address in addresses)
+        except OSError as error:
+            ended = [str(block) for block, pid in enumerate(self._pids) if not psutil.pid_exists(pid)]
+            if not ended:
+                raise
+            raise RuntimeError(
+                f"the processes of blocks {', '.join(ended)} have ended: out of memory?"
+            ) from error
 
 
 def _sent(address: str) -> int:

@@ -56,10 +56,15 @@ def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
 def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
     """Return the systems that are measured where none are named.
 
-    Over links these are fewer: all of them, in both formats, would be a hundred processes at 4 blocks.
+    Over links these are fewer: all of them, in both formats, would be a hundred processes at 4 blocks. With more than
+    2 blocks those with the error at every layer are left out: the others fill 20 GB by themselves.
     """
     if not links:
-        return all_names(blocks, microbatches, coarse=False)
+        return [
+            name
+            for name in all_names(blocks, microbatches, coarse=False)
+            if blocks == 2 or LAYERS not in name
+        ]
     ours, theirs = f"{OURS}1", ["1f1b", *ZERO_BUBBLE[1:]]
     single = f"single-{min(blocks, os.cpu_count() or 1)}"
     coarse = [f"{name}{COARSE}" for name in (ours, *theirs[:2])]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError
 from services.block.devices import Copies, OnHost
+from services.rpc.connection import failure_of_thread
 
 Send = Callable[[tuple[Tensor, ...]], None]
 """Hands computed tensors to a connection."""
@@ -77,16 +78,11 @@ class Outbox:
             try:
                 if not self._failed:
                     job()
-            except LowdimfaError as error:
-                self._fail(error)
-            except Exception as error:  # a defect: without this the run would wait for a dead thread
-                self._fail(LowdimfaError(f"{self._thread.name} failed: {type(error).__name__}: {error}"))
+            except Exception as error:
+                self._failed = True
+                self._on_failure(failure_of_thread(error))
             finally:
                 self._room.release()
-
-    def _fail(self, error: LowdimfaError) -> None:
-        self._failed = True
-        self._on_failure(error)
 
 
 def _wait_and_send(computed: OnHost, send: Send) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
 from lowdimfa.tickets import Ticket
 from services.broadcast.local import PIPE_KEY, Inlet
-from services.rpc.connection import Peer, Resend, Resends, StreamThread
+from services.rpc.connection import Peer, Resend, Resends, StreamThread, failure_of_thread
 from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from services.rpc.security import Security
 from services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
@@ -173,11 +173,8 @@ class ErrorSubscriber:
             return
         except Resend:
             pass
-        except LowdimfaError as error:
-            self._failure = error
-        except Exception as error:  # a defect: without this the run would wait for a dead thread
-            what = f"block {self._block} failed at the error broadcast: {type(error).__name__}: {error}"
-            self._failure = LowdimfaError(what, block=self._block)
+        except Exception as error:
+            self._failure = failure_of_thread(error, self._block)
         self._thread.renew()
 
     def _leave_pipe(self, *, abandon: bool = False) -> None:

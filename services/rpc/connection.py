@@ -124,6 +124,15 @@ class Resends:
         return Resend(failure.message)
 
 
+def failure_of_thread(error: Exception, block: int | None = None) -> LowdimfaError:
+    """Return what ended this thread as the error to report: without it a run would wait for a dead thread."""
+    if isinstance(error, LowdimfaError):
+        return error
+    return LowdimfaError(  # a defect
+        f"{threading.current_thread().name} failed: {type(error).__name__}: {error}", block=block
+    )
+
+
 class StreamThread:
     """A thread that keeps one streaming call open, and opens it again after the connection broke.
 
@@ -183,12 +192,8 @@ class StreamThread:
         end: LowdimfaError | None = None
         try:
             self._stay_connected()
-        except LowdimfaError as error:
-            end = error
-        except Exception as error:  # a defect: without this the run would wait for a dead thread
-            end = LowdimfaError(
-                f"{self._thread.name} failed: {type(error).__name__}: {error}", block=self._peer.block
-            )
+        except Exception as error:
+            end = failure_of_thread(error, self._peer.block)
         if not self._closed.is_set():
             self._on_end(end)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import ErrorShape, build_stages, error_shape, resolve_feedback, site_plans, tap_of
+from lowdimfa.build import ErrorShape, build_stages, error_shape, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.errors import InputError
@@ -73,7 +73,7 @@ class NetworkPlan:
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
-        sites = [site_plans(block, self.feedback, block is self.blocks[-1]) for block in self.blocks]
+        sites = [parts_of(block, self.feedback, block is self.blocks[-1]).sites for block in self.blocks]
         taps = [[tap_of(part, self.feedback, self.shape) for part in parts] for parts in sites]
         features = [
             sum(tap.features(part.output_shape) for tap, part in zip(own, parts, strict=True))

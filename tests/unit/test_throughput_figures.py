@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.throughput import __main__ as command
 from benchmarks.throughput.__main__ import parse
 from benchmarks.throughput.figures import merge, order_of, ratio, summary
 from benchmarks.throughput.networks import NETWORKS
@@ -166,3 +167,24 @@ def test_a_wrong_command_line_says_what_was_expected(
     with pytest.raises(SystemExit):
         parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_measurement_in_which_this_runtime_failed_is_not_stored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored: list[str] = []
+    lost: dict[str, str] = {}
+    result = {"not_measured": lost, "rounds": []}
+    monkeypatch.setattr(command, "measure", lambda *_: result)
+    monkeypatch.setattr(command, "tables", lambda _: "")
+    monkeypatch.setattr(command, "write_result", lambda name, _: stored.append(name))
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["throughput", "--networks", "mlp", "--blocks", "4", "--write"])
+    for failed, status in (("lowdimfa-s1", command.FAILED), ("zbv-zero-bubble", 0)):
+        lost.clear()
+        lost[failed] = "RuntimeError: the processes of blocks 2 have ended: out of memory?"
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == status
+        assert stored == ([] if status else ["throughput-mlp-4"])
+        assert ("lowdimfa-s1; nothing was stored" in capsys.readouterr().err) == bool(status)
