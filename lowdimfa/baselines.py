@@ -36,7 +36,7 @@ class BackpropForm:
     def step(self) -> None:
         """Let each block's optimiser apply its part of the gradient."""
         for stage in self._stages:
-            stage.apply_gradients()
+            stage.updater.step()
 
 
 class LocalForm:
@@ -65,4 +65,4 @@ class LocalForm:
     def step(self) -> None:
         """Apply each block's own gradients."""
         for stage in (*self._blocks, self._head):
-            stage.apply_gradients()
+            stage.updater.step()

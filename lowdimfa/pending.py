@@ -36,7 +36,7 @@ class Slot(NamedTuple):
 def pending_sums(stage: Stage) -> list[Slot]:
     """Return all that the next step of a block uses up, in the same order in every replica of the block."""
     slots = [
-        Slot(parameter, partial(stage.gradient, parameter), partial(_set_gradient, parameter))
+        Slot(parameter, partial(getattr, parameter, "grad"), partial(_set_gradient, parameter))
         for parameter in stage.updater.trained
     ]
     learned = [site.feedback for site in stage.sites]

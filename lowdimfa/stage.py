@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa import compiling
-from lowdimfa.accumulation import WeightGradients
+from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
@@ -80,7 +80,6 @@ class Stage:
         modules = [module] if len(parts) == 1 else module.parts(parts)
         self._parts = [compiling.compiled(part, index) if compiled else part for part in modules]
         self._stash = WeightStash(module) if staleness else None
-        self._gradients = WeightGradients()
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
         """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
@@ -158,7 +157,7 @@ class Stage:
     def learning(self) -> Iterator[None]:
         """Record graphs for a backward that accumulates gradients, maybe after the weights have changed."""
         keeping = nullcontext() if self._stash is None else self._stash.keeping()
-        with torch.enable_grad(), keeping, self._gradients:
+        with torch.enable_grad(), keeping, AccumulateWeightGradients():
             yield
 
     @torch.no_grad()
@@ -173,22 +172,12 @@ class Stage:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
         return output.float() if self._autocast else output
 
-    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return what has been accumulated for a parameter, or None where nothing has."""
-        self._gradients.finish()
-        return parameter.grad
-
     def step(self) -> None:
         """Apply the accumulated gradients to the layers and the feedback weights."""
         for site in self.sites:
             site.feedback.step()
         if self._stash is not None:
             self._stash.before_update()
-        self.apply_gradients()
-
-    def apply_gradients(self) -> None:
-        """Let the optimiser apply what has been accumulated for the layers."""
-        self._gradients.finish()
         self.updater.step()
 
     @property

@@ -48,8 +48,7 @@ def linear_model() -> nn.Sequential:
 
 
 def gradients_of(stage: Stage) -> list[Tensor]:
-    found = [stage.gradient(parameter) for parameter in stage.module.parameters()]
-    return [gradient for gradient in found if gradient is not None]
+    return [parameter.grad for parameter in stage.module.parameters() if parameter.grad is not None]
 
 
 def set_exact_feedback(network: DecoupledNetwork, factor: float = 1.0) -> None:

@@ -128,8 +128,7 @@ def test_the_local_form_learns_nothing_from_the_blocks_behind(form: str, indepen
             parameter.neg_()
     for network in networks:
         network.form.run(*clusters(16, seed=4), Ticket(0, 0))
-    first = [network.blocks[0] for network in networks]
-    one, other = (block.gradient(block.module.get_parameter("_layers.0.1.weight")) for block in first)
+    one, other = (network.blocks[0].module.get_parameter("_layers.0.1.weight").grad for network in networks)
     assert one is not None
     assert other is not None
     assert torch.equal(one, other) == independent
