@@ -38,7 +38,7 @@ class Plan:
     mbit
         Limit of each link, or None.
     systems
-        Names of those to measure; empty for all.
+        Names of those to measure; empty for the usual ones.
     accuracy
         Test accuracy to which some are trained in the end, or None.
     overrides

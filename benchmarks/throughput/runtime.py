@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayTaskError
 
 from benchmarks.throughput.peers import Answer, peak_bytes
 from benchmarks.throughput.process import ROOT
@@ -124,6 +125,15 @@ def _sent(address: str) -> int:
     return int(sum(map(float, values)))
 
 
+def _answer(reference: Any) -> Answer:
+    """Return what an engine answers, or raise what it raised: the text of Ray's own error is a traceback."""
+    try:
+        answer: Answer = ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error
+    return answer
+
+
 class Runtime:
     """The process that holds the engines' Ray cluster.
 
@@ -146,13 +156,11 @@ class Runtime:
 
     def steps(self, system: str, lead: int, count: int) -> Answer:
         """Run steps; see `benchmarks.throughput.worker.Contestant`."""
-        answer: Answer = ray.get(self._hosts[system].steps.remote(lead, count))
-        return answer
+        return _answer(self._hosts[system].steps.remote(lead, count))
 
     def evaluate(self, system: str) -> Answer:
         """Return the accuracy on the test split."""
-        answer: Answer = ray.get(self._hosts[system].evaluate.remote())
-        return answer
+        return _answer(self._hosts[system].evaluate.remote())
 
     def close(self) -> None:
         """End all engines and the cluster."""

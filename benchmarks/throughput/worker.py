@@ -104,9 +104,8 @@ def main() -> None:
             contestant.close()
         except Exception as error:
             traceback.print_exc()
-            cause = getattr(error, "cause", None) or error  # of Ray's, whose own text is a traceback
-            text = " ".join(str(cause).split())
-            answer({"error": f"{type(cause).__name__}: {text}"[:400]})
+            text = " ".join(str(error).split())
+            answer({"error": f"{type(error).__name__}: {text}"[:400]})
             os._exit(1)  # threads of a broken process group may never end
 
 
