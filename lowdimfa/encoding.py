@@ -7,6 +7,7 @@ would turn tuples into lists, integer keys into strings and NaN into nothing; pi
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -289,7 +290,10 @@ def same(one: object, other: object) -> bool:
     first, second = (
         encoder.encode(value, "state") for encoder, value in zip(encoders, (one, other), strict=True)
     )
-    return first == second and all(
+    texts = [
+        json.dumps(plain, sort_keys=True) for plain in (first, second)
+    ]  # in which 1, 1.0 and true differ
+    return texts[0] == texts[1] and all(
         same_bits(value, encoders[1].tensors[name]) for name, value in encoders[0].tensors.items()
     )
 

@@ -59,6 +59,10 @@ class BlockModule(nn.Module):
         spans = pairwise([*starts, len(self._layers)])
         return [nn.Sequential(*self._layers[start:stop]) for start, stop in spans]
 
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layers with their names."""
+        return zip(self.layer_names, self._layers, strict=True)
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers in order."""
         for layer in self._layers:

@@ -14,12 +14,13 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts
-from lowdimfa.tickets import Ticket
+from lowdimfa.tickets import Ticket, derive_seed, reproducible
 from services.spec import Specification
 
 BETTER = 0.02
@@ -57,7 +58,7 @@ class Bench:
     def times(self, blocks: Sequence[BlockPlan]) -> list[StageTime]:
         """Return what each block's work takes."""
         with computing_threads(self.threads):
-            stages = self._stages(blocks, self.training)
+            stages = self.stages(blocks)
             train = self.training
             return measure_times(*stages, self.feedback, self.batches, train.microbatches, train.staleness)
 
@@ -65,7 +66,7 @@ class Bench:
         """Return what each block holds."""
         # Neither stashed nor compiled: autograd then shows what the graphs keep.
         plain = replace(self.training, staleness=0, compiled=False)
-        learning, head = self._stages(blocks, plain)
+        learning, head = replace(self, training=plain).stages(blocks)
         make_step(learning, head, self.feedback, self.batches)
         stages: list[Block | Head] = [*learning, head]
         found, inputs = [], self.batches[0][0].to(self.device)
@@ -74,8 +75,9 @@ class Bench:
             inputs = stage.evaluate(inputs)
         return found
 
-    def _stages(self, blocks: Sequence[BlockPlan], training: TrainingConfig) -> tuple[list[Block], Head]:
-        return build_stages(deepcopy(list(blocks)), self.feedback, training, self.task, self.device)
+    def stages(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
+        """Build copies of the blocks."""
+        return build_stages(deepcopy(list(blocks)), self.feedback, self.training, self.task, self.device)
 
 
 def make_bench(
@@ -89,10 +91,24 @@ def make_bench(
     placement = specification.placement
     # Two micro-batches are enough: of those of a step one may carry a probe, and all others are alike.
     indices = [order.indices(Ticket(0, number)) for number in range(min(2, training.microbatches))]
-    batches = [(dataset.train.inputs(chosen), dataset.train.targets(chosen)) for chosen in indices]
+    with reproducible(derive_seed(specification.train.seed, "bench")):
+        batches = [_draw(dataset, chosen) for chosen in indices]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     return Bench(feedback, training, dataset.task, batches, placement.threads_per_block, device)
+
+
+def _draw(dataset: Dataset, indices: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return dataset.train.inputs(indices), dataset.train.targets(indices)
+    except LowdimfaError:
+        raise
+    except Exception as error:  # a user's data may fail in any way
+        raise InputError(
+            "data.factory",
+            f"training samples {indices[:3].tolist()} … that can't be drawn ({type(error).__name__}: {error})",
+            "inputs and targets of equal shapes for every sample",
+        ) from error
 
 
 def balance_by_time(
