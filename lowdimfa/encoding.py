@@ -273,15 +273,17 @@ def decode(data: Any, tensors: Mapping[str, Tensor], current: Any = None) -> Any
 
 def references(data: Any) -> Iterator[str]:
     """Yield the names of the tensors that encoded data refers to."""
-    if isinstance(data, dict):
-        if data.keys() == {f"{_MARK}tensor"}:
-            yield data[f"{_MARK}tensor"]
-            return
-        data = data.values()
-    elif not isinstance(data, list):
-        return
-    for item in data:
-        yield from references(item)
+    if (name := tensor_name(data)) is not None:
+        yield name
+    elif isinstance(data, dict | list):
+        for item in data.values() if isinstance(data, dict) else data:
+            yield from references(item)
+
+
+def tensor_name(data: Any) -> str | None:
+    """Return the name of the tensor that the data is, or None if it is something else."""
+    mark = f"{_MARK}tensor"
+    return data[mark] if isinstance(data, dict) and data.keys() == {mark} else None
 
 
 def same(one: object, other: object) -> bool:

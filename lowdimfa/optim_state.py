@@ -202,7 +202,8 @@ class _Restoring:
             where or f"{self._updater.config.optimizer_key}.factory",
             f"{found}, in the block with {next(iter(self._updater.parameters))}",
             expected,
-            "Resume with the block boundaries and the optimiser settings of the run that wrote the checkpoint.",
+            "What is kept of groups and schedules fits optimisers that are built with the same groups and settings: keep "
+            "these and the block boundaries as they were, and make no groups later.",
         )
 
 

@@ -156,16 +156,16 @@ def _advance(updater: Updater, step: int, total: int) -> None:
 def states_come_back(rehearsal: Rehearsal) -> None:
     """Refuse what a checkpoint can't hold, or what a newly built block doesn't take from it as it was."""
     for index, stage in enumerate(rehearsal.stages):
-        tensors, scalars = stage.state()
         restored = rehearsal.untrained(index)
-        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         try:
+            tensors, scalars = stage.state()
+            copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
             restored.load(copies, json.loads(json.dumps(scalars, allow_nan=False)))
             back = restored.state()
         except LowdimfaError:
             raise
-        except Exception as error:  # load_state_dict and set_extra_state may be the user's
-            raise _refusal(error, [restored], "when it takes its state back from a checkpoint") from error
+        except Exception as error:  # state_dict, set_extra_state and the like may be the user's
+            raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
         place = _difference(scalars, back.scalars) or next(
             (
                 name

@@ -9,7 +9,7 @@ from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
 from lowdimfa.stage import Stage
 from services.run.checkpoint import BlockState, Manifest
-from services.run.manifest import MANIFEST_FILE
+from services.run.manifest import MANIFEST_FILE, extra_state
 from services.run.plan import RunPlan
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
@@ -140,9 +140,7 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
 def _require_same_extra_state(plan: RunPlan, manifest: Manifest) -> None:
     """Refuse a checkpoint with extra state that nothing in the model takes; what it lacks a block misses itself."""
     taken = {name for block in plan.network.blocks for name in block.build().plain_state().extra}
-    parts = [entry.scalars.get("extra") for entry in manifest.entries]
-    saved = {name for part in parts if isinstance(part, dict) for name in part}
-    if left := sorted(saved - taken):
+    if left := sorted(extra_state(manifest).keys() - taken):
         raise InputError(
             str(manifest.path),
             f"extra state of {', '.join(left)}, which the model doesn't have",
