@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+
+_PLAIN_DTYPE = re.compile(r"[<>|][biufcSU][0-9]+|[<>|][mM]8(\[[0-9]*[a-zA-Z]+\])?")
+"""NumPy's types whose bytes are all that there is to their values."""
 
 _EMPTY_VALUES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, set)}
 """What a defaultdict may make values with."""
@@ -44,7 +48,7 @@ def _empty_value(value: defaultdict[Any, Any]) -> str | None:
 
 
 def _array_bytes(value: Any) -> Tensor:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if not _PLAIN_DTYPE.fullmatch(value.dtype.str):
         raise UnkeptError(f"a NumPy array of {value.dtype}")
     return torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.nbytes else _NO_BYTES
 
@@ -84,6 +88,13 @@ CODECS: dict[str, tuple[type, Codec]] = {
         Codec(lambda value: str(value).removeprefix("torch."), lambda name: _dtype(name)),
     ),
     "device": (torch.device, Codec(str, torch.device)),
+    "number": (
+        numpy.generic,
+        Codec(
+            lambda value: [value.dtype.str, _array_bytes(value)],
+            lambda parts: numpy.frombuffer(parts[1].numpy().tobytes(), plain_dtype(parts[0]))[0],
+        ),
+    ),
     "array": (
         numpy.ndarray,
         Codec(
@@ -112,8 +123,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def plain_dtype(name: str) -> Any:
-    """Return NumPy's type of numbers, text or bytes of that name; objects are none of these."""
-    found = numpy.dtype(name)
-    if found.hasobject:
+    """Return NumPy's type of numbers, text, bytes or times of that name."""
+    if not _PLAIN_DTYPE.fullmatch(name):
         raise ValueError(f"{name} is no type of numbers")
-    return found
+    return numpy.dtype(name)

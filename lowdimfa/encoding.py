@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.codecs import CODECS, TAGS, UnkeptError, plain_dtype
+from lowdimfa.codecs import CODECS, TAGS, UnkeptError
 from lowdimfa.errors import InputError
 
 _MARK = "$"
@@ -99,18 +99,16 @@ class Encoder:
         return self._marked(value, path, levels)
 
     def _marked(self, value: Any, path: tuple[str, ...], levels: int) -> Any:
-        if isinstance(value, numpy.generic):  # of many types, one for each number format
-            tag, simpler = "number", [value.dtype.str, value.tobytes().hex()]
-            if value.dtype.hasobject or value.dtype.names is not None:
-                raise UnkeptError(f"a NumPy value of {value.dtype}", path)
-        elif (found := TAGS.get(type(value))) is not None:
-            tag = found
-            try:
-                simpler = CODECS[tag][1].simpler(value)
-            except UnkeptError as error:
-                raise UnkeptError(error.found, path) from None
-        else:
-            raise UnkeptError(f"a {type(value).__module__}.{type(value).__qualname__}", path)
+        kind = (
+            numpy.generic if isinstance(value, numpy.generic) else type(value)
+        )  # a type for each number format
+        if kind not in TAGS:
+            raise UnkeptError(f"a {kind.__module__}.{kind.__qualname__}", path)
+        tag = TAGS[kind]
+        try:
+            simpler = CODECS[tag][1].simpler(value)
+        except UnkeptError as error:
+            raise UnkeptError(error.found, path) from None
         if isinstance(value, Mapping):  # by the names of its keys, not by places in a list of pairs
             encoded = self._encode_pairs(value, path, levels)
             plain: Any = [simpler[0], encoded] if isinstance(value, defaultdict) else encoded
@@ -177,8 +175,6 @@ def decode(data: Any, tensors: Mapping[str, Tensor], current: Any = None) -> Any
             return int(inner, 16)
         case "float":
             return float(inner)
-        case "number":
-            return numpy.frombuffer(bytes.fromhex(inner[1]), plain_dtype(inner[0]))[0]
     kind, codec = CODECS[tag]
     if issubclass(kind, Mapping):
         pairs = inner[1] if tag == "defaultdict" else inner

@@ -76,8 +76,27 @@ class Bench:
         return found
 
     def stages(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
-        """Build copies of the blocks."""
-        return build_stages(deepcopy(list(blocks)), self.feedback, self.training, self.task, self.device)
+        """Build copies of the blocks.
+
+        Raises
+        ------
+        InputError
+            They can't be copied.
+        """
+        try:
+            copies = deepcopy(list(blocks))
+        except Exception as error:  # the user's own modules may hold anything
+            raise InputError(
+                "model.factory",
+                f"modules that copy.deepcopy does not take ({type(error).__name__}: {error})",
+                "some that it takes, since blocks are measured on copies",
+                "A run with model.balance: flops needs no measurement.",
+            ) from error
+        return self.build(copies)
+
+    def build(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
+        """Build blocks that nobody needs, for they will learn."""
+        return build_stages(blocks, self.feedback, self.training, self.task, self.device)
 
 
 def make_bench(

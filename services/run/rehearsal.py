@@ -66,7 +66,7 @@ class Rehearsal:
 
     def untrained(self, index: int) -> Stage:
         """Build a block once more as it is before the first step."""
-        bench, plan = self.bench, deepcopy(self.blocks[index])
+        bench, (plan,) = self.bench, _copies(self.blocks, slice(index, index + 1), self.rebuild)
         shape = error_shape(self.blocks, bench.feedback)
         arguments = plan, shape, bench.feedback, bench.training
         if index == len(self.blocks) - 1:
@@ -102,7 +102,7 @@ def rehearse(
     devices = [bench.device] if bench.device.type == "cuda" else []
     seed = derive_seed(specification.train.seed, "rehearsal")
     with computing_threads(bench.threads), reproducible(seed), torch.random.fork_rng(devices):
-        learning, head = bench.stages(blocks)
+        learning, head = bench.build(_copies(blocks, slice(None), rebuild))
         rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
         batches = [(inputs.to(bench.device), targets.to(bench.device)) for inputs, targets in bench.batches]
         try:
@@ -117,6 +117,15 @@ def rehearse(
             raise _refusal(error, rehearsal.stages) from error
         for check in CHECKS:
             check(rehearsal)
+
+
+def _copies(
+    blocks: Sequence[BlockPlan], chosen: slice, rebuild: Callable[[], Sequence[BlockPlan]]
+) -> list[BlockPlan]:
+    try:
+        return deepcopy(list(blocks[chosen]))
+    except Exception:  # modules may hold what can't be copied, such as a lock, but they can be made again
+        return list(rebuild()[chosen])
 
 
 def schedules_last(rehearsal: Rehearsal) -> None:

@@ -164,16 +164,17 @@ def test_what_cannot_be_kept_is_refused_by_name(value: object, words: str) -> No
         {"$nonsense": []},
         {"$tensor": "missing"},
         {"$dtype": "load"},
-        {"$array": ["O", [1], {"$bytes": ""}]},
+        {"$array": ["O", [1], {"$tensor": "short"}]},
+        {"$array": ["(((", [1], {"$tensor": "short"}]},
         {"$dict": [[[], 1]]},
         {"$defaultdict": ["eval", []]},
         {"$made": "os.system"},
-        {"$number": ["<f8", "zz"]},
+        {"$number": ["<f8", {"$tensor": "short"}]},
     ],
 )
 def test_what_no_encoder_made_is_refused(data: object) -> None:
     with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
-        decode(data, {})
+        decode(data, {"short": torch.zeros(3, dtype=torch.uint8)})
 
 
 def test_same_sees_types_bits_and_nan() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,14 @@ class Failing(nn.Linear):
         if len(x) > 2:
             raise KeyError("lost")
         return super().forward(x)
+
+
+class Locked(nn.Linear):
+    """Can't be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.lock = threading.Lock()
 
 
 class FailingBackward(nn.Module):
@@ -329,6 +338,12 @@ def test_long_schedules_are_followed_for_a_short_time_only(monkeypatch: pytest.M
     began = time.monotonic()
     planned(steps=10**7, scheduler=own("torch.optim.lr_scheduler.OneCycleLR", max_lr=0.1))
     assert time.monotonic() - began < 60  # 10^7 steps would take minutes
+
+
+def test_what_can_not_be_copied_is_built_again(tmp_path: Path) -> None:
+    given = specification(model=f"{__name__}:made_of", args={"kind": "Locked"})
+    finished = DecoupledTrainer(given, engine="local", run_dir=tmp_path / "run").fit()
+    assert finished.metrics["steps"] == STEPS
 
 
 def test_further_checks_see_trained_copies(monkeypatch: pytest.MonkeyPatch) -> None:
