@@ -197,6 +197,7 @@ def build_head(
         seed=training.seed,
         microbatches=training.microbatches,
         precision=training.precision,
+        activations=training.activations,
         compiled=training.compiled,
         sites=sites,
         parts=parts.starts,

@@ -93,6 +93,7 @@ class Head(Stage):
         seed: int,
         microbatches: int = 1,
         precision: str = "fp32",
+        activations: str = "fp32",
         compiled: bool = False,
         sites: Sequence[FeedbackSite] = (),
         parts: Sequence[int] = (0,),
@@ -106,6 +107,7 @@ class Head(Stage):
             seed=seed,
             precision=precision,
             staleness=0,
+            activations=activations,
             compiled=compiled,
             sites=sites,
             parts=parts,
@@ -136,6 +138,7 @@ class Head(Stage):
         NotFiniteError
             The loss or the error isn't finite.
         """
+        self._learned = ticket
         with self.learning():
             *inner, outputs = self.run_parts(inputs.detach(), ticket)
             tapped = tap_all(self.sites, inner)
@@ -143,6 +146,7 @@ class Head(Stage):
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)
+        error = error.float()
         self.projection.accumulate(error)
         sent = self.projection.project(error)
         deliver(self.sites, tapped, sent)
@@ -152,7 +156,7 @@ class Head(Stage):
 
     def output_error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the micro-batch's mean loss and ``e``, the gradient of the whole batch's mean loss, both detached."""
-        leaf = outputs.detach().float().requires_grad_()
+        leaf = _precise(outputs.detach()).requires_grad_()
         with torch.enable_grad():
             loss = self._loss(leaf, targets)
         (error,) = torch.autograd.grad(loss, leaf)
@@ -170,9 +174,9 @@ class Head(Stage):
         self.projection.step()
         super().step()
 
-    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation) -> None:
-        """Add one evaluation batch to the totals."""
-        outputs = self.evaluate(inputs).float()
+    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
+        """Add the evaluation batch of that number to the totals."""
+        outputs = _precise(self.evaluate(inputs, batch))
         totals.loss_sum += float(self._loss(outputs, targets)) * len(targets)
         totals.samples += len(targets)
         correct, counted = count_correct(outputs, targets, self.task)
@@ -200,3 +204,8 @@ class Head(Stage):
             step=step,
             setting="train.optimizer.args.lr",
         )
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """Return outputs in the precision of the loss: at least single."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
