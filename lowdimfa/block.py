@@ -131,7 +131,7 @@ class Block(Stage):
             kept.moved = None
         elif kind == "train" and kept.tapped is not None:
             self._learned = ticket
-            self._seed("update", *ticket)
+            self.seed_for("update", *ticket)
             with StashedWeights.in_place(kept.weights):
                 deliver(self.sites, kept.tapped, error)
             kept.tapped = kept.weights = None

@@ -143,6 +143,7 @@ class Head(Stage):
             *inner, outputs = self.run_parts(inputs.detach(), ticket)
             tapped = tap_all(self.sites, inner)
             loss, error = self.output_error(outputs, targets)
+            self.seed_for("update", *ticket)
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)

@@ -96,6 +96,7 @@ class Stage:
         inputs: Tensor,
         ticket: Ticket,
         change: Callable[[int, Tensor], Tensor] = lambda part, output: output,
+        cut: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> list[Tensor]:
         """Do as `run`, but let no gradient pass from one part to the one before.
 
@@ -105,13 +106,15 @@ class Stage:
             The micro-batch.
         change
             Gets the number of a part and its output, and returns what takes the output's place.
+        cut
+            Gets what goes into a part, and returns it without its past.
 
         Returns
         -------
         list of Tensor
             The outputs of all parts.
         """
-        return self._run(inputs, ticket, change, Tensor.detach)
+        return self._run(inputs, ticket, change, cut)
 
     def _run(
         self,
@@ -121,7 +124,7 @@ class Stage:
         between: Callable[[Tensor], Tensor] = lambda output: output,
     ) -> list[Tensor]:
         self.module.train()
-        self._seed("forward", *ticket)
+        self.seed_for("forward", *ticket)
         outputs = [inputs]
         for number, part in enumerate(self._parts):
             output = self._call(number, part, between(outputs[-1]))
@@ -135,7 +138,7 @@ class Stage:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self._untouched.by(number, layers, inputs)
 
-    def _seed(self, purpose: str, *names: int) -> None:
+    def seed_for(self, purpose: str, *names: int) -> None:
         """Let what layers, losses and optimisers draw depend on the seed, the block and these names alone."""
         seed_generators(derive_seed(self.seed, purpose, self.index, *names), self.device)
 
@@ -180,7 +183,7 @@ class Stage:
     def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         self.module.eval()
-        self._seed("evaluate", batch)
+        self.seed_for("evaluate", batch)
         return self._full_precision(self._call(None, self.module, inputs)).contiguous()
 
     def _full_precision(self, output: Tensor) -> Tensor:
@@ -191,10 +194,14 @@ class Stage:
         """Apply the accumulated gradients to the layers and the feedback weights."""
         for site in self.sites:
             site.feedback.step()
+        self.before_update()
+        self.seed_for("step", self._learned.step)
+        self.updater.step()
+
+    def before_update(self) -> None:
+        """Keep the weights for forwards whose updates are to come; to be called before these change."""
         if self._stash is not None:
             self._stash.before_update()
-        self._seed("step", self._learned.step)
-        self.updater.step()
 
     @property
     def boundary(self) -> str:

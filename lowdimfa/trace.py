@@ -13,6 +13,11 @@ from lowdimfa.cost import COSTS, Balance
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
 
+_TAKES_GRADIENT = (
+    "Evaluation runs without gradients, and a block's input requires none: a layer that takes one does so within "
+    "torch.enable_grad(), of x if x.requires_grad else x.detach().requires_grad_()."
+)
+
 
 @dataclass(frozen=True)
 class TracedLayer:
@@ -72,6 +77,7 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
             f"layer {layer.name!r}, which fails on {source}, shape {tuple(x.shape)} and type {x.dtype} "
             f"({type(error).__name__}: {error})",
             "layers that each accept what the one before puts out",
+            _TAKES_GRADIENT if "require grad" in str(error) else "",
         ) from error
     if not isinstance(y, Tensor):
         found = f"layer {layer.name!r}, which puts out a {type(y).__name__}"

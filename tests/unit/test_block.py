@@ -6,7 +6,6 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
