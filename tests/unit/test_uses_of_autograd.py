@@ -171,8 +171,8 @@ def test_what_would_learn_something_else_is_refused(use: str) -> None:
     assert "'1'" in str(caught.value)
 
 
-def test_what_torch_keeps_no_stale_weights_for_is_refused_with_staleness() -> None:
-    (use,) = WHOLE_UPDATES
+@pytest.mark.parametrize("use", WHOLE_UPDATES)
+def test_what_no_stale_weights_can_be_kept_for_is_refused_with_staleness(use: str) -> None:
     blocks, head = built(network(use), ["1", "2"], staleness=1)
     with pytest.raises(InputError, match=r"train\.staleness to 0"):
         refuse_inexact(blocks, head, BATCHES, overlapping=True, stale=True)

@@ -188,7 +188,6 @@ WORKS: dict[str, Callable[[], nn.Module]] = {
     "a straight-through estimate": lambda: Layer(straight_through, inner=linear()),
     "in place at both ends": lambda: Layer(in_place, inner=linear()),
     "dropout in place": lambda: nn.Sequential(nn.Dropout(0.5, inplace=True), linear()),
-    "saved on the CPU": lambda: Layer(offloaded, inner=linear()),
     "autocast of its own": lambda: Layer(lower_precision, inner=linear()),
     "a lazy layer": lambda: nn.LazyLinear(WIDTH),
     "attention": lambda: Layer(
@@ -201,8 +200,9 @@ WORKS: dict[str, Callable[[], nn.Module]] = {
 
 WHOLE_UPDATES: dict[str, Callable[[], nn.Module]] = {
     "jacobians": lambda: Layer(jacobians, inner=nn.Sequential(linear(), nn.Tanh())),
+    "saved on the CPU": lambda: Layer(offloaded, inner=body()),
 }
-"""Uses that work with staleness 0 only, since torch keeps no stale weights for them."""
+"""Uses that work with staleness 0 only: they leave no room for the hooks by which stale weights are kept."""
 
 
 def network(*uses: str, seed: int = 0) -> nn.Sequential:
