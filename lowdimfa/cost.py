@@ -49,7 +49,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             self.floating_point += formula(*args, **(kwargs or {}), out_val=result)
         if not func.is_view:
-            self.written += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.written += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result
 
 

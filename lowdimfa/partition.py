@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
-from lowdimfa.trace import trace
+from lowdimfa.trace import TracedLayer, trace
 
 __all__ = ["BlockModule", "BlockPlan", "Layer", "as_module", "list_layers", "partition"]
 
@@ -191,7 +191,7 @@ def partition(
     plans = []
     for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)])):
         own, first, last = tuple(layers[start:stop]), traced[start], traced[stop - 1]
-        _refuse_lost_batch(own[-1], last.output_shape, len(example))
+        _refuse_end(own[-1], last, len(example))
         plans.append(
             BlockPlan(
                 index=index,
@@ -255,7 +255,15 @@ def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:
     return cuts
 
 
-def _refuse_lost_batch(layer: Layer, shape: torch.Size, batch: int) -> None:
+def _refuse_end(layer: Layer, traced: TracedLayer, batch: int) -> None:
+    shape = traced.output_shape
+    if traced.output:
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r} at a block's end, whose output is {traced.output}",
+            "a dense torch.Tensor of real numbers",
+            "Name other boundaries in model.blocks, or convert it within the layer.",
+        )
     if not shape or shape[0] != batch:
         raise InputError(
             FACTORY_KEY,

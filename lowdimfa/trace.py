@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lowdimfa.cost import COSTS, Balance
 from lowdimfa.errors import InputError
@@ -21,13 +22,14 @@ _TAKES_GRADIENT = (
 
 @dataclass(frozen=True)
 class TracedLayer:
-    """Shapes (batch included) and types of the tensors around a layer, and its cost."""
+    """Shapes (batch included) and types of the tensors around a layer, its cost, and its output in words."""
 
     input_shape: torch.Size
     output_shape: torch.Size
     input_dtype: torch.dtype
     output_dtype: torch.dtype
     cost: float
+    output: str
 
 
 def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balance) -> list[TracedLayer]:
@@ -43,7 +45,8 @@ def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balan
         x = example
         for index, layer in enumerate(layers):
             y = _run(layer, layers[index - 1] if index else None, x)
-            traced.append(TracedLayer(x.shape, y.shape, x.dtype, y.dtype, COSTS[balance](layer.module, x)))
+            cost = _cost(layer, x, balance)
+            traced.append(TracedLayer(x.shape, y.shape, x.dtype, y.dtype, cost, _described(y)))
             x = y
     if not runs_children(model) and type(model).forward is not nn.Module.forward:
         _refuse_other_function(model, layers, example)
@@ -54,7 +57,7 @@ def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balan
 def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[None]:
     """Enter one mode, then put back the model's modes and buffers and the global random state."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = [example.device] if example.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad():
         try:
@@ -83,6 +86,28 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
         found = f"layer {layer.name!r}, which puts out a {type(y).__name__}"
         raise InputError(FACTORY_KEY, found, "layers that put out one tensor")
     return y
+
+
+def _cost(layer: Layer, x: Tensor, balance: Balance) -> float:
+    try:
+        return COSTS[balance](layer.module, x)
+    except Exception as error:  # a user's layer may fail in any way
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r}, which runs but fails where gradients are recorded ({type(error).__name__}: {error})",
+            "layers that can be trained",
+        ) from error
+
+
+def _described(output: Tensor) -> str:
+    """Return a tensor's kind in words; empty for a dense tensor of real numbers, which any wire carries."""
+    kinds = {
+        f"a {type(output).__name__}": type(output) in (Tensor, nn.Parameter),
+        "complex": not output.is_complex(),
+        "quantised": not output.is_quantized,
+        f"of layout {output.layout}": output.layout == torch.strided and not output.is_nested,
+    }
+    return next((kind for kind, is_plain in kinds.items() if not is_plain), "")
 
 
 def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tensor) -> None:

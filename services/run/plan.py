@@ -174,11 +174,13 @@ def make_network_plan(
     """Build the model with the run's seed and cut it into blocks."""
     model, train = build_model(specification), specification.train
     cut = specification.model.blocks if boundaries is None else list(boundaries)
-    if boundaries is None and _measures(specification):
-        with computing_threads(specification.placement.threads_per_block):
-            blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
-    else:
-        blocks = partition(model, cut, example.batch())
+    # Lazy layers draw their weights when they first see a batch, which is here.
+    with reproducible(derive_seed(train.seed, "lazy layers")):
+        if boundaries is None and _measures(specification):
+            with computing_threads(specification.placement.threads_per_block):
+                blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
+        else:
+            blocks = partition(model, cut, example.batch())
     if specification.train.activations == "bf16":
         blocks = _coarser_between(blocks)
     feedback = FeedbackConfig(**specification.feedback.model_dump())

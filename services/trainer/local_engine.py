@@ -15,6 +15,7 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
+from lowdimfa.tickets import reproducible
 from lowdimfa.trainer import InProcessTrainer
 from services.block.devices import block_device
 from services.monitoring.timeline import TimelineWriter
@@ -48,7 +49,7 @@ class LocalEngine:
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Build all blocks."""
-        self._threads.enter_context(torch.random.fork_rng(devices=[]))
+        self._threads.enter_context(reproducible(self._plan.network.training.seed))
         self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_per_block))
         network = self._plan.network
         device = block_device(self._plan.specification.placement.gpus_per_block)
