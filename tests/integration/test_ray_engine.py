@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from specifications import specification
 
@@ -53,7 +54,9 @@ class Watch:
         return next(event for event in self.events if event["event"] == name)
 
 
-def fit(plain: dict[str, Any], run_dir: Path, engine: str = "ray", watch: Watch | None = None) -> Result:
+def fit(
+    plain: dict[str, Any] | Path, run_dir: Path, engine: str = "ray", watch: Watch | None = None
+) -> Result:
     return DecoupledTrainer(plain, engine=engine, run_dir=run_dir, on_event=watch).fit()  # type: ignore[arg-type]
 
 
@@ -91,6 +94,27 @@ def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path:
     assert len({pids["trainer"], *pids["blocks"], os.getpid()}) == blocks + 2
     assert result.metrics["broadcast_payload_bytes_per_sample"] == 4 * 10 * (1 + (q_rule == "probed") / 4)
     assert_gone(pids)
+
+
+def test_own_code_that_draws_or_works_in_place_gives_the_same_bits(tmp_path: Path) -> None:
+    plain = specification(
+        blocks=3,
+        train={
+            "optimizer": {"factory": "drawing:NoisySGD", "args": {"lr": 0.1}},
+            "loss": "drawing:loss",
+            "microbatches": 4,
+        },
+        run={"evaluate_every_epochs": 1, "checkpoint_every": 4},
+    )
+    plain["model"] = {"factory": "drawing:model", "blocks": 3}
+    (tmp_path / "drawing.py").write_text((Path(__file__).parent / "own_code" / "drawing.py").read_text())
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(plain))
+    results = {engine: fit(tmp_path / "spec.yaml", tmp_path / engine, engine) for engine in ("ray", "local")}
+    found, expected = exported(tmp_path / "ray"), exported(tmp_path / "local")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    ours, theirs = results.values()
+    assert ours.metrics["test_loss"] == theirs.metrics["test_loss"]
 
 
 def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
