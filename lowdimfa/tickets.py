@@ -40,16 +40,28 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators that a user's code draws from by default: torch's on the CPU, NumPy's and Python's."""
+    torch.default_generator.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Let a user's factory draw the same numbers in every process, from torch, NumPy or Python, and restore all three."""
+def unchanged_generators() -> Iterator[None]:
+    """Leave torch's, NumPy's and Python's default generators as they were, whatever is drawn or seeded in between."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        numpy.random.seed(seed % 2**32)
-        random.seed(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Let a user's code draw the same numbers in every process, and leave the generators as they were."""
+    with unchanged_generators():
+        seed_everything(seed)
+        yield
