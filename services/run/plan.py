@@ -20,7 +20,8 @@ from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
-from lowdimfa.losses import checked_loss, counts, make_loss, validate_class_targets
+from lowdimfa.loss_check import checked_loss
+from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
