@@ -90,9 +90,9 @@ class Block(Stage):
         output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
         return self._leaving(output.contiguous())
 
-    def evaluate(self, inputs: Tensor) -> Tensor:
-        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
-        return self._leaving(super().evaluate(inputs))
+    def evaluate(self, inputs: Tensor, batch: int | None = None) -> Tensor:
+        """Run the layers in evaluation mode, as `Stage.evaluate` does."""
+        return self._leaving(super().evaluate(inputs, batch))
 
     def _leaving(self, output: Tensor) -> Tensor:
         return output.to(self._travels_as) if output.dtype == torch.float32 else output

@@ -206,9 +206,11 @@ class Head(Stage):
         self.projection.step()
         super().step()
 
-    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation) -> None:
-        """Add one evaluation batch to the totals."""
-        outputs = self.evaluate(inputs).float()
+    def evaluate_outputs(
+        self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int | None = None
+    ) -> None:
+        """Add one evaluation batch, of a number on which random draws depend, to the totals."""
+        outputs = self.evaluate(inputs, batch).float()
         share = self._count(targets) / targets.numel()
         if share:
             totals.loss_sum += float(self._loss(outputs, targets)) * len(targets) * share

@@ -156,10 +156,10 @@ class DecoupledNetwork:
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Return loss and accuracy over batches, in evaluation mode."""
         totals = Evaluation()
-        for inputs, targets in batches:
+        for number, (inputs, targets) in enumerate(batches):
             for block in self.blocks:
-                inputs = block.evaluate(inputs)
-            self.head.evaluate_outputs(inputs, targets, totals)
+                inputs = block.evaluate(inputs, number)
+            self.head.evaluate_outputs(inputs, targets, totals, number)
         return totals
 
     def state_dict(self) -> dict[str, Tensor]:

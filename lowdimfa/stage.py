@@ -17,7 +17,7 @@ from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import WeightStash
-from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.tickets import Ticket, derive_seed, seed_everything
 
 
 class Stage:
@@ -161,9 +161,14 @@ class Stage:
             yield
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor) -> Tensor:
-        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
+    def evaluate(self, inputs: Tensor, batch: int | None = None) -> Tensor:
+        """Run the layers in evaluation mode; nothing is kept and nothing changes.
+
+        What they draw depends on the number of the batch, if there is one.
+        """
         self.module.eval()
+        if batch is not None:
+            seed_generators(derive_seed(self.seed, "evaluation", self.index, batch), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             output = self.module(received(inputs))
         return self._full_precision(output).contiguous()
@@ -251,8 +256,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the default generators that layers such as dropout draw from, of the CPU and of the block's GPU."""
-    torch.default_generator.manual_seed(seed)
+    """Seed the default generators that layers and losses draw from: all of the CPU, and that of the block's GPU."""
+    seed_everything(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 

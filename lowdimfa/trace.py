@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowdimfa.cost import COSTS, Balance
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
+from lowdimfa.tickets import unchanged_generators
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices), unchanged_generators(), torch.no_grad():
         try:
             model.train(training)
             yield

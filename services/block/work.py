@@ -193,9 +193,9 @@ class Work:
         (inputs,) = self._copies.to_device(*tensors).use()
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
-            self.stage.evaluate_outputs(inputs, targets, totals)
+            self.stage.evaluate_outputs(inputs, targets, totals, index)
         else:
-            output = self._copies.to_next_block(self.stage.evaluate(inputs))
+            output = self._copies.to_next_block(self.stage.evaluate(inputs, index))
             self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)

@@ -106,7 +106,11 @@ def step_of(reader: Reader, step: int) -> tuple[Tensor, Tensor]:
 def test_inputs_and_targets_read_in_two_processes_are_those_of_one_item(kind: type[Turned]) -> None:
     first_block, head = reader((kind(), kind())), reader((kind(), kind()))
     for step in range(9):
-        torch.rand(step), random.random(), numpy.random.rand(step)  # the processes did different things before
+        (
+            torch.rand(step),
+            random.random(),
+            numpy.random.rand(step),
+        )  # the processes did different things before
         inputs = first_block.microbatch(Ticket(step, 1)).inputs()
         assert torch.equal(turns_of(inputs), head.microbatch(Ticket(step, 1)).targets())
     for index in range(head.evaluation_batches):
