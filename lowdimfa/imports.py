@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lowdimfa.errors import InputError
+from lowdimfa.tickets import derive_seed, reproducible
 
 
 def resolve(path: str, where: str) -> Callable[..., Any]:
@@ -30,7 +31,9 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
     if not module_name or not name:
         raise InputError(where, repr(path), "an import path such as 'package.module:factory'")
     try:
-        module = importlib.import_module(module_name)
+        # What a module draws, or seeds, while it is imported must not depend on which factory of it is the first.
+        with reproducible(derive_seed(0, "import", module_name)):
+            module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way while it is imported
         raise InputError(
             where,

@@ -50,13 +50,20 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Let a user's factory draw the same numbers in every process, from torch, NumPy or Python, and restore all three."""
+def unchanged_generators() -> Iterator[None]:
+    """Leave torch's, NumPy's and Python's default generators as they were, whatever is drawn or seeded in between."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        seed_generators(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Let a user's code draw the same numbers in every process, and leave the generators as they were."""
+    with unchanged_generators():
+        seed_generators(seed)
+        yield

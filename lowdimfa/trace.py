@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from lowdimfa.cost import COSTS, Balance
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
+from lowdimfa.tickets import unchanged_generators
 
 _TAKES_GRADIENT = (
     "Evaluation runs without gradients, and a block's input requires none: a layer that takes one does so within "
@@ -59,7 +60,7 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices), unchanged_generators(), torch.no_grad():
         try:
             model.train(training)
             yield

@@ -161,6 +161,17 @@ def missing_files(source: Source, folder: Path) -> list[str]:
     return [name for name in source.files if _existing(folder / name) is None]
 
 
+def damaged_files(source: Source, folder: Path) -> list[str]:
+    """Return the names of the files in ``folder`` that can't be read or have other contents than they should."""
+    damaged = []
+    for path in filter(None, (_existing(folder / name) for name in source.files)):
+        try:
+            checked(source, path.name, path.read_bytes(), str(path))
+        except (InputError, OSError):
+            damaged.append(path.name)
+    return damaged
+
+
 def read_file(source: Source, name: str, root: str | None = None) -> bytes:
     """Return the checked contents of one file of a data set, which may lie there gzipped as ``name.gz``.
 

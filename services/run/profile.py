@@ -13,7 +13,8 @@ from lowdimfa.balance import Cut, recut
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.data.base import BatchOrder, Dataset, Task
+from lowdimfa.data.base import Task
+from lowdimfa.data.reading import Reader
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
@@ -82,17 +83,16 @@ def make_bench(
     specification: Specification,
     feedback: FeedbackConfig,
     training: TrainingConfig,
-    dataset: Dataset,
-    order: BatchOrder,
+    reader: Reader,
 ) -> Bench:
     """Return a bench with a run's own data, threads and device; where this machine has no GPU, the processor."""
     placement = specification.placement
     # Two micro-batches are enough: of those of a step one may carry a probe, and all others are alike.
-    indices = [order.indices(Ticket(0, number)) for number in range(min(2, training.microbatches))]
-    batches = [(dataset.train.inputs(chosen), dataset.train.targets(chosen)) for chosen in indices]
+    read = [reader.microbatch(Ticket(0, number)) for number in range(min(2, training.microbatches))]
+    batches = [(samples.inputs(), samples.targets()) for samples in read]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    return Bench(feedback, training, dataset.task, batches, placement.threads_per_block, device)
+    return Bench(feedback, training, reader.dataset.task, batches, placement.threads_per_block, device)
 
 
 def balance_by_time(

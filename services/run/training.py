@@ -29,6 +29,7 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         activations=train.activations,
         compiled=train.compile,
         loss=train.loss,
+        ignore_index=train.ignore_index,
         update=update(train),
         per_block={index: update(section) for index, section in train.per_block.items()},
     )
