@@ -266,7 +266,9 @@ def _updater(
     for site in sites:
         if site.feedback.trained_by_optimizer and forward:
             trained[f"{site.boundary}.Q"] = site.feedback.weights
-    return Updater(trained, list(forward.values()), training.update_of(plan.index), training.total_steps)
+    seed = derive_seed(training.seed, "updater", plan.index)
+    update = training.update_of(plan.index)
+    return Updater(trained, list(forward.values()), update, training.total_steps, seed)
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:

@@ -44,19 +44,43 @@ class FeedbackConfig:
 
 @dataclass(frozen=True)
 class FactoryConfig:
-    """An import path and the arguments to call it with."""
+    """An import path and the arguments to call it with.
+
+    Attributes
+    ----------
+    key
+        Of the specification, for messages; "" where there is none.
+    """
 
     factory: str
     args: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How one block turns gradients into updates."""
+    """How one block turns gradients into updates.
+
+    Attributes
+    ----------
+    clip_key
+        The specification's key of ``grad_clip``, for messages.
+    """
 
     optimizer: FactoryConfig = FactoryConfig("torch.optim.AdamW", {"lr": 1e-3})
     scheduler: FactoryConfig | None = None
     grad_clip: float | None = None
+    clip_key: str = "train.grad_clip"
+
+    @property
+    def optimizer_key(self) -> str:
+        """The specification's key of the optimiser, for messages."""
+        return self.optimizer.key or "train.optimizer"
+
+    @property
+    def scheduler_key(self) -> str:
+        """The specification's key of the schedule, for messages."""
+        return (self.scheduler and self.scheduler.key) or "train.scheduler"
 
 
 @dataclass(frozen=True)

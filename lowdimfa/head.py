@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
-from lowdimfa.stage import Stage
+from lowdimfa.stage import Stage, StageState
 from lowdimfa.tickets import Ticket
 
 
@@ -223,13 +223,14 @@ class Head(Stage):
         totals.correct += int(correct)
         totals.counted += int(counted)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state's tensors, keyed by the plain model's names."""
-        return super().tensors() | {"head/P": self.projection.weights}
+    def state(self) -> StageState:
+        """Return everything that the head needs to go on."""
+        tensors, scalars = super().state()
+        return StageState(tensors | {"head/P": self.projection.weights}, scalars)
 
-    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore the state."""
-        super().load(tensors, scalars)
+        super().load(tensors, *scalars)
         self.projection.weights.copy_(tensors["head/P"])
 
     def _check_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
@@ -239,10 +240,10 @@ class Head(Stage):
     def _loss_not_finite(self, what: str, step: int) -> NotFiniteError:
         return NotFiniteError(
             f"the {what} is not finite at step {step} in the head (block {self.index}); lower the learning "
-            "rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
+            f"rate ({self.updater.rate_key}), set {self.updater.config.clip_key}, or check the data",
             block=self.index,
             step=step,
-            setting="train.optimizer.args.lr",
+            setting=self.updater.rate_key,
         )
 
 

@@ -59,7 +59,7 @@ def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> Stage
     staleness
         Of the run. Each step of it may hold a copy of the weights (`lowdimfa.stash`).
     """
-    state = stage.module.state_dict(keep_vars=True).values()
+    state = stage.module.plain_state_dict().values()
     learned_feedback = [site.feedback for site in stage.sites]
     feedback: list[Tensor] = [one.weights for one in learned_feedback]
     if isinstance(stage, Head):

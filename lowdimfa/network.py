@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -162,11 +162,10 @@ class DecoupledNetwork:
             self.head.evaluate_outputs(inputs, targets, totals, number)
         return totals
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the plain model's state dict, which loads into the model that was cut."""
-        return {
-            name: value for stage in self.stages for name, value in stage.module.plain_state_dict().items()
-        }
+        states = [stage.module.plain_state() for stage in self.stages]
+        return {name: value for state in states for name, value in (state.tensors | state.extra).items()}
 
 
 def decouple(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,9 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lowdimfa.config import UpdateConfig
+from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
+from lowdimfa.optim_state import load_state, pack_state
+from lowdimfa.tickets import derive_seed, reproducible
+
+_OF_OPTIMISERS = ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict")
+_OF_SCHEDULES = ("step", "state_dict", "load_state_dict")
 
 
 class Updater:
@@ -22,18 +28,20 @@ class Updater:
     Parameters
     ----------
     parameters
-        Everything that the optimiser trains, by the name under which its state is kept.
+        Everything that the optimiser is given to train, by the name under which its state is kept.
     clipped
         The parameters whose common gradient norm is clipped; learned feedback weights aren't among them.
     config
         Optimiser, scheduler and clipping of the block.
     total_steps
         Steps of the whole run, given to a scheduler that takes ``total_steps`` and isn't told otherwise.
+    seed
+        For factories that draw random numbers: they draw the same in every process.
 
     Raises
     ------
     InputError
-        A factory can't be imported, or refuses its arguments.
+        A factory can't be imported, refuses its arguments, or makes something else than what it should.
     """
 
     def __init__(
@@ -42,137 +50,148 @@ class Updater:
         clipped: list[nn.Parameter],
         config: UpdateConfig,
         total_steps: int,
+        seed: int = 0,
     ) -> None:
-        self._names = list(parameters)
-        self._trained = list(parameters.values())
+        self._parameters = dict(parameters)
         self._clipped = clipped
-        self._grad_clip = config.grad_clip
+        self.config = config
+        self._seed = seed
         self.optimizer: Optimizer | None = None
         self.scheduler: LRScheduler | None = None
         if not parameters:  # a block cut so that it has nothing to learn
             return
-        where = "train.optimizer"
-        factory = resolve(config.optimizer.factory, f"{where}.factory")
-        arguments = _fused(factory, self._trained, dict(config.optimizer.args))
-        self.optimizer = _call(factory, (self._trained,), arguments, where)
+        self.optimizer = self._make_optimizer()
         if config.scheduler is not None:
-            where = "train.scheduler"
-            factory = resolve(config.scheduler.factory, f"{where}.factory")
-            arguments = dict(config.scheduler.args)
-            if "total_steps" in inspect.signature(factory).parameters and not arguments.keys() & {
-                "total_steps",
-                "epochs",
-            }:
-                arguments["total_steps"] = total_steps
-            self.scheduler = _call(factory, (self.optimizer,), arguments, where)
-            if isinstance(self.scheduler, ReduceLROnPlateau):
-                raise InputError(
-                    f"{where}.factory", "a schedule that follows a measured loss", "one that follows steps"
-                )
+            self.scheduler = self._make_scheduler(config.scheduler, total_steps)
+        pack_state(self)  # refuses what has no state that can be kept
+
+    def _make_optimizer(self) -> Optimizer:
+        where, given = self.config.optimizer_key, self.config.optimizer
+        factory = resolve(given.factory, f"{where}.factory")
+        filled = _fused(factory, self.trained, given.args)
+        made = self._call(factory, self.trained, given, filled, where)
+        _require(made, _OF_OPTIMISERS, "an optimiser", given.factory, where)
+        needed = [one for one in _signature(made.step).values() if one.default is inspect.Parameter.empty]
+        if any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed):
+            raise InputError(
+                f"{where}.factory",
+                f"{given.factory!r}, whose step needs the argument {needed[0].name!r}",
+                "an optimiser whose step takes the gradients as they are",
+                "One that evaluates the loss again, such as LBFGS, can't train blocks that learn apart.",
+            )
+        return made  # type: ignore[no-any-return]
+
+    def _make_scheduler(self, given: FactoryConfig, total_steps: int) -> LRScheduler:
+        where = self.config.scheduler_key
+        factory = resolve(given.factory, f"{where}.factory")
+        spans = "total_steps" in _signature(factory) and not given.args.keys() & {"total_steps", "epochs"}
+        filled = {"total_steps": total_steps} if spans else {}
+        made = self._call(factory, self.optimizer, given, filled, where)
+        _require(made, _OF_SCHEDULES, "a schedule", given.factory, where)
+        if isinstance(made, ReduceLROnPlateau):
+            raise InputError(
+                f"{where}.factory", "a schedule that follows a measured loss", "one that follows steps"
+            )
+        return made  # type: ignore[no-any-return]
+
+    def _call(
+        self,
+        factory: Callable[..., Any],
+        subject: Any,
+        given: FactoryConfig,
+        filled: dict[str, Any],
+        where: str,
+    ) -> Any:
+        try:
+            with reproducible(derive_seed(self._seed, where)):
+                return factory(subject, **deepcopy({**filled, **given.args}))  # all blocks have the same ones
+        except Exception as error:  # a user's factory may fail in any way
+            arguments = f"{dict(given.args)!r}" if given.args else "no arguments"
+            raise InputError(
+                f"{where}.args",
+                f"{arguments} ({type(error).__name__}: {error})",
+                "arguments that the factory accepts",
+            ) from error
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Everything that the optimiser was given, by name; it may have left some of it out."""
+        return self._parameters
+
+    @property
+    def rate_key(self) -> str:
+        """The specification's key of the learning rate, for messages."""
+        return f"{self.config.optimizer_key}.args.lr"
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """Everything that the optimiser trains, in the order in which it was given."""
-        return self._trained
+        """Everything that the optimiser was given, in that order."""
+        return list(self._parameters.values())
 
     def step(self) -> None:
         """Apply the gradients, clear them, and move the schedule on."""
         if self.optimizer is None:
             return
-        if self._grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._clipped, self._grad_clip)
+        if (clip := self.config.grad_clip) is not None:
+            torch.nn.utils.clip_grad_norm_(self._clipped, clip)
+        self.apply()
+        self.advance()
+
+    def apply(self) -> None:
+        """Let the optimiser apply the gradients, and clear them."""
+        assert self.optimizer is not None
         self.optimizer.step()
         # A fused step changes weights behind autograd's back, which then can't refuse a backward that comes too late.
-        torch.autograd.graph.increment_version(self._trained)
-        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.graph.increment_version(self.trained)
+        self.optimizer.zero_grad()
+        for parameter in self._parameters.values():  # some of which the optimiser may have left out
+            parameter.grad = None
+
+    def advance(self) -> None:
+        """Move the schedule on."""
         if self.scheduler is not None:
             self.scheduler.step()
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state's tensors, ``optimizer/<parameter>/<key>`` and the like, and the rest as plain data."""
+        return pack_state(self)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's tensors as ``<parameter name>/<key>``."""
-        return {
-            f"{self._names[index]}/{key}": value
-            for index, entries in self._state()["state"].items()
-            for key, value in entries.items()
-            if isinstance(value, Tensor)
-        }
+        """Return the state's tensors."""
+        return self.state()[0]
 
     def scalars(self) -> dict[str, Any]:
-        """Return what else the optimiser and scheduler remember, as plain data."""
-        state = self._state()
-        numbers = {
-            self._names[index]: {
-                key: value for key, value in entries.items() if not isinstance(value, Tensor)
-            }
-            for index, entries in state["state"].items()
-        }
-        groups = [
-            {key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]
-        ]
-        scheduler = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
-        return {"numbers": numbers, "groups": groups, "scheduler": scheduler}
+        """Return the state's plain data, which refers to its tensors by name."""
+        return self.state()[1]
 
-    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Restore what `tensors` and `scalars` returned; names that aren't this block's are ignored."""
-        if self.optimizer is None:
-            return
-        state: dict[int, dict[str, Any]] = {}
-        for index, name in enumerate(self._names):
-            entries: dict[str, Any] = dict(scalars.get("numbers", {}).get(name, {}))
-            prefix = f"{name}/"
-            entries |= {
-                key.removeprefix(prefix): _laid_out(value, self._trained[index])
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            if entries:
-                state[index] = entries
-        current = self.optimizer.state_dict()
-        groups = [
-            group | {key: _like(value, group.get(key)) for key, value in saved.items()}
-            for group, saved in zip(current["param_groups"], scalars["groups"], strict=True)
-        ]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(dict(scalars["scheduler"]))
-
-    def _state(self) -> dict[str, Any]:
-        return {"state": {}, "param_groups": []} if self.optimizer is None else self.optimizer.state_dict()
+    def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
+        """Restore a state: see `lowdimfa.optim_state.load_state`."""
+        load_state(self, tensors, scalars)
 
 
-def _fused(factory: Any, parameters: list[nn.Parameter], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten."""
-    choices = inspect.signature(factory).parameters if inspect.isclass(factory) else {}
-    if "fused" not in choices or arguments.keys() & {"fused", "foreach", "differentiable"}:
-        return arguments
-    fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
-    return arguments | {"fused": True} if fits else arguments
-
-
-def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return a state tensor with the parameter's strides: a fused optimiser pairs their values as they lie in memory."""
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _like(value: Any, current: Any) -> Any:
-    """Turn plain data back into what the optimiser had: JSON has lists where it had tuples (such as ``betas``)."""
-    return tuple(value) if isinstance(current, tuple) else value
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what plain data can hold; bound functions are rebuilt by the scheduler's own constructor."""
-    kinds = (bool, int, float, str, list, tuple, type(None))
-    return {key: value for key, value in state.items() if isinstance(value, kinds)}
-
-
-def _call(factory: Any, positional: tuple[Any, ...], arguments: dict[str, Any], where: str) -> Any:
+def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return factory(*positional, **arguments)
-    except Exception as error:  # a user's factory may fail in any way
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in ones don't tell
+        return {}
+
+
+def _fused(
+    factory: Callable[..., Any], parameters: list[nn.Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten."""
+    choices = _signature(factory) if inspect.isclass(factory) else {}
+    if "fused" not in choices or given.keys() & {"fused", "foreach", "differentiable"}:
+        return {}
+    fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
+    return {"fused": True} if fits else {}
+
+
+def _require(made: object, names: tuple[str, ...], what: str, factory: str, where: str) -> None:
+    lacking = [name for name in names if not hasattr(made, name)]
+    if lacking:
         raise InputError(
-            f"{where}.args",
-            f"{arguments!r} ({type(error).__name__}: {error})",
-            "arguments that the factory accepts",
-        ) from error
+            f"{where}.factory",
+            f"{factory!r}, which returned a {type(made).__name__} without {', '.join(lacking)}",
+            f"{what} as those of torch",
+        )

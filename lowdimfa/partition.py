@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,30 @@ from lowdimfa.trace import TracedLayer, trace
 __all__ = ["BlockModule", "BlockPlan", "Layer", "as_module", "list_layers", "partition"]
 
 _BLOCKS_KEY = "model.blocks"
+
+_EXTRA_STATE = "_extra_state"
+"""How the keys end under which torch keeps what ``get_extra_state`` returns."""
+
+_FIRST_VERSION = {"version": 1}
+"""What torch notes of a module whose class says nothing of the format of its state."""
+
+
+class PlainState(NamedTuple):
+    """The state of some layers under the names of the plain model.
+
+    Attributes
+    ----------
+    tensors
+        Parameters and buffers.
+    extra
+        What modules return as ``get_extra_state``, and whatever else in their state dict is no tensor.
+    versions
+        What torch notes of the format of a module's state, by the module's name, where it isn't the first.
+    """
+
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any]
+    versions: dict[str, Any]
 
 
 class BlockModule(nn.Module):
@@ -32,6 +58,10 @@ class BlockModule(nn.Module):
         """Return modules that share the layers: each has those from one start, an index, up to the next."""
         spans = pairwise([*starts, len(self._layers)])
         return [nn.Sequential(*self._layers[start:stop]) for start, stop in spans]
+
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layers with their names."""
+        return zip(self.layer_names, self._layers, strict=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers in order."""
@@ -49,39 +79,70 @@ class BlockModule(nn.Module):
         for name, buffer in self.named_buffers():
             yield self._plain(name), buffer
 
-    def plain_state_dict(self) -> dict[str, Tensor]:
+    def plain_state(self) -> PlainState:
         """Return the block's part of the plain state dict, without copies; a tied tensor is there once."""
-        return {self._plain(key): tensor.detach() for key, tensor in self._state()}
+        # The tensors themselves, so that tied ones can be told.
+        return self._plain_state(self.state_dict(keep_vars=True))
 
-    def load_plain_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the block's part of a plain state; what belongs to other blocks is ignored.
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors of `plain_state`."""
+        return self.plain_state().tensors
+
+    def load_plain_state_dict(
+        self,
+        state: Mapping[str, Tensor],
+        extra: Mapping[str, Any] | None = None,
+        versions: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load the block's part of a plain state, whose parts are those of `PlainState`; other blocks' are ignored.
 
         Raises
         ------
         InputError
             The state lacks something of this block, or has it in another shape.
         """
-        plain_names = {key: self._plain(key) for key, _ in self._state()}
+        given, versions = {**state, **(extra or {})}, versions or {}
+        named = self.state_dict(keep_vars=True)
+        own = self._plain_state(named)
+        wanted = {**own.tensors, **own.extra}
         expected = "the state of the same model under its plain names"
-        missing = [name for name in plain_names.values() if name not in state]
+        missing = [name for name in wanted if name not in given]
         if missing:
             raise InputError("model state", f"no {', '.join(missing)}", expected)
+        loaded = OrderedDict((key, given[name]) for key in named if (name := self._plain(key)) in wanted)
+        metadata = _metadata(named)
+        formats = {
+            key: versions.get(self._plain(key), dict(_FIRST_VERSION)) for key in metadata if "." in key
+        }
+        loaded._metadata = metadata | formats  # type: ignore[attr-defined]
         try:
             # Not strict, since a tied tensor is loaded under its first name alone.
-            self.load_state_dict({key: state[name] for key, name in plain_names.items()}, strict=False)
+            self.load_state_dict(loaded, strict=False)
         except RuntimeError as error:
             raise InputError("model state", str(error), expected) from error
 
-    def _state(self) -> list[tuple[str, Tensor]]:
-        named = self.state_dict(keep_vars=True)  # the tensors themselves, so that tied ones can be told
-        firsts: dict[int, str] = {}
-        for key, tensor in named.items():
-            firsts.setdefault(id(tensor), key)
-        return [(key, named[key]) for key in firsts.values()]
+    def _plain_state(self, named: Mapping[str, Any]) -> PlainState:
+        tensors: dict[str, Tensor] = {}
+        extra: dict[str, Any] = {}
+        seen: set[int] = set()
+        for key, value in named.items():
+            if key.endswith(_EXTRA_STATE) or not isinstance(value, Tensor):
+                extra[self._plain(key)] = value
+            elif id(value) not in seen:
+                seen.add(id(value))
+                tensors[self._plain(key)] = value.detach()
+        formats = {key: value for key, value in _metadata(named).items() if "." in key}
+        versions = {self._plain(key): value for key, value in formats.items() if value != _FIRST_VERSION}
+        return PlainState(tensors, extra, versions)
 
     def _plain(self, key: str) -> str:
-        _, index, name = key.split(".", 2)
-        return f"{self.layer_names[int(index)]}.{name}"
+        _, index, *name = key.split(".", 2)
+        return ".".join((self.layer_names[int(index)], *name))
+
+
+def _metadata(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what torch notes of modules beside their state, unless a hook of theirs has made another dictionary."""
+    return dict(getattr(named, "_metadata", {}))
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lowdimfa import compiling
+from lowdimfa.encoding import Encoder, decode, require_storable
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
@@ -18,6 +20,22 @@ from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed, seed_generators
+
+
+class StageState(NamedTuple):
+    """A block's whole state, under names that don't depend on where the network is cut.
+
+    Attributes
+    ----------
+    tensors
+        ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary layer>/Q``, ``head/P``
+        and the like; not copies.
+    scalars
+        The rest as what JSON can hold, which refers to tensors by name (see `lowdimfa.encoding`).
+    """
+
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
 
 
 class Stage:
@@ -75,7 +93,8 @@ class Stage:
         self.index = index
         self.module = module
         self.updater = updater
-        self.device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+        held = chain(module.parameters(), module.buffers())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
         self.seed = seed
         self.sites = list(sites)
         self._probe_noise = probe_noise
@@ -233,27 +252,61 @@ class Stage:
     def _not_finite(self, what: str, step: int) -> NotFiniteError:
         return NotFiniteError(
             f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
-            "lower the learning rate (train.optimizer.args.lr) or set train.grad_clip",
+            f"lower the learning rate ({self.updater.rate_key}) or set {self.updater.config.clip_key}",
             block=self.index,
             step=step,
-            setting="train.optimizer.args.lr",
+            setting=self.updater.rate_key,
         )
 
+    def state(self) -> StageState:
+        """Return everything that the block needs to go on.
+
+        Raises
+        ------
+        InputError
+            A module, the optimiser or the schedule keeps something that a checkpoint can't hold.
+        """
+        module, encoder = self.module.plain_state(), Encoder("model.factory")
+        for name, value in module.tensors.items():
+            require_storable(value, name, "model.factory")
+        tensors = {f"model/{name}": value for name, value in module.tensors.items()}
+        extra = {name: encoder.encode(value, "extra", name) for name, value in module.extra.items()}
+        versions = {name: encoder.encode(value, "versions", name) for name, value in module.versions.items()}
+        tensors |= {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in self.sites}
+        of_updater, updater = self.updater.state()
+        scalars = {"updater": updater, "extra": extra, "versions": versions}
+        return StageState(tensors | encoder.tensors | of_updater, scalars)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state's tensors, keyed by the plain model's names."""
-        model = {f"model/{name}": value for name, value in self.module.plain_state_dict().items()}
-        optimizer = {f"optimizer/{name}": value for name, value in self.updater.tensors().items()}
-        feedback = {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in self.sites}
-        return model | optimizer | feedback
+        """Return the tensors of `state`, keyed by the plain model's names."""
+        return self.state().tensors
 
     def scalars(self) -> dict[str, Any]:
-        """Return the rest of the state as plain data."""
-        return {"updater": self.updater.scalars()}
+        """Return the plain data of `state`."""
+        return self.state().scalars
 
-    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Restore what `tensors` and `scalars` returned; feedback weights of a new site stay as they were drawn."""
-        self.module.load_plain_state_dict(_under(tensors, "model/"))
-        self.updater.load(_under(tensors, "optimizer/"), scalars["updater"])
+    def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; feedback weights of a new site stay as they were drawn.
+
+        Parameters
+        ----------
+        tensors
+            Those of the state, and maybe others. They may become the block's own.
+        scalars
+            Of the block; where the network was cut otherwise, of every block that had some of its layers.
+        """
+        current = self.module.plain_state()
+        encoded = {name: data for part in scalars for name, data in part["extra"].items()}
+        extra = {
+            name: decode(encoded[name], tensors, value)
+            for name, value in current.extra.items()
+            if name in encoded
+        }
+        versions = {
+            name: decode(data, tensors) for part in scalars for name, data in part["versions"].items()
+        }
+        self.module.load_plain_state_dict(_under(tensors, "model/"), extra, versions)
+        self.updater.load(tensors, *(part["updater"] for part in scalars))
         for site in self.sites:
             saved = tensors.get(f"feedback/{site.boundary}/Q")
             if saved is not None:
@@ -264,7 +317,7 @@ def _finite_sum(values: Tensor) -> Tensor:
     return torch.isfinite(values.sum(dtype=torch.float32))
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +58,9 @@ def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balan
 
 @contextmanager
 def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[None]:
-    """Enter one mode, then put back the model's modes and buffers and the global random state."""
+    """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state."""
     modes = [(module, module.training) for module in model.modules()]
+    extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = [example.device] if example.is_cuda else []
     with torch.random.fork_rng(devices), unchanged_generators(), torch.no_grad():
@@ -69,6 +72,25 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
                 module.training = mode
             for buffer, value in buffers:
                 buffer.copy_(value)
+            for module, state in extra:
+                module.set_extra_state(state)
+
+
+def _extra_state(module: nn.Module) -> Any:
+    try:
+        return deepcopy(module.get_extra_state())
+    except Exception as error:  # the user's own
+        found = f"a {type(module).__name__} whose get_extra_state fails ({type(error).__name__}: {error})"
+        raise InputError(FACTORY_KEY, found, "a state that can be saved") from error
+
+
+def _restores(module: nn.Module) -> bool:
+    """Whether a module has extra state, and takes it back."""
+    kind = type(module)
+    return (
+        kind.get_extra_state is not nn.Module.get_extra_state
+        and kind.set_extra_state is not nn.Module.set_extra_state
+    )
 
 
 def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:

@@ -77,8 +77,8 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
     """
     match source:
         case Own():
-            tensors = {name: value.detach().clone() for name, value in before.tensors().items()}
-            stage.load(tensors, before.scalars())
+            tensors, scalars = before.state()
+            stage.load({name: value.detach().clone() for name, value in tensors.items()}, scalars)
         case Replica():
             source.restore(stage)
         case Checkpointed(step) if step is not None:

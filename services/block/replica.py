@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +60,15 @@ class ReplicaShelf:
         """Copy a block's state after a step, if a replica is due there and all of it is finite."""
         if step % self._every:
             return
-        # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
-        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in stage.tensors().items()}
-        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        learned = [*stage.module.parameters(), *(site.feedback.weights for site in stage.sites)]
+        # Only these: a mask among the buffers, or a "best so far" of the optimiser, may well be infinite.
+        if not all(bool(parameter.isfinite().all()) for parameter in learned):
             return  # the last one is the better state to go back to
+        tensors, scalars = stage.state()
+        # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
+        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         with self._changed:
-            self._offered = step, tensors, copy.deepcopy(stage.scalars())
+            self._offered = step, copies, scalars
             self._changed.notify_all()
 
     def settled(self, patience: float) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
+from lowdimfa.stage import StageState
 from services.block.building import (
     Own,
     Source,
@@ -299,9 +299,9 @@ class BlockWorker:
             raise refusal(what, Path(directory), error, block=self.job.index) from error
         return write_block(Path(directory), stage_state(self.stage, step))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state's tensors and plain data."""
-        return self.stage.tensors(), self.stage.scalars()
+    def state(self) -> StageState:
+        """Return the block's state."""
+        return self.stage.state()
 
     def abort(self, error: LowdimfaError) -> None:
         """End whatever the compute thread waits for."""

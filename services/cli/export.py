@@ -9,7 +9,7 @@ import typer
 
 from services.cli.options import RunDirArgument
 from services.run.checkpoint import CheckpointStore
-from services.run.manifest import export_file
+from services.run.manifest import export_file, left_out
 from services.trainer.run_dir import read_run
 
 
@@ -22,3 +22,7 @@ def export(
     manifest = CheckpointStore(run_dir).load(None)
     export_file(manifest, output)
     typer.echo(f"step {manifest.step:,} of {run_dir} written to {output}")
+    if names := left_out(manifest):
+        typer.echo(
+            f"left out, since such a file holds tensors alone: {', '.join(names)}; load it with strict=False"
+        )

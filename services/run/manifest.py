@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
 
 MANIFEST_FILE = "manifest.json"
@@ -175,9 +176,23 @@ class Manifest:
 
 
 def export_state(manifest: Manifest) -> dict[str, Tensor]:
-    """Return the state dict of the plain model, as if it had never been cut into blocks."""
+    """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor."""
     saved = manifest.tensors(lambda name: name.startswith(MODEL_PREFIX))
-    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in saved.items()}
+    names = {name: tensor_name(data) for name, data in extra_state(manifest).items()}
+    extra = manifest.tensors(set(names.values()).__contains__)
+    state = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in saved.items()}
+    return state | {name: extra[kept] for name, kept in names.items() if kept is not None}
+
+
+def extra_state(manifest: Manifest) -> dict[str, Any]:
+    """Return what modules keep as ``get_extra_state``, encoded, by its name in the plain state dict."""
+    parts = [entry.scalars.get("extra") for entry in manifest.entries]
+    return {name: data for part in parts if isinstance(part, dict) for name, data in part.items()}
+
+
+def left_out(manifest: Manifest) -> list[str]:
+    """Return the names in the plain model's state dict that `export_state` lacks, since they are no tensors."""
+    return sorted(name for name, data in extra_state(manifest).items() if tensor_name(data) is None)
 
 
 def export_file(manifest: Manifest, output: Path) -> None:

@@ -7,6 +7,7 @@ between blocks are handed on, because measured costs may differ from machine to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import ErrorShape, build_stages, error_shape, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import ErrorShape, error_shape, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
@@ -26,6 +27,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
 from services.run.profile import balance_by_time, make_bench
+from services.run.rehearsal import rehearse
 from services.run.training import training_config
 from services.spec import Specification
 
@@ -147,7 +149,9 @@ class RunPlan:
 
 
 @unchanged_generators()
-def make_run_plan(specification: Specification, boundaries: Sequence[str] | None = None) -> RunPlan:
+def make_run_plan(
+    specification: Specification, boundaries: Sequence[str] | None = None, rehearsed: bool = True
+) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
 
     Parameters
@@ -156,6 +160,8 @@ def make_run_plan(specification: Specification, boundaries: Sequence[str] | None
         Of the run.
     boundaries
         Of an earlier run that is resumed, in place of an automatic cut.
+    rehearsed
+        Whether a step is made on copies, as for everything that is to train.
 
     Raises
     ------
@@ -174,9 +180,15 @@ def make_run_plan(specification: Specification, boundaries: Sequence[str] | None
     if boundaries is None and _measures(specification):
         network = _balanced(specification, network, reader, example)
     _check_targets(network, reader)
-    build_stages(
-        network.blocks, network.feedback, network.training, dataset.task
-    )  # refuses a bad optimiser now
+    if rehearsed:
+        # Compiling takes longer than all the rest.
+        training = replace(network.training, compiled=False)
+        rehearse(
+            specification,
+            network.blocks,
+            make_bench(specification, network.feedback, training, reader),
+            lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
+        )
     return RunPlan(specification, dataset, order, example, network)
 
 
@@ -237,7 +249,7 @@ def load_dataset(specification: Specification) -> Dataset:
     """Call the data factory, and apply the limits that the specification sets."""
     data = specification.data
     with reproducible(derive_seed(specification.train.seed, "data")):
-        made = call_factory(data.factory, dict(data.args), "data.factory")
+        made = call_factory(data.factory, deepcopy(dict(data.args)), "data.factory")
     dataset = as_dataset(made, "data.factory")
     if data.validation:
         dataset = dataset.with_validation(data.validation)
@@ -249,7 +261,7 @@ def build_model(specification: Specification) -> nn.Module:
     """Call the model factory with random numbers that depend on the run's seed alone."""
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
-        made = call_factory(model.factory, dict(model.args), "model.factory")
+        made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
     return channels_last(made) if model.channels_last else made
 
 

@@ -15,6 +15,7 @@ from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.data.reading import Reader
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
@@ -58,7 +59,7 @@ class Bench:
     def times(self, blocks: Sequence[BlockPlan]) -> list[StageTime]:
         """Return what each block's work takes."""
         with computing_threads(self.threads):
-            stages = self._stages(blocks, self.training)
+            stages = self.stages(blocks)
             train = self.training
             return measure_times(*stages, self.feedback, self.batches, train.microbatches, train.staleness)
 
@@ -66,7 +67,7 @@ class Bench:
         """Return what each block holds."""
         # Neither stashed nor compiled: autograd then shows what the graphs keep.
         plain = replace(self.training, staleness=0, compiled=False)
-        learning, head = self._stages(blocks, plain)
+        learning, head = replace(self, training=plain).stages(blocks)
         make_step(learning, head, self.feedback, self.batches)
         stages: list[Block | Head] = [*learning, head]
         found, inputs = [], self.batches[0][0].to(self.device)
@@ -75,8 +76,9 @@ class Bench:
             inputs = stage.evaluate(inputs)
         return found
 
-    def _stages(self, blocks: Sequence[BlockPlan], training: TrainingConfig) -> tuple[list[Block], Head]:
-        return build_stages(deepcopy(list(blocks)), self.feedback, training, self.task, self.device)
+    def stages(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
+        """Build copies of the blocks."""
+        return build_stages(deepcopy(list(blocks)), self.feedback, self.training, self.task, self.device)
 
 
 def make_bench(
@@ -88,11 +90,24 @@ def make_bench(
     """Return a bench with a run's own data, threads and device; where this machine has no GPU, the processor."""
     placement = specification.placement
     # Two micro-batches are enough: of those of a step one may carry a probe, and all others are alike.
-    read = [reader.microbatch(Ticket(0, number)) for number in range(min(2, training.microbatches))]
-    batches = [(samples.inputs(), samples.targets()) for samples in read]
+    batches = [_batch(reader, Ticket(0, number)) for number in range(min(2, training.microbatches))]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     return Bench(feedback, training, reader.dataset.task, batches, placement.threads_per_block, device)
+
+
+def _batch(reader: Reader, ticket: Ticket) -> tuple[Tensor, Tensor]:
+    try:
+        samples = reader.microbatch(ticket)
+        return samples.inputs(), samples.targets()
+    except LowdimfaError:
+        raise
+    except Exception as error:  # a user's data may fail in any way
+        raise InputError(
+            "data.factory",
+            f"training samples of {ticket} that can't be read ({type(error).__name__}: {error})",
+            "inputs and targets of equal shapes for every sample",
+        ) from error
 
 
 def balance_by_time(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
 from lowdimfa.stage import Stage
 from services.run.checkpoint import BlockState, Manifest
-from services.run.manifest import MANIFEST_FILE
+from services.run.manifest import MANIFEST_FILE, extra_state
 from services.run.plan import RunPlan
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
@@ -24,20 +25,21 @@ def stage_state(stage: Stage, step: int) -> BlockState:
     """
     for name, parameter in stage.module.named_plain_parameters():
         stage.require_finite(parameter.detach(), f"parameter {name}", step)
-    return BlockState(stage.index, list(stage.module.layer_names), stage.tensors(), stage.scalars())
+    return BlockState(stage.index, list(stage.module.layer_names), *stage.state())
 
 
 def load_stage(stage: Stage, manifest: Manifest) -> None:
     """Give a block its part of a checkpoint, whatever the boundaries were when it was written.
 
-    Weights and optimiser state go by parameter name. Feedback weights go by the name of the block's last layer: at a
-    boundary that the checkpoint did not have they stay as drawn. Schedule and optimiser settings come from the block
-    that had the first of these layers.
+    Weights and optimiser state go by parameter name, a parameter group's settings by the names of those in it. Feedback
+    weights go by the name of the block's last layer: at a boundary that the checkpoint did not have they stay as drawn.
+    The schedule is that of every block that had some of these layers.
 
     Raises
     ------
     InputError
-        The manifest's plain data isn't what a block's state has: it was verified in form only.
+        The blocks that had these layers don't agree on a schedule or on settings; or the manifest's plain data isn't
+        what a block's state has: it was verified in form only.
     """
     try:
         _load_stage(stage, manifest)
@@ -51,31 +53,27 @@ def load_stage(stage: Stage, manifest: Manifest) -> None:
 
 
 def _load_stage(stage: Stage, manifest: Manifest) -> None:
-    layers = stage.module.layer_names
-    names = {name for name, _ in stage.module.named_plain_parameters()}
-    names |= {name for name, _ in stage.module.named_plain_buffers()}
-    boundaries = {site.boundary for site in stage.sites}
-    wanted = manifest.tensors(lambda key: _belongs(key, names, boundaries))
-    origin = next(entry for entry in manifest.entries if layers[0] in entry.layers)
-    scalars = dict(origin.scalars)
-    scalars["updater"] = dict(scalars["updater"]) | {"numbers": _merged_numbers(manifest)}
-    stage.load(wanted, scalars)
+    layers = set(stage.module.layer_names)
+    entries = [entry for entry in manifest.entries if layers & set(entry.layers)]
+    if not layers <= {layer for entry in entries for layer in entry.layers}:
+        raise LookupError("layers that no block of the checkpoint has")
+    scalars = [entry.scalars for entry in entries]
+    names = {f"model/{name}" for name in stage.module.plain_state_dict()} | {"head/P"}
+    names |= {f"feedback/{site.boundary}/Q" for site in stage.sites}
+    for state in scalars:
+        names |= set(references(_of_interest(state, stage.updater.parameters)))
+    stage.load(manifest.tensors(names.__contains__), *scalars)
 
 
-def _belongs(key: str, names: set[str], boundaries: set[str]) -> bool:
-    kind, _, rest = key.partition("/")
-    if kind == "optimizer":
-        name = rest.rpartition("/")[0]
-        return name in names or name.removesuffix(".Q") in boundaries
-    return key == "head/P" or rest in names or (kind == "feedback" and rest.removesuffix("/Q") in boundaries)
-
-
-def _merged_numbers(manifest: Manifest) -> dict[str, Any]:
-    return {
-        name: values
-        for entry in manifest.entries
-        for name, values in entry.scalars["updater"]["numbers"].items()
-    }
+def _of_interest(state: Mapping[str, Any], parameters: Container[str]) -> list[Any]:
+    """Return a block's plain data but for what its optimiser keeps of other parameters than these."""
+    updater = dict(state["updater"])
+    kept = updater.pop("parameters", {})
+    return [
+        *(value for key, value in state.items() if key != "updater"),
+        *updater.values(),
+        *(data for name, data in kept.items() if name in parameters),
+    ]
 
 
 def resume_meta(plan: RunPlan) -> dict[str, Any]:
@@ -123,8 +121,32 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     now, then = resume_meta(plan), manifest.meta
     for name, where in keys.items():
         _require_equal(where, now[name], then.get(name))
-    if now["scheduler"] is not None:  # it has planned its course over the whole run
-        _require_equal("train.steps (or epochs)", now["total_steps"], then.get("total_steps"))
+    training, steps = plan.network.training, "train.steps (or epochs)"
+    updates = [training.update_of(block.index) for block in plan.network.blocks]
+    if any(
+        update.scheduler is not None for update in updates
+    ):  # it has planned its course over the whole run
+        _require_equal(steps, now["total_steps"], then.get("total_steps"))
+    if manifest.step > training.total_steps:
+        raise InputError(
+            steps,
+            f"{training.total_steps} in a run that is resumed at step {manifest.step}",
+            f"{manifest.step} or more",
+            "Or resume from an earlier checkpoint with --resume-step.",
+        )
+    _require_same_extra_state(plan, manifest)
+
+
+def _require_same_extra_state(plan: RunPlan, manifest: Manifest) -> None:
+    """Refuse a checkpoint with extra state that nothing in the model takes; what it lacks a block misses itself."""
+    taken = {name for block in plan.network.blocks for name in block.build().plain_state().extra}
+    if left := sorted(extra_state(manifest).keys() - taken):
+        raise InputError(
+            str(manifest.path),
+            f"extra state of {', '.join(left)}, which the model doesn't have",
+            "a checkpoint of this model",
+            "Resume with the model that wrote it, or start a new run.",
+        )
 
 
 def _require_equal(where: str, now: Any, then: Any) -> None:

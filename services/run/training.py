@@ -12,12 +12,15 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
     """Return what the blocks need to know of the ``train`` section."""
     train = specification.train
 
-    def update(section: Any) -> UpdateConfig:
-        scheduler = section.scheduler if section.scheduler is not None else train.scheduler
+    def update(section: Any, key: str) -> UpdateConfig:
+        def chosen(name: str) -> tuple[Any, str]:
+            """Return a setting and its key: the section's own, or that of all blocks."""
+            own = getattr(section, name)
+            return (own, f"{key}.{name}") if own is not None else (getattr(train, name), f"train.{name}")
+
+        optimizer, scheduler, (grad_clip, clip_key) = map(chosen, ("optimizer", "scheduler", "grad_clip"))
         return UpdateConfig(
-            _factory(section.optimizer or train.optimizer),
-            None if scheduler is None else _factory(scheduler),
-            section.grad_clip if section.grad_clip is not None else train.grad_clip,
+            _factory(*optimizer), None if scheduler[0] is None else _factory(*scheduler), grad_clip, clip_key
         )
 
     return TrainingConfig(
@@ -30,10 +33,12 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         compiled=train.compile,
         loss=train.loss,
         ignore_index=train.ignore_index,
-        update=update(train),
-        per_block={index: update(section) for index, section in train.per_block.items()},
+        update=update(train, "train"),
+        per_block={
+            index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()
+        },
     )
 
 
-def _factory(section: Any) -> FactoryConfig:
-    return FactoryConfig(section.factory, dict(section.args))
+def _factory(section: Any, key: str) -> FactoryConfig:
+    return FactoryConfig(section.factory, dict(section.args), key)

@@ -30,7 +30,8 @@ def evaluate_run(run_dir: Path) -> Event:
         }
     )
     code = UserCode(read_plan(run_dir).get("user_code"))
-    plan, _ = prepare(RunRequest(sequential.model_dump(), str(run_dir), "local", True, code))
+    request = RunRequest(sequential.model_dump(), str(run_dir), "local", True, code)
+    plan, _ = prepare(request, rehearsed=False)
     engine = LocalEngine(plan, run_dir)
     engine.start(manifest.step)
     try:

@@ -76,8 +76,15 @@ class RunRequest:
         return parse_specification(self.specification, "the run's specification")
 
 
-def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
+def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manifest | None]:
     """Check everything that can be checked before the first block starts.
+
+    Parameters
+    ----------
+    request
+        What to run.
+    rehearsed
+        Whether a step is made on copies: not for a run that is only evaluated.
 
     Raises
     ------
@@ -91,7 +98,7 @@ def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
     boundaries = None
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
-    plan = make_run_plan(specification, boundaries)
+    plan = make_run_plan(specification, boundaries, rehearsed)
     if manifest is not None:
         require_resumable(plan, manifest)
     return plan, manifest

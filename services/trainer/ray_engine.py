@@ -144,8 +144,8 @@ class RayEngine:
         network = plan.network
         with computing_threads(plan.specification.placement.threads_per_block):
             blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
-            for stage, (tensors, scalars) in zip((*blocks, head), states, strict=True):
-                stage.load({name: value.cpu() for name, value in tensors.items()}, scalars)
+            for stage, state in zip((*blocks, head), states, strict=True):
+                stage.load({name: value.cpu() for name, value in state.tensors.items()}, state.scalars)
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:

@@ -105,12 +105,12 @@ def test_state_is_named_by_parameter_and_other_names_are_ignored() -> None:
     source, target = Learner(config(), ("3.weight", "3.Q")), Learner(config(), ("0.weight", "3.Q"))
     source.run(0, 3)
     assert set(source.updater.tensors()) == {
-        f"{name}/{key}" for name in ("3.weight", "3.Q") for key in ("step", "exp_avg", "exp_avg_sq")
+        f"optimizer/{name}/{key}" for name in ("3.weight", "3.Q") for key in ("step", "exp_avg", "exp_avg_sq")
     }
     target.updater.load(source.updater.tensors(), source.updater.scalars())
     loaded = target.updater.tensors()
-    assert set(loaded) == {f"3.Q/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert torch.equal(loaded["3.Q/exp_avg"], source.updater.tensors()["3.Q/exp_avg"])
+    assert set(loaded) == {f"optimizer/3.Q/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert torch.equal(loaded["optimizer/3.Q/exp_avg"], source.updater.tensors()["optimizer/3.Q/exp_avg"])
 
 
 def rates(update: UpdateConfig) -> list[float]:

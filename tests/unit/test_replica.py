@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.models import cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.stage import Stage
+from lowdimfa.partition import BlockModule
+from lowdimfa.stage import Stage, StageState
 from services.block.replica import Replica, ReplicaShelf
 
 STEPS, BATCH, SIZE = 6, 8, 6
@@ -124,13 +125,10 @@ class Counter(Stage):
     """Stands for a block: its state is the number of steps that it has applied."""
 
     def __init__(self) -> None:
-        self.applied = 0
+        self.applied, self.sites, self.module = 0, [], BlockModule([])
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"applied": torch.tensor(self.applied)}
-
-    def scalars(self) -> dict[str, Any]:
-        return {"applied": self.applied}
+    def state(self) -> StageState:
+        return StageState({"applied": torch.tensor(self.applied)}, {"applied": self.applied})
 
 
 @contextmanager

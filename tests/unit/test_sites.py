@@ -112,7 +112,7 @@ def test_state_moves_between_cuts() -> None:
     coarse = network("mlp", 2, "hebbian", every_layer=True)
     before = {site.boundary: site.feedback.weights.clone() for site in coarse.blocks[0].sites}
     for stage in (*coarse.blocks, coarse.head):
-        stage.load(tensors, stage.scalars() | {"updater": {"numbers": {}, **_rest(stage.scalars())}})
+        stage.load(tensors, stage.scalars() | {"updater": {"parameters": {}, **_rest(stage.scalars())}})
         for site in stage.sites:
             assert torch.equal(site.feedback.weights, tensors[f"feedback/{site.boundary}/Q"])
     assert all(
@@ -121,7 +121,7 @@ def test_state_moves_between_cuts() -> None:
 
 
 def _rest(scalars: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in scalars["updater"].items() if key != "numbers"}
+    return {key: value for key, value in scalars["updater"].items() if key != "parameters"}
 
 
 @pytest.mark.parametrize("staleness", [1, 2])

@@ -34,7 +34,7 @@ def without_groups(block: dict[str, Any]) -> None:
 
 
 def with_words_for_numbers(block: dict[str, Any]) -> None:
-    block["scalars"]["updater"]["numbers"] = "none"
+    block["scalars"]["updater"]["parameters"] = "none"
 
 
 def with_another_layer(block: dict[str, Any]) -> None:

@@ -1,0 +1,270 @@
+"""A run's first step on copies, before anything of the run is there: what can't train or can't resume is refused now."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lowdimfa
+import services
+from lowdimfa.build import build_block, build_head, error_shape
+from lowdimfa.encoding import same, same_bits
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.head import Head
+from lowdimfa.network import DecoupledNetwork, computing_threads
+from lowdimfa.optim import Updater
+from lowdimfa.partition import BlockPlan
+from lowdimfa.stage import Stage
+from lowdimfa.tickets import derive_seed, reproducible
+from services.run.profile import Bench
+from services.spec import Specification
+
+PATIENCE = 1.0
+"""Seconds in which schedules are followed towards the run's last step."""
+
+_AT_ONCE = 64
+"""Steps of a schedule between looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What checks look at.
+
+    Attributes
+    ----------
+    specification
+        Of the run.
+    blocks
+        The run's own, as they are before the first step; not to be changed.
+    bench
+        Data, threads and device, and how stages are built.
+    stages
+        Copies of all blocks, the head last, that have made one step.
+    rebuild
+        Calls the model's factory and returns the same blocks anew.
+    """
+
+    specification: Specification
+    blocks: Sequence[BlockPlan]
+    bench: Bench
+    stages: Sequence[Stage]
+    rebuild: Callable[[], Sequence[BlockPlan]]
+
+    def untrained(self, index: int) -> Stage:
+        """Build a block once more as it is before the first step."""
+        bench, plan = self.bench, deepcopy(self.blocks[index])
+        shape = error_shape(self.blocks, bench.feedback)
+        arguments = plan, shape, bench.feedback, bench.training
+        if index == len(self.blocks) - 1:
+            return build_head(*arguments, bench.task, bench.device)
+        return build_block(*arguments, bench.device)
+
+
+def rehearse(
+    specification: Specification,
+    blocks: Sequence[BlockPlan],
+    bench: Bench,
+    rebuild: Callable[[], Sequence[BlockPlan]],
+) -> None:
+    """Make one step of every block on copies, and run all `CHECKS`.
+
+    Neither the blocks nor the global random state are changed. What isn't finite, or finds no memory, is left for the
+    run itself to meet; so is, where the run is for GPUs and there is none here, what fails on the processor.
+
+    Parameters
+    ----------
+    specification, blocks
+        Of the run.
+    bench
+        Its training not compiled, which would take minutes.
+    rebuild
+        See `Rehearsal`.
+
+    Raises
+    ------
+    InputError
+        A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
+    """
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    seed = derive_seed(specification.train.seed, "rehearsal")
+    with computing_threads(bench.threads), reproducible(seed), torch.random.fork_rng(devices):
+        learning, head = bench.stages(blocks)
+        rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
+        batches = [(inputs.to(bench.device), targets.to(bench.device)) for inputs, targets in bench.batches]
+        try:
+            DecoupledNetwork(learning, head, bench.feedback).train_step(0, batches)
+        except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+            return
+        except LowdimfaError:
+            raise
+        except Exception as error:  # layers, loss and optimiser are the user's, and may fail in any way
+            if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
+                return
+            raise _refusal(error, rehearsal.stages) from error
+        for check in CHECKS:
+            check(rehearsal)
+
+
+def schedules_last(rehearsal: Rehearsal) -> None:
+    """Refuse a schedule that fails before the run's last step, as far as it can be followed in a short time."""
+    total, deadline = rehearsal.bench.training.total_steps, time.monotonic() + PATIENCE
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for updater in _different(rehearsal.stages):
+            steps = iter(range(2, total + 1))
+            while (some := list(islice(steps, _AT_ONCE))) and time.monotonic() < deadline:
+                for step in some:
+                    _advance(updater, step, total)
+
+
+def _different(stages: Sequence[Stage]) -> list[Updater]:
+    """Return one of those updaters that have the same schedule over as many groups."""
+    found: dict[tuple[int, int], Updater] = {}
+    for stage in stages:
+        updater = stage.updater
+        if updater.optimizer is not None and updater.scheduler is not None:
+            found.setdefault((id(updater.config), len(updater.optimizer.param_groups)), updater)
+    return list(found.values())
+
+
+def _advance(updater: Updater, step: int, total: int) -> None:
+    try:
+        updater.advance()
+    except Exception as error:  # a user's schedule may fail in any way
+        schedule = updater.config.scheduler
+        assert schedule is not None
+        raise InputError(
+            f"{updater.config.scheduler_key}.args",
+            f"{dict(schedule.args)!r}, with which {schedule.factory} fails at step {step} of {total} "
+            f"({type(error).__name__}: {error})",
+            "a schedule for all steps of the run",
+        ) from error
+
+
+def states_come_back(rehearsal: Rehearsal) -> None:
+    """Refuse what a checkpoint can't hold, or what a newly built block doesn't take from it as it was."""
+    for index, stage in enumerate(rehearsal.stages):
+        restored = rehearsal.untrained(index)
+        try:
+            tensors, scalars = stage.state()
+            copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+            restored.load(copies, json.loads(json.dumps(scalars, allow_nan=False)))
+            back = restored.state()
+        except LowdimfaError:
+            raise
+        except Exception as error:  # state_dict, set_extra_state and the like may be the user's
+            raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
+        place = _difference(scalars, back.scalars) or next(
+            (
+                name
+                for name in {**tensors, **back.tensors}
+                if name not in tensors
+                or name not in back.tensors
+                or not same_bits(tensors[name], back.tensors[name])
+            ),
+            None,
+        )
+        if place is not None:
+            raise InputError(
+                _key_of(place, stage),
+                f"a state that does not come back from a checkpoint: {place} of block {index}",
+                "that loading a state restores all that was saved of it",
+                "What is not restored would be lost whenever the run resumes.",
+            )
+
+
+def _difference(one: Any, other: Any, path: str = "") -> str | None:
+    """Return where two pieces of plain data first differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = {str(place): pair for place, pair in enumerate(zip(one, other, strict=True))}
+    else:
+        return None if type(one) is type(other) and one == other else path
+    found = (_difference(*pair, f"{path}/{key}".removeprefix("/")) for key, pair in pairs.items())
+    return next((place for place in found if place is not None), None)
+
+
+def _key_of(place: str, stage: Stage) -> str:
+    config = stage.updater.config
+    if place.startswith(("scheduler/", "updater/scheduler")):
+        return f"{config.scheduler_key}.factory"
+    if place.startswith(("optimizer/", "updater")):
+        return f"{config.optimizer_key}.factory"
+    return "model.factory"
+
+
+def replicas_are_alike(rehearsal: Rehearsal) -> None:
+    """Refuse replicas of a block that would not begin, or not stay, the same."""
+    replicas = rehearsal.specification.replicas
+    if max(replicas) == 1:
+        return
+    for plan, again in zip(rehearsal.blocks, rehearsal.rebuild(), strict=True):
+        ours, theirs = plan.build().plain_state(), again.build().plain_state()
+        if replicas[plan.index] > 1 and not same(ours._asdict(), theirs._asdict()):
+            raise InputError(
+                "model.factory",
+                f"a factory that makes another block {plan.index} each time, with placement.replicas above 1",
+                "the same weights in every process",
+                "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
+            )
+        trained = rehearsal.stages[plan.index].module.plain_state().extra
+        changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
+        if replicas[plan.index] > 1 and changed:
+            raise InputError(
+                "placement.replicas",
+                f"{replicas[plan.index]} of block {plan.index}, which changes {changed[0]} while it trains",
+                "1 for this block, since extra state is not averaged between replicas",
+            )
+
+
+CHECKS: list[Callable[[Rehearsal], None]] = [schedules_last, states_come_back, replicas_are_alike]
+"""What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""
+
+
+def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first training step") -> InputError:
+    """Return what says whose code failed, by the objects whose methods the error came through."""
+    owners: dict[tuple[int, str | None], tuple[str, str]] = {}
+    for stage in stages:
+        updater, config = stage.updater, stage.updater.config
+        optimizer = f"{config.optimizer_key}.factory", f"the optimiser of block {stage.index}"
+        scheduler = f"{config.scheduler_key}.factory", f"the schedule of block {stage.index}"
+        owners[id(updater), "apply"], owners[id(updater), "advance"] = optimizer, scheduler
+        owners[id(updater.optimizer), None], owners[id(updater.scheduler), None] = optimizer, scheduler
+        if isinstance(stage, Head):
+            owners[id(stage), "output_error"] = "train.loss", "a loss"
+        for name, layer in stage.module.named_layers():
+            owners[id(layer), None] = "model.factory", f"layer {name!r} of block {stage.index}"
+    owners.pop((id(None), None), None)
+    key, what = "model.factory", "layers or a loss"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        runs = frame.f_locals.get("self")
+        found = owners.get((id(runs), None)) or owners.get((id(runs), frame.f_code.co_name))
+        if found is not None:
+            key, what = found
+            break
+    return InputError(
+        key,
+        f"{what} failing {when} ({type(error).__name__}: {error}{_line_of(error)})",
+        "what trains in plain PyTorch",
+    )
+
+
+def _line_of(error: Exception) -> str:
+    """Return where in the user's own code an error arose, if it did."""
+    folders = tuple(str(Path(module.__file__ or "").parent) for module in (torch, lowdimfa, services))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(folders)]
+    return f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
