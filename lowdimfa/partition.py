@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
@@ -209,6 +211,20 @@ class BlockPlan:
             )
             for start, stop in pairwise([*starts, len(self.layers)])
         ]
+
+
+def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
+    """Return the same blocks with layers of their own."""
+    # A layer may keep what it computed with its graph, such as a map of attention, which torch refuses to copy.
+    computed = [
+        value
+        for plan in plans
+        for layer in plan.layers
+        for module in layer.module.modules()
+        for value in tree_leaves(vars(module))
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+    return deepcopy(list(plans), {id(value): value.detach().clone() for value in computed})
 
 
 def partition(

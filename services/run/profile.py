@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +19,7 @@ from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
-from lowdimfa.partition import BlockPlan, block_starts
+from lowdimfa.partition import BlockPlan, block_starts, copies
 from lowdimfa.tickets import Ticket
 from services.spec import Specification
 
@@ -78,7 +77,7 @@ class Bench:
 
     def stages(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
         """Build copies of the blocks."""
-        return build_stages(deepcopy(list(blocks)), self.feedback, self.training, self.task, self.device)
+        return build_stages(copies(blocks), self.feedback, self.training, self.task, self.device)
 
 
 def make_bench(

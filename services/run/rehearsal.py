@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,10 +21,11 @@ import services
 from lowdimfa.build import build_block, build_head, error_shape
 from lowdimfa.encoding import same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.exactness import refuse_inexact
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockPlan
+from lowdimfa.partition import BlockPlan, copies
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed, reproducible
 from services.run.profile import Bench
@@ -64,7 +64,7 @@ class Rehearsal:
 
     def untrained(self, index: int) -> Stage:
         """Build a block once more as it is before the first step."""
-        bench, plan = self.bench, deepcopy(self.blocks[index])
+        bench, (plan,) = self.bench, copies(self.blocks[index : index + 1])
         shape = error_shape(self.blocks, bench.feedback)
         arguments = plan, shape, bench.feedback, bench.training
         if index == len(self.blocks) - 1:
@@ -230,7 +230,25 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
             )
 
 
-CHECKS: list[Callable[[Rehearsal], None]] = [schedules_last, states_come_back, replicas_are_alike]
+def gradients_are_exact(rehearsal: Rehearsal) -> None:
+    """Refuse layers that don't learn in blocks as they do in plain torch."""
+    bench, train = rehearsal.bench, rehearsal.specification.train
+    if bench.feedback.form != "broadcast":
+        return
+    blocks, head = bench.stages(rehearsal.blocks)
+    batches = [(inputs.to(bench.device), targets.to(bench.device)) for inputs, targets in bench.batches]
+    if len(batches) == 1:  # the same samples in another order will do
+        batches.append((batches[0][0].flip(0), batches[0][1].flip(0)))
+    stale = train.staleness > 0
+    refuse_inexact(blocks, head, batches, overlapping=stale or train.effective_window > 1, stale=stale)
+
+
+CHECKS: list[Callable[[Rehearsal], None]] = [
+    schedules_last,
+    states_come_back,
+    replicas_are_alike,
+    gradients_are_exact,
+]
 """What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""
 
 
