@@ -78,6 +78,11 @@ class UpdateConfig:
         return self.optimizer.key or "train.optimizer"
 
     @property
+    def rate_key(self) -> str:
+        """The specification's key of the learning rate, for messages."""
+        return f"{self.optimizer_key}.args.lr"
+
+    @property
     def scheduler_key(self) -> str:
         """The specification's key of the schedule, for messages."""
         return (self.scheduler and self.scheduler.key) or "train.scheduler"

@@ -6,18 +6,18 @@ would turn tuples into lists, integer keys into strings and NaN into nothing; pi
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.codecs import CODECS, TAGS, UnkeptError, plain_dtype
 from lowdimfa.errors import InputError
 
 _MARK = "$"
@@ -28,89 +28,6 @@ _DEEPEST = 32
 
 _MADE_ANEW = (FunctionType, MethodType, BuiltinFunctionType, type)
 """What is not kept but taken from whoever takes the state: a newly built object has the same ones in the same places."""
-
-_EMPTY_VALUES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, set)}
-
-
-class _Codec(NamedTuple):
-    """A type as a simpler one, which is encoded in its turn, and back."""
-
-    simpler: Callable[[Any], Any]
-    back: Callable[[Any], Any]
-
-
-def _pairs(value: Mapping[Any, Any]) -> list[list[Any]]:
-    return [[key, item] for key, item in value.items()]
-
-
-def _empty_value(value: defaultdict[Any, Any]) -> str | None:
-    factory = value.default_factory
-    if factory is None:
-        return None
-    if factory not in _EMPTY_VALUES.values():
-        raise _UnkeptError("a defaultdict with a factory of its own")
-    return str(factory.__name__)
-
-
-def _array_bytes(value: Any) -> Tensor:
-    if value.dtype.hasobject or value.dtype.names is not None:
-        raise _UnkeptError(f"a NumPy array of {value.dtype}")
-    return torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.nbytes else _NO_BYTES
-
-
-_NO_BYTES = torch.empty(0, dtype=torch.uint8)
-
-_CODECS: dict[str, tuple[type, _Codec]] = {
-    "tuple": (tuple, _Codec(list, tuple)),
-    "set": (set, _Codec(list, set)),
-    "frozenset": (frozenset, _Codec(list, frozenset)),
-    "dict": (dict, _Codec(_pairs, dict)),
-    "OrderedDict": (OrderedDict, _Codec(_pairs, OrderedDict)),
-    "Counter": (Counter, _Codec(_pairs, lambda pairs: Counter(dict(pairs)))),
-    "defaultdict": (
-        defaultdict,
-        _Codec(
-            lambda value: [_empty_value(value), _pairs(value)],
-            lambda parts: defaultdict(parts[0] and _EMPTY_VALUES[parts[0]], parts[1]),
-        ),
-    ),
-    "deque": (
-        deque,
-        _Codec(lambda value: [value.maxlen, list(value)], lambda parts: deque(parts[1], parts[0])),
-    ),
-    "range": (
-        range,
-        _Codec(lambda value: [value.start, value.stop, value.step], lambda parts: range(*parts)),
-    ),
-    "bytes": (bytes, _Codec(lambda value: base64.b64encode(value).decode(), base64.b64decode)),
-    "complex": (
-        complex,
-        _Codec(lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
-    ),
-    "Size": (torch.Size, _Codec(list, torch.Size)),
-    "dtype": (
-        torch.dtype,
-        _Codec(lambda value: str(value).removeprefix("torch."), lambda name: _dtype(name)),
-    ),
-    "device": (torch.device, _Codec(str, torch.device)),
-    "array": (
-        numpy.ndarray,
-        _Codec(
-            lambda value: [value.dtype.str, list(value.shape), _array_bytes(value)],
-            lambda parts: (
-                numpy.frombuffer(parts[2].numpy().tobytes(), _plain_dtype(parts[0])).reshape(parts[1]).copy()
-            ),
-        ),
-    ),
-    "Parameter": (
-        nn.Parameter,
-        _Codec(
-            lambda value: [value.data, value.requires_grad],
-            lambda parts: nn.Parameter(parts[0], parts[1]),
-        ),
-    ),
-}
-_TAGS = {kind: tag for tag, (kind, _) in _CODECS.items()}
 
 
 class Encoder:
@@ -149,7 +66,7 @@ class Encoder:
         """
         try:
             return self._encode(value, path, _DEEPEST)
-        except _UnkeptError as error:
+        except UnkeptError as error:
             raise InputError(
                 self._key,
                 f"a state in which {'/'.join(error.path or path)} is {error.found}",
@@ -159,7 +76,7 @@ class Encoder:
 
     def _encode(self, value: Any, path: tuple[str, ...], levels: int) -> Any:
         if not levels:
-            raise _UnkeptError("nested without an end", path)
+            raise UnkeptError("nested without an end", path)
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -185,15 +102,15 @@ class Encoder:
         if isinstance(value, numpy.generic):  # of many types, one for each number format
             tag, simpler = "number", [value.dtype.str, value.tobytes().hex()]
             if value.dtype.hasobject or value.dtype.names is not None:
-                raise _UnkeptError(f"a NumPy value of {value.dtype}", path)
-        elif (found := _TAGS.get(type(value))) is not None:
+                raise UnkeptError(f"a NumPy value of {value.dtype}", path)
+        elif (found := TAGS.get(type(value))) is not None:
             tag = found
             try:
-                simpler = _CODECS[tag][1].simpler(value)
-            except _UnkeptError as error:
-                raise _UnkeptError(error.found, path) from None
+                simpler = CODECS[tag][1].simpler(value)
+            except UnkeptError as error:
+                raise UnkeptError(error.found, path) from None
         else:
-            raise _UnkeptError(f"a {type(value).__module__}.{type(value).__qualname__}", path)
+            raise UnkeptError(f"a {type(value).__module__}.{type(value).__qualname__}", path)
         if isinstance(value, Mapping):  # by the names of its keys, not by places in a list of pairs
             encoded = self._encode_pairs(value, path, levels)
             plain: Any = [simpler[0], encoded] if isinstance(value, defaultdict) else encoded
@@ -205,7 +122,7 @@ class Encoder:
 
     def _encode_pairs(self, value: Mapping[Any, Any], path: tuple[str, ...], levels: int) -> list[Any]:
         if any(isinstance(key, Tensor) for key in value):
-            raise _UnkeptError("a dictionary with tensors for keys", path)
+            raise UnkeptError("a dictionary with tensors for keys", path)
         return [
             [self._encode(key, path, levels - 1), self._encode(item, (*path, str(key)), levels - 1)]
             for key, item in value.items()
@@ -261,8 +178,8 @@ def decode(data: Any, tensors: Mapping[str, Tensor], current: Any = None) -> Any
         case "float":
             return float(inner)
         case "number":
-            return numpy.frombuffer(bytes.fromhex(inner[1]), _plain_dtype(inner[0]))[0]
-    kind, codec = _CODECS[tag]
+            return numpy.frombuffer(bytes.fromhex(inner[1]), plain_dtype(inner[0]))[0]
+    kind, codec = CODECS[tag]
     if issubclass(kind, Mapping):
         pairs = inner[1] if tag == "defaultdict" else inner
         items = [[decode(key, tensors), item] for key, item in pairs]
@@ -337,17 +254,11 @@ _STORABLE = {
 }
 
 
-class _UnkeptError(Exception):
-    def __init__(self, found: str, path: tuple[str, ...] = ()) -> None:
-        super().__init__(found)
-        self.found, self.path = found, path
-
-
 def _require_text(value: str, path: tuple[str, ...]) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _UnkeptError("text that UTF-8 can't hold", path) from None
+        raise UnkeptError("text that UTF-8 can't hold", path) from None
 
 
 def _at(current: Any, place: Any) -> Any:
@@ -361,17 +272,3 @@ def _at(current: Any, place: Any) -> Any:
 def _name_of(value: Any) -> str:
     named = isinstance(value, _MADE_ANEW)
     return f"{value.__module__}.{value.__qualname__}" if named else f"a {type(value).__name__}"
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name} is no type of numbers")
-    return found
-
-
-def _plain_dtype(name: str) -> Any:
-    found = numpy.dtype(name)
-    if found.hasobject:
-        raise ValueError(f"{name} is no type of numbers")
-    return found

@@ -240,10 +240,10 @@ class Head(Stage):
     def _loss_not_finite(self, what: str, step: int) -> NotFiniteError:
         return NotFiniteError(
             f"the {what} is not finite at step {step} in the head (block {self.index}); lower the learning "
-            f"rate ({self.updater.rate_key}), set {self.updater.config.clip_key}, or check the data",
+            f"rate ({self.updater.config.rate_key}), set {self.updater.config.clip_key}, or check the data",
             block=self.index,
             step=step,
-            setting=self.updater.rate_key,
+            setting=self.updater.config.rate_key,
         )
 
 

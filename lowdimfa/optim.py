@@ -119,11 +119,6 @@ class Updater:
         return self._parameters
 
     @property
-    def rate_key(self) -> str:
-        """The specification's key of the learning rate, for messages."""
-        return f"{self.config.optimizer_key}.args.lr"
-
-    @property
     def trained(self) -> list[nn.Parameter]:
         """Everything that the optimiser was given, in that order."""
         return list(self._parameters.values())

@@ -252,10 +252,10 @@ class Stage:
     def _not_finite(self, what: str, step: int) -> NotFiniteError:
         return NotFiniteError(
             f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
-            f"lower the learning rate ({self.updater.rate_key}) or set {self.updater.config.clip_key}",
+            f"lower the learning rate ({self.updater.config.rate_key}) or set {self.updater.config.clip_key}",
             block=self.index,
             step=step,
-            setting=self.updater.rate_key,
+            setting=self.updater.config.rate_key,
         )
 
     def state(self) -> StageState:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 import lowdimfa
-import services
 from lowdimfa.build import build_block, build_head, error_shape
 from lowdimfa.encoding import same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
@@ -33,6 +32,9 @@ from services.spec import Specification
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""
+
+_NOT_THE_USERS = tuple(map(str, (*torch.__path__, *lowdimfa.__path__, Path(__file__).parents[1])))
+"""Folders of the code that calls the user's."""
 
 _AT_ONCE = 64
 """Steps of a schedule between looks at the clock."""
@@ -282,7 +284,6 @@ def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first 
 
 def _line_of(error: Exception) -> str:
     """Return where in the user's own code an error arose, if it did."""
-    folders = tuple(str(Path(module.__file__ or "").parent) for module in (torch, lowdimfa, services))
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(folders)]
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     return f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""

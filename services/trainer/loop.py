@@ -189,12 +189,13 @@ class TrainingLoop:
         result = self._engine.evaluate()
         if not math.isfinite(result.loss):
             head = len(self._plan.network.blocks) - 1
+            update = self._plan.network.training.update_of(head)
             raise NotFiniteError(
                 f"the test loss is not finite after step {self._done} in the head (block {head}); lower the "
-                "learning rate (train.optimizer.args.lr), set train.grad_clip, or check the data",
+                f"learning rate ({update.rate_key}), set {update.clip_key}, or check the data",
                 block=head,
                 step=self._done,
-                setting="train.optimizer.args.lr",
+                setting=update.rate_key,
             )
         self._evaluated = {"step": self._done, "test_loss": result.loss, "test_accuracy": result.accuracy}
         self._emit("evaluated", **self._evaluated)
