@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowdimfa.data.base import Task
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import resolve
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -77,11 +77,11 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     try:
         value = loss(outputs, targets)
-    except Exception as error:  # a user's loss may fail in any way
+    except (Exception, SystemExit) as error:  # a user's loss may fail in any way
         raise InputError(
             "train.loss",
             f"a loss that fails on outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets "
-            f"{tuple(targets.shape)} ({targets.dtype}): {error}",
+            f"{tuple(targets.shape)} ({targets.dtype}): {in_words(error)}",
             "a model whose last layer fits the data's targets and the loss",
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lowdimfa.config import UpdateConfig
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import resolve
 
 
@@ -170,9 +170,9 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
 def _call(factory: Any, positional: tuple[Any, ...], arguments: dict[str, Any], where: str) -> Any:
     try:
         return factory(*positional, **arguments)
-    except Exception as error:  # a user's factory may fail in any way
+    except (Exception, SystemExit) as error:  # a user's factory may fail in any way
         raise InputError(
             f"{where}.args",
-            f"{arguments!r} ({type(error).__name__}: {error})",
+            f"{arguments!r} ({in_words(error)})",
             "arguments that the factory accepts",
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.cost import COSTS, Balance
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
 
 
@@ -66,11 +66,11 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
     source = f"the output of layer {before.name!r}" if before else "the example input"
     try:
         y: object = layer.module(x.clone())  # the layer may work in place
-    except Exception as error:  # a user's layer may fail in any way
+    except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
             f"layer {layer.name!r}, which fails on {source}, shape {tuple(x.shape)} and type {x.dtype} "
-            f"({type(error).__name__}: {error})",
+            f"({in_words(error)})",
             "layers that each accept what the one before puts out",
         ) from error
     if not isinstance(y, Tensor):
@@ -91,8 +91,8 @@ def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tenso
             composed = batch.clone()
             for layer in layers:
                 composed = layer.module(composed)
-    except Exception as error:  # a user's model may fail in any way
-        found = f"a {kind} that fails on the example input in training mode ({type(error).__name__}: {error})"
+    except (Exception, SystemExit) as error:  # a user's model may fail in any way
+        found = f"a {kind} that fails on the example input in training mode ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a model that runs on its data") from error
     is_same = (
         isinstance(whole, Tensor)

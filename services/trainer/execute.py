@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError, other_peoples_code, unforeseen
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan, make_run_plan
@@ -91,9 +92,10 @@ def prepare(request: RunRequest) -> tuple[RunPlan, Manifest | None]:
     boundaries = None
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
-    plan = make_run_plan(specification, boundaries)
-    if manifest is not None:
-        require_resumable(plan, manifest)
+    with other_peoples_code("the run can't be planned"):
+        plan = make_run_plan(specification, boundaries)
+        if manifest is not None:
+            require_resumable(plan, manifest)
     return plan, manifest
 
 
@@ -194,25 +196,30 @@ def _run(
         finished = TrainingLoop(plan, engine, run_dir.path, log, watch, board, stop).run(manifest)
         run_dir.conclude(to_json(finished))
         return finished
-    except LowdimfaError as error:
-        if error.code == LowdimfaError.code:
-            run_dir.keep_traceback(error)
-        failed(log, watch, error)
-        raise
-    except KeyboardInterrupt:
-        failed(log, watch, stopped(run_dir.path))
-        raise
-    except Exception as error:  # the user's own layers, loss or data may fail in any way
-        kept = run_dir.keep_traceback(error)
-        unexpected = LowdimfaError(f"{type(error).__name__}: {error} (where it came from: {kept})")
-        failed(log, watch, unexpected)
-        raise unexpected from error
+    except BaseException as error:  # the user's own layers, loss or data may raise anything
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            failed(log, watch, stopped(run_dir.path))
+            raise
+        failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
+        if failure.code == LowdimfaError.code:
+            failure = _with_traceback(failure, run_dir)
+        failed(log, watch, failure)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         if engine is not None:
             engine.close()
         board.close()
         watch.close()
         log.close()
+
+
+def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:
+    """Keep where an error that nobody foresaw came from, and return it with that file's name."""
+    kept = run_dir.keep_traceback(error)
+    fields = {"block": error.block, "step": error.step, "setting": error.setting, "replica": error.replica}
+    return LowdimfaError(f"{error.message}; where it came from: {kept}", **fields)  # type: ignore[arg-type]
 
 
 def make_board(specification: Specification, run_dir: Path) -> Board:

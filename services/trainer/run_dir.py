@@ -103,7 +103,8 @@ class RunDir:
         """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""
         path = self.path / "traceback.txt"
         try:
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            text = "".join(traceback.format_exception(error))
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as refused:
             return f"not kept, since {path} can't be written: {refused.strerror}"
         return str(path)
