@@ -48,7 +48,10 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
     if not callable(target):
         reason = "has no such name" if target is None else "is not callable"
         raise InputError(
-            where, f"{path!r}, but {module_name!r} {reason} ({name!r})", "a callable factory", clash_of(module_name)
+            where,
+            f"{path!r}, but {module_name!r} {reason} ({name!r})",
+            "a callable factory",
+            clash_of(module_name),
         )
     return target  # type: ignore[no-any-return]
 
@@ -94,8 +97,8 @@ def clash_of(module: str) -> str:
             (entry / name / "__init__.py").resolve(),
         }:
             continue
-        if found := next((file for file in (wanted.with_suffix(".py"), wanted / "__init__.py") if file.is_file()), None):
-            return (
-                f"{found} can't be imported, since {name!r} is the name of another module, {loaded}: rename yours."
-            )
+        if found := next(
+            (file for file in (wanted.with_suffix(".py"), wanted / "__init__.py") if file.is_file()), None
+        ):
+            return f"{found} can't be imported, since {name!r} is the name of another module, {loaded}: rename yours."
     return ""

@@ -1,4 +1,4 @@
-"""Whatever the user's own code raises ends a run with its kind, its text and its place, and ends no process in silence."""
+"""Whatever the user's own code raises ends a run with its words and its place, and ends no process in silence."""
 
 from __future__ import annotations
 
@@ -319,5 +319,3 @@ def test_a_clash_of_names_is_said_in_one_sentence(folder: Path) -> None:
         assert f"{folder / mine} can't be imported, since" in message and "rename yours" in message
     assert "rename" not in refusal("services.no_such_module:model")
     assert "rename" not in refusal("users_absent:model")
-
-
