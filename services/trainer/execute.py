@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lowdimfa.errors import InputError, LowdimfaError, other_peoples_code, unforeseen
+from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan, make_run_plan
@@ -48,6 +49,8 @@ class RunRequest:
         up for none.
     resume_step
         Step of the checkpoint to go on from, for a run that is resumed; None is the newest.
+    way_on
+        Command by which a person resumes the run, for messages; empty for that of ``lowdimfa train``.
     """
 
     specification: dict[str, Any]
@@ -57,6 +60,7 @@ class RunRequest:
     user_code: UserCode
     lost_at: float | None = None
     resume_step: int | None = None
+    way_on: str = ""
 
     def again(self, lost_at: float | None = None) -> RunRequest:
         """Return the request of a further attempt in the same directory, where nobody works any more.
@@ -203,6 +207,8 @@ def _run(
         failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
         if failure.code == LowdimfaError.code:
             failure = _with_traceback(failure, run_dir)
+        elif isinstance(failure, DiskFullError):
+            failure = _with_way_on(failure, request)
         failed(log, watch, failure)
         if failure is error:
             raise
@@ -220,6 +226,18 @@ def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:
     kept = run_dir.keep_traceback(error)
     fields = {"block": error.block, "step": error.step, "setting": error.setting, "replica": error.replica}
     return LowdimfaError(f"{error.message}; where it came from: {kept}", **fields)  # type: ignore[arg-type]
+
+
+def _with_way_on(error: DiskFullError, request: RunRequest) -> DiskFullError:
+    """Return an error with what to do about it."""
+    path = Path(request.run_dir)
+    command = request.way_on or f"lowdimfa train SPEC --resume --run-dir {shlex.quote(str(path))}"
+    way = (
+        f"go on with: {command}"
+        if CheckpointStore(path).list()
+        else "start the run again, in a new directory"
+    )
+    return DiskFullError(f"{error.message}; make room, then {way}", block=error.block, setting=error.setting)
 
 
 def make_board(specification: Specification, run_dir: Path) -> Board:

@@ -68,7 +68,7 @@ class RunDir:
             ) from None
         except OSError as error:
             if no_room(error):
-                raise refusal("the run can't begin", self.path, error) from error
+                raise refusal("the run can't begin before there is room", self.path, error) from error
             raise _not_writable(self.path, str(error)) from error
         try:
             require_run_dir(self.path, self._resume)  # another trainer may have come and gone
@@ -117,7 +117,7 @@ class RunDir:
         ResourceError
             The disk refused. The last checkpoint is there: a resumed run has nothing to do but to write its result.
         """
-        what = "the run is done, but its result can't be kept; make room and resume it"
+        what = "the run is done, but its result can't be kept"
         replace_text(self.path / "result.json", line + "\n", what)
 
 
