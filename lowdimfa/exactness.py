@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.block import Block
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
 from lowdimfa.layers import FACTORY_KEY
 from lowdimfa.partition import BlockModule
@@ -183,13 +183,13 @@ def _trying(stage: Block | Head, run: Callable[[], T], advice: tuple[str, str] |
         return run()
     except LowdimfaError:
         raise
-    except Exception as error:  # a user's layers may fail in any way
+    except (Exception, SystemExit) as error:  # a user's layers may fail in any way
         if "saved tensor hooks" in str(
             error
         ):  # by which stale weights are kept, and which torch.func refuses
             advice = _STALE
         expected, hint = advice or ("layers that train on the data", "")
-        reason = f"which fails in training ({type(error).__name__}: {str(error).strip()})"
+        reason = f"which fails in training ({in_words(error)})"
         raise InputError(FACTORY_KEY, f"{_named(stage)}, {reason}", expected, hint) from error
 
 

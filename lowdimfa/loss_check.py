@@ -38,8 +38,10 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
         raise
     except UserWarning as error:
         raise _broadcasts(shapes) from error
-    except Exception as error:  # a user's loss may fail in any way
-        raise InputError("train.loss", f"a loss that fails on {shapes}: {error}", expected) from error
+    except (Exception, SystemExit) as error:  # a user's loss may fail in any way
+        raise InputError(
+            "train.loss", f"a loss that fails on {shapes} ({in_words(error)})", expected
+        ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowdimfa.cost import COSTS, Balance
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
 from lowdimfa.tickets import unchanged_generators
 
@@ -79,8 +79,8 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
 def _extra_state(module: nn.Module) -> Any:
     try:
         return deepcopy(module.get_extra_state())
-    except Exception as error:  # the user's own
-        found = f"a {type(module).__name__} whose get_extra_state fails ({type(error).__name__}: {error})"
+    except (Exception, SystemExit) as error:  # the user's own
+        found = f"a {type(module).__name__} whose get_extra_state fails ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a state that can be saved") from error
 
 
@@ -97,11 +97,11 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
     source = f"the output of layer {before.name!r}" if before else "the example input"
     try:
         y: object = layer.module(x.clone())  # the layer may work in place
-    except Exception as error:  # a user's layer may fail in any way
+    except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
             f"layer {layer.name!r}, which fails on {source}, shape {tuple(x.shape)} and type {x.dtype} "
-            f"({type(error).__name__}: {error})",
+            f"({in_words(error)})",
             "layers that each accept what the one before puts out",
             _TAKES_GRADIENT if "require grad" in str(error) else "",
         ) from error
@@ -114,10 +114,10 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
 def _cost(layer: Layer, x: Tensor, balance: Balance) -> float:
     try:
         return COSTS[balance](layer.module, x)
-    except Exception as error:  # a user's layer may fail in any way
+    except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
-            f"layer {layer.name!r}, which runs but fails where gradients are recorded ({type(error).__name__}: {error})",
+            f"layer {layer.name!r}, which runs but fails where gradients are recorded ({in_words(error)})",
             "layers that can be trained",
         ) from error
 
@@ -145,8 +145,8 @@ def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tenso
             composed = batch.clone()
             for layer in layers:
                 composed = layer.module(composed)
-    except Exception as error:  # a user's model may fail in any way
-        found = f"a {kind} that fails on the example input in training mode ({type(error).__name__}: {error})"
+    except (Exception, SystemExit) as error:  # a user's model may fail in any way
+        found = f"a {kind} that fails on the example input in training mode ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a model that runs on its data") from error
     is_same = (
         isinstance(whole, Tensor)

@@ -14,7 +14,7 @@ from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.data.reading import Reader
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
@@ -101,10 +101,10 @@ def _batch(reader: Reader, ticket: Ticket) -> tuple[Tensor, Tensor]:
         return samples.inputs(), samples.targets()
     except LowdimfaError:
         raise
-    except Exception as error:  # a user's data may fail in any way
+    except (Exception, SystemExit) as error:  # a user's data may fail in any way
         raise InputError(
             "data.factory",
-            f"training samples of {ticket} that can't be read ({type(error).__name__}: {error})",
+            f"training samples of {ticket} that can't be read ({in_words(error)})",
             "inputs and targets of equal shapes for every sample",
         ) from error
 

@@ -19,7 +19,7 @@ import torch
 import lowdimfa
 from lowdimfa.build import build_block, build_head, error_shape
 from lowdimfa.encoding import same, same_bits
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
@@ -111,7 +111,10 @@ def rehearse(
             return
         except LowdimfaError:
             raise
-        except Exception as error:  # layers, loss and optimiser are the user's, and may fail in any way
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # layers, loss and optimiser are the user's, and may fail in any way
             if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
                 return
             raise _refusal(error, rehearsal.stages) from error
@@ -144,13 +147,13 @@ def _different(stages: Sequence[Stage]) -> list[Updater]:
 def _advance(updater: Updater, step: int, total: int) -> None:
     try:
         updater.advance()
-    except Exception as error:  # a user's schedule may fail in any way
+    except (Exception, SystemExit) as error:  # a user's schedule may fail in any way
         schedule = updater.config.scheduler
         assert schedule is not None
         raise InputError(
             f"{updater.config.scheduler_key}.args",
             f"{dict(schedule.args)!r}, with which {schedule.factory} fails at step {step} of {total} "
-            f"({type(error).__name__}: {error})",
+            f"({in_words(error)})",
             "a schedule for all steps of the run",
         ) from error
 
@@ -166,7 +169,7 @@ def states_come_back(rehearsal: Rehearsal) -> None:
             back = restored.state()
         except LowdimfaError:
             raise
-        except Exception as error:  # state_dict, set_extra_state and the like may be the user's
+        except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
             raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
         place = _difference(scalars, back.scalars) or next(
             (
@@ -254,7 +257,9 @@ CHECKS: list[Callable[[Rehearsal], None]] = [
 """What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""
 
 
-def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first training step") -> InputError:
+def _refusal(
+    error: BaseException, stages: Sequence[Stage], when: str = "in a first training step"
+) -> InputError:
     """Return what says whose code failed, by the objects whose methods the error came through."""
     owners: dict[tuple[int, str | None], tuple[str, str]] = {}
     for stage in stages:
@@ -277,13 +282,6 @@ def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first 
             break
     return InputError(
         key,
-        f"{what} failing {when} ({type(error).__name__}: {error}{_line_of(error)})",
+        f"{what} failing {when} ({in_words(error)})",
         "what trains in plain PyTorch",
     )
-
-
-def _line_of(error: Exception) -> str:
-    """Return where in the user's own code an error arose, if it did."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""

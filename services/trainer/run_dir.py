@@ -68,7 +68,7 @@ class RunDir:
             ) from None
         except OSError as error:
             if no_room(error):
-                raise refusal("the run can't begin", self.path, error) from error
+                raise refusal("the run can't begin before there is room", self.path, error) from error
             raise _not_writable(self.path, str(error)) from error
         try:
             require_run_dir(self.path, self._resume)  # another trainer may have come and gone
@@ -103,7 +103,8 @@ class RunDir:
         """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""
         path = self.path / "traceback.txt"
         try:
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            text = "".join(traceback.format_exception(error))
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as refused:
             return f"not kept, since {path} can't be written: {refused.strerror}"
         return str(path)
@@ -116,7 +117,7 @@ class RunDir:
         ResourceError
             The disk refused. The last checkpoint is there: a resumed run has nothing to do but to write its result.
         """
-        what = "the run is done, but its result can't be kept; make room and resume it"
+        what = "the run is done, but its result can't be kept"
         replace_text(self.path / "result.json", line + "\n", what)
 
 
