@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -29,14 +27,6 @@ class Display(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def claim_stdout() -> TextIO:
-    """Return standard output for events alone; what anything else in this process writes goes to standard error."""
-    sys.stdout.flush()
-    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return stream
 
 
 class JsonDisplay:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,4 +58,5 @@ def _say(text: str) -> None:
     start = (
         "\r\x1b[2K" if sys.stderr.isatty() else ""
     )  # in place of a progress bar, which is drawn anew below
-    os.write(2, f"{start}{text}\n".encode())
+    with suppress(OSError):  # nobody may read it any more
+        os.write(2, f"{start}{text}\n".encode())

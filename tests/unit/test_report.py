@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from lowdimfa.errors import InputError
-from services.monitoring.report import write_report
 from services.monitoring.report.curves import smooth
 from services.monitoring.report.gantt import choose_excerpt, time_shares
+from services.monitoring.report.page import write_report
 from services.monitoring.report.reading import CATEGORIES, read_run
 from services.monitoring.timeline import TimelineWriter
 
