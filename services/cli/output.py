@@ -55,7 +55,9 @@ class _Lost:
         if not self.outlived:
             raise OutputLostError(error)
         reason = "nobody reads it any more" if error.errno in _GONE else "there is no room for it"
-        print(f"lowdimfa: part of the output is lost, since {reason}; {self.outlived}", file=sys.stderr)
+        note = f"lowdimfa: part of the output is lost, since {reason}; {self.outlived}\n"
+        with suppress(OSError):  # past `sys.stderr`, which a progress bar leads back to standard output
+            os.write(2, note.encode())
 
 
 _lost = _Lost()
