@@ -50,7 +50,7 @@ def reserved(path: Path) -> Iterator[Path]:
     DiskFullError
         There is no room for it.
     """
-    require_run_dir(path, resume=False)
+    _require_writable(path)
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         own = next(folder for folder in _names(path) if _made(folder))
@@ -187,6 +187,10 @@ def require_run_dir(path: Path, resume: bool) -> None:
         )
     if resume and not taken:
         raise InputError(f"run directory {path}", "no run to resume", "the directory of an earlier run")
+    _require_writable(path)
+
+
+def _require_writable(path: Path) -> None:
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir():
         raise _not_writable(path, f"{nearest} is a file")

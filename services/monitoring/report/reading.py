@@ -95,8 +95,7 @@ class Record:
     @property
     def steps_planned(self) -> int | None:
         """Steps of the whole run, where they are known."""
-        counts = [self.latest(kind).get("steps") for kind in ("progress", "started")]
-        return next((count for count in (*counts, self.plan.get("steps")) if count), None)
+        return self.latest("progress", "started").get("steps") or self.plan.get("steps")
 
     @property
     def steps_done(self) -> int | None:
