@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.losses import Loss
 
 

