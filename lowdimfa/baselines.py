@@ -11,7 +11,6 @@ from torch import Tensor
 from lowdimfa.block import Block
 from lowdimfa.feedback.readout import LocalReadout
 from lowdimfa.head import Head
-from lowdimfa.losses import count_correct
 from lowdimfa.tickets import Ticket
 
 
@@ -22,16 +21,19 @@ class BackpropForm:
         self._stages = [*blocks, head]
         self._head = head
 
-    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+    def run(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+    ) -> tuple[float, int, int]:
         """Forward through all blocks with one graph, and backpropagate the output error."""
         with torch.enable_grad():
             outputs = inputs
             for stage in self._stages:
                 outputs = stage.run(outputs, ticket)
-        loss, error = self._head.output_error(outputs, targets)
+        loss, error = self._head.output_error(outputs, targets, weight)
         self._head.require_finite(loss, "the loss", ticket.step)
         torch.autograd.backward(outputs, error.to(outputs.dtype))
-        return float(loss), *count_correct(outputs, targets, self._head.task)
+        correct, counted = self._head.score(outputs, targets)
+        return float(loss), int(correct), int(counted)
 
     def step(self) -> None:
         """Let each block's optimiser apply its part of the gradient."""
@@ -50,17 +52,19 @@ class LocalForm:
         self._head = head
         self._sites = [block.sites[-1] for block in blocks]
 
-    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+    def run(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+    ) -> tuple[float, int, int]:
         """Run each block on the detached output of the one before, and learn from the readout's loss."""
         for block, (_, tap, feedback) in zip(self._blocks, self._sites, strict=True):
             with block.learning():
                 output = block.run(inputs.detach(), ticket)
                 prediction = cast(LocalReadout, feedback).predict(tap(output))
-            _, error = self._head.output_error(prediction, targets)
+            _, error = self._head.output_error(prediction, targets, weight)
             torch.autograd.backward(prediction, error)
             inputs = output.detach()
-        sent = self._head.forward(inputs, targets, ticket)
-        return float(sent.loss), int(sent.correct), sent.counted
+        sent = self._head.forward(inputs, targets, ticket, weight=weight)
+        return float(sent.loss), int(sent.correct), int(sent.counted)
 
     def step(self) -> None:
         """Apply each block's own gradients."""

@@ -18,6 +18,7 @@ from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage
+from lowdimfa.stash import StashedWeights
 from lowdimfa.tickets import Ticket
 
 ErrorKind = Literal["train", "probe"]
@@ -25,9 +26,10 @@ ErrorKind = Literal["train", "probe"]
 
 @dataclass
 class _Kept:
-    """What the update of one micro-batch needs of each part: the tap with its graph, and its noise on a probe."""
+    """What the update of one micro-batch needs: each part's tap with its graph, the weights, the noise of a probe."""
 
     tapped: list[Tensor] | None
+    weights: StashedWeights | None
     moved: list[Tensor] | None = None
 
 
@@ -62,6 +64,7 @@ class Block(Stage):
             seed=seed,
             precision=precision,
             staleness=staleness,
+            activations=activations,
             compiled=compiled,
             sites=sites,
             parts=parts,
@@ -78,9 +81,9 @@ class Block(Stage):
         NotFiniteError
             The output isn't finite.
         """
-        with self.learning():
+        with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            self._kept[ticket] = _Kept(tap_all(self.sites, outputs))
+            self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = outputs[-1].detach().contiguous()
         self.check_finite(detached, "the output", ticket.step)
         return self._leaving(detached)
@@ -90,9 +93,9 @@ class Block(Stage):
         output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
         return self._leaving(output.contiguous())
 
-    def evaluate(self, inputs: Tensor) -> Tensor:
-        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
-        return self._leaving(super().evaluate(inputs))
+    def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:
+        """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
+        return self._leaving(super().evaluate(inputs, batch))
 
     def _leaving(self, output: Tensor) -> Tensor:
         return output.to(self._travels_as) if output.dtype == torch.float32 else output
@@ -127,7 +130,10 @@ class Block(Stage):
             self.accumulate_probe(kept.moved, error)
             kept.moved = None
         elif kind == "train" and kept.tapped is not None:
-            deliver(self.sites, kept.tapped, error)
-            kept.tapped = None
+            self._learned = ticket
+            self.seed_for("update", *ticket)
+            with StashedWeights.in_place(kept.weights):
+                deliver(self.sites, kept.tapped, error)
+            kept.tapped = kept.weights = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]

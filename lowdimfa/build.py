@@ -17,7 +17,7 @@ from lowdimfa.feedback.projection import ErrorProjection
 from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
 from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LearnedFeedback, ProbedFeedback, QRule
 from lowdimfa.head import Head
-from lowdimfa.losses import make_loss, shows_targets
+from lowdimfa.losses import counts, make_loss, shows_targets
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule, BlockPlan
 from lowdimfa.sites import FeedbackSite
@@ -192,11 +192,13 @@ def build_head(
         module,
         _updater(plan, module, sites, training),
         projection,
-        make_loss(training.loss, task),
+        make_loss(training.loss, task, training.ignore_index),
         task,
         seed=training.seed,
+        counts=counts(training.loss, task, training.ignore_index),
         microbatches=training.microbatches,
         precision=training.precision,
+        activations=training.activations,
         compiled=training.compiled,
         sites=sites,
         parts=parts.starts,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.rules import QRule
+from lowdimfa.losses import IGNORED
 from lowdimfa.taps import TapName
 from lowdimfa.tickets import Ticket
 
@@ -101,6 +102,8 @@ class TrainingConfig:
         Number format in which activations go from block to block.
     compiled
         Whether each block's layers are compiled by ``torch.compile``.
+    ignore_index
+        The class that says that a target doesn't count.
     """
 
     total_steps: int
@@ -111,6 +114,7 @@ class TrainingConfig:
     activations: Literal["fp32", "bf16"] = "fp32"
     compiled: bool = False
     loss: str = "auto"
+    ignore_index: int = IGNORED
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
 

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 Balance = Literal["flops", "time"]
 _Solution = tuple[float, float, tuple[int, ...]]
@@ -24,19 +25,32 @@ _OPERATIONS_PER_BYTE = 10
 _WARM_UP, _TIMED_RUNS = 2, 7
 
 
-class _WrittenBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the bytes of all results that operators write; views write none."""
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count floating-point operations by torch's own formulas, and the bytes of all results that operators write.
+
+    `torch.utils.flop_counter.FlopCounterMode` has the same sum, but follows modules with hooks of autograd, under which
+    a layer can't take gradients itself.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.floating_point = 0
+        self.written = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return NotImplemented  # its operators come here one by one
         result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.floating_point += formula(*args, **(kwargs or {}), out_val=result)
         if not func.is_view:
-            self.total += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.written += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result
 
 
@@ -46,12 +60,11 @@ def operations(module: nn.Module, x: Tensor) -> float:
     Counted, not timed, so that two processes cut a model alike. Attention is counted in its plain form, since
     fused kernels differ between devices.
     """
-    written, counter = _WrittenBytes(), FlopCounterMode(display=False)
     # With gradients, since the built-in transformer layers otherwise take fused paths that are not counted.
     # The copy stands for the reading of the input, and keeps it from layers that work in place.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter, written:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
         module(x.clone())
-    return float(counter.get_total_flops() + _OPERATIONS_PER_BYTE * written.total)
+    return float(counted.floating_point + _OPERATIONS_PER_BYTE * counted.written)
 
 
 def seconds(module: nn.Module, x: Tensor) -> float:

@@ -6,6 +6,11 @@ the exit code with which the command line ends; `docs/errors.md` is the catalogu
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -44,7 +49,15 @@ class LowdimfaError(Exception):
         self.replica = replica
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.block, self.step, self.setting, self.replica))
+        rebuilt = (type(self), self.message, self.block, self.step, self.setting, self.replica)
+        return (_rebuild, rebuilt, {"__notes__": self.__notes__} if hasattr(self, "__notes__") else None)
+
+    def plain(self) -> LowdimfaError:
+        """Return the error without a class that a user derived, for a process that may not have it."""
+        kind = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
+        if kind is type(self):
+            return self
+        return _rebuild(kind, self.message, self.block, self.step, self.setting, self.replica)
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the machine-readable ``failed`` event."""
@@ -149,3 +162,77 @@ class StoppedError(LowdimfaError):
 
     code = "stopped"
     exit_code = 130
+
+
+def in_words(error: BaseException) -> str:
+    """Return kind, text and place of an error that other people's code raised, whatever its own methods do.
+
+    The place is the innermost line that belongs neither to this project nor to a library.
+    """
+    try:
+        text = str(error)
+    except BaseException:  # it is the user's method
+        text = "an error whose text can't be had"
+    where = _place(error)
+    said = ", ".join(part for part in (text, where and f"in {where}") if part)
+    kind = type(error).__name__
+    return (f"{kind}: {said}" if said else kind).encode("utf-8", "backslashreplace").decode()
+
+
+def unforeseen(error: BaseException, what: str = "", **fields: Any) -> LowdimfaError:
+    """Return the typed error for one that other people's code raised.
+
+    It consists of plain text alone, so that it crosses to processes that can't import that code, or can't rebuild its
+    exceptions. Its note is the traceback.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    what
+        Begins the message: ``block 1 failed during 'run steps'``.
+    fields
+        Of the typed error, such as ``block``.
+    """
+    said = in_words(error)
+    failure = LowdimfaError(f"{what} ({said})" if what else said, **fields)
+    trace = "".join(traceback.format_exception(error))
+    failure.add_note(trace.encode("utf-8", "backslashreplace").decode())
+    return failure
+
+
+@contextmanager
+def other_peoples_code(what: str) -> Iterator[None]:
+    """Make whatever the body raises a typed error: ``sys.exit`` of a user's layer ends no process of ours in silence.
+
+    Parameters
+    ----------
+    what
+        Begins the message.
+
+    Raises
+    ------
+    LowdimfaError
+        The body's own, or the one for what it raised. Ctrl-C stays what it is.
+    """
+    try:
+        yield
+    except (LowdimfaError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise unforeseen(error, what) from error
+
+
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_OWN = tuple(str(Path(__file__).parents[1] / name) for name in ("lowdimfa", "services"))
+
+
+def _place(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return ""  # its text has the place
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = frame.filename
+        packaged = {"site-packages", "dist-packages"} & set(Path(path).parts)
+        if not path.startswith(("<", *_LIBRARIES, *_OWN)) and not packaged:
+            return f"{path}, line {frame.lineno}"
+    return ""

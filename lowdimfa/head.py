@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from lowdimfa.data.base import Task
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import ErrorProjection
-from lowdimfa.losses import Loss, count_correct, right_predictions
+from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
@@ -32,33 +32,35 @@ class Broadcast:
     response
         On a probe, ``P Δy``: the projected change of the output, of the same shape.
     loss
-        Mean over the micro-batch, a scalar on the head's device.
+        Mean over the micro-batch, times its weight: the mean of these over a step is the mean over its batch. A scalar
+        on the head's device.
     correct
         Right predictions, a scalar on the head's device; 0 where there is no accuracy.
     counted
-        Predictions made, 0 where there is no accuracy.
+        Predictions that count, another such scalar.
     """
 
     error: Tensor
     response: Tensor | None
     loss: Tensor
     correct: Tensor
-    counted: int
+    counted: Tensor
 
 
 @dataclass
 class Evaluation:
-    """Sums over an evaluation."""
+    """Sums over an evaluation; ``ignored`` is the part of the samples, by their positions, that does not count."""
 
     loss_sum: float = 0.0
     samples: int = 0
     correct: int = 0
     counted: int = 0
+    ignored: float = 0.0
 
     @property
     def loss(self) -> float:
-        """Mean loss over the samples."""
-        return self.loss_sum / max(self.samples, 1)
+        """Mean loss over the samples, or over what counts of them."""
+        return self.loss_sum / (self.samples - self.ignored or 1)
 
     @property
     def accuracy(self) -> float | None:
@@ -77,6 +79,8 @@ class Head(Stage):
         Mean loss over a micro-batch; the error vector comes from it by autograd.
     task
         Decides whether accuracy is counted.
+    counts
+        Tells which of the targets the loss counts, or None for all of them.
     microbatches
         Parts of a step's batch: the error is that of the mean over the whole batch.
     """
@@ -91,8 +95,10 @@ class Head(Stage):
         task: Task,
         *,
         seed: int,
+        counts: Callable[[Tensor], Tensor | None] = lambda targets: None,
         microbatches: int = 1,
         precision: str = "fp32",
+        activations: str = "fp32",
         compiled: bool = False,
         sites: Sequence[FeedbackSite] = (),
         parts: Sequence[int] = (0,),
@@ -106,6 +112,7 @@ class Head(Stage):
             seed=seed,
             precision=precision,
             staleness=0,
+            activations=activations,
             compiled=compiled,
             sites=sites,
             parts=parts,
@@ -115,10 +122,16 @@ class Head(Stage):
         self.projection.to(self.device)
         self._loss = loss
         self.task = task
+        self._counts = counts
         self._microbatches = microbatches
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, perturbed: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        ticket: Ticket,
+        perturbed: Tensor | None = None,
+        weight: float | None = None,
     ) -> Broadcast:
         """Run the layers, accumulate the head's own exact gradients, and make the broadcast error.
 
@@ -130,33 +143,61 @@ class Head(Stage):
             The micro-batch.
         perturbed
             On a probe, the same micro-batch's activations under the noise of all blocks before.
+        weight
+            One of those that `weights` returns for the step; by default that of a micro-batch that counts as all others.
 
         Raises
         ------
         NotFiniteError
             The loss or the error isn't finite.
         """
+        self._learned = ticket
         with self.learning():
             *inner, outputs = self.run_parts(inputs.detach(), ticket)
             tapped = tap_all(self.sites, inner)
-            loss, error = self.output_error(outputs, targets)
+            loss, error = self.output_error(outputs, targets, weight)
+            self.seed_for("update", *ticket)
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)
+        error = error.float()
         self.projection.accumulate(error)
         sent = self.projection.project(error)
         deliver(self.sites, tapped, sent)
         response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
-        correct, counted = right_predictions(outputs, targets, self.task)
+        correct, counted = self.score(outputs, targets)
         return Broadcast(sent, response, loss, correct, counted)
 
-    def output_error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the micro-batch's mean loss and ``e``, the gradient of the whole batch's mean loss, both detached."""
-        leaf = outputs.detach().float().requires_grad_()
+    def weights(self, targets: Sequence[Tensor]) -> list[float]:
+        """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.
+
+        Where nothing counts, in a micro-batch or in all of them, the weight is 0.
+        """
+        counted = [self._count(part) for part in targets]
+        return [len(counted) * number / (sum(counted) or 1) for number in counted]
+
+    def _count(self, targets: Tensor) -> int:
+        counted = self._counts(targets)
+        return targets.numel() if counted is None else int(counted.sum())
+
+    def output_error(
+        self, outputs: Tensor, targets: Tensor, weight: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's weighted mean loss and ``e``, the gradient of the batch's mean loss, both detached."""
+        leaf = _precise(outputs.detach()).requires_grad_()
+        (weight,) = self.weights([targets]) if weight is None else (weight,)
+        if not weight:  # the mean over nothing isn't a number
+            return torch.zeros((), device=outputs.device), torch.zeros_like(leaf)
         with torch.enable_grad():
             loss = self._loss(leaf, targets)
         (error,) = torch.autograd.grad(loss, leaf)
+        if weight != 1:
+            loss, error = weight * loss, weight * error
         return loss.detach(), error / self._microbatches
+
+    def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many predictions are right, and how many count, as `right_predictions` does."""
+        return right_predictions(outputs, targets, self.task, self._counts(targets))
 
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
@@ -170,14 +211,17 @@ class Head(Stage):
         self.projection.step()
         super().step()
 
-    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation) -> None:
-        """Add one evaluation batch to the totals."""
-        outputs = self.evaluate(inputs).float()
-        totals.loss_sum += float(self._loss(outputs, targets)) * len(targets)
+    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
+        """Add the evaluation batch of that number to the totals."""
+        outputs = _precise(self.evaluate(inputs, batch))
+        share = self._count(targets) / targets.numel()
+        if share:
+            totals.loss_sum += float(self._loss(outputs, targets)) * len(targets) * share
         totals.samples += len(targets)
-        correct, counted = count_correct(outputs, targets, self.task)
-        totals.correct += correct
-        totals.counted += counted
+        totals.ignored += len(targets) * (1 - share)
+        correct, counted = self.score(outputs, targets)
+        totals.correct += int(correct)
+        totals.counted += int(counted)
 
     def state(self) -> StageState:
         """Return everything that the head needs to go on."""
@@ -201,3 +245,8 @@ class Head(Stage):
             step=step,
             setting=self.updater.config.rate_key,
         )
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """Return outputs in the precision of the loss: at least single."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()

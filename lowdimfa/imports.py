@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
+from lowdimfa.tickets import derive_seed, reproducible
 
 
 def resolve(path: str, where: str) -> Callable[..., Any]:
@@ -30,17 +33,29 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
     if not module_name or not name:
         raise InputError(where, repr(path), "an import path such as 'package.module:factory'")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+        # What a module draws, or seeds, while it is imported must not depend on which factory of it is the first.
+        with reproducible(derive_seed(0, "import", module_name)):
+            module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
+        missing = getattr(error, "name", None) or module_name
+        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}.")
         raise InputError(
             where,
-            f"{path!r}, whose module fails to import ({type(error).__name__}: {error})",
-            "a module beside the specification, on PYTHONPATH, or installed",
+            f"{path!r}, whose module fails to import ({in_words(error)})",
+            "a module beside the specification, on PYTHONPATH, or installed"
+            if absent
+            else "a module that can be imported",
+            clash_of(missing),
         ) from error
     target = getattr(module, name, None)
     if not callable(target):
         reason = "has no such name" if target is None else "is not callable"
-        raise InputError(where, f"{path!r}, but {module_name!r} {reason} ({name!r})", "a callable factory")
+        raise InputError(
+            where,
+            f"{path!r}, but {module_name!r} {reason} ({name!r})",
+            "a callable factory",
+            clash_of(module_name),
+        )
     return target  # type: ignore[no-any-return]
 
 
@@ -57,9 +72,36 @@ def call_factory(path: str, args: dict[str, Any], where: str) -> Any:
         return factory(**args)
     except InputError:
         raise
-    except Exception as error:  # a user's factory may fail in any way
+    except (Exception, SystemExit) as error:  # a user's factory may fail in any way
+        ended = isinstance(error, SystemExit)
         raise InputError(
             where,
-            f"{path!r}, which fails with arguments {args!r} ({type(error).__name__}: {error})",
-            "a factory that accepts these arguments",
+            f"{path!r}, which {'ends the program' if ended else 'fails'} with arguments {args!r} ({in_words(error)})",
+            "a factory that returns what it makes" if ended else "a factory that accepts these arguments",
         ) from error
+
+
+def clash_of(module: str) -> str:
+    """Say why a module can't be imported though its file is there: another one of its package's name is loaded.
+
+    Parameters
+    ----------
+    module
+        Full name of a module that can't be imported, or that lacks what is wanted of it.
+    """
+    name, *inner = module.split(".")
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if not loaded:
+        return ""
+    for entry in map(Path, sys.path):
+        wanted = entry.joinpath(name, *inner)
+        if Path(loaded).resolve() in {
+            (entry / f"{name}.py").resolve(),
+            (entry / name / "__init__.py").resolve(),
+        }:
+            continue
+        if found := next(
+            (file for file in (wanted.with_suffix(".py"), wanted / "__init__.py") if file.is_file()), None
+        ):
+            return f"{found} can't be imported, since {name!r} is the name of another module, {loaded}: rename yours."
+    return ""

@@ -15,6 +15,9 @@ from lowdimfa.errors import InputError
 FACTORY_KEY = "model.factory"
 
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of a model.
@@ -89,6 +92,7 @@ def list_layers(model: object) -> list[Layer]:
     if not layers:
         raise _not_layers("a model without layers")
     _refuse_missed(module, layers)
+    _refuse_unheard_hooks(module, layers)
     return layers
 
 
@@ -135,6 +139,19 @@ def _refuse_missed(model: nn.Module, layers: list[Layer]) -> None:
             "layers that cover every parameter and buffer",
             "Put what uses them into a module of its own and list that too.",
         )
+
+
+def _refuse_unheard_hooks(model: nn.Module, layers: list[Layer]) -> None:
+    """Refuse hooks of modules that only hold layers: blocks call the layers themselves."""
+    called = {id(module) for layer in layers for module in layer.module.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in called and any(getattr(module, hooks) for hooks in _HOOKS):
+            raise InputError(
+                FACTORY_KEY,
+                f"a hook on {f'module {name!r}' if name else 'the model itself'}, which isn't called as a whole",
+                "hooks on layers, or within them",
+                "Register it on the first or the last layer.",
+            )
 
 
 def _not_layers(found: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,22 +17,45 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable function of the head's output and the targets: the mean over the micro-batch, a scalar."""
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Softmax cross-entropy in nats; ``logits (batch, *positions, classes)``, ``targets (batch, *positions)``."""
-    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+IGNORED = -100
+"""The class that by default says that a position doesn't count, as in torch."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """Softmax cross-entropy in nats; ``logits (batch, *positions, classes)``, ``targets (batch, *positions)``.
+
+    Raises
+    ------
+    InputError
+        A target is no class that the logits have room for.
+    """
+    try:
+        return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index)
+    except IndexError:
+        validate_class_targets(targets, logits.shape[-1], ignore_index)
+        raise
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean over samples of half the squared error; outputs and targets ``(batch, outputs)``."""
-    return 0.5 * (outputs - targets.view_as(outputs)).square().sum(-1).mean()
+    return 0.5 * (outputs - _shaped(targets, outputs)).square().sum(-1).mean()
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over samples of the summed logistic losses, in nats; targets in [0, 1], shaped like the logits."""
     losses = functional.binary_cross_entropy_with_logits(
-        logits, targets.view_as(logits).to(logits.dtype), reduction="none"
+        logits, _shaped(targets, logits).to(logits.dtype), reduction="none"
     )
     return losses.sum(-1).mean()
+
+
+def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Return the targets in the outputs' shape, of which they may leave out a last dimension of 1."""
+    if (*targets.shape, 1) == tuple(outputs.shape):
+        return targets.unsqueeze(-1)
+    if targets.shape != outputs.shape:
+        raise ValueError("they have different shapes")
+    return targets
 
 
 LOSSES: dict[str, Loss] = {
@@ -46,20 +70,35 @@ _DEFAULTS: dict[Task, str] = {
 }
 
 
-def make_loss(name: str, task: Task) -> Loss:
+def make_loss(name: str, task: Task, ignore_index: int = IGNORED) -> Loss:
     """Return the loss that a specification names: ``auto``, a name in `LOSSES`, or an import path.
 
     Raises
     ------
     InputError
-        The name is none of these, or the import fails.
+        The name is none of these, the import fails, or ``ignore_index`` was given for a loss that knows no classes.
     """
     name = _DEFAULTS[task] if name == "auto" else name
+    if name == "cross_entropy":
+        return partial(cross_entropy, ignore_index=ignore_index)
     if name in LOSSES:
+        if ignore_index != IGNORED:
+            expected = "it with cross_entropy, or with a loss of your own that leaves out the same class"
+            raise InputError("train.ignore_index", f"{ignore_index} with the loss {name!r}", expected)
         return LOSSES[name]
     if "." not in name and ":" not in name:
         raise InputError("train.loss", repr(name), f"auto, {', '.join(LOSSES)}, or an import path")
     return resolve(name, "train.loss")
+
+
+def counts(name: str, task: Task, ignore_index: int) -> Callable[[Tensor], Tensor | None]:
+    """Return which of the targets a loss counts, as booleans, or None for all: what is ignored counts nowhere else."""
+    ignores = (_DEFAULTS[task] if name == "auto" else name) not in ("mse", "bce")
+    return partial(_counted, ignore_index) if ignores else lambda targets: None
+
+
+def _counted(ignore_index: int, targets: Tensor) -> Tensor | None:
+    return None if targets.is_floating_point() else targets != ignore_index
 
 
 def shows_targets(name: str, task: Task) -> bool:
@@ -67,54 +106,41 @@ def shows_targets(name: str, task: Task) -> bool:
     return task != "regression" and (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
 
 
-def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of a first batch, or say why outputs and targets don't go together.
+def right_predictions(
+    outputs: Tensor, targets: Tensor, task: Task, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return how many predictions are right and how many there are, as scalars on the outputs' device.
 
-    Raises
-    ------
-    InputError
-        The loss fails, or isn't a scalar.
+    Both are 0 where there is no accuracy. Without waiting for the device.
+
+    Parameters
+    ----------
+    outputs, targets, task
+        Of a batch.
+    counted
+        Which of the targets count; None for all.
     """
-    try:
-        value = loss(outputs, targets)
-    except Exception as error:  # a user's loss may fail in any way
-        raise InputError(
-            "train.loss",
-            f"a loss that fails on outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets "
-            f"{tuple(targets.shape)} ({targets.dtype}): {error}",
-            "a model whose last layer fits the data's targets and the loss",
-        ) from error
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(
-            "train.loss", f"a loss that returns {returned}", "a scalar tensor, the mean over the samples"
-        )
-    return value
-
-
-def count_correct(outputs: Tensor, targets: Tensor, task: Task) -> tuple[int, int]:
-    """Return how many predictions are right and how many there are; ``(0, 0)`` where there is no accuracy."""
-    right, counted = right_predictions(outputs, targets, task)
-    return int(right), counted
-
-
-def right_predictions(outputs: Tensor, targets: Tensor, task: Task) -> tuple[Tensor, int]:
-    """Return the same as `count_correct`, the first as a scalar on the outputs' device, without waiting for it."""
     one_class_each = targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
     if task == "regression" or targets.is_floating_point() or not one_class_each:
-        return torch.zeros((), dtype=torch.int64, device=outputs.device), 0
-    return (outputs.argmax(-1) == targets).sum(), targets.numel()
+        none = torch.zeros((), dtype=torch.int64, device=outputs.device)
+        return none, none
+    right = outputs.argmax(-1) == targets
+    counted = torch.ones_like(right) if counted is None else counted
+    return (right & counted).sum(), counted.sum()
 
 
-def validate_class_targets(targets: Tensor, classes: int) -> None:
+def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
     """Refuse class indices that the output has no room for, which the loss would report obscurely.
 
     Raises
     ------
     InputError
-        A target is below 0 or not below ``classes``.
+        A target is below 0 or not below ``classes``, and isn't the one to ignore.
     """
-    if targets.is_floating_point() or targets.numel() == 0:
+    if targets.is_floating_point():
+        return
+    targets = targets[targets != ignore_index]
+    if targets.numel() == 0:
         return
     low, high = (int(value) for value in torch.aminmax(targets))
     if low < 0 or high >= classes:
@@ -122,4 +148,5 @@ def validate_class_targets(targets: Tensor, classes: int) -> None:
             "model.args",
             f"an output of {classes} classes",
             f"room for the targets {low} to {high} of the data",
+            "A target that doesn't count, such as that of padding, is named by train.ignore_index.",
         )

@@ -53,8 +53,13 @@ class StepResult:
 class FormOfFeedback(Protocol):
     """How one micro-batch's forward and learning go: the interface of the method and of its baselines."""
 
-    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
-        """Accumulate every block's gradients of one micro-batch; return loss, right predictions, predictions."""
+    def run(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+    ) -> tuple[float, int, int]:
+        """Accumulate every block's gradients of one micro-batch; return loss, right predictions, predictions.
+
+        ``weight`` is that of the micro-batch in the mean over its step, as `Head.weights` returns it.
+        """
 
     def step(self) -> None:
         """Apply all accumulated gradients."""
@@ -68,7 +73,9 @@ class BroadcastForm:
         self._head = head
         self._feedback = feedback
 
-    def run(self, inputs: Tensor, targets: Tensor, ticket: Ticket) -> tuple[float, int, int]:
+    def run(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+    ) -> tuple[float, int, int]:
         """Forward through all blocks, then deliver the broadcast error to each."""
         probed = self._feedback.probes(ticket)
         clean = perturbed = inputs
@@ -77,12 +84,12 @@ class BroadcastForm:
             if probed:
                 perturbed = block.probe(perturbed, ticket)
             clean = output
-        sent = self._head.forward(clean, targets, ticket, perturbed if probed else None)
+        sent = self._head.forward(clean, targets, ticket, perturbed if probed else None, weight)
         for block in self._blocks:
             block.receive_error(ticket, sent.error)
             if sent.response is not None:
                 block.receive_error(ticket, sent.response, "probe")
-        return float(sent.loss), int(sent.correct), sent.counted
+        return float(sent.loss), int(sent.correct), int(sent.counted)
 
     def step(self) -> None:
         """Let each block apply its own update."""
@@ -133,9 +140,10 @@ class DecoupledNetwork:
         batches
             The micro-batches, of equal size: inputs ``(batch, …)`` and targets.
         """
-        result = StepResult(step)
-        for microbatch, (inputs, targets) in enumerate(batches):
-            result.add(*self.form.run(inputs, targets, Ticket(step, microbatch)))
+        result, batches = StepResult(step), list(batches)
+        weights = self.head.weights([targets for _, targets in batches])
+        for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
+            result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
         self.form.step()
         return result
 
@@ -148,10 +156,10 @@ class DecoupledNetwork:
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Return loss and accuracy over batches, in evaluation mode."""
         totals = Evaluation()
-        for inputs, targets in batches:
+        for number, (inputs, targets) in enumerate(batches):
             for block in self.blocks:
-                inputs = block.evaluate(inputs)
-            self.head.evaluate_outputs(inputs, targets, totals)
+                inputs = block.evaluate(inputs, number)
+            self.head.evaluate_outputs(inputs, targets, totals, number)
         return totals
 
     def state_dict(self) -> dict[str, Any]:

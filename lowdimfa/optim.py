@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lowdimfa.config import FactoryConfig, UpdateConfig
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import resolve
 from lowdimfa.optim_state import load_state, pack_state
 from lowdimfa.tickets import derive_seed, reproducible
@@ -105,11 +105,11 @@ class Updater:
         try:
             with reproducible(derive_seed(self._seed, where)):
                 return factory(subject, **deepcopy({**filled, **given.args}))  # all blocks have the same ones
-        except Exception as error:  # a user's factory may fail in any way
+        except (Exception, SystemExit) as error:  # a user's factory may fail in any way
             arguments = f"{dict(given.args)!r}" if given.args else "no arguments"
             raise InputError(
                 f"{where}.args",
-                f"{arguments} ({type(error).__name__}: {error})",
+                f"{arguments} ({in_words(error)})",
                 "arguments that the factory accepts",
             ) from error
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
-from lowdimfa.trace import trace
+from lowdimfa.trace import TracedLayer, trace
 
 __all__ = ["BlockModule", "BlockPlan", "Layer", "as_module", "list_layers", "partition"]
 
@@ -87,6 +89,20 @@ class BlockPlan:
         ]
 
 
+def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
+    """Return the same blocks with layers of their own."""
+    # A layer may keep what it computed with its graph, such as a map of attention, which torch refuses to copy.
+    computed = [
+        value
+        for plan in plans
+        for layer in plan.layers
+        for module in layer.module.modules()
+        for value in tree_leaves(vars(module))
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+    return deepcopy(list(plans), {id(value): value.detach().clone() for value in computed})
+
+
 def partition(
     model: object, blocks: int | Sequence[str], example: Tensor, balance: Balance = "flops"
 ) -> list[BlockPlan]:
@@ -128,7 +144,7 @@ def partition(
     plans = []
     for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)])):
         own, first, last = tuple(layers[start:stop]), traced[start], traced[stop - 1]
-        _refuse_lost_batch(own[-1], last.output_shape, len(example))
+        _refuse_end(own[-1], last, len(example))
         plans.append(
             BlockPlan(
                 index=index,
@@ -192,7 +208,15 @@ def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:
     return cuts
 
 
-def _refuse_lost_batch(layer: Layer, shape: torch.Size, batch: int) -> None:
+def _refuse_end(layer: Layer, traced: TracedLayer, batch: int) -> None:
+    shape = traced.output_shape
+    if traced.output:
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r} at a block's end, whose output is {traced.output}",
+            "a dense torch.Tensor of real numbers",
+            "Name other boundaries in model.blocks, or convert it within the layer.",
+        )
     if not shape or shape[0] != batch:
         raise InputError(
             FACTORY_KEY,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa import compiling
-from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.encoding import Encoder, decode, require_storable
 from lowdimfa.errors import NotFiniteError
+from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite
-from lowdimfa.stash import WeightStash
-from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.stash import StashedWeights, WeightStash
+from lowdimfa.tickets import Ticket, derive_seed, seed_generators
 
 
 class StageState(NamedTuple):
@@ -53,6 +53,8 @@ class Stage:
         The run's seed.
     precision
         ``fp32``, or ``bf16`` for autocast.
+    activations
+        Format in which activations travel between blocks: ``fp32``, or ``bf16``. Layers don't compute in it.
     staleness
         Above 0, weights may change between a forward and its update, so those that the forward used are kept.
     compiled
@@ -82,6 +84,7 @@ class Stage:
         seed: int,
         precision: str,
         staleness: int,
+        activations: str = "fp32",
         compiled: bool = False,
         sites: Sequence[FeedbackSite] = (),
         parts: Sequence[int] = (0,),
@@ -96,9 +99,12 @@ class Stage:
         self.sites = list(sites)
         self._probe_noise = probe_noise
         self._autocast = precision == "bf16"
+        self._coarse_between = activations == "bf16"
         modules = [module] if len(parts) == 1 else module.parts(parts)
         self._parts = [compiling.compiled(part, index) if compiled else part for part in modules]
         self._stash = WeightStash(module) if staleness else None
+        self._untouched = Untouched(index)
+        self._learned = Ticket(0, 0)
 
     def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
         """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
@@ -109,6 +115,7 @@ class Stage:
         inputs: Tensor,
         ticket: Ticket,
         change: Callable[[int, Tensor], Tensor] = lambda part, output: output,
+        cut: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> list[Tensor]:
         """Do as `run`, but let no gradient pass from one part to the one before.
 
@@ -118,13 +125,15 @@ class Stage:
             The micro-batch.
         change
             Gets the number of a part and its output, and returns what takes the output's place.
+        cut
+            Gets what goes into a part, and returns it without its past.
 
         Returns
         -------
         list of Tensor
             The outputs of all parts.
         """
-        return self._run(inputs, ticket, change, Tensor.detach)
+        return self._run(inputs, ticket, change, cut)
 
     def _run(
         self,
@@ -134,13 +143,23 @@ class Stage:
         between: Callable[[Tensor], Tensor] = lambda output: output,
     ) -> list[Tensor]:
         self.module.train()
-        seed_generators(derive_seed(self.seed, "forward", self.index, *ticket), self.device)
+        self.seed_for("forward", *ticket)
         outputs = [inputs]
         for number, part in enumerate(self._parts):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                output = part(received(between(outputs[-1])))
+            output = self._call(number, part, between(outputs[-1]))
             outputs.append(change(number, self._full_precision(output)))
         return outputs[1:]
+
+    def _call(self, number: int | None, layers: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Run a part, or all layers, on activations that others may hold: these stay as they are."""
+        if self._coarse_between and inputs.dtype == torch.bfloat16:
+            inputs = inputs.float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return self._untouched.by(number, layers, inputs)
+
+    def seed_for(self, purpose: str, *names: int) -> None:
+        """Let what layers, losses and optimisers draw depend on the seed, the block and these names alone."""
+        seed_generators(derive_seed(self.seed, purpose, self.index, *names), self.device)
 
     @torch.no_grad()
     def run_perturbed(self, inputs: Tensor, ticket: Ticket) -> tuple[Tensor, list[Tensor]]:
@@ -173,19 +192,18 @@ class Stage:
             site.feedback.accumulate_probe(change, response)
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Record graphs for a backward that accumulates gradients, maybe after the weights have changed."""
+    def learning(self) -> Iterator[StashedWeights | None]:
+        """Record graphs for a backward that may come after the weights have changed, and give those to run it with."""
         keeping = nullcontext() if self._stash is None else self._stash.keeping()
-        with torch.enable_grad(), keeping, AccumulateWeightGradients():
-            yield
+        with torch.enable_grad(), keeping as weights:
+            yield weights
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor) -> Tensor:
-        """Run the layers in evaluation mode; nothing is kept and nothing changes."""
+    def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:
+        """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         self.module.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.module(received(inputs))
-        return self._full_precision(output).contiguous()
+        self.seed_for("evaluate", batch)
+        return self._full_precision(self._call(None, self.module, inputs)).contiguous()
 
     def _full_precision(self, output: Tensor) -> Tensor:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
@@ -195,9 +213,14 @@ class Stage:
         """Apply the accumulated gradients to the layers and the feedback weights."""
         for site in self.sites:
             site.feedback.step()
+        self.before_update()
+        self.seed_for("step", self._learned.step)
+        self.updater.step()
+
+    def before_update(self) -> None:
+        """Keep the weights for forwards whose updates are to come; to be called before these change."""
         if self._stash is not None:
             self._stash.before_update()
-        self.updater.step()
 
     @property
     def boundary(self) -> str:
@@ -294,20 +317,8 @@ def _finite_sum(values: Tensor) -> Tensor:
     return torch.isfinite(values.sum(dtype=torch.float32))
 
 
-def received(activations: Tensor) -> Tensor:
-    """Return activations as layers compute with them: bfloat16 is only the format in which they travel."""
-    return activations.float() if activations.dtype == torch.bfloat16 else activations
-
-
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the default generators that layers such as dropout draw from, of the CPU and of the block's GPU."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 @contextmanager

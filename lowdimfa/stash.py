@@ -11,25 +11,60 @@ import torch
 from torch import Tensor, nn
 
 
-class _Weights:
+class StashedWeights:
     """The parameters' storages as they are now; a copy of them once they are about to change."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.storages = {_pointer(parameter): _whole(parameter) for parameter in module.parameters()}
+        self._parameters = [(parameter, _Place.of(parameter)) for parameter in module.parameters()]
+        self.storages = {place.pointer: _whole(parameter) for parameter, place in self._parameters}
+        self._copied = False
 
     def copy(self) -> None:
+        """Keep a copy, since the parameters are about to change."""
         self.storages = {pointer: storage.clone() for pointer, storage in self.storages.items()}
+        self._copied = True
+
+    @staticmethod
+    @contextmanager
+    def in_place(weights: StashedWeights | None) -> Iterator[None]:
+        """Let the parameters have these values meanwhile, for layers that run again in their own backward pass."""
+        if weights is None or not weights._copied:
+            yield
+            return
+        present = [(parameter, parameter.data) for parameter, _ in weights._parameters]
+        for parameter, place in weights._parameters:
+            parameter.data = place.within(weights.storages[place.pointer])
+        try:
+            yield
+        finally:
+            for parameter, data in present:
+                parameter.data = data
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in a storage."""
+
+    pointer: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Place:
+        return cls(_pointer(tensor), tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+    def within(self, storage: Tensor) -> Tensor:
+        return storage.as_strided(self.size, self.stride, self.offset)
 
 
 class _Saved(NamedTuple):
     """What a graph holds in place of a tensor that shares a parameter's storage."""
 
-    weights: _Weights
-    pointer: int
-    like: tuple[torch.Size, tuple[int, ...], int]
+    weights: StashedWeights
+    place: _Place
 
     def tensor(self) -> Tensor:
-        return self.weights.storages[self.pointer].as_strided(*self.like)
+        return self.place.within(self.weights.storages[self.place.pointer])
 
 
 class WeightStash:
@@ -48,35 +83,34 @@ class WeightStash:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         # Weak, so that the last graph that needs a version takes it along.
-        self._present: weakref.ref[_Weights] | None = None
+        self._present: weakref.ref[StashedWeights] | None = None
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
+    def keeping(self) -> Iterator[StashedWeights]:
         """Let the graphs of the forwards within refer to the present weights, whatever becomes of the parameters."""
         weights = self._present() if self._present is not None else None
         if weights is None:
-            weights = _Weights(self._module)
+            weights = StashedWeights(self._module)
             self._present = weakref.ref(weights)
-        present: _Weights = weights
+        present: StashedWeights = weights
         buffers = {_pointer(buffer) for buffer in self._module.buffers()}
         copies: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor | _Saved:
-            pointer = _pointer(tensor)
-            like = tensor.shape, tensor.stride(), int(tensor.storage_offset())
-            if pointer in present.storages:
-                same = present.storages[pointer].dtype == tensor.dtype
-                return _Saved(present, pointer, like) if same else tensor.clone()
-            if pointer not in buffers:
+            place = _Place.of(tensor)
+            if place.pointer in present.storages:
+                same = present.storages[place.pointer].dtype == tensor.dtype
+                return _Saved(present, place) if same else tensor.clone()
+            if place.pointer not in buffers:
                 return tensor.detach()  # a node's own output would hold its node for ever
-            if pointer not in copies:
-                copies[pointer] = _whole(tensor).clone()
-            return copies[pointer].as_strided(*like)
+            if place.pointer not in copies:
+                copies[place.pointer] = _whole(tensor).clone()
+            return place.within(copies[place.pointer])
 
         with torch.autograd.graph.saved_tensors_hooks(
             pack, lambda saved: saved.tensor() if isinstance(saved, _Saved) else saved
         ):
-            yield
+            yield present
 
     def before_update(self) -> None:
         """Copy the present weights for the graphs that need them; to be called before the parameters change."""

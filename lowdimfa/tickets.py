@@ -40,16 +40,30 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def seed_generators(seed: int, device: torch.device | None = None) -> None:
+    """Seed the default generators that a user's code may draw from: torch's (of a GPU too), NumPy's and Python's."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Let a user's factory draw the same numbers in every process, from torch, NumPy or Python, and restore all three."""
+def unchanged_generators() -> Iterator[None]:
+    """Leave torch's, NumPy's and Python's default generators as they were, whatever is drawn or seeded in between."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        numpy.random.seed(seed % 2**32)
-        random.seed(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Let a user's code draw the same numbers in every process, and leave the generators as they were."""
+    with unchanged_generators():
+        seed_generators(seed)
+        yield

@@ -10,21 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lowdimfa.cost import COSTS, Balance
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
+from lowdimfa.tickets import unchanged_generators
+
+_TAKES_GRADIENT = (
+    "Evaluation runs without gradients, and a block's input requires none: a layer that takes one does so within "
+    "torch.enable_grad(), of x if x.requires_grad else x.detach().requires_grad_()."
+)
 
 
 @dataclass(frozen=True)
 class TracedLayer:
-    """Shapes (batch included) and types of the tensors around a layer, and its cost."""
+    """Shapes (batch included) and types of the tensors around a layer, its cost, and its output in words."""
 
     input_shape: torch.Size
     output_shape: torch.Size
     input_dtype: torch.dtype
     output_dtype: torch.dtype
     cost: float
+    output: str
 
 
 def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balance) -> list[TracedLayer]:
@@ -40,7 +48,8 @@ def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balan
         x = example
         for index, layer in enumerate(layers):
             y = _run(layer, layers[index - 1] if index else None, x)
-            traced.append(TracedLayer(x.shape, y.shape, x.dtype, y.dtype, COSTS[balance](layer.module, x)))
+            cost = _cost(layer, x, balance)
+            traced.append(TracedLayer(x.shape, y.shape, x.dtype, y.dtype, cost, _described(y)))
             x = y
     if not runs_children(model) and type(model).forward is not nn.Module.forward:
         _refuse_other_function(model, layers, example)
@@ -52,9 +61,9 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
     """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state."""
     modes = [(module, module.training) for module in model.modules()]
     extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices), unchanged_generators(), torch.no_grad():
         try:
             model.train(training)
             yield
@@ -70,8 +79,8 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
 def _extra_state(module: nn.Module) -> Any:
     try:
         return deepcopy(module.get_extra_state())
-    except Exception as error:  # the user's own
-        found = f"a {type(module).__name__} whose get_extra_state fails ({type(error).__name__}: {error})"
+    except (Exception, SystemExit) as error:  # the user's own
+        found = f"a {type(module).__name__} whose get_extra_state fails ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a state that can be saved") from error
 
 
@@ -88,17 +97,40 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
     source = f"the output of layer {before.name!r}" if before else "the example input"
     try:
         y: object = layer.module(x.clone())  # the layer may work in place
-    except Exception as error:  # a user's layer may fail in any way
+    except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
             f"layer {layer.name!r}, which fails on {source}, shape {tuple(x.shape)} and type {x.dtype} "
-            f"({type(error).__name__}: {error})",
+            f"({in_words(error)})",
             "layers that each accept what the one before puts out",
+            _TAKES_GRADIENT if "require grad" in str(error) else "",
         ) from error
     if not isinstance(y, Tensor):
         found = f"layer {layer.name!r}, which puts out a {type(y).__name__}"
         raise InputError(FACTORY_KEY, found, "layers that put out one tensor")
     return y
+
+
+def _cost(layer: Layer, x: Tensor, balance: Balance) -> float:
+    try:
+        return COSTS[balance](layer.module, x)
+    except (Exception, SystemExit) as error:  # a user's layer may fail in any way
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r}, which runs but fails where gradients are recorded ({in_words(error)})",
+            "layers that can be trained",
+        ) from error
+
+
+def _described(output: Tensor) -> str:
+    """Return a tensor's kind in words; empty for a dense tensor of real numbers, which any wire carries."""
+    kinds = {
+        f"a {type(output).__name__}": type(output) in (Tensor, nn.Parameter),
+        "complex": not output.is_complex(),
+        "quantised": not output.is_quantized,
+        f"of layout {output.layout}": output.layout == torch.strided and not output.is_nested,
+    }
+    return next((kind for kind, is_plain in kinds.items() if not is_plain), "")
 
 
 def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tensor) -> None:
@@ -113,8 +145,8 @@ def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tenso
             composed = batch.clone()
             for layer in layers:
                 composed = layer.module(composed)
-    except Exception as error:  # a user's model may fail in any way
-        found = f"a {kind} that fails on the example input in training mode ({type(error).__name__}: {error})"
+    except (Exception, SystemExit) as error:  # a user's model may fail in any way
+        found = f"a {kind} that fails on the example input in training mode ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a model that runs on its data") from error
     is_same = (
         isinstance(whole, Tensor)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import torch
-
-from lowdimfa.data.base import BatchOrder, Dataset, Split
+from lowdimfa.data.base import BatchOrder, Dataset
+from lowdimfa.data.items import Samples
+from lowdimfa.data.reading import Reader
 from lowdimfa.head import Evaluation
 from lowdimfa.network import Batch, DecoupledNetwork, StepResult
-from lowdimfa.tickets import Ticket
+from lowdimfa.tickets import unchanged_generators
 
 
 class InProcessTrainer:
@@ -23,44 +23,35 @@ class InProcessTrainer:
         Training and test samples.
     order
         Which samples each micro-batch has.
-    microbatches
-        Parts of a step's batch.
     """
 
-    def __init__(
-        self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder, microbatches: int = 1
-    ) -> None:
+    def __init__(self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder) -> None:
         self.network = network
-        self._dataset = dataset
-        self._order = order
-        self._microbatches = microbatches
+        self._reader = Reader(dataset, order)
 
     def run(
         self, first_step: int, last_step: int, on_step: Callable[[StepResult], None] | None = None
     ) -> None:
         """Run the steps ``first_step <= t < last_step``; ``on_step`` gets each one's result."""
-        for step in range(first_step, last_step):
-            result = self.network.train_step(step, self._batches(step))
-            if on_step is not None:
-                on_step(result)
+        with unchanged_generators():
+            for step in range(first_step, last_step):
+                result = self.step(step)
+                if on_step is not None:
+                    on_step(result)
+
+    def step(self, step: int) -> StepResult:
+        """Run one step, which leaves the default random generators seeded."""
+        return self.network.train_step(step, self._batches(self._reader.step(step)))
 
     def evaluate(self) -> Evaluation:
         """Return loss and accuracy on the test split."""
+        reader = self._reader
+        with unchanged_generators():
+            return self.network.evaluate(
+                self._batches(reader.evaluation_batch(index) for index in range(reader.evaluation_batches))
+            )
+
+    def _batches(self, read: Iterable[Samples]) -> Iterator[Batch]:
         device = self.network.head.device
-        split = self._dataset.test
-        return self.network.evaluate(
-            (split.inputs(indices).to(device), split.targets(indices).to(device))
-            for indices in evaluation_batches(split, self._order.microbatch_size)
-        )
-
-    def _batches(self, step: int) -> Iterator[Batch]:
-        device = self.network.head.device
-        for microbatch in range(self._microbatches):
-            indices = self._order.indices(Ticket(step, microbatch))
-            split = self._dataset.train
-            yield split.inputs(indices).to(device), split.targets(indices).to(device)
-
-
-def evaluation_batches(split: Split, microbatch_size: int) -> list[torch.Tensor]:
-    """Return the indices of a split in order, in batches of at least 256 samples (fewer in the last)."""
-    return list(torch.split(torch.arange(len(split)), max(microbatch_size, 256)))
+        for samples in read:
+            yield samples.inputs().to(device), samples.targets().to(device)

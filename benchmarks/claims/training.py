@@ -14,9 +14,10 @@ from benchmarks.claims.methods import Method
 from benchmarks.claims.settings import VALIDATION, Setting, Update
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Dataset, Split
+from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.tickets import Ticket
-from lowdimfa.trainer import InProcessTrainer, evaluation_batches
+from lowdimfa.trainer import InProcessTrainer
 
 Score = Callable[[Split], float]
 """Accuracy of a trained network on a split, in percent."""

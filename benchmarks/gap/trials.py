@@ -15,8 +15,9 @@ from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import Rule
 from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Dataset, Split
+from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.trainer import InProcessTrainer, evaluation_batches
+from lowdimfa.trainer import InProcessTrainer
 
 
 class BlockTrial(Trial):

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.imports import resolve
 from lowdimfa.losses import make_loss
 from lowdimfa.tickets import Ticket
-from lowdimfa.trainer import evaluation_batches
 from services.run.plan import RunPlan, build_model, make_run_plan
 from services.spec import parse_specification
 

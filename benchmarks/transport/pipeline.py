@@ -108,7 +108,7 @@ class Together:
         network = plan.network
         blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
         self._trainer = InProcessTrainer(
-            DecoupledNetwork(blocks, head, network.feedback), plan.dataset, plan.order, MICROBATCHES
+            DecoupledNetwork(blocks, head, network.feedback), plan.dataset, plan.order
         )
 
     def run(self, first: int, last: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from lowdimfa.data.base import (
     BatchOrder,
     Dataset,
-    ItemSplit,
     Split,
     SubSplit,
     Task,
@@ -12,6 +11,8 @@ from lowdimfa.data.base import (
 )
 from lowdimfa.data.fetching import fetch
 from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
+from lowdimfa.data.items import ItemSplit
+from lowdimfa.data.reading import Reader
 from lowdimfa.data.sources import SOURCES, Source
 from lowdimfa.data.synthetic import teacher
 from lowdimfa.data.tabular import diamonds
@@ -23,6 +24,7 @@ __all__ = [
     "BatchOrder",
     "Dataset",
     "ItemSplit",
+    "Reader",
     "Source",
     "Split",
     "SubSplit",

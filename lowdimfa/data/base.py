@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import numpy
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
 
+from lowdimfa.data.items import ItemSplit
 from lowdimfa.errors import InputError
-from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.tickets import Ticket, derive_seed, reproducible
 
 Task = Literal["classification", "tokens", "regression"]
 
@@ -19,7 +22,9 @@ class Split(Protocol):
     """A set of samples that can be drawn by index, inputs and targets apart.
 
     The first block draws only inputs and the head only targets, in different processes, so each has its own
-    method.
+    method. What they return may depend on the indices and on the default generators of torch, NumPy and Python alone,
+    which are seeded alike before each call for the same samples in the same epoch: a draw that inputs and targets share
+    comes first in both methods.
     """
 
     def __len__(self) -> int: ...
@@ -50,27 +55,6 @@ class TensorSplit:
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the given samples."""
         return self.target_data[indices]
-
-
-@dataclass(frozen=True)
-class ItemSplit:
-    """Samples of a map-style `torch.utils.data.Dataset` whose items are ``(input, target)``."""
-
-    items: Any
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def inputs(self, indices: Tensor) -> Tensor:
-        """Return the collated inputs of the given samples."""
-        return self._collate(indices, 0)
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Return the collated targets of the given samples."""
-        return self._collate(indices, 1)
-
-    def _collate(self, indices: Tensor, part: int) -> Tensor:
-        return torch.stack([torch.as_tensor(self.items[index][part]) for index in indices.tolist()])
 
 
 @dataclass(frozen=True)
@@ -139,8 +123,8 @@ class Dataset:
 def as_dataset(value: object, where: str) -> Dataset:
     """Turn what a user's factory returns into a `Dataset`.
 
-    Accepted are a `Dataset`; four tensors (training inputs and targets, test inputs and targets); or two
-    map-style `torch.utils.data.Dataset` (training and test) with ``(input, target)`` items.
+    Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets); or
+    two map-style `torch.utils.data.Dataset` (training and test) with ``(input, target)`` items.
 
     Raises
     ------
@@ -152,10 +136,10 @@ def as_dataset(value: object, where: str) -> Dataset:
     parts = value if isinstance(value, Sequence) else ()
     if isinstance(value, Dataset):
         train, test = value.train, value.test
-    elif len(parts) == 4 and all(isinstance(part, Tensor) for part in parts):
+    elif len(parts) == 4 and all(isinstance(part, Tensor | numpy.ndarray) for part in parts):
         train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
-        train, test = ItemSplit(parts[0]), ItemSplit(parts[1])
+        train, test = _item_split(parts[0], where), _item_split(parts[1], where)
     else:
         expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two map-style Datasets"
         raise InputError(where, f"a factory that returned {type(value).__name__}", expected)
@@ -164,14 +148,29 @@ def as_dataset(value: object, where: str) -> Dataset:
             raise InputError(where, f"a {name} split without samples", "at least one sample")
     if isinstance(value, Dataset):
         return value
-    return Dataset("user data", train, test, _task(train.targets(torch.tensor([0]))))
+    with reproducible(0):
+        first = train.targets(torch.tensor([0]))
+    return Dataset("user data", train, test, _task(first))
 
 
-def _tensor_split(tensors: Sequence[Tensor], where: str) -> TensorSplit:
-    inputs, targets = tensors
+def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
+    inputs, targets = (torch.as_tensor(part) for part in parts)
     if len(inputs) != len(targets):
         raise InputError(where, f"{len(inputs)} inputs and {len(targets)} targets", "one target per input")
     return TensorSplit(inputs, targets)
+
+
+def _item_split(items: Any, where: str) -> Split:
+    if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
+        raise InputError(
+            where,
+            f"a data set without items by number ({type(items).__name__})",
+            "map-style data sets, with __getitem__ and __len__",
+            "The run orders the samples itself. Read an iterable data set into tensors, or give its items numbers.",
+        )
+    if type(items) is Subset:  # so that a sample draws the same numbers in it as in the whole
+        return SubSplit(_item_split(items.dataset, where), torch.as_tensor(items.indices))
+    return ItemSplit(items, where)
 
 
 def _task(targets: Tensor) -> Task:
@@ -203,10 +202,11 @@ class BatchOrder:
         if batch_size > samples:
             raise InputError("train.batch_size", str(batch_size), f"at most the {samples} training samples")
         self.batch_size = batch_size
+        self.microbatches = microbatches
         self.microbatch_size = batch_size // microbatches
         self.steps_per_epoch = samples // batch_size
+        self.seed = seed
         self._samples = samples
-        self._seed = seed
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -214,7 +214,7 @@ class BatchOrder:
         """Return the sample indices of one micro-batch, int64, shape ``(microbatch_size,)``."""
         epoch, step = divmod(ticket.step, self.steps_per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._permutation = torch.randperm(self._samples, generator=generator)
             self._epoch = epoch
         first = step * self.batch_size + ticket.microbatch * self.microbatch_size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shlex
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Literal
 
 from lowdimfa.data import checksums
 from lowdimfa.errors import InputError
+from lowdimfa.paths import expand
 
 Client = Literal["apt-get", "npm", "pip"]
 
@@ -151,14 +153,35 @@ SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 
 def data_folder(source: Source, root: str | None = None) -> Path:
-    """Return the folder of a data set's files below ``root`` or the default data folder."""
-    default = os.environ.get("LOWDIMFA_DATA") or "~/.cache/lowdimfa/data"
-    return Path(root or default).expanduser() / source.name
+    """Return the folder of a data set's files below ``root`` or the default data folder.
+
+    Raises
+    ------
+    InputError
+        The path names a variable that is not set.
+    """
+    written = root or os.environ.get("LOWDIMFA_DATA") or "~/.cache/lowdimfa/data"
+    try:
+        return expand(written) / source.name
+    except ValueError as error:
+        where = "the data folder" if root else "LOWDIMFA_DATA"
+        raise InputError(where, f"{written!r} ({error})", "the path of a folder") from error
 
 
 def missing_files(source: Source, folder: Path) -> list[str]:
     """Return the names of the files that lie in ``folder`` neither as they are nor gzipped."""
     return [name for name in source.files if _existing(folder / name) is None]
+
+
+def damaged_files(source: Source, folder: Path) -> list[str]:
+    """Return the names of the files in ``folder`` that can't be read or have other contents than they should."""
+    damaged = []
+    for path in filter(None, (_existing(folder / name) for name in source.files)):
+        try:
+            checked(source, path.name, path.read_bytes(), str(path))
+        except (InputError, OSError):
+            damaged.append(path.name)
+    return damaged
 
 
 def read_file(source: Source, name: str, root: str | None = None) -> bytes:
@@ -172,7 +195,7 @@ def read_file(source: Source, name: str, root: str | None = None) -> bytes:
     folder = data_folder(source, root)
     path = _existing(folder / name)
     if path is None:
-        command = f"lowdimfa data fetch {source.name}" + (f" --root {root}" if root else "")
+        command = f"lowdimfa data fetch {source.name}" + (f" --root {shlex.quote(root)}" if root else "")
         hint = f"Run '{command}', or put the files there by hand; they are in the {source.origin}."
         raise InputError(str(folder), f"no file {name}", f"the files {summary(source)}", hint)
     return checked(source, path.name, path.read_bytes(), str(path))

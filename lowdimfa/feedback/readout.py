@@ -66,5 +66,6 @@ class ReadoutFeedback(HebbianFeedback):
         own = (tapped @ self.weights).softmax(-1)
         own.scatter_add_(-1, target, torch.full_like(lowest, -1.0))
         # Without a negative component there is nothing to learn: an ignored token, or one predicted for certain.
-        rows = lowest.numel() * self._microbatches
+        # Only the error of an ignored one is 0 throughout, and the mean is over the others.
+        rows = error.any(-1).sum().clamp(min=1) * self._microbatches
         return own * (lowest < 0) / rows

@@ -12,35 +12,29 @@ from typing import Any, TypeVar
 
 import ray
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, unforeseen
 from services.block.job import BlockJob
 from services.block.worker import BlockWorker, Reachable
+from services.rpc.seats import Seat
 from services.rpc.security import Security
 from services.run.process_log import keep_output, log_file
 
 T = TypeVar("T")
 
 
-def guarded(call: Callable[[], T]) -> T | LowdimfaError:
-    """Return a typed error instead of raising it: it crosses to the trainer whole, without Ray's wrapping.
-
-    Where any error came from is printed, since the user's own layers and data run here.
-    """
-    try:
-        return call()
-    except LowdimfaError as error:
-        traceback.print_exception(error)
-        return error
-    except Exception as error:
-        traceback.print_exception(error)
-        raise
-
-
 class BlockHost:
-    """Runs one `BlockWorker`. Control calls go to the group ``io``, so they answer while compute runs."""
+    """Runs one `BlockWorker`. Control calls go to the group ``io``, so they answer while compute runs.
 
-    def __init__(self, stem: str) -> None:
-        self._stem = stem
+    Parameters
+    ----------
+    seat
+        Which worker of the run this is.
+    name, stem
+        What it is called in messages, and in names of files.
+    """
+
+    def __init__(self, seat: Seat, name: str, stem: str) -> None:
+        self._seat, self._name, self._stem = seat, name, stem
         self._worker: BlockWorker | None = None
 
     @ray.method(concurrency_group="io")
@@ -60,17 +54,33 @@ class BlockHost:
             self._worker = BlockWorker(job, security, host)
             return self._worker.reachable
 
-        return guarded(build)
+        return self._guarded("prepare", build)
 
     @ray.method(concurrency_group="compute")
     def compute(self, method: str, *arguments: Any) -> Any:
         """Call a method of the worker in the thread that owns the weights."""
-        return guarded(lambda: getattr(self._require(), method)(*arguments))
+        return self._guarded(method, lambda: getattr(self._require(), method)(*arguments))
 
     @ray.method(concurrency_group="io")
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the worker that any thread may call."""
-        return guarded(lambda: getattr(self._require(), method)(*arguments))
+        return self._guarded(method, lambda: getattr(self._require(), method)(*arguments))
+
+    def _guarded(self, method: str, call: Callable[[], T]) -> T | LowdimfaError:
+        """Return a typed error instead of raising it: it crosses to the trainer whole, without Ray's wrapping.
+
+        The user's own layers and data run here. What they raise may end an actor (``sys.exit``), and the trainer may be
+        unable to rebuild it; so it crosses as text. Where any error came from is printed.
+        """
+        try:
+            return call()
+        except LowdimfaError as error:
+            traceback.print_exception(error)
+            return error.plain()
+        except BaseException as error:
+            traceback.print_exception(error)
+            what = f"{self._name} failed during '{method.replace('_', ' ')}'"
+            return unforeseen(error, what, block=self._seat.block, replica=self._seat.rank)
 
     def _require(self) -> BlockWorker:
         if self._worker is None:

@@ -10,11 +10,11 @@ import torch
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
+from lowdimfa.data.reading import Reader
 from lowdimfa.head import Head
 from lowdimfa.stage import Stage
 from lowdimfa.version import VERSION
 from services.block.activations import SampleLimit
-from services.block.data_port import DataPort
 from services.block.devices import block_device
 from services.block.instructions import Policy
 from services.block.job import BlockJob
@@ -46,14 +46,14 @@ Source = Checkpointed | Replica | Own
 """Where a block takes its state from."""
 
 
-def build_stage(job: BlockJob, network: NetworkPlan, data: DataPort | None) -> Block | Head:
+def build_stage(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Block | Head:
     """Build the block as it is before the first step, on its device."""
     plan = network.blocks[job.index]
     device = block_device(job.parsed().placement.gpus_per_block)
     if plan.index < len(network.blocks) - 1:
         return build_block(plan, network.shape, network.feedback, network.training, device)
     assert data is not None, "the head draws targets"
-    return build_head(plan, network.shape, network.feedback, network.training, data.task, device)
+    return build_head(plan, network.shape, network.feedback, network.training, data.dataset.task, device)
 
 
 def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
@@ -85,16 +85,16 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
             load_stage(stage, CheckpointStore(Path(run_dir)).load(step))
 
 
-def draw_data(job: BlockJob, blocks: int) -> DataPort | None:
+def draw_data(job: BlockJob, blocks: int) -> Reader | None:
     """Return the data of the first block and of the head; the others need none."""
     if job.index not in (0, blocks - 1):
         return None
     specification = job.parsed()
     train, dataset = specification.train, load_dataset(specification)
-    return DataPort(dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed))
+    return Reader(dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed))
 
 
-def describe(job: BlockJob, network: NetworkPlan, data: DataPort | None) -> Hello:
+def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
     """Return what the block says of itself to its neighbours."""
     plan = network.blocks[job.index]
     return Hello(

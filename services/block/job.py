@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 
 from lowdimfa.data.base import Task
-from lowdimfa.trainer import evaluation_batches
 from services.rpc.seats import Seat
 from services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
 from services.run.user_code import UserCode
@@ -73,7 +72,7 @@ class BlockJob:
             input_dtype=str(plan.example.dtype).removeprefix("torch."),
             task=plan.example.task,
             total_steps=plan.network.training.total_steps,
-            evaluation_batches=len(evaluation_batches(plan.dataset.test, plan.order.microbatch_size)),
+            evaluation_batches=plan.reader.evaluation_batches,
             user_code=user_code,
         )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from lowdimfa.block import Block, ErrorKind
+from lowdimfa.data.items import Samples
+from lowdimfa.data.reading import Reader
 from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.network import StepResult
@@ -25,20 +27,12 @@ from services.block.replica import ReplicaShelf
 from services.broadcast.subscriber import ErrorVector
 
 
-class Data(Protocol):
-    """Where the first block gets inputs, and the head targets."""
+class _Drawn(NamedTuple):
+    """What a block needs of the data for one micro-batch: inputs in the first block, targets and weight in the head."""
 
-    def inputs(self, ticket: Ticket) -> Tensor:
-        """Return a training micro-batch's inputs."""
-
-    def targets(self, ticket: Ticket) -> Tensor:
-        """Return a training micro-batch's targets."""
-
-    def evaluation_inputs(self, index: int) -> Tensor:
-        """Return an evaluation batch's inputs."""
-
-    def evaluation_targets(self, index: int) -> Tensor:
-        """Return an evaluation batch's targets."""
+    inputs: Tensor | None = None
+    targets: Tensor | None = None
+    weight: float = 1.0
 
 
 class Neighbours(Protocol):
@@ -86,7 +80,7 @@ class Work:
         self,
         stage: Stage,
         neighbours: Neighbours,
-        data: Data | None,
+        data: Reader | None,
         observer: Observer,
         faults: FaultInjector,
         replicas: ReplicaShelf | None,
@@ -99,6 +93,7 @@ class Work:
         self._on_step = on_step
         self._neighbours = neighbours
         self._source = data
+        self._drawn: dict[Ticket, _Drawn] = {}
         self._observer = observer
         self._faults = faults
         self._replicas = replicas
@@ -108,7 +103,7 @@ class Work:
         self._errors: dict[tuple[Ticket, ErrorKind], OnDevice] = {}
         self._outputs: dict[Ticket, OnHost] = {}
         self._broadcasts: dict[Ticket, OnHost] = {}
-        self._measured: list[tuple[OnHost, int]] = []
+        self._measured: list[OnHost] = []
         self._checks: list[Check] = []
         stage.look_later = self._look_later if copies.deferred else None
 
@@ -128,15 +123,17 @@ class Work:
         """Run the forward pass, and keep what is to be sent."""
         self._faults.before_forward(ticket)
         activation, arrived = self._activations.pop(ticket, (None, None))
-        inputs = (arrived or self._copies.to_device(self._data.inputs(ticket))).use()
+        drawn = self._draw(ticket)
+        inputs = (arrived or self._copies.to_device(_present(drawn.inputs))).use()
         clean, perturbed = inputs[0], inputs[-1]
         if isinstance(self.stage, Head):
-            (targets,) = self._copies.to_device(self._data.targets(ticket)).use()
-            sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None)
+            (targets,) = self._copies.to_device(_present(drawn.targets)).use()
+            sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
             errors = (sent.error,) if sent.response is None else (sent.error, sent.response)
-            computed = self._copies.to_host(sent.loss, sent.correct, *errors, checks=self._take_checks())
+            measured = sent.loss, sent.correct, sent.counted
+            computed = self._copies.to_host(*measured, *errors, checks=self._take_checks())
             self._broadcasts[ticket] = computed
-            self._measured.append((computed, sent.counted))
+            self._measured.append(computed)
         else:
             output = self._block.forward(clean, ticket)
             noisy = (self._block.probe(perturbed, ticket),) if probe else ()
@@ -191,23 +188,46 @@ class Work:
 
     def evaluate(self, index: int, activation: Activation | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
-        tensors = (self._data.evaluation_inputs(index),) if activation is None else activation.tensors
+        drawn = self._draw_for_evaluation(index)
+        tensors = (_present(drawn.inputs),) if activation is None else activation.tensors
         (inputs,) = self._copies.to_device(*tensors).use()
         if isinstance(self.stage, Head):
-            (targets,) = self._copies.to_device(self._data.evaluation_targets(index)).use()
-            self.stage.evaluate_outputs(inputs, targets, totals)
+            (targets,) = self._copies.to_device(_present(drawn.targets)).use()
+            self.stage.evaluate_outputs(inputs, targets, totals, index)
         else:
-            output = self._copies.to_next_block(self.stage.evaluate(inputs))
+            output = self._copies.to_next_block(self.stage.evaluate(inputs, index))
             self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)
+
+    def _draw(self, ticket: Ticket) -> _Drawn:
+        """Read what the block needs for a micro-batch; the head reads a whole step, which says what each part weighs."""
+        if self._source is None:
+            return _Drawn()
+        if not isinstance(self.stage, Head):
+            return self._parts(self._source.microbatch(ticket))
+        if ticket not in self._drawn:
+            read = [self._parts(samples) for samples in self._source.step(ticket.step)]
+            weights = self.stage.weights([_present(drawn.targets) for drawn in read])
+            self._drawn = {
+                Ticket(ticket.step, part): drawn._replace(weight=weight)
+                for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))
+            }
+        return self._drawn.pop(ticket)
+
+    def _draw_for_evaluation(self, index: int) -> _Drawn:
+        return _Drawn() if self._source is None else self._parts(self._source.evaluation_batch(index))
+
+    def _parts(self, samples: Samples) -> _Drawn:
+        inputs = samples.inputs() if self.stage.index == 0 else None
+        return _Drawn(inputs, samples.targets() if isinstance(self.stage, Head) else None)
 
     def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         output, *noisy = tensors
         self._neighbours.send("train", ticket, (self._faults.poisoned(ticket, output), *noisy))
 
     def _publish(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
-        _, _, error, *response = tensors
+        _, _, _, error, *response = tensors
         self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, error))
         for projected in response:
             self._neighbours.publish(ticket, "probe", projected)
@@ -217,9 +237,9 @@ class Work:
         if not self._measured:
             return None
         result = StepResult(step)
-        for computed, counted in self._measured:
-            loss, correct, *_ = computed.wait()
-            result.add(float(loss), int(correct), counted)
+        for computed in self._measured:
+            loss, correct, counted, *_ = computed.wait()
+            result.add(float(loss), int(correct), int(counted))
         self._measured = []
         return result
 
@@ -231,15 +251,11 @@ class Work:
         return checks
 
     @property
-    def _first(self) -> bool:
-        return self.stage.index == 0
-
-    @property
-    def _data(self) -> Data:
-        assert self._source is not None, "only the first block and the head draw data"
-        return self._source
-
-    @property
     def _block(self) -> Block:
         assert isinstance(self.stage, Block)
         return self.stage
+
+
+def _present(drawn: Tensor | None) -> Tensor:
+    assert drawn is not None, "the first block draws inputs, and the head targets"
+    return drawn

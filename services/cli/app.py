@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, cast
 
 import typer
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, ResourceError
 from lowdimfa.version import VERSION
 from services.cli import data, drill, evaluate, export, jobs, plan, report, secrets, serve, simulate, train
+from services.cli.output import UNREAD, OutputLostError
 
 # Click's, or that of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -36,7 +38,7 @@ app.add_typer(secrets.tokens, name="tokens")
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"lowdimfa {VERSION}")
+        print(f"lowdimfa {VERSION}")
         raise typer.Exit
 
 
@@ -54,11 +56,16 @@ def run() -> int:
     """Run the command that the arguments name and return the exit code; an error becomes one message."""
     try:
         code = app(standalone_mode=False)
+    except OutputLostError as error:
+        if error.unread:
+            return UNREAD
+        print(f"lowdimfa: {error}", file=sys.stderr)
+        return ResourceError.exit_code
     except LowdimfaError as error:
-        typer.echo(f"lowdimfa: {error.message}", err=True)
+        print(f"lowdimfa: {error.message}", file=sys.stderr)
         return error.exit_code
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "lowdimfa"
-        typer.echo(f"lowdimfa: {error.format_message().rstrip('.')}; see '{command} --help'.", err=True)
+        print(f"lowdimfa: {error.format_message().rstrip('.')}; see '{command} --help'.", file=sys.stderr)
         return error.exit_code
     return code if isinstance(code, int) else 0

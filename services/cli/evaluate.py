@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
-from services.cli.display import JsonDisplay, claim_stdout
+from services.cli.display import JsonDisplay
 from services.cli.options import Format, FormatOption, RunDirArgument
+from services.cli.output import claim_stdout
 from services.trainer.evaluate import evaluate_run
 
 
@@ -18,6 +17,6 @@ def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
     accuracy = (
         "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
     )
-    typer.echo(
+    print(
         f"step {event['step']:,}: test loss {event['test_loss']:.4f}{accuracy} ({event['samples']:,} samples)"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import RunDirArgument
+from services.cli.options import RunDirArgument, expanded
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import export_file, left_out
 from services.trainer.run_dir import read_run
@@ -15,14 +15,16 @@ from services.trainer.run_dir import read_run
 
 def export(
     run_dir: RunDirArgument,
-    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="Where to write the state dict.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE.safetensors", parser=expanded, help="Where to write the state dict.")
+    ],
 ) -> None:
     """Write the plain model's state dict of a run's newest checkpoint."""
     read_run(run_dir)
     manifest = CheckpointStore(run_dir).load(None)
     export_file(manifest, output)
-    typer.echo(f"step {manifest.step:,} of {run_dir} written to {output}")
+    print(f"step {manifest.step:,} of {run_dir} written to {output}")
     if names := left_out(manifest):
-        typer.echo(
+        print(
             f"left out, since such a file holds tensors alone: {', '.join(names)}; load it with strict=False"
         )

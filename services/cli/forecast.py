@@ -28,7 +28,7 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
     """
     network, specification = plan.network, plan.specification
     train, replicas = specification.train, specification.replicas
-    bench = make_bench(specification, network.feedback, network.training, plan.dataset, plan.order)
+    bench = make_bench(specification, network.feedback, network.training, plan.reader)
     times, memory = bench.times(network.blocks), bench.memory(network.blocks)
     setting = _setting(plan, times)
     cores = len(os.sched_getaffinity(0)) if bench.device.type == "cpu" else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,10 @@ from rich.console import Console
 
 from lowdimfa.errors import InputError, StoppedError
 from services.cli.connection import connected
-from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
-from services.cli.jobs_display import job_lines, jobs_table
+from services.cli.display import Display, JsonDisplay, TextDisplay
+from services.cli.jobs_display import file_lines, job_lines, jobs_table
 from services.cli.options import Format, FormatOption
+from services.cli.output import OutputLostError, claim_stdout
 from services.coordinator.jobs import ENDS, JobState
 
 if TYPE_CHECKING:
@@ -41,24 +44,34 @@ def submit(
         str, typer.Option(help="Submit once, however often this is called with the same key.")
     ] = "",
     watch: WatchOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check SPEC, show which files would be sent, and stop.")
+    ] = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Put a job into the queue of the service. Python files beside SPEC are sent with it."""
-    from services.run.user_code import UserCode
+    from services.run.user_code import Modules
     from services.spec import load_specification
     from services.spec.load import to_yaml
 
     specification = load_specification(spec, overrides or [])
-    files = UserCode.beside(spec.resolve().parent, pack=True).files
-    job, created = client.submit(name or spec.stem, to_yaml(specification), files, idempotency_key)
-    if form is Format.json and not watch:
-        typer.echo(json.dumps({"job": job, "created": created, "files": sorted(files)}))
+    beside = Modules.beside(spec.resolve().parent)
+    job_name = name or default_name(spec)
+    if dry_run:
+        if form is Format.json:
+            found = {"name": job_name, "files": sorted(beside.files), "left_out": beside.left_out}
+            print(json.dumps(found))
+        else:
+            print("\n".join([f"would be submitted as {job_name}", *file_lines(beside, "would be sent")]))
         return
-    for path in sorted(files):
-        typer.echo(f"sent {path} ({len(files[path].encode()):,} bytes)", err=True)
-    typer.echo(
-        f"submitted {job['id']}" if created else f"submitted before as {job['id']}", err=form is Format.json
-    )
+    job, created = client.submit(job_name, to_yaml(specification), beside.files, idempotency_key)
+    if form is Format.json and not watch:
+        print(json.dumps({"job": job, "created": created, "files": sorted(beside.files)}))
+        return
+    for line in file_lines(beside, "sent"):
+        print(line, file=sys.stderr)
+    note = f"submitted {job['id']}" if created else f"submitted before as {job['id']}"
+    print(note, file=sys.stderr if form is Format.json else sys.stdout)
     if watch:
         _watch(client, job["id"], 0, form)
 
@@ -77,7 +90,7 @@ def jobs(
     found = list(client.jobs(state or (), owner, limit=limit))
     if form is Format.json:
         for job in found:
-            typer.echo(json.dumps(job))
+            print(json.dumps(job))
     elif found:
         console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         for line in jobs_table(found):
@@ -85,14 +98,14 @@ def jobs(
                 line.truncate(console.width, overflow="ellipsis")
             console.print(line)
     else:
-        typer.echo("no jobs")
+        print("no jobs")
 
 
 @connected
 def status(client: CoordinatorClient, job: JobArgument, form: FormatOption = Format.text) -> None:
     """Show one job."""
     found = client.get(find(client, job))
-    typer.echo(json.dumps(found) if form is Format.json else "\n".join(job_lines(found)))
+    print(json.dumps(found) if form is Format.json else "\n".join(job_lines(found)))
 
 
 @connected
@@ -138,7 +151,8 @@ def logs(
         int, typer.Option(min=0, metavar="LINES", help="Only the last lines of each process; 0 for all.")
     ] = 0,
     source: Annotated[
-        list[str] | None, typer.Option("--source", help="Only this process, such as trainer or block-0.")
+        list[str] | None,
+        typer.Option("--source", help="Only this process, such as trainer or block-0-replica-1."),
     ] = None,
     form: FormatOption = Format.text,
 ) -> None:
@@ -148,12 +162,18 @@ def logs(
     for name, text in client.logs(find(client, job), tail, follow, source or ()):
         silent = False
         if form is Format.json:
-            typer.echo(json.dumps({"source": name, "text": text}))
+            print(json.dumps({"source": name, "text": text}))
         else:
             console.print(f"{name:>9} ", style=_colour(name), end="", markup=False)
             console.print(text, markup=False)
     if silent:
-        typer.echo("no output", err=True)
+        print("no output", file=sys.stderr)
+
+
+def default_name(spec: Path) -> str:
+    """Return what a job is called after its specification's file: letters, digits, ``-`` and ``_``, at most 63."""
+    plain = unicodedata.normalize("NFKD", spec.stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")[:63].rstrip("-_") or "job"
 
 
 def find(client: CoordinatorClient, beginning: str) -> str:
@@ -190,27 +210,29 @@ def _watch(client: CoordinatorClient, job_id: str, after: int, form: Format) -> 
             for event in client.watch(job_id, after):
                 last = event if event["event"] in ("failed", "finished", "state") else last
                 display.show(event)
-    except KeyboardInterrupt:
-        typer.echo(f"job {job_id} goes on; 'lowdimfa watch {job_id}' shows it again", err=True)
+    except (KeyboardInterrupt, OutputLostError) as error:
+        print(f"job {job_id} goes on; 'lowdimfa watch {job_id}' shows it again", file=sys.stderr)
+        if isinstance(error, OutputLostError):
+            raise
         raise typer.Exit(130) from None
     job = client.get(job_id)
     if job["state"] == JobState.stopped:
         raise StoppedError(f"job {job_id} was stopped; 'lowdimfa resume {job_id}' goes on")
     if job["state"] == JobState.failed and job["error"]:
-        typer.echo(f"lowdimfa: job {job_id}: {job['error']['message']}", err=True)
+        print(f"lowdimfa: job {job_id}: {job['error']['message']}", file=sys.stderr)
         raise typer.Exit(job["error"]["exit_code"] or 1)
 
 
 def _say(job: dict[str, Any], form: Format) -> None:
     if form is Format.json:
-        typer.echo(json.dumps(job))
+        print(json.dumps(job))
         return
     detail = f": {job['detail']}" if job["detail"] else ""
     ended = "" if JobState(job["state"]) in ENDS else f"; 'lowdimfa watch {job['id']}' shows it"
-    typer.echo(f"{job['id']} is {job['state']}{detail}{ended}")
+    print(f"{job['id']} is {job['state']}{detail}{ended}")
 
 
 def _colour(source: str) -> str:
     colours = ("cyan", "green", "magenta", "yellow", "blue", "red")
-    number = source.rpartition("-")[2]
-    return colours[int(number) % len(colours)] if number.isdecimal() else "bold"
+    block = source.removeprefix("block-").partition("-")[0]  # its replicas have its colour
+    return colours[int(block) % len(colours)] if block.isdecimal() else "bold"

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from rich.text import Text
 
+from services.run.user_code import Modules
+
 COLOURS = {
     "queued": "yellow",
     "starting": "cyan",
@@ -82,6 +84,15 @@ def job_lines(job: dict[str, Any]) -> list[str]:
     }
     width = max(map(len, rows))
     return [f"{name:<{width}}  {value}" for name, value in rows.items() if value]
+
+
+def file_lines(beside: Modules, done: str) -> list[str]:
+    """Return what a submission says of the files beside its specification; ``done`` is ``sent``, or will be."""
+    sizes = {path: len(text.encode()) for path, text in sorted(beside.files.items())}
+    return [
+        *(f"{done} {path} ({size:,} bytes)" for path, size in sizes.items()),
+        *(f"left out {path}: {reason}" for path, reason in beside.left_out.items()),
+    ]
 
 
 def age(seconds: float) -> str:

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from services.cli.output import use_streams
+
 STOPPED = 130
 """Exit code after SIGINT or SIGTERM, as shells have it."""
 
@@ -14,6 +16,7 @@ STOPPED = 130
 def main() -> None:
     """Run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    use_streams()
     # gRPC's own notes on broken connections; what they mean for a person comes in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lowdimfa.paths import expand
+
 
 class Format(StrEnum):
     """How the output is written."""
@@ -19,4 +21,14 @@ class Format(StrEnum):
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Lines for people, or one JSON object per line.")
 ]
+
+
+def expanded(text: object) -> Path:
+    """Read a path option: ``~`` and variables in it are filled in, since a shell doesn't do that everywhere."""
+    try:
+        return expand(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"{str(text)!r}: {error}.") from error
+
+
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]

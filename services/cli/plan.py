@@ -32,7 +32,7 @@ def plan(
     """
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
         found = forecast(DecoupledTrainer(spec, overrides=overrides or []).plan())
-    typer.echo(json.dumps({"event": "forecast"} | found) if form is Format.json else _text(found))
+    print(json.dumps({"event": "forecast"} | found) if form is Format.json else _text(found))
 
 
 def _text(found: dict[str, Any]) -> str:

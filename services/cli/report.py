@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import typer
-
 from services.cli.options import RunDirArgument
 
 
 def report(run_dir: RunDirArgument) -> None:
     """Write curves, alignment, balance and timeline of a run: PNG, one HTML page, and a Chrome trace."""
-    from services.monitoring.report import write_report  # only here: matplotlib takes a while to import
+    from services.monitoring.report.page import write_report  # only here: matplotlib takes a while to import
 
-    typer.echo(f"report written to {write_report(run_dir)}")
+    print(f"report written to {write_report(run_dir)}")

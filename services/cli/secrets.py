@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from lowdimfa.errors import InputError
 from services.cli.display import aligned
-from services.cli.options import Format, FormatOption
+from services.cli.options import Format, FormatOption, expanded
 
 tokens = typer.Typer(help="Make, list and take back the tokens of a service.")
 
@@ -25,7 +26,10 @@ class RoleOption(StrEnum):
 
 
 FileOption = Annotated[
-    Path, typer.Option("--file", metavar="FILE", help="Token file, as 'lowdimfa serve --tokens' takes it.")
+    Path,
+    typer.Option(
+        "--file", metavar="FILE", parser=expanded, help="Token file, as 'lowdimfa serve --tokens' takes it."
+    ),
 ]
 DEFAULT_FILE = Path("tokens.json")
 
@@ -45,15 +49,13 @@ def certs(
     hosts = host or ["localhost", "127.0.0.1"]
     paths = write_certificates(folder, hosts, days)
     if form is Format.json:
-        typer.echo(json.dumps({"files": [str(path) for path in paths], "hosts": hosts, "days": days}))
+        print(json.dumps({"files": [str(path) for path in paths], "hosts": hosts, "days": days}))
         return
-    typer.echo(f"written to {folder}, valid for {', '.join(hosts)} and {days:g} days:")
-    typer.echo("  server.crt, server.key   for 'lowdimfa serve --tls-cert --tls-key'")
-    typer.echo("  ca.crt                   for clients (--ca), and for serve --client-ca")
-    typer.echo(
-        "  client.crt, client.key   for clients (--client-cert --client-key) where serve has --client-ca"
-    )
-    typer.echo("  ca.key                   keep it off the cluster: whoever has it can make certificates")
+    print(f"written to {folder}, valid for {', '.join(hosts)} and {days:g} days:")
+    print("  server.crt, server.key   for 'lowdimfa serve --tls-cert --tls-key'")
+    print("  ca.crt                   for clients (--ca), and for serve --client-ca")
+    print("  client.crt, client.key   for clients (--client-cert --client-key) where serve has --client-ca")
+    print("  ca.key                   keep it off the cluster: whoever has it can make certificates")
 
 
 @tokens.command("add")
@@ -77,12 +79,11 @@ def add(
         raise InputError("NAME", f"{name!r}", "letters, digits, '_', '.', '@' and '-', at most 64") from error
     write_tokens(file, [*entries, entry])
     if form is Format.json:
-        typer.echo(json.dumps({"name": name, "role": role.value, "token": token}))
+        print(json.dumps({"name": name, "role": role.value, "token": token}))
         return
-    typer.echo(token)
-    typer.echo(
-        f"written to {file}; the token is shown only now: give it to {name} as LOWDIMFA_TOKEN", err=True
-    )
+    print(token)
+    note = f"written to {file}; the token is shown only now: give it to {name} as LOWDIMFA_TOKEN"
+    print(note, file=sys.stderr)
 
 
 @tokens.command("list")
@@ -92,9 +93,9 @@ def list_tokens(file: FileOption = DEFAULT_FILE, form: FormatOption = Format.tex
 
     entries = read_tokens(file)
     if form is Format.json:
-        typer.echo(json.dumps([{"name": entry.name, "role": entry.role} for entry in entries]))
+        print(json.dumps([{"name": entry.name, "role": entry.role} for entry in entries]))
         return
-    typer.echo(aligned([("name", "role"), *((entry.name, entry.role) for entry in entries)]))
+    print(aligned([("name", "role"), *((entry.name, entry.role) for entry in entries)]))
 
 
 @tokens.command("remove")
@@ -111,4 +112,4 @@ def remove(
         known = ", ".join(entry.name for entry in entries) or "none"
         raise InputError(f"token file {file}", f"no token of {name!r}", f"one of: {known}")
     write_tokens(file, kept)
-    typer.echo(f"removed the token of {name} from {file}")
+    print(f"removed the token of {name} from {file}")

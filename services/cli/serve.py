@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import Format, FormatOption
+from services.cli.options import Format, FormatOption, expanded
+from services.cli.output import outlive
 
 
 class JobMetrics(StrEnum):
@@ -32,22 +33,40 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of these pages.")] = 9464,
     storage: Annotated[
         Path,
-        typer.Option(envvar="LOWDIMFA_STORAGE", help="Folder that all nodes share, for run directories."),
+        typer.Option(
+            envvar="LOWDIMFA_STORAGE",
+            metavar="DIR",
+            parser=expanded,
+            help="Folder that all nodes share, for run directories.",
+        ),
     ] = Path("runs"),
     state: Annotated[
-        Path | None, typer.Option(help="Folder of the service alone; by default .coordinator in the storage.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=expanded,
+            help="Folder of the service alone; by default .coordinator in the storage.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(help="Ray cluster; without it one on this machine is started, and ended when idle."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="The server's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=expanded, help="The server's certificate.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=expanded, help="Its private key.")
+    ] = None,
     client_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Ask clients for a certificate of this authority.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=expanded, help="Ask clients for a certificate of this authority."
+        ),
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Who may call; see 'lowdimfa tokens'.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=expanded, help="Who may call; see 'lowdimfa tokens'."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")
@@ -73,6 +92,7 @@ def serve(
 
     # One line for each call, with method, client and status; never a token.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    outlive("standard error has what the service does")
     settings = ServeSettings(
         host=host,
         port=port,
@@ -93,7 +113,7 @@ def serve(
     chosen = job_metrics or (JobMetrics.loopback if settings.on_loopback else JobMetrics.node)
 
     def say(text: str, **fields: object) -> None:
-        typer.echo(json.dumps(fields) if form is Format.json else text)
+        print(json.dumps(fields) if form is Format.json else text)
 
     def serving(address: str, http: str, ray: str) -> None:
         say(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from services.cli.display import wrapped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop at once"
@@ -55,7 +58,9 @@ def _interrupt(patience: float) -> None:
 
 def _say(text: str) -> None:
     """Write a line to standard error past all buffers, whose locks the interrupted code may hold."""
-    start = (
-        "\r\x1b[2K" if sys.stderr.isatty() else ""
-    )  # in place of a progress bar, which is drawn anew below
-    os.write(2, f"{start}{text}\n".encode())
+    start = ""
+    if sys.stderr.isatty():
+        start = "\r\x1b[2K"  # in place of a progress bar, which is drawn anew below
+        text = wrapped(text, shutil.get_terminal_size().columns)
+    with suppress(OSError):  # nobody may read it any more
+        os.write(2, f"{start}{text}\n".encode())

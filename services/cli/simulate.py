@@ -97,7 +97,7 @@ def simulate_command(
     setting = replace(start, **{name: value for name, value in given.items() if value is not None})
     names = schedules or dict.fromkeys([*_DEFAULT, schedule_name(start.staleness)])
     outcomes = [simulate(setting, name) for name in names]
-    typer.echo(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
+    print(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
 
 
 def _made_up(blocks: int | None, size: int | None, forward_ms: float | None) -> Setting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,13 @@ from typing import Annotated
 import typer
 
 from lowdimfa.errors import LowdimfaError
-from services.cli.display import Display, JsonDisplay, TextDisplay, claim_stdout
-from services.cli.options import Format, FormatOption
+from services.cli.display import Display, JsonDisplay, TextDisplay
+from services.cli.jobs_display import file_lines
+from services.cli.options import Format, FormatOption, expanded
+from services.cli.output import claim_stdout, outlive
 from services.cli.signals import graceful_signals
-from services.run.disk import no_room
+from services.run.user_code import Modules
 from services.trainer.api import DecoupledTrainer
-from services.trainer.events import Event, Sink
 from services.trainer.stopping import stopped
 
 STOP_LIVENESS = 4.0
@@ -43,7 +43,10 @@ def train(
         str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Directory of the run; without it a new one in run.storage.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=expanded, help="Directory of the run; without it a new one in run.storage."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
@@ -62,8 +65,9 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
+    if not dry_run:
+        outlive("events.jsonl of the run has everything")
     display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
-    show = _forgiving(display.show)
     with display:
         try:
             trainer = DecoupledTrainer(
@@ -74,39 +78,22 @@ def train(
                 resume=resume,
                 resume_step=resume_step,
                 overrides=overrides or [],
-                on_event=show,
+                on_event=display.show,
             )
             if dry_run:
-                show({"event": "plan"} | trainer.plan().describe())
+                if address is not None:
+                    for line in file_lines(Modules.beside(spec.resolve().parent), "would be sent"):
+                        print(line, file=sys.stderr)
+                display.show({"event": "plan"} | trainer.plan().describe())
             else:
-                _fit(trainer, show)
+                _fit(trainer, display)
         except LowdimfaError as error:
-            show({"event": "failed"} | error.as_event())
+            display.show({"event": "failed"} | error.as_event())
             raise
 
 
-def _forgiving(show: Sink) -> Sink:
-    """Return what shows an event if it can: no run ends because the disk that its output goes to is full."""
-    told = False
-
-    def show_if_there_is_room(event: Event) -> None:
-        nonlocal told
-        try:
-            show(event)
-        except OSError as error:
-            if not no_room(error):
-                raise
-            if not told:
-                told = True
-                note = "part of the output is lost, since there is no room for it; events.jsonl of the run has everything"
-                with suppress(OSError):
-                    print(f"lowdimfa: {note}", file=sys.stderr)
-
-    return show_if_there_is_room
-
-
-def _fit(trainer: DecoupledTrainer, show: Sink) -> None:
-    show({"event": "starting"})
+def _fit(trainer: DecoupledTrainer, display: Display) -> None:
+    display.show({"event": "starting"})
     patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:
         with graceful_signals(trainer.stop, patience):

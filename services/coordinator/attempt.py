@@ -70,6 +70,7 @@ class RunRequests:
             engine="ray",
             resume=False,
             user_code=_lay_down(submission.files, run_dir / "code"),
+            way_on=f"lowdimfa resume {job.id}",
         )
         return first.again(lost_at)
 

@@ -26,6 +26,9 @@ from services.rpc.v1 import coordinator_pb2_grpc
 
 T = TypeVar("T")
 
+FIRST_SECONDS = 2.0
+"""How long a service is looked for that has not answered yet: where none listens, waiting helps nobody."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -89,7 +92,8 @@ class CoordinatorClient:
     """Calls the job service; a context manager.
 
     Every method raises `LowdimfaError`: `InputError` for what the service refuses, `AccessError` where it doesn't let
-    the client in, `PeerError` where it is out of reach for longer than the liveness.
+    the client in, `PeerError` where it is out of reach for longer than the liveness, or before its first answer for
+    longer than `FIRST_SECONDS`.
 
     Parameters
     ----------
@@ -99,6 +103,7 @@ class CoordinatorClient:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._answered = False
         self._channel = connection.channel()
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = (("authorization", f"Bearer {connection.token}"),) if connection.token else ()
@@ -209,12 +214,16 @@ class CoordinatorClient:
             raise error_of(error, self._connection.address) from error
 
     def _call(self, method: Callable[..., T], request: Any, once: bool = False) -> T:
-        """Make a call, again and again while the service is out of reach, for as long as the liveness."""
-        backoff = Backoff(self._connection.liveness)
+        """Make a call, again and again while the service is out of reach, for as long as it may be."""
+        liveness = self._connection.liveness
+        backoff = Backoff(liveness if self._answered else min(liveness, FIRST_SECONDS))
+        backoff.remaining()  # the clock runs from now on, as an attempt may take seconds
         never = threading.Event()
         while True:
             try:
-                return method(request, metadata=self._metadata, timeout=self._connection.liveness)
+                answer = method(request, metadata=self._metadata, timeout=liveness)
+                self._answered = True
+                return answer
             except grpc.RpcError as error:
                 if once or not is_transient(error) or not backoff.wait(never):
                     raise error_of(error, self._connection.address) from error

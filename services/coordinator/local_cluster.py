@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 import psutil
+from ray import get_runtime_context
 
 from lowdimfa.errors import ResourceError
-from services.trainer.cluster import unreachable
+from services.trainer.cluster import start_local, unreachable
 
 START_LIVENESS = 2.0
 """A cluster may take this many times the liveness to start."""
@@ -138,9 +139,7 @@ def main() -> None:
     told = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     adopt_orphans()
-    import ray  # after the settings
-
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    cluster = start_local(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: told.set())
     own = psutil.Process()
@@ -148,7 +147,7 @@ def main() -> None:
     noted = {
         "pid": own.pid,
         "created": own.create_time(),
-        "address": ray.get_runtime_context().gcs_address,
+        "address": get_runtime_context().gcs_address,
     }
     scratch = state / "ray.json.tmp"
     scratch.write_text(json.dumps(noted), "utf-8")
@@ -157,8 +156,9 @@ def main() -> None:
         if not all(map(lives, vital)):
             print("a process of the cluster has ended; the others are ended too", file=sys.stderr, flush=True)
             end_family(own)
+            cluster.forget()
             os._exit(1)  # Ray's own end would wait for what is gone
-    ray.shutdown()
+    cluster.end()
 
 
 def adopt_orphans() -> None:

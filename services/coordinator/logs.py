@@ -18,7 +18,7 @@ LONGEST_LINE = 1 << 16
 
 CHUNK = 1 << 18
 
-SOURCE = re.compile(r"trainer|block-[0-9]{1,5}")
+SOURCE = re.compile(r"trainer|block-([0-9]{1,5})(?:-replica-([0-9]{1,5}))?")
 """What a process may be called."""
 
 
@@ -94,16 +94,23 @@ async def read_logs(
 
 def _appeared(folder: Path, sources: Collection[str], known: dict[str, _Source]) -> list[_Source]:
     try:
-        found = sorted(
-            folder.glob("*.log"), key=lambda path: (path.stem != "trainer", len(path.stem), path.stem)
-        )
+        paths = list(folder.glob("*.log"))
     except OSError:
         return []
-    return [
-        _Source(path.stem, path, 0)
-        for path in found
-        if SOURCE.fullmatch(path.stem) and path.stem not in known and (not sources or path.stem in sources)
+    found = [
+        (_place(name), path)
+        for path in paths
+        if (name := SOURCE.fullmatch(path.stem))
+        and path.stem not in known
+        and (not sources or path.stem in sources)
     ]
+    return [_Source(path.stem, path, 0) for _, path in sorted(found)]
+
+
+def _place(name: re.Match[str]) -> tuple[int, int]:
+    """Return where a process comes in the order: the trainer, then blocks, each with its replicas."""
+    block, replica = name.groups()
+    return (-1, 0) if block is None else (int(block), int(replica or 0))
 
 
 def start_of_tail(path: Path, lines: int) -> int:

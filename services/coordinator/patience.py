@@ -6,32 +6,31 @@ import time
 from collections.abc import Callable
 
 from services.coordinator.attempt import trainer_of
-from services.coordinator.jobs import Job
+from services.coordinator.jobs import Job, JobState
 from services.coordinator.runner import Condition, JobRunner, Look
 from services.coordinator.store import JobStore
+from services.spec.load import parse_text
+from services.trainer.silence import longest_silence
 
 GRACE_LIVENESS = 3.0
-"""A graceful stop, and a trainer that doesn't answer, get this many times the liveness."""
+"""A graceful stop gets this many times the liveness."""
 
 
 class Patience:
     """Ends trainers that don't answer, or that don't stop when they are asked to.
 
+    The deadlines derive from the liveness of the job's own specification: it says how long a step may take.
+
     Parameters
     ----------
     store, runner
         Where jobs are kept, and where they run.
-    liveness
-        Seconds from which the deadlines derive.
     warn
         Tells those who watch a job.
     """
 
-    def __init__(
-        self, store: JobStore, runner: JobRunner, liveness: float, warn: Callable[[Job, str], None]
-    ) -> None:
+    def __init__(self, store: JobStore, runner: JobRunner, warn: Callable[[Job, str], None]) -> None:
         self._store, self._runner, self._warn = store, runner, warn
-        self._grace = GRACE_LIVENESS * liveness
         self._stopping: dict[str, float] = {}
         self._silent: dict[str, float] = {}
 
@@ -41,8 +40,9 @@ class Patience:
             self._silent.pop(job.id, None)
             return
         since = self._silent.setdefault(job.id, time.monotonic())
-        if time.monotonic() - since > self._grace:
-            self._warn(job, f"the trainer has not answered for {self._grace:g} s; it is ended")
+        patience = longest_silence(self._liveness(job), job.state is JobState.running)
+        if time.monotonic() - since > patience:
+            self._warn(job, f"the trainer has not answered for {patience:g} s; it is ended")
             self._runner.stop(trainer_of(job), now=True)
             del self._silent[job.id]
 
@@ -52,13 +52,17 @@ class Patience:
         if job.stop_requested == "now":
             self._runner.stop(trainer, now=True)
             return
-        since = self._stopping.get(job.id)
+        since, grace = self._stopping.get(job.id), GRACE_LIVENESS * self._liveness(job)
         if since is None:
             self._runner.stop(trainer, now=False)
             self._stopping[job.id] = time.monotonic()
-        elif time.monotonic() - since > self._grace:
-            self._warn(job, f"no checkpoint within {self._grace:g} s; the job is stopped at once")
+        elif time.monotonic() - since > grace:
+            self._warn(job, f"no checkpoint within {grace:g} s; the job is stopped at once")
             self._store.update(job.id, stop_requested="now")
+
+    def _liveness(self, job: Job) -> float:
+        specification = parse_text(self._store.submission(job.id).specification, "the specification")
+        return specification.run.liveness_seconds
 
     def forget(self, job: Job) -> None:
         """Forget a job whose trainer has ended."""

@@ -59,7 +59,7 @@ class Supervisor:
         self._store, self._runner, self._requests = store, runner, requests
         self._liveness, self._on_change = liveness, on_change
         self._recoveries = Recoveries(store, requests)
-        self._patience = Patience(store, runner, liveness, self._warn)
+        self._patience = Patience(store, runner, self._warn)
         self._told: set[str] = set()
         self._warned: dict[str, str] = {}
         self._retry_at = 0.0
@@ -165,11 +165,13 @@ class Supervisor:
 
     def _take_in(self, job: Job) -> Job:
         """Bring the store up to the run's log."""
-        tail = read_tail(self._requests.log_of(job), job.log_position)
+        starting = job.state is JobState.starting
+        # No further than the start, which changes the job's state: watchers see all that in its order.
+        tail = read_tail(self._requests.log_of(job), job.log_position, "started" if starting else "")
         if tail.position == job.log_position:
             return job
         job = self._store.append(job.id, tail.events, tail.position)
-        if job.state is JobState.starting and any(event["event"] == "started" for event in tail.events):
+        if starting and any(event["event"] == "started" for event in tail.events):
             job = self._store.transition(job.id, JobState.running, "")
         self._on_change(job.id)
         if tail.more:

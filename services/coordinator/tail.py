@@ -21,7 +21,7 @@ class Tail(NamedTuple):
     more: bool
 
 
-def read_tail(log: Path, position: int) -> Tail:
+def read_tail(log: Path, position: int, through: str = "") -> Tail:
     """Return the events that whole lines after a position hold.
 
     Nothing in the log is believed: a line that isn't an event becomes a ``warning`` event with its place, so that
@@ -33,6 +33,8 @@ def read_tail(log: Path, position: int) -> Tail:
         The ``events.jsonl`` of a run.
     position
         Bytes of it that were read before.
+    through
+        Kind of event with which the tail ends, if there is one: what follows from it can be noted before the next.
     """
     try:
         size = log.stat().st_size
@@ -50,6 +52,8 @@ def read_tail(log: Path, position: int) -> Tail:
     for line in data[:end].split(b"\n")[:-1]:
         events.append(_event(line, log, at))
         at += len(line) + 1
+        if events[-1]["event"] == through:
+            return Tail(events, at, at < size)
     return Tail(events, position + end, position + end < size and end > 0)
 
 

@@ -6,23 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.monitoring.metrics_table import METRICS
-
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Upper bounds for the duration of calls, in seconds."""
+from services.monitoring.numbers import Numbers
 
 _ROWS = {row.name: row for row in METRICS if row.process == "coordinator"}
+
+_CALLS = "lowdimfa_coordinator_answered_calls_total"
+_SECONDS = "lowdimfa_coordinator_call_duration_seconds"
+_STREAMS = "lowdimfa_coordinator_open_streams"
 
 
 @dataclass(frozen=True)
@@ -61,29 +56,20 @@ class CoordinatorMetrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        calls, duration = (
-            _ROWS["lowdimfa_coordinator_answered_calls_total"],
-            _ROWS["lowdimfa_coordinator_call_duration_seconds"],
-        )
-        streams = _ROWS["lowdimfa_coordinator_open_streams"]
-        self._calls = Counter(calls.name, calls.help, calls.labels, registry=self.registry)
-        self._seconds = Histogram(
-            duration.name, duration.help, duration.labels, registry=self.registry, buckets=BUCKETS
-        )
-        self._streams = Gauge(streams.name, streams.help, streams.labels, registry=self.registry)
+        self._numbers = Numbers(_ROWS[name] for name in (_CALLS, _SECONDS, _STREAMS))
+        self.registry.register(self._numbers)
 
     def called(self, method: str, code: str, seconds: float) -> None:
         """Count a call that ended; a stream's duration says nothing and isn't kept."""
-        self._calls.labels(method=method, code=code).inc()
+        self._numbers.number(_CALLS, method=method, code=code).inc()
         if method not in ("WatchJob", "GetLogs"):
-            self._seconds.labels(method=method).observe(seconds)
+            self._numbers.distribution(_SECONDS, method=method).observe(seconds)
 
     def streams(self, method: str, change: int) -> None:
         """Count a stream that opened (1) or closed (-1)."""
-        self._streams.labels(method=method).inc(change)
+        self._numbers.number(_STREAMS, method=method).inc(change)
 
     def read_from(self, reading: Callable[[], Reading]) -> None:
         """Name the source of all that is read when Prometheus asks."""

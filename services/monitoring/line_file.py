@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 WAITING_BYTES = 16 << 20
 """Most that waits in memory for room on the disk."""
+
+QUIET_SECONDS = 60.0
+"""Trouble that comes back sooner than this is the same, and is counted: a disk that is nearly full takes some lines."""
 
 _AT_ONCE = 1 << 20  # bytes: while the disk is full, each new line is another attempt, which must stay cheap
 
@@ -27,7 +31,8 @@ class LineFile:
     limit
         Bytes that may wait. Beyond that the oldest lines are given up.
     on_trouble
-        Called with the reason when lines begin to wait. The line that it returns, or "", goes before them.
+        Called with the reason when lines begin to wait, once for trouble that comes and goes. The line that it returns,
+        or "", goes before them.
     gap
         Called with the number of lines given up; what it returns, a line or "", stands in their place.
 
@@ -53,6 +58,8 @@ class LineFile:
         self._limit = limit
         self._on_trouble = on_trouble
         self._gap = gap
+        self._outages = 0  # that were not told
+        self._troubled_at = -QUIET_SECONDS
         self._untold = 0  # lines given up for which nothing stands in the file yet
         self._waiting = bytearray()
         self._descriptor: int | None = None
@@ -90,11 +97,20 @@ class LineFile:
             self._release()  # and begin anew with the next line: the file system may have been mounted again
             reason = f"{self.path} can't be written ({error.strerror})"
             if self.trouble is None:
-                self._waiting[:0] = self._on_trouble(reason).encode()
-            self.trouble = reason
+                self._tell(reason)
+            self.trouble, self._troubled_at = reason, time.monotonic()
             self._keep_limit()
         else:
             self.trouble = None
+
+    def _tell(self, reason: str) -> None:
+        """Say that lines begin to wait, unless that was said for trouble that has hardly passed."""
+        if time.monotonic() - self._troubled_at < QUIET_SECONDS:
+            self._outages += 1
+            return
+        again = f", as {self._outages:,} times before" if self._outages else ""
+        self._waiting[:0] = self._on_trouble(reason + again).encode()
+        self._outages = 0
 
     def close(self) -> None:
         """Write what waits, or give it up if there is no room, and close the file."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry
 
 from services.monitoring.metrics_table import METRICS, Process
+from services.monitoring.numbers import Number, Numbers
 from services.monitoring.timeline import CAUSES
 
 BUSY_KINDS = ("forward", "update", "step", "probe")
@@ -30,26 +31,13 @@ class _Metrics:
     """The metrics of one process in a registry of their own, with the labels that all of them share."""
 
     def __init__(self, process: Process, **labels: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = labels
-        rows = [row for row in METRICS if row.process == process]
-        self._counters = {
-            row.name: Counter(row.name, row.help, row.labels, registry=self.registry)
-            for row in rows
-            if row.type == "counter"
-        }
-        self._gauges = {
-            row.name: Gauge(row.name, row.help, row.labels, registry=self.registry)
-            for row in rows
-            if row.type == "gauge"
-        }
+        self._numbers = Numbers(row for row in METRICS if row.process == process)
+        self.registry.register(self._numbers)
 
-    def _counter(self, name: str, **labels: str) -> Counter:
-        return self._counters[name].labels(**self._labels, **labels)
-
-    def _gauge(self, name: str, **labels: str) -> Gauge:
-        return self._gauges[name].labels(**self._labels, **labels)
+    def _number(self, name: str, **labels: str) -> Number:
+        return self._numbers.number(name, **self._labels, **labels)
 
 
 class BlockMetrics(_Metrics):
@@ -67,20 +55,20 @@ class BlockMetrics(_Metrics):
 
     def __init__(self, job: str, block: str, replica: str = "0") -> None:
         super().__init__("block", job=job, block=block, replica=replica)
-        self._samples = self._counter("lowdimfa_block_trained_samples_total")
-        self._busy = {k: self._counter("lowdimfa_block_busy_seconds_total", kind=k) for k in BUSY_KINDS}
-        self._waiting = {c: self._counter("lowdimfa_block_waiting_seconds_total", cause=c) for c in CAUSES}
+        self._samples = self._number("lowdimfa_block_trained_samples_total")
+        self._busy = {k: self._number("lowdimfa_block_busy_seconds_total", kind=k) for k in BUSY_KINDS}
+        self._waiting = {c: self._number("lowdimfa_block_waiting_seconds_total", cause=c) for c in CAUSES}
         self._messages = self._both("lowdimfa_broadcast_error_messages_total")
         self._payload = self._both("lowdimfa_broadcast_payload_bytes_total")
         self._wire = self._both("lowdimfa_broadcast_wire_bytes_total")
         self._activations = self._both("lowdimfa_activation_payload_bytes_total")
         self._gradients = self._both("lowdimfa_block_gradient_bytes_total")
-        self._step = self._gauge("lowdimfa_block_applied_steps")
-        self._staleness = self._gauge("lowdimfa_block_staleness_steps")
-        self._inflight = self._gauge("lowdimfa_block_inflight_microbatches")
+        self._step = self._number("lowdimfa_block_applied_steps")
+        self._staleness = self._number("lowdimfa_block_staleness_steps")
+        self._inflight = self._number("lowdimfa_block_inflight_microbatches")
 
-    def _both(self, name: str) -> dict[str, Counter]:
-        return {direction: self._counter(name, direction=direction) for direction in DIRECTIONS}
+    def _both(self, name: str) -> dict[str, Number]:
+        return {direction: self._number(name, direction=direction) for direction in DIRECTIONS}
 
     def stepped(self, steps: int) -> None:
         """Set how many optimiser steps the block has applied."""
@@ -115,7 +103,7 @@ class BlockMetrics(_Metrics):
     def lag(self, block: str, replica: str, read: Callable[[], float]) -> None:
         """Name the source of a subscriber's lag, which is read at every scrape; only the head calls this."""
         name = "lowdimfa_broadcast_subscriber_lag_messages"
-        self._gauge(name, subscriber=block, subscriber_replica=replica).set_function(read)
+        self._number(name, subscriber=block, subscriber_replica=replica).set_function(read)
 
     def activation(self, direction: str, payload: int) -> None:
         """Add bytes of activations, ``sent`` or ``received``."""
@@ -132,12 +120,12 @@ class BlockMetrics(_Metrics):
             self._accuracy.set(accuracy)
 
     @cached_property
-    def _loss(self) -> Gauge:
-        return self._gauge("lowdimfa_head_training_loss_value")
+    def _loss(self) -> Number:
+        return self._number("lowdimfa_head_training_loss_value")
 
     @cached_property
-    def _accuracy(self) -> Gauge:
-        return self._gauge("lowdimfa_head_training_accuracy_ratio")
+    def _accuracy(self) -> Number:
+        return self._number("lowdimfa_head_training_accuracy_ratio")
 
 
 class TrainerMetrics(_Metrics):
@@ -152,37 +140,37 @@ class TrainerMetrics(_Metrics):
     def __init__(self, job: str) -> None:
         super().__init__("trainer", job=job)
         self._recoveries = {
-            policy: self._counter("lowdimfa_trainer_job_recoveries_total", policy=policy)
+            policy: self._number("lowdimfa_trainer_job_recoveries_total", policy=policy)
             for policy in POLICIES
         }
-        self._recovery = self._gauge("lowdimfa_trainer_recovery_seconds")
-        self._unwritten = self._counter("lowdimfa_trainer_checkpoint_failures_total")
+        self._recovery = self._number("lowdimfa_trainer_recovery_seconds")
+        self._unwritten = self._number("lowdimfa_trainer_checkpoint_failures_total")
         self.state("pending")
 
     def planned(self, steps: int) -> None:
         """Set how many optimiser steps the job will run."""
-        self._gauge("lowdimfa_trainer_planned_steps").set(steps)
+        self._number("lowdimfa_trainer_planned_steps").set(steps)
 
     def progress(self, step: int, epoch: float, samples_per_second: float) -> None:
         """Set how far the job has come and how fast it is."""
-        self._gauge("lowdimfa_trainer_completed_steps").set(step)
-        self._gauge("lowdimfa_trainer_completed_epochs").set(epoch)
-        self._gauge("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
+        self._number("lowdimfa_trainer_completed_steps").set(step)
+        self._number("lowdimfa_trainer_completed_epochs").set(epoch)
+        self._number("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
 
     def evaluated(self, loss: float, accuracy: float | None) -> None:
         """Set the result of an evaluation."""
-        self._gauge("lowdimfa_trainer_test_loss_value").set(loss)
+        self._number("lowdimfa_trainer_test_loss_value").set(loss)
         if accuracy is not None:
-            self._gauge("lowdimfa_trainer_test_accuracy_ratio").set(accuracy)
+            self._number("lowdimfa_trainer_test_accuracy_ratio").set(accuracy)
 
     def aligned(self, block: int, angle_degrees: float) -> None:
         """Set the angle between a block's update and its true gradient."""
-        self._gauge("lowdimfa_trainer_alignment_angle_degrees", block=str(block)).set(angle_degrees)
+        self._number("lowdimfa_trainer_alignment_angle_degrees", block=str(block)).set(angle_degrees)
 
     def checkpointed(self, timestamp: float, duration: float) -> None:
         """Set when the latest checkpoint was complete (unix seconds) and how long it took (seconds)."""
-        self._gauge("lowdimfa_trainer_checkpoint_last_success_timestamp_seconds").set(timestamp)
-        self._gauge("lowdimfa_trainer_checkpoint_duration_seconds").set(duration)
+        self._number("lowdimfa_trainer_checkpoint_last_success_timestamp_seconds").set(timestamp)
+        self._number("lowdimfa_trainer_checkpoint_duration_seconds").set(duration)
 
     def checkpoint_failed(self) -> None:
         """Count a checkpoint that could not be written."""
@@ -198,13 +186,13 @@ class TrainerMetrics(_Metrics):
 
     def completed(self, step: int) -> None:
         """Set how many steps are completed, where a recovery made them fewer."""
-        self._gauge("lowdimfa_trainer_completed_steps").set(step)
+        self._number("lowdimfa_trainer_completed_steps").set(step)
 
     def state(self, current: str) -> None:
         """Set the job's state, one of `STATES`."""
         for state in STATES:
-            self._gauge("lowdimfa_trainer_job_state_info", state=state).set(state == current)
+            self._number("lowdimfa_trainer_job_state_info", state=state).set(state == current)
 
     def failed(self, code: str) -> None:
         """Count a failure under the code of its error."""
-        self._counter("lowdimfa_trainer_job_failures_total", code=code).inc()
+        self._number("lowdimfa_trainer_job_failures_total", code=code).inc()

@@ -13,6 +13,7 @@ import grpc
 
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
 
+_jitter = random.Random()  # not the default generator, from which a user's data draw in another thread
 _TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
 _REFUSED = {
     grpc.StatusCode.UNAUTHENTICATED,
@@ -91,7 +92,7 @@ class Backoff:
         remaining = self.remaining()
         if remaining <= 0:
             return False
-        closed.wait(min(remaining, self._pause * random.uniform(0.5, 1)))
+        closed.wait(min(remaining, self._pause * _jitter.uniform(0.5, 1)))
         self._pause = min(2 * self._pause, self._liveness / 8)
         return True
 

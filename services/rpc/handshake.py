@@ -21,6 +21,13 @@ _LONGEST_VALUE = 200
 """Characters of a peer's value in a message. It goes back to the peer as metadata, of which gRPC takes 8 KiB."""
 
 
+_DATA = "data fingerprint"
+_OTHER_DATA = (
+    ". The samples aren't the same in both processes: data.factory depends on more than its arguments and the seeded "
+    "random numbers, such as the order of a listing or of a set, the time, or files that differ between machines"
+)
+
+
 @dataclass(frozen=True)
 class SampleType:
     """Element type (``float32``) and shape of one sample, without the batch dimension."""
@@ -63,7 +70,7 @@ def check_compatible(mine: Hello, theirs: Hello) -> None:
         ("error dimension", mine.error_dim, theirs.error_dim),
     ]
     if mine.data and theirs.data:
-        pairs.append(("data fingerprint", mine.data, theirs.data))
+        pairs.append((_DATA, mine.data, theirs.data))
     if theirs.block == mine.block + 1:
         pairs.append(("type of the activation between them (output, input)", mine.output, theirs.input))
     if theirs.block == mine.block - 1:
@@ -72,7 +79,8 @@ def check_compatible(mine: Hello, theirs: Hello) -> None:
         if here != there:
             raise HandshakeError(
                 f"block {mine.block} and block {theirs.block} differ in {what}: "
-                f"block {mine.block} has {_shown(here)}, block {theirs.block} has {_shown(there)}",
+                f"block {mine.block} has {_shown(here)}, block {theirs.block} has {_shown(there)}"
+                + (_OTHER_DATA if what == _DATA else ""),
                 block=mine.block,
             )
 

@@ -18,17 +18,21 @@ from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import ErrorShape, error_shape, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
-from lowdimfa.errors import InputError
+from lowdimfa.data.reading import Reader
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
-from lowdimfa.losses import checked_loss, make_loss, validate_class_targets
+from lowdimfa.loss_check import checked_loss
+from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
-from lowdimfa.tickets import derive_seed, reproducible
+from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
 from services.run.profile import balance_by_time, make_bench
 from services.run.rehearsal import rehearse
 from services.run.training import training_config
 from services.spec import Specification
+
+_ITEMS_CHECKED = 1024
+"""Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,11 @@ class RunPlan:
     example: Example
     network: NetworkPlan
 
+    @property
+    def reader(self) -> Reader:
+        """Reads the run's data."""
+        return Reader(self.dataset, self.order)
+
     def describe(self) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
         train = self.specification.train
@@ -139,6 +148,7 @@ class RunPlan:
         return described | {"batch_size": train.batch_size, "replicas": self.specification.replicas}
 
 
+@unchanged_generators()
 def make_run_plan(
     specification: Specification, boundaries: Sequence[str] | None = None, rehearsed: bool = True
 ) -> RunPlan:
@@ -161,21 +171,22 @@ def make_run_plan(
     dataset = load_dataset(specification)
     train = specification.train
     order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
-    first = dataset.train.inputs(torch.tensor([0]))
+    reader = Reader(dataset, order)
+    reader.require_repeatable()
+    first = reader.training(torch.tensor([0])).inputs()
     example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
     if boundaries is None and _measures(specification):
-        network = _balanced(specification, network, dataset, order, example)
-    _check_targets(specification, network, dataset)
+        network = _balanced(specification, network, reader, example)
+    _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
         training = replace(network.training, compiled=False)
-        bench = make_bench(specification, network.feedback, training, dataset, order)
         rehearse(
             specification,
             network.blocks,
-            bench,
+            make_bench(specification, network.feedback, training, reader),
             lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
         )
     return RunPlan(specification, dataset, order, example, network)
@@ -187,11 +198,13 @@ def make_network_plan(
     """Build the model with the run's seed and cut it into blocks."""
     model, train = build_model(specification), specification.train
     cut = specification.model.blocks if boundaries is None else list(boundaries)
-    if boundaries is None and _measures(specification):
-        with computing_threads(specification.placement.threads_per_block):
-            blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
-    else:
-        blocks = partition(model, cut, example.batch())
+    # Lazy layers draw their weights when they first see a batch, which is here.
+    with reproducible(derive_seed(train.seed, "lazy layers")):
+        if boundaries is None and _measures(specification):
+            with computing_threads(specification.placement.threads_per_block):
+                blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
+        else:
+            blocks = partition(model, cut, example.batch())
     if specification.train.activations == "bf16":
         blocks = _coarser_between(blocks)
     feedback = FeedbackConfig(**specification.feedback.model_dump())
@@ -215,7 +228,7 @@ def _measures(specification: Specification) -> bool:
 
 
 def _balanced(
-    specification: Specification, network: NetworkPlan, dataset: Dataset, order: BatchOrder, example: Example
+    specification: Specification, network: NetworkPlan, reader: Reader, example: Example
 ) -> NetworkPlan:
     """Return the plan with its boundaries where whole blocks, as they were timed, take the most equal time."""
     if network.feedback.form != "broadcast" or len(network.blocks) == 1:
@@ -227,7 +240,7 @@ def _balanced(
 
     # Compiling every cut that is tried would take longer than it could gain.
     training = replace(network.training, compiled=False)
-    bench = make_bench(specification, network.feedback, training, dataset, order)
+    bench = make_bench(specification, network.feedback, training, reader)
     blocks, seconds = balance_by_time(bench, network.blocks, cut_at)
     return replace(network, blocks=blocks, seconds=seconds)
 
@@ -252,13 +265,15 @@ def build_model(specification: Specification) -> nn.Module:
     return channels_last(made) if model.channels_last else made
 
 
-def _check_targets(specification: Specification, network: NetworkPlan, dataset: Dataset) -> None:
+def _check_targets(network: NetworkPlan, reader: Reader) -> None:
     """Run the loss once on an output of the right shape, so that a mismatch is found before the first step."""
-    loss = make_loss(specification.train.loss, dataset.task)
-    targets = dataset.train.targets(torch.arange(min(2, len(dataset.train))))
-    if specification.train.loss in ("auto", "cross_entropy") and dataset.task != "regression":
-        for split in (dataset.train, dataset.test):
-            validate_class_targets(split.targets(torch.arange(len(split))), network.shape.task_dim)
-    outputs = torch.zeros(len(targets), *network.blocks[-1].output_shape, requires_grad=True)
-    if not checked_loss(loss, outputs, targets).requires_grad:
-        raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")
+    training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
+    loss = make_loss(training.loss, task, training.ignore_index)
+    if training.loss in ("auto", "cross_entropy") and task != "regression":
+        for targets in reader.known_targets(_ITEMS_CHECKED):
+            validate_class_targets(targets, network.shape.task_dim, training.ignore_index)
+    # A number of samples that no other dimension has: what is broadcast then shows.
+    samples = next(number for number in range(2, 8) if number not in shape)
+    targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
+    counted = counts(training.loss, task, training.ignore_index)(targets)
+    checked_loss(loss, torch.zeros(len(targets), *shape), targets, counted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,14 +12,15 @@ from lowdimfa.balance import Cut, recut
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.data.base import BatchOrder, Dataset, Task
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.data.base import Task
+from lowdimfa.data.reading import Reader
+from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
-from lowdimfa.partition import BlockPlan, block_starts
-from lowdimfa.tickets import Ticket, derive_seed, reproducible
+from lowdimfa.partition import BlockPlan, block_starts, copies
+from lowdimfa.tickets import Ticket
 from services.spec import Specification
 
 BETTER = 0.02
@@ -84,15 +84,15 @@ class Bench:
             They can't be copied.
         """
         try:
-            copies = deepcopy(list(blocks))
+            copied = copies(blocks)
         except Exception as error:  # the user's own modules may hold anything
             raise InputError(
                 "model.factory",
-                f"modules that copy.deepcopy does not take ({type(error).__name__}: {error})",
+                f"modules that copy.deepcopy does not take ({in_words(error)})",
                 "some that it takes, since blocks are measured on copies",
                 "A run with model.balance: flops needs no measurement.",
             ) from error
-        return self.build(copies)
+        return self.build(copied)
 
     def build(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
         """Build blocks that nobody needs, for they will learn."""
@@ -103,29 +103,27 @@ def make_bench(
     specification: Specification,
     feedback: FeedbackConfig,
     training: TrainingConfig,
-    dataset: Dataset,
-    order: BatchOrder,
+    reader: Reader,
 ) -> Bench:
     """Return a bench with a run's own data, threads and device; where this machine has no GPU, the processor."""
     placement = specification.placement
     # Two micro-batches are enough: of those of a step one may carry a probe, and all others are alike.
-    indices = [order.indices(Ticket(0, number)) for number in range(min(2, training.microbatches))]
-    with reproducible(derive_seed(specification.train.seed, "bench")):
-        batches = [_draw(dataset, chosen) for chosen in indices]
+    batches = [_batch(reader, Ticket(0, number)) for number in range(min(2, training.microbatches))]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    return Bench(feedback, training, dataset.task, batches, placement.threads_per_block, device)
+    return Bench(feedback, training, reader.dataset.task, batches, placement.threads_per_block, device)
 
 
-def _draw(dataset: Dataset, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _batch(reader: Reader, ticket: Ticket) -> tuple[Tensor, Tensor]:
     try:
-        return dataset.train.inputs(indices), dataset.train.targets(indices)
+        samples = reader.microbatch(ticket)
+        return samples.inputs(), samples.targets()
     except LowdimfaError:
         raise
-    except Exception as error:  # a user's data may fail in any way
+    except (Exception, SystemExit) as error:  # a user's data may fail in any way
         raise InputError(
             "data.factory",
-            f"training samples {indices[:3].tolist()} … that can't be drawn ({type(error).__name__}: {error})",
+            f"training samples of {ticket} that can't be read ({in_words(error)})",
             "inputs and targets of equal shapes for every sample",
         ) from error
 

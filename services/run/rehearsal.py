@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import Any
 
 import torch
 
-import lowdimfa
 from lowdimfa.build import build_block, build_head, error_shape
 from lowdimfa.encoding import same, same_bits
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
+from lowdimfa.exactness import refuse_inexact
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockPlan
+from lowdimfa.partition import BlockPlan, copies
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed, reproducible
 from services.run.profile import Bench
@@ -32,9 +31,6 @@ from services.spec import Specification
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""
-
-_NOT_THE_USERS = tuple(map(str, (*torch.__path__, *lowdimfa.__path__, Path(__file__).parents[1])))
-"""Folders of the code that calls the user's."""
 
 _AT_ONCE = 64
 """Steps of a schedule between looks at the clock."""
@@ -111,7 +107,10 @@ def rehearse(
             return
         except LowdimfaError:
             raise
-        except Exception as error:  # layers, loss and optimiser are the user's, and may fail in any way
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # layers, loss and optimiser are the user's, and may fail in any way
             if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
                 return
             raise _refusal(error, rehearsal.stages) from error
@@ -123,7 +122,7 @@ def _copies(
     blocks: Sequence[BlockPlan], chosen: slice, rebuild: Callable[[], Sequence[BlockPlan]]
 ) -> list[BlockPlan]:
     try:
-        return deepcopy(list(blocks[chosen]))
+        return copies(blocks[chosen])
     except Exception:  # modules may hold what can't be copied, such as a lock, but they can be made again
         return list(rebuild()[chosen])
 
@@ -153,13 +152,13 @@ def _different(stages: Sequence[Stage]) -> list[Updater]:
 def _advance(updater: Updater, step: int, total: int) -> None:
     try:
         updater.advance()
-    except Exception as error:  # a user's schedule may fail in any way
+    except (Exception, SystemExit) as error:  # a user's schedule may fail in any way
         schedule = updater.config.scheduler
         assert schedule is not None
         raise InputError(
             f"{updater.config.scheduler_key}.args",
             f"{dict(schedule.args)!r}, with which {schedule.factory} fails at step {step} of {total} "
-            f"({type(error).__name__}: {error})",
+            f"({in_words(error)})",
             "a schedule for all steps of the run",
         ) from error
 
@@ -170,12 +169,12 @@ def states_come_back(rehearsal: Rehearsal) -> None:
         restored = rehearsal.untrained(index)
         try:
             tensors, scalars = stage.state()
-            copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-            restored.load(copies, json.loads(json.dumps(scalars, allow_nan=False)))
+            written = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+            restored.load(written, json.loads(json.dumps(scalars, allow_nan=False)))
             back = restored.state()
         except LowdimfaError:
             raise
-        except Exception as error:  # state_dict, set_extra_state and the like may be the user's
+        except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
             raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
         place = _difference(scalars, back.scalars) or next(
             (
@@ -241,11 +240,31 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
             )
 
 
-CHECKS: list[Callable[[Rehearsal], None]] = [schedules_last, states_come_back, replicas_are_alike]
+def gradients_are_exact(rehearsal: Rehearsal) -> None:
+    """Refuse layers that don't learn in blocks as they do in plain torch."""
+    bench, train = rehearsal.bench, rehearsal.specification.train
+    if bench.feedback.form != "broadcast":
+        return
+    blocks, head = bench.build(_copies(rehearsal.blocks, slice(None), rehearsal.rebuild))
+    batches = [(inputs.to(bench.device), targets.to(bench.device)) for inputs, targets in bench.batches]
+    if len(batches) == 1:  # the same samples in another order will do
+        batches.append((batches[0][0].flip(0), batches[0][1].flip(0)))
+    stale = train.staleness > 0
+    refuse_inexact(blocks, head, batches, overlapping=stale or train.effective_window > 1, stale=stale)
+
+
+CHECKS: list[Callable[[Rehearsal], None]] = [
+    schedules_last,
+    states_come_back,
+    replicas_are_alike,
+    gradients_are_exact,
+]
 """What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""
 
 
-def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first training step") -> InputError:
+def _refusal(
+    error: BaseException, stages: Sequence[Stage], when: str = "in a first training step"
+) -> InputError:
     """Return what says whose code failed, by the objects whose methods the error came through."""
     owners: dict[tuple[int, str | None], tuple[str, str]] = {}
     for stage in stages:
@@ -268,13 +287,6 @@ def _refusal(error: Exception, stages: Sequence[Stage], when: str = "in a first 
             break
     return InputError(
         key,
-        f"{what} failing {when} ({type(error).__name__}: {error}{_line_of(error)})",
+        f"{what} failing {when} ({in_words(error)})",
         "what trains in plain PyTorch",
     )
-
-
-def _line_of(error: Exception) -> str:
-    """Return where in the user's own code an error arose, if it did."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""

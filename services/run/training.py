@@ -32,6 +32,7 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         activations=train.activations,
         compiled=train.compile,
         loss=train.loss,
+        ignore_index=train.ignore_index,
         update=update(train, "train"),
         per_block={
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 import tempfile
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +17,9 @@ from lowdimfa.errors import InputError
 
 MAX_BYTES = 2 << 20
 """Most that is sent of a user's own files."""
+
+_CODING = re.compile(r"^([ \t\f]*#.*?coding[:=][ \t]*)[-\w.]+", re.ASCII)
+"""A comment that declares a file's encoding, as PEP 263 has it."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +49,7 @@ class UserCode:
         if folder is None:
             return cls()
         folder = folder.resolve()
-        if not pack:
-            return cls(str(folder))
-        paths = [
-            *folder.glob("*.py"),
-            *(path for init in folder.glob("*/__init__.py") for path in init.parent.rglob("*.py")),
-        ]
-        if sum(path.stat().st_size for path in paths) > MAX_BYTES:
-            raise InputError(
-                str(folder),
-                f"more than {MAX_BYTES >> 20} MiB of Python files beside the specification",
-                "a folder with only what the run needs",
-            )
-        return cls(str(folder), {str(path.relative_to(folder)): path.read_text("utf-8") for path in paths})
+        return cls(str(folder), Modules.beside(folder).files if pack else {})
 
     def install(self) -> None:
         """Make the files importable in this process."""
@@ -67,3 +64,107 @@ class UserCode:
                 path.write_text(text, "utf-8")
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What can be imported of the Python files in a folder: modules, and packages with or without ``__init__.py``.
+
+    Attributes
+    ----------
+    files
+        Their texts by path within the folder.
+    left_out
+        Of files that no ``import`` finds or that can't be read, the reason by path.
+    """
+
+    files: dict[str, str]
+    left_out: dict[str, str]
+
+    @classmethod
+    def beside(cls, folder: Path) -> Modules:
+        """Read a folder. Hidden folders, virtual environments and folders without Python files are passed over.
+
+        Raises
+        ------
+        InputError
+            The files have more than `MAX_BYTES` in all.
+        """
+        left_out: dict[str, str] = {}
+        paths = list(_modules(folder, folder, (), left_out))
+        _require_small(folder, paths)
+        files = {}
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            try:
+                files[name] = _source(path)
+            except (OSError, SyntaxError, UnicodeDecodeError, LookupError) as error:
+                left_out[name] = _why_unreadable(error)
+        return cls(files, dict(sorted(left_out.items())))
+
+
+def _modules(folder: Path, top: Path, above: tuple[Path, ...], left_out: dict[str, str]) -> Iterator[Path]:
+    """Yield the files of a folder that can be imported, then those of its folders."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        left_out[folder.relative_to(top).as_posix()] = _why_unreadable(error)
+        return
+    python = [path for path in entries if path.suffix == ".py"]
+    if folder != top and (not python or (folder / "pyvenv.cfg").exists()):
+        return
+    for path in python:
+        reason = _why_not_importable(path)
+        if reason:
+            left_out[path.relative_to(top).as_posix()] = reason
+        else:
+            yield path
+    above = (*above, folder.resolve())
+    for path in entries:
+        # A link may lead to a folder that it lies in.
+        if path.name.isidentifier() and path.is_dir() and path.resolve() not in above:
+            yield from _modules(path, top, above, left_out)
+
+
+def _why_not_importable(path: Path) -> str:
+    if not path.stem.isidentifier():
+        return "no module can be called so"
+    if not path.name.isascii():
+        return "its name has letters beyond ASCII, which not every machine can keep"
+    if path.is_file():
+        return ""
+    return "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+
+
+def _require_small(folder: Path, paths: list[Path]) -> None:
+    sizes: Counter[str] = Counter()
+    for path in paths:
+        with suppress(OSError):  # what can't be read is left out later
+            sizes[path.relative_to(folder).parts[0]] += path.stat().st_size
+    if sizes.total() > MAX_BYTES:
+        most = ", ".join(f"{name} {size / (1 << 20):.1f} MiB" for name, size in sizes.most_common(3))
+        raise InputError(
+            str(folder),
+            f"{sizes.total() / (1 << 20):.1f} MiB of Python files beside the specification ({most})",
+            f"at most {MAX_BYTES >> 20} MiB",
+            "Put the specification into a folder with only what the run needs.",
+        )
+
+
+def _source(path: Path) -> str:
+    """Return a file as Python reads it; it is written as UTF-8 elsewhere, so that is what it says of itself."""
+    content = path.read_bytes()
+    encoding, first = tokenize.detect_encoding(io.BytesIO(content).readline)
+    text = io.TextIOWrapper(io.BytesIO(content), encoding).read()
+    if encoding.startswith("utf-8"):
+        return text
+    lines = text.split("\n")
+    for number in range(len(first)):  # the declaration is the last line that had to be read
+        lines[number] = _CODING.sub(r"\1utf-8", lines[number])
+    return "\n".join(lines)
+
+
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"can't be read ({(error.strerror or str(error)).lower()})"
+    return "is not text in UTF-8, nor in an encoding that it declares"

@@ -1,7 +1,9 @@
 """The YAML of specifications: read without surprises, and written so that it reads back the same.
 
-Two things differ from PyYAML's safe YAML 1.1. ``1e-3`` is a number, as in YAML 1.2, not a string. Dates stay
-strings, as no key takes one. A key that comes twice is refused, where PyYAML would keep the last.
+Where YAML 1.1, which PyYAML reads, and YAML 1.2 differ on what people write, this is not left to a guess. ``1e-3`` is a
+number, as in 1.2, not a string. ``1:30`` and dates stay strings, as no key takes a time. ``012`` is refused, since it is
+10 to one and 12 to the other. ``off`` and ``no`` are false, as in 1.1 (`Section` knows where a word is meant). A key that
+comes twice is refused, where PyYAML would keep the last.
 
 A text may come from anybody. So what a few characters can make large is refused before it is made: aliases that stand
 for aliases, deep nesting, numbers of thousands of digits.
@@ -10,6 +12,7 @@ for aliases, deep nesting, numbers of thousands of digits.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -33,9 +36,13 @@ MOST_ALIASED = 10_000
 MOST_DIGITS = 100
 """Characters of a number. Python's own time for one grows with their square, and it shows none of more than 4300."""
 
+_INTEGER = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$")
+_LEADING_ZERO = re.compile(r"^[-+]?0[0-9_]*[0-9]")
+
 _LONGEST_REASON = 200
+_MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_REPLACED = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+_REPLACED = {*_NUMBERS, "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 # Reader and writer share these: the writer quotes exactly the strings that the reader would take for numbers.
 _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
@@ -58,9 +65,13 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
+                # By value, since 1 and 0x1 are one key; only the merge key itself has none.
+                value = key.value if key.tag == _MERGE else self.construct_object(key)
+                if not isinstance(value, Hashable):
+                    continue  # which PyYAML refuses
+                if value in seen:
                     raise _refused(f"the key {key.value!r} comes twice", key)
-                seen.add((key.tag, key.value))
+                seen.add(value)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -78,9 +89,11 @@ def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError
 
 
 def _require_plain(node: yaml.ScalarNode) -> None:
-    """Refuse a number that is too long, and text that no file can hold."""
+    """Refuse a number that is too long or ambiguous, and text that no file can hold."""
     if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
         raise _refused(f"a number of {len(node.value)} characters; at most {MOST_DIGITS} are allowed", node)
+    if node.tag == _NUMBERS[0] and _LEADING_ZERO.match(node.value):
+        raise _refused(f"{node.value} has a leading zero: leave it away, or quote it for a string", node)
     if any("\ud800" <= character <= "\udfff" for character in node.value):
         raise _refused("half of a surrogate pair, which is no character", node)
 
@@ -131,6 +144,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)

@@ -54,7 +54,16 @@ takes any YAML value:
 
 Unknown keys, keys that come twice, values of another type (`"3"` is not an integer, and neither is `true`),
 and settings that don't go together. The message names file and key, what was found and what was expected.
-Numbers may be written `1e-3`.
+
+The YAML is that of PyYAML, version 1.1, without its traps: `1e-3` is a number, `1:30` and dates are strings, and
+a number with a leading zero such as `012` is refused, as it may mean 10 or 12. `yes`, `no`, `on` and `off` are
+`true` and `false`, and the word itself where a setting has it, as `run.metrics: off`. Inside `args` quote such a
+word if a string is meant.
+
+## Paths
+
+`run.storage` may begin with `~` and may name variables of the environment, as `$HOME/runs` or `${SCRATCH}/runs`.
+One that isn't set is refused.
 """
 
 

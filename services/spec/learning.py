@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lowdimfa.losses import IGNORED
 from services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
 
 
@@ -161,6 +162,12 @@ class TrainSection(Section):
         "squared error, summed over outputs) for regression; `bce` is the logistic loss. An import path "
         "names a callable that takes outputs and targets and returns the mean over samples.",
         json_schema_extra={"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"},
+    )
+    ignore_index: int = Field(
+        IGNORED,
+        description="Class that says that a target doesn't count, such as that of padding. `cross_entropy` leaves it "
+        "out; a loss of your own has to, as neither accuracy nor the weights of micro-batches and evaluation batches in "
+        "a mean count it.",
     )
     optimizer: Optimizer = Field(Optimizer(), description="Optimiser of every block.")
     scheduler: Scheduler | None = Field(

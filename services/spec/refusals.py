@@ -129,7 +129,7 @@ def _nearest(word: str, known: Iterable[str], sections: bool = True) -> str:
 
 def _quoting(kind: str, value: object) -> str:
     if kind == "string_type" and isinstance(value, bool | int | float):
-        return f"Quote it if that is meant: '{shown(value)}'."
+        return "Quote it if a string is meant."
     return ""
 
 

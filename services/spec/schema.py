@@ -61,8 +61,8 @@ class DataSection(Section):
 
     factory: ImportPath = Field(
         description="What makes the data: called with `args`, returns a `lowdimfa.data.Dataset`, four "
-        "tensors (training inputs and targets, test inputs and targets), or a training and a test "
-        "`torch.utils.data.Dataset`."
+        "tensors or NumPy arrays (training inputs and targets, test inputs and targets), or a training and a test "
+        "map-style `torch.utils.data.Dataset`; [data.md](data.md) has the details."
     )
     args: Args = Field({}, description="Keyword arguments of the factory.")
     validation: float = Field(

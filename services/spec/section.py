@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 _NAME = r"[^\W\d]\w*"
@@ -39,3 +40,21 @@ class Section(BaseModel):
     """A mapping of the specification: no unknown keys, no conversions, no changes once it is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_words(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: _word(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+
+_WORDS = {False: {"off", "no", "false"}, True: {"on", "yes", "true"}}
+"""What YAML 1.1 reads as false and as true."""
+
+
+def _word(value: object, field: FieldInfo | None) -> object:
+    """Return the word of an enumeration that YAML took for true or false; any other value as it is."""
+    if isinstance(value, bool) and field is not None and get_origin(field.annotation) is Literal:
+        return next((word for word in get_args(field.annotation) if word in _WORDS[value]), value)
+    return value

@@ -10,10 +10,11 @@ from typing import Any
 
 import ray
 
-from lowdimfa.errors import LowdimfaError, StoppedError
+from lowdimfa.errors import LowdimfaError, StoppedError, unforeseen
 from services.trainer.events import Event
 from services.trainer.execute import RunRequest, execute
 from services.trainer.places import free_places
+from services.trainer.silence import longest_silence
 from services.trainer.stopping import StopRequest
 
 KEPT_EVENTS = 10_000
@@ -51,10 +52,10 @@ class TrainerHost:
             return error
         except LowdimfaError as error:
             traceback.print_exception(error)
-            return error
-        except Exception as error:  # before the run began; after that `execute` makes it a typed one
+            return error.plain()
+        except BaseException as error:  # even one that would end an actor, such as the user's `sys.exit`
             traceback.print_exception(error)
-            return LowdimfaError(f"the trainer failed ({type(error).__name__}: {error})")
+            return unforeseen(error, "the trainer failed")
 
     @ray.method(concurrency_group="io")
     def outcome(self) -> Event | None:
@@ -88,21 +89,31 @@ TrainerActor: Any = ray.remote(
 
 
 def end(trainer: Any) -> None:
-    """End a trainer that has no name, and whatever it still holds, at once."""
+    """End a trainer that has no name, and whatever it still holds; one that is stopped, Ray kills after some seconds."""
     ray.kill(trainer)
     free_places(trainer._actor_id.hex())
 
 
-def follow(trainer: Any, running: Any, sink: Callable[[Event], None], stop: StopRequest) -> Outcome:
-    """Hand every event of a running job to a sink, pass a request to stop on, and return what the job returns."""
+def follow(
+    trainer: Any, running: Any, sink: Callable[[Event], None], stop: StopRequest, liveness: float
+) -> Outcome:
+    """Hand every event of a running job to a sink, pass a request to stop on, and return what the job returns.
+
+    Raises
+    ------
+    RayError
+        The trainer's process was lost; a `GetTimeoutError` if it gives no answer for longer than it may.
+    """
     cursor = 0
-    ended = asked = False
+    started = ended = asked = False
     while True:
+        patience = longest_silence(liveness, started)
         if stop.made and not asked:
             asked = True
-            ray.get(trainer.stop.remote())
-        for event in ray.get(trainer.events.remote(cursor, 0.0 if ended else 0.5)):
+            ray.get(trainer.stop.remote(), timeout=patience)
+        for event in ray.get(trainer.events.remote(cursor, 0.0 if ended else 0.5), timeout=patience):
             cursor += 1
+            started = started or event["event"] == "started"
             sink(event)
         if ended:
             return ray.get(running)  # type: ignore[no-any-return]

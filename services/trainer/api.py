@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from services.run.user_code import UserCode
 from services.spec import Specification, load_specification, parse_specification
 from services.trainer.events import Event, EventLog, Sink
 from services.trainer.execute import EngineName, RunRequest, execute, prepare
-from services.trainer.run_dir import new_run_dir, require_run_dir, targets_file
+from services.trainer.run_dir import new_run_dir, require_run_dir, reserved, targets_file
 from services.trainer.stopping import StopRequest, stopped
 
 
@@ -104,6 +105,7 @@ class DecoupledTrainer:
         self._address = address
         self._stop = StopRequest()
         self._on_event = on_event or (lambda event: None)
+        self._named = run_dir is None
         path = (
             new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
         )
@@ -133,11 +135,12 @@ class DecoupledTrainer:
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
-        finished = (
-            execute(self.request, self._on_event, self._stop)
-            if self.request.engine == "local"
-            else self._fit_on_ray()
-        )
+        with self._own_directory():
+            finished = (
+                execute(self.request, self._on_event, self._stop)
+                if self.request.engine == "local"
+                else self._fit_on_ray()
+            )
         path = Path(self.request.run_dir)
         checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
@@ -146,6 +149,17 @@ class DecoupledTrainer:
     def stop(self) -> None:
         """Let `fit` finish its step, write a checkpoint and end; any thread may call, or a signal handler."""
         self._stop.make()
+
+    @contextmanager
+    def _own_directory(self) -> Iterator[None]:
+        """Reserve the directory of a run whose name nobody gave: another run may have begun in the same second."""
+        if not self._named:
+            yield
+            return
+        self._named = False  # a second `fit` finds the run of the first there
+        with reserved(Path(self.request.run_dir)) as path:
+            self.request = replace(self.request, run_dir=str(path))
+            yield
 
     def _fit_on_ray(self) -> Event:
         if self._address is None:  # what is wrong shows before a cluster starts

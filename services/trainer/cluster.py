@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 
-from lowdimfa.errors import ResourceError
+from lowdimfa.errors import InputError, ResourceError
 
 END_SECONDS = 5.0
-"""Longest wait until killed processes have ended."""
+"""Longest wait until processes have ended by themselves, and again once they are killed."""
+
+_NOT_FOR_RAY = ("PYTHONOPTIMIZE", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""Settings of Python and Prometheus under which Ray's own processes don't start, or leave files where others count."""
 
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
@@ -38,28 +46,69 @@ def start_ray(
 
     Raises
     ------
+    InputError
+        The current folder has a package by whose name the actors would miss ours.
     ResourceError
         Ray can't be started, or nothing answers at the address within ``liveness`` seconds.
     """
     if ray.is_initialized():
         return lambda: None
+    _refuse_other_packages(Path.cwd())
     # Ray's advice on tokens comes before `logging_level` counts.
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     terminate = signal.getsignal(signal.SIGTERM)
+    disconnect: Callable[[], None] = ray.shutdown
     if address is None:
-        _start_local(num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
+        disconnect = start_local(
+            num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
+        ).end
     else:
         _require_reachable(address, liveness)
         ray.init(address=address, namespace=namespace, **common)
     if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
         signal.signal(signal.SIGTERM, terminate)
-    return lambda: ray.shutdown()
+    return disconnect
 
 
-def _start_local(**options: Any) -> None:
+@dataclass(frozen=True)
+class LocalRay:
+    """A cluster that this process has started.
+
+    Attributes
+    ----------
+    session
+        The folder of its logs and sockets, in the temporary folder.
+    processes
+        Of its node.
+    """
+
+    session: Path
+    processes: list[psutil.Process]
+
+    def end(self) -> None:
+        """End it, and remove what it leaves once its processes have gone."""
+        family = {*self.processes}
+        for process in self.processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family |= {*process.children(recursive=True)}
+        ray.shutdown()
+        _, alive = psutil.wait_procs([*family], END_SECONDS)
+        _end(alive)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the folder of a cluster whose processes have gone."""
+        shutil.rmtree(self.session, ignore_errors=True)
+        latest = self.session.with_name("session_latest")
+        with contextlib.suppress(OSError):
+            if latest.readlink() == self.session:
+                latest.unlink()
+
+
+def start_local(**options: Any) -> LocalRay:
     """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
 
     Raises
@@ -70,8 +119,10 @@ def _start_local(**options: Any) -> None:
     for last in (False, True):
         before = set(_children())
         try:
-            ray.init(address="local", **options)
-            return
+            with _without(*_NOT_FOR_RAY):
+                context = ray.init(address="local", **options)
+            own = [process for process in _children() if process not in before]
+            return LocalRay(Path(context.address_info["session_dir"]), own)
         except Exception as error:  # Ray raises plain exceptions here
             ray.shutdown()
             _end([process for process in _children() if process not in before])
@@ -81,6 +132,37 @@ def _start_local(**options: Any) -> None:
                     f"Ray could not be started on this machine ({reason}); end other work on it, or use "
                     "--engine local"
                 ) from error
+    raise AssertionError("the second try returns or raises")
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Take variables out of the environment of processes that the body starts."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _refuse_other_packages(folder: Path) -> None:
+    """Refuse a folder in which Ray's workers, which look there first, would find other packages of our names.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    for name in ("lowdimfa", "services"):
+        own = sys.modules[name].__file__
+        for path in (folder / name / "__init__.py", folder / f"{name}.py"):
+            if path.is_file() and not (own and path.samefile(own)):
+                raise InputError(
+                    f"the current folder, {folder}",
+                    f"{path.relative_to(folder)}, which Ray's processes would take for the package {name!r} of lowdimfa",
+                    "no other package of that name",
+                    "Rename it, or start the command in another folder.",
+                )
 
 
 def _children() -> list[psutil.Process]:

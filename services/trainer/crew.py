@@ -15,10 +15,11 @@ from services.run.plan import RunPlan
 from services.run.user_code import UserCode
 from services.trainer.engine import Recovered, RecoveryPolicy
 from services.trainer.fleet import Fleet
-from services.trainer.gathering import START_LIVENESS, Gathering, gather_blocks
+from services.trainer.gathering import Gathering, gather_blocks
 from services.trainer.postmortem import show_stacks, write_postmortem
 from services.trainer.replicas import ReplicaKeeper
 from services.trainer.rescue import Rescue
+from services.trainer.silence import START_LIVENESS
 
 
 class Crew:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lowdimfa.errors import other_peoples_code
 from services.run.checkpoint import CheckpointStore
 from services.run.user_code import UserCode
 from services.trainer.events import Event
@@ -33,11 +34,12 @@ def evaluate_run(run_dir: Path) -> Event:
     request = RunRequest(sequential.model_dump(), str(run_dir), "local", True, code)
     plan, _ = prepare(request, rehearsed=False)
     engine = LocalEngine(plan, run_dir)
-    engine.start(manifest.step)
-    try:
-        result = engine.evaluate()
-    finally:
-        engine.close()
+    with other_peoples_code("the evaluation failed"):
+        engine.start(manifest.step)
+        try:
+            result = engine.evaluate()
+        finally:
+            engine.close()
     return {
         "event": "evaluated",
         "step": manifest.step,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
 from services.run.checkpoint import CheckpointStore
 from services.run.manifest import Manifest
 from services.run.plan import RunPlan, make_run_plan
@@ -47,6 +49,8 @@ class RunRequest:
         up for none.
     resume_step
         Step of the checkpoint to go on from, for a run that is resumed; None is the newest.
+    way_on
+        Command by which a person resumes the run, for messages; empty for that of ``lowdimfa train``.
     """
 
     specification: dict[str, Any]
@@ -56,6 +60,7 @@ class RunRequest:
     user_code: UserCode
     lost_at: float | None = None
     resume_step: int | None = None
+    way_on: str = ""
 
     def again(self, lost_at: float | None = None) -> RunRequest:
         """Return the request of a further attempt in the same directory, where nobody works any more.
@@ -98,9 +103,10 @@ def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manif
     boundaries = None
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
-    plan = make_run_plan(specification, boundaries, rehearsed)
-    if manifest is not None:
-        require_resumable(plan, manifest)
+    with other_peoples_code("the run can't be planned"):
+        plan = make_run_plan(specification, boundaries, rehearsed)
+        if manifest is not None:
+            require_resumable(plan, manifest)
     return plan, manifest
 
 
@@ -201,25 +207,44 @@ def _run(
         finished = TrainingLoop(plan, engine, run_dir.path, log, watch, board, stop).run(manifest)
         run_dir.conclude(to_json(finished))
         return finished
-    except LowdimfaError as error:
-        if error.code == LowdimfaError.code:
-            run_dir.keep_traceback(error)
-        failed(log, watch, error)
-        raise
-    except KeyboardInterrupt:
-        failed(log, watch, stopped(run_dir.path))
-        raise
-    except Exception as error:  # the user's own layers, loss or data may fail in any way
-        kept = run_dir.keep_traceback(error)
-        unexpected = LowdimfaError(f"{type(error).__name__}: {error} (where it came from: {kept})")
-        failed(log, watch, unexpected)
-        raise unexpected from error
+    except BaseException as error:  # the user's own layers, loss or data may raise anything
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            failed(log, watch, stopped(run_dir.path))
+            raise
+        failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
+        if failure.code == LowdimfaError.code:
+            failure = _with_traceback(failure, run_dir)
+        elif isinstance(failure, DiskFullError):
+            failure = _with_way_on(failure, request)
+        failed(log, watch, failure)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         if engine is not None:
             engine.close()
         board.close()
         watch.close()
         log.close()
+
+
+def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:
+    """Keep where an error that nobody foresaw came from, and return it with that file's name."""
+    kept = run_dir.keep_traceback(error)
+    fields = {"block": error.block, "step": error.step, "setting": error.setting, "replica": error.replica}
+    return LowdimfaError(f"{error.message}; where it came from: {kept}", **fields)  # type: ignore[arg-type]
+
+
+def _with_way_on(error: DiskFullError, request: RunRequest) -> DiskFullError:
+    """Return an error with what to do about it."""
+    path = Path(request.run_dir)
+    command = request.way_on or f"lowdimfa train SPEC --resume --run-dir {shlex.quote(str(path))}"
+    way = (
+        f"go on with: {command}"
+        if CheckpointStore(path).list()
+        else "start the run again, in a new directory"
+    )
+    return DiskFullError(f"{error.message}; make room, then {way}", block=error.block, setting=error.setting)
 
 
 def make_board(specification: Specification, run_dir: Path) -> Board:

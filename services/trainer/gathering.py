@@ -11,9 +11,7 @@ from services.block.job import BlockJob
 from services.block.worker import Reachable
 from services.rpc.security import Security
 from services.trainer.fleet import Fleet
-
-START_LIVENESS = 3.0
-"""A block may take this many times the liveness to start: it imports torch, loads data and builds the model."""
+from services.trainer.silence import START_LIVENESS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
-from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads
+from lowdimfa.network import DecoupledNetwork, computing_threads
+from lowdimfa.tickets import unchanged_generators
 from lowdimfa.trainer import InProcessTrainer
 from services.block.devices import block_device
 from services.monitoring.timeline import TimelineWriter
@@ -48,7 +49,7 @@ class LocalEngine:
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Build all blocks."""
-        self._threads.enter_context(torch.random.fork_rng(devices=[]))
+        self._threads.enter_context(unchanged_generators())
         self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_per_block))
         network = self._plan.network
         device = block_device(self._plan.specification.placement.gpus_per_block)
@@ -56,9 +57,7 @@ class LocalEngine:
             network.blocks, network.feedback, network.training, self._plan.dataset.task, device
         )
         self._network = DecoupledNetwork(blocks, head, network.feedback)
-        self._trainer = InProcessTrainer(
-            self._network, self._plan.dataset, self._plan.order, network.training.microbatches
-        )
+        self._trainer = InProcessTrainer(self._network, self._plan.dataset, self._plan.order)
         if resume_step is not None:
             manifest = CheckpointStore(self._run_dir).load(resume_step)
             for stage in self._network.stages:
@@ -70,18 +69,14 @@ class LocalEngine:
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         """Run steps one after the other."""
         began = time.time()
-
-        def finished(result: StepResult) -> None:
-            nonlocal began
-            ended = time.time()
-            if self._timeline is not None:
-                self._timeline.record("step", result.step, 0, began, ended)
-            began = ended
-            on_steps([result])
-
         step = first_step
         while step < last_step and not (stop.made and step > first_step):
-            self._trainer.run(step, step + 1, finished)
+            result = self._trainer.step(step)
+            ended = time.time()
+            if self._timeline is not None:
+                self._timeline.record("step", step, 0, began, ended)
+            began = ended
+            on_steps([result])
             step += 1
         return step
 
@@ -122,5 +117,5 @@ class LocalEngine:
 
 def alignment_batch(plan: RunPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first samples of the training split, on which alignment is measured."""
-    indices = torch.arange(min(ALIGNMENT_SAMPLES, len(plan.dataset.train)))
-    return plan.dataset.train.inputs(indices), plan.dataset.train.targets(indices)
+    samples = plan.reader.training(torch.arange(min(ALIGNMENT_SAMPLES, len(plan.dataset.train))))
+    return samples.inputs(), samples.targets()

@@ -66,6 +66,7 @@ class TrainingLoop:
         self._seconds = 0.0
         self._done = 0
         self._saved: int | None = None
+        self._unsaved = 0  # checkpoints without room since the last that was written
         run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
@@ -167,10 +168,12 @@ class TrainingLoop:
 
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
+        words = postmortem_file(self._run_dir)
+        earlier = _written(words)
         try:
             self._done = self._recovery.after(loss, step, self._saved)
         except LowdimfaError:
-            if (words := postmortem_file(self._run_dir)).is_file():
+            if _written(words) not in (None, earlier):
                 self._log.emit("warning", message=f"every block's last words are in {words}")
             raise
         self._evaluated = {}  # of weights of which blocks may have lost some steps
@@ -204,8 +207,14 @@ class TrainingLoop:
         self._emit("alignment", step=self._done, **self._engine.align().as_event())
 
     def _save_once(self) -> None:
-        if self._saved != self._done:
+        if self._saved == self._done:
+            return
+        try:
             self._save()
+        except DiskFullError:
+            if self._unsaved > 1:
+                self._log.emit("warning", message=f"nor were {self._unsaved:,} checkpoints before it written")
+            raise
 
     def _save_on_the_way(self) -> None:
         """Save, if there is room: the last good checkpoint stays, and the run goes on without a new one."""
@@ -213,7 +222,10 @@ class TrainingLoop:
             self._save()
         except DiskFullError as error:
             self._emit("checkpoint_failed", step=self._done, message=error.message)
-            self._log.emit("warning", message=f"no checkpoint of step {self._done}: {error.message}")
+            if not self._unsaved:
+                said = f"no checkpoint of step {self._done}: {error.message}; make room: the run goes on and tries again"
+                self._log.emit("warning", message=said)
+            self._unsaved += 1
 
     def _save(self) -> None:
         began = time.monotonic()
@@ -227,6 +239,9 @@ class TrainingLoop:
         path = self._store.commit(self._done, entries, meta)
         self._saved = self._done
         self._emit("checkpoint", step=self._done, path=str(path), seconds=time.monotonic() - began)
+        if self._unsaved > 1:
+            self._log.emit("warning", message=f"checkpoints are written again; {self._unsaved:,} were not")
+        self._unsaved = 0
 
     def _finished(self) -> Event:
         samples = self._done * self._plan.order.batch_size
@@ -261,6 +276,14 @@ class TrainingLoop:
     @property
     def _parameters(self) -> int:
         return sum(block.parameters for block in self._plan.network.blocks)
+
+
+def _written(file: Path) -> int | None:
+    """Return when a file was written last, in nanoseconds, or None if it isn't there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def failed(log: EventLog, watch: TrainerWatch, error: LowdimfaError) -> None:

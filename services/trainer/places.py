@@ -55,9 +55,12 @@ class Places:
     def start(self, number: int) -> Any:
         """Start a worker's actor, where Ray has its place now."""
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
-        stem = self._seating.file_stem(self._seating.seats[number])
+        seat = self._seating.seats[number]
+        stem = self._seating.file_stem(seat)
         options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
-        return BlockActor.options(scheduling_strategy=strategy, **options).remote(stem)
+        return BlockActor.options(scheduling_strategy=strategy, **options).remote(
+            seat, self._seating.name(seat), stem
+        )
 
     def lacking(self, loss: BlockLostError) -> BlockLostError | None:
         """Return the error for a block that doesn't start because no node has a place for it, if that is why."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import ray
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, ResourceError
 from services.block.last_words import LastWords
+from services.run.disk import replace_text
 from services.run.process_log import log_file
 from services.trainer.fleet import Fleet
 from services.trainer.gathering import Gathering
@@ -38,15 +39,18 @@ def show_stacks(gathering: Gathering, blocks: set[int]) -> None:
 
 
 def write_postmortem(run_dir: Path, fleet: Fleet, loss: LowdimfaError) -> None:
-    """Ask every block for its last words and write them down; a disk without room gets none."""
+    """Ask every block for its last words and write them down; where there is no room for them, no file is left."""
     words: dict[int, LastWords] = fleet.roll_call("last_words", min(ANSWER_SECONDS, fleet.liveness / 4))
     parts = [f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}: the run ends: {loss.message}"]
     for number, seat in enumerate(fleet.seating.seats):
         stem = fleet.seating.file_stem(seat)
         said = str(words[number]) if number in words else _tail(log_file(run_dir, stem))
         parts.append(f"===== {fleet.name(number)} =====\n{said}")
+    file = postmortem_file(run_dir)
     with contextlib.suppress(OSError):
-        postmortem_file(run_dir).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        file.unlink(missing_ok=True)  # of an earlier part of the run
+    with contextlib.suppress(ResourceError):
+        replace_text(file, "\n\n".join(parts) + "\n", "the last words can't be kept")
 
 
 def _is_block(pid: int) -> bool:

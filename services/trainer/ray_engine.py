@@ -21,9 +21,10 @@ from services.run.user_code import UserCode
 from services.trainer.crew import Crew
 from services.trainer.ending import EarlyEnd
 from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from services.trainer.gathering import START_LIVENESS, Gathering
+from services.trainer.gathering import Gathering
 from services.trainer.local_engine import alignment_batch
 from services.trainer.run_dir import targets_file
+from services.trainer.silence import START_LIVENESS
 from services.trainer.stall import StallWatch
 from services.trainer.stopping import StopRequest
 from services.trainer.watch import TrainerWatch

@@ -1,11 +1,11 @@
-"""A trainer whose process is lost is replaced by a new one, as far as the specification allows."""
+"""A trainer whose process is lost or silent is replaced by a new one, as far as the specification allows."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lowdimfa.errors import LowdimfaError, PeerError
 from services.spec import Specification
@@ -31,11 +31,12 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
         The trainer was lost after somebody had asked the run to stop.
     """
     specification = request.parsed()
+    liveness = specification.run.liveness_seconds
     while True:
         following = _Following(Path(request.run_dir), sink)
         trainer = TrainerActor.remote()
         try:
-            return follow(trainer, trainer.fit.remote(request), following, stop)
+            return follow(trainer, trainer.fit.remote(request), following, stop, liveness)
         except RayTaskError:
             raise  # of its own making
         except RayError as error:  # an actor that died, or one that Ray killed for its memory
@@ -75,6 +76,12 @@ class _Following:
             self(event)
 
 
+def _reason(cause: RayError) -> str:
+    if isinstance(cause, GetTimeoutError):
+        return f"{TRAINER_LOST}: it gave no answer for too long; raise run.liveness_seconds if it may be that busy"
+    return TRAINER_LOST
+
+
 def _recover(specification: Specification, following: _Following, stop: StopRequest, cause: RayError) -> None:
     """Note the loss of a trainer, and wait until its replacement may start.
 
@@ -83,17 +90,18 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
     PeerError, StoppedError
         There shall be none.
     """
+    reason = _reason(cause)
     targets_file(following.run_dir).unlink(missing_ok=True)
     following.run_dir.mkdir(parents=True, exist_ok=True)  # it may have been lost before it came to that
     log = EventLog(following.log, following.sink)
     try:
         budget = RecoveryBudget.of(specification, time.time, recoveries_in(following.log))
-        pause = _pause(specification, following.run_dir, budget, stop)
+        pause = _pause(specification, following.run_dir, budget, stop, reason)
         log.emit(
             "recovering",
             policy="restart",
             blocks=[],
-            reason=TRAINER_LOST,
+            reason=reason,
             step=following.step,
             recovery=budget.total,
         )
@@ -107,13 +115,15 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
         time.sleep(min(left, PAUSE_LOOK))
 
 
-def _pause(specification: Specification, run_dir: Path, budget: RecoveryBudget, stop: StopRequest) -> float:
+def _pause(
+    specification: Specification, run_dir: Path, budget: RecoveryBudget, stop: StopRequest, reason: str
+) -> float:
     way_on = f"continue with --resume from the last checkpoint in {run_dir}"
     if specification.run.on_failure == "fail":
-        raise PeerError(f"{TRAINER_LOST}; {way_on}", setting="run.on_failure")
+        raise PeerError(f"{reason}; {way_on}", setting="run.on_failure")
     if stop.made:
         raise stopped(run_dir)
     pause = budget.spend()
     if pause is None:
-        raise PeerError(f"{budget.used_up(TRAINER_LOST)}; {way_on}", setting="run.max_recoveries")
+        raise PeerError(f"{budget.used_up(reason)}; {way_on}", setting="run.max_recoveries")
     return pause

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from lowdimfa.errors import LowdimfaError
 from services.block.replica import Replica
 
 WAIT_SECONDS = 2.0
@@ -47,8 +48,10 @@ class ReplicaKeeper:
             for reference in ready:
                 index = asked.pop(reference)
                 try:
-                    replica: Replica | None = ray.get(reference)
+                    replica: Replica | LowdimfaError | None = ray.get(reference)
                 except Exception:  # a lost block: whoever waits for its steps finds out and says so
+                    continue
+                if isinstance(replica, LowdimfaError):
                     continue
                 if replica is not None:
                     self._kept[index] = replica

@@ -6,26 +6,77 @@ import json
 import os
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lowdimfa.errors import InputError, PeerError
+from lowdimfa.errors import InputError, LowdimfaError, PeerError
+from lowdimfa.paths import expand
 from services.run.disk import no_room, refusal, replace_text
 from services.spec import Specification, load_specification, to_yaml
 
 
 def new_run_dir(storage: str, name: str) -> Path:
-    """Return a path for a new run below ``storage``, named after the specification and the time."""
+    """Return a path for a new run below ``storage``, named after the specification and the time.
+
+    Raises
+    ------
+    InputError
+        ``storage`` names a variable that is not set.
+    """
+    try:
+        folder = expand(storage).resolve()
+    except ValueError as error:
+        raise InputError("run.storage", f"{storage!r} ({error})", "the path of a folder") from error
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = Path(storage).expanduser() / f"{name}-{stamp}"
-    number = 1
-    while path.exists():
-        number += 1
-        path = path.with_name(f"{name}-{stamp}-{number}")
-    return path.resolve()
+    return next(path for path in _names(folder / f"{name}-{stamp}") if not path.exists())
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[Path]:
+    """Make the directory of a new run, of which nobody else has the name: ``path``, or one with a number after it.
+
+    If nothing comes to lie in it, because the run is refused, it is removed again, with the folders made for it.
+
+    Raises
+    ------
+    InputError
+        Nothing can be written there.
+    DiskFullError
+        There is no room for it.
+    """
+    _require_writable(path)
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        own = next(folder for folder in _names(path) if _made(folder))
+    except OSError as error:
+        raise _refusal(path, error) from error
+    try:
+        yield own
+    finally:
+        with suppress(OSError):
+            for folder in (own, *made):
+                folder.rmdir()
+
+
+def _names(path: Path) -> Iterator[Path]:
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; return False if there is one already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 class RunDir:
@@ -67,9 +118,7 @@ class RunDir:
                 f"run directory {self.path}", "a run that another trainer is working on", "a run at rest"
             ) from None
         except OSError as error:
-            if no_room(error):
-                raise refusal("the run can't begin", self.path, error) from error
-            raise _not_writable(self.path, str(error)) from error
+            raise _refusal(self.path, error) from error
         try:
             require_run_dir(self.path, self._resume)  # another trainer may have come and gone
         except InputError:
@@ -103,7 +152,8 @@ class RunDir:
         """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""
         path = self.path / "traceback.txt"
         try:
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            text = "".join(traceback.format_exception(error))
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as refused:
             return f"not kept, since {path} can't be written: {refused.strerror}"
         return str(path)
@@ -116,7 +166,7 @@ class RunDir:
         ResourceError
             The disk refused. The last checkpoint is there: a resumed run has nothing to do but to write its result.
         """
-        what = "the run is done, but its result can't be kept; make room and resume it"
+        what = "the run is done, but its result can't be kept"
         replace_text(self.path / "result.json", line + "\n", what)
 
 
@@ -138,11 +188,21 @@ def require_run_dir(path: Path, resume: bool) -> None:
         )
     if resume and not taken:
         raise InputError(f"run directory {path}", "no run to resume", "the directory of an earlier run")
+    _require_writable(path)
+
+
+def _require_writable(path: Path) -> None:
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir():
         raise _not_writable(path, f"{nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise _not_writable(path, f"{nearest} is read-only")
+
+
+def _refusal(path: Path, error: OSError) -> LowdimfaError:
+    if no_room(error):
+        return refusal("the run can't begin before there is room", path, error)
+    return _not_writable(path, str(error))
 
 
 def _not_writable(path: Path, reason: str) -> InputError:

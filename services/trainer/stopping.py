@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from lowdimfa.errors import StoppedError
@@ -32,7 +33,8 @@ def stopped(run_dir: Path) -> StoppedError:
     steps = CheckpointStore(run_dir).list()
     if steps:
         return StoppedError(
-            f"stopped; go on from step {steps[-1]} with --resume --run-dir {run_dir}", step=steps[-1]
+            f"stopped; go on from step {steps[-1]} with --resume --run-dir {shlex.quote(str(run_dir))}",
+            step=steps[-1],
         )
     return StoppedError(
         f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",

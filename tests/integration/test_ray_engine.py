@@ -54,7 +54,8 @@ class Watch:
 
 
 def fit(plain: dict[str, Any], run_dir: Path, engine: str = "ray", watch: Watch | None = None) -> Result:
-    return DecoupledTrainer(plain, engine=engine, run_dir=run_dir, on_event=watch).fit()  # type: ignore[arg-type]
+    own = Path(__file__).parent
+    return DecoupledTrainer(plain, engine=engine, run_dir=run_dir, on_event=watch, user_code=own).fit()  # type: ignore[arg-type]
 
 
 def exported(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -82,8 +83,12 @@ def assert_gone(pids: dict[str, Any], seconds: float = 10.0) -> None:
 )
 def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
     watch = Watch()
-    result = fit(specification(model, blocks, q_rule), tmp_path / "ray", watch=watch)
-    fit(specification(model, blocks, q_rule), tmp_path / "local", engine="local")
+    # The mlp's items draw random numbers, for inputs and targets at once.
+    data = {"factory": "drawing:turned" if model == "mlp" else "lowdimfa.data:digits"}
+    plain = specification(model, blocks, q_rule, data=data)
+    result = fit(plain, tmp_path / "ray", watch=watch)
+    local = fit(plain, tmp_path / "local", engine="local")
+    assert result.metrics["test_loss"] == local.metrics["test_loss"]
     found, expected = exported(tmp_path / "ray"), exported(tmp_path / "local")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -91,6 +96,24 @@ def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path:
     assert len({pids["trainer"], *pids["blocks"], os.getpid()}) == blocks + 2
     assert result.metrics["broadcast_payload_bytes_per_sample"] == 4 * 10 * (1 + (q_rule == "probed") / 4)
     assert_gone(pids)
+
+
+def test_own_code_that_draws_or_works_in_place_gives_the_same_bits(tmp_path: Path) -> None:
+    plain = specification(
+        blocks=3,
+        train={
+            "optimizer": {"factory": "odd_layers:NoisySGD", "args": {"lr": 0.1}},
+            "loss": "odd_layers:loss",
+            "microbatches": 4,
+        },
+        run={"evaluate_every_epochs": 1, "checkpoint_every": 4},
+    )
+    plain["model"] = {"factory": "odd_layers:model", "blocks": 3}
+    ours, theirs = (fit(plain, tmp_path / engine, engine) for engine in ("ray", "local"))
+    found, expected = exported(tmp_path / "ray"), exported(tmp_path / "local")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert ours.metrics["test_loss"] == theirs.metrics["test_loss"]
 
 
 def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
@@ -141,6 +164,7 @@ def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: P
         train=train | {"scheduler": None, "steps": 60, "microbatches": 4},
         run={"on_failure": "restart", "checkpoint_every": 20, "liveness_seconds": 20.0},
         placement={"replicas": 2},
+        data={"factory": "drawing:turned"},
     )
     started = Watch()
     fit(plain, tmp_path / "whole", watch=started)
@@ -158,12 +182,13 @@ def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: P
     parts = tmp_path / "parts"
     disturbed = plain | {"drill": {"faults": [{"kind": "crash", "block": 0, "replica": 1, "step": 50}]}}
     watch = Watch("checkpoint", lambda event: trainer.stop())
-    trainer = DecoupledTrainer(disturbed, run_dir=parts, on_event=watch)
+    own = Path(__file__).parent
+    trainer = DecoupledTrainer(disturbed, run_dir=parts, on_event=watch, user_code=own)
     with pytest.raises(StoppedError):
         trainer.fit()
     assert 20 <= CheckpointStore(parts).load(None).step < 60
     resumed = Watch()
-    DecoupledTrainer(disturbed, run_dir=parts, on_event=resumed, resume=True).fit()
+    DecoupledTrainer(disturbed, run_dir=parts, on_event=resumed, resume=True, user_code=own).fit()
     assert "block 0, replica 1 lost its process" in resumed.first("recovering")["reason"]
     assert resumed.first("recovered")["blocks"] == [0]
     assert resumed.first("recovered")["step"] in (20, 40)

@@ -1,13 +1,22 @@
-"""A Ray that does not come up is said to, and leaves nothing behind."""
+"""Ray is started whatever the environment says, leaves nothing behind, and if it doesn't come up that is said."""
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import psutil
 import pytest
+import ray
 from ray._private.node import Node
 
-from lowdimfa.errors import ResourceError
+from lowdimfa.errors import InputError, ResourceError
 from services.trainer.cluster import start_ray
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def test_a_failed_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,14 +24,60 @@ def test_a_failed_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> No
     started: list[int] = []
 
     def time_out(_node: Node) -> None:
-        started.extend(process.pid for process in psutil.Process().children(recursive=True))
+        started.extend(process.pid for process in children())
         raise RuntimeError("The current node timed out during startup. This could happen for many reasons.")
 
     monkeypatch.setattr(Node, "start_ray_processes", time_out)
-    before = psutil.Process().children(recursive=True)
+    before = children()
     with pytest.raises(
         ResourceError, match=r"could not be started on this machine .*timed out during startup"
     ):
         start_ray(None)
     assert len(started) > len(before)
-    assert psutil.Process().children(recursive=True) == before
+    assert children() == before
+
+
+def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "multi"
+    folder.mkdir()
+    settings = {"PYTHONOPTIMIZE": "2", "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    before = children()
+    disconnect = start_ray(None, blocks=1)
+    assert {name: os.environ[name] for name in settings} == settings
+    try:
+
+        @ray.remote(num_cpus=0)
+        def there() -> tuple[int, bool]:
+            return sys.flags.optimize, "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+        assert ray.get(there.remote()) == (0, False)
+        session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1]
+        assert session.name.startswith("session_")
+        neighbour = session.with_name("session_of_somebody_else")
+        neighbour.mkdir()
+        assert session.is_dir() and len(children()) > len(before)
+    finally:
+        disconnect()
+    assert children() == before
+    assert not session.exists() and neighbour.exists()
+    assert session.with_name("session_latest").resolve() != session
+    assert not list(folder.iterdir())
+    neighbour.rmdir()
+
+
+@pytest.mark.parametrize("name", ["services/__init__.py", "lowdimfa/__init__.py", "services.py"])
+def test_a_package_that_the_actors_would_take_for_ours_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="Rename it") as caught:
+        start_ray(None)
+    assert str(tmp_path) in caught.value.message and name in caught.value.message
+    assert not ray.is_initialized()

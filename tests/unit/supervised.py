@@ -18,7 +18,7 @@ SPECIFICATION = """
 model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}
 data: {factory: 'lowdimfa.data:digits'}
 train: {steps: 10}
-run: {on_failure: ON_FAILURE, max_recoveries: 3, liveness_seconds: 10}
+run: {on_failure: ON_FAILURE, max_recoveries: 3, liveness_seconds: LIVENESS}
 """
 
 
@@ -78,8 +78,14 @@ class World:
         requests = RunRequests(self.folder / "runs", "node")
         self.supervisor = Supervisor(self.store, self.cluster, requests, 10.0, self.changed.append)
 
-    def submit(self, cpus: float = 2, files: dict[str, str] | None = None, on_failure: str = "fail") -> str:
-        text = SPECIFICATION.replace("ON_FAILURE", on_failure)
+    def submit(
+        self,
+        cpus: float = 2,
+        files: dict[str, str] | None = None,
+        on_failure: str = "fail",
+        liveness: float = 10,
+    ) -> str:
+        text = SPECIFICATION.replace("ON_FAILURE", on_failure).replace("LIVENESS", str(liveness))
         return self.store.create(Submission("job", "ada", text, files or {}), cpus, 0)[0].id
 
     def rounds(self, count: int = 1) -> None:

@@ -6,7 +6,6 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa import stash
-from lowdimfa.accumulation import AccumulateWeightGradients
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
@@ -311,14 +309,14 @@ def test_forwards_share_one_copy_of_the_weights_that_lives_as_long_as_their_grap
     network = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), shared, nn.Linear(6, 5))
     block = make_block(network, training=stale_training(2))
     copies: list[int] = []
-    whole = stash._Weights.copy
+    whole = stash.StashedWeights.copy
 
-    def copy(weights: stash._Weights) -> None:
+    def copy(weights: stash.StashedWeights) -> None:
         whole(weights)
         copies.append(id(weights))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stash._Weights, "copy", copy)
+        patch.setattr(stash.StashedWeights, "copy", copy)
         for microbatch in range(3):
             block.forward(normal(4, 6, seed=microbatch), Ticket(0, microbatch))
         kept = [weakref.ref(weights) for weights in _versions()]
@@ -335,36 +333,9 @@ def test_forwards_share_one_copy_of_the_weights_that_lives_as_long_as_their_grap
         assert len(copies) == 1  # nothing was in flight
 
 
-def _versions() -> list[stash._Weights]:
+def _versions() -> list[stash.StashedWeights]:
     gc.collect()
-    return [found for found in gc.get_objects() if type(found) is stash._Weights]
-
-
-def test_linear_layers_accumulate_what_autograd_would() -> None:
-    inputs, errors = (
-        [normal(2, 4, 6, seed=s) for s in range(2)],
-        [normal(2, 4, 5, seed=9 + s) for s in range(2)],
-    )
-    plain, own = (nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5, bias=False)) for _ in range(2))
-    own.load_state_dict(plain.state_dict())
-    for network, mode in ((plain, nullcontext()), (own, AccumulateWeightGradients())):
-        outputs = []
-        with mode:
-            outputs = [network(each) for each in inputs]
-        for output, error in zip(outputs, errors, strict=True):
-            torch.autograd.backward(output, error)
-    assert "_Linear" in type(outputs[0].grad_fn).__name__
-    for expected, found in zip(plain.parameters(), own.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad)
-
-
-def test_a_weight_whose_gradient_somebody_wants_to_see_is_left_to_autograd() -> None:
-    layer, seen = nn.Linear(6, 5), []
-    layer.weight.register_hook(lambda gradient: seen.append(gradient.shape))
-    with AccumulateWeightGradients():
-        output = layer(normal(4, 6))
-    torch.autograd.backward(output, normal(4, 5))
-    assert seen == [(5, 6)]
+    return [found for found in gc.get_objects() if type(found) is stash.StashedWeights]
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

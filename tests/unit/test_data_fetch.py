@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -216,6 +217,31 @@ def test_list_as_text_and_json(tmp_path: Path) -> None:
     listed = json.loads(runner.invoke(app, ["list", "--root", str(tmp_path), "--format", "json"]).output)
     present = {entry["name"]: entry["present"] for entry in listed}
     assert present["digits"] and not present["mnist"]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_list_says_which_files_are_damaged(compressed: bool, source: Source, tmp_path: Path) -> None:
+    folder = data_folder(source, str(tmp_path))
+    folder.mkdir()
+    file = folder / ("values.gz" if compressed else "values")
+
+    def listed(content: bytes) -> tuple[dict[str, Any], str]:
+        file.write_bytes(content)
+        command = ["list", "--root", str(tmp_path)]
+        described = json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).output)
+        lines = CliRunner().invoke(app, command).output.splitlines()
+        entry = next(entry for entry in described if entry["name"] == "made")
+        return entry, next(line for line in lines if line.startswith("made")).split("npm package made")[
+            1
+        ].strip()
+
+    intact = gzip.compress(CONTENT) if compressed else CONTENT
+    changed = CONTENT.replace(b"data", b"date")  # of the same size
+    entry, shown = listed(intact)
+    assert (entry["present"], entry["damaged"], shown) == (True, [], "yes")
+    for content in (gzip.compress(changed) if compressed else changed, intact[:-3], b""):
+        entry, shown = listed(content)
+        assert (entry["present"], entry["damaged"], shown) == (False, [file.name], f"damaged: {file.name}")
 
 
 @pytest.mark.usefixtures("source", "registry")

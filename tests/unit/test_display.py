@@ -7,8 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 
-from services.cli.display import JsonDisplay, TextDisplay
+from services.cli.display import JsonDisplay, TextDisplay, _numbers, fitted, wrapped
 
 STARTED: dict[str, Any] = {
     "event": "started",
@@ -87,3 +90,68 @@ def test_programs_get_the_events_as_they_are() -> None:
         for event in events:
             display.show(event)
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == events
+
+
+PROGRESS: dict[str, Any] = {
+    "event": "progress",
+    "step": 11400,
+    "steps": 12000,
+    "epoch": 12,
+    "loss": 0.1234,
+    "accuracy": 0.981,
+    "samples_per_second": 12345.6,
+    "eta_seconds": 754.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (100, "11,400/12,000  epoch 12  loss 0.1234  accuracy  98.1 %  12,346/s  12:34 left"),
+        (70, "11,400/12,000  epoch 12  loss 0.1234  accuracy  98.1 %  12:34 left"),
+        (50, "11,400/12,000  loss 0.1234  12:34 left"),
+        (30, "11,400/12,000  loss 0.1234"),
+        (20, "11,400/12,000"),
+    ],
+)
+def test_a_narrow_terminal_shows_the_numbers_that_matter_most(width: int, line: str) -> None:
+    assert fitted(_numbers(PROGRESS), width) == line
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 60, 80, 120, 200])
+def test_no_line_on_a_terminal_is_longer_than_it_or_ends_within_a_word(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = io.StringIO()
+    display = TextDisplay(stream)
+    display._console = Console(
+        file=stream, highlight=False, force_terminal=True, width=width, color_system=None
+    )
+    display._bar.live.console = display._console
+    angles = [{"block": block, "angle_degrees": 70.0} for block in range(6)]
+    for event in (STARTED, RECOVERING, {"event": "alignment", "step": 5, "blocks": angles}):
+        display._task = display._bar.add_task("training", total=None)
+        display.show(event)
+    said = stream.getvalue().splitlines()
+    assert len(said) > 3 and all(len(line) <= width for line in said)
+    assert " ".join(said).split() == shown_words(STARTED, RECOVERING, angles)
+
+
+def shown_words(*events: Any) -> list[str]:
+    stream = io.StringIO()
+    with TextDisplay(stream) as display:
+        display.show({"event": "starting"})
+        display.show(events[0])
+        display.show(events[1])
+        display.show({"event": "alignment", "step": 5, "blocks": events[2]})
+    return stream.getvalue().split()
+
+
+@given(st.text("ab /-", max_size=80), st.integers(5, 40))
+@settings(max_examples=100, deadline=None)
+def test_wrapping_keeps_every_word_whole(text: str, width: int) -> None:
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(lines).split() == text.split()
+    assert all(len(line) <= width or " " not in line.strip() for line in lines)

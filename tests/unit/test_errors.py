@@ -103,7 +103,7 @@ def test_a_users_module_that_fails_while_it_is_imported_is_refused(
 ) -> None:
     (tmp_path / "broken_user_module.py").write_text("raise KeyError('typo')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"fails to import \(KeyError: 'typo'\)") as caught:
+    with pytest.raises(InputError, match=r"fails to import \(KeyError: 'typo', in .*, line 1\)") as caught:
         resolve("broken_user_module:model", "model.factory")
     assert isinstance(caught.value.__cause__, KeyError)
 

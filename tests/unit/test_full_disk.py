@@ -12,21 +12,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from disks import SmallDisk, small_disk
 
-from lowdimfa.errors import DiskFullError, ResourceError
+from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
 from services.monitoring.exporter import write_targets
 from services.monitoring.timeline import TimelineWriter
+from services.rpc.seats import Seat
 from services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from services.run.disk import no_room
 from services.spec import parse_specification, to_yaml
 from services.trainer.api import DecoupledTrainer
 from services.trainer.events import Event, EventLog
-from services.trainer.run_dir import RunDir, read_run
+from services.trainer.postmortem import write_postmortem
+from services.trainer.run_dir import RunDir, postmortem_file, read_run
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -81,7 +84,7 @@ def test_the_log_of_events_has_each_once_when_there_is_room_again(disk: SmallDis
     log.close()
     assert read(path) == seen
     warnings = [event["message"] for event in seen if event["event"] == "warning"]
-    assert len(warnings) == 3 and all("events wait in memory" in message for message in warnings)
+    assert len(warnings) == 1 and "events wait in memory" in warnings[0]  # of trouble that comes and goes
 
 
 def test_what_the_memory_cannot_keep_is_given_up_with_a_note(disk: SmallDisk) -> None:
@@ -217,7 +220,10 @@ def test_a_run_without_room_for_its_directory_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_at(monkeypatch, 0, errno.ENOSPC)
-    with pytest.raises(DiskFullError, match="can't begin"), RunDir(tmp_path / "new", resume=False):
+    with (
+        pytest.raises(DiskFullError, match="can't begin before there is room"),
+        RunDir(tmp_path / "new", resume=False),
+    ):
         pass
 
 
@@ -380,7 +386,7 @@ def test_output_that_finds_no_room_ends_no_run(form: str, tmp_path: Path) -> Non
 
 def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(disk: SmallDisk) -> None:
     seen: list[Event] = []
-    run_dir = disk.path / "run"
+    run_dir = disk.path / "a run"
     run = {"tensorboard": False, "timeline": False, "checkpoint_every": 2, "evaluate_every_epochs": 0}
     specification = SPECIFICATION | {"run": run}
 
@@ -399,6 +405,9 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
     }
     assert steps == {"checkpoint": [2, 4, 10, 12], "checkpoint_failed": [6, 8]}
     assert read(run_dir / "events.jsonl") == json.loads(json.dumps(seen))
+    first, counted = [message for message in warnings(seen) if "checkpoint" in message]
+    assert first.startswith("no checkpoint of step 6") and "make room" in first
+    assert counted == "checkpoints are written again; 2 were not"
 
     def no_room_from_the_start(event: Event) -> None:
         seen.append(event)
@@ -406,7 +415,7 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
 
     longer = specification | {"train": SPECIFICATION["train"] | {"steps": 18}}
     seen.clear()
-    with pytest.raises(DiskFullError, match=r"step-00000018|step 18"):
+    with pytest.raises(DiskFullError, match=r"step-00000018|step 18") as caught:
         DecoupledTrainer(
             longer, engine="local", run_dir=run_dir, resume=True, on_event=no_room_from_the_start
         ).fit()
@@ -414,3 +423,44 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
     assert CheckpointStore(run_dir).newest_good().damaged == {}
     assert names(run_dir / "checkpoints") == ["step-00000010", "step-00000012"]
     assert seen[-1]["event"] == "failed" and seen[-1]["code"] == "resources"
+    assert seen[-1]["message"] == caught.value.message
+    command = f"lowdimfa train SPEC --resume --run-dir '{run_dir}'"
+    assert caught.value.message.endswith(f"make room, then go on with: {command}")
+    assert sum("no checkpoint of step" in message for message in warnings(seen)) == 1
+    assert "nor were 3 checkpoints before it written" in warnings(seen)
+
+
+def test_last_words_without_room_leave_no_empty_file(disk: SmallDisk) -> None:
+    file = postmortem_file(disk.path)
+    file.write_text("of an earlier part of the run")
+    seats = [Seat(0), Seat(1)]
+    fleet: Any = SimpleNamespace(
+        liveness=1.0,
+        roll_call=lambda *arguments: dict.fromkeys(range(2), "x" * 9000),
+        seating=SimpleNamespace(seats=seats, file_stem=str),
+        name=str,
+    )
+    disk.fill()
+    write_postmortem(disk.path, fleet, LowdimfaError("why"))
+    assert {path.name for path in disk.path.iterdir()} == {".filler"}
+    disk.free()
+    write_postmortem(disk.path, fleet, LowdimfaError("why"))
+    assert "the run ends: why" in file.read_text()
+
+
+def test_a_disk_that_takes_a_line_now_and_then_is_one_trouble(disk: SmallDisk) -> None:
+    log = EventLog(disk.path / "events.jsonl", (seen := []).append)
+    for outage in range(10):
+        disk.fill()
+        for step in range(5):
+            log.emit("progress", step=step, text="x" * 900)
+        assert log.trouble
+        disk.free()
+        log.emit("checkpoint", step=outage)
+        assert not log.trouble
+    log.close()
+    assert len(warnings(seen)) == 1
+
+
+def warnings(events: list[Event]) -> list[str]:
+    return [event["message"] for event in events if event["event"] == "warning"]

@@ -14,7 +14,8 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, Updat
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.head import Evaluation, Head
-from lowdimfa.losses import checked_loss, count_correct, make_loss, validate_class_targets
+from lowdimfa.loss_check import checked_loss
+from lowdimfa.losses import Loss, make_loss, right_predictions, validate_class_targets
 from lowdimfa.partition import partition
 from lowdimfa.tickets import Ticket
 
@@ -237,7 +238,8 @@ def test_other_targets_are_accepted(targets: Tensor) -> None:
 def test_only_a_class_for_each_prediction_is_counted(
     outputs: Tensor, targets: Tensor, task: Task, expected: tuple[int, int]
 ) -> None:
-    assert count_correct(outputs, targets, task) == expected
+    right, counted = right_predictions(outputs, targets, task)
+    assert (int(right), int(counted)) == expected
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,6 @@ def test_only_a_class_for_each_prediction_is_counted(
             torch.zeros(5, dtype=torch.int64),
             "a loss that fails on outputs",
         ),
-        ("cross_entropy", torch.zeros(2, 3), torch.tensor([0, 3]), "a loss that fails on outputs"),
         ("mse", torch.zeros(2, 3), torch.zeros(2), r"outputs \(2, 3\) .* targets \(2,\)"),
         (f"{__name__}:absolute_error", torch.zeros(2, 3), torch.zeros(5), "a loss that fails on outputs"),
         (f"{__name__}:careless", torch.zeros(2, 3), torch.zeros(5), "a loss that fails on outputs"),
@@ -263,6 +264,81 @@ def test_a_loss_that_does_not_fit_is_refused(
     loss = make_loss(name, "classification")
     with pytest.raises(InputError, match=rf"^train\.loss: found .*({message})"):
         checked_loss(loss, outputs, targets)
+
+
+def broadcasting_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A user's loss: it compares all outputs with all targets where those lack a dimension."""
+    return (outputs - targets).square().mean()
+
+
+def broadcasting_distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets.float()).abs().mean()
+
+
+def squeezed(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A user's loss that knows of the missing dimension."""
+    return functional.binary_cross_entropy_with_logits(outputs.squeeze(-1), targets.float())
+
+
+def masked(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As above, over what counts: the mean depends on how much of the others' targets does."""
+    counted = targets != -100
+    return squeezed(outputs.squeeze(-1)[counted].unsqueeze(-1), targets[counted])
+
+
+def clamping(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.mse_loss(outputs.clamp_(-1, 1), targets)
+
+
+def clamping_unseen(outputs: Tensor, targets: Tensor) -> Tensor:
+    outputs.data.add_(1)
+    return functional.mse_loss(outputs, targets)
+
+
+def marking(outputs: Tensor, targets: Tensor) -> Tensor:
+    targets[targets == 0] = 1
+    return functional.mse_loss(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.nn.functional.mse_loss",
+        "torch.nn.functional.l1_loss",
+        "torch.nn.functional.huber_loss",
+        "torch.nn.functional.smooth_l1_loss",
+        f"{__name__}:broadcasting_squares",
+        f"{__name__}:broadcasting_distance",
+    ],
+)
+@pytest.mark.parametrize("targets", [torch.arange(5.0) - 1, torch.arange(5)])
+def test_a_loss_that_broadcasts_is_refused_with_both_shapes(name: str, targets: Tensor) -> None:
+    with pytest.raises(InputError, match=r"^train\.loss: .*outputs \(5, 1\) .* targets \(5,\)") as refusal:
+        checked_loss(make_loss(name, "regression"), torch.zeros(5, 1), targets)
+    assert "broadcast" in refusal.value.message
+    checked_loss(make_loss(name, "regression"), torch.zeros(5, 1), targets.unsqueeze(1).float())
+
+
+def test_losses_that_reshape_themselves_are_taken() -> None:
+    targets = torch.tensor([[0, 1, 1], [1, -100, 0]])
+    checked_loss(squeezed, torch.zeros(5, 1), torch.tensor([0, 1, 1, 0, 1]))
+    checked_loss(masked, torch.zeros(2, 3, 1), targets, targets != -100)
+    for name in ("mse", "bce"):
+        checked_loss(make_loss(name, "regression"), torch.zeros(5, 1), torch.rand(5))
+
+
+@pytest.mark.parametrize("name", ["mse", "bce"])
+def test_built_in_losses_refuse_targets_of_another_shape_with_as_many_numbers(name: str) -> None:
+    with pytest.raises(InputError, match=r"outputs \(5, 2, 3\) .* targets \(5, 3, 2\).*different shapes"):
+        checked_loss(make_loss(name, "regression"), torch.zeros(5, 2, 3), torch.rand(5, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"), [(clamping, "outputs"), (clamping_unseen, "outputs"), (marking, "targets")]
+)
+def test_a_loss_that_writes_in_place_is_refused(loss: Loss, what: str) -> None:
+    with pytest.raises(InputError, match=rf"^train\.loss: found a loss that writes to the {what} in place"):
+        checked_loss(loss, torch.zeros(5, 1), torch.arange(5.0).unsqueeze(1))
 
 
 def test_a_loss_that_fits_gives_its_value() -> None:

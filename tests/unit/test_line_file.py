@@ -93,7 +93,11 @@ def test_a_half_line_of_a_killed_process_spoils_no_other(tmp_path: Path, room: i
     assert path.read_text() == "one\ntw\nthree\nfour\n"
 
 
-def test_trouble_is_told_once_and_its_line_comes_before_what_waits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quiet", [0.0, 60.0])
+def test_trouble_is_told_once_and_its_line_comes_before_what_waits(
+    quiet: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_file, "QUIET_SECONDS", quiet)
     path = tmp_path / "log"
     file = LineFile(path, on_trouble=lambda reason: f"trouble: {Path(reason.split()[0]).name}\n")
     file.write("one\n")
@@ -106,7 +110,7 @@ def test_trouble_is_told_once_and_its_line_comes_before_what_waits(tmp_path: Pat
         assert file.trouble is None
         path.write_text(path.read_text().replace("two\nthree\n", ""))
     file.close()
-    assert path.read_text() == "one\ntrouble: log\ntrouble: log\n"
+    assert path.read_text() == "one\n" + "trouble: log\n" * (1 if quiet else 2)
 
 
 def test_an_interrupted_write_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

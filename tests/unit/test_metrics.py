@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,43 @@ def test_counters_start_at_zero_and_values_that_do_not_exist_are_absent() -> Non
     assert values["lowdimfa_trainer_recovery_seconds",] == 0
     assert values["lowdimfa_trainer_checkpoint_failures_total",] == 0
     assert ("lowdimfa_trainer_completed_steps",) not in values
+
+
+def test_metrics_do_not_depend_on_the_environment(tmp_path: Path) -> None:
+    """A program that imports this one may be set up for the many processes of a web server."""
+    folder, missing = tmp_path / "multi", tmp_path / "missing"
+    folder.mkdir()
+    used = "from tests.unit.test_metrics import *; used_block(), used_trainer(), used_coordinator(); print(samples({}))"
+    pages = [
+        subprocess.run(
+            [sys.executable, "-c", used.format("used_trainer().registry")],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for variables in (
+            {},
+            {"PROMETHEUS_MULTIPROC_DIR": str(folder)},
+            {"PROMETHEUS_MULTIPROC_DIR": str(missing)},
+            {"prometheus_multiproc_dir": str(folder)},
+        )
+    ]
+    assert "lowdimfa_trainer_planned_steps" in pages[0] and set(pages) == {pages[0]}
+    assert not list(folder.iterdir()) and not missing.exists()
+
+
+def test_a_distribution_counts_up_to_its_bounds() -> None:
+    metrics = CoordinatorMetrics()
+    for seconds in (0.0005, 0.001, 0.0011, 7.0):
+        metrics.called("GetJob", "OK", seconds)
+    page = generate_latest(metrics.registry).decode()
+    counts = {
+        bound: float(count) for bound, count in re.findall(r'_bucket{le="(.*?)",method="GetJob"} (.*)', page)
+    }
+    assert counts["0.001"] == 2 and counts["0.0025"] == counts["5.0"] == 3 and counts["+Inf"] == 4
+    assert 'seconds_count{method="GetJob"} 4.0' in page and 'seconds_sum{method="GetJob"} 7.0026' in page
 
 
 def test_a_job_has_one_state_at_a_time() -> None:

@@ -15,12 +15,13 @@ from lowdimfa.block import Block
 from lowdimfa.build import error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder, Dataset, TensorSplit
+from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.errors import InputError
 from lowdimfa.models import cnn, mlp, vit
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads, decouple
 from lowdimfa.partition import partition
 from lowdimfa.tickets import Ticket
-from lowdimfa.trainer import InProcessTrainer, evaluation_batches
+from lowdimfa.trainer import InProcessTrainer
 
 CLASSES, SIZE = 10, 8
 
@@ -198,7 +199,7 @@ def test_an_evaluation_counts_all_samples_and_changes_nothing() -> None:
     dataset = Dataset(
         "clusters", TensorSplit(inputs, targets), TensorSplit(inputs, targets), "classification"
     )
-    trainer = InProcessTrainer(network, dataset, BatchOrder(70, 20, 2, 0), microbatches=2)
+    trainer = InProcessTrainer(network, dataset, BatchOrder(70, 20, 2, 0))
     totals = trainer.evaluate()
     outputs = network.forward(inputs)
     assert (totals.samples, totals.counted) == (70, 70)
@@ -225,7 +226,7 @@ def test_the_trainer_draws_the_order_and_can_be_stopped_and_continued() -> None:
 
     def trainer() -> InProcessTrainer:
         network = make_network(small_mlp(), inputs[:2], microbatches=2)
-        return InProcessTrainer(network, dataset, BatchOrder(96, 32, 2, seed=0), microbatches=2)
+        return InProcessTrainer(network, dataset, BatchOrder(96, 32, 2, seed=0))
 
     whole, parts = trainer(), trainer()
     whole.run(0, 5, results.append)

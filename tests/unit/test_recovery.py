@@ -150,6 +150,14 @@ def test_without_a_policy_the_first_loss_ends_the_run(method: str, tmp_path: Pat
     assert found[-1]["event"] == "warning" and str(tmp_path / "postmortem.txt") in found[-1]["message"]
 
 
+def test_last_words_of_an_earlier_part_of_the_run_are_not_said_to_be_of_this_one(tmp_path: Path) -> None:
+    engine = LossyEngine([("run_steps", 3, lost())])
+    (tmp_path / "postmortem.txt").write_text("last words of another day")
+    with pytest.raises(BlockLostError):
+        drive(engine, tmp_path)
+    assert of(events(tmp_path), "warning") == []
+
+
 def test_the_error_that_began_it_all_is_raised(tmp_path: Path) -> None:
     class Blaming(LossyEngine):
         def give_up(self, loss: LowdimfaError) -> LowdimfaError:
@@ -254,7 +262,10 @@ def test_a_full_disk_on_the_way_is_a_warning_and_at_the_end_the_end(policy: str,
         (6, "no space left"),
     ]
     warnings = [event["message"] for event in found if event["event"] == "warning"]
-    assert warnings == [f"no checkpoint of step {step}: no space left" for step in (3, 6)]
+    assert warnings == [
+        "no checkpoint of step 3: no space left; make room: the run goes on and tries again",
+        "checkpoints are written again; 2 were not",
+    ]
     assert of(found, "checkpoint") == [("checkpoint", 9), ("checkpoint", 12)]
     assert found[-1]["event"] == "finished" and of(found, "recovering") == []
     with pytest.raises(DiskFullError):

@@ -307,7 +307,7 @@ def test_refused_before_anything_of_the_run_is_there(
 
 
 def test_an_error_of_the_users_code_is_told_with_its_place() -> None:
-    with pytest.raises(InputError, match=r"KeyError: 'lost', test_rehearsal\.py line \d+"):
+    with pytest.raises(InputError, match=r"KeyError: 'lost', in .*test_rehearsal\.py, line \d+"):
         planned(model=f"{__name__}:made_of", args={"kind": "Failing"})
 
 

@@ -121,7 +121,9 @@ class Fates:
     def _end(self, trainer: Any) -> None:
         self.ended += 1
 
-    def _follow(self, trainer: Any, request: RunRequest, sink: Sink, stop: StopRequest) -> Event:
+    def _follow(
+        self, trainer: Any, request: RunRequest, sink: Sink, stop: StopRequest, liveness: float
+    ) -> Event:
         self.requests.append(request)
         return self._fates.pop(0)(sink) if len(self._fates) > 1 else self._fates[0](sink)
 

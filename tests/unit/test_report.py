@@ -1,18 +1,19 @@
 import base64
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lowdimfa.errors import InputError
-from services.monitoring.report import write_report
 from services.monitoring.report.curves import smooth
-from services.monitoring.report.gantt import choose_excerpt, time_shares
+from services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
+from services.monitoring.report.page import collect_numbers, describe_state, write_report
 from services.monitoring.report.reading import CATEGORIES, read_run
 from services.monitoring.timeline import TimelineWriter
 
@@ -287,6 +288,42 @@ def test_a_failure_is_shown_until_the_run_is_resumed(tmp_path: Path) -> None:
     assert "Not finished" in write_report(tmp_path).read_text()
 
 
+def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) -> None:
+    hint = "go on from step 600 with --resume --run-dir '/a run'"
+    end = {
+        "time": EPOCH + 20,
+        "code": "stopped",
+        "message": f"stopped; {hint}",
+        "exit_code": 130,
+        "step": 600,
+    }
+    before = [event for event in simulate_events(1404) if int(str(event.get("step", 0))) <= 600]
+    events = [*before, {"event": "failed"} | end]
+    log = tmp_path / "events.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    (tmp_path / "spec.yaml").write_text("model: {}\n")
+    (tmp_path / "plan.json").write_text("{}")
+    record = read_run(tmp_path)
+    assert describe_state(record).endswith(f"UTC. Stopped after 600 of 1,404 steps: {hint}.")
+    numbers = dict(collect_numbers(record))
+    assert (numbers["Steps"], numbers["Seconds since the start"]) == ("600 of 1,404", "20.0")
+    assert "–" not in "".join(numbers.values()) and "Seconds of training" not in numbers
+    text = write_report(tmp_path).read_text()
+    assert "Failed" not in text and "is missing" not in text
+    with log.open("a") as file:  # a finished run has a result
+        file.write(json.dumps(finished_event(1404)) + "\n")
+    assert "result.json is missing." in read_run(tmp_path).notes
+
+
+def test_a_resumed_run_that_was_stopped_does_not_show_the_result_of_its_earlier_part(run_dir: Path) -> None:
+    finished = read_run(run_dir)
+    again = {"event": "started", "time": EPOCH + 90, "step": 1404, "steps": 2000, "blocks": 4}
+    stopped = {"event": "failed", "time": EPOCH + 99, "code": "stopped", "message": "stopped", "step": 1500}
+    numbers = dict(collect_numbers(replace(finished, events=[*finished.events, again, stopped])))
+    assert dict(collect_numbers(finished))["Test accuracy"] == "88.14%"
+    assert numbers["Test accuracy"] != "88.14%" and numbers["Steps"] == "1,500 of 2,000"
+
+
 def test_steps_that_were_run_again_count_once(tmp_path: Path) -> None:
     events = [
         {"event": "progress", "step": step, "loss": loss} for step, loss in [(1, 3.0), (2, 9.0), (2, 2.0)]
@@ -309,6 +346,16 @@ def test_shares_are_at_most_the_whole_and_match_the_spans(run_dir: Path) -> None
         forward = CATEGORIES.index("forward")
         spent = (block.end - block.start)[block.category == forward].sum()
         assert shares[forward] == pytest.approx(spent / (block.end.max() - block.start.min()))
+
+
+def test_the_bars_add_up(run_dir: Path) -> None:
+    spans = read_run(run_dir).spans
+    figure = Figure()
+    axes = figure.subplots()
+    _draw_shares(axes, np.array([time_shares(block) for block in spans.values()]))
+    for row in range(len(spans)):
+        bars = [bar for bar in axes.patches if abs(bar.get_y() + bar.get_height() / 2 - row) < 0.1]
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(1.0)
 
 
 def test_the_excerpt_lies_in_the_middle_without_the_evaluation(run_dir: Path) -> None:

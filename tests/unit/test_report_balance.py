@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.monitoring.report import write_report
 from services.monitoring.report.balance import measure_balance
+from services.monitoring.report.page import write_report
 from services.monitoring.report.reading import read_run
 from services.monitoring.timeline import TimelineWriter
 

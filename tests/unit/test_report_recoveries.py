@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.monitoring.report import write_report
 from services.monitoring.report.gantt import choose_excerpt
+from services.monitoring.report.page import write_report
 from services.monitoring.report.reading import read_run
 from services.monitoring.report.recoveries import find_recoveries, recovery_cells
 from services.monitoring.timeline import TimelineWriter

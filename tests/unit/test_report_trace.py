@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_report import EPOCH, write_run
 
-from services.monitoring.report import write_report
+from services.monitoring.report.page import write_report
 from services.monitoring.report.reading import read_run
 from services.monitoring.report.trace import write_trace
 from services.monitoring.timeline import TimelineWriter

@@ -13,6 +13,7 @@ from services.coordinator.attempt import RunRequests
 from services.coordinator.jobs import Job, JobState, Submission
 from services.coordinator.runner import Condition, Look
 from services.trainer.execute import RunRequest
+from services.trainer.silence import longest_silence
 
 
 @pytest.fixture
@@ -40,6 +41,21 @@ def test_a_job_goes_from_the_queue_to_its_end(world: World) -> None:
     ]
     assert ("release", f"job-{job_id}-1") in world.cluster.calls
     assert job_id in world.changed
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_happened_is_in_the_order_in_which_it_happened(world: World, ended: bool) -> None:
+    """A short job has logged its start and more, or even its end, before it is looked at."""
+    job_id = world.submit()
+    world.rounds(2)
+    start, progress = {"event": "started", "steps": 10, "step": 0}, {"event": "progress", "step": 10}
+    world.log(job_id, {"event": "warning", "message": "x"}, start, progress)
+    if ended:
+        world.ended(job_id, {"event": "finished", "steps": 10})
+    world.rounds(2)
+    known = ["queued", "starting", "warning", "started", "running", "progress"]
+    assert world.kinds(job_id) == known + ["finished", "finished"] * ended
+    assert world.job(job_id).step == 10
 
 
 def test_the_request_has_the_service_s_storage_and_the_user_s_files(world: World) -> None:
@@ -167,17 +183,25 @@ def test_a_graceful_stop_that_takes_too_long_becomes_one_at_once(
     assert "warning" in world.kinds(job_id)
 
 
-def test_a_trainer_that_stays_silent_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("liveness", [10, 400])
+def test_a_trainer_that_stays_silent_is_ended_after_its_job_s_own_deadline(
+    running: bool, liveness: float, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now[0])
-    job_id = world.running()
+    job_id = world.submit(liveness=liveness)
+    world.rounds(2)
+    if running:
+        world.log(job_id, {"event": "started", "steps": 10, "step": 0})
+        world.rounds()
     trainer = world.trainer(job_id)
     world.cluster.trainers[trainer] = Look(Condition.silent)
     world.rounds()
-    now[0] += 20
+    now[0] += longest_silence(liveness, running) - 1
     world.rounds()
-    assert world.state(job_id) is JobState.running
-    now[0] += 11
+    assert world.state(job_id) is (JobState.running if running else JobState.starting)
+    now[0] += 2
     world.rounds(2)
     assert ("stop now", trainer) in world.cluster.calls
     assert world.state(job_id) is JobState.failed

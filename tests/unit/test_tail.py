@@ -30,6 +30,18 @@ def test_every_event_comes_once_however_the_writer_is_cut(tmp_path_factory, text
     assert position == len(written)
 
 
+def test_a_tail_ends_with_the_kind_that_it_is_read_through(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    kinds = ["warning", "started", "progress", "started"]
+    log.write_text("".join(json.dumps({"event": kind}) + "\n" for kind in kinds))
+    parts, position, more = [], 0, True
+    while more:
+        events, position, more = read_tail(log, position, "started")
+        parts.append([event["event"] for event in events])
+    assert parts == [["warning", "started"], ["progress", "started"]]
+    assert position == log.stat().st_size
+
+
 def test_what_is_no_event_becomes_a_warning_with_its_place(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     lines = [

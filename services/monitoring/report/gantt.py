@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,6 +39,9 @@ _COLOURS = {
     "wait: window": "#e6e1ea",
     "wait: replica": "#ece8cf",
 }
+_REST: dict[str, Any] = {"facecolor": "#fafafa", "edgecolor": "#d2d2d2", "hatch": "////", "linewidth": 0}
+"""How time looks that no span covers."""
+
 _FORWARD = CATEGORIES.index("forward")
 _FIRST_WAIT = next(code for code, category in enumerate(CATEGORIES) if category.startswith("wait"))
 
@@ -74,6 +77,7 @@ def draw_timeline(record: Record) -> Picture | None:
         axes.spines["bottom"].set_visible(False)
     used = [category for code, category in enumerate(CATEGORIES) if shares[:, code].any()]
     handles = [Patch(color=_COLOURS[category], label=category) for category in used]
+    handles.append(Patch(label="other", **_REST))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return Picture(figure, _caption(spans, shares, excerpt))
 
@@ -125,6 +129,7 @@ def _draw_excerpt(axes: Axes, spans: dict[int, Spans], excerpt: Excerpt) -> None
     extent = _length(excerpt) * 1e3
     several = excerpt.last > excerpt.first
     for row, block in enumerate(spans.values()):
+        axes.broken_barh([(0, extent)], (row - 0.36, 0.72), **_REST)
         shown = block[(block.end > excerpt.low) & (block.start < excerpt.high)]
         start = (np.maximum(shown.start, excerpt.low) - excerpt.low) * 1e3
         width = (np.minimum(shown.end, excerpt.high) - excerpt.low) * 1e3 - start
@@ -162,6 +167,7 @@ def _draw_shares(axes: Axes, shares: NDArray[np.float64]) -> None:
     for code, category in enumerate(CATEGORIES):
         axes.barh(rows, shares[:, code], left=left, height=0.72, color=_COLOURS[category], linewidth=0)
         left += shares[:, code]
+    axes.barh(rows, np.maximum(0, 1 - left), left=left, height=0.72, **_REST)
     for row, busy in enumerate(shares[:, BUSY].sum(axis=1)):
         axes.text(1.01, row, f"{busy:.0%} busy", fontsize=9, color=INK, va="center")
     axes.set_xlim(0, 1)
@@ -176,8 +182,9 @@ def _caption(spans: dict[int, Spans], shares: NDArray[np.float64], excerpt: Exce
     row, column = np.unravel_index(int(waits.argmax()), waits.shape)
     cause = CATEGORIES[_FIRST_WAIT + column].removeprefix("wait: ")
     return (
-        f"Strong colours are work, light ones waiting, blank is time between steps, as in an evaluation or a recovery: "
-        f"over the whole recorded time block {names[busy.argmax()]} was the busiest with {busy.max():.0%}, "
+        "Strong colours are work, light ones waiting; hatched is everything else: evaluations, comparisons with the "
+        "true gradient, checkpoints, recoveries, and what lies between two pieces of work. "
+        f"Over the whole recorded time block {names[busy.argmax()]} was the busiest with {busy.max():.0%}, "
         f"block {names[busy.argmin()]} the least busy with {busy.min():.0%}, and the largest wait was block "
         f"{names[row]}'s (cause: {cause}, {waits.max():.0%})."
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
 
+from lowdimfa.errors import StoppedError
 from services.monitoring.report.alignment import draw_alignment
 from services.monitoring.report.balance import measure_balance
 from services.monitoring.report.curves import draw_curves
@@ -108,6 +109,8 @@ def describe_state(record: Record) -> str:
     match last.get("event"):
         case "finished":
             return f"{text}Finished."
+        case "failed" if last["code"] == StoppedError.code:
+            return f"{text}{_stopped(record, last)}"
         case "failed":
             return f"{text}Failed ({last['code']}): {last['message']}"
         case "progress":
@@ -118,6 +121,14 @@ def describe_state(record: Record) -> str:
             return f"{text}Not finished: it went on from step {last['step']} after a recovery."
         case _:
             return f"{text}Not finished: no progress was recorded."
+
+
+def _stopped(record: Record, last: dict[str, Any]) -> str:
+    """Say how far somebody let the run come, and how it goes on."""
+    done, planned = record.steps_done, record.steps_planned
+    far = "" if done is None else f" after {done:,}{f' of {planned:,}' if planned else ''} steps"
+    way_on = last["message"].removeprefix("stopped").strip("; ")
+    return f"Stopped{far}: {way_on}."
 
 
 def _failed_checkpoints(record: Record) -> list[str]:
@@ -131,32 +142,46 @@ def _failed_checkpoints(record: Record) -> list[str]:
 
 
 def collect_numbers(record: Record) -> list[tuple[str, str]]:
-    """Return names and texts of the numbers at the top: of the finished run, else the latest ones known."""
-    evaluated, progress = record.latest("evaluated"), record.latest("progress")
-    started = record.latest("started")
+    """Return names and texts of the numbers at the top, those that are known: of the end, else the latest ones."""
+    latest = {kind: record.latest(kind) for kind in ("started", "progress", "evaluated")}
+    # A run that was resumed and has not ended yet no longer has the result of its earlier part.
+    under_way = record.latest("started", "finished").get("event") == "started"
+    end = {} if under_way else record.latest("finished") | record.result
     known: dict[str, Any] = {
-        **{key: started.get(key) for key in ("blocks", "error_dim", "parameters")},
-        "samples_per_second": progress.get("samples_per_second"),
-        "seconds": progress["time"] - started["time"] if progress and started else None,
-        "test_loss": evaluated.get("test_loss"),
-        "test_accuracy": evaluated.get("test_accuracy"),
-        **record.latest("finished"),
-        **record.result,
+        **{key: latest["started"].get(key) for key in ("blocks", "error_dim", "parameters")},
+        "steps": record.steps_done,
+        "since": record.events[-1].get("time", 0.0) - latest["started"].get("time", 0.0)
+        if under_way
+        else None,
+        "samples_per_second": latest["progress"].get("samples_per_second"),
+        "test_loss": latest["evaluated"].get("test_loss"),
+        "test_accuracy": latest["evaluated"].get("test_accuracy"),
+        **end,
     }
-
-    def text(key: str, form: str) -> str:
-        return ABSENT if known.get(key) is None else format(known[key], form)
-
-    payload, wire = (text(f"broadcast_{kind}_bytes_per_sample", ",.1f") for kind in ("payload", "wire"))
+    planned = record.steps_planned
+    of = f" of {planned:,}" if under_way and planned else ""
+    wire = end.get("broadcast_wire_bytes_per_sample")
+    texts = [
+        ("Test accuracy", "test_accuracy", ".2%", ""),
+        ("Test loss", "test_loss", ".4f", ""),
+        ("Steps", "steps", ",d", of),
+        ("Samples per second", "samples_per_second", ",.0f", ""),
+        ("Seconds of training", "seconds", ",.1f", ""),
+        ("Seconds since the start", "since", ",.1f", ""),
+        ("Blocks", "blocks", "d", ""),
+        ("Parameters", "parameters", ",d", ""),
+        ("Error dimension", "error_dim", "d", ""),
+        (
+            "Broadcast bytes per sample, payload / wire",
+            "broadcast_payload_bytes_per_sample",
+            ",.1f",
+            "" if wire is None else f" / {wire:,.1f}",
+        ),
+    ]
     return [
-        ("Test accuracy", text("test_accuracy", ".2%")),
-        ("Test loss", text("test_loss", ".4f")),
-        ("Samples per second", text("samples_per_second", ",.0f")),
-        ("Seconds", text("seconds", ",.1f")),
-        ("Blocks", text("blocks", "d")),
-        ("Error dimension", text("error_dim", "d")),
-        ("Broadcast bytes per sample, payload / wire", f"{payload} / {wire}"),
-        ("Parameters", text("parameters", ",d")),
+        (name, format(known[key], form) + more)
+        for name, key, form, more in texts
+        if known.get(key) is not None
     ]
 
 

@@ -92,6 +92,16 @@ class Record:
         """Return the last event of some kinds, or an empty one."""
         return next((line for line in reversed(self.events) if line.get("event") in kinds), {})
 
+    @property
+    def steps_planned(self) -> int | None:
+        """Steps of the whole run, where they are known."""
+        return self.latest("progress", "started").get("steps") or self.plan.get("steps")
+
+    @property
+    def steps_done(self) -> int | None:
+        """Steps that were done when something was last heard, where that is known."""
+        return next((line["step"] for line in reversed(self.events) if line.get("step") is not None), None)
+
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps.
 
@@ -140,11 +150,14 @@ def read_run(run_dir: Path) -> Record:
         raise InputError(str(run_dir), found, f"a run directory with {', '.join(parts)}")
     notes: list[str] = []
     specification = run_dir / "spec.yaml"
+    events = list(_read_lines(run_dir / "events.jsonl", notes))
+    finished = any(event.get("event") == "finished" for event in events)
     return Record(
         name=run_dir.resolve().name,
         plan=_read_object(run_dir / "plan.json", notes),
-        result=_read_object(run_dir / "result.json", notes),
-        events=list(_read_lines(run_dir / "events.jsonl", notes)),
+        # Only a finished run has a result.
+        result=_read_object(run_dir / "result.json", notes if finished else []),
+        events=events,
         specification=specification.read_text(encoding="utf-8") if specification.is_file() else "",
         spans=_read_timeline(run_dir / "timeline", notes),
         replicas=_count_replicas(run_dir / "timeline"),

@@ -1,0 +1,142 @@
+"""Samples of a map-style data set, each item read once for both of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from lowdimfa.errors import InputError
+from lowdimfa.tickets import derive_seed, seed_generators
+
+_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that were read, with each part put together when it is asked for."""
+
+    inputs: Callable[[], Tensor]
+    targets: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class ItemSplit:
+    """Samples of a map-style `torch.utils.data.Dataset` whose items are ``(input, target)``.
+
+    As `torch.utils.data.DataLoader` does, it takes a batch at once from ``__getitems__`` where there is one, and puts
+    items together by `torch.utils.data.default_collate`.
+
+    Attributes
+    ----------
+    items
+        The data set.
+    where
+        The key that names its factory, for messages.
+    """
+
+    items: Any
+    where: str = "data.factory"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the collated inputs of the given samples."""
+        return self.read(indices).inputs()
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the collated targets of the given samples."""
+        return self.read(indices).targets()
+
+    def read(self, indices: Tensor, seed: int | None = None) -> Samples:
+        """Read each of the given samples once.
+
+        Parameters
+        ----------
+        indices
+            Of the samples.
+        seed
+            Where random numbers come from: Python's, NumPy's and torch's default generators are seeded by it and by
+            the sample before each item (by all samples before a call of ``__getitems__``), and are left so.
+
+        Raises
+        ------
+        InputError
+            An item isn't a pair. What can't be put together is refused when it is asked for.
+        """
+        numbers = indices.tolist()
+        pairs = [
+            self._pair(item, number) for item, number in zip(self._read(numbers, seed), numbers, strict=True)
+        ]
+        inputs, targets = ([pair[part] for pair in pairs] for part in (0, 1))
+        return Samples(
+            partial(self._collate, inputs, numbers, "input"),
+            partial(self._collate, targets, numbers, "target"),
+        )
+
+    def _read(self, numbers: list[int], seed: int | None) -> Iterator[Any]:
+        if (read_all := getattr(self.items, "__getitems__", None)) is not None:
+            if seed is not None:
+                seed_generators(derive_seed(seed, *numbers))
+            items = read_all(numbers)
+            if len(items) != len(numbers):
+                found = f"{len(items)} items from __getitems__ for {len(numbers)} indices"
+                raise InputError(self.where, found, "one item for each index")
+            yield from items
+            return
+        for number in numbers:
+            if seed is not None:
+                seed_generators((seed + number * _STRIDE) % 2**63)
+            yield self.items[number]
+
+    def _pair(self, item: Any, number: int) -> Sequence[Any]:
+        if isinstance(item, tuple | list) and len(item) == 2:
+            return item
+        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        raise InputError(
+            self.where,
+            f"{_a(item)}{size} as item {number}",
+            "(input, target)",
+            "Let the data set return a tuple of these two, or wrap it in one that picks them.",
+        )
+
+    def _collate(self, parts: list[Any], numbers: list[int], what: str) -> Tensor:
+        batch, reason = _collated(parts)
+        if batch is not None:
+            return batch
+        for part, number in zip(parts, numbers, strict=True):
+            if _collated([part])[0] is None:
+                raise InputError(
+                    self.where,
+                    f"{_a(part)} as the {what} of item {number}",
+                    "a tensor, a NumPy array or a number",
+                    "Turn it into a tensor in the data set.",
+                )
+        shapes = [tuple(getattr(part, "shape", ())) for part in parts]
+        other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), 0)
+        raise InputError(
+            self.where,
+            f"{what}s of shape {shapes[0]} in item {numbers[0]} and {shapes[other]} in item {numbers[other]}{reason}",
+            f"{what}s that can be put together",
+            "A batch is one tensor: pad or crop its items to one shape in the data set.",
+        )
+
+
+def _collated(parts: list[Any]) -> tuple[Tensor | None, str]:
+    """Return the parts of some items as one tensor, or None and why that can't be."""
+    try:
+        batch = default_collate(parts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return None, f" ({error})"
+    return (batch, "") if isinstance(batch, Tensor) else (None, "")
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

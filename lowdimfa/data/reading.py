@@ -1,0 +1,163 @@
+"""What a run reads of its data, with random numbers that are the same in every process that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lowdimfa.data.base import BatchOrder, Dataset, Split, SubSplit
+from lowdimfa.data.items import ItemSplit, Samples
+from lowdimfa.errors import InputError
+from lowdimfa.tickets import Ticket, derive_seed, seed_generators
+
+_FEW = 128
+"""Samples, of those that may be costly to read, that stand for a split in the fingerprint."""
+
+_CHUNK = 4096
+"""Samples that are looked at together."""
+
+
+class Reader:
+    """Reads micro-batches and evaluation batches.
+
+    Python's, NumPy's and torch's default generators are seeded by run, epoch and sample around every item, or by run,
+    epoch and batch around a call of a split of the user's own; evaluations draw the same in every epoch. So first block
+    and head, each in its own process, read one item alike, and so does a resumed run. The generators are left seeded,
+    as forward passes leave torch's: who reads in a user's process restores them.
+
+    Parameters
+    ----------
+    dataset
+        Training and test samples.
+    order
+        Which samples each micro-batch has.
+    """
+
+    def __init__(self, dataset: Dataset, order: BatchOrder) -> None:
+        self.dataset = dataset
+        self.order = order
+        self._evaluation = evaluation_batches(dataset.test, order.microbatch_size)
+
+    def microbatch(self, ticket: Ticket) -> Samples:
+        """Read a training micro-batch."""
+        epoch = ticket.step // self.order.steps_per_epoch
+        return self.training(self.order.indices(ticket), epoch)
+
+    def step(self, step: int) -> Iterator[Samples]:
+        """Read the micro-batches of a step, one after the other."""
+        return (self.microbatch(Ticket(step, part)) for part in range(self.order.microbatches))
+
+    def training(self, indices: Tensor, epoch: int = 0) -> Samples:
+        """Read some training samples as they are in an epoch."""
+        return read(self.dataset.train, indices, derive_seed(self.order.seed, "samples", epoch))
+
+    def test(self, indices: Tensor) -> Samples:
+        """Read some test samples."""
+        return read(self.dataset.test, indices, derive_seed(self.order.seed, "test samples"))
+
+    def evaluation_batch(self, index: int) -> Samples:
+        """Read a batch of an evaluation."""
+        return self.test(self._evaluation[index])
+
+    @property
+    def evaluation_batches(self) -> int:
+        """Batches of an evaluation."""
+        return len(self._evaluation)
+
+    def known_targets(self, at_most: int) -> Iterator[Tensor]:
+        """Return the targets of both splits, but of items, which may be costly to read, only so many, evenly spread."""
+        for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
+            indices = _spread(len(split), at_most) if _of_items(split) else torch.arange(len(split))
+            for chunk in torch.split(indices, _CHUNK):
+                yield samples(chunk).targets()
+
+    def require_repeatable(self, samples: int = 16) -> None:
+        """Refuse data that give other values when they are read again with the same random numbers.
+
+        Raises
+        ------
+        InputError
+            They do: the processes of a run would see different samples.
+        """
+        first = self.order.indices(Ticket(0, 0))[:samples]
+        self._require_repeatable("training", self.training, first)
+        self._require_repeatable("test", self.test, torch.arange(min(samples, len(self.dataset.test))))
+
+    @staticmethod
+    def _require_repeatable(name: str, read_samples: Callable[[Tensor], Samples], indices: Tensor) -> None:
+        once, again = (_contents(read_samples(indices)) for _ in range(2))
+        for what, one, other in zip(("inputs", "targets"), once, again, strict=True):
+            if one != other:
+                raise InputError(
+                    "data.factory",
+                    f"{name} samples whose {what} differ when they are read again with the same random numbers",
+                    "samples that depend on their index and the default generators of torch, NumPy and Python alone",
+                    "Several processes read the data, each a part of them: a generator of the data set's own, a "
+                    "counter, or an item that is changed in place gives each of them other samples.",
+                )
+
+    def fingerprint(self) -> str:
+        """Return a short digest by which two processes know that they read the same samples.
+
+        It covers the numbers of samples and the targets, and of some training inputs their type and shape, and their
+        values if those are integers: the last bits of other numbers may differ from one processor to another.
+        """
+        train = self.dataset.train
+        inputs = self.training(_spread(len(train), _FEW)).inputs()
+        sizes = f"{len(train)}:{len(self.dataset.test)}:{inputs.dtype}:{tuple(inputs.shape)}"
+        digest = hashlib.sha256(sizes.encode())
+        if not inputs.is_floating_point():
+            digest.update(_bytes(inputs))
+        for targets in self.known_targets(_FEW):
+            digest.update(_bytes(targets))
+        return digest.hexdigest()[:16]
+
+
+def read(split: Split, indices: Tensor, seed: int) -> Samples:
+    """Read samples of a split, with the default generators seeded; items are read once for both of their parts."""
+    while isinstance(split, SubSplit):
+        indices = split.chosen[indices]
+        split = split.split
+    if isinstance(split, ItemSplit):
+        return split.read(indices, seed)
+    # In an epoch each sample is in one batch only, so that one of them stands for the batch.
+    of_batch = derive_seed(seed, *indices[:1].tolist())
+    return Samples(
+        partial(_seeded, split.inputs, indices, of_batch), partial(_seeded, split.targets, indices, of_batch)
+    )
+
+
+def evaluation_batches(split: Split, microbatch_size: int) -> list[Tensor]:
+    """Return the indices of a split in order, in batches of at least 256 samples (fewer in the last)."""
+    return list(torch.split(torch.arange(len(split)), max(microbatch_size, 256)))
+
+
+def _seeded(draw: Callable[[Tensor], Tensor], indices: Tensor, seed: int) -> Tensor:
+    seed_generators(seed)
+    return draw(indices)
+
+
+def _of_items(split: Split) -> bool:
+    while isinstance(split, SubSplit):
+        split = split.split
+    return isinstance(split, ItemSplit)
+
+
+def _spread(samples: int, at_most: int) -> Tensor:
+    """Return so many indices of a split at most, evenly spread over it."""
+    chosen = min(samples, at_most)
+    return torch.arange(chosen) * samples // chosen
+
+
+def _contents(samples: Samples) -> tuple[tuple[object, bytes], ...]:
+    """Return everything that tells samples from others; a copy, as they may share memory with the data set."""
+    parts = (samples.inputs(), samples.targets())
+    return tuple(((part.dtype, part.shape), _bytes(part)) for part in parts)
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

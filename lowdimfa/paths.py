@@ -1,0 +1,34 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})", re.ASCII)
+
+
+def expand(text: str | os.PathLike[str]) -> Path:
+    """Return a path with a leading ``~`` and the variables of the environment that it names filled in, as a shell does.
+
+    Raises
+    ------
+    ValueError
+        A variable or a user is not known, or no file can be called so; with the reason, as ``$SCRATCH is not set``.
+    """
+    written = os.fspath(text)
+    if "\0" in written:
+        raise ValueError("a null character is in it")
+    try:
+        home = str(Path(written).expanduser())
+    except RuntimeError:
+        raise ValueError(f"the home folder of {written.split('/')[0]} is not known") from None
+    return Path(_VARIABLE.sub(_value, home))
+
+
+def _value(found: re.Match[str]) -> str:
+    value = os.environ.get(found[1].strip("{}"))
+    if not value:
+        raise ValueError(f"{found[0]} is {'not set' if value is None else 'empty'}")
+    return value

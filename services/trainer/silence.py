@@ -1,0 +1,20 @@
+"""How long a trainer may give no answer before it counts as lost."""
+
+from __future__ import annotations
+
+START_LIVENESS = 3.0
+"""Until it has started, a process of a run may take this many times the liveness: it imports torch, loads data and
+builds the model."""
+
+
+def longest_silence(liveness: float, started: bool) -> float:
+    """Return the seconds after which a trainer that gives no answer is ended and replaced.
+
+    Parameters
+    ----------
+    liveness
+        The run's own setting.
+    started
+        Whether its run is under way.
+    """
+    return liveness if started else START_LIVENESS * liveness

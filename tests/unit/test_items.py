@@ -1,0 +1,158 @@
+"""Items of map-style data sets: put together as torch's loader does, or refused with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset, TensorDataset, default_collate
+
+from lowdimfa.data import BatchOrder, ItemSplit, Reader, as_dataset
+from lowdimfa.errors import InputError
+from services.run.plan import make_run_plan
+from services.spec import parse_specification
+
+
+class Items(TorchDataset[Any]):
+    """Items made by a function of their number."""
+
+    def __init__(self, make: Callable[[int], Any], samples: int = 20) -> None:
+        self._make, self._samples = make, samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Any:
+        return self._make(index)
+
+
+class Stream(IterableDataset[Any]):
+    """Items without numbers."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield torch.zeros(3), 0
+
+
+class WrongNumber(Items):
+    """A batch with an item too few."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices[1:]]
+
+
+MAKERS: dict[str, Callable[[int], Any]] = {
+    "tensors": lambda index: (torch.full((3,), float(index)), torch.tensor(index)),
+    "a list": lambda index: [torch.full((3,), float(index)), index],
+    "float64 of NumPy": lambda index: (numpy.full(3, index / 2), numpy.float64(index)),
+    "float32 of NumPy": lambda index: (numpy.full(3, index / 2, numpy.float32), numpy.float32(index)),
+    "integers of NumPy": lambda index: (numpy.full((2, 2), index, numpy.uint8), numpy.int64(index)),
+    "numbers": lambda index: (index / 2, index / 4),
+    "whole numbers": lambda index: (index, index > 3),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_items_are_put_together_as_by_torchs_loader(kind: str) -> None:
+    split = ItemSplit(Items(MAKERS[kind]))
+    indices = [4, 0, 7]
+    inputs, targets = default_collate([MAKERS[kind](index) for index in indices])
+    for found, expected in ((split.inputs, inputs), (split.targets, targets)):
+        values = found(torch.tensor(indices))
+        assert values.dtype == expected.dtype and torch.equal(values, expected)
+
+
+def test_a_batch_comes_from_getitems_where_there_is_one() -> None:
+    class Fetched(Items):
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [(torch.tensor(indices), index) for index in indices]  # what only a whole batch can know
+
+    split = ItemSplit(Fetched(MAKERS["tensors"]))
+    assert split.inputs(torch.tensor([5, 2])).tolist() == [[5, 2], [5, 2]]
+
+
+def test_arrays_of_numpy_are_taken_as_tensors() -> None:
+    x, y = numpy.ones((6, 3), numpy.float32), numpy.arange(6)
+    data = as_dataset((x, y, torch.ones(2, 3), numpy.arange(2)), "data.factory")
+    assert data.task == "classification"
+    assert data.train.inputs(torch.tensor([1])).dtype == torch.float32
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a dict": (
+        lambda: Items(lambda index: {"x": torch.zeros(3), "y": 0}),
+        r"found a dict as item 0; expected \(input, target\)\..* tuple",
+    ),
+    "three parts": (
+        lambda: Items(lambda index: (torch.zeros(3), 0, 0)),
+        "found a tuple of 3 as item 0; expected",
+    ),
+    "a tensor": (lambda: TensorDataset(torch.zeros(4, 2)), "found a tuple of 1 as item 0; expected"),
+    "a bare tensor": (lambda: Items(lambda index: torch.zeros(2)), "found a Tensor as item 0; expected"),
+    "a stream": (Stream, r"found a data set without items by number \(Stream\); expected map-style"),
+    "no length": (
+        lambda: type("Endless", (), {"__getitem__": lambda self, index: 0})(),
+        r"found a data set without items by number \(Endless\)",
+    ),
+    "a text": (
+        lambda: Items(lambda index: (torch.zeros(3), "cat")),
+        "found a str as the target of item \\d+; expected a tensor",
+    ),
+    "an input of two": (
+        lambda: Items(lambda index: ((torch.zeros(3), torch.zeros(3)), 0)),
+        "found a tuple as the input of item \\d+; expected a tensor",
+    ),
+    "an object": (
+        lambda: Items(lambda index: (object(), 0)),
+        "found an object as the input of item \\d+; expected a tensor",
+    ),
+    "too few": (lambda: WrongNumber(MAKERS["tensors"]), "found .* items from __getitems__ for .* indices"),
+    "lengths": (
+        lambda: Items(lambda index: (torch.zeros(index % 5), 0)),
+        r"found inputs of shape \(\d,\) in item \d+ and \(\d,\) in item \d+.*pad or crop",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_items_are_refused_before_the_first_step(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(InputError, match=rf"^data\.factory: {message}"):
+        data = as_dataset((make(), make()), "data.factory")
+        Reader(data, BatchOrder(len(data.train), 4, 1, seed=0)).require_repeatable()
+
+
+def test_an_item_that_is_wrong_further_on_is_named_when_it_is_read() -> None:
+    items = Items(lambda index: (torch.zeros(3), 0) if index != 17 else (None, 0))
+    with pytest.raises(InputError, match=r"found a NoneType as the input of item 17"):
+        ItemSplit(items).inputs(torch.tensor([3, 17, 4]))
+
+
+def test_a_wrong_target_further_on_is_named_when_the_loss_meets_it() -> None:
+    from lowdimfa.losses import cross_entropy
+
+    with pytest.raises(InputError, match="room for the targets 1 to 7 of the data"):
+        cross_entropy(torch.zeros(3, 4), torch.tensor([1, -100, 7]))
+
+
+def dicts() -> tuple[Items, Items]:
+    """A user's factory."""
+    return Items(lambda index: {"x": torch.zeros(3), "y": 0}), Items(MAKERS["tensors"])
+
+
+def test_a_plan_refuses_them_too() -> None:
+    plain = {
+        "model": {
+            "factory": "lowdimfa.models:mlp",
+            "args": {"in_features": 3, "width": 4, "depth": 2, "classes": 4},
+            "blocks": 2,
+        },
+        "data": {"factory": f"{__name__}:dicts"},
+        "train": {"steps": 1, "batch_size": 4},
+    }
+    with pytest.raises(InputError, match=r"^data\.factory: found a dict as item 0") as refusal:
+        make_run_plan(parse_specification(plain, "test"))
+    assert refusal.value.exit_code == 2

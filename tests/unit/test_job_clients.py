@@ -1,0 +1,91 @@
+"""The client of the job service where no service is, and the lines of a job's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from lowdimfa.errors import PeerError
+from services.coordinator import client as module
+from services.coordinator.client import Connection, CoordinatorClient
+from services.coordinator.logs import read_logs
+
+
+class Unavailable(grpc.RpcError):
+    """What a call raises that finds nobody."""
+
+    def code(self) -> Any:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "refused"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+CALLS: dict[str, Any] = {
+    "jobs": lambda client: list(client.jobs()),
+    "status": lambda client: client.get("a"),
+    "stop": lambda client: client.stop("a", now=False),
+    "resume": lambda client: client.resume("a"),
+    "submit": lambda client: client.submit("a", "", {}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_where_nobody_listens_that_is_said_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.3)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # without listening
+        with CoordinatorClient(Connection(f"127.0.0.1:{held.getsockname()[1]}", liveness=300.0)) as client:
+            began = time.monotonic()
+            with pytest.raises(PeerError, match="can't be reached"):
+                CALLS[name](client)
+    assert time.monotonic() - began < 60  # far below the liveness, on a machine however busy
+
+
+def test_a_service_that_has_answered_is_waited_for_as_long_as_it_may_be_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.0)
+    answers: list[Any] = ["first", *[Unavailable()] * 5, "second"]
+
+    def call(request: Any, **options: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with CoordinatorClient(Connection("127.0.0.1:1", liveness=60.0)) as client:
+        assert client._call(call, None) == "first"
+        assert client._call(call, None) == "second"
+    answers[:] = [Unavailable(), "never"]
+    with (
+        CoordinatorClient(Connection("127.0.0.1:1", liveness=60.0)) as client,
+        pytest.raises(PeerError, match="refused"),
+    ):
+        client._call(call, None)
+
+
+def lines(run_dir: Path, *sources: str) -> list[str]:
+    async def read() -> list[str]:
+        found = read_logs(run_dir, sources, 0, lambda: False)
+        return [f"{line.source} {line.text}" async for line in found]
+
+    return asyncio.run(read())
+
+
+def test_every_process_of_a_job_is_in_its_logs_in_order(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    names = ["trainer", "block-0", "block-0-replica-1", "block-0-replica-10", "block-2", "block-10"]
+    for name in [*reversed(names), "notes", "block-x", "block-1-replica-", "..", "trainer-2"]:
+        (tmp_path / "logs" / f"{name}.log").write_text("written\n")
+    assert lines(tmp_path) == [f"{name} written" for name in names]
+    assert lines(tmp_path, "block-0-replica-1") == ["block-0-replica-1 written"]

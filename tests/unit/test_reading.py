@@ -1,0 +1,320 @@
+"""Data that draw random numbers: one reading in every process, run and resumption; and data that can't have that."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset
+
+from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
+from lowdimfa.errors import InputError, StoppedError
+from lowdimfa.network import decouple
+from lowdimfa.tickets import Ticket
+from lowdimfa.trainer import InProcessTrainer
+from services.run.checkpoint import CheckpointStore, export_state
+from services.run.plan import make_run_plan
+from services.spec import parse_specification
+from services.trainer.api import DecoupledTrainer
+
+SAMPLES, BATCH = 48, 12
+RAMP = torch.arange(16.0).view(4, 4) / 8 - 1
+
+
+class Turned(TorchDataset[tuple[Tensor, Tensor]]):
+    """Pictures turned at random, with how often as the target: one draw for both parts, of each kind of generator."""
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        self.samples = samples
+        self.read: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read[index] += 1
+        turns = (int(torch.randint(4, ())) + random.randrange(4) + int(numpy.random.randint(4))) % 4
+        picture = torch.rot90(RAMP, turns) + 0.1 * torch.randn(4, 4)
+        picture[0, 0] = index / self.samples
+        return picture.flatten(), torch.tensor(turns)
+
+
+class Batched(Turned):
+    """The same, fetched by the batch."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        return [self[index] for index in indices]
+
+
+class DrawingSplit:
+    """A split of a user's own that draws in both of its methods."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        turns = torch.randint(4, (len(indices),))
+        return torch.stack([torch.rot90(RAMP, int(number)).flatten() for number in turns])
+
+    def targets(self, indices: Tensor) -> Tensor:
+        return torch.randint(4, (len(indices),))
+
+
+def turned(samples: int = SAMPLES) -> tuple[Turned, Turned]:
+    """A user's factory."""
+    return Turned(samples), Turned(samples)
+
+
+def split_of_own() -> Dataset:
+    return Dataset("own", DrawingSplit(), DrawingSplit(), "classification")
+
+
+def noisy() -> Dataset:
+    inputs, targets = RAMP.flatten().repeat(SAMPLES, 1), torch.arange(SAMPLES) % 4
+    split = TensorSplit(inputs, targets, lambda batch: batch + torch.randn_like(batch))
+    return Dataset("noisy", split, split, "classification")
+
+
+def reader(data: object, microbatches: int = 2, seed: int = 0) -> Reader:
+    dataset = as_dataset(data, "data.factory")
+    return Reader(dataset, BatchOrder(len(dataset.train), BATCH, microbatches, seed))
+
+
+def turns_of(pictures: Tensor) -> Tensor:
+    """Return how often each picture was turned."""
+    candidates = torch.stack([torch.rot90(RAMP, turns).flatten() for turns in range(4)])[:, 1:]
+    return torch.cdist(pictures[:, 1:], candidates).argmin(1)
+
+
+def step_of(reader: Reader, step: int) -> tuple[Tensor, Tensor]:
+    read = list(reader.step(step))
+    return torch.cat([part.inputs() for part in read]), torch.cat([part.targets() for part in read])
+
+
+@pytest.mark.parametrize("kind", [Turned, Batched])
+def test_inputs_and_targets_read_in_two_processes_are_those_of_one_item(kind: type[Turned]) -> None:
+    first_block, head = reader((kind(), kind())), reader((kind(), kind()))
+    for step in range(9):
+        (
+            torch.rand(step),
+            random.random(),
+            numpy.random.rand(step),
+        )  # the processes did different things before
+        inputs = first_block.microbatch(Ticket(step, 1)).inputs()
+        assert torch.equal(turns_of(inputs), head.microbatch(Ticket(step, 1)).targets())
+    for index in range(head.evaluation_batches):
+        inputs = first_block.evaluation_batch(index).inputs()
+        assert torch.equal(turns_of(inputs), head.evaluation_batch(index).targets())
+
+
+@given(st.sampled_from([1, 2, 3, 4, 6]), st.integers(0, 30), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_a_sample_draws_by_run_epoch_and_its_number_whatever_it_is_read_with(
+    microbatches: int, step: int, seed: int
+) -> None:
+    whole, parts = reader(turned(), 1, seed), reader(turned(), microbatches, seed)
+    assert all(map(torch.equal, step_of(whole, step), step_of(parts, step)))
+    other_seed, other_epoch = reader(turned(), 1, seed + 1), step + whole.order.steps_per_epoch
+    for other in (step_of(other_seed, step), step_of(whole, other_epoch)):
+        assert not torch.equal(other[0], step_of(whole, step)[0])
+
+
+def test_a_sample_draws_the_same_in_a_part_of_the_data() -> None:
+    whole = reader(turned())
+    indices = torch.tensor([3, 40, 7])
+    expected = whole.training(indices, epoch=2)
+    data = as_dataset(turned(), "data.factory")
+    subset = Subset(Subset(Turned(), list(range(1, SAMPLES))), [2, 39, 6])
+    for part, chosen in (
+        (data.limited(41), indices),
+        (data.with_validation(0.1), indices),
+        (as_dataset((subset, Turned()), "data.factory"), torch.arange(3)),
+    ):
+        found = Reader(part, BatchOrder(3, 3, 1, seed=0)).training(chosen, epoch=2)
+        assert torch.equal(found.inputs(), expected.inputs())
+        assert torch.equal(found.targets(), expected.targets())
+
+
+def test_evaluations_draw_the_same_each_time_and_otherwise_than_training() -> None:
+    whole = as_dataset(turned(), "data.factory")
+    once, again = (reader(whole.with_validation(0.5)).evaluation_batch(0) for _ in range(2))
+    assert torch.equal(once.inputs(), again.inputs())
+    assert not torch.equal(once.targets(), reader(whole).training(torch.arange(24, 48)).targets())
+
+
+@pytest.mark.parametrize("make", [split_of_own, noisy])
+def test_a_split_of_ones_own_is_seeded_around_each_call(make: Callable[[], Dataset]) -> None:
+    one, other = reader(make()), reader(make())
+    for ticket in (Ticket(0, 0), Ticket(5, 1)):
+        inputs, torch_draw = one.microbatch(ticket).inputs(), torch.rand(2)
+        assert torch.equal(inputs, other.microbatch(ticket).inputs())
+        assert torch.equal(torch_draw, torch.rand(2))
+    if make is split_of_own:
+        assert torch.equal(
+            turns_of(one.microbatch(Ticket(3, 0)).inputs()), other.microbatch(Ticket(3, 0)).targets()
+        )
+    again = one.microbatch(Ticket(one.order.steps_per_epoch, 0)).inputs()
+    assert not torch.equal(again, one.microbatch(Ticket(0, 0)).inputs())
+
+
+def test_an_item_is_read_once_in_a_process_and_the_users_generators_stay_as_they_were() -> None:
+    train, test = turned()
+    dataset = as_dataset((train, test), "data.factory")
+    network = decouple(
+        nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)), torch.zeros(2, 16), blocks=2, total_steps=4
+    )
+    trainer = InProcessTrainer(network, dataset, BatchOrder(SAMPLES, BATCH, 2, seed=0))
+    train.read.clear(), test.read.clear()
+    numpy.random.normal()  # leaves a second number waiting
+
+    def drawn() -> list[Any]:
+        states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+        return [str(state) for state in states]
+
+    before = drawn()
+    trainer.run(0, SAMPLES // BATCH)
+    assert set(train.read.values()) == {1} and len(train.read) == SAMPLES
+    trainer.evaluate()
+    assert set(test.read.values()) == {1} and len(test.read) == SAMPLES
+    assert drawn() == before
+    make_run_plan(parse_specification(specification(), "test"))
+    assert drawn() == before
+
+
+def specification(**train: Any) -> dict[str, Any]:
+    args = {"in_features": 16, "width": 24, "depth": 2, "classes": 4}
+    train = {"steps": 40, "batch_size": 64, "microbatches": 2} | train
+    return {
+        "model": {"factory": "lowdimfa.models:mlp", "args": args, "blocks": 2},
+        "data": {"factory": f"{__name__}:turned", "args": {"samples": 256}},
+        "train": train | {"optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.01}}},
+        "run": {"evaluate_every_epochs": 0, "tensorboard": False, "checkpoint_every": 10},
+    }
+
+
+def test_a_run_learns_what_its_items_say_and_gives_the_same_bits_again_and_resumed(tmp_path: Path) -> None:
+    def fit(name: str, stop_at: int = 0, resume: bool = False) -> dict[str, Any]:
+        torch.manual_seed(len(name))  # whatever happened before in the process
+        trainer = DecoupledTrainer(
+            specification(),
+            engine="local",
+            run_dir=tmp_path / name,
+            resume=resume,
+            on_event=lambda event: trainer.stop() if stop_at and event.get("step") == stop_at else None,
+        )
+        return trainer.fit().metrics
+
+    accuracy = fit("whole")["test_accuracy"]
+    assert accuracy > 0.9  # 0.25 is chance, and what inputs and targets of two readings come to
+    with pytest.raises(StoppedError):
+        fit("parts", stop_at=10)
+    assert fit("again")["test_accuracy"] == accuracy == fit("parts", resume=True)["test_accuracy"]
+    whole, again, parts = (
+        export_state(CheckpointStore(tmp_path / name).load(None)) for name in ("whole", "again", "parts")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]) and torch.equal(value, parts[name])
+
+
+class OwnGenerator(Turned):
+    """Draws from a generator of its own, whose state is another in every process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = numpy.random.default_rng(0)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self.generator.normal(size=3)), torch.tensor(0)
+
+
+class Counted(Turned):
+    """Gives its items in the order of asking, as an iterator would."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read[0] += 1
+        return torch.zeros(3), torch.tensor(self.read[0] % 4)
+
+
+class InPlace(Turned):
+    """Changes what it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.ones(SAMPLES, 3)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.kept[index].mul_(0.5), torch.tensor(0)
+
+
+class InPlaceSplit(DrawingSplit):
+    """Changes what it keeps, and returns it, not a copy."""
+
+    def __init__(self) -> None:
+        self.kept = torch.ones(SAMPLES, 3)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        return self.kept.mul_(0.5)[: len(indices)]
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: (Turned(), OwnGenerator()), "test samples whose inputs"),
+        (lambda: (Counted(), Turned()), "training samples whose targets"),
+        (lambda: (InPlace(), InPlace()), "training samples whose inputs"),
+        (lambda: replace(split_of_own(), train=InPlaceSplit()), "training samples whose inputs"),
+    ],
+)
+def test_data_that_change_with_each_reading_are_refused(make: Callable[[], Any], what: str) -> None:
+    with pytest.raises(InputError, match=rf"^data\.factory: found {what} differ when they are read again"):
+        reader(make()).require_repeatable()
+
+
+@pytest.mark.parametrize("make", [turned, split_of_own, noisy, lambda: (Batched(), Batched())])
+def test_data_that_draw_from_the_seeded_generators_are_taken(make: Callable[[], Any]) -> None:
+    reader(make()).require_repeatable()
+
+
+def tensors(**changed: Tensor) -> tuple[Tensor, ...]:
+    parts = {
+        "x": torch.arange(500).view(250, 2),
+        "y": torch.arange(250),
+        "test_x": torch.zeros(9, 2),
+        "test_y": torch.arange(9),
+    }
+    return tuple((parts | changed).values())
+
+
+def test_the_fingerprint_tells_data_apart() -> None:
+    shuffled = torch.randperm(250, generator=torch.Generator().manual_seed(0))
+    data = [
+        tensors(),
+        tensors(y=torch.arange(250).roll(1)),
+        tensors(x=torch.arange(500).view(250, 2)[shuffled]),
+        tensors(x=torch.arange(500.0).view(250, 2)),
+        tensors(x=torch.arange(1000).view(250, 4)),
+        tensors(x=torch.arange(502).view(251, 2), y=torch.arange(251)),
+        tensors(test_y=torch.arange(9) * 2),
+    ]
+    prints = [reader(parts).fingerprint() for parts in data]
+    assert len(set(prints)) == len(prints)
+    assert reader(tensors()).fingerprint() == prints[0]
+
+
+def test_the_fingerprint_and_the_check_of_targets_read_few_of_many_items() -> None:
+    data = Turned(100_000), Turned(100_000)
+    once, again = (reader(data).fingerprint() for _ in range(2))
+    assert once == again
+    assert sum(map(len, reader(data).known_targets(1000))) == 2000
+    assert sum(data[0].read.values()) < 2000
