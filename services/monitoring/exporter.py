@@ -13,9 +13,10 @@ from threading import Thread
 from typing import NotRequired, TypedDict
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lowdimfa.errors import ResourceError
+from services.monitoring.pages import listen
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +63,11 @@ def start_exporter(registry: CollectorRegistry, address: str, port: int = 0) -> 
         The address or port can't be had.
     """
     try:
-        server, thread = start_http_server(port, addr=address, registry=registry)
+        server = listen(address, port, make_wsgi_app(registry))
     except OSError as error:
         raise ResourceError(f"The metrics can't be served on {address}:{port}: {error}.") from error
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return Exporter(server, thread), server.server_port
 
 

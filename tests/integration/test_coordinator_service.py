@@ -193,7 +193,7 @@ def test_health_reflection_and_pages_for_machines(tmp_path: Path) -> None:
         }
         assert values["lowdimfa_coordinator_known_jobs", "starting"] == 1
         assert values["lowdimfa_coordinator_answered_calls_total", "OK", "SubmitJob"] == 1
-        assert values["lowdimfa_coordinator_cluster_up_info",] == 1
+        assert values["lowdimfa_coordinator_cluster_up",] == 1
 
 
 def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
