@@ -58,6 +58,20 @@ def test_what_is_wrong_is_said_key_by_key(service: Running) -> None:
         calls.submit("a", "model: [\n  1: 2: 3", {})
     with client(service) as calls, pytest.raises(InputError, match=r"feedback\.form"):
         calls.submit("a", SPECIFICATION + "feedback: {form: backprop}\n", {})
+    with client(service) as calls, pytest.raises(InputError) as caught:
+        calls.submit(
+            "a",
+            SPECIFICATION.replace("width", "widht").replace("10}", "10, optimizer: {args: {lr: fast}}}"),
+            {},
+        )
+    for words in (
+        "specification.model.args.widht: found an argument that lowdimfa.models:mlp doesn't take",
+        "specification.model.args.width: found nothing; expected an integer",
+        "specification.train.optimizer.args.lr: found the string 'fast'; expected a number.",
+    ):
+        assert words in caught.value.message
+    with client(service) as calls:
+        assert list(calls.jobs()) == []
     for call in ("get", "resume"):
         with client(service) as calls, pytest.raises(InputError, match="no job 'nobody'"):
             getattr(calls, call)("nobody")
