@@ -21,7 +21,7 @@ from services.coordinator.service import CoordinatorService
 from services.coordinator.settings import ServeSettings
 from services.coordinator.store import JobStore
 from services.coordinator.supervisor import Supervisor
-from services.coordinator.web import Web, overdue
+from services.coordinator.web import Web
 from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
 from services.rpc.certificates import server_credentials
 from services.rpc.options import server_options
@@ -169,7 +169,7 @@ class Coordinator:
         if not self._supervisor.alive:
             return "the supervisor's thread has ended"
         # Its longest call to the cluster is that which starts a local one, and then an agent.
-        if overdue(self._supervisor.health.round_at, 6 * self._settings.liveness):
+        if self._supervisor.health.silent > 6 * self._settings.liveness:
             return "the supervisor has not finished a round for six times the liveness"
         try:
             self._store.count_by_state()

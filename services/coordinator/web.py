@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Thread
@@ -104,8 +103,3 @@ class Web:
             except (OSError, ValueError, TypeError, KeyError):
                 _log.warning("the targets of job %s can't be read from %s", job.id, path)
         return found
-
-
-def overdue(since: float, liveness: float) -> bool:
-    """Return whether something that should happen all the time has not for a whole liveness."""
-    return time.time() - since > liveness

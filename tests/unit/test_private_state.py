@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowdimfa.errors import InputError
+from services.coordinator.access import write_tokens
 from services.coordinator.jobs import Submission
 from services.coordinator.local_cluster import _note
 from services.coordinator.private import own_file, own_folder
 from services.coordinator.sqlite_store import SqliteJobStore
+from services.monitoring.exporter import write_targets
+from services.rpc.certificates import write_certificates
+from services.run.manifest import save_durably
 
 SUBMISSION = Submission("a", "ada", "model: 1", {}, "")
 
@@ -131,6 +136,26 @@ def test_a_place_that_can_not_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state" / "jobs.sqlite3").mkdir(parents=True)
     with pytest.raises(InputError, match="can't be used"):
         SqliteJobStore(tmp_path / "state" / "jobs.sqlite3", tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_what_lies_in_the_storage_has_its_rights_by_the_umask(tmp_path: Path, umask: int) -> None:
+    os.umask(umask)
+    write_targets(tmp_path / "runs" / "targets" / "a.json", [])
+    save_durably({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    for path in (tmp_path / "runs" / "targets" / "a.json", tmp_path / "a.safetensors"):
+        assert rights(path) == 0o666 & ~umask
+
+
+def test_tokens_and_keys_are_their_owner_s_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").touch(0o666)
+    (tmp_path / f".tokens.json.{os.getpid()}").touch(0o666)  # as a killed command leaves it
+    write_tokens(tmp_path / "tokens.json", [])
+    assert rights(tmp_path / "tokens.json") == 0o600
+    keys = [path for path in write_certificates(tmp_path / "tls", ["localhost"], 1) if path.suffix == ".key"]
+    assert len(keys) == 3 and all(rights(path) == 0o600 for path in keys)
+    with pytest.raises(InputError, match="no place to write"):
+        write_tokens(tmp_path / "nowhere" / "tokens.json", [])
 
 
 def test_a_run_directory_that_is_there_is_no_new_job_s(
