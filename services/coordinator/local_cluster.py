@@ -1,18 +1,10 @@
-"""A Ray cluster on this machine, in a process of its own that outlives the coordinator.
-
-``python -m services.coordinator.local_cluster STATE CPUS`` starts it, writes its process id and then its address into
-``STATE/ray.json``, and ends it on SIGTERM. It holds the lock ``STATE/ray.lock`` as long as it lives, by which others
-know that the process of that id is still the one that wrote it. When one of the processes without which there is no
-cluster ends, it ends the others: a cluster is whole or not there, so that whoever needs it can tell, and starts another.
-"""
+"""A Ray cluster on this machine, found or started: `services.coordinator.ray_holder` holds it."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import ResourceError
 from services.coordinator.private import own_file
+from services.coordinator.ray_holder import destroy, lock_file
 from services.trainer.cluster import unreachable
 
 START_LIVENESS = 2.0
@@ -32,19 +25,8 @@ START_LIVENESS = 2.0
 LEAST_CPUS = 4
 """Counted even where there are fewer cores, so that the examples, which have four blocks, run on a small machine."""
 
-VITAL = frozenset({"gcs_server", "raylet"})
-"""Names of the processes without which there is no cluster."""
-
-WATCH_SECONDS = 1.0
-"""Between looks at them."""
-
 POLL_SECONDS = 0.1
 """Between looks whether a cluster has started."""
-
-LOCK_SECONDS = 10.0
-"""Longest wait for the lock of a cluster's directory: others take it for a moment, to see whether it is held."""
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class LocalCluster:
@@ -107,7 +89,7 @@ class LocalCluster:
 
     def _running(self) -> tuple[psutil.Process, str] | None:
         """Return process and address, which is empty while it starts; None if it isn't running."""
-        lock = _lock(self._state)
+        lock = FileLock(own_file(lock_file(self._state)))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -126,7 +108,7 @@ class LocalCluster:
         command = [
             sys.executable,
             "-m",
-            "services.coordinator.local_cluster",
+            "services.coordinator.ray_holder",
             str(self._state),
             str(self._cpus),
         ]
@@ -153,81 +135,3 @@ class LocalCluster:
             f"Ray did not start within {START_LIVENESS * self._liveness:g} s; its log is {self._log}; raise "
             "--liveness, or start a cluster and give --ray-address"
         )
-
-
-def main() -> None:
-    """Hold a cluster until SIGTERM, or until it is no longer whole."""
-    state, cpus = Path(sys.argv[1]), int(sys.argv[2])
-    own = psutil.Process()
-    with _lock(state).acquire(timeout=LOCK_SECONDS):
-        _note(state, own.pid, "")
-        adopt_orphans()
-        try:
-            _hold(state, own, cpus)
-        finally:
-            end_family(own)
-
-
-def _hold(state: Path, own: psutil.Process, cpus: int) -> None:
-    told = threading.Event()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # while it starts, whose children `main` then ends
-    import ray  # after the settings
-
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
-        signal.signal(number, lambda *_: told.set())
-    vital = [child for child in own.children() if child.name() in VITAL]
-    _note(state, own.pid, ray.get_runtime_context().gcs_address)
-    while not told.wait(WATCH_SECONDS):
-        if not all(map(lives, vital)):
-            print("a process of the cluster has ended; the others are ended too", file=sys.stderr, flush=True)
-            end_family(own)
-            os._exit(1)  # Ray's own end would wait for what is gone
-    ray.shutdown()
-
-
-def _lock(state: Path) -> FileLock:
-    return FileLock(own_file(state / "ray.lock"))
-
-
-def _note(state: Path, pid: int, address: str) -> None:
-    scratch = own_file(state / "ray.json.tmp")
-    scratch.write_text(json.dumps({"pid": pid, "address": address}), "utf-8")
-    scratch.replace(state / "ray.json")
-
-
-def adopt_orphans() -> None:
-    """Become the parent of processes below this one that lose theirs: Ray's workers may outlive their node."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def end_family(process: psutil.Process) -> None:
-    """Kill all processes below one, also those that others of them leave behind."""
-    while family := [child for child in process.children(recursive=True) if lives(child)]:
-        for member in family:
-            with contextlib.suppress(psutil.Error):
-                member.kill()
-        psutil.wait_procs(family, timeout=WATCH_SECONDS)
-
-
-def destroy(process: psutil.Process | psutil.Popen) -> None:
-    """Kill a process and all below it; it is halted first, so that it starts no more of them."""
-    with contextlib.suppress(psutil.Error):
-        process.suspend()
-        end_family(process)
-        process.kill()
-    psutil.wait_procs([process], timeout=WATCH_SECONDS)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,8 +19,9 @@ from rpc_helpers import eventually
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError
 from services.coordinator import process
 from services.coordinator.jobs import JobState, Submission
-from services.coordinator.local_cluster import LocalCluster, lives
+from services.coordinator.local_cluster import LocalCluster
 from services.coordinator.process import serve
+from services.coordinator.ray_holder import lives
 from services.coordinator.settings import ServeSettings
 from services.coordinator.sqlite_store import SqliteJobStore
 
@@ -275,3 +278,9 @@ def test_a_cluster_is_found_again_whatever_the_clock_says_and_one_that_is_lost_i
         assert (first.fresh, second.fresh) == (True, False)
         second.end()
         assert LocalCluster(tmp_path / "state", 120.0)._running() is None
+
+
+def test_who_holds_a_cluster_is_not_kept_from_it_by_what_it_does_not_need() -> None:
+    script = "import sys, services.coordinator.ray_holder; print({'torch', 'ray', 'grpc'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done

@@ -17,8 +17,8 @@ import torch
 from lowdimfa.errors import InputError
 from services.coordinator.access import write_tokens
 from services.coordinator.jobs import Submission
-from services.coordinator.local_cluster import _note
 from services.coordinator.private import own_file, own_folder
+from services.coordinator.ray_holder import _note
 from services.coordinator.sqlite_store import SqliteJobStore
 from services.monitoring.exporter import write_targets
 from services.rpc.certificates import write_certificates
