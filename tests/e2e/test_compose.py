@@ -70,9 +70,9 @@ def trains_to_the_end(coordinator: str, prometheus: Prometheus) -> None:
 
 def fails(coordinator: str) -> None:
     """Submit a job without data: its trainer, in a container, says what is wrong."""
-    failed = submit(coordinator, "--watch", data__factory="lowdimfa.data:nothing")
+    failed = submit(coordinator, "--watch", data__factory="nowhere:data")
     assert failed.code == 2, failed
-    assert "lowdimfa.data" in failed.stderr + failed.stdout
+    assert "nowhere:data" in failed.stderr + failed.stdout
 
 
 def is_stopped(coordinator: str, prometheus: Prometheus) -> None:

@@ -44,11 +44,13 @@ def test_a_bad_specification_names_the_user_s_file_and_reaches_no_service(
     bad = tmp_path / "bad.yaml"
     bad.write_text(DIGITS.read_text().replace("epochs:", "epoch:"))
     refused(served.run("submit", bad), str(bad), "train.epoch", "Did you mean")
+    lr = served.run("submit", DIGITS, "--set", "train.optimizer.args.lr=fast")
+    refused(lr, "--set train.optimizer.args.lr: found the string 'fast'; expected a number")
     refused(served.run("status", "nobody"), "'nobody'", "no such job")
 
 
 def test_data_that_can_not_be_had_fails_the_job_with_the_command_s_exit_code(served: Service) -> None:
-    outcome = served.run("submit", DIGITS, "--watch", "--set", "data.factory=lowdimfa.data:nothing")
+    outcome = served.run("submit", DIGITS, "--watch", "--set", "data.factory=nowhere:data")
     assert outcome.code == 2, outcome
     assert "data.factory" in outcome.stderr and "Traceback" not in outcome.stderr
 

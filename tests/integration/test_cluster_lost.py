@@ -15,7 +15,8 @@ from specifications import specification
 
 from services.coordinator.attempt import RunRequests
 from services.coordinator.jobs import Event, Job, JobState, Submission
-from services.coordinator.local_cluster import VITAL, LocalCluster
+from services.coordinator.local_cluster import LocalCluster
+from services.coordinator.ray_holder import VITAL
 from services.coordinator.ray_runner import RayRunner
 from services.coordinator.sqlite_store import SqliteJobStore
 from services.coordinator.supervisor import Supervisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +95,13 @@ def test_nothing_is_unpickled(path: Path) -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"
     ]
     assert not uses
+
+
+def test_the_library_loads_torch_when_something_of_it_is_used() -> None:
+    script = (
+        "import sys, lowdimfa, lowdimfa.errors; assert 'torch' not in sys.modules\n"
+        "from lowdimfa import decouple, Block; assert 'torch' in sys.modules\n"
+        "assert all(getattr(lowdimfa, name) is not None for name in lowdimfa.__all__)\n"
+        "assert set(lowdimfa.__all__) <= set(dir(lowdimfa))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
