@@ -51,6 +51,7 @@ def passed(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     return entry, told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(HANGS + 60)
 def test_a_run_survives_more_than_twenty_kills_with_rejoin(tmp_path: Path) -> None:
     arguments = ("--on-failure", "rejoin", "--kinds", "crash", "--faults", 24)
@@ -68,6 +69,7 @@ def test_a_run_survives_more_than_twenty_kills_with_rejoin(tmp_path: Path) -> No
         assert trainer[name][1] <= 1.1 * trainer[name][0] + (64 * 2**20 if name == "memory" else 10)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(HANGS + 60)
 def test_every_kind_of_fault_with_restart_leaves_every_bit_as_it_was(tmp_path: Path) -> None:
     outcome = drill(tmp_path / "drill", "--on-failure", "restart", train__steps=600, run__checkpoint_every=60)
