@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import COMMAND, DIGITS, Outcome, environment, lowdimfa, refused, settings
+from command import COMMAND, DIGITS, Outcome, environment, refused, settings
+from forks import Forks
 
 HANGS = 560
 """Seconds after which a drill counts as hanging; each takes 2 to 4 minutes on two busy cores."""
@@ -83,11 +84,11 @@ def test_every_kind_of_fault_with_restart_leaves_every_bit_as_it_was(tmp_path: P
     assert told["happened"] >= 10
 
 
-def test_what_a_drill_can_not_do_is_refused(tmp_path: Path) -> None:
+def test_what_a_drill_can_not_do_is_refused(forks: Forks, tmp_path: Path) -> None:
     refused(
-        lowdimfa("drill", DIGITS, "--run-dir", tmp_path / "drill"),
+        forks.run("drill", DIGITS, "--run-dir", tmp_path / "drill"),
         "run.on_failure: found 'fail'",
         "--on-failure rejoin or restart",
     )
-    refused(lowdimfa("drill", DIGITS, "--kinds", "crush"), "--kinds: found 'crush'")
+    refused(forks.run("drill", DIGITS, "--kinds", "crush"), "--kinds: found 'crush'")
     assert not (tmp_path / "drill").exists()

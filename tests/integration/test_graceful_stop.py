@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from services.run.user_code import UserCode
 from services.spec import parse_specification
 from services.trainer.actor import TrainerActor
 from services.trainer.api import DecoupledTrainer
-from services.trainer.cluster import start_ray
 from services.trainer.execute import RunRequest
 
 TALKATIVE = '''
@@ -58,12 +57,7 @@ def make_model():
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One Ray for all of these tests, because starting it takes seconds."""
-    disconnect = start_ray(None, blocks=5, cpus_per_block=1)
-    yield
-    disconnect()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def exported(run_dir: Path) -> dict[str, torch.Tensor]:

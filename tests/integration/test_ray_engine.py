@@ -7,7 +7,6 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ from lowdimfa.errors import NotFiniteError, PeerError, ResourceError, StoppedErr
 from services.monitoring.metrics_table import METRICS
 from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer, Result
-from services.trainer.cluster import start_ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One Ray for all of these tests, because starting it takes seconds."""
-    disconnect = start_ray(None, blocks=5, cpus_per_block=1)
-    yield
-    disconnect()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 class Watch:
@@ -72,15 +65,12 @@ def assert_gone(pids: dict[str, Any], seconds: float = 10.0) -> None:
 @pytest.mark.parametrize(
     ("model", "blocks", "q_rule"),
     [
-        ("mlp", 4, "fixed"),
-        ("mlp", 2, "readout"),
         ("cnn", 4, "hebbian"),
-        ("cnn", 2, "probed"),
-        ("transformer", 2, "readout"),
-        ("transformer", 4, "probed"),
+        ("transformer", 2, "probed"),
     ],
 )
 def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
+    """What draws random numbers needs processes of its own; test_workers.py has the rest in threads."""
     watch = Watch()
     result = fit(specification(model, blocks, q_rule), tmp_path / "ray", watch=watch)
     fit(specification(model, blocks, q_rule), tmp_path / "local", engine="local")

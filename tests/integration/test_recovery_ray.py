@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from specifications import specification
 from lowdimfa.errors import BlockLostError, PeerError
 from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer, Result
-from services.trainer.cluster import start_ray
 
 BLOCKS = 4
 HEAD = BLOCKS - 1
@@ -22,12 +20,7 @@ SECONDS = 10.0
 """Training goes on within this time after a block was killed, on 2 cores."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One Ray for all of these tests, because starting it takes seconds."""
-    disconnect = start_ray(None, blocks=BLOCKS, cpus_per_block=1)
-    yield
-    disconnect()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def job(policy: str, faults: list[dict[str, Any]], steps: int = 120, **run: Any) -> dict[str, Any]:

@@ -13,7 +13,9 @@ def test_every_promise_has_its_tests() -> None:
     rows = [line for line in PROMISES.splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 20
     for row in rows:
-        _, quick, slow = (re.findall(r"`(tests/[a-z0-9_/]+\.py)`", cell) for cell in row.strip("|").split("|"))
+        _, quick, slow = (
+            re.findall(r"`(tests/[a-z0-9_/]+\.py)`", cell) for cell in row.strip("|").split("|")
+        )
         assert quick or slow, row
         for path in (*quick, *slow):
             text = (ROOT / path).read_text("utf-8")
