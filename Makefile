@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
 STUBS_VENV := .venv-stubs
 STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' services/rpc/generate.py)
@@ -67,10 +69,10 @@ demo: venv
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 test: venv
-	@$(PYTEST) -m 'not slow' tests
+	@$(PYTEST) $(PARALLEL) -m 'not slow' tests
 
 test-unit: venv
-	@$(PYTEST) -m 'not slow' tests/unit
+	@$(PYTEST) $(PARALLEL) -m 'not slow' tests/unit
 
 test-slow: venv
 	@$(PYTEST) -m slow tests

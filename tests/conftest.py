@@ -17,6 +17,16 @@ CPUS = 5
 """Of the shared Ray: one for each block, and each replica of one, of the largest run that the tests make on it."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together, and all with a real Ray, which is one at a time and begins first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            ray = not {"shared_ray", "served"}.isdisjoint(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))  # type: ignore[union-attr]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""

@@ -15,7 +15,7 @@ import psutil
 from command import COMMAND, DIGITS, Going, Outcome, environment, settings
 from forks import Forks
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 class Service:
@@ -30,7 +30,7 @@ class Service:
     def start(self) -> None:
         """Start it, on the same port after the first time."""
         command = [COMMAND, "serve", "--format", "json", "--port", self._port, "--http-port", "0"]
-        command += ["--storage", self.storage, "--liveness", "20", *self._arguments]
+        command += ["--storage", self.storage, "--liveness", "60", *self._arguments]
         with (self._folder / "serve.log").open("a") as log:
             self.process = subprocess.Popen(
                 [*map(str, command)],
@@ -43,13 +43,12 @@ class Service:
         timer = threading.Timer(START_SECONDS, self.process.kill)
         timer.start()
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["event"] == "serving":
-                break
-        else:
-            raise AssertionError(f"the service did not start: {(self._folder / 'serve.log').read_text()}")
+        events = map(json.loads, self.process.stdout)
+        event = next((event for event in events if event["event"] == "serving"), None)
         timer.cancel()
+        if event is None:
+            self.process.kill()
+            raise AssertionError(f"the service did not start: {(self._folder / 'serve.log').read_text()}")
         self.address, self.http = event["address"], event["http"]
         self._port = self.address.rpartition(":")[2]
 
@@ -61,8 +60,8 @@ class Service:
     def end(self) -> dict[str, Any]:
         """End it in order; return its last word."""
         self.process.send_signal(signal.SIGTERM)
-        stdout, _ = self.process.communicate(timeout=60)
-        return json.loads(stdout.splitlines()[-1])
+        with Going(self.process) as going:
+            return going.end().events[-1]
 
     def run(self, *arguments: object) -> Outcome:
         """Run a client command."""

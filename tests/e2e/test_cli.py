@@ -253,10 +253,10 @@ def test_a_second_signal_ends_a_run_in_the_middle_of_its_step(forks: Forks, tmp_
     assert outcome.events[-1]["code"] == "stopped"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.xdist_group("ray")
 def test_ctrl_c_on_ray_stops_in_order(forks: Forks, tmp_path: Path) -> None:
-    run_dir = tmp_path / "stopped"
-    with started(*local(DIGITS, run_dir), *UNBROKEN, "--engine", "ray") as going:
+    run_dir, blocks = tmp_path / "stopped", settings(model__blocks=2)
+    with started(*local(DIGITS, run_dir), *UNBROKEN, *blocks, "--engine", "ray") as going:
         pids = going.until("started")[-1]["pids"]
         going.until("progress")
         going.interrupt()
@@ -266,7 +266,7 @@ def test_ctrl_c_on_ray_stops_in_order(forks: Forks, tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(processes, 20)
     assert not alive
     longer = settings(train__epochs=None, train__steps=step + 3)
-    again = forks.run(*local(DIGITS, run_dir), *longer, "--resume")
+    again = forks.run(*local(DIGITS, run_dir), *blocks, *longer, "--resume")
     assert again.events[-1]["steps"] == step + 3
 
 
@@ -346,10 +346,16 @@ def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
     refused(forks.run("data", "fetch", "imagenet"), "imagenet", "digits")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.xdist_group("ray")
 def test_ray_keeps_quiet(tmp_path: Path) -> None:
     outcome = lowdimfa(
-        "train", DIGITS, "--format", "json", "--run-dir", tmp_path / "run", *settings(train__epochs=1)
+        "train",
+        DIGITS,
+        "--format",
+        "json",
+        "--run-dir",
+        tmp_path / "run",
+        *settings(train__epochs=1, model__blocks=2),
     )
     assert outcome.code == 0, outcome
     # Ray's native code may still warn, dated, of a machine that is too busy.

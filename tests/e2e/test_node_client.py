@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from command import DIGITS, Going
 from forks import Forks
+from ray.cluster_utils import Cluster
 from service import Service, service
 
 SOURCES = Path(__file__).parent / "node_client"
@@ -67,7 +68,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def node(installed: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(
+    installed: Path, forks: Forks, shared_ray: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     """Give the client of a service with TLS and tokens."""
     folder = tmp_path_factory.mktemp("served")
     assert forks.run("certs", folder / "tls").code == 0
@@ -77,14 +80,18 @@ def node(installed: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory
         patch.setenv("LOWDIMFA_TOKEN", json.loads(added.stdout)["token"])
         patch.setenv("LOWDIMFA_CA", str(folder / "tls/ca.crt"))
         options = ("--tls-cert", folder / "tls/server.crt", "--tls-key", folder / "tls/server.key")
-        with service(folder, forks, *options, "--tokens", tokens) as served:
+        with service(
+            folder, forks, *options, "--tokens", tokens, "--ray-address", shared_ray.address
+        ) as served:
             yield Node(installed, served)
 
 
 def test_it_submits_watches_and_stops_a_job(node: Node, tmp_path: Path) -> None:
     endless = tmp_path / "endless.yaml"
     endless.write_text(
-        DIGITS.read_text("utf-8").replace("epochs: 20", "epochs: 5000") + "  log_every: 5\n", "utf-8"
+        DIGITS.read_text("utf-8").replace("epochs: 20", "epochs: 5000").replace("blocks: 4", "blocks: 2")
+        + "  log_every: 5\n",
+        "utf-8",
     )
     submitted = node.one("submit", "from-node", endless)
     assert submitted["created"] is True
@@ -107,7 +114,7 @@ def test_it_submits_watches_and_stops_a_job(node: Node, tmp_path: Path) -> None:
     kinds = {event["event"] for event in events}
     assert kinds >= {"state", "started", "progress", "checkpoint", "failed"}
     (started,) = (event["started"] for event in events if event["event"] == "started")
-    assert started["blocks"] == 4 and len(started["pids"]["blocks"]) == 4
+    assert started["blocks"] == 2 == len(started["pids"]["blocks"])
 
     middle = len(events) // 2
     code, again = node.run("watch", job, middle)

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 import yaml
+from command import environment, local
+from forks import Forks
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 LOWDIMFA = Path(sys.executable).parent / "lowdimfa"
@@ -38,8 +41,9 @@ SPECIFICATION: dict[str, Any] = {
 
 
 def start(spec: Path, run_dir: Path, *extra: str) -> subprocess.Popen[str]:
+    """Run the installed command on Ray: one of its own, or that at an address."""
     command = [LOWDIMFA, "train", spec, "--run-dir", run_dir, "--format", "json", *extra]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -48,12 +52,6 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.returncode == 0, last
     assert last["event"] == "finished"
     return last
-
-
-def exported(run_dir: Path) -> dict[str, Any]:
-    output = run_dir.with_suffix(".safetensors")
-    subprocess.run([LOWDIMFA, "export", run_dir, "--output", output], check=True, timeout=60)
-    return load_file(output)
 
 
 def kill_all(pids: list[int]) -> None:
@@ -68,31 +66,41 @@ def kill_all(pids: list[int]) -> None:
 
 
 class Whole(NamedTuple):
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, in one process."""
 
     spec: Path
     run_dir: Path
     finished: dict[str, Any]
+    forks: Forks
 
     def equals(self, run_dir: Path, finished: dict[str, Any]) -> None:
         """Check that another run came to the same end, bit for bit."""
         for key in ("steps", "samples", "test_loss", "test_accuracy"):
             assert finished[key] == self.finished[key], key
-        found, expected = exported(run_dir), exported(self.run_dir)
+        found, expected = self._exported(run_dir), self._exported(self.run_dir)
         assert found.keys() == expected.keys()
         assert all(found[name].equal(expected[name]) for name in expected)
 
+    def _exported(self, run_dir: Path) -> dict[str, Any]:
+        output = run_dir.with_suffix(".safetensors")
+        assert self.forks.run("export", run_dir, "--output", output).code == 0
+        return load_file(output)
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    spec = folder / "spec.yaml"
+    spec, run_dir = folder / "spec.yaml", folder / "run"
     spec.write_text(yaml.safe_dump(SPECIFICATION))
-    return Whole(spec, folder / "run", finish(start(spec, folder / "run")))
+    outcome = forks.run(*local(spec, run_dir))
+    assert outcome.code == 0, outcome
+    return Whole(spec, run_dir, outcome.events[-1], forks)
 
 
 @pytest.mark.timeout(900)
-def test_killed_and_resumed_equals_never_interrupted(whole: Whole, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_never_interrupted(
+    whole: Whole, shared_ray: Cluster, tmp_path: Path
+) -> None:
     spec = whole.spec
     process = start(spec, tmp_path / "killed")
     assert process.stdout is not None
@@ -113,15 +121,17 @@ def test_killed_and_resumed_equals_never_interrupted(whole: Whole, tmp_path: Pat
     assert process.wait(20) == -signal.SIGKILL
     last = f"step-{whole.finished['steps']:08d}"
     assert not (tmp_path / "killed" / "checkpoints" / last).exists()
-    whole.equals(tmp_path / "killed", finish(start(spec, tmp_path / "killed", "--resume")))
+    again = start(spec, tmp_path / "killed", "--resume", "--address", shared_ray.address)
+    whole.equals(tmp_path / "killed", finish(again))
 
 
 @pytest.mark.timeout(600)
 def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
-    whole: Whole, tmp_path: Path
+    whole: Whole, shared_ray: Cluster, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    process = start(whole.spec, run_dir, "--set", "run.on_failure=restart")
+    restart = ("--set", "run.on_failure=restart", "--address", shared_ray.address)
+    process = start(whole.spec, run_dir, *restart)
     assert process.stdout is not None
     events: list[dict[str, Any]] = []
     trainers: list[int] = []

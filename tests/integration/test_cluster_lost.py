@@ -92,6 +92,7 @@ def plain(steps: int, on_failure: str) -> dict[str, object]:
     )
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_jobs_of_a_cluster_that_dies_go_on_in_the_next_one(service: Service, tmp_path: Path) -> None:
     going_on = service.submit("going-on", plain(600, "restart"))

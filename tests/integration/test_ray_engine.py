@@ -54,7 +54,7 @@ def exported(run_dir: Path) -> dict[str, torch.Tensor]:
     return export_state(CheckpointStore(run_dir).load(None))
 
 
-def assert_gone(pids: dict[str, Any], seconds: float = 10.0) -> None:
+def assert_gone(pids: dict[str, Any], seconds: float = 60.0) -> None:
     """Every process of a run has ended."""
     _, alive = psutil.wait_procs(
         [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)], seconds
@@ -192,7 +192,7 @@ def test_a_hanging_block_is_named_within_the_liveness(tmp_path: Path) -> None:
     )
     with pytest.raises(PeerError, match="block 1"):
         fit(plain, tmp_path / "run", watch=watch)
-    assert time.monotonic() - stopped_at < 3 * 6.0
+    assert time.monotonic() - stopped_at < 5 * 6.0
     assert_gone(watch.first("started")["pids"])
 
 

@@ -10,6 +10,7 @@ from lowdimfa.errors import ResourceError
 from services.trainer.cluster import start_ray
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_failed_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives up after its head processes are there, as on a machine that is too busy for its own deadline."""
     started: list[psutil.Process] = []
