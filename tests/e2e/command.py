@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ COMMAND = Path(sys.executable).parent / "lowdimfa"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits_mlp.yaml"
 SECONDS = 240
+"""That a command may take, or be silent if it is one that goes on: only one that hangs is."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +93,22 @@ class Going:
     """A command that goes on while the test reads what it prints; a context manager that ends it.
 
     All is read through the streams' own buffers. `Popen.communicate` reads beside them, and loses what iteration over
-    lines has read ahead.
+    lines has read ahead. A command that says nothing for `SECONDS` is ended.
     """
 
     def __init__(self, process: Process) -> None:
         self.process = process
         assert process.stdout is not None
         self._stdout = process.stdout
-        self._limit = threading.Timer(SECONDS, process.kill)
-        self._limit.start()
+        self._heard = time.monotonic()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._end_the_silent)
+        self._watch.start()
 
     def until(self, kind: str) -> list[dict[str, Any]]:
         """Return the events up to the next one of a kind, or of a job's state."""
         events: list[dict[str, Any]] = []
-        for line in self._stdout:
+        for line in self._lines():
             events.append(json.loads(line))
             if kind in (events[-1]["event"], events[-1].get("state")):
                 return events
@@ -122,8 +127,19 @@ class Going:
         """Wait for the end and return what was not read yet."""
         with ThreadPoolExecutor(1) as pool:  # so that it finds room for both
             errors = pool.submit(self.process.stderr.read) if self.process.stderr else None
-            stdout = self._stdout.read()
+            stdout = "".join(self._lines())
             return Outcome(self.process.wait(SECONDS), stdout, errors.result() if errors else "")
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._stdout:
+            self._heard = time.monotonic()
+            yield line
+
+    def _end_the_silent(self) -> None:
+        while not self._over.wait(max(0.0, self._heard + SECONDS - time.monotonic())):
+            if time.monotonic() >= self._heard + SECONDS:
+                self.process.kill()
+                return
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +147,8 @@ class Going:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._limit.cancel()
+        self._over.set()
+        self._watch.join()
         self.process.kill()
         self.process.wait(SECONDS)
         for stream in (self.process.stdout, self.process.stderr):

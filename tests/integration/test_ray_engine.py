@@ -16,6 +16,7 @@ import ray
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from specifications import specification
+from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError, ResourceError, StoppedError
 from services.monitoring.metrics_table import METRICS
@@ -123,46 +124,45 @@ def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
 
 
 def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: Path) -> None:
-    """Block 0 and 1 have two replicas each; one of block 0's is killed, after somebody stopped and resumed the run."""
+    """Block 0 has two replicas; one of them is killed, after somebody stopped and resumed the run."""
     train = {"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.05, "momentum": 0.9}}}
     plain = specification(
         "mlp",
-        3,
+        2,
         train=train | {"scheduler": None, "steps": 60, "microbatches": 4},
         run={"on_failure": "restart", "checkpoint_every": 20, "liveness_seconds": 20.0},
         placement={"replicas": 2},
     )
-    started = Watch()
-    fit(plain, tmp_path / "whole", watch=started)
-    pids = started.first("started")["pids"]
-    assert len({pids["trainer"], *pids["blocks"]}) == 1 + 5
-    assert {path.name for path in (tmp_path / "whole" / "timeline").iterdir()} == {
-        "block-0.jsonl",
-        "block-0-replica-1.jsonl",
-        "block-1.jsonl",
-        "block-1-replica-1.jsonl",
-        "block-2.jsonl",
-    }
-    assert json.loads((tmp_path / "whole" / "plan.json").read_text())["replicas"] == [2, 2, 1]
-
-    parts = tmp_path / "parts"
+    run_dir = tmp_path / "ray"
     disturbed = plain | {"drill": {"faults": [{"kind": "crash", "block": 0, "replica": 1, "step": 50}]}}
     watch = Watch("checkpoint", lambda event: trainer.stop())
-    trainer = DecoupledTrainer(disturbed, run_dir=parts, on_event=watch)
+    trainer = DecoupledTrainer(disturbed, run_dir=run_dir, on_event=watch)
     with pytest.raises(StoppedError):
         trainer.fit()
-    assert 20 <= CheckpointStore(parts).load(None).step < 60
+    pids = watch.first("started")["pids"]
+    assert len({pids["trainer"], *pids["blocks"]}) == 1 + 3
+    assert_gone(pids)
+    assert 20 <= CheckpointStore(run_dir).load(None).step < 60
     resumed = Watch()
-    DecoupledTrainer(disturbed, run_dir=parts, on_event=resumed, resume=True).fit()
+    DecoupledTrainer(disturbed, run_dir=run_dir, on_event=resumed, resume=True).fit()
     assert "block 0, replica 1 lost its process" in resumed.first("recovering")["reason"]
     assert resumed.first("recovered")["blocks"] == [0]
     assert resumed.first("recovered")["step"] in (20, 40)
+    assert {path.name for path in (run_dir / "timeline").iterdir()} == {
+        "block-0.jsonl",
+        "block-0-replica-1.jsonl",
+        "block-1.jsonl",
+    }
+    assert json.loads((run_dir / "plan.json").read_text())["replicas"] == [2, 1]
 
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, 60)
+        whole = fleet.model_state()
     fit(plain | {"placement": {"replicas": 1}}, tmp_path / "local", engine="local")
-    whole, found, single = (exported(tmp_path / name) for name in ("whole", "parts", "local"))
+    found, single = exported(run_dir), exported(tmp_path / "local")
+    assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     torch.testing.assert_close(whole, single, rtol=1e-2, atol=1e-4)
-    assert_gone(pids)
 
 
 def test_a_killed_block_is_named_and_the_last_checkpoint_is_kept(tmp_path: Path) -> None:

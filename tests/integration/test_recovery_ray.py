@@ -28,10 +28,12 @@ ALL = pytest.param([*range(BLOCKS)], marks=pytest.mark.slow)
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def job(policy: str, faults: list[dict[str, Any]], steps: int = 120, **run: Any) -> dict[str, Any]:
+def job(
+    policy: str, faults: list[dict[str, Any]], steps: int = 120, blocks: int = BLOCKS, **run: Any
+) -> dict[str, Any]:
     settings = {"on_failure": policy, "liveness_seconds": 20.0, "max_recoveries": 20} | run
     return specification(
-        "cnn", BLOCKS, "hebbian", train={"steps": steps}, run=settings, drill={"faults": faults}
+        "cnn", blocks, "hebbian", train={"steps": steps}, run=settings, drill={"faults": faults}
     )
 
 
@@ -121,4 +123,4 @@ def test_a_run_that_may_not_recover_leaves_every_blocks_last_words(tmp_path: Pat
 def test_losses_beyond_the_budget_end_the_run(tmp_path: Path) -> None:
     faults = [{"kind": "crash", "block": 0, "step": step} for step in (3, 5)]
     with pytest.raises(PeerError, match=r"2 losses within 600 s, more than run.max_recoveries \(1\) allows"):
-        fit(job("rejoin", faults, max_recoveries=1), tmp_path / "run")
+        fit(job("rejoin", faults, blocks=2, max_recoveries=1), tmp_path / "run")
