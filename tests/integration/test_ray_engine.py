@@ -91,13 +91,16 @@ def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
     def scrape(_event: dict[str, Any]) -> None:
         for entry in json.loads((tmp_path / "targets" / "run.json").read_text()):
             (address,) = entry["targets"]
-            with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
                 pages[entry["labels"].get("block", "trainer")] = answer.read().decode()
+        trainer.stop()
 
     plain = specification(
-        "mlp", 3, run={"evaluate_every_epochs": 1, "checkpoint_every": 4}, train={"steps": 40}
+        "mlp", 3, run={"evaluate_every_epochs": 1, "checkpoint_every": 4}, train={"steps": 100_000}
     )
-    fit(plain, run_dir, watch=Watch("checkpoint", scrape))
+    trainer = DecoupledTrainer(plain, run_dir=run_dir, on_event=Watch("checkpoint", scrape))
+    with pytest.raises(StoppedError):
+        trainer.fit()
     assert set(pages) == {"0", "1", "2", "trainer"}
     seen = {
         sample.name
@@ -125,29 +128,39 @@ def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
 
 def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: Path) -> None:
     """Block 0 has two replicas; one of them is killed, after somebody stopped and resumed the run."""
-    train = {"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.05, "momentum": 0.9}}}
+    run_dir = tmp_path / "ray"
     plain = specification(
         "mlp",
         2,
-        train=train | {"scheduler": None, "steps": 60, "microbatches": 4},
+        train={
+            "optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.05, "momentum": 0.9}},
+            "scheduler": None,
+            "steps": 100_000,  # it can't end before it is stopped
+            "microbatches": 4,
+        },
         run={"on_failure": "restart", "checkpoint_every": 20, "liveness_seconds": 20.0},
         placement={"replicas": 2},
     )
-    run_dir = tmp_path / "ray"
-    disturbed = plain | {"drill": {"faults": [{"kind": "crash", "block": 0, "replica": 1, "step": 50}]}}
     watch = Watch("checkpoint", lambda event: trainer.stop())
-    trainer = DecoupledTrainer(disturbed, run_dir=run_dir, on_event=watch)
+    trainer = DecoupledTrainer(plain, run_dir=run_dir, on_event=watch)
     with pytest.raises(StoppedError):
         trainer.fit()
     pids = watch.first("started")["pids"]
     assert len({pids["trainer"], *pids["blocks"]}) == 1 + 3
     assert_gone(pids)
-    assert 20 <= CheckpointStore(run_dir).load(None).step < 60
+
+    stopped = CheckpointStore(run_dir).load(None).step
+    assert 20 <= stopped < 100_000
+    plain["train"]["steps"] = stopped + 40
+    crash = {"kind": "crash", "block": 0, "replica": 1, "step": stopped + 30}
     resumed = Watch()
-    DecoupledTrainer(disturbed, run_dir=run_dir, on_event=resumed, resume=True).fit()
+    trainer = DecoupledTrainer(
+        plain | {"drill": {"faults": [crash]}}, run_dir=run_dir, on_event=resumed, resume=True
+    )
+    trainer.fit()
     assert "block 0, replica 1 lost its process" in resumed.first("recovering")["reason"]
     assert resumed.first("recovered")["blocks"] == [0]
-    assert resumed.first("recovered")["step"] in (20, 40)
+    assert stopped <= resumed.first("recovered")["step"] <= stopped + 30
     assert {path.name for path in (run_dir / "timeline").iterdir()} == {
         "block-0.jsonl",
         "block-0-replica-1.jsonl",
@@ -156,7 +169,7 @@ def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: P
     assert json.loads((run_dir / "plan.json").read_text())["replicas"] == [2, 1]
 
     with thread_fleet(plain, tmp_path / "threads") as fleet:
-        fleet.run(0, 60)
+        fleet.run(0, stopped + 40)
         whole = fleet.model_state()
     fit(plain | {"placement": {"replicas": 1}}, tmp_path / "local", engine="local")
     found, single = exported(run_dir), exported(tmp_path / "local")
