@@ -108,11 +108,15 @@ class Going:
     def until(self, kind: str) -> list[dict[str, Any]]:
         """Return the events up to the next one of a kind, or of a job's state."""
         events: list[dict[str, Any]] = []
-        for line in self._lines():
-            events.append(json.loads(line))
-            if kind in (events[-1]["event"], events[-1].get("state")):
+        for event in self.events():
+            events.append(event)
+            if kind in (event["event"], event.get("state")):
                 return events
         raise AssertionError(f"no {kind!r} before the end: {events[-3:]}")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Give what it prints as it comes."""
+        return map(json.loads, self._lines())
 
     def said(self) -> str:
         """Return the next line of standard error."""

@@ -263,7 +263,7 @@ def test_ctrl_c_on_ray_stops_in_order(forks: Forks, tmp_path: Path) -> None:
         outcome = going.end()
     step = stopped_at(outcome, run_dir)
     processes = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(processes, 20)
+    _, alive = psutil.wait_procs(processes, 60)
     assert not alive
     longer = settings(train__epochs=None, train__steps=step + 3)
     again = forks.run(*local(DIGITS, run_dir), *blocks, *longer, "--resume")
