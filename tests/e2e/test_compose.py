@@ -19,6 +19,7 @@ BLOCKS = 4
 CHECK_TORCH = ROOT / "deploy/docker/check_torch.py"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_job_from_outside_trains_over_several_containers() -> None:
     require_engine()

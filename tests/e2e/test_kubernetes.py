@@ -15,6 +15,8 @@ from lowdimfa.version import VERSION
 from services.cli.app import app
 from services.monitoring import prometheus_rule
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BUILDS = ("base", "overlays/gpu", "overlays/mutual-tls")
 BY_HAND = {"coordinator-tls", "coordinator-tokens"}

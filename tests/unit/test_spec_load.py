@@ -82,7 +82,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 @given(specifications)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_resolved_yaml_loads_back_equal(mapping: dict[str, Any]) -> None:
     before = deepcopy(mapping)
     spec = parse_specification(mapping, "generated")
