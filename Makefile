@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
 STUBS_VENV := .venv-stubs
 STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' services/rpc/generate.py)
@@ -10,12 +13,14 @@ STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' s
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test fuzz lint stubs check-stubs docs check-docs clean
+.PHONY: help venv demo test test-unit test-slow fuzz lint stubs check-stubs docs check-docs clean
 
 help:
 	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
-	@echo 'make test         run the tests'
+	@echo 'make test         run the tests but the slow ones (12 minutes on 2 cores)'
+	@echo 'make test-unit    run those that start no process (1 minute)'
+	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
@@ -64,7 +69,13 @@ demo: venv
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 test: venv
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	@$(PYTEST) $(PARALLEL) -m 'not slow' tests
+
+test-unit: venv
+	@$(PYTEST) $(PARALLEL) -m 'not slow' tests/unit
+
+test-slow: venv
+	@$(PYTEST) -m slow tests
 
 fuzz: venv
 	@$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[fuzz]'

@@ -3,19 +3,26 @@
 The learning library: torch only. A network is cut into blocks; each turns one broadcast, low-dimensional error into
 its own update with its own learned feedback weights. Or the layers of any model pass low-dimensional errors back in
 place of gradients: `convert`. The distributed runtime is the package ``services``.
+
+What it has is loaded when it is first used: commands that train nothing don't wait for torch.
 """
 
-from lowdimfa.alignment import Alignment, BlockAlignment, measure_alignment
-from lowdimfa.block import Block
-from lowdimfa.chain import ChainConfig, convert, feedback_parameters, revert
-from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
-from lowdimfa.head import Broadcast, Evaluation, Head
-from lowdimfa.network import DecoupledNetwork, StepResult, decouple
-from lowdimfa.partition import BlockPlan, partition
-from lowdimfa.tickets import Ticket
-from lowdimfa.trainer import InProcessTrainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lowdimfa.version import VERSION
+
+if TYPE_CHECKING:
+    from lowdimfa.alignment import Alignment, BlockAlignment, measure_alignment
+    from lowdimfa.block import Block
+    from lowdimfa.chain import ChainConfig, convert, feedback_parameters, revert
+    from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+    from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+    from lowdimfa.head import Broadcast, Evaluation, Head
+    from lowdimfa.network import DecoupledNetwork, StepResult, decouple
+    from lowdimfa.partition import BlockPlan, partition
+    from lowdimfa.tickets import Ticket
+    from lowdimfa.trainer import InProcessTrainer
 
 __version__ = VERSION
 
@@ -46,3 +53,27 @@ __all__ = [
     "partition",
     "revert",
 ]
+
+_NAMES = {
+    "alignment": "Alignment BlockAlignment measure_alignment",
+    "block": "Block",
+    "chain": "ChainConfig convert feedback_parameters revert",
+    "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
+    "errors": "InputError LowdimfaError NotFiniteError",
+    "head": "Broadcast Evaluation Head",
+    "network": "DecoupledNetwork StepResult decouple",
+    "partition": "BlockPlan partition",
+    "tickets": "Ticket",
+    "trainer": "InProcessTrainer",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

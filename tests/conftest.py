@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lowdimfa.network import computing_threads
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+LIVENESS = 60.0
+CPUS = 5
+"""Of the shared Ray: one for each block, and each replica of one, of the largest run that the tests make on it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together, and all with a real Ray, which is one at a time and begins first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            ray = not {"shared_ray", "served"}.isdisjoint(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,3 +32,45 @@ def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""
     with computing_threads(1):
         yield
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[Cluster]:
+    """Give one Ray for all tests that leave it whole, because starting it takes seconds; nothing is connected to it."""
+    from ray.cluster_utils import Cluster  # late: most tests do without
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # the cluster's processes inherit it
+        cluster = Cluster()
+        try:
+            add_node(cluster, num_cpus=CPUS, include_dashboard=False)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def add_node(cluster: Cluster, **options: object) -> object:
+    """Add a node; on a busy machine Ray's own deadline of 30 s may need a second try."""
+    try:
+        return cluster.add_node(**options)
+    except Exception:  # Ray raises a plain exception
+        return cluster.add_node(**options)
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_ray: Cluster) -> Iterator[None]:
+    """Connect this process to the shared Ray while a file's tests run; the next file may start a Ray of its own."""
+    from services.trainer.cluster import start_ray
+
+    disconnect = start_ray(shared_ray.address, liveness=LIVENESS)
+    yield
+    disconnect()
+
+
+@pytest.fixture
+def second_node(shared_ray: Cluster) -> Iterator[None]:
+    """Let the shared Ray have another node."""
+    node = add_node(shared_ray, num_cpus=2)
+    shared_ray.wait_for_nodes()
+    yield
+    shared_ray.remove_node(node)

@@ -119,7 +119,8 @@ class EngineHost:
 
 
 def _sent(address: str) -> int:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://{address}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     values = [line.split()[-1] for line in lines if line.startswith(SENT) and 'direction="sent"' in line]
     return int(sum(map(float, values)))

@@ -152,6 +152,8 @@ class TorchSender:
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Queue an activation; wait while the window is full. The tensors must not be written again.
 
+        Kept are those of the window, and those of the call that waits; what was consumed goes with the next call.
+
         Raises
         ------
         PeerError

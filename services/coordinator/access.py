@@ -17,6 +17,7 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lowdimfa.errors import InputError
+from services.coordinator.private import own_file
 from services.coordinator.refusals import RefusedError
 
 RoleName = Literal["read", "submit", "admin"]
@@ -80,13 +81,21 @@ def read_tokens(path: Path) -> list[TokenEntry]:
 
 
 def write_tokens(path: Path, entries: list[TokenEntry]) -> None:
-    """Write a token file in place of the old one, readable by its owner alone."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump([entry.model_dump() for entry in entries], file, indent=2)
-        file.write("\n")
-    scratch.replace(path)
+    """Write a token file in place of the old one, readable by its owner alone.
+
+    Raises
+    ------
+    InputError
+        It can't be written there.
+    """
+    text = json.dumps([entry.model_dump() for entry in entries], indent=2)
+    try:
+        scratch = own_file(path.with_name(f".{path.name}.{os.getpid()}"))
+        scratch.write_text(f"{text}\n", "utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        found = f"no place to write ({error.strerror})"
+        raise InputError(f"token file {path}", found, "a writable place in a folder that is there") from error
 
 
 def new_token(name: str, role: RoleName) -> tuple[str, TokenEntry]:

@@ -69,8 +69,7 @@ class Connection:
         InputError
             The address is beyond this machine and there is no TLS; or a file can't be read.
         """
-        # Only the blocks of a run never go through a proxy; a client may have to.
-        options = [entry for entry in client_options(self.liveness) if entry[0] != "grpc.enable_http_proxy"]
+        options = client_options(self.liveness, proxy=not is_loopback(self.address))
         if (self.certificate is None) != (self.key is None):
             raise InputError("--client-cert and --client-key", "one without the other", "both, or neither")
         if self.authority is None and not self.tls and self.certificate is None:

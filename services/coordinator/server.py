@@ -1,14 +1,9 @@
-"""The coordinator's process: everything put together, and taken apart again."""
+"""A coordinator: all of its parts put together, and taken apart again."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,18 +14,14 @@ from lowdimfa.errors import InputError, LowdimfaError, ResourceError
 from services.coordinator.access import Gate
 from services.coordinator.attempt import RunRequests
 from services.coordinator.calls import Calls
-from services.coordinator.jobs import ACTIVE, JobState
 from services.coordinator.limits import ClientLimits
-from services.coordinator.local_cluster import LocalCluster
 from services.coordinator.notices import Notices
-from services.coordinator.ray_runner import RayRunner
 from services.coordinator.runner import JobRunner
 from services.coordinator.service import CoordinatorService
 from services.coordinator.settings import ServeSettings
-from services.coordinator.sqlite_store import SqliteJobStore
 from services.coordinator.store import JobStore
 from services.coordinator.supervisor import Supervisor
-from services.coordinator.web import Web, overdue
+from services.coordinator.web import Web
 from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
 from services.rpc.certificates import server_credentials
 from services.rpc.options import server_options
@@ -83,7 +74,7 @@ def require_safe(settings: ServeSettings) -> None:
 
 
 class Coordinator:
-    """All parts of a running coordinator, in one event loop.
+    """All parts of a running coordinator, in one event loop: it listens at once, and answers from `start` on.
 
     Parameters
     ----------
@@ -119,8 +110,14 @@ class Coordinator:
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self.address = self._bind()
-        self._web: Web | None = None
+        self._web = Web(
+            settings.http_host, settings.http_port, self._metrics.registry, self._store, self._ailing
+        )
+        try:
+            self.address = self._bind()
+        except BaseException:
+            self._web.close()
+            raise
 
     def _bind(self) -> str:
         settings = self._settings
@@ -140,10 +137,7 @@ class Coordinator:
 
     async def start(self) -> str:
         """Begin to answer and to look after jobs; return the address of the HTTP pages."""
-        settings = self._settings
-        self._web = Web(
-            settings.http_host, settings.http_port, self._metrics.registry, self._store, self._ailing
-        )
+        self._web.start()
         self._supervisor.start()
         await self._server.start()
         for name in ("", SERVICE):
@@ -156,8 +150,7 @@ class Coordinator:
         self._notices.close()
         await self._server.stop(grace)
         await asyncio.to_thread(self._supervisor.close)
-        if self._web is not None:
-            await asyncio.to_thread(self._web.close)
+        await asyncio.to_thread(self._web.close)
 
     def _reading(self) -> Reading:
         health_of = self._supervisor.health
@@ -176,92 +169,10 @@ class Coordinator:
         if not self._supervisor.alive:
             return "the supervisor's thread has ended"
         # Its longest call to the cluster is that which starts a local one, and then an agent.
-        if overdue(self._supervisor.health.round_at, 6 * self._settings.liveness):
+        if self._supervisor.health.silent > 6 * self._settings.liveness:
             return "the supervisor has not finished a round for six times the liveness"
         try:
             self._store.count_by_state()
         except Exception as error:
             return f"the job store does not answer ({error})"
         return ""
-
-
-def serve(settings: ServeSettings, on_serving: Callable[[str, str, str], None]) -> list[str]:
-    """Run a coordinator until SIGTERM or SIGINT; a second signal cuts its calls short.
-
-    Parameters
-    ----------
-    settings
-        Of the operator.
-    on_serving
-        Gets the addresses of the API, the HTTP pages and the cluster once calls are answered.
-
-    Returns
-    -------
-    ids of the jobs that go on without it.
-
-    Raises
-    ------
-    InputError, ResourceError
-        It can't start.
-    """
-    require_safe(settings)
-    storage, state = settings.storage.resolve(), settings.state.resolve()
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--storage {storage}", f"no place to write ({error})", "a writable folder"
-        ) from error
-    store = SqliteJobStore(state / "jobs.sqlite3", storage, settings.max_queued)
-    try:
-        return _serve(settings, storage, state, store, on_serving)
-    finally:
-        store.close()
-
-
-def _serve(
-    settings: ServeSettings,
-    storage: Path,
-    state: Path,
-    store: SqliteJobStore,
-    on_serving: Callable[[str, str, str], None],
-) -> list[str]:
-    cluster = None if settings.ray_address is not None else LocalCluster(state, settings.liveness)
-    find: Callable[[], str] = (lambda: str(settings.ray_address)) if cluster is None else cluster.address
-    address = find()
-    settings = replace(settings, storage=storage, state=state)
-    # A cluster that was started here asks everybody for Ray's own token, which lies in the user's home.
-    extra = {} if cluster is None else {"RAY_AUTH_MODE": "token"}
-    runner = RayRunner(find, settings.liveness, state / "ray-agent.log", extra)
-    asyncio.run(_until_told(settings, store, runner, lambda api, http: on_serving(api, http, address)))
-    active = [job.id for job in store.in_states(ACTIVE)]
-    if cluster is not None and not active:
-        cluster.end()
-    return active
-
-
-async def _until_told(
-    settings: ServeSettings, store: JobStore, runner: JobRunner, on_serving: Callable[[str, str], None]
-) -> None:
-    loop = asyncio.get_running_loop()
-    told, hurry = asyncio.Event(), asyncio.Event()
-
-    def tell() -> None:
-        (hurry if told.is_set() else told).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, tell)
-    coordinator = Coordinator(settings, store, runner)
-    try:
-        on_serving(coordinator.address, await coordinator.start())
-        await told.wait()
-        _log.info("ending: %d jobs are queued", store.count_by_state()[JobState.queued])
-    finally:
-        ending = asyncio.create_task(coordinator.stop(settings.liveness / 6))
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        if not ending.done():
-            await coordinator.stop(0)
-        with contextlib.suppress(asyncio.CancelledError):
-            await ending

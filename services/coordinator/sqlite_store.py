@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError
 from services.coordinator.jobs import ENDS, TRANSITIONS, Event, Job, JobState, Submission
+from services.coordinator.private import own_file, own_folder
 from services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_of, progress_of
 from services.coordinator.sqlite_reads import SqliteReads
 from services.coordinator.store import (
@@ -48,34 +49,53 @@ class SqliteJobStore(SqliteReads):
     """
 
     def __init__(self, path: Path, storage: Path, max_queued: int = 10_000) -> None:
-        self._path, self._storage, self._max_queued = path, storage, max_queued
+        self._storage, self._max_queued = storage, max_queued
         self._mutex = threading.RLock()
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        self._path = own_folder(path.parent, "--state") / path.name
+        where = f"job store {self._path}"
+        self._lock = FileLock(self._path.with_name(f"{path.name}.lock"))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            own_file(Path(self._lock.lock_file))
             self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"job store {path}", "another coordinator that uses it", "one coordinator for each --state"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"job store {path}", f"no place to write ({error})", "a writable --state"
-            ) from error
-        try:
             self._db = self._open()
-        except sqlite3.Error as error:
+        except Timeout:
+            expected = "one coordinator for each --state"
+            raise InputError(where, "another coordinator that uses it", expected) from None
+        except BaseException as error:
             self._lock.release()
-            raise InputError(
-                f"job store {path}", f"a file that isn't one ({error})", "a store of this version"
-            ) from error
-        except InputError:
-            self._lock.release()
+            if isinstance(
+                error, OSError | sqlite3.OperationalError
+            ):  # no place to write, or locked by a program
+                found, expected = (
+                    f"a file that can't be used ({error})",
+                    "a writable one that no program has open",
+                )
+                raise InputError(where, found, expected) from error
+            if isinstance(error, sqlite3.Error):
+                raise InputError(
+                    where, f"a file that isn't one ({error})", "a store of this version"
+                ) from error
             raise
 
     def _open(self) -> sqlite3.Connection:
+        own_file(self._path)
+        for part in (
+            "-wal",
+            "-shm",
+        ):  # a killed service leaves them; new ones get the rights of the file itself
+            if (beside := self._path.with_name(self._path.name + part)).exists():
+                own_file(beside)
         # Transactions are ours: Python's own would begin none before a read.
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Set a connection up, and make the tables where there are none."""
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")  # what a client was told must survive the machine, not only us
@@ -84,14 +104,12 @@ class SqliteJobStore(SqliteReads):
         if version == 0:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
-            db.close()
             raise InputError(
                 f"job store {self._path}",
                 f"version {version} of its format",
                 f"version {SCHEMA_VERSION}",
                 "Give another --state, or the release that wrote it.",
             )
-        return db
 
     def create(self, submission: Submission, cpus: float, gpus: float) -> tuple[Job, bool]:
         """Put a job into the queue, unless its client key was used before."""
@@ -201,7 +219,11 @@ class SqliteJobStore(SqliteReads):
     def _new_id(self, name: str) -> str:
         while True:
             job_id = f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
-            if not self._read("SELECT 1 FROM jobs WHERE id = ?", (job_id,)):
+            # A run of an earlier store may still lie there, and is not this job's to go on with.
+            taken = (
+                self._read("SELECT 1 FROM jobs WHERE id = ?", (job_id,)) or (self._storage / job_id).exists()
+            )
+            if not taken:
                 return job_id
 
     def _add_events(self, job_id: str, events: Sequence[Event]) -> None:

@@ -25,11 +25,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Health:
-    """How the supervisor gets on: when it last finished a round, when it last saw the cluster, what was wrong then."""
+    """How the supervisor gets on: when it last finished a round, when it last saw the cluster, what was wrong then.
+
+    The clock may be set meanwhile: `silent` counts without it.
+    """
 
     round_at: float = field(default_factory=time.time)
+    _finished: float = field(default_factory=time.monotonic)
     cluster_at: float = 0.0
     cluster_error: str = "not looked at yet"
+
+    def finished_round(self) -> None:
+        """Note that a round was finished now."""
+        self.round_at, self._finished = time.time(), time.monotonic()
+
+    @property
+    def silent(self) -> float:
+        """Seconds since a round was finished."""
+        return time.monotonic() - self._finished
 
 
 class Supervisor:
@@ -68,6 +81,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the thread."""
+        self.health.finished_round()  # its rounds count from here
         self._thread.start()
 
     def wake(self) -> None:
@@ -108,7 +122,7 @@ class Supervisor:
                 self._guarded(self._attend, job, look)
         if capacity is not None:
             self._fill(capacity)
-        self.health.round_at = time.time()
+        self.health.finished_round()
 
     def _guarded(self, work: Callable[..., object], job: Job, *arguments: Look) -> None:
         """Do something for one job, whose trouble is not the others'."""

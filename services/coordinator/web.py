@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lowdimfa.errors import ResourceError
 from services.coordinator.jobs import ACTIVE
 from services.coordinator.store import JobStore
+from services.monitoring.pages import Application, listen
 from services.trainer.run_dir import targets_file
-
-REQUEST_SECONDS = 10.0
-"""A client that sends or takes nothing for so long is cut off."""
 
 _log = logging.getLogger(__name__)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_SECONDS
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: Prometheus asks every few seconds."""
-
-
 class Web:
-    """An HTTP server for ``/metrics``, ``/targets`` and ``/healthz``.
+    """An HTTP server for ``/metrics``, ``/targets`` and ``/healthz``: it listens at once, and answers from `start` on.
 
     Parameters
     ----------
@@ -64,30 +48,35 @@ class Web:
         store: JobStore,
         ailing: Callable[[], str],
     ) -> None:
-        self._metrics: Any = make_wsgi_app(registry)
+        self._metrics: Application = make_wsgi_app(registry)
         self._store, self._ailing = store, ailing
+        shown = f"[{host}]" if ":" in host else host
         try:
-            self._server = make_server(host, port, self._answer, _Server, _Handler)
+            self._server = listen(host, port, self._answer)
         except OSError as error:
             raise ResourceError(
-                f"can't serve metrics on {host}:{port} ({error.strerror or error}); set --http-port"
+                f"can't serve metrics on {shown}:{port} ({error.strerror or error}); set --http-host or --http-port"
             ) from error
-        self.address = f"{host}:{self._server.server_port}"
+        self.address = f"{shown}:{self._server.server_port}"
         self._thread = Thread(target=self._server.serve_forever, name="web", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving and free the port."""
-        self._server.shutdown()
+        if self._thread.ident is not None:
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
-        self._thread.join()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET\n"
+        if environ["REQUEST_METHOD"] != "GET":
+            status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET and HEAD\n"
         elif path == "/metrics":
-            return self._metrics(environ, start_response)  # type: ignore[no-any-return]
+            return self._metrics(environ, start_response)
         elif path == "/targets":
             status, kind, body = "200 OK", "application/json", json.dumps(self.targets()).encode()
         elif path == "/healthz":
@@ -114,8 +103,3 @@ class Web:
             except (OSError, ValueError, TypeError, KeyError):
                 _log.warning("the targets of job %s can't be read from %s", job.id, path)
         return found
-
-
-def overdue(since: float, liveness: float) -> bool:
-    """Return whether something that should happen all the time has not for a whole liveness."""
-    return time.time() - since > liveness

@@ -98,7 +98,7 @@ class _Readings(Collector):
         waited = 0.0 if now.oldest_queued is None else max(0.0, time.time() - now.oldest_queued)
         for name, value in (
             ("lowdimfa_coordinator_queue_oldest_wait_seconds", waited),
-            ("lowdimfa_coordinator_cluster_up_info", float(now.cluster_up)),
+            ("lowdimfa_coordinator_cluster_up", float(now.cluster_up)),
             ("lowdimfa_coordinator_cluster_last_seen_timestamp_seconds", now.cluster_at),
             ("lowdimfa_coordinator_supervisor_last_round_timestamp_seconds", now.round_at),
         ):

@@ -22,7 +22,7 @@ SERVICE_ROWS: Rows = [
             Panel(
                 "Cluster",
                 "1 if the Ray cluster answered when it was last asked.",
-                [("lowdimfa_coordinator_cluster_up_info", "")],
+                [("lowdimfa_coordinator_cluster_up", "")],
                 kind="stat",
             ),
             Panel(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import tempfile
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from threading import Thread
 from typing import NotRequired, TypedDict
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lowdimfa.errors import ResourceError
+from services.monitoring.pages import listen
 
 _log = logging.getLogger(__name__)
 
@@ -62,17 +63,20 @@ def start_exporter(registry: CollectorRegistry, address: str, port: int = 0) -> 
         The address or port can't be had.
     """
     try:
-        server, thread = start_http_server(port, addr=address, registry=registry)
+        server = listen(address, port, make_wsgi_app(registry))
     except OSError as error:
         raise ResourceError(f"The metrics can't be served on {address}:{port}: {error}.") from error
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return Exporter(server, thread), server.server_port
 
 
 def write_targets(path: Path, targets: Sequence[Target]) -> None:
     """Write a target file for Prometheus' file-based service discovery, in place of the old one.
 
-    The file is renamed into place, so a reader sees the old or the new one; its folder is made. A finished run writes
-    none. A disk that has no room for it is only a line in the log: nobody trains worse for it.
+    The file is renamed into place, so a reader sees the old or the new one; its folder is made. Prometheus may run as
+    another user: the file has its rights by the umask. A finished run writes none. A disk that has no room for it is
+    only a line in the log: nobody trains worse for it.
     """
     entries = [
         {"targets": [target["address"]], "labels": {k: v for k, v in target.items() if k != "address"}}
@@ -86,15 +90,11 @@ def write_targets(path: Path, targets: Sequence[Target]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    scratch: Path | None = None
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(text)
-        scratch.chmod(0o644)  # Prometheus runs as another user
+        scratch.write_text(text, "utf-8")
         scratch.replace(path)
     except OSError:
-        if scratch is not None:
-            with contextlib.suppress(OSError):
-                scratch.unlink()
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise

@@ -191,7 +191,7 @@ class TrainerMetrics(_Metrics):
     def state(self, current: str) -> None:
         """Set the job's state, one of `STATES`."""
         for state in STATES:
-            self._number("lowdimfa_trainer_job_state_info", state=state).set(state == current)
+            self._number("lowdimfa_trainer_job_state", state=state).set(state == current)
 
     def failed(self, code: str) -> None:
         """Count a failure under the code of its error."""

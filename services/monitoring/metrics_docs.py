@@ -32,8 +32,8 @@ The coordinator serves three pages on its HTTP port, 9464 by default (`lowdimfa 
 Grafana dashboards beside them use the metrics below; [operations](operations.md#alerts) says what to do when an
 alert fires.
 
-Names read `lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`. Counters start at zero; losses,
-accuracies, progress and checkpoints appear when they have a value.
+Names read `lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`, and what is 1 or 0 has no unit.
+Counters start at zero; losses, accuracies, progress and checkpoints appear when they have a value.
 """
 
 _SECTIONS = {

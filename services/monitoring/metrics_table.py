@@ -1,6 +1,7 @@
 """The table of metrics, from which the Prometheus objects are made and the documentation is written.
 
-Every name reads ``lowdimfa_<subsystem>_<name>_<unit>``, where a counter's unit ends in ``_total``.
+Every name reads ``lowdimfa_<subsystem>_<name>_<unit>``, where a counter's unit ends in ``_total``; what is 1 or 0
+has no unit.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ METRICS = (
         "Time that the run's latest recovery took; 0 before the first.",
     ),
     Metric(
-        "lowdimfa_trainer_job_state_info",
+        "lowdimfa_trainer_job_state",
         "gauge",
         (*_JOB, "state"),
         "1 for the job's state, 0 for the others: pending, running, recovering, finished, failed, stopped.",
@@ -238,7 +239,7 @@ METRICS = (
         "Open streams.",
     ),
     Metric(
-        "lowdimfa_coordinator_cluster_up_info",
+        "lowdimfa_coordinator_cluster_up",
         "gauge",
         (),
         "1 if the Ray cluster answered when it was last asked, 0 if not.",

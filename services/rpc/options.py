@@ -5,8 +5,17 @@ from __future__ import annotations
 Options = list[tuple[str, int]]
 
 
-def client_options(liveness: float) -> Options:
-    """Return the channel options for a peer that counts as lost after ``liveness`` seconds of silence."""
+def client_options(liveness: float, *, proxy: bool = False) -> Options:
+    """Return the channel options for a peer that counts as lost after ``liveness`` seconds of silence.
+
+    Parameters
+    ----------
+    liveness
+        In seconds.
+    proxy
+        Whether the environment may name a proxy (``grpc_proxy``, ``https_proxy``, ``http_proxy``, less ``no_proxy``).
+        Blocks reach each other directly, and nothing on this machine is reached through one.
+    """
     return [
         *_common_options(liveness),
         ("grpc.initial_reconnect_backoff_ms", 20),
@@ -15,8 +24,7 @@ def client_options(liveness: float) -> Options:
         ("grpc.min_reconnect_backoff_ms", _milliseconds(liveness / 3)),
         # Channels to one address would share a connection, and errors would queue behind large activations.
         ("grpc.use_local_subchannel_pool", 1),
-        # Blocks reach each other directly, whatever proxy the environment names for the outer world.
-        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_http_proxy", int(proxy)),
     ]
 
 

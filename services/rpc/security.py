@@ -126,6 +126,6 @@ def is_loopback(address: str) -> bool:
     """Return whether an address (``host`` or ``host:port``) is that of this machine itself."""
     host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
     try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name, which may resolve to anything
         return False

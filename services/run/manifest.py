@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -216,9 +217,13 @@ def export_file(manifest: Manifest, output: Path) -> None:
 
 def save_durably(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that survives a power cut once this returns."""
+    path.touch()
+    rights = stat.S_IMODE(
+        path.stat().st_mode
+    )  # as the umask says; the library leaves a file for its owner alone
     # Copies: the format refuses tensors that share memory, as tied weights do.
     save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, path)
-    path.chmod(0o644)  # the library leaves a file that only its owner can read
+    path.chmod(rights)
     sync(path)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from lowdimfa.errors import InputError
+from services.spec.arguments import argument_refusals
 from services.spec.dialect import read_yaml, write_yaml
 from services.spec.expectations import Path, describe, find
-from services.spec.refusals import as_input_error, dotted, refusals_of, shown
+from services.spec.refusals import as_input_error, dotted, named, refusals_of, shown
 from services.spec.schema import Specification
 
 _BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
@@ -74,18 +75,14 @@ def violations(text: str) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", _not_a_mapping(value, "specification").message)]
     try:
-        Specification.model_validate(value)
+        wrong, more = argument_refusals(Specification.model_validate(value))
     except ValidationError as error:
-        refusals, more = refusals_of(error, value)
-        named = [
-            (
-                dotted(refusal.path),
-                f"found {refusal.found}; expected {refusal.expected}. {refusal.hint}".strip(),
-            )
-            for refusal in refusals
-        ]
-        return [*named, *([("", "and more is wrong")] if more else [])]
-    return []
+        wrong, more = refusals_of(error, value)
+    said = [
+        (dotted(each.path), f"found {each.found}; expected {each.expected}. {each.hint}".strip())
+        for each in wrong
+    ]
+    return [*said, *([("", "and more is wrong")] if more else [])]
 
 
 def parse_specification(mapping: Mapping[str, Any], source: str) -> Specification:
@@ -115,9 +112,13 @@ def to_yaml(spec: Specification) -> str:
 
 def _validated(mapping: dict[str, Any], source: str, overridden: list[Path]) -> Specification:
     try:
-        return Specification.model_validate(mapping)
+        specification = Specification.model_validate(mapping)
     except ValidationError as error:
         raise as_input_error(error, mapping, source, overridden) from error
+    wrong, more = argument_refusals(specification)
+    if wrong:
+        raise named(wrong, more, source, overridden)
+    return specification
 
 
 def _setting(override: str) -> tuple[Path, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -44,7 +44,14 @@ def as_input_error(
     overridden
         Paths whose values come from ``--set`` and not from the file.
     """
-    (first, *others), more = refusals_of(error, mapping)
+    return named(*refusals_of(error, mapping), source, overridden)
+
+
+def named(
+    refusals: Sequence[Refusal], more: bool, source: str, overridden: Iterable[Path] = ()
+) -> InputError:
+    """Return one error that names all of these things, and says whether there are more."""
+    first, *others = refusals
     hint = first.hint
     if others:
         lines = [f"  {InputError(_where(other.path, source, overridden), *other[1:])}" for other in others]
@@ -90,7 +97,9 @@ def _refusal(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Refusal:
         return Refusal((*path, *context["key"]), context["found"], context["expected"], context["hint"])
     if kind in _UNKNOWN:
         known = keys(find(path[:-1]))
-        return Refusal(path, "an unknown key", f"one of {', '.join(known)}", _nearest(str(path[-1]), known))
+        return Refusal(
+            path, "an unknown key", f"one of {', '.join(known)}", nearest(str(path[-1]), known, sections=True)
+        )
     if kind == "missing":
         return Refusal(path, "nothing", describe(schema))
     if detail["loc"] and detail["loc"][-1] == "[key]":
@@ -98,7 +107,7 @@ def _refusal(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Refusal:
     if kind == "recursion_loop":
         return Refusal(path, "a value that contains itself", describe(schema))
     options = resolved(schema).get("enum", ())
-    hint = _nearest(str(value), options, sections=False) if options else _quoting(kind, value)
+    hint = nearest(str(value), options) if options else _quoting(kind, value)
     return Refusal(path, shown(value), describe(schema), hint)
 
 
@@ -119,7 +128,8 @@ def _path(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Path:
     return tuple(path)
 
 
-def _nearest(word: str, known: Iterable[str], sections: bool = True) -> str:
+def nearest(word: str, known: Iterable[str], sections: bool = False) -> str:
+    """Ask whether a known word was meant, or a key of another section; nothing if none is near."""
     spelt = {choice.lower(): choice for choice in known}
     near = [spelt[choice] for choice in get_close_matches(word.lower(), spelt, n=1)]
     if not near and sections:

@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
 
 COMMAND = Path(sys.executable).parent / "lowdimfa"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits_mlp.yaml"
 SECONDS = 240
+"""That a command may take, or be silent if it is one that goes on: only one that hangs is."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,53 @@ def settings(**values: object) -> list[str]:
     ]
 
 
-class Training:
-    """A training that goes on while the test looks at it."""
+class Process(Protocol):
+    """A process, of `subprocess` or a fork."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    pid: int
+    stdout: IO[str] | None
+    stderr: IO[str] | None
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Going:
+    """A command that goes on while the test reads what it prints; a context manager that ends it.
+
+    All is read through the streams' own buffers. `Popen.communicate` reads beside them, and loses what iteration over
+    lines has read ahead. A command that says nothing for `SECONDS` is ended.
+    """
+
+    def __init__(self, process: Process) -> None:
         self.process = process
+        assert process.stdout is not None
+        self._stdout = process.stdout
+        self._heard = time.monotonic()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._end_the_silent)
+        self._watch.start()
 
-    def until(self, kind: str) -> dict[str, Any]:
-        """Return the next event of a kind."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == kind:
-                return event
-        raise AssertionError(f"no event {kind!r} before the end")
+    def until(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events up to the next one of a kind, or of a job's state."""
+        events: list[dict[str, Any]] = []
+        for event in self.events():
+            events.append(event)
+            if kind in (event["event"], event.get("state")):
+                return events
+        raise AssertionError(f"no {kind!r} before the end: {events[-3:]}")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Give what it prints as it comes."""
+        return map(json.loads, self._lines())
+
+    def said(self) -> str:
+        """Return the next line of standard error."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
 
     def interrupt(self) -> None:
         """Press Ctrl-C: the terminal tells every process of the group."""
@@ -92,26 +129,50 @@ class Training:
 
     def end(self) -> Outcome:
         """Wait for the end and return what was not read yet."""
-        stdout, stderr = self.process.communicate(timeout=SECONDS)
-        return Outcome(self.process.returncode, stdout, stderr)
+        with ThreadPoolExecutor(1) as pool:  # so that it finds room for both
+            errors = pool.submit(self.process.stderr.read) if self.process.stderr else None
+            stdout = "".join(self._lines())
+            return Outcome(self.process.wait(SECONDS), stdout, errors.result() if errors else "")
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._stdout:
+            self._heard = time.monotonic()
+            yield line
+
+    def _end_the_silent(self) -> None:
+        while not self._over.wait(max(0.0, self._heard + SECONDS - time.monotonic())):
+            if time.monotonic() >= self._heard + SECONDS:
+                self.process.kill()
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._watch.join()
+        self.process.kill()
+        self.process.wait(SECONDS)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
 
-@contextmanager
-def training(spec: Path, run_dir: Path, *arguments: object) -> Iterator[Training]:
-    process = subprocess.Popen(
-        [COMMAND, *map(str, (*local(spec, run_dir), *arguments))],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that a test can signal the whole group, as a terminal does
+def started(*arguments: object, **more: str) -> Going:
+    """Run the installed command while the test goes on, in a session of its own, as in a terminal."""
+    return Going(
+        subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            env=environment(**more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     )
-    try:
-        yield Training(process)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def refused(outcome: Outcome, *words: str, code: int = 2) -> None:

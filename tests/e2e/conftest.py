@@ -15,8 +15,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield forks
 
 
-@pytest.fixture(scope="package")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+@pytest.fixture(scope="session")
+def served(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Give a job service with a Ray cluster of its own; starting one takes longer than most tests."""
-    with service(tmp_path_factory.mktemp("service")) as running:
+    with service(tmp_path_factory.mktemp("service"), forks) as running:
         yield running

@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command import COMMAND, DIGITS, SECONDS, Outcome, environment, lowdimfa, settings
+from command import COMMAND, DIGITS, Going, Outcome, environment, settings
+from forks import Forks
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 class Service:
     """A coordinator's process, which can be killed and started again, and its clients."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, forks: Forks, *arguments: object) -> None:
         self.storage = folder / "runs"
-        self._folder, self._arguments = folder, arguments
+        self._folder, self._forks, self._arguments = folder, forks, arguments
         self._port = "0"
         self.start()
 
     def start(self) -> None:
         """Start it, on the same port after the first time."""
         command = [COMMAND, "serve", "--format", "json", "--port", self._port, "--http-port", "0"]
-        command += ["--storage", self.storage, "--liveness", "20", *self._arguments]
+        command += ["--storage", self.storage, "--liveness", "60", *self._arguments]
         with (self._folder / "serve.log").open("a") as log:
             self.process = subprocess.Popen(
                 [*map(str, command)],
@@ -42,13 +43,12 @@ class Service:
         timer = threading.Timer(START_SECONDS, self.process.kill)
         timer.start()
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["event"] == "serving":
-                break
-        else:
-            raise AssertionError(f"the service did not start: {(self._folder / 'serve.log').read_text()}")
+        events = map(json.loads, self.process.stdout)
+        event = next((event for event in events if event["event"] == "serving"), None)
         timer.cancel()
+        if event is None:
+            self.process.kill()
+            raise AssertionError(f"the service did not start: {(self._folder / 'serve.log').read_text()}")
         self.address, self.http = event["address"], event["http"]
         self._port = self.address.rpartition(":")[2]
 
@@ -60,12 +60,12 @@ class Service:
     def end(self) -> dict[str, Any]:
         """End it in order; return its last word."""
         self.process.send_signal(signal.SIGTERM)
-        stdout, _ = self.process.communicate(timeout=60)
-        return json.loads(stdout.splitlines()[-1])
+        with Going(self.process) as going:
+            return going.end().events[-1]
 
     def run(self, *arguments: object) -> Outcome:
         """Run a client command."""
-        return lowdimfa(*arguments, LOWDIMFA_COORDINATOR=self.address)
+        return self._forks.run(*arguments, LOWDIMFA_COORDINATOR=self.address)
 
     def json(self, *arguments: object) -> dict[str, Any]:
         """Run a client command that prints one JSON object."""
@@ -74,35 +74,20 @@ class Service:
         (line,) = outcome.stdout.splitlines()
         return json.loads(line)
 
-    def submit(self, **overrides: object) -> str:
-        """Submit the digits and return the job's id."""
-        return str(self.json("submit", DIGITS, *settings(**overrides))["job"]["id"])
+    def submit(self, spec: Path = DIGITS, **overrides: object) -> str:
+        """Submit a specification and return the job's id."""
+        return str(self.json("submit", spec, *settings(**overrides))["job"]["id"])
 
-    @contextmanager
-    def watching(self, job: str) -> Iterator[subprocess.Popen[str]]:
-        """Watch a job in a process, as JSON lines."""
-        process = subprocess.Popen(
-            [COMMAND, "watch", job, "--format", "json"],
-            env=environment(LOWDIMFA_COORDINATOR=self.address),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        timer = threading.Timer(SECONDS, process.kill)
-        timer.start()
-        try:
-            yield process
-        finally:
-            timer.cancel()
-            process.kill()
-            process.communicate()
+    def watching(self, job: str) -> Going:
+        """Watch a job, as JSON lines."""
+        command = ("watch", job, "--format", "json")
+        return Going(self._forks.start(*command, LOWDIMFA_COORDINATOR=self.address))
 
 
 @contextmanager
-def service(folder: Path, *arguments: object) -> Iterator[Service]:
+def service(folder: Path, forks: Forks, *arguments: object) -> Iterator[Service]:
     """Run a service, and leave no process of it or of its cluster behind."""
-    running = Service(folder, *arguments)
+    running = Service(folder, forks, *arguments)
     try:
         yield running
     finally:
@@ -124,20 +109,3 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         if any(str(folder) in argument for argument in process.info["cmdline"] or ()):
             found.append(process)
     return found
-
-
-def until(process: subprocess.Popen[str], kind: str) -> list[dict[str, Any]]:
-    """Return what a watch prints up to the first event of a kind, or of a state."""
-    assert process.stdout is not None
-    events: list[dict[str, Any]] = []
-    for line in process.stdout:
-        events.append(json.loads(line))
-        if kind in (events[-1]["event"], events[-1].get("state")):
-            return events
-    raise AssertionError(f"no {kind!r} before the end: {events[-3:]}")
-
-
-def rest(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], int, str]:
-    """Return what a watch prints until its end, its exit code, and what it said on standard error."""
-    stdout, stderr = process.communicate(timeout=SECONDS)
-    return [json.loads(line) for line in stdout.splitlines()], process.returncode, stderr

@@ -17,6 +17,7 @@ from command import (
     COMMAND,
     DIGITS,
     EXAMPLES,
+    Going,
     Outcome,
     contents,
     environment,
@@ -24,8 +25,8 @@ from command import (
     lowdimfa,
     refused,
     settings,
+    started,
     train,
-    training,
 )
 from forks import Forks
 from safetensors.torch import load_file
@@ -47,9 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 
 
 @pytest.fixture(scope="module")
-def custom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def custom(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     run_dir = tmp_path_factory.mktemp("runs") / "custom"
-    return run_dir, train(EXAMPLES / "custom" / "spec.yaml", run_dir, *settings(train__epochs=2))
+    spec = EXAMPLES / "custom" / "spec.yaml"
+    return run_dir, forks.run(*local(spec, run_dir), *settings(train__epochs=2))
 
 
 def test_a_run_in_json(run: tuple[Path, Outcome]) -> None:
@@ -71,10 +73,10 @@ def test_a_run_in_json(run: tuple[Path, Outcome]) -> None:
     assert all((path / "manifest.json").is_file() for path in checkpoints)
 
 
-def test_evaluate_reproduces_the_result(run: tuple[Path, Outcome]) -> None:
+def test_evaluate_reproduces_the_result(run: tuple[Path, Outcome], forks: Forks) -> None:
     run_dir, outcome = run
     before = contents(run_dir)
-    (evaluated,) = lowdimfa("evaluate", run_dir, "--format", "json").events
+    (evaluated,) = forks.run("evaluate", run_dir, "--format", "json").events
     finished = outcome.events[-1]
     for key in ("test_loss", "test_accuracy"):
         assert evaluated[key] == finished[key]
@@ -107,11 +109,11 @@ _, _, inputs, targets = make_data(samples=4096)
 
 @pytest.mark.parametrize(("which", "model"), [("run", DIGITS_MODEL), ("custom", CUSTOM_MODEL)])
 def test_export_loads_into_the_plain_model(
-    which: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+    which: str, model: str, request: pytest.FixtureRequest, forks: Forks, tmp_path: Path
 ) -> None:
     run_dir, outcome = request.getfixturevalue(which)
     file = tmp_path / "model.safetensors"
-    assert lowdimfa("export", run_dir, "--output", file).code == 0
+    assert forks.run("export", run_dir, "--output", file).code == 0
     done = subprocess.run(
         [sys.executable, "-c", PLAIN.format(model=model), file],
         cwd=EXAMPLES / "custom",
@@ -122,25 +124,27 @@ def test_export_loads_into_the_plain_model(
     assert float(done.stdout) == pytest.approx(outcome.events[-1]["test_accuracy"]), done.stderr
 
 
-def test_report_writes_its_files(run: tuple[Path, Outcome]) -> None:
+def test_report_writes_its_files(run: tuple[Path, Outcome], forks: Forks) -> None:
     run_dir, _ = run
-    outcome = lowdimfa("report", run_dir)
+    outcome = forks.run("report", run_dir)
     assert outcome.code == 0, outcome
     assert (run_dir / "report" / "index.html").stat().st_size > 1000
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(run: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_weights(
+    run: tuple[Path, Outcome], forks: Forks, tmp_path: Path
+) -> None:
     whole, _ = run
     killed = tmp_path / "killed"
-    with training(DIGITS, killed, *COURSE) as going:
+    with Going(forks.start(*local(DIGITS, killed), *COURSE)) as going:
         going.until("checkpoint")
         going.process.send_signal(signal.SIGKILL)
         assert going.end().code == -signal.SIGKILL
-    outcome = train(DIGITS, killed, *COURSE, "--resume")
+    outcome = forks.run(*local(DIGITS, killed), *COURSE, "--resume")
     assert outcome.code == 0, outcome
     assert outcome.of("started")[0]["step"] >= 100
     for name, run_dir in (("a", whole), ("b", killed)):
-        assert lowdimfa("export", run_dir, "--output", tmp_path / name).code == 0
+        assert forks.run("export", run_dir, "--output", tmp_path / name).code == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -203,19 +207,20 @@ def stopped_at(outcome: Outcome, run_dir: Path) -> int:
     return int(step)
 
 
-def test_signals_end_a_run_that_can_go_on(tmp_path: Path) -> None:
-    run_dir = tmp_path / "stopped"
+def test_signals_end_a_run_that_can_go_on(forks: Forks, tmp_path: Path) -> None:
+    arguments = (*local(DIGITS, run_dir := tmp_path / "stopped"), *UNBROKEN)
     reached = 0
-    for number, more in ((signal.SIGINT, ()), (signal.SIGTERM, ("--resume",))):
-        with training(DIGITS, run_dir, *UNBROKEN, *more) as going:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        first = number == signal.SIGINT
+        with started(*arguments) if first else Going(forks.start(*arguments, "--resume")) as going:
             going.until("progress")
-            if number == signal.SIGINT:
-                refused(train(DIGITS, run_dir, *UNBROKEN, "--resume"), "another trainer", str(run_dir))
+            if first:
+                refused(forks.run(*arguments, "--resume"), "another trainer", str(run_dir))
             going.process.send_signal(number)
             outcome = going.end()
         before, reached = reached, stopped_at(outcome, run_dir)
         assert reached > before
-    assert lowdimfa("export", run_dir, "--output", tmp_path / "model.safetensors").code == 0
+    assert forks.run("export", run_dir, "--output", tmp_path / "model.safetensors").code == 0
 
 
 SLOW = """
@@ -234,34 +239,34 @@ def make_model():
 """
 
 
-def test_a_second_signal_ends_a_run_in_the_middle_of_its_step(tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_run_in_the_middle_of_its_step(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "spec.yaml").write_bytes(DIGITS.read_bytes())
     slow = settings(model__factory="slow:make_model", model__args={}, model__blocks=1)
-    with training(tmp_path / "spec.yaml", tmp_path / "run", *slow) as going:
-        assert going.process.stderr is not None  # where a model's own output goes
-        assert going.process.stderr.readline() == "the step has begun\n"
+    with Going(forks.start(*local(tmp_path / "spec.yaml", tmp_path / "run"), *slow)) as going:
+        assert going.said() == "the step has begun\n"  # where a model's own output goes
         going.interrupt()
-        assert going.process.stderr.readline() == f"{NOTICE}\n"
+        assert going.said() == f"{NOTICE}\n"
         going.interrupt()
         outcome = going.end()
     refused(outcome, "stopped before the first checkpoint", code=130)
     assert outcome.events[-1]["code"] == "stopped"
 
 
-@pytest.mark.timeout(300)
-def test_ctrl_c_on_ray_stops_in_order(tmp_path: Path) -> None:
-    run_dir = tmp_path / "stopped"
-    with training(DIGITS, run_dir, *UNBROKEN, "--engine", "ray") as going:
-        pids = going.until("started")["pids"]
+@pytest.mark.xdist_group("ray")
+def test_ctrl_c_on_ray_stops_in_order(forks: Forks, tmp_path: Path) -> None:
+    run_dir, blocks = tmp_path / "stopped", settings(model__blocks=2)
+    with started(*local(DIGITS, run_dir), *UNBROKEN, *blocks, "--engine", "ray") as going:
+        pids = going.until("started")[-1]["pids"]
         going.until("progress")
         going.interrupt()
         outcome = going.end()
     step = stopped_at(outcome, run_dir)
     processes = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(processes, 20)
+    _, alive = psutil.wait_procs(processes, 60)
     assert not alive
-    again = train(DIGITS, run_dir, *settings(train__epochs=None, train__steps=step + 3), "--resume")
+    longer = settings(train__epochs=None, train__steps=step + 3)
+    again = forks.run(*local(DIGITS, run_dir), *blocks, *longer, "--resume")
     assert again.events[-1]["steps"] == step + 3
 
 
@@ -280,8 +285,8 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(forks: Forks, tmp_pa
     refused(forks.run(*local(DIGITS, run_dir), *lr, "--resume"), "block", "step", code=3)
 
 
-def test_text_without_a_terminal_has_no_control_characters(tmp_path: Path) -> None:
-    outcome = lowdimfa(
+def test_text_without_a_terminal_has_no_control_characters(forks: Forks, tmp_path: Path) -> None:
+    outcome = forks.run(
         "train", DIGITS, "--engine", "local", "--run-dir", tmp_path / "run", *settings(train__epochs=2)
     )
     assert outcome.code == 0
@@ -341,10 +346,16 @@ def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
     refused(forks.run("data", "fetch", "imagenet"), "imagenet", "digits")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.xdist_group("ray")
 def test_ray_keeps_quiet(tmp_path: Path) -> None:
     outcome = lowdimfa(
-        "train", DIGITS, "--format", "json", "--run-dir", tmp_path / "run", *settings(train__epochs=1)
+        "train",
+        DIGITS,
+        "--format",
+        "json",
+        "--run-dir",
+        tmp_path / "run",
+        *settings(train__epochs=1, model__blocks=2),
     )
     assert outcome.code == 0, outcome
     # Ray's native code may still warn, dated, of a machine that is too busy.

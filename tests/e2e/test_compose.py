@@ -19,6 +19,7 @@ BLOCKS = 4
 CHECK_TORCH = ROOT / "deploy/docker/check_torch.py"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_job_from_outside_trains_over_several_containers() -> None:
     require_engine()
@@ -70,9 +71,9 @@ def trains_to_the_end(coordinator: str, prometheus: Prometheus) -> None:
 
 def fails(coordinator: str) -> None:
     """Submit a job without data: its trainer, in a container, says what is wrong."""
-    failed = submit(coordinator, "--watch", data__factory="lowdimfa.data:nothing")
+    failed = submit(coordinator, "--watch", data__factory="nowhere:data")
     assert failed.code == 2, failed
-    assert "lowdimfa.data" in failed.stderr + failed.stdout
+    assert "nowhere:data" in failed.stderr + failed.stdout
 
 
 def is_stopped(coordinator: str, prometheus: Prometheus) -> None:

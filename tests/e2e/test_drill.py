@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import COMMAND, DIGITS, Outcome, environment, lowdimfa, refused, settings
+from command import DIGITS, Outcome, refused, settings, started
+from forks import Forks
 
-HANGS = 560
-"""Seconds after which a drill counts as hanging; each takes 2 to 4 minutes on two busy cores."""
+pytestmark = pytest.mark.timeout(3600)  # a drill that hangs is silent, and is ended for that
 
 
 def drill(run_dir: Path, *arguments: object, **values: object) -> Outcome:
@@ -22,18 +21,8 @@ def drill(run_dir: Path, *arguments: object, **values: object) -> Outcome:
         run__tensorboard=False,
         **values,
     )
-    done = subprocess.run(
-        [
-            COMMAND,
-            *map(str, ("drill", DIGITS, "--run-dir", run_dir, "--format", "json", *arguments, *overrides)),
-        ],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    with started("drill", DIGITS, "--run-dir", run_dir, "--format", "json", *arguments, *overrides) as going:
+        return going.end()
 
 
 def passed(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,7 +40,7 @@ def passed(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     return entry, told
 
 
-@pytest.mark.timeout(HANGS + 60)
+@pytest.mark.slow
 def test_a_run_survives_more_than_twenty_kills_with_rejoin(tmp_path: Path) -> None:
     arguments = ("--on-failure", "rejoin", "--kinds", "crash", "--faults", 24)
     outcome = drill(tmp_path / "drill", *arguments, train__steps=1500, run__checkpoint_every=300)
@@ -68,7 +57,7 @@ def test_a_run_survives_more_than_twenty_kills_with_rejoin(tmp_path: Path) -> No
         assert trainer[name][1] <= 1.1 * trainer[name][0] + (64 * 2**20 if name == "memory" else 10)
 
 
-@pytest.mark.timeout(HANGS + 60)
+@pytest.mark.slow
 def test_every_kind_of_fault_with_restart_leaves_every_bit_as_it_was(tmp_path: Path) -> None:
     outcome = drill(tmp_path / "drill", "--on-failure", "restart", train__steps=600, run__checkpoint_every=60)
     entry, told = passed(outcome)
@@ -81,11 +70,11 @@ def test_every_kind_of_fault_with_restart_leaves_every_bit_as_it_was(tmp_path: P
     assert told["happened"] >= 10
 
 
-def test_what_a_drill_can_not_do_is_refused(tmp_path: Path) -> None:
+def test_what_a_drill_can_not_do_is_refused(forks: Forks, tmp_path: Path) -> None:
     refused(
-        lowdimfa("drill", DIGITS, "--run-dir", tmp_path / "drill"),
+        forks.run("drill", DIGITS, "--run-dir", tmp_path / "drill"),
         "run.on_failure: found 'fail'",
         "--on-failure rejoin or restart",
     )
-    refused(lowdimfa("drill", DIGITS, "--kinds", "crush"), "--kinds: found 'crush'")
+    refused(forks.run("drill", DIGITS, "--kinds", "crush"), "--kinds: found 'crush'")
     assert not (tmp_path / "drill").exists()

@@ -15,6 +15,8 @@ from lowdimfa.version import VERSION
 from services.cli.app import app
 from services.monitoring import prometheus_rule
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BUILDS = ("base", "overlays/gpu", "overlays/mutual-tls")
 BY_HAND = {"coordinator-tls", "coordinator-tokens"}
@@ -162,7 +164,7 @@ def test_the_coordinators_command_is_one_that_serve_takes(objects: list[Object])
         Path(next(entry for entry in container["env"] if entry["name"] == "RAY_AUTH_TOKEN_PATH")["value"])
     )
     assert {str(path.parent) for path in files} <= mounts
-    assert {str(given["storage"]), str(given["state"])} <= mounts
+    assert {str(given["storage"]), str(given["state"].parent)} <= mounts
     on_nodes = {mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
     assert str(given["storage"]) in on_nodes
 

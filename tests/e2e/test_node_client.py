@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import DIGITS, SECONDS, lowdimfa
+from command import DIGITS, Going
+from forks import Forks
+from ray.cluster_utils import Cluster
 from service import Service, service
 
 SOURCES = Path(__file__).parent / "node_client"
@@ -27,20 +30,22 @@ class Node:
             "LOWDIMFA_PROTO": str(Path(__file__).parents[2] / "proto"),
         }
 
-    def start(self, *words: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["node", self._script, *map(str, words)],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
+    def start(self, *words: object) -> Going:
+        return Going(
+            subprocess.Popen(
+                ["node", self._script, *map(str, words)],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
 
     def run(self, *words: object) -> tuple[int, list[dict[str, Any]]]:
         """Return exit code and what it printed."""
-        process = self.start(*words)
-        stdout, _ = process.communicate(timeout=SECONDS)
-        return process.returncode, [json.loads(line) for line in stdout.splitlines()]
+        with self.start(*words) as going:
+            ended = going.end()
+        return ended.code, ended.events
 
     def one(self, *words: object) -> dict[str, Any]:
         code, (reply,) = self.run(*words)
@@ -63,56 +68,53 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def node(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(
+    installed: Path, forks: Forks, shared_ray: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     """Give the client of a service with TLS and tokens."""
     folder = tmp_path_factory.mktemp("served")
-    assert lowdimfa("certs", folder / "tls").code == 0
+    assert forks.run("certs", folder / "tls").code == 0
     tokens = folder / "tokens.json"
-    added = lowdimfa("tokens", "add", "node", "--role", "submit", "--file", tokens, "--format", "json")
+    added = forks.run("tokens", "add", "node", "--role", "submit", "--file", tokens, "--format", "json")
     with pytest.MonkeyPatch.context() as patch:  # for the commands that clear up, too
         patch.setenv("LOWDIMFA_TOKEN", json.loads(added.stdout)["token"])
         patch.setenv("LOWDIMFA_CA", str(folder / "tls/ca.crt"))
         options = ("--tls-cert", folder / "tls/server.crt", "--tls-key", folder / "tls/server.key")
-        with service(folder, *options, "--tokens", tokens) as served:
+        with service(
+            folder, forks, *options, "--tokens", tokens, "--ray-address", shared_ray.address
+        ) as served:
             yield Node(installed, served)
 
 
 def test_it_submits_watches_and_stops_a_job(node: Node, tmp_path: Path) -> None:
     endless = tmp_path / "endless.yaml"
     endless.write_text(
-        DIGITS.read_text("utf-8").replace("epochs: 20", "epochs: 5000") + "  log_every: 5\n", "utf-8"
+        DIGITS.read_text("utf-8").replace("epochs: 20", "epochs: 5000").replace("blocks: 4", "blocks: 2")
+        + "  log_every: 5\n",
+        "utf-8",
     )
     submitted = node.one("submit", "from-node", endless)
     assert submitted["created"] is True
     job = submitted["job"]["id"]
     assert job.startswith("from-node-") and submitted["job"]["owner"] == "node"
 
-    watch = node.start("watch", job)
-    try:
-        assert watch.stdout is not None
-        events = []
-        for line in watch.stdout:
-            events.append(json.loads(line))
-            if events[-1]["event"] == "progress":
-                break
+    with node.start("watch", job) as watch:
+        events = watch.until("progress")
         assert node.one("get", job)["job"]["state"] == "JOB_STATE_RUNNING"
         assert node.one("stop", job)["job"]["state"] == "JOB_STATE_STOPPING"
-        rest, _ = watch.communicate(timeout=SECONDS)
-        events += [json.loads(line) for line in rest.splitlines()]
-        assert watch.returncode == 0
-    finally:
-        watch.kill()
-        watch.communicate()
-
+        ended = watch.end()
+    assert ended.code == 0
+    events += ended.events
     states = [event["state"]["state"] for event in events if event["event"] == "state"]
-    assert states == [
+    # It may say more than once that it is queued: what it waits for is in the detail.
+    assert [state for state, _ in groupby(states)] == [
         f"JOB_STATE_{name}" for name in ("QUEUED", "STARTING", "RUNNING", "STOPPING", "STOPPED")
     ]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     kinds = {event["event"] for event in events}
     assert kinds >= {"state", "started", "progress", "checkpoint", "failed"}
     (started,) = (event["started"] for event in events if event["event"] == "started")
-    assert started["blocks"] == 4 and len(started["pids"]["blocks"]) == 4
+    assert started["blocks"] == 2 == len(started["pids"]["blocks"])
 
     middle = len(events) // 2
     code, again = node.run("watch", job, middle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import socket
@@ -90,15 +89,10 @@ def look_at(served: Service, prometheus: Prometheus, job: str) -> None:
     """Check what Prometheus has of a job under way, and every page that it took it from."""
     expressions = dashboard_expressions(ROOT / "deploy" / "grafana" / "dashboards", job=job)
     with served.watching(job) as watch:
-        assert watch.stdout is not None
         empty = list(expressions)
-        for line in watch.stdout:  # as long as the job goes on, whose evaluations set the pace
-            if json.loads(line)["event"] != "evaluated":
-                continue
+        while empty:
+            watch.until("evaluated")  # as long as the job goes on, whose evaluations set the pace
             empty = [place for place in empty if not prometheus_has(prometheus, expressions[place])]
-            if not empty:
-                break
-        assert not empty, f"no data for {empty}"
     blocks = prometheus.series(f'lowdimfa_block_applied_steps{{job="{job}"}}')
     assert sorted(labels["block"] for labels in blocks) == ["0", "1"]
     assert not prometheus.series('ALERTS{alertstate="firing"}')

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown layer": (settings(model__blocks=["first"]), ("model.blocks", "'first'")),
     "no such module": (settings(model__factory="nowhere:make"), ("model.factory", "nowhere:make")),
     "no such function": (settings(model__factory="user:make"), ("model.factory", "user:make")),
-    "bad arguments": (settings(model__args__depht=3), ("model.factory", "depht")),
+    "bad arguments": (settings(model__args__depht=3), ("model.args.depht", "Did you mean 'depth'?")),
     "a factory that fails": (
         settings(data__factory="user:failing"),
         ("data.factory", "user:failing", "no luck today"),

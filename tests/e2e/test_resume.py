@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import yaml
+from command import Going, local, started
+from forks import Forks
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-
-LOWDIMFA = Path(sys.executable).parent / "lowdimfa"
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -37,23 +36,21 @@ SPECIFICATION: dict[str, Any] = {
 }
 
 
-def start(spec: Path, run_dir: Path, *extra: str) -> subprocess.Popen[str]:
-    command = [LOWDIMFA, "train", spec, "--run-dir", run_dir, "--format", "json", *extra]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+pytestmark = pytest.mark.timeout(3600)  # a command that hangs is silent, and is ended for that
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, _ = process.communicate(timeout=300)
-    last: dict[str, Any] = json.loads(output.splitlines()[-1])
-    assert process.returncode == 0, last
+def on_ray(spec: Path, run_dir: Path, *more: str) -> Going:
+    """Start the installed command on Ray: one of its own, or that at an address."""
+    return started("train", spec, "--run-dir", run_dir, "--format", "json", *more)
+
+
+def finish(going: Going) -> dict[str, Any]:
+    with going:
+        outcome = going.end()
+    assert outcome.code == 0, outcome
+    last = outcome.events[-1]
     assert last["event"] == "finished"
     return last
-
-
-def exported(run_dir: Path) -> dict[str, Any]:
-    output = run_dir.with_suffix(".safetensors")
-    subprocess.run([LOWDIMFA, "export", run_dir, "--output", output], check=True, timeout=60)
-    return load_file(output)
 
 
 def kill_all(pids: list[int]) -> None:
@@ -63,77 +60,80 @@ def kill_all(pids: list[int]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended with another one
             processes.append(psutil.Process(pid))
             processes[-1].kill()
-    _, alive = psutil.wait_procs(processes, 20)
+    _, alive = psutil.wait_procs(processes, 60)
     assert not alive
 
 
 class Whole(NamedTuple):
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, in one process."""
 
     spec: Path
     run_dir: Path
     finished: dict[str, Any]
+    forks: Forks
 
     def equals(self, run_dir: Path, finished: dict[str, Any]) -> None:
         """Check that another run came to the same end, bit for bit."""
         for key in ("steps", "samples", "test_loss", "test_accuracy"):
             assert finished[key] == self.finished[key], key
-        found, expected = exported(run_dir), exported(self.run_dir)
+        found, expected = self._exported(run_dir), self._exported(self.run_dir)
         assert found.keys() == expected.keys()
         assert all(found[name].equal(expected[name]) for name in expected)
 
+    def _exported(self, run_dir: Path) -> dict[str, Any]:
+        output = run_dir.with_suffix(".safetensors")
+        assert self.forks.run("export", run_dir, "--output", output).code == 0
+        return load_file(output)
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    spec = folder / "spec.yaml"
+    spec, run_dir = folder / "spec.yaml", folder / "run"
     spec.write_text(yaml.safe_dump(SPECIFICATION))
-    return Whole(spec, folder / "run", finish(start(spec, folder / "run")))
+    outcome = forks.run(*local(spec, run_dir))
+    assert outcome.code == 0, outcome
+    return Whole(spec, run_dir, outcome.events[-1], forks)
 
 
-@pytest.mark.timeout(900)
-def test_killed_and_resumed_equals_never_interrupted(whole: Whole, tmp_path: Path) -> None:
-    spec = whole.spec
-    process = start(spec, tmp_path / "killed")
-    assert process.stdout is not None
-    pids: list[int] = []
-    ray_processes: list[int] = []
-    for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "started":
-            pids = [event["pids"]["trainer"], *event["pids"]["blocks"]]
-            ray_processes = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        if event["event"] == "checkpoint" and event["step"] >= 140:
-            break
-    assert len(set(pids)) == 4
-    process.kill()
-    kill_all(pids)
-    kill_all(ray_processes)  # Ray's own, which would end a little later by themselves
-    process.stdout.close()
-    assert process.wait(20) == -signal.SIGKILL
+def test_killed_and_resumed_equals_never_interrupted(
+    whole: Whole, shared_ray: Cluster, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "killed"
+    with on_ray(whole.spec, run_dir) as going:
+        pids = going.until("started")[-1]["pids"]
+        pids = [pids["trainer"], *pids["blocks"]]
+        assert len(set(pids)) == 4
+        ray_processes = [child.pid for child in psutil.Process(going.process.pid).children(recursive=True)]
+        while going.until("checkpoint")[-1]["step"] < 140:
+            pass
+        going.process.kill()
+        kill_all(pids)
+        kill_all(ray_processes)  # Ray's own, which would end a little later by themselves
+        assert going.end().code == -signal.SIGKILL
     last = f"step-{whole.finished['steps']:08d}"
-    assert not (tmp_path / "killed" / "checkpoints" / last).exists()
-    whole.equals(tmp_path / "killed", finish(start(spec, tmp_path / "killed", "--resume")))
+    assert not (run_dir / "checkpoints" / last).exists()
+    again = on_ray(whole.spec, run_dir, "--resume", "--address", shared_ray.address)
+    whole.equals(run_dir, finish(again))
 
 
-@pytest.mark.timeout(600)
 def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
-    whole: Whole, tmp_path: Path
+    whole: Whole, shared_ray: Cluster, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    process = start(whole.spec, run_dir, "--set", "run.on_failure=restart")
-    assert process.stdout is not None
     events: list[dict[str, Any]] = []
     trainers: list[int] = []
     kill_at = [("progress", 10), ("checkpoint", 140)]  # before there is a checkpoint, and when there are two
-    for line in process.stdout:
-        events.append(event := json.loads(line))
-        if event["event"] == "started":
-            trainers.append(event["pids"]["trainer"])
-        if kill_at and event["event"] == kill_at[0][0] and event["step"] >= kill_at[0][1]:
-            del kill_at[0]
-            kill_all([trainers[-1]])
-    assert process.wait(60) == 0, events[-1]
+    restart = ("--set", "run.on_failure=restart", "--address", shared_ray.address)
+    with on_ray(whole.spec, run_dir, *restart) as going:
+        for event in going.events():
+            events.append(event)
+            if event["event"] == "started":
+                trainers.append(event["pids"]["trainer"])
+            if kill_at and event["event"] == kill_at[0][0] and event["step"] >= kill_at[0][1]:
+                del kill_at[0]
+                kill_all([trainers[-1]])
+        assert going.end().code == 0, events[-1]
     assert len(set(trainers)) == 3
     logged = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert logged == events  # not one was missed

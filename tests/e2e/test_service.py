@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 
 from command import DIGITS, EXAMPLES, refused, settings
-from service import Service, rest, until
+from service import Service
 
 LONG = {"train__epochs": 2000, "model__blocks": 2, "run__evaluate_every_epochs": 0}
 """A job that is under way for as long as a test needs it."""
@@ -44,23 +44,54 @@ def test_a_bad_specification_names_the_user_s_file_and_reaches_no_service(
     bad = tmp_path / "bad.yaml"
     bad.write_text(DIGITS.read_text().replace("epochs:", "epoch:"))
     refused(served.run("submit", bad), str(bad), "train.epoch", "Did you mean")
+    lr = served.run("submit", DIGITS, "--set", "train.optimizer.args.lr=fast")
+    refused(lr, "--set train.optimizer.args.lr: found the string 'fast'; expected a number")
     refused(served.run("status", "nobody"), "'nobody'", "no such job")
 
 
 def test_data_that_can_not_be_had_fails_the_job_with_the_command_s_exit_code(served: Service) -> None:
-    outcome = served.run("submit", DIGITS, "--watch", "--set", "data.factory=lowdimfa.data:nothing")
+    outcome = served.run("submit", DIGITS, "--watch", "--set", "data.factory=nowhere:data")
     assert outcome.code == 2, outcome
     assert "data.factory" in outcome.stderr and "Traceback" not in outcome.stderr
 
 
-def test_a_job_is_stopped_with_a_checkpoint_and_goes_on(served: Service) -> None:
-    job = served.submit(train__epochs=30, model__blocks=2, run__evaluate_every_epochs=0)
+HELD = """
+import time
+from pathlib import Path
+from torch import nn
+
+class Held(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        while self.calls > 100 and Path({gate!r}).exists():
+            time.sleep(0.01)
+        return inputs
+
+def make_model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Held(), nn.Linear(16, 10))
+"""
+
+
+def test_a_job_is_stopped_with_a_checkpoint_and_goes_on(served: Service, tmp_path: Path) -> None:
+    """However long the commands take: a file holds the job in a step until it has been told to stop."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    (tmp_path / "held.py").write_text(HELD.format(gate=str(gate)))
+    (tmp_path / "spec.yaml").write_bytes(DIGITS.read_bytes())
+    values = {"train__epochs": 30, "run__evaluate_every_epochs": 0}
+    model = {"model__factory": "held:make_model", "model__args": {}, "model__blocks": 2}
+    job = served.submit(tmp_path / "spec.yaml", **values, **model)
     with served.watching(job) as watch:
-        until(watch, "progress")
+        watch.until("progress")
         assert served.json("stop", job)["state"] == "stopping"
-        events, code, said = rest(watch)
-    assert code == 130 and f"lowdimfa resume {job}" in said
-    saved = next(event["step"] for event in events if event["event"] == "checkpoint")
+        gate.unlink()
+        ended = watch.end()
+    assert ended.code == 130 and f"lowdimfa resume {job}" in ended.stderr
+    saved = ended.of("checkpoint")[0]["step"]
     status = served.json("status", job)
     assert status["state"] == "stopped" and 0 < saved < 900
     resumed = served.run("resume", job, "--watch", "--format", "json")
@@ -73,16 +104,17 @@ def test_a_job_is_stopped_with_a_checkpoint_and_goes_on(served: Service) -> None
 def test_a_coordinator_that_is_killed_and_comes_back_loses_no_event_and_no_job(served: Service) -> None:
     job = served.submit(train__epochs=20, model__blocks=2, run__evaluate_every_epochs=0)
     with served.watching(job) as watch:
-        events = until(watch, "progress")
+        events = watch.until("progress")
         served.kill()
         served.start()
-        more, code, said = rest(watch)
-    assert code == 0, said
-    sequences = [event["sequence"] for event in events + more]
+        ended = watch.end()
+    assert ended.code == 0, ended.stderr
+    events += ended.events
+    sequences = [event["sequence"] for event in events]
     assert sequences == list(range(1, len(sequences) + 1))
-    steps = [event["step"] for event in events + more if event["event"] == "progress"]
+    steps = [event["step"] for event in events if event["event"] == "progress"]
     assert steps == list(range(10, 601, 10))  # every report of the run, once
-    states = [event["state"] for event in events + more if event["event"] == "state"]
+    states = [event["state"] for event in events if event["event"] == "state"]
     # It may say more than once that it is queued: what it waits for is in the detail.
     assert [state for state, _ in groupby(states)] == ["queued", "starting", "running", "finished"]
     assert served.json("status", job)["attempt"] == 1
@@ -91,10 +123,9 @@ def test_a_coordinator_that_is_killed_and_comes_back_loses_no_event_and_no_job(s
 def test_a_stop_at_once_frees_the_cluster_for_the_next(served: Service) -> None:
     job = served.submit(**LONG)
     with served.watching(job) as watch:
-        until(watch, "progress")
+        watch.until("progress")
         served.json("stop", job, "--now")
-        _, code, _ = rest(watch)
-    assert code == 130
+        assert watch.end().code == 130
     assert not (served.storage / "targets" / f"{job}.json").exists()
     after = served.run("submit", DIGITS, "--watch", *settings(model__blocks=4, train__epochs=1))
     assert after.code == 0, after

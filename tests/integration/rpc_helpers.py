@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-LIVENESS = 5.0
+LIVENESS = 20.0
+
+HANGS = 60.0
+"""Seconds that nothing takes, not even on a machine with much other work, unless it hangs."""
 
 
 class Inbox:
@@ -20,7 +23,7 @@ class Inbox:
         self._queue: queue.Queue[Any] = queue.Queue()
         self.put = self._queue.put
 
-    def get(self, seconds: float = 10.0) -> Any:
+    def get(self, seconds: float = HANGS) -> Any:
         return self._queue.get(timeout=seconds)
 
     def take(self, count: int) -> list[Any]:
@@ -30,7 +33,7 @@ class Inbox:
         return self._queue.empty()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = HANGS) -> None:
     """Wait until a condition that has no event of its own holds."""
     deadline = time.monotonic() + seconds
     while not condition():

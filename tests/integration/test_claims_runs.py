@@ -22,6 +22,8 @@ from benchmarks.claims.trials import Trial, runs_of
 from lowdimfa.data import Dataset, TensorSplit, teacher
 from lowdimfa.models import cnn, mlp, vit
 
+pytestmark = pytest.mark.slow
+
 GRID = (Update(1e-3), Update(3e-3), Update(1e-2, 1.0))
 
 

@@ -15,7 +15,8 @@ from specifications import specification
 
 from services.coordinator.attempt import RunRequests
 from services.coordinator.jobs import Event, Job, JobState, Submission
-from services.coordinator.local_cluster import VITAL, LocalCluster
+from services.coordinator.local_cluster import LocalCluster
+from services.coordinator.ray_holder import VITAL
 from services.coordinator.ray_runner import RayRunner
 from services.coordinator.sqlite_store import SqliteJobStore
 from services.coordinator.supervisor import Supervisor
@@ -83,19 +84,20 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     assert not alive
 
 
-def plain(steps: int, on_failure: str) -> dict[str, object]:
+def plain(steps: int, on_failure: str, blocks: int = 2) -> dict[str, object]:
     return specification(
         "mlp",
-        2,
+        blocks,
         run={"checkpoint_every": 50, "on_failure": on_failure, "liveness_seconds": LIVENESS},
         train={"steps": steps},
     )
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_jobs_of_a_cluster_that_dies_go_on_in_the_next_one(service: Service, tmp_path: Path) -> None:
     going_on = service.submit("going-on", plain(600, "restart"))
-    given_up = service.submit("given-up", plain(100_000, "fail"))
+    given_up = service.submit("given-up", plain(100_000, "fail", blocks=1))
     service.until(lambda: all(service.events(job_id, "checkpoint") for job_id in (going_on, given_up)))
     before = service.processes()
     pids = [

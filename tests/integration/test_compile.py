@@ -19,9 +19,10 @@ from lowdimfa.errors import InputError
 from lowdimfa.partition import partition
 from lowdimfa.tickets import Ticket
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)"),
+]
 
 
 @pytest.fixture(autouse=True)

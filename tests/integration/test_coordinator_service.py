@@ -58,6 +58,20 @@ def test_what_is_wrong_is_said_key_by_key(service: Running) -> None:
         calls.submit("a", "model: [\n  1: 2: 3", {})
     with client(service) as calls, pytest.raises(InputError, match=r"feedback\.form"):
         calls.submit("a", SPECIFICATION + "feedback: {form: backprop}\n", {})
+    with client(service) as calls, pytest.raises(InputError) as caught:
+        calls.submit(
+            "a",
+            SPECIFICATION.replace("width", "widht").replace("10}", "10, optimizer: {args: {lr: fast}}}"),
+            {},
+        )
+    for words in (
+        "specification.model.args.widht: found an argument that lowdimfa.models:mlp doesn't take",
+        "specification.model.args.width: found nothing; expected an integer",
+        "specification.train.optimizer.args.lr: found the string 'fast'; expected a number.",
+    ):
+        assert words in caught.value.message
+    with client(service) as calls:
+        assert list(calls.jobs()) == []
     for call in ("get", "resume"):
         with client(service) as calls, pytest.raises(InputError, match="no job 'nobody'"):
             getattr(calls, call)("nobody")
@@ -193,7 +207,7 @@ def test_health_reflection_and_pages_for_machines(tmp_path: Path) -> None:
         }
         assert values["lowdimfa_coordinator_known_jobs", "starting"] == 1
         assert values["lowdimfa_coordinator_answered_calls_total", "OK", "SubmitJob"] == 1
-        assert values["lowdimfa_coordinator_cluster_up_info",] == 1
+        assert values["lowdimfa_coordinator_cluster_up",] == 1
 
 
 def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from services.run.user_code import UserCode
 from services.spec import parse_specification
 from services.trainer.actor import TrainerActor
 from services.trainer.api import DecoupledTrainer
-from services.trainer.cluster import start_ray
 from services.trainer.execute import RunRequest
 
 TALKATIVE = '''
@@ -58,12 +57,7 @@ def make_model():
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One Ray for all of these tests, because starting it takes seconds."""
-    disconnect = start_ray(None, blocks=5, cpus_per_block=1)
-    yield
-    disconnect()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def exported(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -86,27 +80,31 @@ def fit(
 
 @pytest.mark.parametrize(("blocks", "staleness"), [(3, 0), (1, 0), (3, 2)])
 def test_stopped_in_a_segment_and_resumed(blocks: int, staleness: int, tmp_path: Path) -> None:
-    """The only segment is the whole run, so that a stop falls into its middle."""
+    """The only segment is the whole run, which is too long to end before a stop comes, however late that is."""
 
     def stop(trainer: DecoupledTrainer, event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["step"] >= 20:
             trainer.stop()
 
     plain = specification(
-        "mlp", blocks, "probed", train={"steps": 160, "staleness": staleness, "microbatches": 4}
+        "mlp",
+        blocks,
+        "probed",
+        train={"steps": 100_000, "scheduler": None, "staleness": staleness, "microbatches": 4},
     )
     with pytest.raises(StoppedError, match="go on from step") as caught:
         fit(plain, tmp_path / "parts", stop)
     step = caught.value.step
-    assert step is not None and 20 <= step < 160
+    assert step is not None and 20 <= step < 100_000
     assert [(event["event"], event["step"]) for event in events_of(tmp_path / "parts")[-2:]] == [
         ("checkpoint", step),
         ("failed", step),
     ]
     assert not (tmp_path / "targets" / "parts.json").exists()
     if staleness == 0:  # with more, the bits depend on timing
+        plain["train"]["steps"] = step + 3
         fit(plain, tmp_path / "parts", resume=True, engine="local")
-        assert events_of(tmp_path / "parts")[-1]["steps"] == 160
+        assert events_of(tmp_path / "parts")[-1]["steps"] == step + 3
         fit(plain, tmp_path / "whole", engine="local")
         found, expected = exported(tmp_path / "parts"), exported(tmp_path / "whole")
         assert found.keys() == expected.keys()
@@ -121,7 +119,7 @@ def request(
     )
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
     """Return what a condition gives once that is something."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -144,10 +142,10 @@ def test_a_job_runs_once_is_asked_to_stop_and_keeps_what_it_printed(tmp_path: Pa
     assert ray.get(trainer.outcome.remote()) is None
     until(lambda: (run_dir / "events.jsonl").exists() and len(events_of(run_dir)) > 3)
     ray.get(trainer.stop.remote())
-    ended = ray.get(outcome, timeout=60)
+    ended = ray.get(outcome, timeout=240)
     assert isinstance(ended, StoppedError)
     assert ray.get(trainer.outcome.remote()) == {"event": "failed"} | ended.as_event()
-    again = ray.get(trainer.fit.remote(asked), timeout=10)
+    again = ray.get(trainer.fit.remote(asked), timeout=60)
     assert again.message == ended.message
     assert [event["event"] for event in events_of(run_dir)].count("started") == 1
     ray.kill(trainer)
@@ -158,7 +156,7 @@ def test_a_job_runs_once_is_asked_to_stop_and_keeps_what_it_printed(tmp_path: Pa
 
     trap.touch()
     trainer = TrainerActor.remote()
-    failure = ray.get(trainer.fit.remote(request(plain, run_dir, True, UserCode(str(code)))), timeout=60)
+    failure = ray.get(trainer.fit.remote(request(plain, run_dir, True, UserCode(str(code)))), timeout=240)
     ray.kill(trainer)
     assert isinstance(failure, LowdimfaError)
     log = (run_dir / "logs" / "block-1.log").read_text()
@@ -180,13 +178,13 @@ def test_a_killed_trainer_takes_its_blocks_along_and_the_run_goes_on(tmp_path: P
     pids = next(event for event in events_of(run_dir) if event["event"] == "started")["pids"]
     processes = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"])]
     os.kill(pids["trainer"], signal.SIGKILL)
-    _, alive = psutil.wait_procs(processes, 20)
+    _, alive = psutil.wait_procs(processes, 60)
     assert not alive
 
     step = CheckpointStore(run_dir).list()[-1]
     plain["train"]["steps"] = step + 3
     trainer = until(lambda: again(detached))
-    finished = ray.get(trainer.fit.remote(request(plain, run_dir, resume=True)), timeout=60)
+    finished = ray.get(trainer.fit.remote(request(plain, run_dir, resume=True)), timeout=240)
     assert finished["steps"] == step + 3
     assert no_places_are_left()
     ray.kill(trainer)
@@ -215,7 +213,7 @@ def test_an_interrupt_ends_everything_at_once(tmp_path: Path) -> None:
         fit(plain, tmp_path / "run", interrupt)
     pids = started[0]["pids"]
     processes = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(processes, 20)
+    _, alive = psutil.wait_procs(processes, 60)
     assert not alive
     until(no_places_are_left)
     assert events_of(tmp_path / "run")[-1]["code"] == "stopped"

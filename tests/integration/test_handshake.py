@@ -103,4 +103,4 @@ def test_silence_is_a_peer_error_in_time() -> None:
     started = time.monotonic()
     with pytest.raises(PeerError, match=address):
         greet(address, security, UPSTREAM, 0.5)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20 * 0.5

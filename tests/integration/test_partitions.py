@@ -32,7 +32,7 @@ RUN_SECONDS = 300.0
 START_SECONDS = 30.0
 """Until a block that is placed runs: its process imports torch and Ray, beside the others on the same two cores."""
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 USER_MODEL = """
 import time

@@ -79,7 +79,7 @@ def test_an_agent_that_stays_silent_is_ended_in_time_and_replaced(runner: tuple[
     began = time.monotonic()
     with pytest.raises(ClusterError, match="no answer to 'stop' within 3 s"):
         made.stop("a", now=True)
-    assert time.monotonic() - began < 3 * LIVENESS
+    assert time.monotonic() - began < 10 * LIVENESS
     assert first not in agents.alive()
     assert made.capacity().cpus == 4
 

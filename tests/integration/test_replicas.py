@@ -180,7 +180,7 @@ def test_a_replica_that_dies_is_named_within_the_liveness(tmp_path: Path) -> Non
         dead._links.close(0)
         with pytest.raises(PeerError, match="block 0, replica 1"):
             futures[0, 0].result(30)
-        assert time.monotonic() - began < 2 * 2.0
+        assert time.monotonic() - began < 5 * 2.0
         for worker in fleet.workers:
             worker.abort(PeerError("stopped"))
         for future in futures.values():

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.throughput", "--networks", "tiny"]
 SYSTEMS = ("lowdimfa-s1", "single-1", "1f1b", "limit")

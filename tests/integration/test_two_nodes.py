@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,28 +12,6 @@ from specifications import specification
 from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer
 
-
-def add_node(cluster: Cluster, **options: Any) -> None:
-    """Add a node; on a busy machine Ray's own deadline of 30 s may need a second try."""
-    try:
-        cluster.add_node(**options)
-    except Exception:  # Ray raises a plain exception
-        cluster.add_node(**options)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Two nodes with room for two blocks each."""
-    cluster = Cluster()
-    try:
-        add_node(cluster, num_cpus=2, include_dashboard=False)
-        add_node(cluster, num_cpus=2)
-        cluster.wait_for_nodes()
-        yield cluster.address
-    finally:
-        cluster.shutdown()
-
-
 USER_MODEL = """
 from torch import nn
 
@@ -44,12 +20,13 @@ def make():
 """
 
 
-def test_spread_over_two_nodes_gives_the_bits_of_one_process(address: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("second_node")
+def test_spread_over_two_nodes_gives_the_bits_of_one_process(shared_ray: Cluster, tmp_path: Path) -> None:
     (tmp_path / "beside_the_specification.py").write_text(USER_MODEL)
     plain = specification("mlp", 3, "probed", placement={"strategy": "SPREAD"})
     plain["model"] = {"factory": "beside_the_specification:make", "blocks": 3}
     events = []
-    for engine, where in (("ray", address), ("local", None)):
+    for engine, where in (("ray", shared_ray.address), ("local", None)):
         DecoupledTrainer(
             plain,
             engine=engine,  # type: ignore[arg-type]

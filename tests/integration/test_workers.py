@@ -38,10 +38,16 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("model", "blocks", "q_rule"),
-    list(product(("mlp", "transformer"), (2, 4), ("fixed", "hebbian", "probed", "readout"))),
+    [
+        *product(("mlp", "transformer"), (2, 4), ("fixed", "hebbian", "probed", "readout")),
+        ("cnn", 2, "probed"),
+        ("cnn", 4, "readout"),
+    ],
 )
 def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path: Path) -> None:
     plain = specification(model, blocks, q_rule)
+    if model == "cnn":  # threads share what dropout draws from
+        plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}
     with thread_fleet(plain, tmp_path / "threads") as fleet:
         fleet.run(0, 3)  # a segment's end changes nothing
         fleet.run(3, STEPS)

@@ -6,8 +6,6 @@ import errno
 import itertools
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import forked
 
 from lowdimfa.errors import ProtocolError
 from lowdimfa.tickets import Ticket
@@ -214,29 +213,13 @@ def test_slow_work_lets_the_other_threads_run(tmp_path: Path) -> None:
     assert len(answered) > 2
 
 
-CRASH = """
-import sys
-from pathlib import Path
-from lowdimfa.tickets import Ticket
-from services.block.faults import FaultInjector
-from services.spec.faults import Fault
-faulty = FaultInjector([Fault(kind="crash", block=0, step=2)], 0, Path(sys.argv[1]))
-for step in range(4):
-    print(step, flush=True)
-    faulty.before_forward(Ticket(step, 0))
-"""
-
-
 def test_a_crash_kills_the_process_once(tmp_path: Path) -> None:
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", CRASH, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    def steps() -> None:
+        faulty = injector(tmp_path, fault("crash", step=2))
+        for step in range(4):
+            print(step, flush=True)
+            faulty.before_forward(Ticket(step, 0))
 
-    first, second = run(), run()
-    assert (first.returncode, first.stdout.split()) == (-signal.SIGKILL, ["0", "1", "2"]), first.stderr
-    assert (second.returncode, second.stdout.split()) == (0, ["0", "1", "2", "3"]), second.stderr
+    first, second = forked(steps, tmp_path), forked(steps, tmp_path)
+    assert (first.code, first.stdout.split()) == (-signal.SIGKILL, ["0", "1", "2"]), first.stderr
+    assert (second.code, second.stdout.split()) == (0, ["0", "1", "2", "3"]), second.stderr

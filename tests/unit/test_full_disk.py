@@ -8,8 +8,8 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +18,16 @@ from typing import Any
 import pytest
 import torch
 from disks import SmallDisk, small_disk
+from forked import forked
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
+from services.cli.main import main
 from services.monitoring.exporter import write_targets
 from services.monitoring.timeline import TimelineWriter
 from services.rpc.seats import Seat
 from services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from services.run.disk import no_room
+from services.run.process_log import keep_output
 from services.spec import parse_specification, to_yaml
 from services.trainer.api import DecoupledTrainer
 from services.trainer.events import Event, EventLog
@@ -147,38 +150,24 @@ def test_a_timeline_waits_for_room(disk: SmallDisk) -> None:
     assert lost.dropped == 500 - (len(read(lost.path)) if lost.path.exists() else 0)
 
 
-PRINTING = """
-import sys, traceback
-from pathlib import Path
-from disks import SmallDisk
-from services.run.process_log import keep_output
-disk = SmallDisk(Path(sys.argv[1]))
-keep_output(disk.path / "logs" / "block-0.log")
-print("before")
-disk.fill()
-for number in range(100):
-    print("lost", "x" * 200)
-    try:
-        raise RuntimeError("no luck")
-    except RuntimeError as error:
-        traceback.print_exception(error)
-sys.stdout.write("lost without an end")
-sys.stdout.flush()
-disk.free()
-print("after")
-print("error", file=sys.stderr)
-"""
+def test_prints_and_tracebacks_end_no_process(disk: SmallDisk, tmp_path: Path) -> None:
+    def talk() -> None:
+        keep_output(disk.path / "logs" / "block-0.log")
+        print("before")
+        disk.fill()
+        for _ in range(100):
+            print("lost", "x" * 200)
+            try:
+                raise RuntimeError("no luck")
+            except RuntimeError as error:
+                traceback.print_exception(error)
+        sys.stdout.write("lost without an end")
+        sys.stdout.flush()
+        disk.free()
+        print("after")
+        print("error", file=sys.stderr)
 
-
-def test_prints_and_tracebacks_end_no_process(disk: SmallDisk) -> None:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", PRINTING, disk.path],
-        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert forked(talk, tmp_path) == (0, "", "")
     lines = (disk.path / "logs" / "block-0.log").read_text().splitlines()
     assert lines[0] == "before"
     assert "after" in lines and lines[-1] == "error"
@@ -370,17 +359,15 @@ def test_a_result_that_cannot_be_kept_is_said_and_written_by_a_resumed_run(disk:
 def test_output_that_finds_no_room_ends_no_run(form: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (tmp_path / "spec.yaml").write_text(to_yaml(parse_specification(SPECIFICATION, "the test")))
-    arguments = ["train", "spec.yaml", "--engine", "local", "--format", form, "--run-dir", run_dir]
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [Path(sys.executable).parent / "lowdimfa", *arguments],
-            cwd=tmp_path,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("lowdimfa: part of the output is lost") == 1
+    words = ["train", str(tmp_path / "spec.yaml"), "--engine", "local", "--format", form]
+
+    def command() -> None:
+        sys.argv = ["lowdimfa", *words, "--run-dir", str(run_dir)]
+        main()
+
+    ended = forked(command, tmp_path, stdout=Path("/dev/full"))
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr.count("lowdimfa: part of the output is lost") == 1
     assert read(run_dir / "events.jsonl")[-1]["event"] == "finished"
 
 

@@ -1,9 +1,10 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lowdimfa import measure
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
@@ -15,16 +16,38 @@ from lowdimfa.partition import partition
 BATCH = 5
 
 
+class Clock:
+    """Goes on when it is read, and as far as the work says that it takes: no other work of the machine is in it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=CLOCK.perf_counter))
+
+
 class Slow(nn.Linear):
-    """Takes at least so many seconds to go forward and backward."""
+    """Takes so many seconds to go forward and backward."""
 
     forward_seconds, backward_seconds = 0.004, 0.008
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.forward_seconds)
+        CLOCK.pass_by(self.forward_seconds)
         output = super().forward(x)
         if output.requires_grad:
-            output.register_hook(lambda gradient: time.sleep(self.backward_seconds))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: CLOCK.pass_by(self.backward_seconds))  # type: ignore[no-untyped-call]
         return output
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from services.monitoring.timeline import CAUSES
 
 SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
-    "steps|samples|seconds|bytes|messages|microbatches|failures|recoveries|epochs|samples_per_second|value|ratio|info|jobs|streams|calls|"
+    "steps|samples|seconds|bytes|messages|microbatches|failures|recoveries|epochs|samples_per_second|value|ratio|up|state|jobs|streams|calls|"
     "degrees"
 )
 
@@ -86,7 +87,16 @@ def test_names_follow_the_pattern_and_counters_end_in_total() -> None:
         suffix = "_total" if metric.type == "counter" else ""
         assert re.fullmatch(pattern + suffix, metric.name), metric.name
         assert metric.name.endswith("_total") == (metric.type == "counter")
+        assert not metric.name.endswith("_info")  # Prometheus' word for labels with a constant 1
     assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_prometheus_itself_finds_nothing_wrong_with_the_pages() -> None:
+    for metrics in (used_block(), used_trainer(), used_coordinator()):
+        page = generate_latest(metrics.registry)
+        done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,7 @@ def test_a_job_has_one_state_at_a_time() -> None:
     for state in STATES:
         metrics.state(state)
         values = samples(metrics.registry)
-        assert [s for s in STATES if values["lowdimfa_trainer_job_state_info", s]] == [state]
+        assert [s for s in STATES if values["lowdimfa_trainer_job_state", s]] == [state]
 
 
 def test_documentation_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,11 +48,11 @@ def check(blocks: int, rules: Policy, steps: range, seed: int) -> None:
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_every_small_combination_completes_by_the_rules(blocks: int, staleness: int) -> None:
     combinations = itertools.product((1, 2, 3), (1, 2, 3, 7), (0, 1, 2))
-    for (m, w, probe_every), seed in itertools.product(combinations, range(5)):
+    for (m, w, probe_every), seed in itertools.product(combinations, range(3)):
         check(blocks, policy(m=m, w=w, s=staleness, probe_every=probe_every), range(4), seed)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     blocks=st.integers(1, 5),
     rules=st.builds(

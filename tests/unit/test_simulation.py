@@ -257,11 +257,12 @@ def test_blocks_on_too_few_cores_take_the_sum_of_their_work() -> None:
     assert outcome.step_seconds == pytest.approx((4 * (FORWARD + UPDATE) + STEP) * 4 / 2)
 
 
-def test_1024_blocks_are_simulated_in_time() -> None:
-    """A second or so each where nothing else runs; a minute is for machines that are busy."""
+@pytest.mark.parametrize("blocks", [128, pytest.param(1024, marks=pytest.mark.slow)])
+def test_many_blocks_are_simulated_in_time(blocks: int) -> None:
+    """A second or so for 1,024 where nothing else runs; a minute is for machines that are busy."""
     began = time.process_time()
     for schedule in ("1f1b", "staleness-0"):
-        outcome = simulate(uniform(1024, 8, STEP, bandwidth=1e9, latency=1e-4), schedule)
+        outcome = simulate(uniform(blocks, 8, STEP, bandwidth=1e9, latency=1e-4), schedule)
         assert 0 < outcome.samples_per_second < math.inf
     assert time.process_time() - began < 60
 

@@ -82,7 +82,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 @given(specifications)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_resolved_yaml_loads_back_equal(mapping: dict[str, Any]) -> None:
     before = deepcopy(mapping)
     spec = parse_specification(mapping, "generated")
@@ -146,7 +146,7 @@ def test_overrides_replace_add_and_nest_in_order(tmp_path: Path) -> None:
         "train.steps=5",
         "train.steps=7",
         "train.per_block.1.optimizer.args.lr=1e-2",
-        "train.scheduler.factory=torch.optim.lr_scheduler.OneCycleLR",
+        "train.scheduler.factory=a:schedule",
         "run.storage=a=b",
     ]
     spec = load_specification(write(tmp_path, SMALL), overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,3 +291,18 @@ def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch
     world.rounds(3)
     assert world.trainer(good) in world.cluster.requests
     assert world.kinds(bad).count("warning") == 1
+
+
+def test_a_hanging_supervisor_is_told_without_the_clock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.rounds()
+    now = time.time()
+    for moved in (-1e6, 1e6):
+        monkeypatch.setattr(time, "time", lambda moved=moved: now + moved)
+        assert 0 <= world.supervisor.health.silent < 60
+    since = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: since + 100)
+    assert world.supervisor.health.silent >= 100
+    world.rounds()
+    assert world.supervisor.health.silent == 0

@@ -69,11 +69,11 @@ def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
     watch.saw({"event": "progress", "step": 412, "epoch": 1, "samples_per_second": 1.0})
     watch.saw(recovering("restart"))
     seen = values()
-    assert seen["job_state_info", "recovering"] == 1 and seen["job_state_info", "running"] == 0
+    assert seen["job_state", "recovering"] == 1 and seen["job_state", "running"] == 0
     assert seen["job_recoveries_total", "restart"] == 1 and seen["recovery_seconds",] == 0
     watch.saw(recovered("restart", 400, 4.25))
     seen = values()
-    assert seen["job_state_info", "recovering"] == 0 and seen["job_state_info", "running"] == 1
+    assert seen["job_state", "recovering"] == 0 and seen["job_state", "running"] == 1
     assert seen["job_recoveries_total", "restart"] == 1 and seen["job_recoveries_total", "rejoin"] == 0
     assert seen["recovery_seconds",] == 4.25 and seen["completed_steps",] == 400
 
@@ -84,7 +84,7 @@ def test_a_recovery_before_the_start_counts_once(watch: TrainerWatch, values: Va
     watch.saw(log.emit(**started(tmp_path)))
     log.close()
     seen = values()
-    assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_state_info", "running"] == 1
+    assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_state", "running"] == 1
 
 
 def test_checkpoints_that_failed_are_counted(watch: TrainerWatch, values: Values) -> None:
@@ -115,4 +115,4 @@ def test_the_replacement_of_a_lost_trainer_goes_on_counting(
     seen = values()
     assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_recoveries_total", "restart"] == 1
     assert seen["recovery_seconds",] == 9.5
-    assert seen["job_state_info", "running"] == 1
+    assert seen["job_state", "running"] == 1

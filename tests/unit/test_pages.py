@@ -1,0 +1,103 @@
+"""The HTTP pages: HEAD gets what GET gets but for the body, and nobody's resolver or IP version is in the way."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lowdimfa.errors import ResourceError
+from services.coordinator.sqlite_store import SqliteJobStore
+from services.coordinator.web import Web
+from services.monitoring.coordinator_metrics import CoordinatorMetrics
+from services.monitoring.exporter import start_exporter
+from services.monitoring.metrics import TrainerMetrics
+
+
+@contextmanager
+def web(folder: Path, host: str = "127.0.0.1", registry: CollectorRegistry | None = None) -> Iterator[Web]:
+    store = SqliteJobStore(folder / "state" / "jobs.sqlite3", folder / "runs")
+    pages = Web(host, 0, registry or CoordinatorMetrics().registry, store, str)
+    pages.start()
+    try:
+        yield pages
+    finally:
+        pages.close()
+        store.close()
+
+
+def answer(address: str, method: str, path: str) -> tuple[int, str | None, str | None, bytes]:
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request(method, path)
+        reply = connection.getresponse()
+        return reply.status, reply.headers["Content-Type"], reply.headers["Content-Length"], reply.read()
+    finally:
+        connection.close()
+
+
+def require_head_is_get(address: str, path: str) -> None:
+    status, kind, length, body = answer(address, "GET", path)
+    assert answer(address, "HEAD", path) == (status, kind, length, b"")
+    assert length == str(len(body))
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/targets", "/healthz", "/nothing"])
+def test_head_is_get_without_the_body_on_every_page_of_the_service(tmp_path: Path, path: str) -> None:
+    registry = TrainerMetrics("run").registry  # its values stand still
+    with web(tmp_path, registry=registry) as pages:
+        require_head_is_get(pages.address, path)
+        assert answer(pages.address, "GET", path)[0] == (404 if path == "/nothing" else 200)
+        assert answer(pages.address, "POST", path)[0] == 405
+
+
+def test_head_is_get_without_the_body_on_the_pages_of_a_run() -> None:
+    exporter, port = start_exporter(TrainerMetrics("run").registry, "127.0.0.1")
+    try:
+        require_head_is_get(f"127.0.0.1:{port}", "/metrics")
+    finally:
+        exporter.close()
+
+
+def test_pages_listen_at_once_but_answer_from_their_start_on(tmp_path: Path) -> None:
+    store = SqliteJobStore(tmp_path / "jobs.sqlite3", tmp_path / "runs")
+    first = Web("127.0.0.1", 0, CollectorRegistry(), store, str)
+    port = int(first.address.rpartition(":")[2])
+    with pytest.raises(ResourceError, match="--http-port"):
+        Web("127.0.0.1", port, CollectorRegistry(), store, str)
+    first.close()  # without having been started
+    Web("127.0.0.1", port, CollectorRegistry(), store, str).close()
+    store.close()
+
+
+def test_the_pages_need_no_resolver_and_speak_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> str:
+        raise AssertionError("a name is looked up")
+
+    monkeypatch.setattr(socket, "getfqdn", away)
+    monkeypatch.setattr(socket, "gethostbyaddr", away)
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with web(tmp_path, "::1") as pages:
+        assert pages.address.startswith("[::1]:")
+        assert answer(pages.address, "GET", "/healthz")[0] == 200
+
+
+def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> None:
+    from services.monitoring.pages import _with_head
+
+    def application(_environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        start("200 OK", [("Content-Type", "text/plain")])
+        return [b"one", b"two"]
+
+    begun: list[Any] = []
+    assert list(_with_head(application)({"REQUEST_METHOD": "HEAD"}, lambda *said: begun.extend(said))) == []
+    assert begun == ["200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")]]
