@@ -141,8 +141,13 @@ def as_dataset(value: object, where: str) -> Dataset:
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
         train, test = _item_split(parts[0], where), _item_split(parts[1], where)
     else:
+        of = (
+            f" of {', '.join(type(part).__name__ for part in parts[:5])}"
+            if isinstance(value, tuple | list)
+            else ""
+        )
         expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two map-style Datasets"
-        raise InputError(where, f"a factory that returned {type(value).__name__}", expected)
+        raise InputError(where, f"a factory that returned {type(value).__name__}{of}", expected)
     for name, split in (("train", train), ("test", test)):
         if len(split) == 0:
             raise InputError(where, f"a {name} split without samples", "at least one sample")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from lowdimfa.data import BatchOrder, ItemSplit, Reader, as_dataset
 from lowdimfa.errors import InputError
@@ -123,6 +123,12 @@ def test_other_items_are_refused_before_the_first_step(kind: str) -> None:
     with pytest.raises(InputError, match=rf"^data\.factory: {message}"):
         data = as_dataset((make(), make()), "data.factory")
         Reader(data, BatchOrder(len(data.train), 4, 1, seed=0)).require_repeatable()
+
+
+def test_loaders_are_refused_by_name() -> None:
+    loader: DataLoader[Any] = DataLoader(Items(MAKERS["tensors"]))
+    with pytest.raises(InputError, match=r"returned tuple of DataLoader, DataLoader; expected .* map-style"):
+        as_dataset((loader, loader), "data.factory")
 
 
 def test_an_item_that_is_wrong_further_on_is_named_when_it_is_read() -> None:
