@@ -6,6 +6,9 @@ START_LIVENESS = 3.0
 """Until it has started, a process of a run may take this many times the liveness: it imports torch, loads data and
 builds the model."""
 
+LEAST_START_SECONDS = 60.0
+"""A trainer may take this long to start however short the liveness, which is about a run under way."""
+
 
 def longest_silence(liveness: float, started: bool) -> float:
     """Return the seconds after which a trainer that gives no answer is ended and replaced.
@@ -17,4 +20,4 @@ def longest_silence(liveness: float, started: bool) -> float:
     started
         Whether its run is under way.
     """
-    return liveness if started else START_LIVENESS * liveness
+    return liveness if started else max(LEAST_START_SECONDS, START_LIVENESS * liveness)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from specifications import specification
 
-from lowdimfa.errors import BlockLostError, PeerError
+from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
 from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer, Result
 
@@ -26,6 +29,9 @@ ALL = pytest.param([*range(BLOCKS)], marks=pytest.mark.slow)
 
 
 pytestmark = pytest.mark.usefixtures("cluster")
+
+LIVENESS = 20.0
+"""Of a run whose trainer falls silent: long enough for a busy machine, since a false alarm would be a recovery more."""
 
 
 def job(
@@ -124,3 +130,66 @@ def test_losses_beyond_the_budget_end_the_run(tmp_path: Path) -> None:
     faults = [{"kind": "crash", "block": 0, "step": step} for step in (3, 5)]
     with pytest.raises(PeerError, match=r"2 losses within 600 s, more than run.max_recoveries \(1\) allows"):
         fit(job("rejoin", faults, blocks=2, max_recoveries=1), tmp_path / "run")
+
+
+LAYERS = """
+from torch import nn
+
+class OutOfRange(Exception):
+    def __init__(self, code, text):
+        super().__init__(f"{text} ({code})")
+
+class Failing(nn.Linear):
+    calls = 0
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 40:
+            raise OutOfRange(7, "a value beyond the table")
+        return super().forward(x)
+
+def model():
+    layers = [nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), Failing(24, 24), nn.Linear(24, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+"""
+
+
+def test_an_error_of_a_layer_is_no_loss_and_keeps_its_words(tmp_path: Path) -> None:
+    (tmp_path / "users_table.py").write_text(LAYERS)
+    plain = job("restart", [], steps=40)
+    plain["model"] = {"factory": "users_table:model", "blocks": 3}
+    events: list[dict[str, Any]] = []
+    run_dir = tmp_path / "run"
+    trainer = DecoupledTrainer(plain, run_dir=run_dir, user_code=tmp_path, on_event=events.append)
+    with pytest.raises(LowdimfaError, match=r"OutOfRange: a value beyond the table \(7\)") as caught:
+        trainer.fit()
+    assert type(caught.value) is LowdimfaError and caught.value.exit_code == 1
+    assert f"{tmp_path}/users_table.py, line 13" in caught.value.message
+    assert of(events, "recovering") == [] and events[-1]["message"] == caught.value.message
+    assert str(run_dir / "traceback.txt") in caught.value.message
+    assert "raise OutOfRange(7" in (run_dir / "traceback.txt").read_text()
+
+
+@pytest.mark.timeout(900)
+def test_a_trainer_that_is_stopped_is_replaced_as_a_killed_one_is(tmp_path: Path) -> None:
+    """SIGSTOP: the process is there, and gives no answer. So is one whose machine has no memory left for it."""
+    stopped: list[int] = []
+    events: list[dict[str, Any]] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "checkpoint" and not stopped:
+            stopped.extend(of(events, "started")[0]["pids"][role] for role in ["trainer"])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    plain = job("rejoin", [], steps=200, liveness_seconds=LIVENESS, checkpoint_every=20)
+    plain["model"] = plain["model"] | {"blocks": 2}  # whose processes start sooner than four
+    result = DecoupledTrainer(plain, run_dir=tmp_path / "run", on_event=stop).fit()
+    assert result.metrics["steps"] == 200
+    (recovering,) = of(events, "recovering")
+    assert recovering["reason"].startswith("the trainer's process was lost: it gave no answer")
+    noticed = recovering["time"] - of(events, "checkpoint")[0]["time"]
+    assert LIVENESS - 1 < noticed < 3 * LIVENESS
+    first, second = (event["pids"]["trainer"] for event in of(events, "started"))
+    assert first == stopped[0] != second
+    psutil.wait_procs([psutil.Process(pid) for pid in stopped if psutil.pid_exists(pid)], LIVENESS)
+    assert not psutil.pid_exists(first)

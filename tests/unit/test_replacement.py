@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from lowdimfa.errors import PeerError, StoppedError
 from services.run.user_code import UserCode
-from services.trainer import replacement
+from services.trainer import actor, replacement
 from services.trainer.budget import recoveries_in
 from services.trainer.events import Event, EventLog, Sink, events_in
 from services.trainer.execute import RunRequest
@@ -125,6 +125,7 @@ class Fates:
         self, trainer: Any, request: RunRequest, sink: Sink, stop: StopRequest, liveness: float
     ) -> Event:
         self.requests.append(request)
+        self.liveness = liveness
         return self._fates.pop(0)(sink) if len(self._fates) > 1 else self._fates[0](sink)
 
     def run(self, *fates: Callable[[Sink], Event]) -> Any:
@@ -156,6 +157,54 @@ def test_a_trainer_that_is_always_lost_is_replaced_as_often_as_allowed(
     assert list(events_in(fates.run_dir / "events.jsonl")) == fates.told
     assert len(fates.requests) == fates.ended == 4
     assert [request.lost_at is None for request in fates.requests] == [True, False, False, False]
+
+
+def is_silent(_sink: Sink) -> Event:
+    raise GetTimeoutError()
+
+
+def test_a_silent_trainer_is_ended_and_replaced_as_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = Fates(tmp_path, monkeypatch)
+    assert fates.run(is_silent, dies, finishes) == {"event": "finished"}
+    assert fates.kinds() == ["recovering"] * 2 and fates.ended == 3
+    silent, lost = (event["reason"] for event in fates.told)
+    assert silent.startswith(lost) and "no answer" in silent and "run.liveness_seconds" in silent
+    assert fates.liveness == 0.5
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_no_answer_of_a_trainer_is_waited_for_without_end(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its events nor what it says to a request to stop: a Ctrl-C would wait as long."""
+    waits: list[float] = []
+
+    def get(answer: Any, timeout: float) -> Any:
+        waits.append(timeout)
+        if answer is None:
+            raise GetTimeoutError()
+        return answer
+
+    answers: list[Any] = [[], [of("started")], None]
+    trainer = SimpleNamespace(
+        events=SimpleNamespace(remote=lambda *arguments: answers.pop(0)),
+        stop=SimpleNamespace(remote=lambda: None if len(answers) == 1 else "told"),
+    )
+    monkeypatch.setattr(actor, "ray", SimpleNamespace(get=get, wait=lambda running, timeout: ([], running)))
+    stop = StopRequest()
+    told: list[Event] = []
+
+    def sink(event: Event) -> None:
+        told.append(event)
+        if asked:
+            stop.make()
+
+    with pytest.raises(GetTimeoutError):
+        actor.follow(trainer, "running", sink, stop, 50.0)
+    assert told == [of("started")]
+    assert waits == [150.0, 150.0, 50.0]
 
 
 def test_what_a_lost_trainer_logged_and_did_not_tell_is_told(
