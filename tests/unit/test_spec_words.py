@@ -93,7 +93,7 @@ def test_what_is_read(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["{1: a, 0x1: b}", "{true: a, on: b}", "{1: a, 1.0: b}", "{a: 1, 'a': 2}"])
 def test_keys_are_the_same_when_their_values_are(text: str) -> None:
-    with pytest.raises(InputError, match="line 1.* comes twice"):
+    with pytest.raises(InputError, match=r"line 1.* comes twice"):
         read_yaml(text, "text")
 
 
