@@ -47,7 +47,7 @@ def test_a_run_whose_output_nobody_reads_any_more_trains_to_its_end(form: str, t
     assert "Traceback" not in said
     if form == "json":  # else it goes to standard output
         assert "gr??e ? " in said
-    *_, alignment, _, last = map(json.loads, (tmp_path / "run" / "events.jsonl").open())
+    *_, last = map(json.loads, (tmp_path / "run" / "events.jsonl").open())
     assert last["event"] == "finished" and last["steps"] == 20
 
 
@@ -55,7 +55,12 @@ def test_a_run_whose_output_nobody_reads_any_more_trains_to_its_end(form: str, t
     ("arguments", "shell", "code", "said"),
     [
         ("data list", "| true", 141, ""),
-        ("simulate", ">/dev/full", 5, "lowdimfa: standard output can't be written: No space left on device\n"),
+        (
+            "simulate",
+            ">/dev/full",
+            5,
+            "lowdimfa: standard output can't be written: No space left on device\n",
+        ),
     ],
 )
 def test_a_command_that_shows_something_ends_without_a_traceback(
