@@ -203,12 +203,12 @@ def find(client: CoordinatorClient, beginning: str) -> str:
 
 def _watch(client: CoordinatorClient, job_id: str, after: int, form: Format) -> None:
     display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
-    last: dict[str, Any] = {}
+    failure: dict[str, Any] = {}
     try:
         with display:
             display.show({"event": "starting"})
             for event in client.watch(job_id, after):
-                last = event if event["event"] in ("failed", "finished", "state") else last
+                failure = event if event["event"] == "failed" else failure
                 display.show(event)
     except (KeyboardInterrupt, OutputLostError) as error:
         print(f"job {job_id} goes on; 'lowdimfa watch {job_id}' shows it again", file=sys.stderr)
@@ -217,6 +217,8 @@ def _watch(client: CoordinatorClient, job_id: str, after: int, form: Format) -> 
         raise typer.Exit(130) from None
     job = client.get(job_id)
     if job["state"] == JobState.stopped:
+        if failure.get("setting"):  # of the checkpoint that it would go on from
+            raise StoppedError(f"job {job_id} was {failure['message']}")
         raise StoppedError(f"job {job_id} was stopped; 'lowdimfa resume {job_id}' goes on")
     if job["state"] == JobState.failed and job["error"]:
         print(f"lowdimfa: job {job_id}: {job['error']['message']}", file=sys.stderr)

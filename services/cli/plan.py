@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -54,7 +55,7 @@ def _text(found: dict[str, Any]) -> str:
     if (better := found["better_cut"]) is not None:
         names = ",".join(f'"{name}"' for name in better["blocks"])
         lines.append(
-            f"a better cut: --set 'model.blocks=[{names}]', about {better['milliseconds_per_microbatch']:.2f} ms"
+            f"a better cut: --set {shlex.quote(f'model.blocks=[{names}]')}, about {better['milliseconds_per_microbatch']:.2f} ms"
         )
     lines.append(
         f"predicted: {found['samples_per_second']:,.0f} samples/s with staleness {found['staleness']} and a core or GPU "

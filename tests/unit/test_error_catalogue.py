@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from lowdimfa import errors
+from services.cli.output import UNREAD
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [
@@ -34,7 +35,7 @@ def test_every_error_is_in_the_catalogue() -> None:
 
 def test_every_exit_code_is_explained() -> None:
     explained = [int(number) for number, _ in rows("Exit codes")]
-    assert explained == sorted({0} | {kind.exit_code for kind in CLASSES})
+    assert explained == sorted({0, UNREAD} | {kind.exit_code for kind in CLASSES})
 
 
 def test_errors_are_defined_in_one_place() -> None:
