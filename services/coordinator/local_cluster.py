@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from lowdimfa.errors import ResourceError
-from services.trainer.cluster import unreachable
+from services.trainer.cluster import start_local, unreachable
 
 START_LIVENESS = 2.0
 """A cluster may take this many times the liveness to start."""
@@ -140,7 +140,7 @@ def main() -> None:
     adopt_orphans()
     import ray  # after the settings
 
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: told.set())
     own = psutil.Process()

@@ -50,7 +50,7 @@ def start_ray(
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     terminate = signal.getsignal(signal.SIGTERM)
     if address is None:
-        _start_local(num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
+        start_local(num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common)
     else:
         _require_reachable(address, liveness)
         ray.init(address=address, namespace=namespace, **common)
@@ -59,7 +59,7 @@ def start_ray(
     return lambda: ray.shutdown()
 
 
-def _start_local(**options: Any) -> None:
+def start_local(**options: Any) -> None:
     """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
 
     Raises
