@@ -79,8 +79,8 @@ class Service:
         return str(self.json("submit", spec, *settings(**overrides))["job"]["id"])
 
     def watching(self, job: str) -> Going:
-        """Watch a job, as JSON lines."""
-        command = ("watch", job, "--format", "json")
+        """Watch a job, as JSON lines; the service may be away for as long as its start takes."""
+        command = ("watch", job, "--format", "json", "--liveness", START_SECONDS)
         return Going(self._forks.start(*command, LOWDIMFA_COORDINATOR=self.address))
 
 
