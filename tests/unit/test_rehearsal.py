@@ -233,9 +233,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "found {'lr': -1.0} (ValueError",
     ),
     (
-        {"per_block": {0: {"scheduler": own("torch.optim.lr_scheduler.StepLR", gamma=0.5)}}},
+        {"per_block": {0: {"scheduler": own("torch.optim.lr_scheduler.StepLR", step_size=3, last_epoch=5)}}},
         "train.per_block.0.scheduler.args",
-        "found {'gamma': 0.5} (TypeError",
+        "found {'step_size': 3, 'last_epoch': 5} (KeyError",
     ),
     ({"optimizer": own("FailingStep", lr=0.1)}, "train.optimizer.factory", "the optimiser of block 0"),
     ({"scheduler": own("Metric")}, "train.scheduler.factory", "the schedule of block 0"),
