@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block import Block
+from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.head import Head
-from lowdimfa.stage import unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 

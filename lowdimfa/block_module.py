@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -134,3 +135,23 @@ class BlockModule(nn.Module):
 def _metadata(named: Mapping[str, Any]) -> dict[str, Any]:
     """Return what torch notes of modules beside their state, unless a hook of theirs has made another dictionary."""
     return dict(getattr(named, "_metadata", {}))
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Let a forward write to copies of a module's buffers, such as batch norm's running statistics.
+
+    The buffers themselves aren't touched: a graph that is kept for a later backward may refer to them.
+    """
+    originals = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    for part, name, buffer in originals:
+        setattr(part, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for part, name, buffer in originals:
+            setattr(part, name, buffer)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.block import Block
+from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
 from lowdimfa.layers import FACTORY_KEY
 from lowdimfa.partition import BlockModule
 from lowdimfa.sites import tap_all
-from lowdimfa.stage import unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 T = TypeVar("T")

@@ -9,14 +9,14 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowdimfa import compiling
+from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.encoding import Encoder, decode, require_storable
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed, seed_generators
@@ -319,23 +319,3 @@ def _finite_sum(values: Tensor) -> Tensor:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-@contextmanager
-def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Let a forward write to copies of a module's buffers, such as batch norm's running statistics.
-
-    The buffers themselves aren't touched: a graph that is kept for a later backward may refer to them.
-    """
-    originals = [
-        (part, name, buffer)
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-    ]
-    for part, name, buffer in originals:
-        setattr(part, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for part, name, buffer in originals:
-            setattr(part, name, buffer)

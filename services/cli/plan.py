@@ -54,8 +54,8 @@ def _text(found: dict[str, Any]) -> str:
     ]
     if (better := found["better_cut"]) is not None:
         names = ",".join(f'"{name}"' for name in better["blocks"])
-        cut = shlex.quote(f"model.blocks=[{names}]")
-        lines.append(f"a better cut: --set {cut}, about {better['milliseconds_per_microbatch']:.2f} ms")
+        setting = shlex.quote(f"model.blocks=[{names}]")
+        lines.append(f"a better cut: --set {setting}, about {better['milliseconds_per_microbatch']:.2f} ms")
     lines.append(
         f"predicted: {found['samples_per_second']:,.0f} samples/s with staleness {found['staleness']} and a core or GPU "
         "for each block"

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lowdimfa import stash
 from lowdimfa.block import Block
+from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import NotFiniteError, ProtocolError
 from lowdimfa.partition import partition
-from lowdimfa.stage import unchanged_buffers
 from lowdimfa.tickets import Ticket
 
 FIRST = Ticket(0, 0)
