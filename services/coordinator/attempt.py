@@ -43,7 +43,9 @@ class RunRequests:
         """Return the log of a job's events."""
         return Path(job.run_dir) / "events.jsonl"
 
-    def make(self, job: Job, submission: Submission, lost_at: float | None = None) -> RunRequest:
+    def make(
+        self, job: Job, submission: Submission, lost_at: float | None = None, *, ready: bool = False
+    ) -> RunRequest:
         """Lay the user's files down and return what the trainer is to do.
 
         An earlier attempt goes on from its newest checkpoint; one that came to none begins anew.
@@ -54,6 +56,8 @@ class RunRequests:
             What was submitted.
         lost_at
             When the loss of a trainer was noticed that this one makes up for, in Unix seconds.
+        ready
+            Whether this attempt's trainer is there, so that its directory was made ready and may be in use.
         """
         specification = parse_text(submission.specification, "the specification")
         run = specification.run.model_copy(
@@ -72,7 +76,7 @@ class RunRequests:
             user_code=_lay_down(submission.files, run_dir / "code"),
             way_on=f"lowdimfa resume {job.id}",
         )
-        return first.again(lost_at)
+        return first.again(lost_at, ready=ready)
 
 
 def _lay_down(files: dict[str, str], folder: Path) -> UserCode:

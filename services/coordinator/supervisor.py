@@ -162,7 +162,8 @@ class Supervisor:
         if job.state is JobState.starting and trainer not in self._told:
             # After a restart too: nobody knows how far the last coordinator came, and a trainer runs only once.
             submission, lost_at = self._store.submission(job.id), self._recoveries.lost_at(job)
-            self._runner.start(trainer, self._requests.make(job, submission, lost_at))
+            there = look.condition is not Condition.lost
+            self._runner.start(trainer, self._requests.make(job, submission, lost_at, ready=there))
             self._told.add(trainer)
         self._patience.watch(job, look)
         if job.stop_requested:

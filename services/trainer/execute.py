@@ -62,14 +62,21 @@ class RunRequest:
     resume_step: int | None = None
     way_on: str = ""
 
-    def again(self, lost_at: float | None = None) -> RunRequest:
-        """Return the request of a further attempt in the same directory, where nobody works any more.
+    def again(self, lost_at: float | None = None, *, ready: bool = False) -> RunRequest:
+        """Return the request of a further attempt in the same directory.
 
         It goes on from the newest checkpoint; without one it begins anew, for which the directory is made ready.
+
+        Parameters
+        ----------
+        lost_at
+            See above.
+        ready
+            Whether that was done before, and somebody may work there; otherwise nobody does.
         """
         path = Path(self.run_dir)
         resume = bool(CheckpointStore(path).list())
-        if not resume:
+        if not resume and not ready:
             (path / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
         # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
         saved = [event["event"] for event in events_in(path / "events.jsonl", ("started", "checkpoint"))]

@@ -101,7 +101,7 @@ class Fates:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> None:
         plain = {
-            "model": {"factory": "lowdimfa.models:mlp", "blocks": 2},
+            "model": {"factory": "own:model", "blocks": 2},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": 10},
             "run": {"liveness_seconds": 0.5, "max_recoveries": 3, "on_failure": "restart"} | run,

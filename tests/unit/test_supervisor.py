@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from supervised import FAILED, STOPPED, World
@@ -282,15 +283,26 @@ def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch
     world.rounds()
     make = RunRequests.make
 
-    def failing(self: RunRequests, job: Job, submission: Submission, lost_at: float | None) -> RunRequest:
+    def failing(self: RunRequests, job: Job, submission: Submission, *given: Any, **named: Any) -> RunRequest:
         if job.id == bad:
             raise OSError("disk full")
-        return make(self, job, submission, lost_at)
+        return make(self, job, submission, *given, **named)
 
     monkeypatch.setattr(RunRequests, "make", failing)
     world.rounds(3)
     assert world.trainer(good) in world.cluster.requests
     assert world.kinds(bad).count("warning") == 1
+
+
+def test_a_job_that_starts_while_the_coordinator_is_replaced_can_be_resumed(world: World) -> None:
+    """What its trainer has written by then is by what its run is known."""
+    job_id = world.submit()
+    world.rounds(2)
+    written = Path(world.job(job_id).run_dir) / "spec.yaml"
+    written.write_text("the run's")
+    world.restart()
+    world.rounds(2)
+    assert world.state(job_id) is JobState.starting and written.exists()
 
 
 def test_a_hanging_supervisor_is_told_without_the_clock(
