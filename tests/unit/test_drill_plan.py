@@ -19,7 +19,7 @@ from services.spec.faults import TIMED_KINDS, WIRE_KINDS
 def made(steps: int = 1000, blocks: int = 4, **run: Any) -> Specification:
     return parse_specification(
         {
-            "model": {"factory": "lowdimfa.models:mlp", "blocks": blocks},
+            "model": {"factory": "own:model", "blocks": blocks},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": steps},
             "run": {"on_failure": "restart"} | run,

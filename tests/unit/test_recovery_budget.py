@@ -98,7 +98,7 @@ def test_a_specification_sets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("services.trainer.budget.random.uniform", lambda low, high: high)
     specification = Specification.model_validate(
         {
-            "model": {"factory": "lowdimfa.models:mlp", "blocks": 2},
+            "model": {"factory": "own:model", "blocks": 2},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": 10},
             "run": {"max_recoveries": 3, "recovery_window_seconds": 9, "liveness_seconds": 1},
