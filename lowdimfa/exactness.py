@@ -181,7 +181,7 @@ _STALE = (
 def _trying(stage: Block | Head, run: Callable[[], T], advice: tuple[str, str] | None = None) -> T:
     try:
         return run()
-    except LowdimfaError:
+    except (LowdimfaError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:  # a user's layers may fail in any way
         if "saved tensor hooks" in str(

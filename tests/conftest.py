@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from lowdimfa.network import computing_threads
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+settings.register_profile("busy", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("busy")
 
 LIVENESS = 60.0
 CPUS = 5

@@ -23,6 +23,9 @@ from services.monitoring.metrics_table import METRICS
 from services.run.checkpoint import CheckpointStore, export_state
 from services.trainer.api import DecoupledTrainer, Result
 
+LIVENESS = 12.0
+"""Long enough for a block that waits for a processor, and short enough to be waited for."""
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -224,11 +227,11 @@ def test_a_hanging_block_is_named_within_the_liveness(tmp_path: Path) -> None:
     stopped_at = 0.0
     watch = Watch("checkpoint", stop)
     plain = specification(
-        "mlp", 3, run={"checkpoint_every": 20, "liveness_seconds": 6.0}, train={"steps": 100_000}
+        "mlp", 3, run={"checkpoint_every": 20, "liveness_seconds": LIVENESS}, train={"steps": 100_000}
     )
     with pytest.raises(PeerError, match="block 1"):
         fit(plain, tmp_path / "run", watch=watch)
-    assert time.monotonic() - stopped_at < 5 * 6.0
+    assert time.monotonic() - stopped_at < 5 * LIVENESS
     assert_gone(watch.first("started")["pids"])
 
 
