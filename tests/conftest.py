@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))  # type: ignore[union-attr]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run where groups come to nothing: two real Rays at once, and fixtures that several processes make."""
+    if getattr(session.config.option, "loadgroup", False) and not all(
+        "@" in item.nodeid for item in session.items
+    ):
+        raise pytest.UsageError("this pytest-xdist doesn't group tests under this pytest; see pyproject.toml")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""

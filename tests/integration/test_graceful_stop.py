@@ -47,7 +47,7 @@ class Talkative(nn.Module):
             print("layer", self.number, "prints")
             logging.getLogger("user").warning("layer %s logs", self.number)
             os.write(2, b"native code writes\\n")
-        if self.number == 1 and len(inputs) > 2 and os.path.exists({trap!r}):
+        if self.number == 1 and len(inputs) > 16 and os.path.exists({trap!r}):
             raise RuntimeError("the user's own mistake")
         return torch.relu(self.linear(inputs))
 
