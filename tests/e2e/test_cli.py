@@ -229,7 +229,7 @@ from torch import nn
 
 class Slow(nn.Module):
     def forward(self, inputs):
-        if len(inputs) > 2:  # not the example on which the model is tried
+        if len(inputs) > 16:  # not the few samples on which the model is tried
             print("the step has begun", flush=True)
             time.sleep(600)
         return inputs
