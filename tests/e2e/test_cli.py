@@ -319,7 +319,10 @@ def test_text_on_a_terminal_fits_it(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert "60/60" in text
     assert "…" not in text
-    assert text.rstrip().splitlines()[-1].startswith("finished: test accuracy")
+    lines = text.rstrip().splitlines()
+    last = next(number for number, line in enumerate(lines) if line.startswith("finished: test accuracy"))
+    assert " ".join(lines[last:]).endswith("samples/s)")  # on several lines of the width, if it is longer
+    assert all(len(line) <= 80 for line in lines[last:])
 
 
 def test_help_and_version(forks: Forks) -> None:
