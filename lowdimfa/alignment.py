@@ -14,7 +14,8 @@ from torch import Tensor
 from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.head import Head
-from lowdimfa.tickets import Ticket
+from lowdimfa.sites import delivered, tap_all
+from lowdimfa.tickets import Ticket, unchanged_generators
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
     """
     ticket = Ticket(0, 0)
     with ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(unchanged_generators(head.device))
         for stage in (*blocks, head):
             stack.enter_context(unchanged_buffers(stage.module))
         error, true_gradients = _reference(blocks, head, inputs, targets, ticket)
-        sent = head.projection.project(error.float())
+        sent = head.projection.project(error)
         found = []
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)
@@ -82,13 +83,12 @@ def _update(block: Block, outputs: Sequence[Tensor], sent: Tensor) -> Sequence[T
     parameters = [value for value in block.module.parameters() if value.requires_grad]
     if not parameters:
         return ()
-    tapped, delivered = [], []
-    for (_, tap, feedback), output in zip(block.sites, outputs, strict=True):
-        value = tap(output)
-        if value.requires_grad:
-            tapped.append(value)
-            delivered.append(feedback.deliver(feedback.errors(value.detach(), sent).delivered))
-    return torch.autograd.grad(tapped, parameters, delivered, materialize_grads=True)
+    tapped = tap_all(block.sites, outputs)
+    pairs = zip(tapped, delivered(block.sites, tapped, sent), strict=True)
+    learning = [(value, fed) for value, fed in pairs if value.requires_grad]
+    return torch.autograd.grad(
+        [value for value, _ in learning], parameters, [fed for _, fed in learning], materialize_grads=True
+    )
 
 
 def _reference(

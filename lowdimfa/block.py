@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowdimfa.block_module import BlockModule
 from lowdimfa.errors import ProtocolError
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.stash import StashedWeights
@@ -70,7 +70,6 @@ class Block(Stage):
             parts=parts,
             probe_noise=probe_noise,
         )
-        self._travels_as = torch.bfloat16 if activations == "bf16" else torch.float32
         self._kept: dict[Ticket, _Kept] = {}
 
     def forward(self, inputs: Tensor, ticket: Ticket) -> Tensor:
@@ -98,7 +97,7 @@ class Block(Stage):
         return self._leaving(super().evaluate(inputs, batch))
 
     def _leaving(self, output: Tensor) -> Tensor:
-        return output.to(self._travels_as) if output.dtype == torch.float32 else output
+        return output.bfloat16() if self._coarse_between and output.dtype == torch.float32 else output
 
     def receive_error(self, ticket: Ticket, error: Tensor, kind: ErrorKind = "train") -> None:
         """Accumulate this block's local gradients from the broadcast error of one micro-batch.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowdimfa.block import Block
+from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
@@ -19,7 +20,7 @@ from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LearnedFee
 from lowdimfa.head import Head
 from lowdimfa.losses import counts, make_loss, shows_targets
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockModule, BlockPlan
+from lowdimfa.partition import BlockPlan
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed

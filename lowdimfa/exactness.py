@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.block import Block
-from lowdimfa.block_module import unchanged_buffers
+from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
 from lowdimfa.layers import FACTORY_KEY
-from lowdimfa.partition import BlockModule
-from lowdimfa.sites import tap_all
+from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
 
 T = TypeVar("T")
@@ -57,8 +56,7 @@ def refuse_inexact(
     """
     (first, targets), (second, _) = batches
     for block in blocks:
-        gradients = _Checked(block, (first, second)).checked(overlapping, stale)
-        first, second = gradients
+        first, second = _Checked(block, (first, second)).checked(overlapping, stale)
     _check_head(head, first, targets)
 
 
@@ -73,7 +71,7 @@ class _Checked:
         """Return what the block makes of both."""
         for site in self.block.sites:  # which may have started at zero, and would show nothing
             site.feedback.weights.data.normal_(generator=torch.Generator(self.block.device).manual_seed(0))
-        outputs = _trying(self.block, partial(self._outputs))
+        outputs = _trying(self.block, self._outputs)
         self.errors = {ticket: self._error(output) for ticket, output in outputs.items()}
         alone = _trying(self.block, partial(self._learn, "f0 u0"))
         plain = _trying(self.block, partial(_restored, self.block, self._plain))
@@ -122,12 +120,7 @@ class _Checked:
         with torch.enable_grad():
             outputs = self.block.run_parts(self.inputs[_FIRST], _FIRST, cut=_with_past)
             tapped = tap_all(self.block.sites, outputs)
-            error = self.errors[_FIRST]
-            delivered = [
-                site.feedback.deliver(site.feedback.errors(value.detach(), error).delivered)
-                for site, value in zip(self.block.sites, tapped, strict=True)
-            ]
-            return _by_autograd(self.block, tapped, delivered)
+            return _by_autograd(self.block, tapped, delivered(self.block.sites, tapped, self.errors[_FIRST]))
 
 
 def _check_head(head: Head, inputs: Tensor, targets: Tensor) -> None:
@@ -139,13 +132,9 @@ def _check_head(head: Head, inputs: Tensor, targets: Tensor) -> None:
         with torch.enable_grad():
             *inner, outputs = head.run_parts(inputs, _FIRST, cut=_with_past)
             _, error = head.output_error(outputs, targets)
-            sent = head.projection.project(error.float())
             tapped = tap_all(head.sites, inner)
-            delivered = [
-                site.feedback.deliver(site.feedback.errors(value.detach(), sent).delivered)
-                for site, value in zip(head.sites, tapped, strict=True)
-            ]
-            return _by_autograd(head, [*tapped, outputs], [*delivered, error.to(outputs.dtype)])
+            fed = delivered(head.sites, tapped, head.projection.project(error))
+            return _by_autograd(head, [*tapped, outputs], [*fed, error.to(outputs.dtype)])
 
     own = _trying(head, partial(_restored, head, learn))
     _compare(

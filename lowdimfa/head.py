@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowdimfa.block_module import BlockModule
 from lowdimfa.data.base import Task
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import ErrorProjection
 from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage, StageState
 from lowdimfa.tickets import Ticket
@@ -160,7 +160,6 @@ class Head(Stage):
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)
-        error = error.float()
         self.projection.accumulate(error)
         sent = self.projection.project(error)
         deliver(self.sites, tapped, sent)

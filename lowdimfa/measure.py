@@ -17,7 +17,7 @@ from lowdimfa.block import Block
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.head import Broadcast, Head
 from lowdimfa.stage import Stage
-from lowdimfa.tickets import Ticket
+from lowdimfa.tickets import Ticket, unchanged_generators
 
 Piece = Literal["forward", "update", "step"]
 
@@ -81,7 +81,7 @@ def measure_times(
     list of StageTime
         In the order of the blocks, the head last.
     """
-    with torch.random.fork_rng([head.device] if head.device.type == "cuda" else []):
+    with unchanged_generators(head.device):
         run = _Run(blocks, head, feedback, batches)
         ahead = min(staleness, 1)
         for step in range(ahead):
@@ -101,7 +101,7 @@ def make_step(
     blocks: Sequence[Block], head: Head, feedback: FeedbackConfig, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
     """Train for one step, so that optimisers have the state that they keep; as for `measure_times`."""
-    with torch.random.fork_rng([head.device] if head.device.type == "cuda" else []):
+    with unchanged_generators(head.device):
         run = _Run(blocks, head, feedback, batches)
         run.forward(0)
         run.update(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowdimfa.block import Block
 from lowdimfa.head import Head
 from lowdimfa.sites import tap_all
-from lowdimfa.tickets import Ticket
+from lowdimfa.tickets import Ticket, unchanged_generators
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ def _kept_bytes(stage: Block | Head, inputs: Tensor, own: set[int]) -> int:
         saved.append(tensor)
         return tensor
 
-    devices = [stage.device] if stage.device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices),
+        unchanged_generators(stage.device),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         stage.learning(),
     ):

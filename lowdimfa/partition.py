@@ -18,7 +18,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
 from lowdimfa.trace import TracedLayer, trace
 
-__all__ = ["BlockModule", "BlockPlan", "Layer", "as_module", "list_layers", "partition"]
+__all__ = ["BlockPlan", "Layer", "as_module", "list_layers", "partition"]
 
 _BLOCKS_KEY = "model.blocks"
 

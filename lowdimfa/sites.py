@@ -35,6 +35,14 @@ def tap_all(sites: Sequence[FeedbackSite], outputs: Sequence[Tensor]) -> list[Te
     return [site.tap(output) for site, output in zip(sites, outputs, strict=False)]
 
 
+def delivered(sites: Sequence[FeedbackSite], tapped: Sequence[Tensor], error: Tensor) -> list[Tensor]:
+    """Return what a broadcast error would deliver at the taps, of which nothing is learned; see `deliver`."""
+    return [
+        site.feedback.deliver(site.feedback.errors(value.detach(), error).delivered)
+        for site, value in zip(sites, tapped, strict=True)
+    ]
+
+
 def deliver(sites: Sequence[FeedbackSite], tapped: Sequence[Tensor], error: Tensor) -> None:
     """Let parts learn from a broadcast error: accumulate the gradients of their layers and of their feedback weights.
 

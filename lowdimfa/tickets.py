@@ -50,10 +50,10 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
 
 
 @contextmanager
-def unchanged_generators() -> Iterator[None]:
-    """Leave torch's, NumPy's and Python's default generators as they were, whatever is drawn or seeded in between."""
+def unchanged_generators(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the generators that `seed_generators` seeds as they were, whatever is drawn or seeded in between."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         try:
             yield
         finally:
@@ -62,8 +62,8 @@ def unchanged_generators() -> Iterator[None]:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Let a user's code draw the same numbers in every process, and leave the generators as they were."""
-    with unchanged_generators():
-        seed_generators(seed)
+    with unchanged_generators(device):
+        seed_generators(seed, device)
         yield

@@ -62,8 +62,7 @@ def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[No
     modes = [(module, module.training) for module in model.modules()]
     extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
-    devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices), unchanged_generators(), torch.no_grad():
+    with unchanged_generators(example.device), torch.no_grad():
         try:
             model.train(training)
             yield

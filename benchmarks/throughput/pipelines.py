@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
 from benchmarks.throughput.peers import Answer, Peer, join_group
-from lowdimfa.partition import BlockModule, partition
+from lowdimfa.block_module import BlockModule
+from lowdimfa.partition import partition
 
 SCHEDULES = {
     "gpipe": ("ScheduleGPipe", 1, "loop"),

@@ -38,7 +38,7 @@ class ErrorProjection:
     Attributes
     ----------
     weights
-        ``P``, shape ``(error_dim, task_dim)``, rows near-orthonormal.
+        ``P``, float32, shape ``(error_dim, task_dim)``, rows near-orthonormal. Errors are taken in the same precision.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class ErrorProjection:
 
     def project(self, error: Tensor) -> Tensor:
         """Return ``c``, shape ``(batch, *positions, error_dim)``."""
-        return error @ self.weights.t()
+        return error.float() @ self.weights.t()
 
     def accumulate(self, error: Tensor) -> None:
         """Take in the output error of one micro-batch, shape ``(batch, *positions, task_dim)``."""
         if self._correlation is not None:
-            rows = error.flatten(0, -2)
+            rows = error.float().flatten(0, -2)
             self._correlation += rows.t() @ rows
 
     def step(self) -> None:
@@ -72,7 +72,7 @@ class ErrorProjection:
 
     def explained_energy(self, error: Tensor) -> float:
         """Return the share of the error's energy that lies in the row space of ``P``, between 0 and 1."""
-        rows = error.flatten(0, -2)
+        rows = error.float().flatten(0, -2)
         basis, _ = torch.linalg.qr(self.weights.t())
         return float(
             (rows @ basis).square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)

@@ -98,11 +98,10 @@ def rehearse(
     InputError
         A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
     """
-    devices = [bench.device] if bench.device.type == "cuda" else []
     seed = derive_seed(specification.train.seed, "rehearsal")
     some = [(x[:SAMPLES].to(bench.device), y[:SAMPLES].to(bench.device)) for x, y in bench.batches]
     bench = replace(bench, batches=some)
-    with computing_threads(bench.threads), reproducible(seed), torch.random.fork_rng(devices):
+    with computing_threads(bench.threads), reproducible(seed, bench.device):
         learning, head = bench.build(_copies(blocks, slice(None), rebuild))
         rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
         try:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.models import cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.partition import BlockModule
 from lowdimfa.stage import Stage, StageState
 from services.block.replica import Replica, ReplicaShelf
 

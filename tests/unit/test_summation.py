@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowdimfa.block import Block
+from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import ProtocolError
 from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, ProbedFeedback
 from lowdimfa.layers import Layer
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockModule
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap
 from services.block.summation import Layout, Summation
