@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -176,3 +178,24 @@ def test_bf16_is_measured_as_it_is_trained() -> None:
     set_exact_feedback(network)
     measured = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
     assert all(block.cosine > 0.99 for block in measured.blocks)
+
+
+def test_a_model_in_double_precision_is_measured() -> None:
+    torch.manual_seed(2)
+    layers = [nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 4)]
+    network = decouple(nn.Sequential(*layers).double(), INPUTS.double(), blocks=3, total_steps=1)
+    found = measure_alignment(network.blocks, network.head, INPUTS.double(), TARGETS)
+    assert all(math.isfinite(one.cosine) for one in found.blocks)
+    assert 0 <= found.explained_error_energy <= 1 + 1e-6
+
+
+def test_nobodys_random_numbers_change_by_a_measurement() -> None:
+    network = make_network(noisy_model())
+    random.seed(1)
+    numpy.random.seed(1)
+    torch.manual_seed(1)
+    expected = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
+    found = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert found[:2] == expected[:2]
+    assert torch.equal(found[2], expected[2])
