@@ -11,7 +11,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -28,6 +28,21 @@ _DEEPEST = 32
 
 _MADE_ANEW = (FunctionType, MethodType, BuiltinFunctionType, type)
 """What is not kept but taken from whoever takes the state: a newly built object has the same ones in the same places."""
+
+
+class State(NamedTuple):
+    """A state as what a checkpoint holds.
+
+    Attributes
+    ----------
+    tensors
+        By names that don't depend on where the network is cut; not copies.
+    scalars
+        The rest as what JSON can hold, which refers to tensors by name.
+    """
+
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
 
 
 class Encoder:

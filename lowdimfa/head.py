@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.data.base import Task
+from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import ErrorProjection
 from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
-from lowdimfa.stage import Stage, StageState
+from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
 
@@ -222,10 +223,10 @@ class Head(Stage):
         totals.correct += int(correct)
         totals.counted += int(counted)
 
-    def state(self) -> StageState:
+    def state(self) -> State:
         """Return everything that the head needs to go on."""
         tensors, scalars = super().state()
-        return StageState(tensors | {"head/P": self.projection.weights}, scalars)
+        return State(tensors | {"head/P": self.projection.weights}, scalars)
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore the state."""

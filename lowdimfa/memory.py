@@ -71,7 +71,7 @@ def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> Stage
     return StageMemory(
         weights=weights,
         gradients=_bytes([*learned, *extra]),
-        optimizer=_bytes(stage.updater.tensors().values()),
+        optimizer=_bytes(stage.updater.state().tensors.values()),
         feedback=_bytes(feedback),
         kept=_kept_bytes(stage, inputs, own),
         stale=weights * staleness if isinstance(stage, Block) else 0,

@@ -13,10 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lowdimfa.config import FactoryConfig, UpdateConfig
+from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import resolve
 from lowdimfa.optim_state import load_state, pack_state
 from lowdimfa.tickets import derive_seed, reproducible
+
+FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows steps"
+"""What is found of `ReduceLROnPlateau`, and what was expected: blocks measure no loss."""
 
 _OF_OPTIMISERS = ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict")
 _OF_SCHEDULES = ("step", "state_dict", "load_state_dict")
@@ -89,9 +93,7 @@ class Updater:
         made = self._call(factory, self.optimizer, given, filled, where)
         _require(made, _OF_SCHEDULES, "a schedule", given.factory, where)
         if isinstance(made, ReduceLROnPlateau):
-            raise InputError(
-                f"{where}.factory", "a schedule that follows a measured loss", "one that follows steps"
-            )
+            raise InputError(f"{where}.factory", *FOLLOWS_A_LOSS)
         return made  # type: ignore[no-any-return]
 
     def _call(
@@ -147,17 +149,9 @@ class Updater:
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state's tensors, ``optimizer/<parameter>/<key>`` and the like, and the rest as plain data."""
+    def state(self) -> State:
+        """Return the state: see `lowdimfa.optim_state.pack_state`."""
         return pack_state(self)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state's tensors."""
-        return self.state()[0]
-
-    def scalars(self) -> dict[str, Any]:
-        """Return the state's plain data, which refers to its tensors by name."""
-        return self.state()[1]
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore a state: see `lowdimfa.optim_state.load_state`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowdimfa.encoding import Encoder, decode, references, same
+from lowdimfa.encoding import Encoder, State, decode, references, same
 from lowdimfa.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _STRUCTURE = ("params", "param_names")
 _RESUMED = "one that follows from the checkpoint"
 
 
-def pack_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_state(updater: Updater) -> State:
     """Return everything that a block's optimiser and schedule remember.
 
     Returns
@@ -39,7 +39,7 @@ def pack_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     optimizer, scheduler, config = updater.optimizer, updater.scheduler, updater.config
     if optimizer is None:
-        return {}, {}
+        return State({}, {})
     key = f"{config.optimizer_key}.factory"
     saved = _saved(updater)
     names = _names(updater, saved)
@@ -64,13 +64,14 @@ def pack_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, Any]]:
     kept_rest = encoder.encode(rest, "optimizer", f"rest with {own}")
     of_schedule = Encoder(f"{config.scheduler_key}.factory")
     schedule = None if scheduler is None else of_schedule.encode(scheduler.state_dict(), "scheduler", own)
-    return encoder.tensors | of_schedule.tensors, {
+    scalars = {
         "parameters": parameters,
         "groups": groups,
         "rest": kept_rest,
         "scheduler": schedule,
         "factories": _factories(updater),
     }
+    return State(encoder.tensors | of_schedule.tensors, scalars)
 
 
 def load_state(updater: Updater, tensors: Mapping[str, Tensor], scalars: Sequence[Mapping[str, Any]]) -> None:

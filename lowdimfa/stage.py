@@ -6,36 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, unchanged_buffers
-from lowdimfa.encoding import Encoder, decode, require_storable
+from lowdimfa.encoding import Encoder, State, decode, require_storable
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed, seed_generators
-
-
-class StageState(NamedTuple):
-    """A block's whole state, under names that don't depend on where the network is cut.
-
-    Attributes
-    ----------
-    tensors
-        ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary layer>/Q``, ``head/P``
-        and the like; not copies.
-    scalars
-        The rest as what JSON can hold, which refers to tensors by name (see `lowdimfa.encoding`).
-    """
-
-    tensors: dict[str, Tensor]
-    scalars: dict[str, Any]
 
 
 class Stage:
@@ -258,8 +242,11 @@ class Stage:
             setting=self.updater.config.rate_key,
         )
 
-    def state(self) -> StageState:
+    def state(self) -> State:
         """Return everything that the block needs to go on.
+
+        Its tensors are called ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary
+        layer>/Q``, ``head/P`` and the like, whatever the cut.
 
         Raises
         ------
@@ -275,15 +262,7 @@ class Stage:
         tensors |= {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in self.sites}
         of_updater, updater = self.updater.state()
         scalars = {"updater": updater, "extra": extra, "versions": versions}
-        return StageState(tensors | encoder.tensors | of_updater, scalars)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of `state`, keyed by the plain model's names."""
-        return self.state().tensors
-
-    def scalars(self) -> dict[str, Any]:
-        """Return the plain data of `state`."""
-        return self.state().scalars
+        return State(tensors | encoder.tensors | of_updater, scalars)
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore what `state` returned; feedback weights of a new site stay as they were drawn.

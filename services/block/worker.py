@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from lowdimfa.encoding import State
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
-from lowdimfa.stage import StageState
 from services.block.building import (
     Own,
     Source,
@@ -299,7 +299,7 @@ class BlockWorker:
             raise refusal(what, Path(directory), error, block=self.job.index) from error
         return write_block(Path(directory), stage_state(self.stage, step))
 
-    def state(self) -> StageState:
+    def state(self) -> State:
         """Return the block's state."""
         return self.stage.state()
 

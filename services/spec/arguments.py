@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 import lowdimfa.data
 import lowdimfa.models  # noqa: F401 - their factories are what specifications name
+from lowdimfa.optim import FOLLOWS_A_LOSS
 from services.spec.expectations import Path, listed
 from services.spec.refusals import MOST_NAMED, Refusal, nearest, shown
 from services.spec.schema import Specification
@@ -165,7 +166,7 @@ def _optimizer(factory: type) -> tuple[str, str] | None:
 
 def _scheduler(factory: type) -> tuple[str, str] | None:
     if issubclass(factory, ReduceLROnPlateau):
-        return "a schedule that follows a measured loss", "one that follows steps"
+        return FOLLOWS_A_LOSS
     return (
         None
         if issubclass(factory, LRScheduler)

@@ -63,7 +63,7 @@ def test_a_compiled_block_learns_what_an_eager_one_does(staleness: int) -> None:
     assert counters["stats"]["unique_graphs"] >= 1
     for expected, found in zip(eager.module.parameters(), compiled.module.parameters(), strict=True):
         torch.testing.assert_close(found, expected)
-    assert compiled.tensors().keys() == eager.tensors().keys()
+    assert compiled.state().tensors.keys() == eager.state().tensors.keys()
 
 
 def test_without_a_compiler_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

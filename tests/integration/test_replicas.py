@@ -38,7 +38,7 @@ def alone(plain: dict[str, Any]) -> dict[str, Any]:
 def states(fleet: ThreadFleet) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
     """Return a copy of every worker's state."""
     return {
-        worker.job.seat: {name: value.clone() for name, value in worker.stage.tensors().items()}
+        worker.job.seat: {name: value.clone() for name, value in worker.stage.state().tensors.items()}
         for worker in fleet.workers
     }
 

@@ -120,18 +120,20 @@ def test_norms_are_those_of_the_gradients_that_training_gives() -> None:
 def test_nothing_is_changed() -> None:
     network = make_network(noisy_model(), q_rule="fixed", p_rule="oja", error_dim=2)
     network.form.run(INPUTS, TARGETS, Ticket(0, 0))  # so that there are gradients and statistics to disturb
-    state = {name: value.clone() for stage in network.stages for name, value in stage.tensors().items()}
+    state = {name: value.clone() for stage in network.stages for name, value in stage.state().tensors.items()}
     buffers = [buffer for stage in network.stages for buffer in stage.module.buffers()]
     kept = [
         block.forward(INPUTS if block.index == 0 else normal(16, 8), Ticket(0, 1)) for block in network.blocks
     ]
-    state |= {name: value.clone() for stage in network.stages for name, value in stage.tensors().items()}
+    state |= {
+        name: value.clone() for stage in network.stages for name, value in stage.state().tensors.items()
+    }
     gradients = [gradient.clone() for stage in network.stages for gradient in gradients_of(stage)]
     random_state = torch.get_rng_state()
     first = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
     assert torch.equal(torch.get_rng_state(), random_state)
     for stage in network.stages:
-        for name, value in stage.tensors().items():
+        for name, value in stage.state().tensors.items():
             assert torch.equal(value, state[name]), name
     unchanged = [gradient for stage in network.stages for gradient in gradients_of(stage)]
     assert all(torch.equal(one, other) for one, other in zip(gradients, unchanged, strict=True))

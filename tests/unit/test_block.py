@@ -350,7 +350,7 @@ def test_bf16_computes_coarsely_and_returns_float32(staleness: int) -> None:
     assert output.dtype is probe.dtype is block.evaluate(normal(4, 6)).dtype is torch.float32
     assert not torch.equal(output, wanted)
     torch.testing.assert_close(output, wanted, rtol=0.05, atol=0.05)
-    assert all(tensor.dtype is torch.float32 for tensor in block.tensors().values())
+    assert all(tensor.dtype is torch.float32 for tensor in block.state().tensors.values())
 
 
 def test_state_round_trip_continues_with_the_same_bits() -> None:
@@ -368,13 +368,13 @@ def test_state_round_trip_continues_with_the_same_bits() -> None:
 
     for number in range(3):
         step(original, number)
-    tensors = {name: value.clone() for name, value in original.tensors().items()}
-    restored.load(tensors, original.scalars())
+    tensors = {name: value.clone() for name, value in original.state().tensors.items()}
+    restored.load(tensors, original.state().scalars)
     for number in range(3, 5):
         step(original, number)
         step(restored, number)
-    assert_same(original.tensors(), restored.tensors())
-    assert original.scalars() == restored.scalars()
+    assert_same(original.state().tensors, restored.state().tensors)
+    assert original.state().scalars == restored.state().scalars
 
 
 def test_a_finding_can_be_left_for_later_but_not_lost() -> None:

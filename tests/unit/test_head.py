@@ -359,7 +359,9 @@ def test_state_round_trip() -> None:
         for step in steps:
             head.forward(normal(BATCH, 6, seed=step), classes(BATCH), Ticket(step, 0))
             head.step()
-    restored.load({name: value.clone() for name, value in original.tensors().items()}, original.scalars())
+    restored.load(
+        {name: value.clone() for name, value in original.state().tensors.items()}, original.state().scalars
+    )
     one, other = (head.forward(normal(BATCH, 6), classes(BATCH), FIRST) for head in (original, restored))
     assert torch.equal(one.error, other.error)
     assert one.loss == other.loss

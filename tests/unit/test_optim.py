@@ -76,18 +76,18 @@ def test_continued_training_has_the_bits_of_uninterrupted_training(
     whole.run(0, STEPS)
     first.run(0, stop)
     # As a checkpoint keeps them: contiguous, whatever the parameter is.
-    tensors = {name: value.clone().contiguous() for name, value in first.updater.tensors().items()}
-    scalars = json.loads(json.dumps(first.updater.scalars(), allow_nan=False))
+    tensors = {name: value.clone().contiguous() for name, value in first.updater.state().tensors.items()}
+    scalars = json.loads(json.dumps(first.updater.state().scalars, allow_nan=False))
     for name, parameter in second.parameters.items():
         parameter.data.copy_(first.parameters[name].data)
     second.updater.load(tensors, scalars)
     second.run(stop, STEPS)
     for name, parameter in whole.parameters.items():
         assert torch.equal(second.parameters[name], parameter), name
-    ours, theirs = second.updater.tensors(), whole.updater.tensors()
+    ours, theirs = second.updater.state().tensors, whole.updater.state().tensors
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert second.updater.scalars() == whole.updater.scalars()
+    assert second.updater.state().scalars == whole.updater.state().scalars
 
 
 def test_the_state_matters() -> None:
@@ -104,13 +104,15 @@ def test_the_state_matters() -> None:
 def test_state_is_named_by_parameter_and_other_names_are_ignored() -> None:
     source, target = Learner(config(), ("3.weight", "3.Q")), Learner(config(), ("0.weight", "3.Q"))
     source.run(0, 3)
-    assert set(source.updater.tensors()) == {
+    assert set(source.updater.state().tensors) == {
         f"optimizer/{name}/{key}" for name in ("3.weight", "3.Q") for key in ("step", "exp_avg", "exp_avg_sq")
     }
-    target.updater.load(source.updater.tensors(), source.updater.scalars())
-    loaded = target.updater.tensors()
+    target.updater.load(source.updater.state().tensors, source.updater.state().scalars)
+    loaded = target.updater.state().tensors
     assert set(loaded) == {f"optimizer/3.Q/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert torch.equal(loaded["optimizer/3.Q/exp_avg"], source.updater.tensors()["optimizer/3.Q/exp_avg"])
+    assert torch.equal(
+        loaded["optimizer/3.Q/exp_avg"], source.updater.state().tensors["optimizer/3.Q/exp_avg"]
+    )
 
 
 def rates(update: UpdateConfig) -> list[float]:
@@ -189,8 +191,8 @@ def test_a_step_clears_the_gradients() -> None:
 def test_nothing_to_train_is_no_error() -> None:
     updater = Updater({}, [], config("adamw", "one cycle", grad_clip=1.0), STEPS)
     updater.step()
-    assert updater.tensors() == {}
-    state = json.loads(json.dumps(updater.scalars()))
+    assert updater.state().tensors == {}
+    state = json.loads(json.dumps(updater.state().scalars))
     updater.load({}, state)
     updater.step()
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.encoding import State
 from lowdimfa.models import cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.stage import Stage, StageState
+from lowdimfa.stage import Stage
 from services.block.replica import Replica, ReplicaShelf
 
 STEPS, BATCH, SIZE = 6, 8, 6
@@ -64,8 +65,8 @@ def train(trained: DecoupledNetwork, model: str, steps: range) -> None:
 
 
 def assert_same_state(found: Stage, expected: Stage) -> None:
-    assert found.scalars() == expected.scalars()
-    ours, theirs = found.tensors(), expected.tensors()
+    assert found.state().scalars == expected.state().scalars
+    ours, theirs = found.state().tensors, expected.state().tensors
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
@@ -127,8 +128,8 @@ class Counter(Stage):
     def __init__(self) -> None:
         self.applied, self.sites, self.module = 0, [], BlockModule([])
 
-    def state(self) -> StageState:
-        return StageState({"applied": torch.tensor(self.applied)}, {"applied": self.applied})
+    def state(self) -> State:
+        return State({"applied": torch.tensor(self.applied)}, {"applied": self.applied})
 
 
 @contextmanager

@@ -208,8 +208,8 @@ def test_the_copies_kept_for_a_loss_have_it_too() -> None:
         assert replica is not None
         restore(fetched, replica, before, "")
         for after in (own_copy, fetched):
-            assert after.scalars() == before.scalars()
-            assert same(after.tensors(), before.tensors())
+            assert after.state().scalars == before.state().scalars
+            assert same(after.state().tensors, before.state().tensors)
 
 
 def test_an_infinite_mask_is_no_reason_to_keep_no_copy() -> None:

@@ -60,7 +60,7 @@ def train(trained: DecoupledNetwork, model: str) -> dict[str, Tensor]:
     for step in range(STEPS):
         trained.train_step(step, batch(model, step))
     stages = (*trained.blocks, trained.head)
-    return {name: value.clone() for stage in stages for name, value in stage.tensors().items()}
+    return {name: value.clone() for stage in stages for name, value in stage.state().tensors.items()}
 
 
 @cache
@@ -115,11 +115,15 @@ def test_probes_reach_the_layers_of_the_head_too() -> None:
 def test_state_moves_between_cuts() -> None:
     fine = network("mlp", finest("mlp"), "hebbian")
     train(fine, "mlp")
-    tensors = {name: value for stage in (*fine.blocks, fine.head) for name, value in stage.tensors().items()}
+    tensors = {
+        name: value for stage in (*fine.blocks, fine.head) for name, value in stage.state().tensors.items()
+    }
     coarse = network("mlp", 2, "hebbian", every_layer=True)
     before = {site.boundary: site.feedback.weights.clone() for site in coarse.blocks[0].sites}
     for stage in (*coarse.blocks, coarse.head):
-        stage.load(tensors, stage.scalars() | {"updater": {"parameters": {}, **_rest(stage.scalars())}})
+        stage.load(
+            tensors, stage.state().scalars | {"updater": {"parameters": {}, **_rest(stage.state().scalars)}}
+        )
         for site in stage.sites:
             assert torch.equal(site.feedback.weights, tensors[f"feedback/{site.boundary}/Q"])
     assert all(

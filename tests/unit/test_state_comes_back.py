@@ -272,7 +272,7 @@ class Learner:
 def assert_same(learner: Learner, expected: Learner) -> None:
     for name, parameter in learner.parameters.items():
         assert torch.equal(parameter, expected.parameters[name]), name
-    ours, theirs = learner.updater.tensors(), expected.updater.tensors()
+    ours, theirs = learner.updater.state().tensors, expected.updater.state().tensors
     for name in ours.keys() & theirs.keys():
         assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
 
@@ -291,10 +291,10 @@ def test_half_and_half_have_the_bits_of_the_whole(optimizer: str, scheduler: str
     whole.run(0, STEPS)
     first.run(0, HALF)
     second.follow(first)
-    assert first.updater.scalars() == second.updater.scalars()
+    assert first.updater.state().scalars == second.updater.state().scalars
     second.run(HALF, STEPS)
     assert_same(second, whole)
-    assert whole.updater.scalars() == second.updater.scalars()
+    assert whole.updater.state().scalars == second.updater.state().scalars
 
 
 def test_sparse_gradients_have_their_optimiser_too() -> None:
@@ -352,7 +352,7 @@ def test_other_boundaries_have_the_bits_of_the_whole(optimizer: str, scheduler: 
 def test_state_is_under_the_name_of_its_parameter() -> None:
     learner = Learner(configured("groups", None))
     learner.run(0, 1)
-    for name, value in learner.updater.tensors().items():
+    for name, value in learner.updater.state().tensors.items():
         _, parameter, key = name.split("/")
         assert key == "step" or value.shape == SHAPES[parameter]
 
@@ -360,7 +360,7 @@ def test_state_is_under_the_name_of_its_parameter() -> None:
 def test_what_the_optimiser_leaves_out_has_no_state_and_no_gradient() -> None:
     learner = Learner(configured("Muon", None))
     learner.run(0, 2)
-    assert {name.split("/")[1] for name in learner.updater.tensors()} == {"0.weight", "1.Q"}
+    assert {name.split("/")[1] for name in learner.updater.state().tensors} == {"0.weight", "1.Q"}
     assert all(parameter.grad is None for parameter in learner.parameters.values())
     assert torch.equal(learner.parameters["0.bias"], normal(4, seed=1))
 
