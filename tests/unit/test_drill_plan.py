@@ -15,13 +15,11 @@ from services.drill.plan import HARMLESS, KINDS, Kind, Schedule, draw, parse_kin
 from services.spec import Specification, parse_specification
 from services.spec.faults import TIMED_KINDS, WIRE_KINDS
 
-MLP = {"in_features": 64, "width": 8, "depth": 2, "classes": 10}
-
 
 def made(steps: int = 1000, blocks: int = 4, **run: Any) -> Specification:
     return parse_specification(
         {
-            "model": {"factory": "lowdimfa.models:mlp", "args": MLP, "blocks": blocks},
+            "model": {"factory": "users_own:model", "blocks": blocks},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": steps},
             "run": {"on_failure": "restart"} | run,

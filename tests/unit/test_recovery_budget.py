@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from services.spec import Specification
 from services.trainer.budget import RecoveryBudget
 
-MLP = {"in_features": 64, "width": 8, "depth": 2, "classes": 10}
-
 
 class Clock:
     """Time that a test moves."""
@@ -100,7 +98,7 @@ def test_a_specification_sets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("services.trainer.budget.random.uniform", lambda low, high: high)
     specification = Specification.model_validate(
         {
-            "model": {"factory": "lowdimfa.models:mlp", "args": MLP, "blocks": 2},
+            "model": {"factory": "users_own:model", "blocks": 2},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": 10},
             "run": {"max_recoveries": 3, "recovery_window_seconds": 9, "liveness_seconds": 1},

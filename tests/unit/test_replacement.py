@@ -19,8 +19,6 @@ from services.trainer.events import Event, EventLog, Sink, events_in
 from services.trainer.execute import RunRequest
 from services.trainer.stopping import StopRequest
 
-MLP = {"in_features": 64, "width": 8, "depth": 2, "classes": 10}
-
 
 def written(folder: Path, *events: dict[str, Any]) -> Path:
     log = folder / "events.jsonl"
@@ -103,7 +101,7 @@ class Fates:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> None:
         plain = {
-            "model": {"factory": "lowdimfa.models:mlp", "args": MLP, "blocks": 2},
+            "model": {"factory": "users_own:model", "blocks": 2},
             "data": {"factory": "lowdimfa.data:digits"},
             "train": {"steps": 10},
             "run": {"liveness_seconds": 0.5, "max_recoveries": 3, "on_failure": "restart"} | run,
