@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
 STUBS_VENV := .venv-stubs
-STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' services/rpc/generate.py)
+STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' tools/stubs.py)
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -50,7 +50,7 @@ $(VENV)/complete: pyproject.toml constraints.txt
 	  exit 1; }
 	@touch $@
 
-$(STUBS_VENV)/complete: services/rpc/generate.py
+$(STUBS_VENV)/complete: tools/stubs.py
 	@rm -rf $(STUBS_VENV)
 	@$(PYTHON) -m venv $(STUBS_VENV)
 	@$(STUBS_VENV)/bin/pip install --quiet $(STUBS_TOOLS)
@@ -89,24 +89,24 @@ lint: venv
 	@$(BIN)/mypy
 
 stubs: $(STUBS_VENV)/complete
-	@$(STUBS_VENV)/bin/python -m services.rpc.generate
-	@$(STUBS_VENV)/bin/python -m services.rpc.api_docs
+	@$(STUBS_VENV)/bin/python -m tools.stubs
+	@$(STUBS_VENV)/bin/python -m tools.api_page
 
 check-stubs: $(STUBS_VENV)/complete
-	@$(STUBS_VENV)/bin/python -m services.rpc.generate --check
-	@$(STUBS_VENV)/bin/python -m services.rpc.api_docs --check
+	@$(STUBS_VENV)/bin/python -m tools.stubs --check
+	@$(STUBS_VENV)/bin/python -m tools.api_page --check
 
 docs: venv
-	@$(BIN)/python -m services.spec.docs
-	@$(BIN)/python -m services.monitoring.metrics_docs
-	@$(BIN)/python -m services.monitoring.dashboards
-	@$(BIN)/python -m services.monitoring.prometheus_rule
+	@$(BIN)/python -m tools.configuration_page
+	@$(BIN)/python -m tools.metrics_page
+	@$(BIN)/python -m tools.dashboards
+	@$(BIN)/python -m tools.prometheus_rule
 
 check-docs: venv
-	@$(BIN)/python -m services.spec.docs --check
-	@$(BIN)/python -m services.monitoring.metrics_docs --check
-	@$(BIN)/python -m services.monitoring.dashboards --check
-	@$(BIN)/python -m services.monitoring.prometheus_rule --check
+	@$(BIN)/python -m tools.configuration_page --check
+	@$(BIN)/python -m tools.metrics_page --check
+	@$(BIN)/python -m tools.dashboards --check
+	@$(BIN)/python -m tools.prometheus_rule --check
 
 clean:
 	@rm -rf $(VENV) $(STUBS_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

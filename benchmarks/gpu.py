@@ -18,14 +18,14 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.partition import partition
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.devices import Cuda, NoCopies, StreamedCopies
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation
-from services.block.devices import Cuda, NoCopies, StreamedCopies
-from services.block.receiver import ActivationReceiver
-from services.block.sender import ActivationSender
-from services.block.torch_transport import Terminal, TorchReceiver, TorchSender
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 SAMPLES, WIDTH, DEPTH = 256, 4096, 6
 ROUNDS, LIVENESS = 20, 30.0

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.reporting import environment, markdown_table, mean_and_spread, write_result
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
-from services.trainer.cluster import start_ray
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.cluster import start_ray
 
 BLOCKS = 4
 SPECIFICATION: dict[str, Any] = {

@@ -27,13 +27,13 @@ from typing import Any
 from benchmarks.reporting import environment, markdown_table, update_page, write_result
 from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.runtime import Runtime
-from services.run.plan import make_run_plan
-from services.simulation.calibrate import WARM_UP, Measured, read_measured
-from services.simulation.fit import Costs, apart, fit_costs
-from services.simulation.setting import Setting
-from services.simulation.simulate import schedule_name, simulate
-from services.spec import parse_specification
-from services.trainer.run_dir import RunDir
+from lowdimfa.services.lab.simulation.calibrate import WARM_UP, Measured, read_measured
+from lowdimfa.services.lab.simulation.fit import Costs, apart, fit_costs
+from lowdimfa.services.lab.simulation.setting import Setting
+from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.run_dir import RunDir
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 LIMIT = 0.10

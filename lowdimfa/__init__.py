@@ -2,7 +2,7 @@
 
 The learning library: torch only. A network is cut into blocks; each turns one broadcast, low-dimensional error into
 its own update with its own learned feedback weights. Or the layers of any model pass low-dimensional errors back in
-place of gradients: `convert`. The distributed runtime is the package ``services``.
+place of gradients: `convert`. The distributed runtime is `lowdimfa.services`; `DecoupledTrainer` is its way in.
 
 What it has is loaded when it is first used: commands that train nothing don't wait for torch.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lowdimfa.head import Broadcast, Evaluation, Head
     from lowdimfa.network import DecoupledNetwork, StepResult, decouple
     from lowdimfa.partition import BlockPlan, partition
+    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
     from lowdimfa.tickets import Ticket
     from lowdimfa.trainer import InProcessTrainer
 
@@ -34,6 +35,7 @@ __all__ = [
     "Broadcast",
     "ChainConfig",
     "DecoupledNetwork",
+    "DecoupledTrainer",
     "Evaluation",
     "FactoryConfig",
     "FeedbackConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "InputError",
     "LowdimfaError",
     "NotFiniteError",
+    "Result",
     "StepResult",
     "Ticket",
     "TrainingConfig",
@@ -63,6 +66,7 @@ _NAMES = {
     "head": "Broadcast Evaluation Head",
     "network": "DecoupledNetwork StepResult decouple",
     "partition": "BlockPlan partition",
+    "services.trainer.api": "DecoupledTrainer Result",
     "tickets": "Ticket",
     "trainer": "InProcessTrainer",
 }

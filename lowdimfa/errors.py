@@ -224,7 +224,7 @@ def other_peoples_code(what: str) -> Iterator[None]:
 
 
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_OWN = tuple(str(Path(__file__).parents[1] / name) for name in ("lowdimfa", "services"))
+_OWN = str(Path(__file__).parent)
 
 
 def _place(error: BaseException) -> str:
@@ -233,6 +233,6 @@ def _place(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = frame.filename
         packaged = {"site-packages", "dist-packages"} & set(Path(path).parts)
-        if not path.startswith(("<", *_LIBRARIES, *_OWN)) and not packaged:
+        if not path.startswith(("<", *_LIBRARIES, _OWN)) and not packaged:
             return f"{path}, line {frame.lineno}"
     return ""

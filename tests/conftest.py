@@ -78,7 +78,7 @@ def add_node(cluster: Cluster, **options: object) -> object:
 @pytest.fixture(scope="module")
 def cluster(shared_ray: Cluster) -> Iterator[None]:
     """Connect this process to the shared Ray while a file's tests run; the next file may start a Ray of its own."""
-    from services.trainer.cluster import start_ray
+    from lowdimfa.services.trainer.cluster import start_ray
 
     disconnect = start_ray(shared_ray.address, liveness=LIVENESS)
     yield

@@ -10,9 +10,9 @@ from benchmarks.throughput.peers import Answer, peak_bytes
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.head import Head
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
 from lowdimfa.tickets import Ticket
-from services.run.plan import make_run_plan
-from services.spec import parse_specification
 
 TAIL = 1
 """Steps after the measured ones, while other blocks may still be measured."""

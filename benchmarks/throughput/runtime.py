@@ -22,14 +22,14 @@ from benchmarks.throughput.spans import (
     used,
 )
 from lowdimfa.network import StepResult
-from services.run.plan import make_run_plan
-from services.run.user_code import UserCode
-from services.spec import parse_specification
-from services.trainer.cluster import start_ray
-from services.trainer.ray_engine import RayEngine
-from services.trainer.run_dir import targets_file
-from services.trainer.stopping import StopRequest
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.cluster import start_ray
+from lowdimfa.services.trainer.ray_engine import RayEngine
+from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 SENT = "lowdimfa_activation_payload_bytes_total{"
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from services.monitoring.timeline import Span
+from lowdimfa.services.monitoring.timeline import Span
 
 COMPUTING = ("forward", "update", "step", "probe")
 

@@ -19,7 +19,7 @@ from benchmarks.transport.fanout import broadcast
 from benchmarks.transport.pipeline import memory, overhead
 from benchmarks.transport.tables import tables
 from benchmarks.transport.wires import activations
-from services.block.transports import Transport
+from lowdimfa.services.block.transports import Transport
 
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "shared_memory")
 SIZES = {64: 400, 256: 400, 1024: 200, 16384: 40}

@@ -20,12 +20,12 @@ import grpc
 import torch
 
 from benchmarks.transport.remote import each, processes
+from lowdimfa.services.broadcast.publisher import ErrorPublisher
+from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
+from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber, ErrorVector
-from services.rpc.seats import Seating
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 LIVENESS = 30.0
 ERROR = (64, 40)

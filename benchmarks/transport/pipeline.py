@@ -13,14 +13,14 @@ import torch
 from benchmarks.transport.remote import Remote, each, processes, resident_bytes
 from lowdimfa.build import build_stages
 from lowdimfa.network import DecoupledNetwork
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import parse_specification
 from lowdimfa.trainer import InProcessTrainer
-from services.block.job import BlockJob
-from services.block.worker import BlockWorker
-from services.rpc.seats import Seat
-from services.rpc.security import Security
-from services.run.plan import make_run_plan
-from services.run.user_code import UserCode
-from services.spec import parse_specification
 
 SAMPLES, WIDTH, MICROBATCHES = 64, 256, 4
 """A micro-batch's activation has 64 × 256 float32 values: 64 KB."""

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from benchmarks.transport.remote import processes
+from lowdimfa.services.block.activations import Activation, SampleLimit
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.block.transports import Transport, make_sender
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, SampleLimit
-from services.block.receiver import ActivationReceiver
-from services.block.transports import Transport, make_sender
-from services.rpc.seats import Seat
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 WINDOW, LIVENESS = 4, 30.0
 

@@ -12,11 +12,18 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
+from lowdimfa.services.block.ring import Place
+from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic
+from lowdimfa.services.rpc.tensors import (
+    MAX_DIMENSIONS,
+    TensorBuffer,
+    dtype_code,
+    dtype_name,
+    dtype_of,
+    encode,
+)
+from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 from lowdimfa.tickets import Ticket
-from services.block.ring import Place
-from services.rpc.protocol import CHUNK_BYTES, Traffic
-from services.rpc.tensors import MAX_DIMENSIONS, TensorBuffer, dtype_code, dtype_name, dtype_of, encode
-from services.rpc.v1 import activations_pb2 as pb
 
 #: The gRPC method that carries activations.
 SERVICE, METHOD = "lowdimfa.v1.ActivationStream", "Transfer"

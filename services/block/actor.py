@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import ray
 
 from lowdimfa.errors import LowdimfaError, unforeseen
-from services.block.job import BlockJob
-from services.block.worker import BlockWorker, Reachable
-from services.rpc.seats import Seat
-from services.rpc.security import Security
-from services.run.process_log import keep_output, log_file
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.worker import BlockWorker, Reachable
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.run.process_log import keep_output, log_file
 
 T = TypeVar("T")
 

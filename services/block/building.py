@@ -12,19 +12,19 @@ from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.head import Head
+from lowdimfa.services.block.activations import SampleLimit
+from lowdimfa.services.block.devices import block_device
+from lowdimfa.services.block.instructions import Policy
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.rpc.handshake import Hello, SampleType
+from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.plan import NetworkPlan, load_dataset
+from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
 from lowdimfa.version import VERSION
-from services.block.activations import SampleLimit
-from services.block.devices import block_device
-from services.block.instructions import Policy
-from services.block.job import BlockJob
-from services.block.replica import Replica
-from services.rpc.handshake import Hello, SampleType
-from services.rpc.seats import Seating
-from services.run.checkpoint import CheckpointStore
-from services.run.plan import NetworkPlan, load_dataset
-from services.run.state import load_stage
-from services.spec import Specification
 
 EVALUATION_SAMPLES = 256
 """An evaluation's batches have at least this many samples."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
-from services.rpc.pipes import PipeEnd, make_pipe, open_end, place_of
+from lowdimfa.services.rpc.pipes import PipeEnd, make_pipe, open_end, place_of
 
 _RECORD = 8  # bytes: a sequence, signed and little-endian
 _NOTHING = -1

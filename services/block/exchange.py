@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import Activation, Kind
+from lowdimfa.services.block.summation import Layout, Summation
+from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, Kind
-from services.block.summation import Layout, Summation
-from services.rpc.seats import Seat, Seating
 
 
 class Shard(NamedTuple):

@@ -1,4 +1,4 @@
-"""Faults that a block brings upon itself at ``(block, step)``, for tests and drills: see `services.spec.faults`."""
+"""Faults that a block brings upon itself at ``(block, step)``, for tests and drills."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import unpack
+from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
 from lowdimfa.tickets import Ticket
-from services.block.activations import unpack
-from services.rpc.v1 import activations_pb2, broadcast_pb2
-from services.spec.faults import WIRE_KINDS, Fault, FaultKind
 
 
 def faults_dir(run_dir: Path) -> Path:

@@ -6,10 +6,10 @@ import queue
 from dataclasses import dataclass
 
 from lowdimfa.errors import LowdimfaError
-from services.block.activations import Activation
-from services.block.exchange import Shard
-from services.block.instructions import EndAt, Halt
-from services.broadcast.subscriber import ErrorVector
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.exchange import Shard
+from lowdimfa.services.block.instructions import EndAt, Halt
+from lowdimfa.services.broadcast.subscriber import ErrorVector
 
 
 @dataclass(frozen=True)

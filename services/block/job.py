@@ -9,10 +9,10 @@ from typing import Any, Self
 import torch
 
 from lowdimfa.data.base import Task
-from services.rpc.seats import Seat
-from services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
-from services.run.user_code import UserCode
-from services.spec import Specification, parse_specification
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import Specification, parse_specification
 
 
 @dataclass(frozen=True)

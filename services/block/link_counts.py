@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from services.block.activations import Receiver, Sender
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber
-from services.monitoring.metrics import BlockMetrics
-from services.rpc.protocol import TrafficCount
-from services.rpc.seats import Seat, Seating
+from lowdimfa.services.block.activations import Receiver, Sender
+from lowdimfa.services.broadcast.publisher import ErrorPublisher
+from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
+from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.rpc.protocol import TrafficCount
+from lowdimfa.services.rpc.seats import Seat, Seating
 
 _End = TypeVar("_End", Sender, Receiver)
 

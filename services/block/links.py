@@ -10,21 +10,21 @@ from torch import Tensor
 
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
+from lowdimfa.services.block.activations import Activation, Kind, SampleLimit
+from lowdimfa.services.block.exchange import Shard
+from lowdimfa.services.block.faults import FaultInjector
+from lowdimfa.services.block.inbox import Inbox
+from lowdimfa.services.block.link_counts import Ends, LinkCounts
+from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
+from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
+from lowdimfa.services.block.transports import Transport, make_sender, passes_grpc_by
+from lowdimfa.services.broadcast.publisher import ErrorPublisher
+from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
+from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
+from lowdimfa.services.rpc.seats import Seat, Seating
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, Kind, SampleLimit
-from services.block.exchange import Shard
-from services.block.faults import FaultInjector
-from services.block.inbox import Inbox
-from services.block.link_counts import Ends, LinkCounts
-from services.block.receiver import ActivationReceiver, as_it_came
-from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from services.block.transports import Transport, make_sender, passes_grpc_by
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber
-from services.rpc.handshake import HandshakeServicer, Hello, greet
-from services.rpc.seats import Seat, Seating
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lowdimfa.network import StepResult
+from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.tickets import Ticket
-from services.monitoring.metrics import BlockMetrics
-from services.monitoring.timeline import TimelineWriter
 
 REMEMBERED = 50
 """Pieces of work that are remembered, for the last words of a block."""

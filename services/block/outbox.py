@@ -11,8 +11,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError
-from services.block.devices import Copies, OnHost
-from services.rpc.connection import failure_of_thread
+from lowdimfa.services.block.devices import Copies, OnHost
+from lowdimfa.services.rpc.connection import failure_of_thread
 
 Send = Callable[[tuple[Tensor, ...]], None]
 """Hands computed tensors to a connection."""

@@ -11,7 +11,7 @@ import grpc
 import torch
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
-from services.block.activations import (
+from lowdimfa.services.block.activations import (
     METHOD,
     SENDER_KEY,
     SERVICE,
@@ -20,12 +20,12 @@ from services.block.activations import (
     SampleLimit,
     unpack,
 )
-from services.block.ring import ACCEPTED, RING_KEY, Place
-from services.block.ring_view import RingView, open_ring
-from services.rpc.connection import Resend, Resends
-from services.rpc.protocol import Traffic, run_fingerprint
-from services.rpc.seats import Seat
-from services.rpc.v1 import activations_pb2 as pb
+from lowdimfa.services.block.ring import ACCEPTED, RING_KEY, Place
+from lowdimfa.services.block.ring_view import RingView, open_ring
+from lowdimfa.services.rpc.connection import Resend, Resends
+from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 
 
 def as_it_came(frame: bytes) -> Iterable[bytes]:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from services.block.doorbell import Doorbell, Receipts
-from services.rpc.tensors import encode
+from lowdimfa.services.block.doorbell import Doorbell, Receipts
+from lowdimfa.services.rpc.tensors import encode
 
 #: The metadata key of a sender's offer, and of the receiver's answer to it.
 RING_KEY = "lowdimfa-ring"

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 
 from lowdimfa.errors import ProtocolError
-from services.block.doorbell import Listener
-from services.block.ring import LENGTH, PAGE, PREFIX, SEALS, SEQUENCE, TOKEN, Place, slot_bytes
-from services.rpc.pipes import descriptor_path
+from lowdimfa.services.block.doorbell import Listener
+from lowdimfa.services.block.ring import LENGTH, PAGE, PREFIX, SEALS, SEQUENCE, TOKEN, Place, slot_bytes
+from lowdimfa.services.rpc.pipes import descriptor_path
 
 _OFFER = re.compile(
     r"(\d{1,10}):(\d{1,10}):(\d{1,10}):(\d{1,18}):([0-9a-f]{32})" + 2 * r":(\d{1,10}):(\d{1,20})", re.ASCII

@@ -10,11 +10,10 @@ import time
 
 from lowdimfa.errors import PeerError, ProtocolError
 from lowdimfa.head import Evaluation
-from lowdimfa.tickets import Ticket
-from services.block.activations import Activation
-from services.block.exchange import Exchange, Shard
-from services.block.inbox import Abort, Inbox, Message
-from services.block.instructions import (
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.exchange import Exchange, Shard
+from lowdimfa.services.block.inbox import Abort, Inbox, Message
+from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
     Cause,
@@ -33,10 +32,11 @@ from services.block.instructions import (
     Send,
     Wait,
 )
-from services.block.observer import Observer
-from services.block.schedule import Schedule
-from services.block.work import Neighbours, Work
-from services.broadcast.subscriber import ErrorVector
+from lowdimfa.services.block.observer import Observer
+from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.services.block.work import Neighbours, Work
+from lowdimfa.services.broadcast.subscriber import ErrorVector
+from lowdimfa.tickets import Ticket
 
 LOOKS = 8
 """Parts into which a block cuts its patience: after each without a message it asks for a repetition."""

@@ -10,8 +10,7 @@ waits for nothing but an activation, a slot of the window or a step, which earli
 from __future__ import annotations
 
 from lowdimfa.errors import PeerError, ProtocolError
-from lowdimfa.tickets import Ticket
-from services.block.instructions import (
+from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
     Cause,
@@ -31,6 +30,7 @@ from services.block.instructions import (
     Send,
     Wait,
 )
+from lowdimfa.tickets import Ticket
 
 
 class Schedule:

@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
+from lowdimfa.services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
+from lowdimfa.services.block.doorbell import Doorbell
+from lowdimfa.services.block.ring import ACCEPTED, RING_KEY, Ring
+from lowdimfa.services.block.window import Message, Window
+from lowdimfa.services.rpc.connection import Peer, StreamThread
+from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 from lowdimfa.tickets import Ticket
-from services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
-from services.block.doorbell import Doorbell
-from services.block.ring import ACCEPTED, RING_KEY, Ring
-from services.block.window import Message, Window
-from services.rpc.connection import Peer, StreamThread
-from services.rpc.protocol import Traffic, run_fingerprint
-from services.rpc.seats import Seat
-from services.rpc.security import Security
-from services.rpc.v1 import activations_pb2 as pb
 
 
 class ActivationSender:

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store, TCPStore
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError, ProtocolError
+from lowdimfa.services.block.activations import Activation, Kind, SampleLimit
+from lowdimfa.services.block.process_group import Group, listening_store
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.rpc.protocol import Traffic
+from lowdimfa.services.rpc.security import is_loopback
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, Kind, SampleLimit
-from services.block.process_group import Group, listening_store
-from services.block.receiver import ActivationReceiver
-from services.block.sender import ActivationSender
-from services.rpc.protocol import Traffic
-from services.rpc.security import is_loopback
 
 _TENSORS = 2
 _ANNOUNCED = 3  # numbers in an announcement: samples, or a port and an address

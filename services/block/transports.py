@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from lowdimfa.errors import LowdimfaError, ResourceError
-from services.block.activations import SampleLimit
-from services.block.ring import Ring
-from services.block.sender import ActivationSender
-from services.rpc.seats import Seat
-from services.rpc.security import Security
+from lowdimfa.services.block.activations import SampleLimit
+from lowdimfa.services.block.ring import Ring
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
 
 Transport = Literal["auto", "grpc", "shared_memory", "torch"]
 
@@ -48,7 +48,7 @@ def make_sender(
     transport
         ``grpc`` sends bytes over the connection. ``auto`` offers shared memory to a block at this host's own address,
         and sends bytes where that can't open it. ``shared_memory`` offers it to any, and gives up there. With ``torch``
-        this is only the end that announces what travels by `services.block.torch_transport`.
+        this is only the end that announces what travels by `lowdimfa.services.block.torch_transport`.
     largest
         What may be sent.
     seat, peer, name

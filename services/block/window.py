@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from services.block.activations import Activation
-from services.block.doorbell import Receipts
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.doorbell import Receipts
 
 
 class Message(NamedTuple):

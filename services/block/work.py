@@ -15,16 +15,16 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.network import StepResult
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.activations import Kind as ActivationKind
+from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
+from lowdimfa.services.block.faults import FaultInjector
+from lowdimfa.services.block.observer import Observer
+from lowdimfa.services.block.outbox import Delivery
+from lowdimfa.services.block.replica import ReplicaShelf
+from lowdimfa.services.broadcast.subscriber import ErrorVector
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation
-from services.block.activations import Kind as ActivationKind
-from services.block.devices import Check, Copies, OnDevice, OnHost
-from services.block.faults import FaultInjector
-from services.block.observer import Observer
-from services.block.outbox import Delivery
-from services.block.replica import ReplicaShelf
-from services.broadcast.subscriber import ErrorVector
 
 
 class _Drawn(NamedTuple):

@@ -15,7 +15,7 @@ from lowdimfa.encoding import State
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
-from services.block.building import (
+from lowdimfa.services.block.building import (
     Own,
     Source,
     build_stage,
@@ -27,28 +27,28 @@ from services.block.building import (
     sample_limit,
     windows_of,
 )
-from services.block.devices import copies_for
-from services.block.exchange import Exchange
-from services.block.faults import FaultInjector
-from services.block.inbox import Inbox
-from services.block.instructions import EndAt, Halt, RunUpdate
-from services.block.job import BlockJob
-from services.block.last_words import LastWords, stacks
-from services.block.links import Links
-from services.block.observer import Observer
-from services.block.outbox import delivery_for
-from services.block.replica import Replica, ReplicaShelf
-from services.block.runner import BlockRunner
-from services.block.summation import Layout
-from services.block.work import Work
-from services.monitoring.exporter import Exporter, start_exporter
-from services.monitoring.metrics import BlockMetrics
-from services.monitoring.timeline import TimelineWriter
-from services.rpc.protocol import TrafficCount
-from services.rpc.security import Security
-from services.run.checkpoint import write_block
-from services.run.disk import refusal
-from services.run.state import stage_state
+from lowdimfa.services.block.devices import copies_for
+from lowdimfa.services.block.exchange import Exchange
+from lowdimfa.services.block.faults import FaultInjector
+from lowdimfa.services.block.inbox import Inbox
+from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.last_words import LastWords, stacks
+from lowdimfa.services.block.links import Links
+from lowdimfa.services.block.observer import Observer
+from lowdimfa.services.block.outbox import delivery_for
+from lowdimfa.services.block.replica import Replica, ReplicaShelf
+from lowdimfa.services.block.runner import BlockRunner
+from lowdimfa.services.block.summation import Layout
+from lowdimfa.services.block.work import Work
+from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
+from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.rpc.protocol import TrafficCount
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.run.checkpoint import write_block
+from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.state import stage_state
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from services.rpc.pipes import make_pipe, open_end, place_of
+from lowdimfa.services.rpc.pipes import make_pipe, open_end, place_of
 
 #: The metadata key of a subscriber's offer.
 PIPE_KEY = "lowdimfa-pipe"

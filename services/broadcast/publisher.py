@@ -16,12 +16,12 @@ import grpc
 from torch import Tensor
 
 from lowdimfa.errors import PeerError
+from lowdimfa.services.broadcast.local import PIPE_BYTES, PIPE_KEY, Outlet, framed, open_outlet
+from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
+from lowdimfa.services.rpc.seats import Seat, Seating
+from lowdimfa.services.rpc.tensors import dtype_code, encode
+from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
 from lowdimfa.tickets import Ticket
-from services.broadcast.local import PIPE_BYTES, PIPE_KEY, Outlet, framed, open_outlet
-from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
-from services.rpc.seats import Seat, Seating
-from services.rpc.tensors import dtype_code, encode
-from services.rpc.v1 import broadcast_pb2 as pb
 
 ErrorKind = Literal["train", "probe"]
 

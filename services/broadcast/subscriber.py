@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
+from lowdimfa.services.broadcast.local import PIPE_KEY, Inlet
+from lowdimfa.services.rpc.connection import Peer, Resend, Resends, StreamThread, failure_of_thread
+from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
+from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
+from lowdimfa.services.rpc.v1 import broadcast_pb2_grpc as pb_grpc
 from lowdimfa.tickets import Ticket
-from services.broadcast.local import PIPE_KEY, Inlet
-from services.rpc.connection import Peer, Resend, Resends, StreamThread, failure_of_thread
-from services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
-from services.rpc.security import Security
-from services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
-from services.rpc.v1 import broadcast_pb2 as pb
-from services.rpc.v1 import broadcast_pb2_grpc as pb_grpc
 
 _KINDS: dict[int, Literal["train", "probe"]] = {
     pb.ERROR_KIND_TRAIN: "train",

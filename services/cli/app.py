@@ -8,9 +8,21 @@ from typing import Annotated, cast
 import typer
 
 from lowdimfa.errors import LowdimfaError, ResourceError
+from lowdimfa.services.cli import (
+    data,
+    drill,
+    evaluate,
+    export,
+    jobs,
+    plan,
+    report,
+    secrets,
+    serve,
+    simulate,
+    train,
+)
+from lowdimfa.services.cli.output import UNREAD, OutputLostError
 from lowdimfa.version import VERSION
-from services.cli import data, drill, evaluate, export, jobs, plan, report, secrets, serve, simulate, train
-from services.cli.output import UNREAD, OutputLostError
 
 # Click's, or that of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lowdimfa.errors import InputError
-from services.cli.options import expanded
+from lowdimfa.services.cli.options import expanded
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -99,7 +99,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
-        from services.coordinator.client import Connection, CoordinatorClient  # takes a second
+        from lowdimfa.services.coordinator.client import Connection, CoordinatorClient  # takes a second
 
         given = {name: arguments.pop(name) for name in _OPTIONS}
         connection = Connection(

@@ -9,9 +9,9 @@ import typer
 
 from lowdimfa.data.fetching import fetch
 from lowdimfa.data.sources import SOURCES, Source, damaged_files, data_folder, missing_files
-from services.cli.display import aligned
-from services.cli.options import Format, FormatOption
-from services.cli.output import outlive
+from lowdimfa.services.cli.display import aligned
+from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.output import outlive
 
 app = typer.Typer(help="List and fetch data sets.")
 

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.trainer.events import Event, to_json
+from lowdimfa.services.trainer.events import Event, to_json
 
 QUIET_SECONDS = 5.0
 """Pause between progress lines where the output is not a terminal."""

@@ -12,14 +12,14 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lowdimfa.errors import DrillError, LowdimfaError
-from services.cli.display import Display, TextDisplay, aligned
-from services.cli.options import Format, FormatOption, expanded
-from services.cli.output import claim_stdout, outlive
-from services.cli.signals import graceful_signals
-from services.cli.train import STOP_LIVENESS
-from services.drill.drill import Drill, DrillRequest
-from services.drill.plan import KINDS, Schedule, parse_kinds
-from services.drill.report import (
+from lowdimfa.services.cli.display import Display, TextDisplay, aligned
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.output import claim_stdout, outlive
+from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.cli.train import STOP_LIVENESS
+from lowdimfa.services.lab.drill.drill import Drill, DrillRequest
+from lowdimfa.services.lab.drill.plan import KINDS, Schedule, parse_kinds
+from lowdimfa.services.lab.drill.report import (
     planned_event,
     round_event,
     round_lines,
@@ -27,12 +27,12 @@ from services.drill.report import (
     summary,
     summary_rows,
 )
-from services.drill.round import Round
-from services.spec import load_specification
-from services.trainer.api import DecoupledTrainer, Result
-from services.trainer.events import Sink, to_json
-from services.trainer.run_dir import new_run_dir, reserved
-from services.trainer.stopping import stopped
+from lowdimfa.services.lab.drill.round import Round
+from lowdimfa.services.spec import load_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.events import Sink, to_json
+from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
+from lowdimfa.services.trainer.stopping import stopped
 
 
 class PolicyOption(StrEnum):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.cli.display import JsonDisplay
-from services.cli.options import Format, FormatOption, RunDirArgument
-from services.cli.output import claim_stdout
-from services.trainer.evaluate import evaluate_run
+from lowdimfa.services.cli.display import JsonDisplay
+from lowdimfa.services.cli.options import Format, FormatOption, RunDirArgument
+from lowdimfa.services.cli.output import claim_stdout
+from lowdimfa.services.trainer.evaluate import evaluate_run
 
 
 def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import RunDirArgument, expanded
-from services.run.checkpoint import CheckpointStore
-from services.run.manifest import export_file, left_out
-from services.trainer.run_dir import read_run
+from lowdimfa.services.cli.options import RunDirArgument, expanded
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import export_file, left_out
+from lowdimfa.services.trainer.run_dir import read_run
 
 
 def export(

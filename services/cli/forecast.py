@@ -15,10 +15,10 @@ from lowdimfa.config import FeedbackConfig
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
 from lowdimfa.partition import BlockPlan
-from services.run.plan import RunPlan
-from services.run.profile import make_bench
-from services.simulation.setting import BlockCosts, Outcome, Setting
-from services.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
+from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.profile import make_bench
 
 
 def forecast(plan: RunPlan) -> dict[str, Any]:

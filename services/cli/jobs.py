@@ -13,15 +13,15 @@ import typer
 from rich.console import Console
 
 from lowdimfa.errors import InputError, StoppedError
-from services.cli.connection import connected
-from services.cli.display import Display, JsonDisplay, TextDisplay
-from services.cli.jobs_display import file_lines, job_lines, jobs_table
-from services.cli.options import Format, FormatOption
-from services.cli.output import OutputLostError, claim_stdout
-from services.coordinator.jobs import ENDS, JobState
+from lowdimfa.services.cli.connection import connected
+from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
+from lowdimfa.services.cli.jobs_display import file_lines, job_lines, jobs_table
+from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.output import OutputLostError, claim_stdout
+from lowdimfa.services.coordinator.jobs import ENDS, JobState
 
 if TYPE_CHECKING:
-    from services.coordinator.client import CoordinatorClient
+    from lowdimfa.services.coordinator.client import CoordinatorClient
 
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="Id of a job, or its beginning if no other begins so.")
@@ -50,9 +50,9 @@ def submit(
     form: FormatOption = Format.text,
 ) -> None:
     """Put a job into the queue of the service. Python files beside SPEC are sent with it."""
-    from services.run.user_code import Modules
-    from services.spec import load_specification
-    from services.spec.load import to_yaml
+    from lowdimfa.services.run.user_code import Modules
+    from lowdimfa.services.spec import load_specification
+    from lowdimfa.services.spec.load import to_yaml
 
     specification = load_specification(spec, overrides or [])
     beside = Modules.beside(spec.resolve().parent)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.text import Text
 
-from services.run.user_code import Modules
+from lowdimfa.services.run.user_code import Modules
 
 COLOURS = {
     "queued": "yellow",

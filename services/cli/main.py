@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from services.cli.output import use_streams
+from lowdimfa.services.cli.output import use_streams
 
 STOPPED = 130
 """Exit code after SIGINT or SIGTERM, as shells have it."""
@@ -20,7 +20,9 @@ def main() -> None:
     # gRPC's own notes on broken connections; what they mean for a person comes in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from services.cli.app import run  # takes seconds, in which a Ctrl-C must not end in a traceback
+        from lowdimfa.services.cli.app import (
+            run,  # takes seconds, in which a Ctrl-C must not end in a traceback
+        )
 
         code = run()
     except KeyboardInterrupt:

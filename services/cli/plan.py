@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.display import aligned
-from services.cli.forecast import forecast
-from services.cli.options import Format, FormatOption
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.cli.display import aligned
+from lowdimfa.services.cli.forecast import forecast
+from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from services.cli.options import RunDirArgument
+from lowdimfa.services.cli.options import RunDirArgument
 
 
 def report(run_dir: RunDirArgument) -> None:
     """Write curves, alignment, balance and timeline of a run: PNG, one HTML page, and a Chrome trace."""
-    from services.monitoring.report.page import write_report  # only here: matplotlib takes a while to import
+    from lowdimfa.services.monitoring.report.page import (
+        write_report,  # only here: matplotlib takes a while to import
+    )
 
     print(f"report written to {write_report(run_dir)}")

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from lowdimfa.errors import InputError
-from services.cli.display import aligned
-from services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.display import aligned
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
 
 tokens = typer.Typer(help="Make, list and take back the tokens of a service.")
 
@@ -44,7 +44,7 @@ def certs(
     form: FormatOption = Format.text,
 ) -> None:
     """Make an authority, a certificate for the service and one for its clients."""
-    from services.rpc.certificates import write_certificates
+    from lowdimfa.services.rpc.certificates import write_certificates
 
     hosts = host or ["localhost", "127.0.0.1"]
     paths = write_certificates(folder, hosts, days)
@@ -66,7 +66,7 @@ def add(
     form: FormatOption = Format.text,
 ) -> None:
     """Make a token and print it, once: the file has only its hash."""
-    from services.coordinator.access import new_token, read_tokens, write_tokens
+    from lowdimfa.services.coordinator.access import new_token, read_tokens, write_tokens
 
     entries = read_tokens(file) if file.exists() else []
     if any(entry.name == name for entry in entries):
@@ -89,7 +89,7 @@ def add(
 @tokens.command("list")
 def list_tokens(file: FileOption = DEFAULT_FILE, form: FormatOption = Format.text) -> None:
     """Show names and roles."""
-    from services.coordinator.access import read_tokens
+    from lowdimfa.services.coordinator.access import read_tokens
 
     entries = read_tokens(file)
     if form is Format.json:
@@ -104,7 +104,7 @@ def remove(
     file: FileOption = DEFAULT_FILE,
 ) -> None:
     """Take a token back; a running service notices at its next call."""
-    from services.coordinator.access import read_tokens, write_tokens
+    from lowdimfa.services.coordinator.access import read_tokens, write_tokens
 
     entries = read_tokens(file)
     kept = [entry for entry in entries if entry.name != name]

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import Format, FormatOption, expanded
-from services.cli.output import outlive
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.output import outlive
 
 
 class JobMetrics(StrEnum):
@@ -87,8 +87,8 @@ def serve(
     form: FormatOption = Format.text,
 ) -> None:
     """Run the job service until Ctrl-C or SIGTERM. Jobs outlive it; the next start picks them up."""
-    from services.coordinator.process import serve as run  # these take seconds
-    from services.coordinator.settings import ServeSettings
+    from lowdimfa.services.coordinator.process import serve as run  # these take seconds
+    from lowdimfa.services.coordinator.settings import ServeSettings
 
     # One line for each call, with method, client and status; never a token.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from services.cli.display import wrapped
+from lowdimfa.services.cli.display import wrapped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop at once"

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from lowdimfa.errors import InputError
-from services.cli.display import aligned
-from services.cli.options import Format, FormatOption
-from services.simulation.calibrate import read_measured
-from services.simulation.fit import apart, resized
-from services.simulation.setting import BlockCosts, Outcome, Setting
-from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
+from lowdimfa.services.cli.display import aligned
+from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.lab.simulation.calibrate import read_measured
+from lowdimfa.services.lab.simulation.fit import apart, resized
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
+from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
 
 _DEFAULT = (*BACKPROPAGATION, *(schedule_name(staleness) for staleness in (0, 1, 2)))
 _UNITS = ("B", "kB", "MB", "GB", "TB")

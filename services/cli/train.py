@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from lowdimfa.errors import LowdimfaError
-from services.cli.display import Display, JsonDisplay, TextDisplay
-from services.cli.jobs_display import file_lines
-from services.cli.options import Format, FormatOption, expanded
-from services.cli.output import claim_stdout, outlive
-from services.cli.signals import graceful_signals
-from services.run.user_code import Modules
-from services.trainer.api import DecoupledTrainer
-from services.trainer.stopping import stopped
+from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
+from lowdimfa.services.cli.jobs_display import file_lines
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.output import claim_stdout, outlive
+from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.run.user_code import Modules
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.stopping import stopped
 
 STOP_LIVENESS = 4.0
 """An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""

@@ -17,8 +17,8 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lowdimfa.errors import InputError
-from services.coordinator.private import own_file
-from services.coordinator.refusals import RefusedError
+from lowdimfa.services.coordinator.private import own_file
+from lowdimfa.services.coordinator.refusals import RefusedError
 
 RoleName = Literal["read", "submit", "admin"]
 

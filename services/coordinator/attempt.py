@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from lowdimfa.errors import PeerError, StoppedError
-from services.coordinator.jobs import Event, Job, JobState, Submission
-from services.coordinator.store import JobStore
-from services.run.user_code import UserCode
-from services.spec.load import parse_text
-from services.trainer.execute import RunRequest
-from services.trainer.run_dir import targets_file
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
+from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec.load import parse_text
+from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.run_dir import targets_file
 
 LAST_EVENTS = 50
 """Among which a run's last one is: only notes about its state may come after it."""

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import grpc
 
 from lowdimfa.errors import LowdimfaError
-from services.coordinator.access import Caller, Gate, Role, require_role
-from services.coordinator.limits import ClientLimits
-from services.coordinator.refusals import RefusedError
-from services.coordinator.store import StoreError
-from services.monitoring.coordinator_metrics import CoordinatorMetrics
+from lowdimfa.services.coordinator.access import Caller, Gate, Role, require_role
+from lowdimfa.services.coordinator.limits import ClientLimits
+from lowdimfa.services.coordinator.refusals import RefusedError
+from lowdimfa.services.coordinator.store import StoreError
+from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics
 
 T = TypeVar("T")
 

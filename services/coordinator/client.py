@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 import grpc
 
 from lowdimfa.errors import InputError, PeerError
-from services.coordinator.jobs import Event, JobState
-from services.coordinator.messages import job_fields, message_to_event, state_to_message
-from services.coordinator.statuses import error_of
-from services.rpc.certificates import read_pem
-from services.rpc.connection import Backoff, is_transient
-from services.rpc.options import client_options
-from services.rpc.security import is_loopback
-from services.rpc.v1 import coordinator_pb2 as pb
-from services.rpc.v1 import coordinator_pb2_grpc
+from lowdimfa.services.coordinator.jobs import Event, JobState
+from lowdimfa.services.coordinator.messages import job_fields, message_to_event, state_to_message
+from lowdimfa.services.coordinator.statuses import error_of
+from lowdimfa.services.rpc.certificates import read_pem
+from lowdimfa.services.rpc.connection import Backoff, is_transient
+from lowdimfa.services.rpc.options import client_options
+from lowdimfa.services.rpc.security import is_loopback
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from services.coordinator.refusals import RefusedError
+from lowdimfa.services.coordinator.refusals import RefusedError
 
 CALLS_AT_ONCE = 8
 """Calls of one client that are worked on at a time; others of it wait for these."""

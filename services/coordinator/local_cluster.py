@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, found or started: `services.coordinator.ray_holder` holds it."""
+"""A Ray cluster on this machine, found or started: `lowdimfa.services.coordinator.ray_holder` holds it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import psutil
 from filelock import FileLock, Timeout
 
 from lowdimfa.errors import ResourceError
-from services.coordinator.private import own_file
-from services.coordinator.ray_holder import destroy, lock_file
-from services.trainer.cluster import unreachable
+from lowdimfa.services.coordinator.private import own_file
+from lowdimfa.services.coordinator.ray_holder import destroy, lock_file
+from lowdimfa.services.trainer.cluster import unreachable
 
 START_LIVENESS = 2.0
 """A cluster may take this many times the liveness to start."""
@@ -108,7 +108,7 @@ class LocalCluster:
         command = [
             sys.executable,
             "-m",
-            "services.coordinator.ray_holder",
+            "lowdimfa.services.coordinator.ray_holder",
             str(self._state),
             str(self._cpus),
         ]

@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lowdimfa.errors import LowdimfaError
-from services.coordinator.jobs import Event, Job, JobState
-from services.coordinator.store import JobEvent
-from services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState
+from lowdimfa.services.coordinator.store import JobEvent
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 
 _STATES: dict[JobState, pb.JobState] = {
     state: cast("pb.JobState", pb.JobState.Value(f"JOB_STATE_{state.upper()}")) for state in JobState

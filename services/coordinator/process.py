@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowdimfa.errors import InputError, ResourceError
-from services.coordinator.jobs import ACTIVE, JobState
-from services.coordinator.local_cluster import LocalCluster
-from services.coordinator.private import own_file
-from services.coordinator.ray_runner import RayRunner
-from services.coordinator.runner import JobRunner
-from services.coordinator.server import Coordinator, require_safe
-from services.coordinator.settings import ServeSettings
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.jobs import ACTIVE, JobState
+from lowdimfa.services.coordinator.local_cluster import LocalCluster
+from lowdimfa.services.coordinator.private import own_file
+from lowdimfa.services.coordinator.ray_runner import RayRunner
+from lowdimfa.services.coordinator.runner import JobRunner
+from lowdimfa.services.coordinator.server import Coordinator, require_safe
+from lowdimfa.services.coordinator.settings import ServeSettings
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator.store import JobStore
 
 _log = logging.getLogger(__name__)
 

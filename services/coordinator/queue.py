@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.coordinator.jobs import ACTIVE, Job
-from services.coordinator.runner import Capacity
-from services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.jobs import ACTIVE, Job
+from lowdimfa.services.coordinator.runner import Capacity
+from lowdimfa.services.coordinator.store import JobStore
 
 AT_ONCE = 50
 """Jobs that are looked at in one round; the others are behind them."""

@@ -1,8 +1,8 @@
 """The coordinator's hand in a Ray cluster: a process of its own, told what to do by JSON lines.
 
 Ray ends a process that has lost its cluster, and some of its calls have no deadline. So the coordinator has a process
-that may be ended at any time: ``python -m services.coordinator.ray_agent ADDRESS LIVENESS`` reads one request a line
-from its standard input, ``{"call": …, "arguments": {…}}``, and answers each with one line, ``{"answer": …}`` or
+that may be ended at any time: ``python -m lowdimfa.services.coordinator.ray_agent ADDRESS LIVENESS`` reads one request
+a line from its standard input, ``{"call": …, "arguments": {…}}``, and answers each with one line, ``{"answer": …}`` or
 ``{"error": …}``. It leaves when its standard input ends. Trainers are detached actors, which nothing of that touches.
 """
 
@@ -18,12 +18,12 @@ import ray
 from ray.exceptions import RayError
 
 from lowdimfa.errors import LowdimfaError
-from services.coordinator.runner import Condition
-from services.run.user_code import UserCode
-from services.trainer.actor import TrainerActor
-from services.trainer.cluster import start_ray
-from services.trainer.execute import RunRequest
-from services.trainer.places import free_places
+from lowdimfa.services.coordinator.runner import Condition
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.actor import TrainerActor
+from lowdimfa.services.trainer.cluster import start_ray
+from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.places import free_places
 
 NAMESPACE = "lowdimfa"
 """Ray namespace of the named actors."""

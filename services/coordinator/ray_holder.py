@@ -1,9 +1,10 @@
 """A process that holds a Ray cluster on this machine, which outlives the coordinator.
 
-``python -m services.coordinator.ray_holder STATE CPUS`` starts it, writes its process id and then its address into
-``STATE/ray.json``, and ends it on SIGTERM. It holds the lock ``STATE/ray.lock`` as long as it lives, by which others
-know that the process of that id is still the one that wrote it. When one of the processes without which there is no
-cluster ends, it ends the others: a cluster is whole or not there, so that whoever needs it can tell, and starts another.
+``python -m lowdimfa.services.coordinator.ray_holder STATE CPUS`` starts it, writes its process id and then its
+address into ``STATE/ray.json``, and ends it on SIGTERM. It holds the lock ``STATE/ray.lock`` as long as it lives, by
+which others know that the process of that id is still the one that wrote it. When one of the processes without which
+there is no cluster ends, it ends the others: a cluster is whole or not there, so that whoever needs it can tell, and
+starts another.
 
 Only what it needs is imported, since a service waits for it to start.
 """
@@ -53,7 +54,7 @@ def _hold(state: Path, own: psutil.Process, cpus: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # while it starts, whose children `main` then ends
     import ray  # after the settings
 
-    from services.trainer.cluster import start_local
+    from lowdimfa.services.trainer.cluster import start_local
 
     cluster = start_local(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own

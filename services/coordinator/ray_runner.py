@@ -17,9 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
 from lowdimfa.errors import LowdimfaError
-from services.coordinator.runner import Capacity, ClusterError, Condition, Look
-from services.trainer.cluster import unreachable
-from services.trainer.execute import RunRequest
+from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
+from lowdimfa.services.trainer.cluster import unreachable
+from lowdimfa.services.trainer.execute import RunRequest
 
 START_LIVENESS = 2.0
 """An agent may take this many times the liveness to start: it imports torch and joins the cluster."""
@@ -139,7 +139,13 @@ class RayRunner:
         reason = unreachable(address, self._liveness / 6)  # cheaper to find out than with an agent
         if reason:
             raise ClusterError(f"nothing answers at {address} ({reason})")
-        command = [sys.executable, "-m", "services.coordinator.ray_agent", address, str(self._liveness)]
+        command = [
+            sys.executable,
+            "-m",
+            "lowdimfa.services.coordinator.ray_agent",
+            address,
+            str(self._liveness),
+        ]
         with self._log.open("ab") as log:
             # A session of its own: a Ctrl-C on the terminal is for the coordinator to handle.
             self._process = subprocess.Popen(

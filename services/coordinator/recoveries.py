@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import LowdimfaError, PeerError, ResourceError
-from services.coordinator.attempt import LAST_EVENTS, RunRequests
-from services.coordinator.jobs import Event, Job, JobState
-from services.coordinator.runner import Condition, Look
-from services.coordinator.store import JobStore
-from services.run.checkpoint import CheckpointStore
-from services.spec import Specification
-from services.spec.load import parse_text
-from services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
-from services.trainer.events import EventLog
-from services.trainer.stopping import stopped
+from lowdimfa.services.coordinator.attempt import LAST_EVENTS, RunRequests
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState
+from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.load import parse_text
+from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
+from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.trainer.stopping import stopped
 
 GAVE_UP = "the trainer gave up"
 """Begins the reason of a recovery from what a trainer itself reported before it ended."""

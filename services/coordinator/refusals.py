@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from lowdimfa.errors import InputError, LowdimfaError
-from services.coordinator.store import (
+from lowdimfa.services.coordinator.store import (
     KeyConflictError,
     QueueFullError,
     StoreError,

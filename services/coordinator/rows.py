@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from services.coordinator.jobs import Event, Job, JobState
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 
 SCHEMA_VERSION = 1
 """Of the tables; in the file as ``PRAGMA user_version``."""

@@ -1,4 +1,4 @@
-"""What the coordinator needs of a cluster; `services.coordinator.ray_runner` is the one it has."""
+"""What the coordinator needs of a cluster; `lowdimfa.services.coordinator.ray_runner` is the one it has."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from services.coordinator.jobs import Event
-from services.trainer.execute import RunRequest
+from lowdimfa.services.coordinator.jobs import Event
+from lowdimfa.services.trainer.execute import RunRequest
 
 
 class ClusterError(Exception):

@@ -11,21 +11,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError
-from services.coordinator.access import Gate
-from services.coordinator.attempt import RunRequests
-from services.coordinator.calls import Calls
-from services.coordinator.limits import ClientLimits
-from services.coordinator.notices import Notices
-from services.coordinator.runner import JobRunner
-from services.coordinator.service import CoordinatorService
-from services.coordinator.settings import ServeSettings
-from services.coordinator.store import JobStore
-from services.coordinator.supervisor import Supervisor
-from services.coordinator.web import Web
-from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
-from services.rpc.certificates import server_credentials
-from services.rpc.options import server_options
-from services.rpc.v1 import coordinator_pb2, coordinator_pb2_grpc
+from lowdimfa.services.coordinator.access import Gate
+from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.calls import Calls
+from lowdimfa.services.coordinator.limits import ClientLimits
+from lowdimfa.services.coordinator.notices import Notices
+from lowdimfa.services.coordinator.runner import JobRunner
+from lowdimfa.services.coordinator.service import CoordinatorService
+from lowdimfa.services.coordinator.settings import ServeSettings
+from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.supervisor import Supervisor
+from lowdimfa.services.coordinator.web import Web
+from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
+from lowdimfa.services.rpc.certificates import server_credentials
+from lowdimfa.services.rpc.options import server_options
+from lowdimfa.services.rpc.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 SERVICE = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import grpc
 
-from services.coordinator.access import Caller, Role, require_role
-from services.coordinator.calls import Calls
-from services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
-from services.coordinator.logs import read_logs
-from services.coordinator.messages import event_to_message, job_to_message, state_of
-from services.coordinator.notices import Notices
-from services.coordinator.refusals import RefusedError, Violation
-from services.coordinator.store import JobFilter, JobStore
-from services.coordinator.submissions import checked
-from services.rpc.v1 import coordinator_pb2 as pb
-from services.rpc.v1 import coordinator_pb2_grpc
-from services.run.checkpoint import CheckpointStore
+from lowdimfa.services.coordinator.access import Caller, Role, require_role
+from lowdimfa.services.coordinator.calls import Calls
+from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
+from lowdimfa.services.coordinator.logs import read_logs
+from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
+from lowdimfa.services.coordinator.notices import Notices
+from lowdimfa.services.coordinator.refusals import RefusedError, Violation
+from lowdimfa.services.coordinator.store import JobFilter, JobStore
+from lowdimfa.services.coordinator.submissions import checked
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
+from lowdimfa.services.run.checkpoint import CheckpointStore
 
 EVENTS_AT_ONCE = 200
 """Read from the store for one watcher at a time."""

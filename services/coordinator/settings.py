@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from services.rpc.security import is_loopback
+from lowdimfa.services.rpc.security import is_loopback
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from services.coordinator.jobs import Job, JobState, Submission
-from services.coordinator.rows import JOB_COLUMNS, job_of
-from services.coordinator.store import JobEvent, JobFilter, UnknownJobError
+from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
+from lowdimfa.services.coordinator.rows import JOB_COLUMNS, job_of
+from lowdimfa.services.coordinator.store import JobEvent, JobFilter, UnknownJobError
 
 
 class SqliteReads:

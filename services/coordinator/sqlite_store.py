@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError
-from services.coordinator.jobs import ENDS, TRANSITIONS, Event, Job, JobState, Submission
-from services.coordinator.private import own_file, own_folder
-from services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_of, progress_of
-from services.coordinator.sqlite_reads import SqliteReads
-from services.coordinator.store import (
+from lowdimfa.services.coordinator.jobs import ENDS, TRANSITIONS, Event, Job, JobState, Submission
+from lowdimfa.services.coordinator.private import own_file, own_folder
+from lowdimfa.services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_of, progress_of
+from lowdimfa.services.coordinator.sqlite_reads import SqliteReads
+from lowdimfa.services.coordinator.store import (
     KeyConflictError,
     QueueFullError,
     TransitionError,

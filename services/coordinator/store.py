@@ -1,4 +1,4 @@
-"""What the coordinator needs of a job store; `services.coordinator.sqlite_store` is the one it has."""
+"""What the coordinator needs of a job store; `lowdimfa.services.coordinator.sqlite_store` is the one it has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from services.coordinator.jobs import Event, Job, JobState, Submission
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 
 
 class StoreError(Exception):

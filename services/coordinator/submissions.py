@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 
 import grpc
 
-from services.coordinator.jobs import Submission
-from services.coordinator.refusals import RefusedError, Violation
-from services.rpc.v1 import coordinator_pb2 as pb
-from services.run.user_code import MAX_BYTES
-from services.spec import Specification
-from services.spec.load import parse_text, violations
+from lowdimfa.services.coordinator.jobs import Submission
+from lowdimfa.services.coordinator.refusals import RefusedError, Violation
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.run.user_code import MAX_BYTES
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.load import parse_text, violations
 
 MOST_SPECIFICATION_BYTES = 256 << 10
 MOST_FILES = 1000

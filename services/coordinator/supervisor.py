@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
-from services.coordinator.jobs import ACTIVE, Event, Job, JobState
-from services.coordinator.patience import Patience
-from services.coordinator.queue import start_order
-from services.coordinator.recoveries import Recoveries
-from services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
-from services.coordinator.store import JobStore
-from services.coordinator.tail import read_tail
+from lowdimfa.services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
+from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
+from lowdimfa.services.coordinator.patience import Patience
+from lowdimfa.services.coordinator.queue import start_order
+from lowdimfa.services.coordinator.recoveries import Recoveries
+from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
+from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.tail import read_tail
 
 ROUND_SECONDS = 0.5
 """Pause between rounds."""

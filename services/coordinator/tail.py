@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from services.coordinator.jobs import Event
+from lowdimfa.services.coordinator.jobs import Event
 
 MOST_BYTES = 1 << 20
 """Read at a time, so that one long log keeps no other job waiting."""

@@ -12,10 +12,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lowdimfa.errors import ResourceError
-from services.coordinator.jobs import ACTIVE
-from services.coordinator.store import JobStore
-from services.monitoring.pages import Application, listen
-from services.trainer.run_dir import targets_file
+from lowdimfa.services.coordinator.jobs import ACTIVE
+from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.monitoring.pages import Application, listen
+from lowdimfa.services.trainer.run_dir import targets_file
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.monitoring.metrics_table import METRICS
-from services.monitoring.numbers import Numbers
+from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.numbers import Numbers
 
 _ROWS = {row.name: row for row in METRICS if row.process == "coordinator"}
 

@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lowdimfa.errors import ResourceError
-from services.monitoring.pages import listen
+from lowdimfa.services.monitoring.pages import listen
 
 _log = logging.getLogger(__name__)
 

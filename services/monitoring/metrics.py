@@ -11,9 +11,9 @@ from functools import cached_property
 
 from prometheus_client import CollectorRegistry
 
-from services.monitoring.metrics_table import METRICS, Process
-from services.monitoring.numbers import Number, Numbers
-from services.monitoring.timeline import CAUSES
+from lowdimfa.services.monitoring.metrics_table import METRICS, Process
+from lowdimfa.services.monitoring.numbers import Number, Numbers
+from lowdimfa.services.monitoring.timeline import CAUSES
 
 BUSY_KINDS = ("forward", "update", "step", "probe")
 """The work that counts as busy."""

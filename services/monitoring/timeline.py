@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from services.monitoring.line_file import LineFile
+from lowdimfa.services.monitoring.line_file import LineFile
 
 KINDS = ("forward", "update", "step", "probe", "send", "publish", "wait")
 """What a span may be."""

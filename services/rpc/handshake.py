@@ -11,11 +11,11 @@ from typing import Any, Literal
 import grpc
 
 from lowdimfa.errors import HandshakeError
-from services.rpc.connection import Backoff, Peer, is_transient
-from services.rpc.protocol import PROTOCOL_VERSION
-from services.rpc.security import Security
-from services.rpc.v1 import handshake_pb2 as pb
-from services.rpc.v1 import handshake_pb2_grpc as pb_grpc
+from lowdimfa.services.rpc.connection import Backoff, Peer, is_transient
+from lowdimfa.services.rpc.protocol import PROTOCOL_VERSION
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.v1 import handshake_pb2 as pb
+from lowdimfa.services.rpc.v1 import handshake_pb2_grpc as pb_grpc
 
 _LONGEST_VALUE = 200
 """Characters of a peer's value in a message. It goes back to the peer as metadata, of which gRPC takes 8 KiB."""

@@ -13,8 +13,8 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from lowdimfa.errors import InputError
-from services.rpc.certificates import Authority
-from services.rpc.options import client_options
+from lowdimfa.services.rpc.certificates import Authority
+from lowdimfa.services.rpc.options import client_options
 
 #: The name in the certificate of every block. Blocks are found by address, so they share one name and one
 #: certificate.

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import grpc
 
 from lowdimfa.errors import ResourceError
-from services.rpc.options import server_options
-from services.rpc.security import Security, TokenCheck
+from lowdimfa.services.rpc.options import server_options
+from lowdimfa.services.rpc.security import Security, TokenCheck
 
 
 class Servicer(Protocol):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from services.rpc.v1 import tensors_pb2 as pb
+from lowdimfa.services.rpc.v1 import tensors_pb2 as pb
 
 MAX_DIMENSIONS = 8
 MAX_TENSOR_BYTES = 1 << 32

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowdimfa.errors import InputError
-from services.run.disk import refusal
-from services.run.manifest import (
+from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.manifest import (
     MANIFEST_FILE,
     BlockEntry,
     DamagedError,

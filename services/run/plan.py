@@ -25,11 +25,11 @@ from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
+from lowdimfa.services.run.profile import balance_by_time, make_bench
+from lowdimfa.services.run.rehearsal import rehearse
+from lowdimfa.services.run.training import training_config
+from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
-from services.run.profile import balance_by_time, make_bench
-from services.run.rehearsal import rehearse
-from services.run.training import training_config
-from services.spec import Specification
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from services.run.disk import refusal
+from lowdimfa.services.run.disk import refusal
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -20,8 +20,8 @@ from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, copies
+from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket
-from services.spec import Specification
 
 BETTER = 0.02
 """Share of the bottleneck's time that another cut has to save to be taken."""

@@ -24,10 +24,10 @@ from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockPlan, copies
+from lowdimfa.services.run.profile import Bench
+from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed, reproducible
-from services.run.profile import Bench
-from services.spec import Specification
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
+from lowdimfa.services.run.checkpoint import BlockState, Manifest
+from lowdimfa.services.run.manifest import MANIFEST_FILE, extra_state
+from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.stage import Stage
-from services.run.checkpoint import BlockState, Manifest
-from services.run.manifest import MANIFEST_FILE, extra_state
-from services.run.plan import RunPlan
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 

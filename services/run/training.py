@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
-from services.spec import Specification
+from lowdimfa.services.spec import Specification
 
 
 def training_config(specification: Specification, total_steps: int) -> TrainingConfig:

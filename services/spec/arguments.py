@@ -24,10 +24,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 import lowdimfa.data
 import lowdimfa.models  # noqa: F401 - their factories are what specifications name
 from lowdimfa.optim import FOLLOWS_A_LOSS
-from services.spec.expectations import Path, listed
-from services.spec.refusals import MOST_NAMED, Refusal, nearest, shown
-from services.spec.schema import Specification
-from services.spec.section import shortened
+from lowdimfa.services.spec.expectations import Path, listed
+from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, nearest, shown
+from lowdimfa.services.spec.schema import Specification
+from lowdimfa.services.spec.section import shortened
 
 ROOTS = ("lowdimfa", "torch")
 """Packages whose factories are checked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.spec.schema import Specification
+from lowdimfa.services.spec.schema import Specification
 
 Path = tuple[str | int, ...]
 Schema = Mapping[str, Any]

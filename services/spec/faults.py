@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.spec.section import Section, refusal
+from lowdimfa.services.spec.section import Section, refusal
 
 FaultKind = Literal["crash", "hang", "slow", "drop", "duplicate", "reorder", "corrupt", "nan", "disk_full"]
 

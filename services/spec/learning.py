@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lowdimfa.losses import IGNORED
-from services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
+from lowdimfa.services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
 
 
 class FeedbackSection(Section):

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from lowdimfa.errors import InputError
-from services.spec.arguments import argument_refusals
-from services.spec.dialect import read_yaml, write_yaml
-from services.spec.expectations import Path, describe, find
-from services.spec.refusals import as_input_error, dotted, named, refusals_of, shown
-from services.spec.schema import Specification
+from lowdimfa.services.spec.arguments import argument_refusals
+from lowdimfa.services.spec.dialect import read_yaml, write_yaml
+from lowdimfa.services.spec.expectations import Path, describe, find
+from lowdimfa.services.spec.refusals import as_input_error, dotted, named, refusals_of, shown
+from lowdimfa.services.spec.schema import Specification
 
 _BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
 """Where the keys are indexes of blocks."""

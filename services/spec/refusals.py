@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lowdimfa.errors import InputError
-from services.spec.expectations import ROOT, Path, describe, find, keys, resolved
-from services.spec.section import shortened
+from lowdimfa.services.spec.expectations import ROOT, Path, describe, find, keys, resolved
+from lowdimfa.services.spec.section import shortened
 
 MOST_NAMED = 10
 """Things wrong that one answer names. It has to fit into a line of a log, and into the metadata of a call."""

@@ -1,7 +1,7 @@
 """The specification of a run: every key, its type, its default and what it means.
 
-The descriptions here are the reference: `services.spec.docs` makes ``docs/configuration.md`` from them, and
-the refusals of `services.spec.load` take what they expected from the same types.
+The descriptions here are the reference: `tools.configuration_page` makes ``docs/configuration.md`` from them, and
+the refusals of `lowdimfa.services.spec.load` take what they expected from the same types.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.spec.faults import WIRE_KINDS, DrillSection
-from services.spec.learning import FeedbackSection, TrainSection
-from services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
+from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
+from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
+from lowdimfa.services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
 
 
 class ModelSection(Section):

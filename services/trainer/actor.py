@@ -11,11 +11,11 @@ from typing import Any
 import ray
 
 from lowdimfa.errors import LowdimfaError, StoppedError, unforeseen
-from services.trainer.events import Event
-from services.trainer.execute import RunRequest, execute
-from services.trainer.places import free_places
-from services.trainer.silence import longest_silence
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.trainer.execute import RunRequest, execute
+from lowdimfa.services.trainer.places import free_places
+from lowdimfa.services.trainer.silence import longest_silence
+from lowdimfa.services.trainer.stopping import StopRequest
 
 KEPT_EVENTS = 10_000
 """Events that wait in the trainer for whoever follows it; a run that nobody follows must not fill the memory."""

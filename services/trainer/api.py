@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import InputError, LowdimfaError
-from services.run.checkpoint import CheckpointStore
-from services.run.plan import RunPlan
-from services.run.user_code import UserCode
-from services.spec import Specification, load_specification, parse_specification
-from services.trainer.events import Event, EventLog, Sink
-from services.trainer.execute import EngineName, RunRequest, execute, prepare
-from services.trainer.run_dir import new_run_dir, require_run_dir, reserved, targets_file
-from services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import Specification, load_specification, parse_specification
+from lowdimfa.services.trainer.events import Event, EventLog, Sink
+from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
+from lowdimfa.services.trainer.run_dir import new_run_dir, require_run_dir, reserved, targets_file
+from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class DecoupledTrainer:
         # Only here: 'local' needs no Ray.
         from ray.exceptions import RayTaskError
 
-        from services.trainer.cluster import start_ray
-        from services.trainer.replacement import run_in_actor
+        from lowdimfa.services.trainer.cluster import start_ray
+        from lowdimfa.services.trainer.replacement import run_in_actor
 
         specification = self.specification
         disconnect = start_ray(

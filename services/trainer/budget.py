@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from services.spec import Specification
-from services.trainer.events import events_in
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.events import events_in
 
 TRAINER_LOST = "the trainer's process was lost"
 """The reason of a recovery that replaces the trainer itself."""

@@ -146,23 +146,22 @@ def _without(*names: str) -> Iterator[None]:
 
 
 def _refuse_other_packages(folder: Path) -> None:
-    """Refuse a folder in which Ray's workers, which look there first, would find other packages of our names.
+    """Refuse a folder in which Ray's workers, which look there first, would find other packages of our name.
 
     Raises
     ------
     InputError
         There is one.
     """
-    for name in ("lowdimfa", "services"):
-        own = sys.modules[name].__file__
-        for path in (folder / name / "__init__.py", folder / f"{name}.py"):
-            if path.is_file() and not (own and path.samefile(own)):
-                raise InputError(
-                    f"the current folder, {folder}",
-                    f"{path.relative_to(folder)}, which Ray's processes would take for the package {name!r} of lowdimfa",
-                    "no other package of that name",
-                    "Rename it, or start the command in another folder.",
-                )
+    own = sys.modules["lowdimfa"].__file__
+    for path in (folder / "lowdimfa" / "__init__.py", folder / "lowdimfa.py"):
+        if path.is_file() and not (own and path.samefile(own)):
+            raise InputError(
+                f"the current folder, {folder}",
+                f"{path.relative_to(folder)}, which Ray's processes would take for this program's own",
+                "no other package of that name",
+                "Rename it, or start the command in another folder.",
+            )
 
 
 def _children() -> list[psutil.Process]:

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
-from services.block.building import Checkpointed, Own, Source
-from services.block.job import BlockJob
-from services.block.replica import Replica
-from services.rpc.seats import Seat
-from services.run.plan import RunPlan
-from services.run.user_code import UserCode
-from services.trainer.engine import Recovered, RecoveryPolicy
-from services.trainer.fleet import Fleet
-from services.trainer.gathering import Gathering, gather_blocks
-from services.trainer.postmortem import show_stacks, write_postmortem
-from services.trainer.replicas import ReplicaKeeper
-from services.trainer.rescue import Rescue
-from services.trainer.silence import START_LIVENESS
+from lowdimfa.services.block.building import Checkpointed, Own, Source
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.engine import Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.services.trainer.gathering import Gathering, gather_blocks
+from lowdimfa.services.trainer.postmortem import show_stacks, write_postmortem
+from lowdimfa.services.trainer.replicas import ReplicaKeeper
+from lowdimfa.services.trainer.rescue import Rescue
+from lowdimfa.services.trainer.silence import START_LIVENESS
 
 
 class Crew:

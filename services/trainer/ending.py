@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.trainer.fleet import Fleet
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.services.trainer.stopping import StopRequest
 
 
 class EarlyEnd:

@@ -11,7 +11,7 @@ from lowdimfa.alignment import Alignment
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.stopping import StopRequest
 
 OnSteps = Callable[[Sequence[StepResult]], None]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowdimfa.errors import other_peoples_code
-from services.run.checkpoint import CheckpointStore
-from services.run.user_code import UserCode
-from services.trainer.events import Event
-from services.trainer.execute import RunRequest, prepare
-from services.trainer.local_engine import LocalEngine
-from services.trainer.run_dir import read_plan, read_run
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.trainer.execute import RunRequest, prepare
+from lowdimfa.services.trainer.local_engine import LocalEngine
+from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
 def evaluate_run(run_dir: Path) -> Event:

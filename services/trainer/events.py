@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.network import StepResult
-from services.monitoring.line_file import WAITING_BYTES, LineFile
-from services.run.disk import refusal
+from lowdimfa.services.monitoring.line_file import WAITING_BYTES, LineFile
+from lowdimfa.services.run.disk import refusal
 
 Event = dict[str, Any]
 Sink = Callable[[Event], None]

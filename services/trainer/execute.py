@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
-from services.run.checkpoint import CheckpointStore
-from services.run.manifest import Manifest
-from services.run.plan import RunPlan, make_run_plan
-from services.run.process_log import keep_output, log_file
-from services.run.state import boundaries_of, require_resumable
-from services.run.user_code import UserCode
-from services.spec import Specification, parse_specification, to_yaml
-from services.trainer.engine import Engine
-from services.trainer.events import Event, EventLog, Sink, events_in, to_json
-from services.trainer.local_engine import LocalEngine
-from services.trainer.loop import TrainingLoop, failed
-from services.trainer.run_dir import RunDir, require_run_dir
-from services.trainer.stopping import StopRequest, stopped
-from services.trainer.tensorboard import Board, NoBoard, TensorBoard
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.plan import RunPlan, make_run_plan
+from lowdimfa.services.run.process_log import keep_output, log_file
+from lowdimfa.services.run.state import boundaries_of, require_resumable
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import Specification, parse_specification, to_yaml
+from lowdimfa.services.trainer.engine import Engine
+from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in, to_json
+from lowdimfa.services.trainer.local_engine import LocalEngine
+from lowdimfa.services.trainer.loop import TrainingLoop, failed
+from lowdimfa.services.trainer.run_dir import RunDir, require_run_dir
+from lowdimfa.services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.trainer.tensorboard import Board, NoBoard, TensorBoard
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]
 
@@ -265,7 +265,7 @@ def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engi
     """Return the engine that the request names."""
     if request.engine == "local":
         return LocalEngine(plan, Path(request.run_dir))
-    from services.trainer.ray_engine import (
+    from lowdimfa.services.trainer.ray_engine import (
         RayEngine,
     )  # Ray takes a second to import, and 'local' needs none of it
 

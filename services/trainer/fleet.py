@@ -11,10 +11,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from services.block.building import make_seating
-from services.spec import Specification
-from services.trainer.end_of_process import kernel_oom_kills, reason_of
-from services.trainer.places import Places
+from lowdimfa.services.block.building import make_seating
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.end_of_process import kernel_oom_kills, reason_of
+from lowdimfa.services.trainer.places import Places
 
 POLL_SECONDS = 0.2
 """Pause between looks at what the blocks have done."""

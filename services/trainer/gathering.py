@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from lowdimfa.errors import BlockLostError
-from services.block.job import BlockJob
-from services.block.worker import Reachable
-from services.rpc.security import Security
-from services.trainer.fleet import Fleet
-from services.trainer.silence import START_LIVENESS
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.worker import Reachable
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.services.trainer.silence import START_LIVENESS
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, computing_threads
+from lowdimfa.services.block.devices import block_device
+from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.run.checkpoint import CheckpointStore, write_block
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.state import load_stage, stage_state
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.tickets import unchanged_generators
 from lowdimfa.trainer import InProcessTrainer
-from services.block.devices import block_device
-from services.monitoring.timeline import TimelineWriter
-from services.run.checkpoint import CheckpointStore, write_block
-from services.run.plan import RunPlan
-from services.run.state import load_stage, stage_state
-from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from services.trainer.stopping import StopRequest
 
 ALIGNMENT_SAMPLES = 256
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
-from services.run.checkpoint import CheckpointStore
-from services.run.manifest import Manifest
-from services.run.plan import RunPlan
-from services.run.state import resume_meta
-from services.trainer.engine import Engine
-from services.trainer.events import Event, EventLog, ProgressMeter
-from services.trainer.recovery import Recovery
-from services.trainer.run_dir import postmortem_file
-from services.trainer.stopping import StopRequest, stopped
-from services.trainer.tensorboard import Board
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.state import resume_meta
+from lowdimfa.services.trainer.engine import Engine
+from lowdimfa.services.trainer.events import Event, EventLog, ProgressMeter
+from lowdimfa.services.trainer.recovery import Recovery
+from lowdimfa.services.trainer.run_dir import postmortem_file
+from lowdimfa.services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.trainer.tensorboard import Board
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 
 class TrainingLoop:

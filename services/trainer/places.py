@@ -12,9 +12,9 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowdimfa.errors import BlockLostError, ResourceError
-from services.block.actor import BlockActor
-from services.rpc.seats import Seating
-from services.spec import Specification
+from lowdimfa.services.block.actor import BlockActor
+from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.spec import Specification
 
 
 class Places:

@@ -11,12 +11,12 @@ from pathlib import Path
 import ray
 
 from lowdimfa.errors import LowdimfaError, ResourceError
-from services.block.last_words import LastWords
-from services.run.disk import replace_text
-from services.run.process_log import log_file
-from services.trainer.fleet import Fleet
-from services.trainer.gathering import Gathering
-from services.trainer.run_dir import postmortem_file
+from lowdimfa.services.block.last_words import LastWords
+from lowdimfa.services.run.disk import replace_text
+from lowdimfa.services.run.process_log import log_file
+from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.services.trainer.gathering import Gathering
+from lowdimfa.services.trainer.run_dir import postmortem_file
 
 TAIL_LINES = 60
 """Lines of a block's log that stand for the last words of one that gives no answer."""

@@ -14,20 +14,20 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
-from services.block.worker import Status
-from services.monitoring.exporter import Target, write_targets
-from services.run.plan import RunPlan
-from services.run.user_code import UserCode
-from services.trainer.crew import Crew
-from services.trainer.ending import EarlyEnd
-from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from services.trainer.gathering import Gathering
-from services.trainer.local_engine import alignment_batch
-from services.trainer.run_dir import targets_file
-from services.trainer.silence import START_LIVENESS
-from services.trainer.stall import StallWatch
-from services.trainer.stopping import StopRequest
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.block.worker import Status
+from lowdimfa.services.monitoring.exporter import Target, write_targets
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.crew import Crew
+from lowdimfa.services.trainer.ending import EarlyEnd
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.gathering import Gathering
+from lowdimfa.services.trainer.local_engine import alignment_batch
+from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.silence import START_LIVENESS
+from lowdimfa.services.trainer.stall import StallWatch
+from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 
 class RayEngine:

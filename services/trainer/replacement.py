@@ -8,13 +8,13 @@ from pathlib import Path
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lowdimfa.errors import LowdimfaError, PeerError
-from services.spec import Specification
-from services.trainer.actor import Outcome, TrainerActor, end, follow
-from services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
-from services.trainer.events import Event, EventLog, Sink, events_in
-from services.trainer.execute import RunRequest
-from services.trainer.run_dir import targets_file
-from services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
+from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
+from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in
+from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 PAUSE_LOOK = 0.1
 """Seconds between looks at whether a pause is no longer wanted."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from lowdimfa.errors import LowdimfaError
-from services.block.replica import Replica
+from lowdimfa.services.block.replica import Replica
 
 WAIT_SECONDS = 2.0
 """Longest time that a block is asked to wait for its next replica; then it is asked again."""

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from services.block.worker import Status
-from services.trainer.fleet import Fleet
+from lowdimfa.services.block.worker import Status
+from lowdimfa.services.trainer.fleet import Fleet
 
 
 class Rescue:

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.paths import expand
-from services.run.disk import no_room, refusal, replace_text
-from services.spec import Specification, load_specification, to_yaml
+from lowdimfa.services.run.disk import no_room, refusal, replace_text
+from lowdimfa.services.spec import Specification, load_specification, to_yaml
 
 
 def new_run_dir(storage: str, name: str) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from services.block.worker import Status
-from services.trainer.fleet import Fleet
+from lowdimfa.services.block.worker import Status
+from lowdimfa.services.trainer.fleet import Fleet
 
 
 class StallWatch:

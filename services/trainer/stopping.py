@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from lowdimfa.errors import StoppedError
-from services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.checkpoint import CheckpointStore
 
 
 class StopRequest:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from services.monitoring.exporter import Exporter, start_exporter
-from services.monitoring.metrics import POLICIES, TrainerMetrics
-from services.trainer.events import Event, events_in
+from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
+from lowdimfa.services.monitoring.metrics import POLICIES, TrainerMetrics
+from lowdimfa.services.trainer.events import Event, events_in
 
 
 class TrainerWatch:

@@ -109,9 +109,9 @@ class Forks:
 
 
 def _serve() -> None:
-    import services.cli.app
-    import services.coordinator.client  # noqa: F401
-    from services.trainer.api import DecoupledTrainer
+    import lowdimfa.services.cli.app
+    import lowdimfa.services.coordinator.client  # noqa: F401
+    from lowdimfa.services.trainer.api import DecoupledTrainer
 
     DecoupledTrainer(DIGITS, engine="local").plan()  # imports what is imported late
     asked = socket.socket(fileno=os.dup(sys.stdin.fileno()))
@@ -150,7 +150,7 @@ def _keep(case: Mapping[str, object], stdout: int, stderr: int, answers: int) ->
 
 
 def _run(case: Mapping[str, object]) -> NoReturn:
-    from services.cli.main import main
+    from lowdimfa.services.cli.main import main
 
     os.environ.clear()
     os.environ.update(case["environment"])  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ from command import DIGITS, Outcome, lowdimfa, settings
 from prometheus import Prometheus, dashboard_expressions
 from stack import ROOT, Stack, require_engine, stack, until
 
-from services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.metrics_table import METRICS
 
 BLOCKS = 4
 CHECK_TORCH = ROOT / "deploy/docker/check_torch.py"

@@ -11,9 +11,9 @@ import pytest
 import typer.main
 from manifests import KUBERNETES, Object, build, of, pods, ports, ray, selected
 
+from lowdimfa.services.cli.app import app
 from lowdimfa.version import VERSION
-from services.cli.app import app
-from services.monitoring import prometheus_rule
+from tools import prometheus_rule
 
 pytestmark = pytest.mark.slow
 

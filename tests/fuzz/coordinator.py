@@ -10,14 +10,19 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from services.coordinator.jobs import Job, JobState
-from services.coordinator.messages import event_to_message, job_fields, job_to_message, message_to_event
-from services.coordinator.refusals import RefusedError
-from services.coordinator.rows import columns_of, progress_of
-from services.coordinator.store import JobEvent
-from services.coordinator.submissions import checked
-from services.coordinator.tail import _event
-from services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.coordinator.jobs import Job, JobState
+from lowdimfa.services.coordinator.messages import (
+    event_to_message,
+    job_fields,
+    job_to_message,
+    message_to_event,
+)
+from lowdimfa.services.coordinator.refusals import RefusedError
+from lowdimfa.services.coordinator.rows import columns_of, progress_of
+from lowdimfa.services.coordinator.store import JobEvent
+from lowdimfa.services.coordinator.submissions import checked
+from lowdimfa.services.coordinator.tail import _event
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_message, change_tree
 from tests.fuzz.specification import SMALL

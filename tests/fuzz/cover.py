@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tests.fuzz.guard import Finding, guarded
 from tests.fuzz.targets import Target
 
-ROOT = Path(__file__).parents[2]
+SOURCES = Path(__file__).parents[2] / "lowdimfa"  # as frames name them: the services are a link there
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -30,7 +30,7 @@ def corpus(name: str) -> dict[str, bytes]:
 
 def steps_of(target: Target, data: bytes) -> set[Step]:
     """Return what one input reaches of a target's modules."""
-    files = {str(ROOT / module) for module in target.modules}
+    files = {str(SOURCES / module) for module in target.modules}
     steps: set[Step] = set()
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
@@ -72,7 +72,7 @@ def fewest(target: Target, inputs: Iterable[bytes], most: int) -> list[bytes]:
 
 def line_coverage(target: Target, inputs: Iterable[bytes]) -> tuple[int, int]:
     """Return how many lines inside functions of a target's modules the inputs reach, and how many there are."""
-    lines = {(str(ROOT / module), line) for module in target.modules for line in _lines(ROOT / module)}
+    lines = {(str(SOURCES / module), line) for module in target.modules for line in _lines(SOURCES / module)}
     reached = {(step.file, step.line) for data in inputs for step in steps_of(target, data)}
     return len(lines & reached), len(lines)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from services.run.checkpoint import BlockState, CheckpointStore, write_block
-from services.run.manifest import MANIFEST_FILE, Manifest, export_file
-from services.run.state import boundaries_of
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
+from lowdimfa.services.run.manifest import MANIFEST_FILE, Manifest, export_file
+from lowdimfa.services.run.state import boundaries_of
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_bytes, change_tree
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from lowdimfa.errors import LowdimfaError
-from services.coordinator.refusals import RefusedError
-from services.rpc.connection import Resend
-from services.run.manifest import DamagedError
+from lowdimfa.services.coordinator.refusals import RefusedError
+from lowdimfa.services.rpc.connection import Resend
+from lowdimfa.services.run.manifest import DamagedError
 
 MOST_SECONDS = 1.0
 """CPU time of this thread: other processes don't count."""

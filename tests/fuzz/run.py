@@ -122,7 +122,7 @@ def fuzz(name: str, work: Path, seconds: int) -> int:
     """Fuzz in this process, which ends with it; new inputs and findings are written to the folder as they come."""
     import atheris
 
-    with atheris.instrument_imports(include=["services", "yaml"]):
+    with atheris.instrument_imports(include=["lowdimfa", "yaml"]):
         from tests.fuzz.guard import Finding, guarded
         from tests.fuzz.targets import TARGETS
     target = TARGETS[name]
@@ -172,7 +172,7 @@ def _place(finding: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(cause.__traceback__)
-        if str(ROOT / "services") in frame.filename
+        if str(ROOT / "lowdimfa") in frame.filename
     ]
     last = frames[-1] if frames else traceback.extract_tb(cause.__traceback__)[-1]
     return f"{type(cause).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from lowdimfa.errors import LowdimfaError
-from services.spec.dialect import read_yaml, write_yaml
-from services.spec.load import parse_specification, parse_text, to_yaml, violations
+from lowdimfa.services.spec.dialect import read_yaml, write_yaml
+from lowdimfa.services.spec.load import parse_specification, parse_text, to_yaml, violations
 from tests.fuzz.guard import LONGEST_MESSAGE, Finding
 from tests.fuzz.mutate import change_tree
 

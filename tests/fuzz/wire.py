@@ -12,18 +12,18 @@ import torch
 from google.protobuf.message import DecodeError
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import Activation, SampleLimit, pack, split, unpack
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.broadcast.publisher import ErrorPublisher
+from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
+from lowdimfa.services.rpc import handshake
+from lowdimfa.services.rpc.connection import Resend
+from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, check_compatible
+from lowdimfa.services.rpc.protocol import run_fingerprint
+from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2, handshake_pb2
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, SampleLimit, pack, split, unpack
-from services.block.receiver import ActivationReceiver
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber, ErrorVector
-from services.rpc import handshake
-from services.rpc.connection import Resend
-from services.rpc.handshake import HandshakeServicer, Hello, SampleType, check_compatible
-from services.rpc.protocol import run_fingerprint
-from services.rpc.seats import Seating
-from services.rpc.security import Security
-from services.rpc.v1 import activations_pb2, broadcast_pb2, handshake_pb2
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_bytes, change_list, change_message, cut, join
 

@@ -11,12 +11,12 @@ from relay import Relay
 from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
+from lowdimfa.services.block.activations import Activation
+from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation
-from services.block.receiver import ActivationReceiver, as_it_came
-from services.block.sender import ActivationSender
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 RUN = "run-7"
 

@@ -10,12 +10,12 @@ from relay import Relay
 from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import HandshakeError, NotFiniteError, PeerError, ProtocolError
+from lowdimfa.services.broadcast.publisher import ErrorPublisher
+from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
+from lowdimfa.services.rpc.seats import Seat, Seating
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.broadcast.publisher import ErrorPublisher
-from services.broadcast.subscriber import ErrorSubscriber
-from services.rpc.seats import Seat, Seating
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 RUN = "run-7"
 

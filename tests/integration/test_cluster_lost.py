@@ -13,15 +13,15 @@ import torch
 import yaml
 from specifications import specification
 
-from services.coordinator.attempt import RunRequests
-from services.coordinator.jobs import Event, Job, JobState, Submission
-from services.coordinator.local_cluster import LocalCluster
-from services.coordinator.ray_holder import VITAL
-from services.coordinator.ray_runner import RayRunner
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.supervisor import Supervisor
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
+from lowdimfa.services.coordinator.local_cluster import LocalCluster
+from lowdimfa.services.coordinator.ray_holder import VITAL
+from lowdimfa.services.coordinator.ray_runner import RayRunner
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator.supervisor import Supervisor
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 LIVENESS = 60.0
 PATIENCE = 500.0

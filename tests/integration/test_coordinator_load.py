@@ -20,9 +20,9 @@ import pytest
 from coordinator_thread import SPECIFICATION
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.coordinator.access import new_token, write_tokens
-from services.rpc.v1 import coordinator_pb2 as pb
-from services.rpc.v1 import coordinator_pb2_grpc
+from lowdimfa.services.coordinator.access import new_token, write_tokens
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 
 WATCHERS, SUBMISSIONS = 200, 1000
 MOST_BYTES = 500 << 20

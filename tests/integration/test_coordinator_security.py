@@ -16,11 +16,11 @@ from grpc_status import rpc_status
 from rpc_helpers import eventually
 
 from lowdimfa.errors import AccessError, InputError, PeerError
-from services.coordinator.access import new_token, write_tokens
-from services.coordinator.client import Connection, CoordinatorClient
-from services.coordinator.settings import ServeSettings
-from services.rpc.certificates import Authority
-from services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.coordinator.access import new_token, write_tokens
+from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.settings import ServeSettings
+from lowdimfa.services.rpc.certificates import Authority
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 
 METHOD = "/lowdimfa.v1.Coordinator/"
 
@@ -89,7 +89,7 @@ def goes_on_and_keeps_secrets(
     guarded: Guarded, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[None]:
     caplog.set_level(logging.DEBUG, "lowdimfa")
-    caplog.set_level(logging.DEBUG, "services")
+    caplog.set_level(logging.DEBUG, "lowdimfa")
     yield
     with guarded.client() as calls:  # whatever was tried, the service answers
         list(calls.jobs(limit=1))

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rpc_helpers import eventually
 
 from lowdimfa.errors import InputError, PeerError
-from services.coordinator.client import Connection, CoordinatorClient
-from services.coordinator.jobs import JobState
+from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.jobs import JobState
 
 
 @pytest.fixture

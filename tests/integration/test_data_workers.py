@@ -14,8 +14,8 @@ from thread_fleet import thread_fleet
 
 from lowdimfa.data import ItemSplit
 from lowdimfa.errors import HandshakeError
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STEPS = 8
 

@@ -5,8 +5,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.errors import ResourceError
-from services.monitoring.exporter import Exporter, start_exporter
-from services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
+from lowdimfa.services.monitoring.metrics import BlockMetrics
 
 
 @pytest.fixture

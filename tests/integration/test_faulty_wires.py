@@ -14,8 +14,8 @@ from test_activations import link
 from test_broadcast import Broadcast, broadcast
 
 from lowdimfa.errors import ProtocolError
-from services.rpc.connection import Resends
-from services.rpc.v1 import broadcast_pb2 as pb
+from lowdimfa.services.rpc.connection import Resends
+from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
 
 COUNT, DIM = 5, 3
 

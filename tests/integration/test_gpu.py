@@ -14,8 +14,8 @@ from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.models import mlp
 from lowdimfa.partition import partition
+from lowdimfa.services.block.devices import Check, Cuda, StreamedCopies, block_device
 from lowdimfa.tickets import Ticket
-from services.block.devices import Check, Cuda, StreamedCopies, block_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU on this machine")
 

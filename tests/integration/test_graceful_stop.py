@@ -17,12 +17,12 @@ import torch
 from specifications import specification
 
 from lowdimfa.errors import LowdimfaError, StoppedError
-from services.run.checkpoint import CheckpointStore, export_state
-from services.run.user_code import UserCode
-from services.spec import parse_specification
-from services.trainer.actor import TrainerActor
-from services.trainer.api import DecoupledTrainer
-from services.trainer.execute import RunRequest
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.actor import TrainerActor
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.execute import RunRequest
 
 TALKATIVE = '''
 import logging

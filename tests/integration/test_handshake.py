@@ -11,9 +11,9 @@ import pytest
 from rpc_helpers import LIVENESS, Inbox, no_threads_left
 
 from lowdimfa.errors import HandshakeError, PeerError
-from services.rpc.handshake import HandshakeServicer, Hello, SampleType, greet
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
+from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, greet
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 
 UPSTREAM = Hello(
     software="0.1.0",

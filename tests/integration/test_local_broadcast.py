@@ -12,9 +12,9 @@ import torch
 from rpc_helpers import LIVENESS, eventually, pipes
 from test_broadcast import Broadcast, broadcast
 
-from services.broadcast.local import PIPE_BYTES, Inlet, framed, open_outlet
-from services.broadcast.subscriber import ErrorVector
-from services.rpc.seats import Seat
+from lowdimfa.services.broadcast.local import PIPE_BYTES, Inlet, framed, open_outlet
+from lowdimfa.services.broadcast.subscriber import ErrorVector
+from lowdimfa.services.rpc.seats import Seat
 
 
 @pytest.fixture(autouse=True)

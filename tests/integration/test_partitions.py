@@ -21,8 +21,8 @@ from specifications import specification
 
 from benchmarks.throughput.hosts import NoHostsError
 from benchmarks.throughput.ray_hosts import NODE_DEATH_SECONDS, SURVIVED_CUT_SECONDS, RayHosts, ray_hosts
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 LIVENESS = 20.0
 """After a cut of 2 s a busy machine may need 10 s: TCP tries again after pauses that double."""

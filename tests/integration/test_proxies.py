@@ -11,8 +11,8 @@ import pytest
 from coordinator_thread import SPECIFICATION, coordinator
 
 from lowdimfa.errors import PeerError
-from services.coordinator.client import Connection, CoordinatorClient
-from services.rpc.options import client_options
+from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.rpc.options import client_options
 
 VARIABLES = ("grpc_proxy", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 

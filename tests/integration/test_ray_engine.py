@@ -19,9 +19,9 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError, ResourceError, StoppedError
-from services.monitoring.metrics_table import METRICS
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 LIVENESS = 12.0
 """Long enough for a block that waits for a processor, and short enough to be waited for."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.coordinator import ray_runner
-from services.coordinator.ray_runner import RayRunner
-from services.coordinator.runner import Capacity, ClusterError, Condition
+from lowdimfa.services.coordinator import ray_runner
+from lowdimfa.services.coordinator.ray_runner import RayRunner
+from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition
 
 LIVENESS = 3.0
 

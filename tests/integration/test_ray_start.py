@@ -12,7 +12,7 @@ import ray
 from ray._private.node import Node
 
 from lowdimfa.errors import InputError, ResourceError
-from services.trainer.cluster import start_ray
+from lowdimfa.services.trainer.cluster import start_ray
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -72,7 +72,7 @@ def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
     neighbour.rmdir()
 
 
-@pytest.mark.parametrize("name", ["services/__init__.py", "lowdimfa/__init__.py", "services.py"])
+@pytest.mark.parametrize("name", ["lowdimfa/__init__.py", "lowdimfa.py"])
 def test_a_package_that_the_actors_would_take_for_ours_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,8 @@ import torch
 from specifications import specification
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 BLOCKS = 4
 HEAD = BLOCKS - 1

@@ -16,11 +16,11 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
+from lowdimfa.services.block.building import Own, Source
+from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.rpc.security import Security
 from lowdimfa.tickets import Ticket
-from services.block.building import Own, Source
-from services.block.replica import Replica
-from services.block.worker import BlockWorker
-from services.rpc.security import Security
 
 STEPS = 8
 

@@ -13,9 +13,9 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
-from services.block.worker import BlockWorker
-from services.monitoring.metrics_table import METRICS
-from services.rpc.security import Security
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.rpc.security import Security
 
 STEPS = 6
 

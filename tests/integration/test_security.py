@@ -8,9 +8,9 @@ from rpc_helpers import LIVENESS, no_threads_left
 from test_handshake import DOWNSTREAM, UPSTREAM, block
 
 from lowdimfa.errors import HandshakeError, InputError, PeerError
-from services.rpc.handshake import HandshakeServicer, greet
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
+from lowdimfa.services.rpc.handshake import HandshakeServicer, greet
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 
 
 def test_mutual_tls_works() -> None:

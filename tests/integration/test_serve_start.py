@@ -17,13 +17,13 @@ import pytest
 from rpc_helpers import eventually
 
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError
-from services.coordinator import process
-from services.coordinator.jobs import JobState, Submission
-from services.coordinator.local_cluster import LocalCluster
-from services.coordinator.process import serve
-from services.coordinator.ray_holder import lives
-from services.coordinator.settings import ServeSettings
-from services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator import process
+from lowdimfa.services.coordinator.jobs import JobState, Submission
+from lowdimfa.services.coordinator.local_cluster import LocalCluster
+from lowdimfa.services.coordinator.process import serve
+from lowdimfa.services.coordinator.ray_holder import lives
+from lowdimfa.services.coordinator.settings import ServeSettings
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 
 STUB = """
 import os, pathlib, subprocess, sys, time, types
@@ -282,6 +282,6 @@ def test_a_cluster_is_found_again_whatever_the_clock_says_and_one_that_is_lost_i
 
 
 def test_who_holds_a_cluster_is_not_kept_from_it_by_what_it_does_not_need() -> None:
-    script = "import sys, services.coordinator.ray_holder; print({'torch', 'ray', 'grpc'} & set(sys.modules))"
+    script = "import sys, lowdimfa.services.coordinator.ray_holder; print({'torch', 'ray', 'grpc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "set()"), done

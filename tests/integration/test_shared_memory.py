@@ -15,15 +15,15 @@ from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
 from lowdimfa.errors import HandshakeError, PeerError
+from lowdimfa.services.block.activations import SampleLimit, unpack
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.block.ring import Ring
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.block.transports import make_sender
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.activations import SampleLimit, unpack
-from services.block.receiver import ActivationReceiver
-from services.block.ring import Ring
-from services.block.sender import ActivationSender
-from services.block.transports import make_sender
-from services.rpc.seats import Seat
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 SAMPLES, WINDOW = 2000, 3
 PING_BYTES = 17
@@ -135,7 +135,7 @@ def test_faults_of_the_wire_strike_frames_that_only_say_where(kind: str, positio
 
 
 def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.block.receiver.open_ring", lambda *_: None)
+    monkeypatch.setattr("lowdimfa.services.block.receiver.open_ring", lambda *_: None)
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
         for step in range(2 * WINDOW):
@@ -149,7 +149,7 @@ def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pyt
 def test_without_another_transport_that_is_a_failure_with_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.block.receiver.open_ring", lambda *_: None)
+    monkeypatch.setattr("lowdimfa.services.block.receiver.open_ring", lambda *_: None)
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True) as blocks:
         blocks.send(0, tensor(0))
         failure = blocks.sender_failures.get()

@@ -12,8 +12,8 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
-from services.block import worker
-from services.block.devices import StreamedCopies
+from lowdimfa.services.block import worker
+from lowdimfa.services.block.devices import StreamedCopies
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from accelerators import LateDevice

@@ -13,8 +13,8 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
-from services.block.torch_transport import TorchSender
-from services.rpc.security import Security
+from lowdimfa.services.block.torch_transport import TorchSender
+from lowdimfa.services.rpc.security import Security
 
 STEPS = 6
 

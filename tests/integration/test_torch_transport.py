@@ -14,12 +14,12 @@ from relay import Relay
 from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import InputError, PeerError, ProtocolError
+from lowdimfa.services.block.receiver import ActivationReceiver
+from lowdimfa.services.block.sender import ActivationSender
+from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.tickets import Ticket
-from services.block.receiver import ActivationReceiver
-from services.block.sender import ActivationSender
-from services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from services.rpc.security import Security
-from services.rpc.server import RpcServer
 
 RUN, CPU = "run-7", torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 from ray.cluster_utils import Cluster
 from specifications import specification
 
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 USER_MODEL = """
 from torch import nn

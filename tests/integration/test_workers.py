@@ -12,9 +12,9 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
-from services.rpc.security import Security
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STEPS = 8
 

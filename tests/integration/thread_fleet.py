@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.head import Evaluation
-from services.block.building import make_seating
-from services.block.job import BlockJob
-from services.block.worker import BlockWorker
-from services.rpc.security import Security
-from services.run.plan import make_run_plan
-from services.run.user_code import UserCode
-from services.spec import parse_specification
+from lowdimfa.services.block.building import make_seating
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec import parse_specification
 
 
 class ThreadFleet:

@@ -62,7 +62,7 @@ class Late(Tensor):
 
 
 class LateDevice:
-    """Implements `services.block.devices.Accelerator` in the host's memory."""
+    """Implements `lowdimfa.services.block.devices.Accelerator` in the host's memory."""
 
     def __init__(self) -> None:
         self.log: list[str] = []

@@ -14,16 +14,16 @@ import torch
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
-from services.run.checkpoint import BlockState, CheckpointStore, write_block
-from services.run.plan import RunPlan, make_run_plan
-from services.spec import parse_specification
-from services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from services.trainer.events import EventLog
-from services.trainer.loop import TrainingLoop
-from services.trainer.run_dir import postmortem_file
-from services.trainer.stopping import StopRequest
-from services.trainer.tensorboard import NoBoard
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
+from lowdimfa.services.run.plan import RunPlan, make_run_plan
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.trainer.loop import TrainingLoop
+from lowdimfa.services.trainer.run_dir import postmortem_file
+from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.tensorboard import NoBoard
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 STEPS, EVALUATE, SAVE, ALIGN = 12, 4, 3, 5
 SPECIFICATION: dict[str, Any] = {

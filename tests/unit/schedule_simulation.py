@@ -10,8 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lowdimfa.tickets import Ticket
-from services.block.instructions import (
+from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
     Compute,
@@ -29,7 +28,8 @@ from services.block.instructions import (
     Send,
     Wait,
 )
-from services.block.schedule import Schedule
+from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.tickets import Ticket
 
 
 def policy(

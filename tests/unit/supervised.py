@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.coordinator.attempt import RunRequests
-from services.coordinator.jobs import Job, JobState, Submission
-from services.coordinator.runner import Capacity, ClusterError, Condition, Look
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.supervisor import Supervisor
-from services.trainer.execute import RunRequest
+from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
+from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator.supervisor import Supervisor
+from lowdimfa.services.trainer.execute import RunRequest
 
 SPECIFICATION = """
 model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
-from services.coordinator.access import (
+from lowdimfa.services.coordinator.access import (
     Caller,
     Gate,
     Role,
@@ -21,10 +21,10 @@ from services.coordinator.access import (
     require_role,
     write_tokens,
 )
-from services.coordinator.limits import CALLS_AT_ONCE, CALLS_WAITING, ClientLimits
-from services.coordinator.refusals import RefusedError
-from services.coordinator.settings import ServeSettings
-from services.rpc.certificates import Authority, server_credentials, write_certificates
+from lowdimfa.services.coordinator.limits import CALLS_AT_ONCE, CALLS_WAITING, ClientLimits
+from lowdimfa.services.coordinator.refusals import RefusedError
+from lowdimfa.services.coordinator.settings import ServeSettings
+from lowdimfa.services.rpc.certificates import Authority, server_credentials, write_certificates
 
 
 def test_a_token_is_known_by_its_hash_alone(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_names_that_are_no_hosts_are_refused(tmp_path: Path) -> None:
 
 
 def test_beyond_loopback_a_service_needs_tls_and_tokens_or_to_be_told(tmp_path: Path) -> None:
-    from services.coordinator.server import require_safe
+    from lowdimfa.services.coordinator.server import require_safe
 
     files = {"tls_cert": tmp_path / "c", "tls_key": tmp_path / "k"}
     require_safe(ServeSettings(host="127.0.0.1"))

@@ -7,8 +7,14 @@ import re
 import pytest
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
-from services.rpc.api_docs import REFERENCE, render
-from services.rpc.v1 import activations_pb2, broadcast_pb2, coordinator_pb2, handshake_pb2, tensors_pb2
+from lowdimfa.services.rpc.v1 import (
+    activations_pb2,
+    broadcast_pb2,
+    coordinator_pb2,
+    handshake_pb2,
+    tensors_pb2,
+)
+from tools.api_page import REFERENCE, render
 
 STUBS = [
     module.DESCRIPTOR
@@ -17,7 +23,7 @@ STUBS = [
 
 
 def shop() -> FileDescriptorProto:
-    file = FileDescriptorProto(name="services/rpc/v1/shop.proto", package="lowdimfa.v1")
+    file = FileDescriptorProto(name="lowdimfa/services/rpc/v1/shop.proto", package="lowdimfa.v1")
     file.enum_type.add(name="Colour").value.add(name="COLOUR_RED", number=0)
     order = file.message_type.add(name="Order")
     order.field.add(name="colours", number=1, type=FieldDescriptorProto.TYPE_ENUM, label=3)

@@ -20,8 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowdimfa.errors import InputError, ResourceError
-from services.run import manifest as manifests
-from services.run.checkpoint import BlockState, CheckpointStore, export_file, export_state, write_block
+from lowdimfa.services.run import manifest as manifests
+from lowdimfa.services.run.checkpoint import (
+    BlockState,
+    CheckpointStore,
+    export_file,
+    export_state,
+    write_block,
+)
 
 Blocks = dict[int, dict[str, Tensor]]
 MODEL: Blocks = {

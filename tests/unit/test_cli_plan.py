@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError
-from services.cli.app import app
-from services.cli.plan import _size
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.cli.plan import _size
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from services.monitoring.report.reading import CATEGORIES, Spans
-from services.simulation.calibrate import Measured
-from services.simulation.clock import Clock, Cores
-from services.simulation.contention import company, estimate_contention
-from services.simulation.fit import apart
-from services.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.lab.simulation.calibrate import Measured
+from lowdimfa.services.lab.simulation.clock import Clock, Cores
+from lowdimfa.services.lab.simulation.contention import company, estimate_contention
+from lowdimfa.services.lab.simulation.fit import apart
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, Spans
 
 FORWARD, UPDATE = CATEGORIES.index("forward"), CATEGORIES.index("update")
 SECONDS = {FORWARD: 0.010, UPDATE: 0.020}

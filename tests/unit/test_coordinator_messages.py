@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.coordinator.jobs import Job, JobState
-from services.coordinator.messages import (
+from lowdimfa.services.coordinator.jobs import Job, JobState
+from lowdimfa.services.coordinator.messages import (
     event_to_message,
     job_fields,
     job_to_message,
@@ -15,8 +15,8 @@ from services.coordinator.messages import (
     state_of,
     state_to_message,
 )
-from services.coordinator.store import JobEvent
-from services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.coordinator.store import JobEvent
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 steps = st.integers(0, 2**53)

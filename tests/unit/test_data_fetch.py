@@ -20,7 +20,7 @@ from lowdimfa.data import SOURCES, Source, fetch, mnist
 from lowdimfa.data.fetching import read_archive
 from lowdimfa.data.sources import Package, data_folder, missing_files, read_file
 from lowdimfa.errors import InputError, ResourceError
-from services.cli.data import app
+from lowdimfa.services.cli.data import app
 
 CONTENT = b"some data\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

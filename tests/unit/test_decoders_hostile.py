@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import HandshakeError, InputError, ProtocolError
-from services.block.activations import Assembly, pack
-from services.rpc.connection import Resend
-from services.rpc.handshake import Hello, SampleType, check_compatible
-from services.rpc.protocol import run_fingerprint
-from services.rpc.v1 import activations_pb2, broadcast_pb2
-from services.spec.dialect import read_yaml
-from services.spec.load import parse_text, violations
-from services.spec.refusals import MOST_NAMED
+from lowdimfa.services.block.activations import Assembly, pack
+from lowdimfa.services.rpc.connection import Resend
+from lowdimfa.services.rpc.handshake import Hello, SampleType, check_compatible
+from lowdimfa.services.rpc.protocol import run_fingerprint
+from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.spec.dialect import read_yaml
+from lowdimfa.services.spec.load import parse_text, violations
+from lowdimfa.services.spec.refusals import MOST_NAMED
 from tests.fuzz import files, wire
 from tests.fuzz.guard import LONGEST_MESSAGE, MOST_SECONDS, Finding, guarded
 from tests.fuzz.mutate import change_bytes, cut, join

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.monitoring import dashboards
-from services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.metrics_table import METRICS
+from tools import dashboards
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules"

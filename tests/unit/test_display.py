@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cli.display import JsonDisplay, TextDisplay, _joined, _numbers, fitted, wrapped
+from lowdimfa.services.cli.display import JsonDisplay, TextDisplay, _joined, _numbers, fitted, wrapped
 
 STARTED: dict[str, Any] = {
     "event": "started",

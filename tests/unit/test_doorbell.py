@@ -13,7 +13,7 @@ from descriptors import none_left_open
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.block.doorbell import Doorbell, Listener, Receipts
+from lowdimfa.services.block.doorbell import Doorbell, Listener, Receipts
 
 
 class Ends(NamedTuple):

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.drill.compare import Comparison, compare
-from services.drill.growth import Growth
-from services.drill.judge import happened_in, judge, outages
-from services.drill.plan import Schedule
-from services.drill.report import round_lines, round_rows, summary, summary_rows
-from services.drill.round import Round
-from services.run.checkpoint import BlockState, CheckpointStore, write_block
-from services.spec.faults import Fault
-from services.trainer.api import Result
+from lowdimfa.services.lab.drill.compare import Comparison, compare
+from lowdimfa.services.lab.drill.growth import Growth
+from lowdimfa.services.lab.drill.judge import happened_in, judge, outages
+from lowdimfa.services.lab.drill.plan import Schedule
+from lowdimfa.services.lab.drill.report import round_lines, round_rows, summary, summary_rows
+from lowdimfa.services.lab.drill.round import Round
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
+from lowdimfa.services.spec.faults import Fault
+from lowdimfa.services.trainer.api import Result
 
 MIB = 2**20
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
-from services.drill.drill import Drill, DrillRequest
-from services.drill.plan import HARMLESS, KINDS, Kind, Schedule, draw, parse_kinds
-from services.spec import Specification, parse_specification
-from services.spec.faults import TIMED_KINDS, WIRE_KINDS
+from lowdimfa.services.lab.drill.drill import Drill, DrillRequest
+from lowdimfa.services.lab.drill.plan import HARMLESS, KINDS, Kind, Schedule, draw, parse_kinds
+from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.services.spec.faults import TIMED_KINDS, WIRE_KINDS
 
 
 def made(steps: int = 1000, blocks: int = 4, **run: Any) -> Specification:

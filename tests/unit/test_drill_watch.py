@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.drill import watch as watching
-from services.drill.growth import Growth, growth
-from services.drill.round import TrainerKiller
-from services.drill.watch import ProcessWatch, Sample, Watched, files_left
+from lowdimfa.services.lab.drill import watch as watching
+from lowdimfa.services.lab.drill.growth import Growth, growth
+from lowdimfa.services.lab.drill.round import TrainerKiller
+from lowdimfa.services.lab.drill.watch import ProcessWatch, Sample, Watched, files_left
 
 MIB = 2**20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-from services.trainer import end_of_process
-from services.trainer.end_of_process import kernel_oom_kills, reason_of
+from lowdimfa.services.trainer import end_of_process
+from lowdimfa.services.trainer.end_of_process import kernel_oom_kills, reason_of
 
 ACTOR = (
     "The actor died unexpectedly before finishing this task.\n"

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from lowdimfa import errors
-from services.cli.output import UNREAD
+from lowdimfa.services.cli.output import UNREAD
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [

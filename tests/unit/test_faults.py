@@ -17,11 +17,11 @@ import torch
 from forked import forked
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import Activation, split, unpack
+from lowdimfa.services.block.faults import FaultInjector, faults_dir
+from lowdimfa.services.rpc.v1 import broadcast_pb2
+from lowdimfa.services.spec.faults import Fault, FaultKind
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, split, unpack
-from services.block.faults import FaultInjector, faults_dir
-from services.rpc.v1 import broadcast_pb2
-from services.spec.faults import Fault, FaultKind
 
 STEPS = range(5)
 WIRE: dict[str, list[int]] = {
@@ -100,7 +100,7 @@ def test_the_first_message_of_the_step_is_the_one_and_a_repetition_passes(tmp_pa
 def test_only_the_first_frame_of_a_training_activation_is_meant(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("services.block.activations.CHUNK_BYTES", 64)
+    monkeypatch.setattr("lowdimfa.services.block.activations.CHUNK_BYTES", 64)
     long = frames(length=50)
     assert len(long) > 2 * len(STEPS)
     found = arrived(injector(tmp_path, fault("drop")).frame_arrives, long)

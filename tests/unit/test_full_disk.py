@@ -21,18 +21,18 @@ from disks import SmallDisk, small_disk
 from forked import forked
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
-from services.cli.main import main
-from services.monitoring.exporter import write_targets
-from services.monitoring.timeline import TimelineWriter
-from services.rpc.seats import Seat
-from services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
-from services.run.disk import no_room
-from services.run.process_log import keep_output
-from services.spec import parse_specification, to_yaml
-from services.trainer.api import DecoupledTrainer
-from services.trainer.events import Event, EventLog
-from services.trainer.postmortem import write_postmortem
-from services.trainer.run_dir import RunDir, postmortem_file, read_run
+from lowdimfa.services.cli.main import main
+from lowdimfa.services.monitoring.exporter import write_targets
+from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
+from lowdimfa.services.run.disk import no_room
+from lowdimfa.services.run.process_log import keep_output
+from lowdimfa.services.spec import parse_specification, to_yaml
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.events import Event, EventLog
+from lowdimfa.services.trainer.postmortem import write_postmortem
+from lowdimfa.services.trainer.run_dir import RunDir, postmortem_file, read_run
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -18,10 +18,10 @@ from lowdimfa.errors import InputError
 from lowdimfa.head import Evaluation
 from lowdimfa.losses import make_loss, validate_class_targets
 from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.tickets import Ticket
 from lowdimfa.trainer import InProcessTrainer
-from services.spec import parse_specification
-from services.trainer.api import DecoupledTrainer
 
 BATCH, TOKENS, WIDTH, CLASSES = 12, 5, 6, 4
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lowdimfa.data import BatchOrder, ItemSplit, Reader, as_dataset
 from lowdimfa.errors import InputError
-from services.run.plan import make_run_plan
-from services.spec import parse_specification
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
 
 
 class Items(TorchDataset[Any]):

@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from lowdimfa.errors import PeerError
-from services.coordinator import client as module
-from services.coordinator.client import Connection, CoordinatorClient
-from services.coordinator.logs import read_logs
+from lowdimfa.services.coordinator import client as module
+from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.logs import read_logs
 
 
 class Unavailable(grpc.RpcError):

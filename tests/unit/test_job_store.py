@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lowdimfa.errors import InputError
-from services.coordinator.jobs import ACTIVE, ENDS, TRANSITIONS, JobState, Submission
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.store import (
+from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, TRANSITIONS, JobState, Submission
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator.store import (
     JobFilter,
     KeyConflictError,
     QueueFullError,

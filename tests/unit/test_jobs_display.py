@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.jobs_display import age, job_lines, jobs_table
+from lowdimfa.services.cli.jobs_display import age, job_lines, jobs_table
 
 JOB: dict[str, Any] = {
     "id": "mnist-abc234",

@@ -10,8 +10,8 @@ from disks import file_limit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.monitoring import line_file
-from services.monitoring.line_file import LineFile
+from lowdimfa.services.monitoring import line_file
+from lowdimfa.services.monitoring.line_file import LineFile
 
 ROOM = 1 << 40
 sizes = st.integers(0, 60)

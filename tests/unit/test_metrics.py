@@ -10,12 +10,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.monitoring import metrics_docs
-from services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
-from services.monitoring.exporter import write_targets
-from services.monitoring.metrics import BUSY_KINDS, POLICIES, STATES, BlockMetrics, TrainerMetrics
-from services.monitoring.metrics_table import METRICS
-from services.monitoring.timeline import CAUSES
+from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
+from lowdimfa.services.monitoring.exporter import write_targets
+from lowdimfa.services.monitoring.metrics import BUSY_KINDS, POLICIES, STATES, BlockMetrics, TrainerMetrics
+from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.timeline import CAUSES
+from tools import metrics_page
 
 SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
@@ -218,11 +218,11 @@ def test_a_job_has_one_state_at_a_time() -> None:
 
 
 def test_documentation_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert metrics_docs.main(["--check"]) == 0
-    monkeypatch.setattr(metrics_docs, "PATH", tmp_path / "metrics.md")
-    assert metrics_docs.main(["--check"]) == 1
-    assert metrics_docs.main([]) == 0
-    assert metrics_docs.main(["--check"]) == 0
+    assert metrics_page.main(["--check"]) == 0
+    monkeypatch.setattr(metrics_page, "PATH", tmp_path / "metrics.md")
+    assert metrics_page.main(["--check"]) == 1
+    assert metrics_page.main([]) == 0
+    assert metrics_page.main(["--check"]) == 0
 
 
 def test_targets_are_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 START = """
 import json, logging, os, sys
-from services.cli.output import OutputLostError, claim_stdout, outlive, use_streams
+from lowdimfa.services.cli.output import OutputLostError, claim_stdout, outlive, use_streams
 use_streams()
 """
 GOES_ON = """

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lowdimfa.errors import ResourceError
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.coordinator.web import Web
-from services.monitoring.coordinator_metrics import CoordinatorMetrics
-from services.monitoring.exporter import start_exporter
-from services.monitoring.metrics import TrainerMetrics
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.coordinator.web import Web
+from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics
+from lowdimfa.services.monitoring.exporter import start_exporter
+from lowdimfa.services.monitoring.metrics import TrainerMetrics
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_the_pages_need_no_resolver_and_speak_ipv6(tmp_path: Path, monkeypatch: 
 
 
 def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> None:
-    from services.monitoring.pages import _with_head
+    from lowdimfa.services.monitoring.pages import _with_head
 
     def application(_environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         start("200 OK", [("Content-Type", "text/plain")])

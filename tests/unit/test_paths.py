@@ -14,11 +14,11 @@ import typer
 from lowdimfa.data.sources import SOURCES, data_folder
 from lowdimfa.errors import InputError
 from lowdimfa.paths import expand
-from services.cli.options import expanded
-from services.run.checkpoint import CheckpointStore
-from services.trainer.api import DecoupledTrainer
-from services.trainer.run_dir import new_run_dir, reserved
-from services.trainer.stopping import stopped
+from lowdimfa.services.cli.options import expanded
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
+from lowdimfa.services.trainer.stopping import stopped
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from lowdimfa.errors import InputError
-from services.coordinator.access import write_tokens
-from services.coordinator.jobs import Submission
-from services.coordinator.private import own_file, own_folder
-from services.coordinator.ray_holder import _note
-from services.coordinator.sqlite_store import SqliteJobStore
-from services.monitoring.exporter import write_targets
-from services.rpc.certificates import write_certificates
-from services.run.manifest import save_durably
+from lowdimfa.services.coordinator.access import write_tokens
+from lowdimfa.services.coordinator.jobs import Submission
+from lowdimfa.services.coordinator.private import own_file, own_folder
+from lowdimfa.services.coordinator.ray_holder import _note
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.monitoring.exporter import write_targets
+from lowdimfa.services.rpc.certificates import write_certificates
+from lowdimfa.services.run.manifest import save_durably
 
 SUBMISSION = Submission("a", "ada", "model: 1", {}, "")
 
@@ -91,7 +91,7 @@ def test_a_folder_of_somebody_else_and_a_link_of_somebody_else_are_refused(
     assert own_folder(tmp_path / "dangling", "--state") == tmp_path / "later"
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     if mine.stat().st_uid == 0:  # what is root's is nobody's to change, and mounts are root's
-        monkeypatch.setattr("services.coordinator.private.ROOT", -1)
+        monkeypatch.setattr("lowdimfa.services.coordinator.private.ROOT", -1)
     for name in ("mine", "link"):
         with pytest.raises(InputError, match=r"--state .*of user \d+; expected .*own"):
             own_folder(tmp_path / name, "--state")

@@ -21,12 +21,12 @@ from torch.utils.data import Subset
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import decouple
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.tickets import Ticket
 from lowdimfa.trainer import InProcessTrainer
-from services.run.checkpoint import CheckpointStore, export_state
-from services.run.plan import make_run_plan
-from services.spec import parse_specification
-from services.trainer.api import DecoupledTrainer
 
 SAMPLES, BATCH = 48, 12
 RAMP = torch.arange(16.0).view(4, 4) / 8 - 1

@@ -25,8 +25,8 @@ from lowdimfa.errors import (
     StoppedError,
 )
 from lowdimfa.head import Evaluation
-from services.run.checkpoint import CheckpointStore
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer.stopping import StopRequest
 
 METHODS = ("run_steps", "evaluate", "align", "save")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.spec import Specification
-from services.trainer.budget import RecoveryBudget
+from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.budget import RecoveryBudget
 
 
 class Clock:
@@ -95,7 +95,7 @@ def test_the_message_names_the_loss_the_figures_and_the_setting() -> None:
 
 
 def test_a_specification_sets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.trainer.budget.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("lowdimfa.services.trainer.budget.random.uniform", lambda low, high: high)
     specification = Specification.model_validate(
         {
             "model": {"factory": "users_own:model", "blocks": 2},

@@ -17,10 +17,10 @@ from torch.optim import SGD, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from lowdimfa.errors import InputError
-from services.run import rehearsal
-from services.run.plan import make_run_plan
-from services.spec import Specification, parse_specification
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.run import rehearsal
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STEPS = 8
 

@@ -12,12 +12,12 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from lowdimfa.errors import PeerError, StoppedError
-from services.run.user_code import UserCode
-from services.trainer import actor, replacement
-from services.trainer.budget import recoveries_in
-from services.trainer.events import Event, EventLog, Sink, events_in
-from services.trainer.execute import RunRequest
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer import actor, replacement
+from lowdimfa.services.trainer.budget import recoveries_in
+from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in
+from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.stopping import StopRequest
 
 
 def written(folder: Path, *events: dict[str, Any]) -> Path:
@@ -68,7 +68,7 @@ def test_a_line_that_a_killed_trainer_left_without_its_end_spoils_no_other(tmp_p
 def test_the_first_started_of_a_replacement_is_followed_by_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.events.time.time", lambda: 104.5)
+    monkeypatch.setattr("lowdimfa.services.trainer.events.time.time", lambda: 104.5)
     told: list[Event] = []
     log = EventLog(tmp_path / "events.jsonl", told.append, lost_at=100.0)
     log.emit("warning", message="x")

@@ -18,8 +18,8 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, Updat
 from lowdimfa.encoding import State
 from lowdimfa.models import cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.services.block.replica import Replica, ReplicaShelf
 from lowdimfa.stage import Stage
-from services.block.replica import Replica, ReplicaShelf
 
 STEPS, BATCH, SIZE = 6, 8, 6
 SOON = 0.02

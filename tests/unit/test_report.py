@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lowdimfa.errors import InputError
-from services.monitoring.report.curves import smooth
-from services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
-from services.monitoring.report.page import collect_numbers, describe_state, write_report
-from services.monitoring.report.reading import CATEGORIES, read_run
-from services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.report.curves import smooth
+from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
+from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, read_run
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 EPOCH = 1_700_000_000.0
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from services.monitoring.report.balance import measure_balance
-from services.monitoring.report.page import write_report
-from services.monitoring.report.reading import read_run
-from services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.report.balance import measure_balance
+from lowdimfa.services.monitoring.report.page import write_report
+from lowdimfa.services.monitoring.report.reading import read_run
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 EPOCH = 1_700_000_000.0
 

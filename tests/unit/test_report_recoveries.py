@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.monitoring.report.gantt import choose_excerpt
-from services.monitoring.report.page import write_report
-from services.monitoring.report.reading import read_run
-from services.monitoring.report.recoveries import find_recoveries, recovery_cells
-from services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.report.gantt import choose_excerpt
+from lowdimfa.services.monitoring.report.page import write_report
+from lowdimfa.services.monitoring.report.reading import read_run
+from lowdimfa.services.monitoring.report.recoveries import find_recoveries, recovery_cells
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 EPOCH = 1_700_000_000.0
 LOST = EPOCH + 60

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from test_report import EPOCH, write_run
 
-from services.monitoring.report.page import write_report
-from services.monitoring.report.reading import read_run
-from services.monitoring.report.trace import write_trace
-from services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.report.page import write_report
+from lowdimfa.services.monitoring.report.reading import read_run
+from lowdimfa.services.monitoring.report.trace import write_trace
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 Entry = dict[str, Any]
 

@@ -17,17 +17,17 @@ from lowdimfa.build import build_stages
 from lowdimfa.encoding import same
 from lowdimfa.errors import InputError
 from lowdimfa.network import decouple
+from lowdimfa.services.block.building import Own, restore
+from lowdimfa.services.block.replica import ReplicaShelf
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.evaluate import evaluate_run
 from lowdimfa.stage import Stage
-from services.block.building import Own, restore
-from services.block.replica import ReplicaShelf
-from services.cli.app import app
-from services.run.checkpoint import CheckpointStore
-from services.run.manifest import Manifest
-from services.run.plan import make_run_plan
-from services.run.state import load_stage
-from services.spec import parse_specification
-from services.trainer.api import DecoupledTrainer
-from services.trainer.evaluate import evaluate_run
 
 STEPS, HALF = 8, 4
 

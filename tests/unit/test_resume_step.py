@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.run.user_code import UserCode
-from services.trainer.events import EventLog
-from services.trainer.execute import RunRequest
+from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.trainer.execute import RunRequest
 
 
 @pytest.mark.parametrize(

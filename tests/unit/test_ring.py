@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
-from services.block.doorbell import Doorbell, Receipts
-from services.block.ring import Place, Ring, slot_bytes
-from services.block.ring_view import RingView, open_ring
+from lowdimfa.services.block.doorbell import Doorbell, Receipts
+from lowdimfa.services.block.ring import Place, Ring, slot_bytes
+from lowdimfa.services.block.ring_view import RingView, open_ring
 
 LARGEST = 40_000
 SLOTS = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from grpc._cython import cygrpc
 
-from services.rpc.options import client_options, server_options
+from lowdimfa.services.rpc.options import client_options, server_options
 
 
 @pytest.mark.parametrize("options", [client_options(6.0), server_options(6.0)], ids=["client", "server"])

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
 from lowdimfa.errors import PeerError, ProtocolError
-from lowdimfa.tickets import Ticket
-from services.block.instructions import (
+from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
     Compute,
@@ -27,7 +26,8 @@ from services.block.instructions import (
     Send,
     Wait,
 )
-from services.block.schedule import Schedule
+from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.tickets import Ticket
 
 
 def check(blocks: int, rules: Policy, steps: range, seed: int) -> None:

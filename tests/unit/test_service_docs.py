@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from services.coordinator.jobs import ENDS, TRANSITIONS, JobState
+from lowdimfa.services.coordinator.jobs import ENDS, TRANSITIONS, JobState
 
 PAGE = (Path(__file__).parents[2] / "docs/service.md").read_text("utf-8")
 DIAGRAM = PAGE.split("```mermaid\nstateDiagram-v2\n")[1].split("```")[0]

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError
-from services.cli.app import app
-from services.monitoring.timeline import TimelineWriter
-from services.simulation.calibrate import read_measured
-from services.simulation.fit import fit_costs
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.lab.simulation.calibrate import read_measured
+from lowdimfa.services.lab.simulation.fit import fit_costs
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 SPECIFICATION = """\
 model: {{factory: "lowdimfa.models:mlp", args: {{in_features: 64, width: 32, depth: 4, classes: 10}}, blocks: 2}}
@@ -144,7 +144,7 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
 def test_bad_input_ends_with_code_2(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from services.cli.app import run
+    from lowdimfa.services.cli.app import run
 
     monkeypatch.setattr("sys.argv", ["lowdimfa", "simulate", *arguments])
     assert run() == 2

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
-from services.block.instructions import ApplyStep, Compute, RunForward, RunUpdate
-from services.simulation.backpropagation import order_of_work, start_backpropagation
-from services.simulation.clock import Clock, Cores
-from services.simulation.decoupled import DecoupledBlock, start_decoupled
-from services.simulation.machine import Machine
-from services.simulation.setting import BlockCosts, Setting
-from services.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
+from lowdimfa.services.block.instructions import ApplyStep, Compute, RunForward, RunUpdate
+from lowdimfa.services.lab.simulation.backpropagation import order_of_work, start_backpropagation
+from lowdimfa.services.lab.simulation.clock import Clock, Cores
+from lowdimfa.services.lab.simulation.decoupled import DecoupledBlock, start_decoupled
+from lowdimfa.services.lab.simulation.machine import Machine
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
 
 SCHEDULES = [*BACKPROPAGATION, *map(schedule_name, (0, 1, 2, 5))]
 FORWARD, UPDATE, STEP = 0.010, 0.020, 0.004

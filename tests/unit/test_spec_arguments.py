@@ -14,8 +14,8 @@ from torch.optim import lr_scheduler
 
 import lowdimfa.models
 from lowdimfa.errors import InputError
-from services.spec.arguments import argument_refusals
-from services.spec.load import load_specification, parse_specification, parse_text, violations
+from lowdimfa.services.spec.arguments import argument_refusals
+from lowdimfa.services.spec.load import load_specification, parse_specification, parse_text, violations
 
 MODEL = {"in_features": 64, "width": 8, "depth": 2, "classes": 10}
 SCHEDULES = "torch.optim.lr_scheduler"
@@ -188,7 +188,7 @@ def test_every_default_of_every_built_in_factory_is_taken() -> None:
 
 
 def parse_unchecked(given: dict[str, Any]) -> Any:
-    from services.spec.schema import Specification
+    from lowdimfa.services.spec.schema import Specification
 
     return Specification.model_validate(given)
 
@@ -196,7 +196,7 @@ def parse_unchecked(given: dict[str, Any]) -> Any:
 def test_nothing_is_imported_or_run_for_it() -> None:
     """Not even a module that is there, with a name that begins like one of the project's."""
     script = (
-        "import sys; from services.spec.load import violations; before = set(sys.modules)\n"
+        "import sys; from lowdimfa.services.spec.load import violations; before = set(sys.modules)\n"
         "text = \"model: {factory: 'this:model', blocks: 2}\\ndata: {factory: 'torch.utils.tensorboard:x'}\\n\"\n"
         "text += \"train: {steps: 1, loss: 'torch.distributed.pipelining.stage.x'}\"\n"
         "assert violations(text) == [], violations(text)\n"

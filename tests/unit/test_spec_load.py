@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
-from services.spec import load_specification, parse_specification, to_yaml
-from services.spec.dialect import read_yaml, write_yaml
-from services.spec.load import violations
+from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
+from lowdimfa.services.spec.dialect import read_yaml, write_yaml
+from lowdimfa.services.spec.load import violations
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = "model: {factory: 'a:b', blocks: 2}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1}\n"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lowdimfa.errors import InputError
-from services.spec import load_specification, parse_specification
-from services.spec.dialect import read_yaml
+from lowdimfa.services.spec import load_specification, parse_specification
+from lowdimfa.services.spec.dialect import read_yaml
 
 SMALL = "model: {factory: 'a:b', blocks: 2}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1}\n"
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lowdimfa.errors import InputError
-from services.spec.dialect import read_yaml, write_yaml
-from services.spec.expectations import ROOT, resolved
-from services.spec.load import parse_text
-from services.spec.section import _WORDS
+from lowdimfa.services.spec.dialect import read_yaml, write_yaml
+from lowdimfa.services.spec.expectations import ROOT, resolved
+from lowdimfa.services.spec.load import parse_text
+from lowdimfa.services.spec.section import _WORDS
 
 SMALL = "model: {factory: 'a:b', blocks: 2}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1}\n"
 ENUMERATIONS = [

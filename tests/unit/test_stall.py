@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from lowdimfa.errors import BlockLostError
-from services.block.worker import Status
-from services.rpc.protocol import TrafficCount
-from services.rpc.seats import Seating
-from services.trainer import stall
-from services.trainer.fleet import Fleet
-from services.trainer.stall import StallWatch
+from lowdimfa.services.block.worker import Status
+from lowdimfa.services.rpc.protocol import TrafficCount
+from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.trainer import stall
+from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.services.trainer.stall import StallWatch
 
 
 class Answering:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lowdimfa.errors import InputError
-from services.run.checkpoint import CheckpointStore
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
 from lowdimfa.errors import StoppedError
-from lowdimfa.tickets import Ticket
-from services.block.instructions import (
+from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
     Done,
@@ -32,12 +31,13 @@ from services.block.instructions import (
     Send,
     Wait,
 )
-from services.block.schedule import Schedule
-from services.cli.signals import graceful_signals
-from services.run.checkpoint import CheckpointStore, export_state
-from services.trainer.api import DecoupledTrainer
-from services.trainer.ending import EarlyEnd
-from services.trainer.stopping import StopRequest
+from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.ending import EarlyEnd
+from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.tickets import Ticket
 
 ZERO, ONE = Ticket(0, 0), Ticket(1, 0)
 

@@ -17,9 +17,9 @@ from lowdimfa.errors import ProtocolError
 from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, ProbedFeedback
 from lowdimfa.layers import Layer
 from lowdimfa.optim import Updater
+from lowdimfa.services.block.summation import Layout, Summation
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap
-from services.block.summation import Layout, Summation
 
 
 class Odd(nn.Module):

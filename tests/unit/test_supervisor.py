@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from supervised import FAILED, STOPPED, World
 
-from services.coordinator import supervisor as supervisor_module
-from services.coordinator.attempt import RunRequests
-from services.coordinator.jobs import Job, JobState, Submission
-from services.coordinator.runner import Condition, Look
-from services.trainer.execute import RunRequest
-from services.trainer.silence import longest_silence
+from lowdimfa.services.coordinator import supervisor as supervisor_module
+from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
+from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.silence import longest_silence
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from supervised import FAILED, World
 
-from services.coordinator.jobs import JobState
-from services.coordinator.runner import Condition, Look
-from services.coordinator.supervisor import Supervisor
+from lowdimfa.services.coordinator.jobs import JobState
+from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.supervisor import Supervisor
 
 
 class Clock:
@@ -155,7 +155,7 @@ def test_losses_long_ago_do_not_count(world: World, clock: Clock) -> None:
 def test_the_second_loss_in_a_row_waits_and_keeps_its_place(
     world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.budget.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("lowdimfa.services.trainer.budget.random.uniform", lambda low, high: high)
     job_id = world.running("restart")
     lose(world, job_id)
     world.rounds()

@@ -6,8 +6,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.coordinator import tail
-from services.coordinator.tail import read_tail
+from lowdimfa.services.coordinator import tail
+from lowdimfa.services.coordinator.tail import read_tail
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from lowdimfa.errors import StoppedError
-from services.spec import load_specification
-from services.trainer.api import DecoupledTrainer
-from services.trainer.tensorboard import TensorBoard, scalars
+from lowdimfa.services.spec import load_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.tensorboard import TensorBoard, scalars
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import Activation, Assembly, SampleLimit, pack, split, unpack
+from lowdimfa.services.rpc.protocol import run_fingerprint, wire_bytes
+from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
+from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 from lowdimfa.tickets import Ticket
-from services.block.activations import Activation, Assembly, SampleLimit, pack, split, unpack
-from services.rpc.protocol import run_fingerprint, wire_bytes
-from services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
-from services.rpc.v1 import activations_pb2 as pb
 
 DTYPES = [dtype_of(code) for code in range(8)]
 SHAPES = st.lists(st.integers(0, 5), max_size=8).filter(lambda shape: math.prod(shape) <= 2000)

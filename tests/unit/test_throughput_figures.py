@@ -23,8 +23,8 @@ from benchmarks.throughput.spans import (
     used,
 )
 from benchmarks.throughput.systems import all_names, overridden
-from services.monitoring.timeline import Span, TimelineWriter
-from services.spec import parse_specification
+from lowdimfa.services.monitoring.timeline import Span, TimelineWriter
+from lowdimfa.services.spec import parse_specification
 
 SPANS = [
     Span("forward", 0, 0, 10.0, 12.0),

@@ -4,7 +4,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 
 def read(path: Path) -> list[dict[str, object]]:

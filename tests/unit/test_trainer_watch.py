@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.trainer.events import EventLog
-from services.trainer.watch import TrainerWatch
+from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 Values = Callable[[], dict[tuple[str, ...], float]]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lowdimfa.errors import InputError
-from services.cli.jobs import default_name
-from services.cli.jobs_display import file_lines
-from services.coordinator.submissions import _NAME, _PATH
-from services.run.user_code import MAX_BYTES, Modules, UserCode
+from lowdimfa.services.cli.jobs import default_name
+from lowdimfa.services.cli.jobs_display import file_lines
+from lowdimfa.services.coordinator.submissions import _NAME, _PATH
+from lowdimfa.services.run.user_code import MAX_BYTES, Modules, UserCode
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
 from lowdimfa.imports import resolve
-from services.block.actor import BlockHost
-from services.rpc.seats import Seat
-from services.trainer.actor import TrainerHost
-from services.trainer.api import DecoupledTrainer
+from lowdimfa.services.block.actor import BlockHost
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.trainer.actor import TrainerHost
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 KINDS = """
 import sys, threading
@@ -122,7 +122,7 @@ def test_an_error_in_the_trainer_crosses_as_text(
     def fails(*arguments: Any, **options: Any) -> Any:
         users_kinds.fail(kind)
 
-    monkeypatch.setattr("services.trainer.actor.execute", fails)
+    monkeypatch.setattr("lowdimfa.services.trainer.actor.execute", fails)
     host = TrainerHost()
     request = SimpleNamespace()
     error = crossed(host.fit(request))  # type: ignore[arg-type]
@@ -305,17 +305,17 @@ def test_what_failed_to_import_is_named_with_its_place(folder: Path) -> None:
 
 
 def test_a_clash_of_names_is_said_in_one_sentence(folder: Path) -> None:
-    for name in ("services/net.py", "services/__init__.py", "queue.py"):
+    for name in ("lowdimfa/net.py", "lowdimfa/__init__.py", "queue.py"):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("def model():\n    pass\n")
-    (folder / "users_indirect.py").write_text("from services.net import model\n")
+    (folder / "users_indirect.py").write_text("from lowdimfa.net import model\n")
     for path, mine in {
-        "services.net:model": "services/net.py",
-        "users_indirect:model": "services/net.py",
+        "lowdimfa.net:model": "lowdimfa/net.py",
+        "users_indirect:model": "lowdimfa/net.py",
         "queue:model": "queue.py",
     }.items():
         message = refusal(path)
         assert f"{folder / mine} can't be imported, since" in message and "rename yours" in message
-    assert "rename" not in refusal("services.no_such_module:model")
+    assert "rename" not in refusal("lowdimfa.no_such_module:model")
     assert "rename" not in refusal("users_absent:model")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from services.monitoring.report.reading import Record
-from services.monitoring.report.style import INK, Picture, new_figure, ordered_colours, quiet
+from lowdimfa.services.monitoring.report.reading import Record
+from lowdimfa.services.monitoring.report.style import INK, Picture, new_figure, ordered_colours, quiet
 
 
 def draw_alignment(record: Record) -> Picture | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
-from services.monitoring.report.reading import BUSY, CATEGORIES, Record, Spans
+from lowdimfa.services.monitoring.report.reading import BUSY, CATEGORIES, Record, Spans
 
 _FORWARD = CATEGORIES.index("forward")
 

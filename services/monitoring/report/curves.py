@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from services.monitoring.report.reading import Record
-from services.monitoring.report.recoveries import mark_recoveries
-from services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
+from lowdimfa.services.monitoring.report.reading import Record
+from lowdimfa.services.monitoring.report.recoveries import mark_recoveries
+from lowdimfa.services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
 
 
 def draw_curves(record: Record) -> Picture | None:

@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from services.monitoring.report.reading import BUSY, CATEGORIES, Record, Spans
-from services.monitoring.report.recoveries import find_recoveries
-from services.monitoring.report.style import (
+from lowdimfa.services.monitoring.report.reading import BUSY, CATEGORIES, Record, Spans
+from lowdimfa.services.monitoring.report.recoveries import find_recoveries
+from lowdimfa.services.monitoring.report.style import (
     BLUE,
     GREEN,
     INK,

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 
 from lowdimfa.errors import StoppedError
-from services.monitoring.report.alignment import draw_alignment
-from services.monitoring.report.balance import measure_balance
-from services.monitoring.report.curves import draw_curves
-from services.monitoring.report.gantt import draw_timeline
-from services.monitoring.report.reading import Record, read_run
-from services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
-from services.monitoring.report.style import Picture
-from services.monitoring.report.trace import write_trace
+from lowdimfa.services.monitoring.report.alignment import draw_alignment
+from lowdimfa.services.monitoring.report.balance import measure_balance
+from lowdimfa.services.monitoring.report.curves import draw_curves
+from lowdimfa.services.monitoring.report.gantt import draw_timeline
+from lowdimfa.services.monitoring.report.reading import Record, read_run
+from lowdimfa.services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
+from lowdimfa.services.monitoring.report.style import Picture
+from lowdimfa.services.monitoring.report.trace import write_trace
 
 TRACE = "trace.json"
 """Name of the Chrome trace beside the page."""

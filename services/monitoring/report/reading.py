@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowdimfa.errors import InputError
-from services.monitoring.timeline import CAUSES, KINDS
+from lowdimfa.services.monitoring.timeline import CAUSES, KINDS
 
 CATEGORIES = (*(kind for kind in KINDS if kind != "wait"), *(f"wait: {cause}" for cause in CAUSES))
 """What a block's time goes into: its work by kind, its waits by cause."""

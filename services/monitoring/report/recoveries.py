@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from services.monitoring.report.reading import Record
-from services.monitoring.report.style import MUTED
+from lowdimfa.services.monitoring.report.reading import Record
+from lowdimfa.services.monitoring.report.style import MUTED
 
 ABSENT = "–"
 

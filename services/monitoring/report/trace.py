@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.monitoring.report.reading import CATEGORIES, Record, Spans
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, Record, Spans
 
 _WORK, _MESSAGES = 1, 2
 _THREADS = {_WORK: "compute", _MESSAGES: "messages"}

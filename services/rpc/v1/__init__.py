@@ -1,1 +1,1 @@
-"""Messages and stubs of protocol version 1, generated from ``proto/services/rpc/v1``; see `services.rpc.generate`."""
+"""Messages and stubs of protocol version 1, generated from ``proto/lowdimfa/services/rpc/v1``; see `tools.stubs`."""

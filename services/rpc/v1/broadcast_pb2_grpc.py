@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from services.rpc.v1 import broadcast_pb2 as services_dot_rpc_dot_v1_dot_broadcast__pb2
+from lowdimfa.services.rpc.v1 import broadcast_pb2 as lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2
 
 GRPC_GENERATED_VERSION = '1.71.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in services/rpc/v1/broadcast_pb2_grpc.py depends on'
+        + f' but the generated code in lowdimfa/services/rpc/v1/broadcast_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -38,8 +38,8 @@ class ErrorBroadcastStub(object):
         """
         self.Subscribe = channel.unary_stream(
                 '/lowdimfa.v1.ErrorBroadcast/Subscribe',
-                request_serializer=services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.FromString,
                 _registered_method=True)
 
 
@@ -71,8 +71,8 @@ def add_ErrorBroadcastServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Subscribe': grpc.unary_stream_rpc_method_handler(
                     servicer.Subscribe,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -102,8 +102,8 @@ class ErrorBroadcast(object):
             request,
             target,
             '/lowdimfa.v1.ErrorBroadcast/Subscribe',
-            services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.SubscribeRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_broadcast__pb2.ErrorMessage.FromString,
             options,
             channel_credentials,
             insecure,

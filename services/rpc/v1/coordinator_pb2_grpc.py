@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from services.rpc.v1 import coordinator_pb2 as services_dot_rpc_dot_v1_dot_coordinator__pb2
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2
 
 GRPC_GENERATED_VERSION = '1.71.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in services/rpc/v1/coordinator_pb2_grpc.py depends on'
+        + f' but the generated code in lowdimfa/services/rpc/v1/coordinator_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -50,38 +50,38 @@ class CoordinatorStub(object):
         """
         self.SubmitJob = channel.unary_unary(
                 '/lowdimfa.v1.Coordinator/SubmitJob',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/lowdimfa.v1.Coordinator/GetJob',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.FromString,
                 _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/lowdimfa.v1.Coordinator/ListJobs',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/lowdimfa.v1.Coordinator/WatchJob',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.FromString,
                 _registered_method=True)
         self.StopJob = channel.unary_unary(
                 '/lowdimfa.v1.Coordinator/StopJob',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.FromString,
                 _registered_method=True)
         self.ResumeJob = channel.unary_unary(
                 '/lowdimfa.v1.Coordinator/ResumeJob',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
         self.GetLogs = channel.unary_stream(
                 '/lowdimfa.v1.Coordinator/GetLogs',
-                request_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.FromString,
                 _registered_method=True)
 
 
@@ -182,38 +182,38 @@ def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'SubmitJob': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitJob,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.SerializeToString,
             ),
             'StopJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StopJob,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.SerializeToString,
             ),
             'ResumeJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeJob,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.SerializeToString,
             ),
             'GetLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.GetLogs,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -255,8 +255,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/SubmitJob',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.SubmitJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -282,8 +282,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/GetJob',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -309,8 +309,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/ListJobs',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ListJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -336,8 +336,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/WatchJob',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.WatchJobRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.JobEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -363,8 +363,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/StopJob',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.StopJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -390,8 +390,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/ResumeJob',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -417,8 +417,8 @@ class Coordinator(object):
             request,
             target,
             '/lowdimfa.v1.Coordinator/GetLogs',
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.GetLogsRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_coordinator__pb2.LogLine.FromString,
             options,
             channel_credentials,
             insecure,

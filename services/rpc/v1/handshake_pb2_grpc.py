@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from services.rpc.v1 import handshake_pb2 as services_dot_rpc_dot_v1_dot_handshake__pb2
+from lowdimfa.services.rpc.v1 import handshake_pb2 as lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2
 
 GRPC_GENERATED_VERSION = '1.71.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in services/rpc/v1/handshake_pb2_grpc.py depends on'
+        + f' but the generated code in lowdimfa/services/rpc/v1/handshake_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -41,8 +41,8 @@ class HandshakeStub(object):
         """
         self.Hello = channel.unary_unary(
                 '/lowdimfa.v1.Handshake/Hello',
-                request_serializer=services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.SerializeToString,
-                response_deserializer=services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.FromString,
+                request_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.SerializeToString,
+                response_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.FromString,
                 _registered_method=True)
 
 
@@ -66,8 +66,8 @@ def add_HandshakeServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Hello': grpc.unary_unary_rpc_method_handler(
                     servicer.Hello,
-                    request_deserializer=services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.FromString,
-                    response_serializer=services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.SerializeToString,
+                    request_deserializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.FromString,
+                    response_serializer=lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -100,8 +100,8 @@ class Handshake(object):
             request,
             target,
             '/lowdimfa.v1.Handshake/Hello',
-            services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.SerializeToString,
-            services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.FromString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloRequest.SerializeToString,
+            lowdimfa_dot_services_dot_rpc_dot_v1_dot_handshake__pb2.HelloReply.FromString,
             options,
             channel_credentials,
             insecure,

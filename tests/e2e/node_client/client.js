@@ -16,7 +16,7 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
 const proto = process.env.LOWDIMFA_PROTO || path.join(__dirname, '..', '..', '..', 'proto');
-const definition = loader.loadSync('services/rpc/v1/coordinator.proto', {
+const definition = loader.loadSync('lowdimfa/services/rpc/v1/coordinator.proto', {
   includeDirs: [proto],
   enums: String,
   longs: Number,

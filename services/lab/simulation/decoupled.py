@@ -1,0 +1,129 @@
+"""The method in simulated time: every block driven by the schedule that drives it in a run."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from lowdimfa.services.block.instructions import (
+    ActivationArrived,
+    ApplyStep,
+    Compute,
+    Done,
+    ErrorArrived,
+    Event,
+    Finished,
+    Instruction,
+    Policy,
+    Publish,
+    RunForward,
+    RunUpdate,
+    Send,
+    Wait,
+)
+from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.services.lab.simulation.machine import Machine
+
+
+class DecoupledBlock:
+    """One block's compute thread: it carries out instructions one after the other, as a run's `Runner` does.
+
+    Parameters
+    ----------
+    machine
+        Where it computes.
+    index
+        Of the block.
+    steps
+        Steps of the run.
+    blocks
+        All blocks by index, this one among them once all are made.
+    """
+
+    def __init__(self, machine: Machine, index: int, steps: int, blocks: list[DecoupledBlock]) -> None:
+        setting = machine.setting
+        self._machine = machine
+        self._index = index
+        self._blocks = blocks
+        self._costs = setting.blocks[index]
+        self._head = index == len(setting.blocks) - 1
+        self._samples = setting.microbatch_size
+        self._inbox: deque[Event] = deque()
+        self._waits = False
+        window = setting.window or setting.microbatches * (setting.staleness + 1)
+        policy = Policy(index == 0, self._head, setting.microbatches, window, setting.staleness)
+        self._schedule = Schedule(policy, 0, steps)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._carry_out(self._schedule.start())
+
+    def receive(self, event: Event) -> None:
+        """Take what a message brings, at once or after the present computation."""
+        if self._waits:
+            self._tell(event)
+        else:
+            self._inbox.append(event)
+
+    def _tell(self, event: Event) -> None:
+        instructions = self._schedule.handle(event)
+        if instructions:
+            self._waits = False
+            self._carry_out(instructions)
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        """Begin the first of some instructions; the others follow when it has ended."""
+        match instructions[0]:
+            case Done():
+                return
+            case Wait():
+                self._wait()
+            case Send() | Publish() as message:
+                self._machine.send(self._index, self._sent, message, instructions[1:])
+            case RunForward() | RunUpdate() | ApplyStep() as work:
+                self._machine.compute(self._index, self._seconds(work), self._computed, work)
+
+    def _seconds(self, work: Compute) -> float:
+        match work:
+            case RunForward():
+                return self._costs.forward + (self._costs.update if self._head else 0.0)
+            case RunUpdate():
+                return self._costs.update
+            case ApplyStep():
+                return self._costs.step
+
+    def _wait(self) -> None:
+        self._waits = True
+        while self._waits and self._inbox:
+            self._tell(self._inbox.popleft())
+
+    def _computed(self, work: Compute) -> None:
+        match work:
+            case RunForward() if not self._head:
+                self._machine.keeps(self._index, 1)
+            case RunUpdate():
+                self._machine.keeps(self._index, -1)
+            case ApplyStep():
+                self._machine.stepped(self._index)
+        while self._inbox:
+            self._schedule.handle(self._inbox.popleft())
+        self._carry_out(self._schedule.handle(Finished(work)))
+
+    def _sent(self, message: Send | Publish, rest: list[Instruction]) -> None:
+        """Let the message go; the head's goes to every other block, one copy each."""
+        uplink, setting = self._machine.uplinks[self._index], self._machine.setting
+        if isinstance(message, Send):
+            size = self._samples * setting.activation_bytes[self._index]
+            uplink.send(size, self._blocks[self._index + 1].receive, ActivationArrived(message.ticket))
+        else:
+            error = ErrorArrived(message.ticket, "train")
+            for block in self._blocks[:-1]:
+                uplink.send(self._samples * setting.error_bytes, block.receive, error)
+        self._carry_out(rest)
+
+
+def start_decoupled(machine: Machine, steps: int) -> None:
+    """Start a run of so many steps."""
+    blocks: list[DecoupledBlock] = []
+    blocks += [DecoupledBlock(machine, index, steps, blocks) for index in range(len(machine.setting.blocks))]
+    for block in blocks:
+        block.start()

@@ -1,0 +1,120 @@
+"""Make the reference of the specification from its schema: ``python -m tools.configuration_page [--check]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lowdimfa.services.spec.expectations import ROOT, Schema, describe, keys, resolved
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+_INTRODUCTION = """\
+<!-- Made by `python -m tools.configuration_page` from services/spec/schema.py: change it there. -->
+# Configuration
+
+A run is defined by one YAML file, its specification. `model`, `data` and `train` are required; every other
+section may be left out, and so may every key that has a default. The smallest one:
+
+```yaml
+model:
+  factory: lowdimfa.models:mlp
+  args: {in_features: 64, width: 128, depth: 3, classes: 10}
+  blocks: 4
+data:
+  factory: lowdimfa.data:digits
+train:
+  epochs: 10
+```
+
+The folder `examples` has one for each model and data set that comes with the project, and one that brings its
+own.
+
+## Factories
+
+Models, data, optimisers, schedules and losses are named by import path, `package.module:name` or
+`package.module.name`, and called with their `args`. Beside installed packages, modules in the folder of the
+specification can be named. `args` are free-form: whatever the factory takes, as plain YAML.
+
+## Overrides
+
+`--set a.b=value` replaces one setting, or adds it. It may be given more than once, reaches into `args`, and
+takes any YAML value:
+
+```
+--set train.batch_size=256 --set model.args.channels=[16,32] --set train.per_block.0.grad_clip=1.0
+--set train.epochs=null --set train.steps=100
+```
+
+## What is refused
+
+Unknown keys, keys that come twice, values of another type (`"3"` is not an integer, and neither is `true`),
+and settings that don't go together. The message names file and key, what was found and what was expected.
+
+The YAML is that of PyYAML, version 1.1, without its traps: `1e-3` is a number, `1:30` and dates are strings, and
+a number with a leading zero such as `012` is refused, as it may mean 10 or 12. `yes`, `no`, `on` and `off` are
+`true` and `false`, and the word itself where a setting has it, as `run.metrics: off`. Inside `args` quote such a
+word if a string is meant.
+
+## Paths
+
+`run.storage` may begin with `~` and may name variables of the environment, as `$HOME/runs` or `${SCRATCH}/runs`.
+One that isn't set is refused.
+"""
+
+
+def render_reference() -> str:
+    """Return the reference, Markdown with a table for each section."""
+    parts = [_INTRODUCTION]
+    for section, schema in ROOT["properties"].items():
+        rows = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in _rows(schema, ""))
+        purpose = resolved(schema)["description"]
+        parts.append(f"## `{section}`\n\n{purpose}\n\n{_HEADER}\n{rows}\n")
+    return "\n".join(parts)
+
+
+_HEADER = "| key | type | default | meaning |\n| --- | --- | --- | --- |"
+
+
+def _rows(section: Schema, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield key, type, default and meaning of each key of a section, nested keys after their parent."""
+    section = resolved(section)
+    for name, schema in section["properties"].items():
+        default = "required" if name in section.get("required", ()) else f"`{_inline(schema['default'])}`"
+        yield f"`{prefix}{name}`", describe(schema), default, schema["description"]
+        if keys(schema):
+            yield from _rows(schema, f"{prefix}{name}.")
+        items = schema.get("additionalProperties", {})
+        if keys(items):
+            yield from _rows(items, f"{prefix}{name}.<index>.")
+        if keys(schema.get("items", {})):
+            yield from _rows(schema["items"], f"{prefix}{name}[].")
+
+
+def _inline(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """Write the reference, or with ``--check`` say whether it is up to date; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.configuration_page", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
+    reference = render_reference()
+    if not parser.parse_args().check:
+        REFERENCE.write_text(reference, encoding="utf-8")
+    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != reference:
+        print(f"{REFERENCE.name} is out of date: run python -m tools.configuration_page", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
