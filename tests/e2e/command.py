@@ -44,9 +44,9 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | more
 
 
-def lowdimfa(*arguments: object, cwd: Path | None = None, **more: str) -> Outcome:
+def lowdimfa(*arguments: object, cwd: Path | None = None, command: Path = COMMAND, **more: str) -> Outcome:
     done = subprocess.run(
-        [COMMAND, *map(str, arguments)],
+        [command, *map(str, arguments)],
         cwd=cwd,
         env=environment(**more),
         stdin=subprocess.DEVNULL,

@@ -21,15 +21,15 @@ START_SECONDS = 240
 class Service:
     """A coordinator's process, which can be killed and started again, and its clients."""
 
-    def __init__(self, folder: Path, forks: Forks, *arguments: object) -> None:
+    def __init__(self, folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND) -> None:
         self.storage = folder / "runs"
-        self._folder, self._forks, self._arguments = folder, forks, arguments
+        self._folder, self._forks, self._arguments, self._command = folder, forks, arguments, command
         self._port = "0"
         self.start()
 
     def start(self) -> None:
         """Start it, on the same port after the first time."""
-        command = [COMMAND, "serve", "--format", "json", "--port", self._port, "--http-port", "0"]
+        command = [self._command, "serve", "--format", "json", "--port", self._port, "--http-port", "0"]
         command += ["--storage", self.storage, "--liveness", "60", *self._arguments]
         with (self._folder / "serve.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -85,9 +85,9 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, forks: Forks, *arguments: object) -> Iterator[Service]:
+def service(folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND) -> Iterator[Service]:
     """Run a service, and leave no process of it or of its cluster behind."""
-    running = Service(folder, forks, *arguments)
+    running = Service(folder, forks, *arguments, command=command)
     try:
         yield running
     finally:

@@ -161,7 +161,10 @@ def stack() -> Iterator[Stack]:
         for part in PARTS:
             if (ROOT / part).is_dir():
                 shutil.copytree(
-                    ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.whl")
+                    ROOT / part,
+                    folder / part,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns("__pycache__", "*.whl"),
                 )
             else:
                 shutil.copy(ROOT / part, folder / part)
