@@ -18,10 +18,10 @@ COMMAND = [sys.executable, "-m", "benchmarks.throughput", "--networks", "tiny"]
 SYSTEMS = ("lowdimfa-s1", "single-1", "1f1b", "limit")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_systems_are_measured_side_by_side() -> None:
     command = [*COMMAND, "--rounds", "1", "--steps", "3", "--systems", ",".join(SYSTEMS), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["not_measured"] == {}
@@ -35,7 +35,7 @@ def test_systems_are_measured_side_by_side() -> None:
     assert 0 < found["transport_cpu_ms_per_microbatch"] < 100
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_what_was_started_ends_with_a_measurement_that_is_ended() -> None:
     command = [*COMMAND, "--rounds", "100000", "--steps", "1", "--systems", "single-1,1f1b,limit"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as measuring:
@@ -44,5 +44,5 @@ def test_what_was_started_ends_with_a_measurement_that_is_ended() -> None:
         started = psutil.Process(measuring.pid).children(recursive=True)
         assert len(started) == 5
         measuring.terminate()
-        assert measuring.wait(60) == 128 + signal.SIGTERM
+        assert measuring.wait(200) == 128 + signal.SIGTERM
         assert not [process for process in started if process.is_running()]

@@ -24,7 +24,7 @@ FLOORS = (
 )
 """From the ground up. A room may use its own modules and those of the floors below."""
 
-LIBRARY_ONLY = {"torch", "numpy", "sklearn", "PIL"}
+LIBRARY_ONLY = {"torch", "numpy", "PIL"}
 """What `lowdimfa` may import besides itself and the standard library; all but torch for reading data."""
 
 ABOVE = {
