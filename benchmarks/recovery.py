@@ -1,8 +1,8 @@
-"""What losses cost: seconds until training goes on, steps that are lost, accuracy that is reached, replicas' price.
+"""What losses cost: seconds until training goes on, steps that are lost, accuracy that is reached, snapshots' price.
 
 ``python -m benchmarks.recovery`` trains 4 blocks on the digits, each an actor on one Ray cluster of this machine. For
 each seed: undisturbed in process, then on Ray with ``rejoin`` and with ``restart``, while every block in turn, the head
-included, is killed (SIGKILL) at a random step drawn from the seed. What replicas cost a step is measured in pairs of
+included, is killed (SIGKILL) at a random step drawn from the seed. What snapshots cost a step is measured in pairs of
 undisturbed runs on Ray, with and without them, in changing order.
 """
 
@@ -37,7 +37,7 @@ SPECIFICATION: dict[str, Any] = {
         "liveness_seconds": 30.0,
         "evaluate_every_epochs": 0,
         "checkpoint_every": 50,
-        "replica_every": 20,
+        "snapshot_every": 20,
         "max_recoveries": 1000,
     },
 }
@@ -86,7 +86,7 @@ def train(
 def measure(seeds: int, count: int, steps: int, pairs: int) -> dict[str, Any]:
     """Run everything and return the result with the configuration that made it."""
     policies: dict[str, list[Run]] = {"undisturbed": [], "rejoin": [], "restart": []}
-    replicas: list[float] = []
+    snapshots: list[float] = []
     disconnect = start_ray(None, blocks=BLOCKS)
     try:
         with tempfile.TemporaryDirectory() as place:
@@ -104,7 +104,7 @@ def measure(seeds: int, count: int, steps: int, pairs: int) -> dict[str, Any]:
                     policy: train(root / f"pair-{pair}-{policy}", 0, steps, policy)["milliseconds_per_step"]
                     for policy in order
                 }
-                replicas.append(cost["rejoin"] / cost["fail"])
+                snapshots.append(cost["rejoin"] / cost["fail"])
     finally:
         disconnect()
     same = [
@@ -125,7 +125,7 @@ def measure(seeds: int, count: int, steps: int, pairs: int) -> dict[str, Any]:
             for policy, runs in policies.items()
         },
         "restart_same_bits": same,
-        "replicas_ratio": replicas,
+        "snapshots_ratio": snapshots,
     }
 
 
@@ -163,14 +163,14 @@ def table(result: Mapping[str, Any]) -> str:
         "steps it lacks: median, most",
         "others",
     )
-    ratios = result["replicas_ratio"]
+    ratios = result["snapshots_ratio"]
     return "\n\n".join(
         [
             markdown_table(("run", "test accuracy, %", "kills in all"), accuracies),
             markdown_table(header, rows),
             f"restart gave the bits of the undisturbed run: {sum(result['restart_same_bits'])} of "
             f"{len(result['restart_same_bits'])} runs",
-            f"step with replicas over step without: {statistics.median(ratios):.3f} (median of {len(ratios)}, "
+            f"step with snapshots over step without: {statistics.median(ratios):.3f} (median of {len(ratios)}, "
             f"{min(ratios):.3f} to {max(ratios):.3f})",
         ]
     )
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="kills in each of them (default %(default)s)")
     parser.add_argument("--steps", type=int, default=600, help="steps of each run (default %(default)s)")
     parser.add_argument(
-        "--pairs", type=int, default=5, help="pairs for the replicas' price (default %(default)s)"
+        "--pairs", type=int, default=5, help="pairs for the snapshots' price (default %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")

@@ -16,7 +16,7 @@ from lowdimfa.services.block.activations import SampleLimit
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.block.instructions import Policy
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.handshake import Hello, SampleType
 from lowdimfa.services.rpc.seats import Seating
 from lowdimfa.services.run.checkpoint import CheckpointStore
@@ -42,7 +42,7 @@ class Own:
     """The state that the block itself has after its last applied step; what it had begun since is dropped."""
 
 
-Source = Checkpointed | Replica | Own
+Source = Checkpointed | Snapshot | Own
 """Where a block takes its state from."""
 
 
@@ -79,7 +79,7 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
         case Own():
             tensors, scalars = before.state()
             stage.load({name: value.detach().clone() for name, value in tensors.items()}, scalars)
-        case Replica():
+        case Snapshot():
             source.restore(stage)
         case Checkpointed(step) if step is not None:
             load_stage(stage, CheckpointStore(Path(run_dir)).load(step))

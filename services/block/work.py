@@ -21,7 +21,7 @@ from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
 from lowdimfa.services.block.faults import FaultInjector
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.outbox import Delivery
-from lowdimfa.services.block.replica import ReplicaShelf
+from lowdimfa.services.block.snapshot import SnapshotShelf
 from lowdimfa.services.broadcast.subscriber import ErrorVector
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
@@ -66,10 +66,10 @@ class Work:
         Gets what was done when.
     faults
         What is to go wrong.
-    replicas
+    snapshots
         Gets copies of the state, or None.
     patience
-        Seconds within which a replica has to be kept.
+        Seconds within which a snapshot has to be kept.
     copies, outbox
         Between the block's device and the host, and from there to the neighbours.
     on_step
@@ -83,7 +83,7 @@ class Work:
         data: Reader | None,
         observer: Observer,
         faults: FaultInjector,
-        replicas: ReplicaShelf | None,
+        snapshots: SnapshotShelf | None,
         patience: float,
         copies: Copies,
         outbox: Delivery,
@@ -96,7 +96,7 @@ class Work:
         self._drawn: dict[Ticket, _Drawn] = {}
         self._observer = observer
         self._faults = faults
-        self._replicas = replicas
+        self._snapshots = snapshots
         self._patience = patience
         self._copies, self._outbox = copies, outbox
         self._activations: dict[Ticket, tuple[Activation, OnDevice]] = {}
@@ -115,9 +115,9 @@ class Work:
             self._errors[message.ticket, message.kind] = self._copies.to_device(message.error)
 
     def begin(self, step: int) -> None:
-        """Make the replica that is due before the first step."""
-        if self._replicas is not None:
-            self._replicas.offer(self.stage, step)
+        """Make the snapshot that is due before the first step."""
+        if self._snapshots is not None:
+            self._snapshots.offer(self.stage, step)
 
     def forward(self, ticket: Ticket, probe: bool) -> None:
         """Run the forward pass, and keep what is to be sent."""
@@ -147,27 +147,27 @@ class Work:
         self._block.receive_error(ticket, error, kind)
 
     def apply(self, step: int) -> None:
-        """Let the optimiser apply a step, and make the replica that is due after it.
+        """Let the optimiser apply a step, and make the snapshot that is due after it.
 
         Raises
         ------
         PeerError
-            The last replica was not taken in time.
+            The last snapshot was not taken in time.
         NotFiniteError
             Something in one of the head's forwards was not finite. (What a block forwards is looked at before it is
             sent, and without that no error comes back.)
         """
-        if self._replicas is not None and not self._replicas.settled(self._patience):
+        if self._snapshots is not None and not self._snapshots.settled(self._patience):
             raise PeerError(
-                f"block {self.stage.index} has waited {self._patience:g} s for the trainer to keep its last replica",
+                f"block {self.stage.index} has waited {self._patience:g} s for the trainer to keep its last snapshot",
                 block=self.stage.index,
                 step=step,
                 setting="run.liveness_seconds",
             )
         result = self._result(step)
         self.stage.step()
-        if self._replicas is not None:
-            self._replicas.offer(self.stage, step + 1)
+        if self._snapshots is not None:
+            self._snapshots.offer(self.stage, step + 1)
         if result is not None:
             self._observer.trained(result)
             self._on_step(result)

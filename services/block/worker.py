@@ -37,8 +37,8 @@ from lowdimfa.services.block.last_words import LastWords, stacks
 from lowdimfa.services.block.links import Links
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.outbox import delivery_for
-from lowdimfa.services.block.replica import Replica, ReplicaShelf
 from lowdimfa.services.block.runner import BlockRunner
+from lowdimfa.services.block.snapshot import Snapshot, SnapshotShelf
 from lowdimfa.services.block.summation import Layout
 from lowdimfa.services.block.work import Work
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
@@ -114,7 +114,7 @@ class BlockWorker:
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
         self._faults = FaultInjector(self._specification.drill.faults, job.index, run_dir, job.rank)
-        self._replicas = ReplicaShelf(run.replica_every) if run.on_failure == "rejoin" else None
+        self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
         self._exporter, self._metrics_address = self._serve_metrics(host)
         timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
@@ -160,7 +160,7 @@ class BlockWorker:
             self._data,
             self._observer,
             self._faults,
-            self._replicas,
+            self._snapshots,
             patience,
             self._copies,
             self._outbox,
@@ -280,9 +280,9 @@ class BlockWorker:
         queues = {"inbox": len(self._inbox)} | self._links.counts.queues()
         return LastWords(str(self._observer.activity), tuple(self._observer.recent), queues, stacks())
 
-    def next_replica(self, kept: int, patience: float) -> Replica | None:
-        """Return the replica after the one of step ``kept``, or None if there is none within ``patience`` seconds."""
-        return None if self._replicas is None else self._replicas.fetch(kept, patience)
+    def next_snapshot(self, kept: int, patience: float) -> Snapshot | None:
+        """Return the snapshot after the one of step ``kept``, or None if there is none within ``patience`` seconds."""
+        return None if self._snapshots is None else self._snapshots.fetch(kept, patience)
 
     def save(self, directory: str, step: int) -> dict[str, Any]:
         """Write the state after a step into a checkpoint's directory and return its manifest entry.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowdimfa.services.trainer.events import Event, to_json
+from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.monitoring.line_file import to_json
 
 QUIET_SECONDS = 5.0
 """Pause between progress lines where the output is not a terminal."""
@@ -185,7 +187,7 @@ def _numbers(event: Event) -> list[Number]:
     return [
         Number(f"{event['step']:,}/{event['steps']:,}", 0),
         Number(f"epoch {event['epoch']}", 4),
-        Number(f"loss {event['loss']:.4f}", 1),
+        Number(f"loss {_loss(event['loss'])}", 1),
         *([] if accuracy is None else [Number(f"accuracy {100 * accuracy:5.1f} %", 3)]),
         Number(f"{event['samples_per_second']:,.0f}/s", 5),
         *([] if seconds is None else [Number(f"{_clock(seconds)} left", 2)]),
@@ -194,11 +196,13 @@ def _numbers(event: Event) -> list[Number]:
 
 def _evaluated(event: Event) -> str:
     accuracy = "" if event["test_accuracy"] is None else f", accuracy {100 * event['test_accuracy']:.2f} %"
-    return f"test at step {event['step']:,}: loss {event['test_loss']:.4f}{accuracy}"
+    return f"test at step {event['step']:,}: loss {_loss(event['test_loss'])}{accuracy}"
 
 
 def _alignment(event: Event) -> str:
-    angles = ", ".join(f"block {entry['block']} {entry['angle_degrees']:.0f}°" for entry in event["blocks"])
+    angles = ", ".join(
+        f"block {entry['block']} {_number_of(entry['angle_degrees']):.0f}°" for entry in event["blocks"]
+    )
     return f"angle between update and true gradient: {angles}"
 
 
@@ -259,9 +263,18 @@ def _finished(event: Event) -> str:
         "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
     )
     return (
-        f"finished: {accuracy}test loss {event['test_loss']:.4f} after {event['steps']:,} steps in "
+        f"finished: {accuracy}test loss {_loss(event['test_loss'])} after {event['steps']:,} steps in "
         f"{_clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
     )
+
+
+def _loss(value: float | None) -> str:
+    return f"{_number_of(value):.4f}"
+
+
+def _number_of(value: float | None) -> float:
+    """Return a number of an event; JSON, by which events travel, has null for one that isn't finite."""
+    return math.nan if value is None else value
 
 
 def _clock(seconds: float) -> str:

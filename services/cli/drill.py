@@ -28,9 +28,10 @@ from lowdimfa.services.lab.drill.report import (
     summary_rows,
 )
 from lowdimfa.services.lab.drill.round import Round
+from lowdimfa.services.monitoring.journal import Sink
+from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.spec import load_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer, Result
-from lowdimfa.services.trainer.events import Sink, to_json
 from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
 from lowdimfa.services.trainer.stopping import stopped
 

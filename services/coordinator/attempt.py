@@ -39,10 +39,6 @@ class RunRequests:
     storage: Path
     metrics: Literal["loopback", "node"]
 
-    def log_of(self, job: Job) -> Path:
-        """Return the log of a job's events."""
-        return Path(job.run_dir) / "events.jsonl"
-
     def make(
         self, job: Job, submission: Submission, lost_at: float | None = None, *, ready: bool = False
     ) -> RunRequest:

@@ -11,11 +11,12 @@ from lowdimfa.services.coordinator.attempt import LAST_EVENTS, RunRequests
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.load import parse_text
 from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
-from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import stopped
 
 GAVE_UP = "the trainer gave up"
@@ -69,17 +70,17 @@ class Recoveries:
         return self._begin(job, specification, reason)
 
     def _begin(self, job: Job, specification: Specification, reason: str) -> Event | None:
-        log = self._requests.log_of(job)
-        budget = RecoveryBudget.of(specification, time.time, recoveries_in(log))
+        journal = Journal(Path(job.run_dir))
+        budget = RecoveryBudget.of(specification, time.time, recoveries_in(journal))
         pause = budget.spend()
         if pause is None:
             error = PeerError(
                 f"{budget.used_up(reason)}; 'lowdimfa resume {job.id}' goes on from its last checkpoint, if it has one",
                 setting="run.max_recoveries",
             )
-            return _note(log, "failed", **error.as_event())
+            return _note(journal, "failed", **error.as_event())
         _note(
-            log,
+            journal,
             "recovering",
             policy="restart",
             blocks=[],
@@ -110,14 +111,10 @@ class Recoveries:
         return None if event is None else float(event["time"])
 
 
-def _note(log: Path, event: str, **fields: Any) -> Event:
-    """Add an event to the log of a run that nobody works on."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    events = EventLog(log)
-    try:
-        return events.emit(event, **fields)
-    finally:
-        events.close()
+def _note(journal: Journal, event: str, **fields: Any) -> Event:
+    """Add an event to the journal of a run that nobody works on."""
+    with opened(journal):
+        return journal.emit(event, **fields)
 
 
 def _may_pass(job: Job, look: Look, outcome: Event) -> bool:

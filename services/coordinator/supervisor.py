@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lowdimfa.services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
@@ -15,7 +16,7 @@ from lowdimfa.services.coordinator.queue import start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
 from lowdimfa.services.coordinator.store import JobStore
-from lowdimfa.services.coordinator.tail import read_tail
+from lowdimfa.services.monitoring.journal import Journal, Position
 
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
@@ -182,14 +183,17 @@ class Supervisor:
         """Bring the store up to the run's log."""
         starting = job.state is JobState.starting
         # No further than the start, which changes the job's state: watchers see all that in its order.
-        tail = read_tail(self._requests.log_of(job), job.log_position, "started" if starting else "")
-        if tail.position == job.log_position:
+        before = Position(job.log_position)
+        events, position, more = Journal(Path(job.run_dir)).after(
+            before, through="started" if starting else ""
+        )
+        if position is None or position == before:
             return job
-        job = self._store.append(job.id, tail.events, tail.position)
-        if starting and any(event["event"] == "started" for event in tail.events):
+        job = self._store.append(job.id, events, position.byte)
+        if starting and any(event["event"] == "started" for event in events):
             job = self._store.transition(job.id, JobState.running, "")
         self._on_change(job.id)
-        if tail.more:
+        if more:
             self._woken.set()
         return job
 

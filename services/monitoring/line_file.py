@@ -1,12 +1,15 @@
-"""A file of lines that a full disk neither tears nor loses."""
+"""A file of lines that a full disk neither tears nor loses, and what its lines hold."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 WAITING_BYTES = 16 << 20
 """Most that waits in memory for room on the disk."""
@@ -65,8 +68,8 @@ class LineFile:
         self._descriptor: int | None = None
         self._half_line = False
 
-    def open(self) -> None:
-        """Open the file before there is something to write.
+    def open(self) -> int:
+        """Open the file before there is something to write, and return its descriptor.
 
         Raises
         ------
@@ -82,6 +85,7 @@ class LineFile:
                 os.close(descriptor)
                 raise
             self._descriptor = descriptor
+        return self._descriptor
 
     def write(self, text: str) -> None:
         """Append whole lines, at once or as soon as there is room."""
@@ -112,27 +116,38 @@ class LineFile:
         self._waiting[:0] = self._on_trouble(reason + again).encode()
         self._outages = 0
 
-    def close(self) -> None:
-        """Write what waits, or give it up if there is no room, and close the file."""
+    def waiting(self) -> bytes:
+        """Return what the next write will add to the file, as soon as there is room."""
+        return self._head() + bytes(self._waiting) if self._waiting else b""
+
+    def close(self) -> bytes:
+        """Write what waits, or give it up if there is no room, and close the file; return what was given up."""
         self.flush()
+        given_up = self.waiting()
         self.missing += self._waiting.count(b"\n")
         self._waiting.clear()
         self._release()
+        return given_up
+
+    def _ending(self) -> bytes:
+        return b"\n" if self._half_line else b""
+
+    def _head(self) -> bytes:
+        """Return what stands before the lines that wait: the end of half a line, the note on those given up."""
+        return self._ending() + (self._gap(self._untold).encode() if self._untold else b"")
 
     def _write_out(self) -> None:
-        self.open()
-        assert self._descriptor is not None
-        ending = b"\n" if self._half_line else b""
-        head = ending + self._gap(self._untold).encode() if self._untold else ending
+        descriptor = self.open()
+        ending, head = self._ending(), self._head()
         data = head + self._waiting[: self._waiting.find(b"\n", _AT_ONCE) + 1 or None]
-        start = os.lseek(self._descriptor, 0, os.SEEK_END)
+        start = os.lseek(descriptor, 0, os.SEEK_END)
         written = 0
         try:
             while written < len(data):
-                written += os.write(self._descriptor, memoryview(data)[written:])
+                written += os.write(descriptor, memoryview(data)[written:])
         finally:
             # A Ctrl-C may have come before the last count was kept.
-            written = max(written, os.lseek(self._descriptor, 0, os.SEEK_CUR) - start)
+            written = max(written, os.lseek(descriptor, 0, os.SEEK_CUR) - start)
             whole = data.rfind(b"\n", 0, written) + 1
             if whole >= len(ending):
                 self._half_line = False
@@ -142,7 +157,7 @@ class LineFile:
             if whole < written:
                 # Should this fail as well, the half line is ended when the file is opened again.
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._descriptor, start + whole)
+                    os.ftruncate(descriptor, start + whole)
 
     def _keep_limit(self) -> None:
         excess = len(self._waiting) - self._limit
@@ -163,3 +178,51 @@ class LineFile:
 def _ends_in_half_line(descriptor: int) -> bool:
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def objects_in(path: Path, marks: Collection[bytes] = ()) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield the byte of each line of a file and the JSON object in it, None if there is none; no file has no lines.
+
+    Parameters
+    ----------
+    path
+        The file.
+    marks
+        Only lines that have one of these in them; all if empty.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    byte = 0
+    with file:
+        for line in file:
+            if not marks or any(mark in line for mark in marks):
+                yield byte, object_in(line)
+            byte += len(line)
+
+
+def object_in(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a line holds; None if it holds none."""
+    try:
+        found = json.loads(line.decode())
+        if b"\\u" in line:  # half of a surrogate pair, which JSON can escape, can be stored and sent nowhere
+            json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def to_json(found: dict[str, Any]) -> str:
+    """Return an object as one line of JSON; numbers that aren't finite, which JSON doesn't have, become null."""
+    return json.dumps({key: _finite(value) for key, value in found.items()}, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

@@ -88,7 +88,7 @@ class RunSection(Section):
         "fail",
         description="What happens when a block is lost. `fail`: the run ends, and can be resumed from its last "
         "checkpoint. `restart`: all blocks go back to the last complete checkpoint. `rejoin`: only the lost block is "
-        "replaced, from its newest replica, while the others keep their state and wait. With `restart` and `rejoin` "
+        "replaced, from its newest snapshot, while the others keep their state and wait. With `restart` and `rejoin` "
         "a lost trainer too is replaced, from the last checkpoint.",
     )
     max_recoveries: int = Field(
@@ -99,10 +99,10 @@ class RunSection(Section):
     recovery_window_seconds: float = Field(
         600.0, gt=0, description="Time after which a recovery no longer counts against `max_recoveries`."
     )
-    replica_every: int = Field(
+    snapshot_every: int = Field(
         20,
         ge=1,
-        description="Optimiser steps between the replicas of its state that a block keeps outside its own process "
+        description="Optimiser steps between the snapshots of its state that a block keeps outside its own process "
         "with `on_failure: rejoin`: the most of its own steps that a lost block loses.",
     )
     liveness_seconds: float = Field(

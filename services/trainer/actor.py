@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from lowdimfa.errors import LowdimfaError, StoppedError, unforeseen
-from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.monitoring.journal import Event, Journal, News, Position, Sink
 from lowdimfa.services.trainer.execute import RunRequest, execute
 from lowdimfa.services.trainer.places import free_places
 from lowdimfa.services.trainer.silence import longest_silence
 from lowdimfa.services.trainer.stopping import StopRequest
-
-KEPT_EVENTS = 10_000
-"""Events that wait in the trainer for whoever follows it; a run that nobody follows must not fill the memory."""
 
 Outcome = Event | LowdimfaError
 """What a run returns: its ``finished`` event, or the error that ended it."""
 
 
 class TrainerHost:
-    """Runs one request, once, and keeps its latest events for whoever watches."""
+    """Runs one request, once, and reads its journal to whoever follows: they may not have its disk."""
 
     def __init__(self) -> None:
         self._stop = StopRequest()
         self._outcome: Outcome | None = None
-        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
-        self._seen = 0
-        self._changed = threading.Condition()
+        self._journal: Journal | None = None
+        self._begun = threading.Event()
 
     @ray.method(concurrency_group="run")
     def fit(self, request: RunRequest) -> Outcome:
@@ -47,7 +41,9 @@ class TrainerHost:
 
     def _run(self, request: RunRequest) -> Outcome:
         try:
-            return execute(request, self._keep, self._stop, own_process=True)
+            self._journal = request.journal()
+            self._begun.set()
+            return execute(request, self._journal, self._stop, own_process=True)
         except StoppedError as error:
             return error
         except LowdimfaError as error:
@@ -69,17 +65,11 @@ class TrainerHost:
         self._stop.make()
 
     @ray.method(concurrency_group="io")
-    def events(self, cursor: int, patience: float) -> list[Event]:
-        """Return the events from a position on, waiting up to ``patience`` seconds for the first."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._seen > cursor, patience)
-            return list(self._events)[min(0, cursor - self._seen) or len(self._events) :]
-
-    def _keep(self, event: Event) -> None:
-        with self._changed:
-            self._events.append(event)
-            self._seen += 1
-            self._changed.notify_all()
+    def events(self, position: Position | None, patience: float) -> News:
+        """Return what the run added to its journal after a position, waiting up to ``patience`` seconds for the first."""
+        if not self._begun.wait(patience) or self._journal is None:
+            return News([], position, False)
+        return self._journal.after(position, patience)
 
 
 TrainerActor: Any = ray.remote(
@@ -94,9 +84,7 @@ def end(trainer: Any) -> None:
     free_places(trainer._actor_id.hex())
 
 
-def follow(
-    trainer: Any, running: Any, sink: Callable[[Event], None], stop: StopRequest, liveness: float
-) -> Outcome:
+def follow(trainer: Any, running: Any, sink: Sink, stop: StopRequest, liveness: float) -> Outcome:
     """Hand every event of a running job to a sink, pass a request to stop on, and return what the job returns.
 
     Raises
@@ -104,18 +92,19 @@ def follow(
     RayError
         The trainer's process was lost; a `GetTimeoutError` if it gives no answer for longer than it may.
     """
-    cursor = 0
+    position: Position | None = None
     started = ended = asked = False
     while True:
         patience = longest_silence(liveness, started)
         if stop.made and not asked:
             asked = True
             ray.get(trainer.stop.remote(), timeout=patience)
-        for event in ray.get(trainer.events.remote(cursor, 0.0 if ended else 0.5), timeout=patience):
-            cursor += 1
+        call = trainer.events.remote(position, 0.0 if ended else 0.5)
+        events, position, more = ray.get(call, timeout=patience)
+        for event in events:
             started = started or event["event"] == "started"
             sink(event)
-        if ended:
+        if ended and not more:
             return ray.get(running)  # type: ignore[no-any-return]
         done, _ = ray.wait([running], timeout=0)
         ended = bool(done)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, load_specification, parse_specification
-from lowdimfa.services.trainer.events import Event, EventLog, Sink
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
-from lowdimfa.services.trainer.run_dir import new_run_dir, require_run_dir, reserved, targets_file
+from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 
@@ -137,7 +137,7 @@ class DecoupledTrainer:
         """
         with self._own_directory():
             finished = (
-                execute(self.request, self._on_event, self._stop)
+                execute(self.request, self.request.journal(self._on_event), self._stop)
                 if self.request.engine == "local"
                 else self._fit_on_ray()
             )
@@ -197,6 +197,5 @@ class DecoupledTrainer:
         path = Path(self.request.run_dir)
         targets_file(path).unlink(missing_ok=True)
         if path.is_dir():
-            log = EventLog(path / "events.jsonl")
-            log.emit("failed", **stopped(path).as_event())
-            log.close()
+            with opened(self.request.journal()) as journal:
+                journal.emit("failed", **stopped(path).as_event())

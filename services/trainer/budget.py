@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.events import events_in
 
 TRAINER_LOST = "the trainer's process was lost"
 """The reason of a recovery that replaces the trainer itself."""
@@ -104,15 +103,15 @@ class RecoveryBudget:
         )
 
 
-def recoveries_in(log: Path) -> list[float]:
-    """Return when the recoveries in a run's log began, in Unix seconds, since a person last resumed the run.
+def recoveries_in(journal: Journal) -> list[float]:
+    """Return when the recoveries in a run's journal began, in Unix seconds, since a person last resumed the run.
 
-    Whoever replaces a trainer counts by the log, because the trainer that counted last is gone. A run that ended and
+    Whoever replaces a trainer counts by the journal, because the trainer that counted last is gone. A run that ended and
     then started without a recovery between was resumed by a person, who begins with a full budget.
     """
     moments: list[float] = []
     ended = False
-    for event in events_in(log, ("failed", "finished", "recovering", "started")):
+    for event in journal.read("failed", "finished", "recovering", "started"):
         match event["event"]:
             case "recovering":
                 moments.append(float(event["time"]))

@@ -9,7 +9,7 @@ from typing import Any
 from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
 from lowdimfa.services.block.building import Checkpointed, Own, Source
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
@@ -17,9 +17,9 @@ from lowdimfa.services.trainer.engine import Recovered, RecoveryPolicy
 from lowdimfa.services.trainer.fleet import Fleet
 from lowdimfa.services.trainer.gathering import Gathering, gather_blocks
 from lowdimfa.services.trainer.postmortem import show_stacks, write_postmortem
-from lowdimfa.services.trainer.replicas import ReplicaKeeper
 from lowdimfa.services.trainer.rescue import Rescue
 from lowdimfa.services.trainer.silence import START_LIVENESS
+from lowdimfa.services.trainer.snapshots import SnapshotKeeper
 
 
 class Crew:
@@ -54,8 +54,8 @@ class Crew:
         self.gathering: Gathering | None = None
         self._running: tuple[str, Sequence[Any]] = ("", [])
         self._stateless = set(range(self._workers))  # new processes that have no state of the run yet
-        self._replicas: dict[int, Replica] = {}
-        self._keeper: ReplicaKeeper | None = None
+        self._snapshots: dict[int, Snapshot] = {}
+        self._keeper: SnapshotKeeper | None = None
 
     def start(self, resume_step: int | None) -> Gathering:
         """Build and connect all blocks, and load a checkpoint if a step is given."""
@@ -79,7 +79,7 @@ class Crew:
         rescue = Rescue(self.fleet, *self._running, lost)
         rescue.bring_to_rest(
             loss, drain=policy == "rejoin"
-        )  # in which blocks still wait for replicas to be kept
+        )  # in which blocks still wait for snapshots to be kept
         self._stop_keeping()
         self._running = ("", [])
         for index in rescue.lost:
@@ -120,7 +120,7 @@ class Crew:
         self.fleet.gather(loads, "load its state", START_LIVENESS * self.fleet.liveness)
         self._stateless = set()
         if self._plan.specification.run.on_failure == "rejoin":
-            self._keeper = ReplicaKeeper(self._replicas, self.fleet.actors)
+            self._keeper = SnapshotKeeper(self._snapshots, self.fleet.actors)
 
     def _sources(
         self, policy: RecoveryPolicy, checkpoint: int | None, applied: dict[int, int], stateless: set[int]
@@ -131,12 +131,12 @@ class Crew:
         sources = [
             self._newest(index, checkpoint) if index in stateless else Own() for index in range(self._workers)
         ]
-        # The others may be behind a lost head's replica: errors that it broadcast are lost with it.
+        # The others may be behind a lost head's snapshot: errors that it broadcast are lost with it.
         return max(_step_of(source, applied.get(index, 0)) for index, source in enumerate(sources)), sources
 
     def _newest(self, index: int, checkpoint: int | None) -> Source:
-        replica = self._replicas.get(index)
-        return Checkpointed(checkpoint) if replica is None or replica.step < (checkpoint or 0) else replica
+        snapshot = self._snapshots.get(index)
+        return Checkpointed(checkpoint) if snapshot is None or snapshot.step < (checkpoint or 0) else snapshot
 
     def _stop_keeping(self) -> None:
         if self._keeper is not None:

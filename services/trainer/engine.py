@@ -33,7 +33,7 @@ class BroadcastTraffic:
 
 
 RecoveryPolicy = Literal["restart", "rejoin"]
-"""``restart``: all blocks from a checkpoint. ``rejoin``: only the lost ones, from their replicas."""
+"""``restart``: all blocks from a checkpoint. ``rejoin``: only the lost ones, from their snapshots."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowdimfa.errors import other_peoples_code
+from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.events import Event
 from lowdimfa.services.trainer.execute import RunRequest, prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.run_dir import read_plan, read_run

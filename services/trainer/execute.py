@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
+from lowdimfa.services.monitoring.journal import Event, Journal, Sink
+from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
@@ -17,10 +19,9 @@ from lowdimfa.services.run.state import boundaries_of, require_resumable
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification, to_yaml
 from lowdimfa.services.trainer.engine import Engine
-from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in, to_json
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop, failed
-from lowdimfa.services.trainer.run_dir import RunDir, require_run_dir
+from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 from lowdimfa.services.trainer.tensorboard import Board, NoBoard, TensorBoard
 from lowdimfa.services.trainer.watch import TrainerWatch
@@ -79,9 +80,13 @@ class RunRequest:
         if not resume and not ready:
             (path / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
         # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
-        saved = [event["event"] for event in events_in(path / "events.jsonl", ("started", "checkpoint"))]
+        saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
         resume_step = None if not resume or saved[-1:] == ["checkpoint"] else self.resume_step
         return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
+
+    def journal(self, sink: Sink | None = None) -> Journal:
+        """Return the run's journal, with a sink for what is appended."""
+        return Journal(Path(self.run_dir), sink, self.lost_at)
 
     def parsed(self) -> Specification:
         """Return the specification."""
@@ -154,7 +159,7 @@ def require_engine(specification: Specification, engine: EngineName) -> None:
 
 def execute(
     request: RunRequest,
-    sink: Sink | None = None,
+    journal: Journal,
     stop: StopRequest | None = None,
     *,
     own_process: bool = False,
@@ -165,8 +170,8 @@ def execute(
     ----------
     request
         What to run.
-    sink
-        Gets every event.
+    journal
+        Of the request; it is opened and closed here.
     stop
         Asks for an early end, with a checkpoint.
     own_process
@@ -175,9 +180,9 @@ def execute(
     Raises
     ------
     StoppedError
-        The run ended early, as ``stop`` asked; the log has a ``failed`` event.
+        The run ended early, as ``stop`` asked; the journal has a ``failed`` event.
     LowdimfaError
-        Bad input, or the run failed; the log has a ``failed`` event.
+        Bad input, or the run failed; the journal has a ``failed`` event.
     """
     path = Path(request.run_dir)
     require_run_dir(path, request.resume)
@@ -191,7 +196,8 @@ def execute(
         if own_process:
             keep_output(log_file(path, "trainer"))
         plan, manifest = fresh or prepare(request)
-        return _run(request, plan, manifest, run_dir, sink, stop or StopRequest())
+        with opened(journal):
+            return _run(request, plan, manifest, run_dir, journal, stop or StopRequest())
 
 
 def _run(
@@ -199,10 +205,9 @@ def _run(
     plan: RunPlan,
     manifest: Manifest | None,
     run_dir: RunDir,
-    sink: Sink | None,
+    journal: Journal,
     stop: StopRequest,
 ) -> Event:
-    log = EventLog(run_dir.events, sink, request.lost_at)
     watch = TrainerWatch(run_dir.path.name)
     board = make_board(plan.specification, run_dir.path)
     engine: Engine | None = None
@@ -211,19 +216,19 @@ def _run(
             raise stopped(run_dir.path)
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         engine = make_engine(request, plan, watch)
-        finished = TrainingLoop(plan, engine, run_dir.path, log, watch, board, stop).run(manifest)
+        finished = TrainingLoop(plan, engine, run_dir.path, journal, watch, board, stop).run(manifest)
         run_dir.conclude(to_json(finished))
         return finished
     except BaseException as error:  # the user's own layers, loss or data may raise anything
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            failed(log, watch, stopped(run_dir.path))
+            failed(journal, watch, stopped(run_dir.path))
             raise
         failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
         if failure.code == LowdimfaError.code:
             failure = _with_traceback(failure, run_dir)
         elif isinstance(failure, DiskFullError):
             failure = _with_way_on(failure, request)
-        failed(log, watch, failure)
+        failed(journal, watch, failure)
         if failure is error:
             raise
         raise failure from error
@@ -232,7 +237,6 @@ def _run(
             engine.close()
         board.close()
         watch.close()
-        log.close()
 
 
 def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:

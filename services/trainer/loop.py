@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
 from lowdimfa.services.trainer.engine import Engine
-from lowdimfa.services.trainer.events import Event, EventLog, ProgressMeter
+from lowdimfa.services.trainer.progress import ProgressMeter
 from lowdimfa.services.trainer.recovery import Recovery
 from lowdimfa.services.trainer.run_dir import postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
@@ -49,7 +50,7 @@ class TrainingLoop:
         plan: RunPlan,
         engine: Engine,
         run_dir: Path,
-        log: EventLog,
+        log: Journal,
         watch: TrainerWatch,
         board: Board,
         stop: StopRequest,
@@ -286,6 +287,6 @@ def _written(file: Path) -> int | None:
         return None
 
 
-def failed(log: EventLog, watch: TrainerWatch, error: LowdimfaError) -> None:
+def failed(log: Journal, watch: TrainerWatch, error: LowdimfaError) -> None:
     """Record the end of a run that failed."""
     watch.saw(log.emit("failed", **error.as_event()))

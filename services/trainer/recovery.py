@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError, PeerError, ProtocolError
+from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.budget import RecoveryBudget
 from lowdimfa.services.trainer.engine import Engine, RecoveryPolicy
-from lowdimfa.services.trainer.events import Event
 
 
 class Recovery:

@@ -8,12 +8,12 @@ from pathlib import Path
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lowdimfa.errors import LowdimfaError, PeerError
+from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
 from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
-from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in
 from lowdimfa.services.trainer.execute import RunRequest
-from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.run_dir import opened, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 PAUSE_LOOK = 0.1
@@ -60,20 +60,26 @@ class _Following:
     """
 
     def __init__(self, run_dir: Path, sink: Sink) -> None:
-        self.run_dir, self.log, self.sink = run_dir, run_dir / "events.jsonl", sink
+        self.run_dir, self.sink = run_dir, sink
         self.step = 0
-        self._told = 0
-        self._start = self.log.stat().st_size if self.log.exists() else 0
+        self._journal = Journal(run_dir)
+        # As this process sees it, which may not have the trainer's disk: the trainer's own positions say nothing here.
+        self._position = self._journal.end()
 
     def __call__(self, event: Event) -> None:
-        self._told += 1
+        self._position = self._position.past(event)
         self.step = event.get("step", self.step)
         self.sink(event)
 
     def catch_up(self) -> None:
-        """Hand on what is in the log and was not told."""
-        for event in list(events_in(self.log, start=self._start))[self._told :]:
-            self(event)
+        """Hand on what is in the journal and was not told."""
+        more = True
+        while more:
+            events, position, more = self._journal.after(self._position)
+            self._position = position or self._position
+            for event in events:
+                self.step = event.get("step", self.step)
+                self.sink(event)
 
 
 def _reason(cause: RayError) -> str:
@@ -92,12 +98,14 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
     """
     reason = _reason(cause)
     targets_file(following.run_dir).unlink(missing_ok=True)
-    following.run_dir.mkdir(parents=True, exist_ok=True)  # it may have been lost before it came to that
-    log = EventLog(following.log, following.sink)
-    try:
-        budget = RecoveryBudget.of(specification, time.time, recoveries_in(following.log))
-        pause = _pause(specification, following.run_dir, budget, stop, reason)
-        log.emit(
+    with opened(Journal(following.run_dir, following.sink)) as journal:
+        try:
+            budget = RecoveryBudget.of(specification, time.time, recoveries_in(journal))
+            pause = _pause(specification, following.run_dir, budget, stop, reason)
+        except LowdimfaError as error:
+            journal.emit("failed", **error.as_event())
+            raise error from cause
+        journal.emit(
             "recovering",
             policy="restart",
             blocks=[],
@@ -105,11 +113,6 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
             step=following.step,
             recovery=budget.total,
         )
-    except LowdimfaError as error:
-        log.emit("failed", **error.as_event())
-        raise error from cause
-    finally:
-        log.close()
     until = time.monotonic() + pause
     while (left := until - time.monotonic()) > 0 and not stop.made:  # the replacement will see to the stop
         time.sleep(min(left, PAUSE_LOOK))

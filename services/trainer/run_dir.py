@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.paths import expand
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
 from lowdimfa.services.spec import Specification, load_specification, to_yaml
 
@@ -131,11 +132,6 @@ class RunDir:
     ) -> None:
         self._lock.release()
 
-    @property
-    def events(self) -> Path:
-        """The log of events."""
-        return self.path / "events.jsonl"
-
     def describe(self, specification: Specification, plan: dict[str, Any]) -> None:
         """Write the resolved specification and the plan; `read_run` and `read_plan` read them.
 
@@ -212,6 +208,25 @@ def _not_writable(path: Path, reason: str) -> InputError:
         "a writable place",
         "Set --run-dir or run.storage.",
     )
+
+
+@contextmanager
+def opened(journal: Journal) -> Iterator[Journal]:
+    """Open a journal, and close it at the end.
+
+    Raises
+    ------
+    ResourceError
+        It can't be opened.
+    """
+    try:
+        journal.open()
+    except OSError as error:
+        raise refusal("the log of events can't be opened", journal.path, error) from error
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def read_run(path: Path) -> Specification:

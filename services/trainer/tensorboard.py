@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.monitoring.journal import Event
 
 CLOSE_SECONDS = 5.0
 """Longest wait for what is still to be written at the end: a storage that hangs must not hold up a run."""

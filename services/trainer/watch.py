@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.metrics import POLICIES, TrainerMetrics
-from lowdimfa.services.trainer.events import Event, events_in
 
 
 class TrainerWatch:
@@ -64,7 +64,7 @@ class TrainerWatch:
     def _recall(self, run_dir: Path) -> None:
         """Take in recoveries of the run that were logged before this trainer was there to see them, as its own may be."""
         logged: Counter[str] = Counter()
-        for event in events_in(run_dir / "events.jsonl", ("recovering", "recovered")):
+        for event in Journal(run_dir).read("recovering", "recovered"):
             match event:
                 case {"event": "recovering", "policy": str() as policy}:
                     logged[policy] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from lowdimfa.services.coordinator.refusals import RefusedError
 from lowdimfa.services.coordinator.rows import columns_of, progress_of
 from lowdimfa.services.coordinator.store import JobEvent
 from lowdimfa.services.coordinator.submissions import checked
-from lowdimfa.services.coordinator.tail import _event
+from lowdimfa.services.monitoring.journal import Journal, Position
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_message, change_tree
@@ -73,8 +74,10 @@ def mutate_submission(data: bytes, draw: random.Random) -> bytes | None:
 
 def decode_event(data: bytes) -> None:
     """Take in a line of a run's log, and show it to a client; the failed event becomes its job's error too."""
-    line = data.replace(b"\n", b" ")
-    event = _event(line, Path("events.jsonl"), 0)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder))
+        journal.path.write_bytes(data.replace(b"\n", b" ") + b"\n")
+        (event,), _, _ = journal.after(Position(0))
     stored = json.loads(json.dumps(event, default=str))
     message = event_to_message(JobEvent(1, stored))
     shown = message_to_event(pb.JobEvent.FromString(message.SerializeToString()))

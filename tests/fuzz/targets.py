@@ -89,7 +89,11 @@ TARGETS: dict[str, Target] = {
     "event": Target(
         coordinator.decode_event,
         coordinator.event_seeds,
-        ("services/coordinator/messages.py", "services/coordinator/tail.py", "services/coordinator/rows.py"),
+        (
+            "services/coordinator/messages.py",
+            "services/monitoring/journal.py",
+            "services/coordinator/rows.py",
+        ),
         coordinator.mutate_event,
     ),
 }

@@ -165,7 +165,7 @@ def test_links_cut_for_a_moment_lose_nothing(cluster: RayHosts, tmp_path: Path) 
 
 def test_a_link_cut_for_good_is_recovered_on_another_host(cluster: RayHosts, tmp_path: Path) -> None:
     """And when the lost block's host is back after that, it changes nothing."""
-    plain = slow_specification(0.01, on_failure="rejoin", replica_every=10)
+    plain = slow_specification(0.01, on_failure="rejoin", snapshot_every=10)
     with running(cluster, plain, tmp_path) as run:
         trainer, blocks = hosts_of(cluster, run)
         lost = next(index for index, host in enumerate(blocks) if host != trainer)
@@ -182,7 +182,7 @@ def test_a_link_cut_for_good_is_recovered_on_another_host(cluster: RayHosts, tmp
     assert recovering["blocks"] == recovered["blocks"] == [lost]
     # Ray or the trainer misses the block first; there is no other place for it before Ray calls the node dead.
     assert recovered["time"] - began < max(LIVENESS, NODE_DEATH_SECONDS) + START_SECONDS
-    # Nothing is missed when the block's last replica was of the very step at which the others stood.
+    # Nothing is missed when the block's last snapshot was of the very step at which the others stood.
     assert recovered["missed"].keys() <= {str(lost)}
     assert recovered["missed"].get(str(lost), 0) <= 10 + 1
     assert len(run.of("recovered")) == 1

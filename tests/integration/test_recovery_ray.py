@@ -93,7 +93,7 @@ def test_restart_gives_the_bits_of_an_undisturbed_run(killed: list[int], tmp_pat
 
 @pytest.mark.parametrize("killed", [FEW, ALL], ids=str)
 def test_rejoin_goes_on_in_seconds_and_loses_no_more_than_it_says(killed: list[int], tmp_path: Path) -> None:
-    plain = job("rejoin", kills(killed, seed=6, steps=400), steps=400, replica_every=5)
+    plain = job("rejoin", kills(killed, seed=6, steps=400), steps=400, snapshot_every=5)
     began = time.time()
     result, events = fit(plain, tmp_path / "ray")
     start = of(events, "started")[0]["time"] - began
@@ -104,7 +104,7 @@ def test_rejoin_goes_on_in_seconds_and_loses_no_more_than_it_says(killed: list[i
         assert event["seconds"] < start + SECONDS, event
         assert event["step"] >= begun["step"]  # nobody goes back
         lost = event["blocks"][0]
-        # Five steps between replicas, and the step that the head, or whoever is furthest, was ahead of it.
+        # Five steps between snapshots, and the step that the head, or whoever is furthest, was ahead of it.
         assert event["missed"].get(str(lost), 0) <= 5 + 1
         assert all(steps <= 1 for block, steps in event["missed"].items() if block != str(lost))
         if lost != HEAD:  # the others made every update that the head had broadcast

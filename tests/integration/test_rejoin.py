@@ -17,7 +17,7 @@ from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
 from lowdimfa.services.block.building import Own, Source
-from lowdimfa.services.block.replica import Replica
+from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.tickets import Ticket
@@ -26,10 +26,10 @@ STEPS = 8
 
 
 class Keeper:
-    """Keeps every block's newest replica in threads of this process, as the trainer does outside the blocks'."""
+    """Keeps every block's newest snapshot in threads of this process, as the trainer does outside the blocks'."""
 
     def __init__(self, workers: list[BlockWorker]) -> None:
-        self.kept: dict[int, Replica] = {}
+        self.kept: dict[int, Snapshot] = {}
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._keep, args=(worker,)) for worker in workers]
         for thread in self._threads:
@@ -39,9 +39,9 @@ class Keeper:
         index = worker.job.index
         while not self._closed.is_set():
             kept = self.kept.get(index)
-            replica = worker.next_replica(-1 if kept is None else kept.step, 0.05)
-            if replica is not None:
-                self.kept[index] = replica
+            snapshot = worker.next_snapshot(-1 if kept is None else kept.step, 0.05)
+            if snapshot is not None:
+                self.kept[index] = snapshot
 
     def close(self) -> None:
         self._closed.set()
@@ -70,7 +70,7 @@ class Interrupted(ThreadFleet):
         running = [self._pool.submit(one.run_steps, 0, STEPS) for one in self.workers]
         assert reached.wait(60)
         due = worker.status().applied_steps
-        due -= due % worker.job.parsed().run.replica_every
+        due -= due % worker.job.parsed().run.snapshot_every
         eventually(lambda: lost in keeper.kept and keeper.kept[lost].step >= due)
         head = len(self.workers) - 1
         through = None
@@ -81,7 +81,7 @@ class Interrupted(ThreadFleet):
         for index in set(range(head)) - {lost}:
             self.workers[index].halt(through)
             running[index].result(60)
-        keeper.close()  # not sooner: until they are at rest, blocks wait for their replicas to be kept
+        keeper.close()  # not sooner: until they are at rest, blocks wait for their snapshots to be kept
         dead.set()
         assert isinstance(running[lost].exception(60), PeerError)
         return keeper
@@ -138,7 +138,7 @@ def disturbed(
 
 
 def rejoining(every: int, model: str = "mlp", q_rule: str = "hebbian", **sections: Any) -> dict[str, Any]:
-    run = {"on_failure": "rejoin", "replica_every": every}
+    run = {"on_failure": "rejoin", "snapshot_every": every}
     return specification(model, 3, q_rule, run=run, **sections)
 
 
@@ -160,7 +160,7 @@ NARROW = {"train": {"microbatches": 4, "window": 2}}
 def test_a_block_that_rejoins_changes_no_bit(
     q_rule: str, sections: dict[str, Any], lost: int, tmp_path: Path
 ) -> None:
-    """With a replica after each step and no staleness all blocks go back to the boundary before the loss."""
+    """With a snapshot after each step and no staleness all blocks go back to the boundary before the loss."""
     plain = rejoining(1, q_rule=q_rule, **sections)
     found = disturbed(plain, tmp_path / "lossy", lost, 5)
     expected = undisturbed(plain, tmp_path / "whole")
@@ -168,7 +168,7 @@ def test_a_block_that_rejoins_changes_no_bit(
 
 
 @pytest.mark.parametrize(("lost", "step"), [(0, 3), (1, 7), (2, 7)])
-def test_a_block_lacks_no_more_steps_than_its_replicas_are_apart(
+def test_a_block_lacks_no_more_steps_than_its_snapshots_are_apart(
     lost: int, step: int, tmp_path: Path
 ) -> None:
     def check(keeper: Keeper, applied: dict[int, int]) -> None:

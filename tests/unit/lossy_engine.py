@@ -14,13 +14,13 @@ import torch
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from lowdimfa.services.trainer.events import EventLog
 from lowdimfa.services.trainer.loop import TrainingLoop
-from lowdimfa.services.trainer.run_dir import postmortem_file
+from lowdimfa.services.trainer.run_dir import opened, postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.services.trainer.tensorboard import NoBoard
 from lowdimfa.services.trainer.watch import TrainerWatch
@@ -160,15 +160,11 @@ def drive(
 ) -> list[dict[str, Any]]:
     """Run the loop to its end and return the events; what it raises has them as ``events``."""
     run_dir.mkdir(exist_ok=True)
-    log = EventLog(run_dir / "events.jsonl")
-    loop = TrainingLoop(
-        plan(**run), engine, run_dir, log, TrainerWatch("test"), NoBoard(), stop or StopRequest()
-    )
     manifest = CheckpointStore(run_dir).newest_good().manifest if resume else None
-    try:
-        loop.run(manifest)
-    finally:
-        log.close()
+    with opened(Journal(run_dir)) as journal:
+        TrainingLoop(
+            plan(**run), engine, run_dir, journal, TrainerWatch("test"), NoBoard(), stop or StopRequest()
+        ).run(manifest)
     return events(run_dir)
 
 

@@ -62,6 +62,15 @@ def test_a_recovery_is_a_line_when_it_begins_and_one_when_it_is_done() -> None:
     ]
 
 
+def test_a_number_that_is_not_finite_is_shown_though_its_event_travelled_as_json() -> None:
+    evaluated = {"event": "evaluated", "step": 3, "test_loss": None, "test_accuracy": 0.5}
+    alignment = {"event": "alignment", "blocks": [{"block": 0, "angle_degrees": None}]}
+    assert shown(evaluated, alignment) == [
+        "test at step 3: loss nan, accuracy 50.00 %",
+        "angle between update and true gradient: block 0 nan°",
+    ]
+
+
 @pytest.mark.parametrize(
     ("missed", "lacking"),
     [

@@ -23,6 +23,7 @@ from forked import forked
 from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
 from lowdimfa.services.cli.main import main
 from lowdimfa.services.monitoring.exporter import write_targets
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
@@ -30,7 +31,6 @@ from lowdimfa.services.run.disk import no_room
 from lowdimfa.services.run.process_log import keep_output
 from lowdimfa.services.spec import parse_specification, to_yaml
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.events import Event, EventLog
 from lowdimfa.services.trainer.postmortem import write_postmortem
 from lowdimfa.services.trainer.run_dir import RunDir, postmortem_file, read_run
 
@@ -73,7 +73,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_the_log_of_events_has_each_once_when_there_is_room_again(disk: SmallDisk, padding: int) -> None:
     seen: list[Event] = []
     path = disk.path / "events.jsonl"
-    log = EventLog(path, seen.append)
+    log = Journal(disk.path, seen.append)
     log.emit("started", step=0)
     for outage in range(3):
         disk.fill(left=outage)
@@ -92,7 +92,7 @@ def test_the_log_of_events_has_each_once_when_there_is_room_again(disk: SmallDis
 
 def test_what_the_memory_cannot_keep_is_given_up_with_a_note(disk: SmallDisk) -> None:
     path = disk.path / "events.jsonl"
-    log = EventLog(path, limit=5_000)
+    log = Journal(disk.path, limit=5_000)
     disk.fill()
     for step in range(200):
         log.emit("progress", step=step, text="x" * 100)
@@ -114,14 +114,14 @@ def test_what_the_memory_cannot_keep_is_given_up_with_a_note(disk: SmallDisk) ->
 
 def test_a_log_that_is_closed_without_room_is_whole_and_goes_on(disk: SmallDisk) -> None:
     path = disk.path / "events.jsonl"
-    log = EventLog(path)
+    log = Journal(disk.path)
     log.emit("started", text="x" * 3000)
     disk.fill()
     for step in range(20):
         log.emit("progress", step=step, text="x" * 300)
     log.close()
     kept = read(path)
-    log = EventLog(path)  # an open needs no room
+    log = Journal(disk.path)  # an open needs no room
     disk.free()
     log.emit("started")
     log.close()
@@ -436,7 +436,7 @@ def test_last_words_without_room_leave_no_empty_file(disk: SmallDisk) -> None:
 
 
 def test_a_disk_that_takes_a_line_now_and_then_is_one_trouble(disk: SmallDisk) -> None:
-    log = EventLog(disk.path / "events.jsonl", (seen := []).append)
+    log = Journal(disk.path, (seen := []).append)
     for outage in range(10):
         disk.fill()
         for step in range(5):

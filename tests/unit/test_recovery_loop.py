@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lowdimfa.errors import BlockLostError, LowdimfaError
+from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import execute
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy
-from lowdimfa.services.trainer.events import Event
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.stopping import StopRequest
 

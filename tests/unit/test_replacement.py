@@ -12,10 +12,10 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from lowdimfa.errors import PeerError, StoppedError
+from lowdimfa.services.monitoring.journal import Event, Journal, News, Position, Sink
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer import actor, replacement
 from lowdimfa.services.trainer.budget import recoveries_in
-from lowdimfa.services.trainer.events import Event, EventLog, Sink, events_in
 from lowdimfa.services.trainer.execute import RunRequest
 from lowdimfa.services.trainer.stopping import StopRequest
 
@@ -32,18 +32,19 @@ def of(kind: str, time: float = 0.0) -> dict[str, Any]:
 
 
 def test_recoveries_are_counted_since_a_person_last_resumed_the_run(tmp_path: Path) -> None:
-    assert recoveries_in(tmp_path / "none") == []
-    log = written(tmp_path, of("started"), of("recovering", 1), of("started"), of("recovered"))
+    journal = Journal(tmp_path)
+    assert recoveries_in(journal) == []
+    written(tmp_path, of("started"), of("recovering", 1), of("started"), of("recovered"))
     written(tmp_path, of("recovering", 2), of("recovered"), of("progress"))
-    assert recoveries_in(log) == [1, 2]
+    assert recoveries_in(journal) == [1, 2]
     written(tmp_path, of("failed"), of("recovering", 3), of("started"))  # replaced after the cluster was lost
-    assert recoveries_in(log) == [1, 2, 3]
+    assert recoveries_in(journal) == [1, 2, 3]
     written(tmp_path, of("failed"))
-    assert recoveries_in(log) == [1, 2, 3]
+    assert recoveries_in(journal) == [1, 2, 3]
     written(tmp_path, of("started"))
-    assert recoveries_in(log) == []
+    assert recoveries_in(journal) == []
     written(tmp_path, of("recovering", 4))
-    assert recoveries_in(log) == [4]
+    assert recoveries_in(journal) == [4]
 
 
 def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
@@ -51,26 +52,27 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
     with log.open("ab") as file:
         file.write(b'\n[1]\n{"event": "recovering", "ti\n\xff"recovering"\n7\n')
     written(tmp_path, of("recovering", 5) | {"reason": '"started"'})
-    assert [event["event"] for event in events_in(log)] == ["started", "recovering"]
-    assert recoveries_in(log) == [5]
+    journal = Journal(tmp_path)
+    assert [event["event"] for event in journal.read()] == ["started", "recovering"]
+    assert recoveries_in(journal) == [5]
 
 
 def test_a_line_that_a_killed_trainer_left_without_its_end_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "started"}\n{"event": "progress", "st')
     for _ in range(2):
-        log = EventLog(path)
+        log = Journal(tmp_path)
         log.emit("recovering")
         log.close()
-    assert [event["event"] for event in events_in(path)] == ["started", "recovering", "recovering"]
+    assert [event["event"] for event in Journal(tmp_path).read()] == ["started", "recovering", "recovering"]
 
 
 def test_the_first_started_of_a_replacement_is_followed_by_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowdimfa.services.trainer.events.time.time", lambda: 104.5)
+    monkeypatch.setattr("lowdimfa.services.monitoring.journal.time.time", lambda: 104.5)
     told: list[Event] = []
-    log = EventLog(tmp_path / "events.jsonl", told.append, lost_at=100.0)
+    log = Journal(tmp_path, told.append, lost_at=100.0)
     log.emit("warning", message="x")
     log.emit("started", step=40)
     log.emit("started", step=50)
@@ -78,7 +80,7 @@ def test_the_first_started_of_a_replacement_is_followed_by_recovered(
     assert [event["event"] for event in told] == ["warning", "started", "recovered", "started"]
     recovered = {"policy": "restart", "blocks": [], "step": 40, "missed": {}, "seconds": 4.5}
     assert told[2] == {"event": "recovered", "time": 104.5} | recovered
-    assert list(events_in(tmp_path / "events.jsonl")) == told
+    assert list(Journal(tmp_path).read()) == told
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -154,7 +156,7 @@ def test_a_trainer_that_is_always_lost_is_replaced_as_often_as_allowed(
     assert fates.kinds() == ["recovering"] * 3 + ["failed"]
     assert [event["recovery"] for event in fates.told[:3]] == [1, 2, 3]
     assert fates.told[3]["setting"] == "run.max_recoveries"
-    assert list(events_in(fates.run_dir / "events.jsonl")) == fates.told
+    assert list(Journal(fates.run_dir).read()) == fates.told
     assert len(fates.requests) == fates.ended == 4
     assert [request.lost_at is None for request in fates.requests] == [True, False, False, False]
 
@@ -187,7 +189,7 @@ def test_no_answer_of_a_trainer_is_waited_for_without_end(
             raise GetTimeoutError()
         return answer
 
-    answers: list[Any] = [[], [of("started")], None]
+    answers: list[Any] = [News([], None, False), News([of("started")], Position(9), False), None]
     trainer = SimpleNamespace(
         events=SimpleNamespace(remote=lambda *arguments: answers.pop(0)),
         stop=SimpleNamespace(remote=lambda: None if len(answers) == 1 else "told"),
@@ -215,7 +217,7 @@ def test_what_a_lost_trainer_logged_and_did_not_tell_is_told(
     written(fates.run_dir, of("failed"))  # of an earlier part of the run
 
     def logs_and_dies(sink: Sink) -> Event:
-        log = EventLog(fates.run_dir / "events.jsonl")
+        log = Journal(fates.run_dir)
         sink(log.emit("started", step=0))
         log.emit("progress", step=10)
         log.close()

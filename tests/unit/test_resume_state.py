@@ -18,7 +18,7 @@ from lowdimfa.encoding import same
 from lowdimfa.errors import InputError
 from lowdimfa.network import decouple
 from lowdimfa.services.block.building import Own, restore
-from lowdimfa.services.block.replica import ReplicaShelf
+from lowdimfa.services.block.snapshot import SnapshotShelf
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
@@ -202,11 +202,11 @@ def stages(trained: bool) -> list[Stage]:
 def test_the_copies_kept_for_a_loss_have_it_too() -> None:
     for before, own_copy, fetched in zip(stages(True), stages(False), stages(False), strict=True):
         restore(own_copy, Own(), before, "")
-        shelf = ReplicaShelf(1)
+        shelf = SnapshotShelf(1)
         shelf.offer(before, 2)
-        replica = shelf.fetch(-1, 0)
-        assert replica is not None
-        restore(fetched, replica, before, "")
+        snapshot = shelf.fetch(-1, 0)
+        assert snapshot is not None
+        restore(fetched, snapshot, before, "")
         for after in (own_copy, fetched):
             assert after.state().scalars == before.state().scalars
             assert same(after.state().tensors, before.state().tensors)
@@ -215,7 +215,7 @@ def test_the_copies_kept_for_a_loss_have_it_too() -> None:
 def test_an_infinite_mask_is_no_reason_to_keep_no_copy() -> None:
     (stage, *_) = stages(False)
     stage.module.get_submodule("_layers.0").register_buffer("mask", torch.full((2, 2), -torch.inf))
-    shelf = ReplicaShelf(1)
+    shelf = SnapshotShelf(1)
     shelf.offer(stage, 0)
     assert shelf.fetch(-1, 0) is not None
     with torch.no_grad():

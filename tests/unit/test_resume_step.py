@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.events import EventLog
 from lowdimfa.services.trainer.execute import RunRequest
 
 
@@ -26,7 +26,7 @@ def test_the_given_checkpoint_counts_until_there_is_one_of_the_new_course(
         checkpoint = tmp_path / "checkpoints" / f"step-{number:08d}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text("{}")
-    log = EventLog(tmp_path / "events.jsonl")
+    log = Journal(tmp_path)
     for event in told:
         log.emit(event, step=0)
     log.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lowdimfa.services.trainer.events import EventLog
+from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 Values = Callable[[], dict[tuple[str, ...], float]]
@@ -79,7 +79,7 @@ def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
 
 
 def test_a_recovery_before_the_start_counts_once(watch: TrainerWatch, values: Values, tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
+    log = Journal(tmp_path)
     watch.saw(log.emit(**recovering("rejoin")))
     watch.saw(log.emit(**started(tmp_path)))
     log.close()
@@ -97,7 +97,7 @@ def test_checkpoints_that_failed_are_counted(watch: TrainerWatch, values: Values
 def test_the_replacement_of_a_lost_trainer_goes_on_counting(
     watch: TrainerWatch, values: Values, tmp_path: Path
 ) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
+    log = Journal(tmp_path)
     for event in (
         started(tmp_path),
         recovering("rejoin"),

@@ -124,7 +124,7 @@ def test_an_error_in_the_trainer_crosses_as_text(
 
     monkeypatch.setattr("lowdimfa.services.trainer.actor.execute", fails)
     host = TrainerHost()
-    request = SimpleNamespace()
+    request = SimpleNamespace(journal=lambda: None)
     error = crossed(host.fit(request))  # type: ignore[arg-type]
     assert SAID[kind] in error.message
     outcome = host.outcome()

@@ -10,9 +10,9 @@ from pathlib import Path
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.drill.plan import HARMLESS, KINDS, Kind, Schedule, draw
 from lowdimfa.services.lab.drill.round import Fit, Round, run_round
+from lowdimfa.services.monitoring.journal import Sink
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer, Result
-from lowdimfa.services.trainer.events import Sink
 
 
 @dataclass(frozen=True)

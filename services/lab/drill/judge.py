@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lowdimfa.services.block.faults import faults_dir
 from lowdimfa.services.lab.drill.plan import HARMLESS, Kind, Schedule
-from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.monitoring.journal import Event
 
 Verdict = Literal["recovered", "harmless", "not reached", "not recovered"]
 

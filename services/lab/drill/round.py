@@ -17,9 +17,9 @@ from lowdimfa.services.lab.drill.growth import Growth, growth
 from lowdimfa.services.lab.drill.judge import Fate, Outage, happened_in, judge, outages
 from lowdimfa.services.lab.drill.plan import Schedule
 from lowdimfa.services.lab.drill.watch import ProcessWatch, files_left
+from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.api import DecoupledTrainer, Result
-from lowdimfa.services.trainer.events import Event, Sink, events_in
 
 Fit = Callable[[str, Callable[[Sink], DecoupledTrainer]], Result]
 """Runs the trainer that a function makes of whoever follows its events, under the name of a part of the drill."""
@@ -191,7 +191,7 @@ def run_round(
             raise
         except LowdimfaError as error:
             failure = error.message
-    found = outages(events_in(run_dir / "events.jsonl", ("recovering", "recovered", "started")))
+    found = outages(Journal(run_dir).read("recovering", "recovered", "started"))
     fates, beyond = judge(schedule, happened_in(run_dir, len(schedule.faults)), killer.kills, found)
     spans = [(outage.begin, outage.end if outage.end is not None else time.time()) for outage in found]
     growths = [grown for watched in watch.watched if (grown := growth(watched, spans)) is not None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from lowdimfa.services.trainer.events import Event
+from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.trainer.run_dir import targets_file
 
 PERIOD_SECONDS = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.monitoring.line_file import objects_in
 from lowdimfa.services.monitoring.timeline import CAUSES, KINDS
 
 CATEGORIES = (*(kind for kind in KINDS if kind != "wait"), *(f"wait: {cause}" for cause in CAUSES))
@@ -150,7 +151,7 @@ def read_run(run_dir: Path) -> Record:
         raise InputError(str(run_dir), found, f"a run directory with {', '.join(parts)}")
     notes: list[str] = []
     specification = run_dir / "spec.yaml"
-    events = list(_read_lines(run_dir / "events.jsonl", notes))
+    events = _read_events(run_dir, notes)
     finished = any(event.get("event") == "finished" for event in events)
     return Record(
         name=run_dir.resolve().name,
@@ -179,20 +180,20 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines; a half-written line of a killed process is skipped."""
-    if not path.is_file():
-        notes.append(f"{path.name} is missing.")
-        return
-    torn = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                torn += 1
-    if torn:
-        notes.append(f"{path.name}: {torn} incomplete line{'s' if torn > 1 else ''} skipped.")
+def _read_events(run_dir: Path, notes: list[str]) -> list[Event]:
+    journal = Journal(run_dir)
+    if not journal.path.is_file():
+        notes.append(f"{journal.path.name} is missing.")
+    damaged: list[int] = []
+    events = list(journal.read(damaged=damaged.append))
+    _note_damage(journal.path, len(damaged), notes)
+    return events
+
+
+def _note_damage(path: Path, lines: int, notes: list[str]) -> None:
+    """Note the lines of a file that could not be read, such as the half line of a killed process."""
+    if lines:
+        notes.append(f"{path.name}: {lines} incomplete line{'s' if lines > 1 else ''} skipped.")
 
 
 def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
@@ -200,9 +201,12 @@ def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
     for path in folder.glob("block-*.jsonl"):
         if "-replica-" in path.stem:
             continue
+        lines = [line for _, line in objects_in(path)]
+        _note_damage(path, lines.count(None), notes)
         rows = [
             (_CODES[_category(line)], line["step"], line["microbatch"], line["start"], line["end"])
-            for line in _read_lines(path, notes)
+            for line in lines
+            if line is not None
         ]
         if rows:
             block = int(path.stem.removeprefix("block-"))

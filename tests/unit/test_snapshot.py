@@ -1,4 +1,4 @@
-"""Replicas: a block's whole state comes back bit for bit, and no more steps are lost than may be."""
+"""Snapshots: a block's whole state comes back bit for bit, and no more steps are lost than may be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, Updat
 from lowdimfa.encoding import State
 from lowdimfa.models import cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.services.block.replica import Replica, ReplicaShelf
+from lowdimfa.services.block.snapshot import Snapshot, SnapshotShelf
 from lowdimfa.stage import Stage
 
 STEPS, BATCH, SIZE = 6, 8, 6
@@ -88,17 +88,17 @@ def bits(tensor: Tensor) -> bytes:
         ("tied", "fp32", ("hebbian",)),
     ],
 )
-def test_a_replica_gives_a_new_stage_the_same_state_and_future(
+def test_a_snapshot_gives_a_new_stage_the_same_state_and_future(
     model: str, precision: str, rules: tuple[str, ...]
 ) -> None:
     old, new = network(model, precision, *rules), network(model, precision, *rules)
     train(old, model, range(STEPS))
     for before, after in zip(old.stages, new.stages, strict=True):
-        shelf = ReplicaShelf(1)
+        shelf = SnapshotShelf(1)
         shelf.offer(before, STEPS)
-        replica = shelf.fetch(-1, SOON)
-        assert replica is not None and replica.step == STEPS
-        travelled: Replica = pickle.loads(pickle.dumps(replica))
+        snapshot = shelf.fetch(-1, SOON)
+        assert snapshot is not None and snapshot.step == STEPS
+        travelled: Snapshot = pickle.loads(pickle.dumps(snapshot))
         travelled.restore(after)
         assert_same_state(after, before)
     for one in (old, new):
@@ -107,18 +107,18 @@ def test_a_replica_gives_a_new_stage_the_same_state_and_future(
         assert_same_state(after, before)
 
 
-def test_a_replica_is_the_state_of_its_step_whatever_comes_after() -> None:
+def test_a_snapshot_is_the_state_of_its_step_whatever_comes_after() -> None:
     trained, then = network("mlp", "fp32", "hebbian"), network("mlp", "fp32", "hebbian")
     train(trained, "mlp", range(2))
     train(then, "mlp", range(2))
-    shelves = [ReplicaShelf(1) for _ in trained.stages]
+    shelves = [SnapshotShelf(1) for _ in trained.stages]
     for shelf, stage in zip(shelves, trained.stages, strict=True):
         shelf.offer(stage, 2)
     train(trained, "mlp", range(2, 5))
     for shelf, stage, expected in zip(shelves, trained.stages, then.stages, strict=True):
-        replica = shelf.fetch(-1, SOON)
-        assert replica is not None
-        replica.restore(stage)
+        snapshot = shelf.fetch(-1, SOON)
+        assert snapshot is not None
+        snapshot.restore(stage)
         assert_same_state(stage, expected)
 
 
@@ -133,17 +133,17 @@ class Counter(Stage):
 
 
 @contextmanager
-def fetching(shelf: ReplicaShelf, turn: threading.Semaphore) -> Iterator[list[Replica]]:
-    """Keep replicas in a thread, one each time that the semaphore lets it."""
-    kept: list[Replica] = []
+def fetching(shelf: SnapshotShelf, turn: threading.Semaphore) -> Iterator[list[Snapshot]]:
+    """Keep snapshots in a thread, one each time that the semaphore lets it."""
+    kept: list[Snapshot] = []
     closed = threading.Event()
 
     def keep() -> None:
         while not closed.is_set():
             turn.acquire()
-            replica = shelf.fetch(kept[-1].step if kept else -1, 0.005)
-            if replica is not None:
-                kept.append(replica)
+            snapshot = shelf.fetch(kept[-1].step if kept else -1, 0.005)
+            if snapshot is not None:
+                kept.append(snapshot)
 
     thread = threading.Thread(target=keep)
     thread.start()
@@ -159,7 +159,7 @@ def fetching(shelf: ReplicaShelf, turn: threading.Semaphore) -> Iterator[list[Re
 @pytest.mark.parametrize(("every", "rest"), list(itertools.product((1, 2, 5), (1, 2, 3))))
 def test_no_more_steps_than_every_can_be_lost_however_slow_the_fetcher_is(every: int, rest: int) -> None:
     """The fetcher gets a turn only when the block gives it one, ``rest`` of them each time that it has to wait."""
-    shelf, block, turns = ReplicaShelf(every), Counter(), threading.Semaphore(0)
+    shelf, block, turns = SnapshotShelf(every), Counter(), threading.Semaphore(0)
     waits = 0
     with fetching(shelf, turns) as kept:
         shelf.offer(block, 0)
@@ -169,16 +169,16 @@ def test_no_more_steps_than_every_can_be_lost_however_slow_the_fetcher_is(every:
                 turns.release(rest)
                 shelf.settled(SOON)
             block.applied += 1
-            steps = [replica.step for replica in kept]
+            steps = [snapshot.step for snapshot in kept]
             assert steps and steps[-1] >= block.applied - every
             assert steps == list(range(0, block.applied, every))[: len(steps)]
             shelf.offer(block, block.applied)
     assert waits
-    assert [replica.scalars["applied"] for replica in kept] == [replica.step for replica in kept]
+    assert [snapshot.scalars["applied"] for snapshot in kept] == [snapshot.step for snapshot in kept]
 
 
-def test_a_block_waits_for_its_last_replica_to_be_kept_and_no_longer_than_its_patience() -> None:
-    shelf, block = ReplicaShelf(1), Counter()
+def test_a_block_waits_for_its_last_snapshot_to_be_kept_and_no_longer_than_its_patience() -> None:
+    shelf, block = SnapshotShelf(1), Counter()
     assert shelf.settled(0)
     shelf.offer(block, 0)
     assert not shelf.settled(SOON)
@@ -188,27 +188,27 @@ def test_a_block_waits_for_its_last_replica_to_be_kept_and_no_longer_than_its_pa
     assert shelf.settled(0)
 
 
-def test_only_every_so_many_steps_a_replica_is_due() -> None:
-    shelf, block = ReplicaShelf(3), Counter()
+def test_only_every_so_many_steps_a_snapshot_is_due() -> None:
+    shelf, block = SnapshotShelf(3), Counter()
     for step in (1, 2, 4, 5):
         shelf.offer(block, step)
         assert shelf.fetch(-1, 0) is None and shelf.settled(0)
     shelf.offer(block, 6)
-    replica = shelf.fetch(-1, 0)
-    assert replica is not None and replica.step == 6
+    snapshot = shelf.fetch(-1, 0)
+    assert snapshot is not None and snapshot.step == 6
 
 
-def test_a_replica_that_a_later_one_has_overtaken_is_not_given() -> None:
-    shelf, block = ReplicaShelf(1), Counter()
+def test_a_snapshot_that_a_later_one_has_overtaken_is_not_given() -> None:
+    shelf, block = SnapshotShelf(1), Counter()
     for block.applied in (0, 1):
         shelf.offer(block, block.applied)
-    replica = shelf.fetch(-1, 0)
-    assert replica is not None and replica.scalars == {"applied": 1}
+    snapshot = shelf.fetch(-1, 0)
+    assert snapshot is not None and snapshot.scalars == {"applied": 1}
 
 
-def test_a_fetcher_waits_for_the_next_replica() -> None:
-    shelf, block = ReplicaShelf(1), Counter()
-    found: list[Replica | None] = []
+def test_a_fetcher_waits_for_the_next_snapshot() -> None:
+    shelf, block = SnapshotShelf(1), Counter()
+    found: list[Snapshot | None] = []
     thread = threading.Thread(target=lambda: found.append(shelf.fetch(-1, 10)))
     thread.start()
     shelf.offer(block, 0)

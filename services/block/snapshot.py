@@ -15,7 +15,7 @@ from lowdimfa.stage import Stage
 
 
 @dataclass(frozen=True)
-class Replica:
+class Snapshot:
     """A block's state after a step, as it travels.
 
     Attributes
@@ -38,8 +38,8 @@ class Replica:
         stage.load(safetensors.torch.load(self.tensors.tobytes()), self.scalars)
 
 
-class ReplicaShelf:
-    """Hands replicas from the thread that owns the weights to whoever keeps them elsewhere.
+class SnapshotShelf:
+    """Hands snapshots from the thread that owns the weights to whoever keeps them elsewhere.
 
     At most one waits to be fetched. Whoever fetches says which one it has kept, and before the block applies a further
     step the last one must be kept: so a lost block has lost at most ``every`` steps that it had applied.
@@ -47,7 +47,7 @@ class ReplicaShelf:
     Parameters
     ----------
     every
-        Optimiser steps between replicas.
+        Optimiser steps between snapshots.
     """
 
     def __init__(self, every: int) -> None:
@@ -57,7 +57,7 @@ class ReplicaShelf:
         self._kept = -1
 
     def offer(self, stage: Stage, step: int) -> None:
-        """Copy a block's state after a step, if a replica is due there and all of it is finite."""
+        """Copy a block's state after a step, if a snapshot is due there and all of it is finite."""
         if step % self._every:
             return
         learned = [*stage.module.parameters(), *(site.feedback.weights for site in stage.sites)]
@@ -72,19 +72,19 @@ class ReplicaShelf:
             self._changed.notify_all()
 
     def settled(self, patience: float) -> bool:
-        """Wait until the last replica is kept; return False if it isn't after ``patience`` seconds."""
+        """Wait until the last snapshot is kept; return False if it isn't after ``patience`` seconds."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._offered is None or self._kept >= self._offered[0], patience
             )
 
-    def fetch(self, kept: int, patience: float) -> Replica | None:
-        """Return the next replica, or None if there is none within ``patience`` seconds.
+    def fetch(self, kept: int, patience: float) -> Snapshot | None:
+        """Return the next snapshot, or None if there is none within ``patience`` seconds.
 
         Parameters
         ----------
         kept
-            The step of the last replica that the caller has kept, or -1.
+            The step of the last snapshot that the caller has kept, or -1.
         patience
             In seconds.
         """
@@ -98,4 +98,4 @@ class ReplicaShelf:
         if not there or offered is None:
             return None
         step, tensors, scalars = offered
-        return Replica(step, numpy.frombuffer(safetensors.torch.save(tensors), numpy.uint8), scalars)
+        return Snapshot(step, numpy.frombuffer(safetensors.torch.save(tensors), numpy.uint8), scalars)

@@ -1,0 +1,75 @@
+"""How far a run is, how fast, and how well: its ``progress`` events."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from lowdimfa.network import StepResult
+from lowdimfa.services.monitoring.journal import Event
+
+
+class ProgressMeter:
+    """Turns step results into ``progress`` events: means over the last steps, speed, time left.
+
+    Parameters
+    ----------
+    emit
+        Records an event.
+    batch_size, steps_per_epoch, total_steps
+        Of the run.
+    every
+        Steps between events.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[..., Event],
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        every: int,
+    ) -> None:
+        self._emit = emit
+        self._batch_size = batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._total = total_steps
+        self._every = every
+        self._recent: deque[StepResult] = deque(maxlen=every)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=20)
+        self.last_step = 0
+
+    def begin(self, step: int) -> None:
+        """Start measuring speed from a step boundary, such as after an evaluation."""
+        self.last_step = step
+        while self._recent and self._recent[-1].step >= step:
+            self._recent.pop()  # of a course of the run that was given up
+        self._marks.clear()
+        self._marks.append((time.monotonic(), step))
+
+    def take(self, results: Sequence[StepResult]) -> None:
+        """Take in finished steps, in order."""
+        for result in results:
+            self._recent.append(result)
+            done = self.last_step = result.step + 1
+            if done % self._every == 0 or done == self._total:
+                self._report(done)
+
+    def _report(self, done: int) -> None:
+        self._marks.append((time.monotonic(), done))
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        rate = (last - first) / (end - start) if end > start else 0.0
+        counted = sum(result.counted for result in self._recent)
+        self._emit(
+            "progress",
+            step=done,
+            steps=self._total,
+            epoch=(done - 1) // self._steps_per_epoch + 1,
+            loss=sum(result.loss for result in self._recent) / len(self._recent),
+            accuracy=sum(result.correct for result in self._recent) / counted if counted else None,
+            samples=done * self._batch_size,
+            samples_per_second=rate * self._batch_size,
+            eta_seconds=(self._total - done) / rate if rate else None,
+        )
