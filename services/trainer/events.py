@@ -9,11 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.line_file import WAITING_BYTES, LineFile
 from lowdimfa.services.run.disk import refusal
+
+if TYPE_CHECKING:
+    from lowdimfa.network import StepResult
 
 Event = dict[str, Any]
 Sink = Callable[[Event], None]
