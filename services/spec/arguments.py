@@ -1,7 +1,7 @@
 """Whether factories that come with torch and this project take the arguments that a specification has for them.
 
-Nothing is run and no module imported for that: signatures are read of what is in memory once this module is. Factories of the user's
-own are for the cluster to try.
+Nothing is run and no module imported for that: signatures are read of what is in memory once this module is. Factories
+of the user's own are for the cluster to try.
 """
 
 from __future__ import annotations
