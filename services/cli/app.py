@@ -55,9 +55,8 @@ class _Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = dict.fromkeys(
-            _COMMANDS
-        )  # typer's suggestions for a mistyped one are from these names
+        # Among these names typer looks for one that a mistyped one may have meant.
+        self.commands = cast(Any, dict.fromkeys(_COMMANDS))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all names."""
