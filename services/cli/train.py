@@ -15,6 +15,7 @@ from lowdimfa.services.cli.jobs_display import file_lines
 from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.run.loading import loading
 from lowdimfa.services.run.user_code import Modules
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
-    from lowdimfa.services.trainer.api import DecoupledTrainer
+    with loading():
+        from lowdimfa.services.trainer.api import DecoupledTrainer
 
     if not dry_run:
         outlive("events.jsonl of the run has everything")
