@@ -7,9 +7,9 @@ place of gradients: `convert`. The distributed runtime is `lowdimfa.services`; `
 What it has is loaded when it is first used: commands that train nothing don't wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lowdimfa.on_demand import on_demand
 from lowdimfa.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,27 +57,19 @@ __all__ = [
     "revert",
 ]
 
-_NAMES = {
-    "alignment": "Alignment BlockAlignment measure_alignment",
-    "block": "Block",
-    "chain": "ChainConfig convert feedback_parameters revert",
-    "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
-    "errors": "InputError LowdimfaError NotFiniteError",
-    "head": "Broadcast Evaluation Head",
-    "network": "DecoupledNetwork StepResult decouple",
-    "partition": "BlockPlan partition",
-    "services.trainer.api": "DecoupledTrainer Result",
-    "tickets": "Ticket",
-    "trainer": "InProcessTrainer",
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "alignment": "Alignment BlockAlignment measure_alignment",
+        "block": "Block",
+        "chain": "ChainConfig convert feedback_parameters revert",
+        "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
+        "errors": "InputError LowdimfaError NotFiniteError",
+        "head": "Broadcast Evaluation Head",
+        "network": "DecoupledNetwork StepResult decouple",
+        "partition": "BlockPlan partition",
+        "services.trainer.api": "DecoupledTrainer Result",
+        "tickets": "Ticket",
+        "trainer": "InProcessTrainer",
+    },
+)

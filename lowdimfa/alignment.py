@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
 from lowdimfa.sites import delivered, tap_all
-from lowdimfa.tickets import Ticket, unchanged_generators
+from lowdimfa.tickets import Ticket
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lowdimfa.feedback.projection import PRule
-from lowdimfa.feedback.rules import QRule
-from lowdimfa.losses import IGNORED
-from lowdimfa.taps import TapName
 from lowdimfa.tickets import Ticket
+
+if TYPE_CHECKING:  # these need torch, and who only reads settings doesn't
+    from lowdimfa.feedback.projection import PRule
+    from lowdimfa.feedback.rules import QRule
+    from lowdimfa.taps import TapName
+
+IGNORED = -100
+"""The class that by default says that a target doesn't count, as in torch."""
 
 Form = Literal["broadcast", "backprop", "local"]
 

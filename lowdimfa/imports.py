@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import InputError, in_words
-from lowdimfa.tickets import derive_seed, reproducible
+from lowdimfa.generators import reproducible
+from lowdimfa.tickets import derive_seed
 
 
 def resolve(path: str, where: str) -> Callable[..., Any]:

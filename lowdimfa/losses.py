@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowdimfa.config import IGNORED
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable function of the head's output and the targets: the mean over the micro-batch, a scalar."""
-
-
-IGNORED = -100
-"""The class that by default says that a position doesn't count, as in torch."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = IGNORED) -> Tensor:

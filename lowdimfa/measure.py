@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lowdimfa.block import Block
 from lowdimfa.config import FeedbackConfig
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Broadcast, Head
 from lowdimfa.stage import Stage
-from lowdimfa.tickets import Ticket, unchanged_generators
+from lowdimfa.tickets import Ticket
 
 Piece = Literal["forward", "update", "step"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block import Block
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
 from lowdimfa.sites import tap_all
-from lowdimfa.tickets import Ticket, unchanged_generators
+from lowdimfa.tickets import Ticket
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
+from lowdimfa.generators import reproducible
 from lowdimfa.imports import resolve
 from lowdimfa.optim_state import load_state, pack_state
-from lowdimfa.tickets import derive_seed, reproducible
+from lowdimfa.tickets import derive_seed
 
 FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows steps"
 """What is found of `ReduceLROnPlateau`, and what was expected: blocks measure no loss."""

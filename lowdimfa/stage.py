@@ -15,11 +15,12 @@ from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.encoding import Encoder, State, decode, require_storable
 from lowdimfa.errors import NotFiniteError
+from lowdimfa.generators import seed_generators
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.stash import StashedWeights, WeightStash
-from lowdimfa.tickets import Ticket, derive_seed, seed_generators
+from lowdimfa.tickets import Ticket, derive_seed
 
 
 class Stage:

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from lowdimfa.cost import COSTS, Balance
 from lowdimfa.errors import InputError, in_words
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
-from lowdimfa.tickets import unchanged_generators
 
 _TAKES_GRADIENT = (
     "Evaluation runs without gradients, and a block's input requires none: a layer that takes one does so within "

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.items import Samples
 from lowdimfa.data.reading import Reader
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation
 from lowdimfa.network import Batch, DecoupledNetwork, StepResult
-from lowdimfa.tickets import unchanged_generators
 
 
 class InProcessTrainer:

@@ -1,22 +1,30 @@
-"""Data sets: their interface, factories for specifications, and how to fetch them."""
+"""Data sets: their interface, factories for specifications, and how to fetch them.
 
-from lowdimfa.data.base import (
-    BatchOrder,
-    Dataset,
-    Split,
-    SubSplit,
-    Task,
-    TensorSplit,
-    as_dataset,
-)
-from lowdimfa.data.fetching import fetch
-from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
-from lowdimfa.data.items import ItemSplit
-from lowdimfa.data.reading import Reader
-from lowdimfa.data.sources import SOURCES, Source
-from lowdimfa.data.synthetic import teacher
-from lowdimfa.data.tabular import diamonds
-from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
+What it has is loaded when it is first used: to list and fetch data sets takes no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from lowdimfa.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from lowdimfa.data.base import (
+        BatchOrder,
+        Dataset,
+        Split,
+        SubSplit,
+        Task,
+        TensorSplit,
+        as_dataset,
+    )
+    from lowdimfa.data.fetching import fetch
+    from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
+    from lowdimfa.data.items import ItemSplit
+    from lowdimfa.data.reading import Reader
+    from lowdimfa.data.sources import SOURCES, Source
+    from lowdimfa.data.synthetic import teacher
+    from lowdimfa.data.tabular import diamonds
+    from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
 
 __all__ = [
     "SHAKESPEARE_VOCABULARY",
@@ -40,3 +48,18 @@ __all__ = [
     "shakespeare",
     "teacher",
 ]
+
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "base": "BatchOrder Dataset Split SubSplit Task TensorSplit as_dataset",
+        "fetching": "fetch",
+        "images": "cifar10 digits fashion_mnist mnist",
+        "items": "ItemSplit",
+        "reading": "Reader",
+        "sources": "SOURCES Source",
+        "synthetic": "teacher",
+        "tabular": "diamonds",
+        "text": "SHAKESPEARE_VOCABULARY shakespeare",
+    },
+)

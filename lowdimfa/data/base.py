@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.data.items import ItemSplit
 from lowdimfa.errors import InputError
-from lowdimfa.tickets import Ticket, derive_seed, reproducible
+from lowdimfa.generators import reproducible
+from lowdimfa.tickets import Ticket, derive_seed
 
 Task = Literal["classification", "tokens", "regression"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lowdimfa.errors import InputError
-from lowdimfa.tickets import derive_seed, seed_generators
+from lowdimfa.generators import seed_generators
+from lowdimfa.tickets import derive_seed
 
 _STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""

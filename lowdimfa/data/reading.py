@@ -12,7 +12,8 @@ from torch import Tensor
 from lowdimfa.data.base import BatchOrder, Dataset, Split, SubSplit
 from lowdimfa.data.items import ItemSplit, Samples
 from lowdimfa.errors import InputError
-from lowdimfa.tickets import Ticket, derive_seed, seed_generators
+from lowdimfa.generators import seed_generators
+from lowdimfa.tickets import Ticket, derive_seed
 
 _FEW = 128
 """Samples, of those that may be costly to read, that stand for a split in the fingerprint."""

@@ -1,51 +1,86 @@
-"""All commands, and how every error of theirs ends."""
+"""All commands, and how every error of theirs ends.
+
+A command's module is loaded when the command is called. It has the command's options and what it shows, and needs
+neither torch nor Ray nor matplotlib: what a command runs is imported by its function. So a help text, a mistyped option
+and all commands that train nothing are there at once.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, cast
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from lowdimfa.errors import LowdimfaError, ResourceError
-from lowdimfa.services.cli import (
-    data,
-    drill,
-    evaluate,
-    export,
-    jobs,
-    plan,
-    report,
-    secrets,
-    serve,
-    simulate,
-    train,
-)
 from lowdimfa.services.cli.output import UNREAD, OutputLostError
 from lowdimfa.version import VERSION
 
-# Click's, or that of the copy of Click that newer versions of typer bring.
+_COMMANDS = {
+    "train": "train:train",
+    "plan": "plan:plan",
+    "drill": "drill:drill",
+    "evaluate": "evaluate:evaluate",
+    "export": "export:export",
+    "report": "report:report",
+    "simulate": "simulate:simulate_command",
+    "serve": "serve:serve",
+    "submit": "jobs:submit",
+    "jobs": "jobs:jobs",
+    "status": "jobs:status",
+    "watch": "jobs:watch",
+    "stop": "jobs:stop",
+    "resume": "jobs:resume",
+    "logs": "jobs:logs",
+    "certs": "secrets:certs",
+    "data": "data:app",
+    "tokens": "secrets:tokens",
+}
+"""The module of each, and its function or group of commands there, in the order of the help."""
+
+_STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+
+# Click's, or those of the copy of Click that newer versions of typer bring.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
+
+class _Commands(TyperGroup):
+    """The commands of the table."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Among these names typer looks for one that a mistyped one may have meant.
+        self.commands = cast(Any, dict.fromkeys(_COMMANDS))
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return all names."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a command; None if there is none of this name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        found = getattr(import_module(f"lowdimfa.services.cli.{module}"), name)
+        alone = typer.Typer(**_STYLE)
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=cmd_name)
+        else:
+            alone.command(cmd_name)(found)
+        return cast(Any, typer.main.get_group(alone)).commands[cmd_name]
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Train networks in blocks that learn from one low-dimensional error broadcast.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **_STYLE,
 )
-app.command("train")(train.train)
-app.command("plan")(plan.plan)
-app.command("drill")(drill.drill)
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("simulate")(simulate.simulate_command)
-app.add_typer(data.app, name="data")
-app.command("serve")(serve.serve)
-for command in (jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.stop, jobs.resume, jobs.logs):
-    app.command(command.__name__)(command)
-app.command("certs")(secrets.certs)
-app.add_typer(secrets.tokens, name="tokens")
 
 
 def _show_version(asked: bool) -> None:

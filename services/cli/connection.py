@@ -99,7 +99,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
-        from lowdimfa.services.coordinator.client import Connection, CoordinatorClient  # takes a second
+        from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
 
         given = {name: arguments.pop(name) for name in _OPTIONS}
         connection = Connection(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -17,7 +17,6 @@ from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.cli.train import STOP_LIVENESS
-from lowdimfa.services.lab.drill.drill import Drill, DrillRequest
 from lowdimfa.services.lab.drill.plan import KINDS, Schedule, parse_kinds
 from lowdimfa.services.lab.drill.report import (
     planned_event,
@@ -27,13 +26,14 @@ from lowdimfa.services.lab.drill.report import (
     summary,
     summary_rows,
 )
-from lowdimfa.services.lab.drill.round import Round
 from lowdimfa.services.monitoring.journal import Sink
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.spec import load_specification
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
-from lowdimfa.services.trainer.stopping import stopped
+
+if TYPE_CHECKING:
+    from lowdimfa.services.lab.drill.round import Round
+    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 
 class PolicyOption(StrEnum):
@@ -81,6 +81,8 @@ def drill(
     form: FormatOption = Format.text,
 ) -> None:
     """Run SPEC under faults drawn at random, and check that the result holds and nothing is left behind."""
+    from lowdimfa.services.lab.drill.drill import Drill, DrillRequest
+
     outlive("events.jsonl of each run has its events")
     policy = [] if on_failure is None else [f"run.on_failure={on_failure.value}"]
     show = _Lines(sys.stdout, seed) if form is Format.text else _Objects(claim_stdout(), seed)
@@ -120,6 +122,8 @@ class _Shown:
 
     def fit(self, title: str, make: Callable[[Sink], DecoupledTrainer]) -> Result:
         """Run one part, shown as it goes."""
+        from lowdimfa.services.trainer.stopping import stopped
+
         with self.display(title) as display:
             display.show({"event": "starting"})
             trainer = make(display.show)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from lowdimfa.services.cli.display import JsonDisplay
 from lowdimfa.services.cli.options import Format, FormatOption, RunDirArgument
 from lowdimfa.services.cli.output import claim_stdout
-from lowdimfa.services.trainer.evaluate import evaluate_run
 
 
 def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
     """Evaluate the newest checkpoint of a run on its test split."""
+    from lowdimfa.services.trainer.evaluate import evaluate_run
+
     if form is Format.json:
         JsonDisplay(claim_stdout()).show(evaluate_run(run_dir))
         return

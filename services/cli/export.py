@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from lowdimfa.services.cli.options import RunDirArgument, expanded
-from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.manifest import export_file, left_out
 from lowdimfa.services.trainer.run_dir import read_run
 
 
@@ -20,6 +18,9 @@ def export(
     ],
 ) -> None:
     """Write the plain model's state dict of a run's newest checkpoint."""
+    from lowdimfa.services.run.checkpoint import CheckpointStore
+    from lowdimfa.services.run.manifest import export_file, left_out
+
     read_run(run_dir)
     manifest = CheckpointStore(run_dir).load(None)
     export_file(manifest, output)

@@ -20,9 +20,7 @@ def main() -> None:
     # gRPC's own notes on broken connections; what they mean for a person comes in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from lowdimfa.services.cli.app import (
-            run,  # takes seconds, in which a Ctrl-C must not end in a traceback
-        )
+        from lowdimfa.services.cli.app import run  # here, since a Ctrl-C while it loads ends in no traceback
 
         code = run()
     except KeyboardInterrupt:

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.forecast import forecast
 from lowdimfa.services.cli.options import Format, FormatOption
-from lowdimfa.services.trainer.api import DecoupledTrainer
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -31,6 +29,9 @@ def plan(
 
     Nothing is written and no cluster is needed.
     """
+    from lowdimfa.services.cli.forecast import forecast
+    from lowdimfa.services.trainer.api import DecoupledTrainer
+
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
         found = forecast(DecoupledTrainer(spec, overrides=overrides or []).plan())
     print(json.dumps({"event": "forecast"} | found) if form is Format.json else _text(found))

@@ -87,7 +87,7 @@ def serve(
     form: FormatOption = Format.text,
 ) -> None:
     """Run the job service until Ctrl-C or SIGTERM. Jobs outlive it; the next start picks them up."""
-    from lowdimfa.services.coordinator.process import serve as run  # these take seconds
+    from lowdimfa.services.coordinator.process import serve as run
     from lowdimfa.services.coordinator.settings import ServeSettings
 
     # One line for each call, with method, client and status; never a token.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,11 @@ from lowdimfa.services.cli.jobs_display import file_lines
 from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.run.loading import loading
 from lowdimfa.services.run.user_code import Modules
-from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.stopping import stopped
+
+if TYPE_CHECKING:
+    from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STOP_LIVENESS = 4.0
 """An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
@@ -65,6 +67,9 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
+    with loading():
+        from lowdimfa.services.trainer.api import DecoupledTrainer
+
     if not dry_run:
         outlive("events.jsonl of the run has everything")
     display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
@@ -93,6 +98,8 @@ def train(
 
 
 def _fit(trainer: DecoupledTrainer, display: Display) -> None:
+    from lowdimfa.services.trainer.stopping import stopped
+
     display.show({"event": "starting"})
     patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:

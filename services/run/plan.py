@@ -19,6 +19,7 @@ from lowdimfa.build import ErrorShape, error_shape, parts_of, resolve_feedback, 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
 from lowdimfa.loss_check import checked_loss
@@ -29,7 +30,7 @@ from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import training_config
 from lowdimfa.services.spec import Specification
-from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
+from lowdimfa.tickets import Ticket, derive_seed
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""

@@ -20,6 +20,7 @@ from lowdimfa.build import build_block, build_head, error_shape
 from lowdimfa.encoding import same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.exactness import refuse_inexact
+from lowdimfa.generators import reproducible
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
@@ -27,7 +28,7 @@ from lowdimfa.partition import BlockPlan, copies
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
-from lowdimfa.tickets import derive_seed, reproducible
+from lowdimfa.tickets import derive_seed
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""

@@ -1,7 +1,7 @@
 """Whether factories that come with torch and this project take the arguments that a specification has for them.
 
-Nothing is run and no module imported for that: signatures are read of what is in memory anyway. Factories of the user's
-own are for the cluster to try.
+Nothing is run and no module imported for that: signatures are read of what is in memory once this module is. Factories
+of the user's own are for the cluster to try.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-import lowdimfa.data
-import lowdimfa.models  # noqa: F401 - their factories are what specifications name
+# The modules whose factories specifications name.
+import lowdimfa.data.images
+import lowdimfa.data.synthetic
+import lowdimfa.data.tabular
+import lowdimfa.data.text
+import lowdimfa.models  # noqa: F401
 from lowdimfa.optim import FOLLOWS_A_LOSS
 from lowdimfa.services.spec.expectations import Path, listed
 from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, nearest, shown

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lowdimfa.losses import IGNORED
+from lowdimfa.config import IGNORED
 from lowdimfa.services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
 
 

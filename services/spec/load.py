@@ -9,10 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from lowdimfa.errors import InputError
-from lowdimfa.services.spec.arguments import argument_refusals
 from lowdimfa.services.spec.dialect import read_yaml, write_yaml
 from lowdimfa.services.spec.expectations import Path, describe, find
-from lowdimfa.services.spec.refusals import as_input_error, dotted, named, refusals_of, shown
+from lowdimfa.services.spec.refusals import Refusal, as_input_error, dotted, named, refusals_of, shown
 from lowdimfa.services.spec.schema import Specification
 
 _BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
@@ -75,7 +74,7 @@ def violations(text: str) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", _not_a_mapping(value, "specification").message)]
     try:
-        wrong, more = argument_refusals(Specification.model_validate(value))
+        wrong, more = _unfit(Specification.model_validate(value))
     except ValidationError as error:
         wrong, more = refusals_of(error, value)
     said = [
@@ -115,10 +114,17 @@ def _validated(mapping: dict[str, Any], source: str, overridden: list[Path]) -> 
         specification = Specification.model_validate(mapping)
     except ValidationError as error:
         raise as_input_error(error, mapping, source, overridden) from error
-    wrong, more = argument_refusals(specification)
+    wrong, more = _unfit(specification)
     if wrong:
         raise named(wrong, more, source, overridden)
     return specification
+
+
+def _unfit(specification: Specification) -> tuple[list[Refusal], bool]:
+    # Only here: it knows torch's factories, and what only reads or names settings needs no torch.
+    from lowdimfa.services.spec.arguments import argument_refusals
+
+    return argument_refusals(specification)
 
 
 def _setting(override: str) -> tuple[Path, Any]:

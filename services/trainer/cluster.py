@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,24 @@ def start_ray(
     cpus_per_block: float = 1.0,
     liveness: float = 60.0,
     namespace: str | None = None,
+    ready: int = 0,
 ) -> Callable[[], None]:
     """Join the cluster at an address, or start one on this machine; return what ends the connection.
 
     A connection that the caller has made before is used and left alone.
+
+    Parameters
+    ----------
+    address
+        Of the cluster to join; None starts one.
+    blocks, cpus_per_block
+        Actors that a cluster started here has room for.
+    liveness
+        Seconds within which something has to answer at the address.
+    namespace
+        Of the names of actors.
+    ready
+        Processes that a cluster started here begins with, which import at once what those of a run need.
 
     Raises
     ------
@@ -62,9 +76,8 @@ def start_ray(
     terminate = signal.getsignal(signal.SIGTERM)
     disconnect: Callable[[], None] = ray.shutdown
     if address is None:
-        disconnect = start_local(
-            num_cpus=local_cpus(blocks, cpus_per_block), include_dashboard=False, **common
-        ).end
+        cpus = max(local_cpus(blocks, cpus_per_block), ready)  # Ray begins with no more processes than CPUs
+        disconnect = start_local(ready, num_cpus=cpus, include_dashboard=False, **common).end
     else:
         _require_reachable(address, liveness)
         ray.init(address=address, namespace=namespace, **common)
@@ -108,8 +121,15 @@ class LocalRay:
                 latest.unlink()
 
 
-def start_local(**options: Any) -> LocalRay:
+def start_local(ready: int = 0, **options: Any) -> LocalRay:
     """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
+
+    Parameters
+    ----------
+    ready
+        Processes to begin with, which import at once what those of a run need.
+    options
+        Of ``ray.init``.
 
     Raises
     ------
@@ -119,7 +139,7 @@ def start_local(**options: Any) -> LocalRay:
     for last in (False, True):
         before = set(_children())
         try:
-            with _without(*_NOT_FOR_RAY):
+            with _environment(dict.fromkeys(_NOT_FOR_RAY) | _prestart(ready)):
                 context = ray.init(address="local", **options)
             own = [process for process in _children() if process not in before]
             return LocalRay(Path(context.address_info["session_dir"]), own)
@@ -135,13 +155,28 @@ def start_local(**options: Any) -> LocalRay:
     raise AssertionError("the second try returns or raises")
 
 
+def _prestart(ready: int) -> dict[str, str | None]:
+    """Return Ray's settings for workers that start with it, and are kept though they wait."""
+    if not ready:
+        return {}
+    return {
+        "RAY_num_prestart_python_workers": str(ready),
+        "RAY_num_workers_soft_limit": str(ready),
+        "RAY_worker_maximum_startup_concurrency": str(ready),
+        "RAY_preload_python_modules": "lowdimfa.services.trainer.warm",
+    }
+
+
 @contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Take variables out of the environment of processes that the body starts."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables for processes that the body starts; None takes one out."""
+    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
         yield
     finally:
+        for name in variables:
+            os.environ.pop(name, None)
         os.environ.update(kept)
 
 

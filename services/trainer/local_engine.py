@@ -13,6 +13,7 @@ import torch
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.services.block.devices import block_device
@@ -22,7 +23,6 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, stage_state
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
 from lowdimfa.services.trainer.stopping import StopRequest
-from lowdimfa.tickets import unchanged_generators
 from lowdimfa.trainer import InProcessTrainer
 
 ALIGNMENT_SAMPLES = 256

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import typer
 from command import DIGITS, Going, Outcome, environment
 
 MESSAGE_BYTES = 1 << 17
@@ -109,10 +110,16 @@ class Forks:
 
 
 def _serve() -> None:
-    import lowdimfa.services.cli.app
-    import lowdimfa.services.coordinator.client  # noqa: F401
+    import lowdimfa.services.cli.forecast
+    import lowdimfa.services.coordinator.client
+    import lowdimfa.services.lab.drill.drill
+    import lowdimfa.services.trainer.evaluate  # noqa: F401
+    from lowdimfa.services.cli.app import app
     from lowdimfa.services.trainer.api import DecoupledTrainer
 
+    commands: Any = typer.main.get_command(app)
+    for name in commands.list_commands(None):
+        commands.get_command(None, name)
     DecoupledTrainer(DIGITS, engine="local").plan()  # imports what is imported late
     asked = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())

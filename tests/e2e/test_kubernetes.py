@@ -153,7 +153,7 @@ def test_the_coordinators_command_is_one_that_serve_takes(objects: list[Object])
     program, name = container["command"]
     assert (program, name) == ("lowdimfa", "serve")
     command: Any = typer.main.get_command(app)
-    given = command.commands["serve"].make_context("serve", list(container["args"])).params
+    given = command.get_command(None, "serve").make_context("serve", list(container["args"])).params
     cluster, head = ray(objects), selected(objects, {"ray.io/node-type": "head"})[0]
     assert given["ray_address"] == f"ray://{cluster['metadata']['name']}-head-svc:{ports(head)['client']}"
     assert {"grpc": given["port"], "http": given["http_port"]} == ports(coordinator)

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowdimfa import FeedbackConfig, decouple
 from lowdimfa.cost import _Operations
 from lowdimfa.errors import InputError
+from lowdimfa.generators import reproducible
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
 from lowdimfa.partition import partition
-from lowdimfa.tickets import reproducible
 
 WIDTH = 8
 TARGETS = torch.arange(4)

@@ -196,7 +196,8 @@ def parse_unchecked(given: dict[str, Any]) -> Any:
 def test_nothing_is_imported_or_run_for_it() -> None:
     """Not even a module that is there, with a name that begins like one of the project's."""
     script = (
-        "import sys; from lowdimfa.services.spec.load import violations; before = set(sys.modules)\n"
+        "import sys, lowdimfa.services.spec.arguments; before = set(sys.modules)\n"
+        "from lowdimfa.services.spec.load import violations\n"
         "text = \"model: {factory: 'this:model', blocks: 2}\\ndata: {factory: 'torch.utils.tensorboard:x'}\\n\"\n"
         "text += \"train: {steps: 1, loss: 'torch.distributed.pipelining.stage.x'}\"\n"
         "assert violations(text) == [], violations(text)\n"

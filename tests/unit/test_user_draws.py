@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.generators import reproducible
 from lowdimfa.head import Evaluation
 from lowdimfa.imports import call_factory
 from lowdimfa.network import DecoupledNetwork, decouple
-from lowdimfa.tickets import reproducible
 
 
 class Noisy(nn.Module):

@@ -18,9 +18,10 @@ from lowdimfa.build import build_stages
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import InputError
 from lowdimfa.exactness import refuse_inexact
+from lowdimfa.generators import seed_generators
 from lowdimfa.head import Head
 from lowdimfa.partition import partition
-from lowdimfa.tickets import Ticket, derive_seed, seed_generators
+from lowdimfa.tickets import Ticket, derive_seed
 
 BATCH, MICROBATCHES = 5, 2
 DIRECT = FeedbackConfig(q_rule="fixed", tap="identity")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowdimfa.services.lab.drill.growth import Growth
-from lowdimfa.services.lab.drill.judge import Fate
-from lowdimfa.services.lab.drill.plan import Schedule
-from lowdimfa.services.lab.drill.round import Round
+if TYPE_CHECKING:
+    from lowdimfa.services.lab.drill.growth import Growth
+    from lowdimfa.services.lab.drill.judge import Fate
+    from lowdimfa.services.lab.drill.plan import Schedule
+    from lowdimfa.services.lab.drill.round import Round
 
 HEADER = ("fault", "block", "step", "happened", "noticed after", "recovery", "verdict")
 
