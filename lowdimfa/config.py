@@ -6,40 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowdimfa.feedback.projection import PRule
-from lowdimfa.feedback.rules import QRule
 from lowdimfa.losses import IGNORED
-from lowdimfa.taps import TapName
+from lowdimfa.rules import Q_RULES
 from lowdimfa.tickets import Ticket
 
 Form = Literal["broadcast", "backprop", "local"]
-
-
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """The feedback of a network; the fields are those of the specification's ``feedback`` section."""
-
-    form: Form = "broadcast"
-    error_dim: int | None = None
-    q_rule: QRule = "auto"
-    own_error: float = 0.5
-    p_rule: PRule = "fixed"
-    p_lr: float = 0.1
-    tap: TapName = "auto"
-    every_layer: bool = False
-    probe_every: int = 4
-    probe_noise: float = 0.05
-    probe_decay: float = 0.99
-
-    @property
-    def probe_interval(self) -> int:
-        """Steps between probes, or 0 where the rule needs none."""
-        return self.probe_every if self.form == "broadcast" and self.q_rule == "probed" else 0
-
-    def probes(self, ticket: Ticket) -> bool:
-        """Whether this micro-batch carries a probe: the first one of every ``probe_every`` steps."""
-        interval = self.probe_interval
-        return interval > 0 and ticket.microbatch == 0 and ticket.step % interval == 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +26,39 @@ class FactoryConfig:
     factory: str
     args: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """The feedback of a network; the fields are those of the specification's ``feedback`` section.
+
+    `q_rule`, `p_rule` and `tap` are built-in names (`lowdimfa.rules`), import paths of classes derived from
+    `lowdimfa.QRule`, `lowdimfa.PRule` and `lowdimfa.Tap`, or such paths with arguments.
+    """
+
+    form: Form = "broadcast"
+    error_dim: int | None = None
+    q_rule: str | FactoryConfig = "auto"
+    own_error: float = 0.5
+    p_rule: str | FactoryConfig = "fixed"
+    p_lr: float = 0.1
+    tap: str | FactoryConfig = "auto"
+    every_layer: bool = False
+    probe_every: int = 4
+    probe_noise: float = 0.05
+    probe_decay: float = 0.99
+
+    @property
+    def probe_interval(self) -> int:
+        """Steps between probes, or 0 where the rule needs none."""
+        if self.form != "broadcast" or self.q_rule == "auto":
+            return 0
+        return self.probe_every if Q_RULES.find(self.q_rule).probed else 0
+
+    def probes(self, ticket: Ticket) -> bool:
+        """Whether this micro-batch carries a probe: the first one of every ``probe_every`` steps."""
+        interval = self.probe_interval
+        return interval > 0 and ticket.microbatch == 0 and ticket.step % interval == 0
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ own.
 
 ## Factories
 
-Models, data, optimisers, schedules and losses are named by import path, `package.module:name` or
+Models, data, optimisers, schedules, losses and rules are named by import path, `package.module:name` or
 `package.module.name`, and called with their `args`. Beside installed packages, modules in the folder of the
 specification can be named. `args` are free-form: whatever the factory takes, as plain YAML.
 

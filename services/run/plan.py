@@ -27,7 +27,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
-from lowdimfa.services.run.training import training_config
+from lowdimfa.services.run.training import feedback_config, training_config
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed, reproducible, unchanged_generators
 
@@ -207,7 +207,7 @@ def make_network_plan(
             blocks = partition(model, cut, example.batch())
     if specification.train.activations == "bf16":
         blocks = _coarser_between(blocks)
-    feedback = FeedbackConfig(**specification.feedback.model_dump())
+    feedback = feedback_config(specification)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
     return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
 

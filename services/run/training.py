@@ -1,11 +1,22 @@
-"""The ``train`` section as the learning library takes it."""
+"""The sections ``feedback`` and ``train`` as the learning library takes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.section import Rule
+
+
+def feedback_config(specification: Specification) -> FeedbackConfig:
+    """Return the ``feedback`` section."""
+    section = specification.feedback
+    given: dict[str, Any] = {key: getattr(section, key) for key in type(section).model_fields}
+    for key, value in given.items():
+        if isinstance(value, Rule):
+            given[key] = FactoryConfig(value.factory, dict(value.args))
+    return FeedbackConfig(**given)
 
 
 def training_config(specification: Specification, total_steps: int) -> TrainingConfig:

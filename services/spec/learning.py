@@ -5,10 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from lowdimfa.losses import IGNORED
-from lowdimfa.services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
+from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.services.spec.section import (
+    IMPORT_PATTERN,
+    Args,
+    ImportPath,
+    Rule,
+    RuleName,
+    Section,
+    nearest,
+    refusal,
+    shortened,
+)
+
+_NAMES: dict[str, list[str]] = {
+    "q_rule": ["auto", *Q_RULES.built_in],
+    "p_rule": [*P_RULES.built_in],
+    "tap": ["auto", *TAPS.built_in],
+}
+"""What rules and taps may be called, but for import paths."""
+
+
+def _choice(key: str) -> dict[str, JsonValue]:
+    named = ", ".join(map(repr, _NAMES[key]))
+    return {
+        "expected": f"{named}, an import path such as 'package.module:Class' or a mapping with keys factory and args"
+    }
 
 
 class FeedbackSection(Section):
@@ -25,12 +50,14 @@ class FeedbackSection(Section):
         description="Numbers per sample (or token) that the broadcast carries; null means the task's "
         "dimension, that is the number of classes or regression targets. It can't be larger than that.",
     )
-    q_rule: Literal["auto", "readout", "hebbian", "probed", "fixed"] = Field(
+    q_rule: RuleName | Rule = Field(
         "auto",
         description="How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
         "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
         "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
-        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`.",
+        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`. An import path names "
+        "a class of your own; [own-rules.md](own-rules.md) has the details, of the two below too.",
+        json_schema_extra=_choice("q_rule"),
     )
     own_error: float = Field(
         0.5,
@@ -39,20 +66,22 @@ class FeedbackSection(Section):
         description="Share of a block's own error in what is delivered to it (`q_rule: readout`); the rest is the "
         "broadcast error. 1 is greedy local learning.",
     )
-    p_rule: Literal["fixed", "oja"] = Field(
+    p_rule: RuleName | Rule = Field(
         "fixed",
         description="How the error projection P is learned: not at all, or by Oja's subspace rule, which "
         "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
         "is below the task's.",
+        json_schema_extra=_choice("p_rule"),
     )
     p_lr: float = Field(
         0.1, gt=0, description="Learning rate of Oja's rule, on an error correlation of trace 1."
     )
-    tap: Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"] = Field(
+    tap: RuleName | Rule = Field(
         "auto",
         description="The function of a block's output at which the error is delivered: the flat output, its "
         "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
         "chosen per block from the shape of its output.",
+        json_schema_extra=_choice("tap"),
     )
     every_layer: bool = Field(
         False,
@@ -67,18 +96,30 @@ class FeedbackSection(Section):
         0.99, ge=0, lt=1, description="What a probe leaves of Q; the rest is taken from the probe's estimate."
     )
 
+    @field_validator(*_NAMES)
+    @classmethod
+    def _known(cls, given: str | Rule, info: ValidationInfo) -> str | Rule:
+        names = _NAMES[str(info.field_name)]
+        if isinstance(given, str) and given not in names and not set(".:") & set(given):
+            hint = nearest(given, names)
+            raise refusal(
+                (), f"the string {shortened(given)}", str(_choice(str(info.field_name))["expected"]), hint
+            )
+        return given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.form == "broadcast":
             return self
         of_broadcast = {
             "error_dim": self.error_dim is not None,
-            "q_rule": self.q_rule in ("readout", "probed"),
-            "p_rule": self.p_rule == "oja",
+            "q_rule": self.q_rule not in ("auto", "hebbian", "fixed"),
+            "p_rule": self.p_rule != "fixed",
             "every_layer": self.every_layer,
         }
         for key in (key for key, given in of_broadcast.items() if given):
-            found = f"{getattr(self, key)!r} with form {self.form!r}"
+            given = getattr(self, key)
+            found = f"{given.factory if isinstance(given, Rule) else given!r} with form {self.form!r}"
             raise refusal((key,), found, "form 'broadcast', the only one that uses it")
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -23,6 +25,8 @@ Args = Annotated[
     dict[str, JsonValue], Field(json_schema_extra={"expected": "a mapping of arguments by name"})
 ]
 
+RuleName = Annotated[str, Field(pattern=rf"^{_NAME}([.:-]{_NAME})*$")]
+
 
 def refusal(key: tuple[str | int, ...], found: str, expected: str, hint: str = "") -> PydanticCustomError:
     """Return an error about how settings go together; ``key`` leads from the section to the one at fault."""
@@ -36,6 +40,13 @@ def shortened(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Ask whether a known word was meant; nothing if none is near."""
+    spelt = {choice.lower(): choice for choice in known}
+    near = [spelt[choice] for choice in get_close_matches(word.lower(), spelt, n=1)]
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
 class Section(BaseModel):
     """A mapping of the specification: no unknown keys, no conversions, no changes once it is made."""
 
@@ -47,6 +58,15 @@ class Section(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: _word(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+
+class Rule(Section):
+    """A rule of the user's own by import path, with arguments."""
+
+    factory: ImportPath = Field(
+        description="The class: called with what all of its kind are given, and `args`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the class.")
 
 
 _WORDS = {False: {"off", "no", "false"}, True: {"on", "yes", "true"}}
