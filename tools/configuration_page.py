@@ -14,7 +14,7 @@ from lowdimfa.services.spec.expectations import ROOT, Schema, describe, keys, re
 REFERENCE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 _INTRODUCTION = """\
-<!-- Made by `python -m tools.configuration_page` from services/spec/schema.py: change it there. -->
+<!-- Made by `python -m tools.configuration_page` from services/spec and lowdimfa/config.py: change it there. -->
 # Configuration
 
 A run is defined by one YAML file, its specification. `model`, `data` and `train` are required; every other

@@ -182,7 +182,7 @@ def make_run_plan(
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
-        training = replace(network.training, compiled=False)
+        training = replace(network.training, compile=False)
         rehearse(
             specification,
             network.blocks,
@@ -239,7 +239,7 @@ def _balanced(
         return make_network_plan(specification, example, steps, boundaries).blocks
 
     # Compiling every cut that is tried would take longer than it could gain.
-    training = replace(network.training, compiled=False)
+    training = replace(network.training, compile=False)
     bench = make_bench(specification, network.feedback, training, reader)
     blocks, seconds = balance_by_time(bench, network.blocks, cut_at)
     return replace(network, blocks=blocks, seconds=seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -45,6 +46,28 @@ def nearest(word: str, known: Iterable[str]) -> str:
     spelt = {choice.lower(): choice for choice in known}
     near = [spelt[choice] for choice in get_close_matches(word.lower(), spelt, n=1)]
     return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def of(config: type, name: str, extra: dict[str, JsonValue] | None = None) -> Any:
+    """Return a key of a section with default, bounds and meaning of a setting of the library.
+
+    Parameters
+    ----------
+    config
+        A dataclass of `lowdimfa.config`.
+    name
+        Of the setting.
+    extra
+        What the schema says beside that.
+    """
+    defined = {each.name: each for each in fields(config)}[name]
+    return Field(defined.default, json_schema_extra=extra, **defined.metadata)
+
+
+def taken(section: BaseModel, config: type) -> dict[str, Any]:
+    """Return those values of a section that a dataclass of the library has too, by name."""
+    names = [each.name for each in fields(config) if "description" in each.metadata]
+    return {name: getattr(section, name) for name in names}
 
 
 class Section(BaseModel):
