@@ -252,7 +252,7 @@ class Stage:
         """Return everything that the block needs to go on.
 
         Its tensors are called ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary
-        layer>/Q``, ``head/P`` and the like, whatever the cut.
+        layer>/Q``, ``rule/<boundary layer>/<name>``, ``head/P`` and the like, whatever the cut.
 
         Raises
         ------

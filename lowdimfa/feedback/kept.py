@@ -33,7 +33,8 @@ class Kept:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        for name, value in state.items():
+        for name in self.kept:
+            value = state[name]
             # A copy: memory of torch's own, and nobody else's.
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
 

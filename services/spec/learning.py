@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -14,7 +15,6 @@ from lowdimfa.services.spec.section import (
     Args,
     ImportPath,
     Rule,
-    RuleName,
     Section,
     nearest,
     of,
@@ -42,11 +42,11 @@ class FeedbackSection(Section):
 
     form: Form = of(FeedbackConfig, "form")
     error_dim: int | None = of(FeedbackConfig, "error_dim")
-    q_rule: RuleName | Rule = of(FeedbackConfig, "q_rule", _choice("q_rule"))
+    q_rule: str | Rule = of(FeedbackConfig, "q_rule", _choice("q_rule"))
     own_error: float = of(FeedbackConfig, "own_error")
-    p_rule: RuleName | Rule = of(FeedbackConfig, "p_rule", _choice("p_rule"))
+    p_rule: str | Rule = of(FeedbackConfig, "p_rule", _choice("p_rule"))
     p_lr: float = of(FeedbackConfig, "p_lr")
-    tap: RuleName | Rule = of(FeedbackConfig, "tap", _choice("tap"))
+    tap: str | Rule = of(FeedbackConfig, "tap", _choice("tap"))
     every_layer: bool = of(FeedbackConfig, "every_layer")
     probe_every: int = of(FeedbackConfig, "probe_every")
     probe_noise: float = of(FeedbackConfig, "probe_noise")
@@ -56,7 +56,7 @@ class FeedbackSection(Section):
     @classmethod
     def _known(cls, given: str | Rule, info: ValidationInfo) -> str | Rule:
         names = _NAMES[str(info.field_name)]
-        if isinstance(given, str) and given not in names and not set(".:") & set(given):
+        if isinstance(given, str) and given not in names and not re.fullmatch(IMPORT_PATTERN, given):
             hint = nearest(given, names)
             raise refusal(
                 (), f"the string {shortened(given)}", str(_choice(str(info.field_name))["expected"]), hint

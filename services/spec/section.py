@@ -26,8 +26,6 @@ Args = Annotated[
     dict[str, JsonValue], Field(json_schema_extra={"expected": "a mapping of arguments by name"})
 ]
 
-RuleName = Annotated[str, Field(pattern=rf"^{_NAME}([.:-]{_NAME})*$")]
-
 
 def refusal(key: tuple[str | int, ...], found: str, expected: str, hint: str = "") -> PydanticCustomError:
     """Return an error about how settings go together; ``key`` leads from the section to the one at fault."""

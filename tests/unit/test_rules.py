@@ -196,6 +196,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"q_rule": "hebian"},
         "spec.yaml: feedback.q_rule: found the string 'hebian'; expected 'auto', 'readout'",
     ),
+    ({"tap": "own:a:b"}, "spec.yaml: feedback.tap: found the string 'own:a:b'; expected 'auto', 'identity'"),
     ({"tap": "poled"}, "spec.yaml: feedback.tap: found the string 'poled'"),
     ({"p_rule": {"args": {}}}, "spec.yaml: feedback.p_rule.factory: found nothing; expected an import path"),
     ({"q_rule": {"factory": own(Traced), "arg": {}}}, "spec.yaml: feedback.q_rule.arg: found an unknown key"),
@@ -252,9 +253,9 @@ def test_replicas_need_sums_that_can_be_added_up() -> None:
         plan({"q_rule": own(Alone)}, replicas=2)
 
 
-def network(q_rule: str, seed: int = 0) -> DecoupledNetwork:
+def network(q_rule: str, seed: int = 0, **settings: Any) -> DecoupledNetwork:
     torch.manual_seed(0)
-    feedback = FeedbackConfig(q_rule=q_rule, probe_every=2)
+    feedback = FeedbackConfig(q_rule=q_rule, probe_every=2, **settings)
     made = decouple(mlp(6, 8, 3, 4), torch.zeros(2, 6), blocks=3, total_steps=4, feedback=feedback)
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(seed)  # no draw depends on who drew before
@@ -271,6 +272,17 @@ def test_draws_are_seeded_and_probes_reach_a_rule() -> None:
     first, second = (block.sites[0].feedback for block in one.blocks)
     assert not torch.equal(first.weights[:4, :4], second.weights[:4, :4])
     assert all(block.sites[0].feedback.state()["responses"] > 0 for block in network(own(Probing)).blocks)
+
+
+def test_what_another_rule_for_p_kept_is_left() -> None:
+    heads = [network("hebbian", p_rule=rule).head for rule in (own(Growing), own(Growing), "fixed")]
+    trained, again, fixed = heads
+    trained.projection.step()
+    for other in (again, fixed):
+        other.load(*trained.state())
+        assert torch.equal(other.projection.weights, trained.projection.weights)
+    assert again.projection.state() == {"steps": 5}
+    assert fixed.projection.state() == {}
 
 
 @pytest.mark.parametrize("registry", [Q_RULES, P_RULES, TAPS, CHAIN_RULES], ids=lambda one: one.key)

@@ -15,7 +15,7 @@ from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.spec.dialect import read_yaml
 from lowdimfa.services.spec.expectations import ROOT, keys
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
-from lowdimfa.services.spec.section import Rule, RuleName, Section
+from lowdimfa.services.spec.section import Rule, Section
 from tools import configuration_page
 
 
@@ -45,7 +45,7 @@ def test_settings_of_the_library_are_keys_as_it_defines_them(
         key = section.model_fields[field.name]
         assert (key.default, key.description) == (field.default, field.metadata["description"])
         assert key.annotation == (
-            RuleName | Rule if FactoryConfig in get_args(types[field.name]) else types[field.name]
+            str | Rule if FactoryConfig in get_args(types[field.name]) else types[field.name]
         )
 
 
