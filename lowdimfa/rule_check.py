@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lowdimfa.encoding import same_bits
+from lowdimfa.encoding import same, same_bits
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.rules import QRule
@@ -24,7 +25,7 @@ Rule = TypeVar("Rule", QRule, PRule)
 
 
 def refuse_forgetful(stage: Stage, restored: Stage) -> None:
-    """Refuse rules that don't go on as before from a checkpoint, or that change what they deliver within a step.
+    """Refuse rules that don't go on as before from a checkpoint, or that change within a step what they deliver or keep.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def _require_alike(
     if not all(same_bits(before, after) for before, after in courses[0]):
         raise InputError(
             registry.key,
-            f"{name!r}, which delivers otherwise once it has taken in a micro-batch",
+            f"{name!r}, which delivers or keeps something else once it has taken in a micro-batch",
             "what only changes in step(), as the order of a step's messages must not matter",
             "Let accumulate() add up, and step() apply.",
         )
@@ -118,10 +119,11 @@ def _follow_q(rule: QRule, rows: tuple[int, ...]) -> Iterator[tuple[Tensor, Tens
             )
             seed_generators(0)
             errors = rule.errors(tapped, error)
-            before = rule.deliver(errors.delivered)
+            before, kept = rule.deliver(errors.delivered), deepcopy(rule.state())
             rule.accumulate(tapped, errors.learned)
             seed_generators(0)
             yield before, rule.deliver(rule.errors(tapped, error).delivered)
+            yield torch.tensor(True), torch.tensor(same(kept, rule.state()))
         if rule.weights.grad is not None:
             yield rule.weights.grad, rule.weights.grad
             rule.weights.grad = None
@@ -137,10 +139,11 @@ def _follow_p(rule: PRule, rows: tuple[int, ...]) -> Iterator[tuple[Tensor, Tens
             generator = torch.Generator().manual_seed(_MICROBATCHES * step + microbatch)
             error = torch.randn(*rows, rule.weights.shape[1], generator=generator).to(rule.weights.device)
             seed_generators(0)
-            before = rule.project(error)
+            before, kept = rule.project(error), deepcopy(rule.state())
             rule.accumulate(error)
             seed_generators(0)
             yield before, rule.project(error)
+            yield torch.tensor(True), torch.tensor(same(kept, rule.state()))
         seed_generators(step)
         rule.step()
         yield rule.weights.clone(), rule.weights.clone()

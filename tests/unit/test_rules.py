@@ -61,6 +61,12 @@ class Hasty(Traced):
         self.step()
 
 
+class Early(Traced):
+    def accumulate(self, tapped: Tensor, error: Tensor) -> None:
+        super().accumulate(tapped, error)
+        self.trace += 1
+
+
 class Misshapen(Traced):
     def deliver(self, error: Tensor) -> Tensor:
         return error
@@ -223,7 +229,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"q_rule": own(Failing)},
         "feedback.q_rule: found the rule for Q of block 0 failing in a first training",
     ),
-    ({"q_rule": own(Hasty)}, f"feedback.q_rule: found '{own(Hasty)}', which delivers otherwise once it has"),
+    (
+        {"q_rule": own(Hasty)},
+        f"feedback.q_rule: found '{own(Hasty)}', which delivers or keeps something else",
+    ),
+    (
+        {"q_rule": own(Early)},
+        f"feedback.q_rule: found '{own(Early)}', which delivers or keeps something else",
+    ),
     (
         {"q_rule": own(Forgetful)},
         f"feedback.q_rule: found '{own(Forgetful)}', which goes on otherwise from a",
