@@ -47,7 +47,7 @@ def make_block(device: torch.device, compiled: bool) -> Block:
     layers = [layer for _ in range(DEPTH) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
     plans = partition(nn.Sequential(*layers, nn.Linear(WIDTH, 10)), [str(2 * DEPTH)], torch.zeros(2, WIDTH))
     feedback = FeedbackConfig(q_rule="hebbian")
-    training = TrainingConfig(total_steps=1000, compiled=compiled)
+    training = TrainingConfig(total_steps=1000, compile=compiled)
     return build_block(plans[0], error_shape(plans, feedback), feedback, training, device)
 
 

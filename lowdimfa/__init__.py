@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from lowdimfa.alignment import Alignment, BlockAlignment, measure_alignment
     from lowdimfa.block import Block
     from lowdimfa.chain import ChainConfig, convert, feedback_parameters, revert
+    from lowdimfa.chain.rules import ChainRule
     from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
     from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+    from lowdimfa.feedback.projection import PRule
+    from lowdimfa.feedback.rules import Errors, QRule
     from lowdimfa.head import Broadcast, Evaluation, Head
     from lowdimfa.network import DecoupledNetwork, StepResult, decouple
     from lowdimfa.partition import BlockPlan, partition
     from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+    from lowdimfa.taps import Tap
     from lowdimfa.tickets import Ticket
     from lowdimfa.trainer import InProcessTrainer
 
@@ -34,8 +38,10 @@ __all__ = [
     "BlockPlan",
     "Broadcast",
     "ChainConfig",
+    "ChainRule",
     "DecoupledNetwork",
     "DecoupledTrainer",
+    "Errors",
     "Evaluation",
     "FactoryConfig",
     "FeedbackConfig",
@@ -44,8 +50,11 @@ __all__ = [
     "InputError",
     "LowdimfaError",
     "NotFiniteError",
+    "PRule",
+    "QRule",
     "Result",
     "StepResult",
+    "Tap",
     "Ticket",
     "TrainingConfig",
     "UpdateConfig",
@@ -63,12 +72,16 @@ __getattr__, __dir__ = on_demand(
         "alignment": "Alignment BlockAlignment measure_alignment",
         "block": "Block",
         "chain": "ChainConfig convert feedback_parameters revert",
+        "chain.rules": "ChainRule",
         "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
         "errors": "InputError LowdimfaError NotFiniteError",
+        "feedback.projection": "PRule",
+        "feedback.rules": "Errors QRule",
         "head": "Broadcast Evaluation Head",
         "network": "DecoupledNetwork StepResult decouple",
         "partition": "BlockPlan partition",
         "services.trainer.api": "DecoupledTrainer Result",
+        "taps": "Tap",
         "tickets": "Ticket",
         "trainer": "InProcessTrainer",
     },

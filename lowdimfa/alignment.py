@@ -70,7 +70,7 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
         for stage in (*blocks, head):
             stack.enter_context(unchanged_buffers(stage.module))
         error, true_gradients = _reference(blocks, head, inputs, targets, ticket)
-        sent = head.projection.project(error)
+        sent = head.projected(error)
         found = []
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)

@@ -126,7 +126,7 @@ class Block(Stage):
                 step=ticket.step,
             )
         if kind == "probe" and kept.moved is not None:
-            self.accumulate_probe(kept.moved, error)
+            self.accumulate_probe(kept.moved, error, ticket)
             kept.moved = None
         elif kind == "train" and kept.tapped is not None:
             self._learned = ticket

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import ErrorProjection
-from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
-from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, LearnedFeedback, ProbedFeedback, QRule
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.readout import LocalReadout
+from lowdimfa.feedback.rules import QRule
 from lowdimfa.head import Head
 from lowdimfa.losses import counts, make_loss, shows_targets
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockPlan
+from lowdimfa.rules import P_RULES, Q_RULES, Registry
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
@@ -82,19 +83,22 @@ def resolve_feedback(
     Raises
     ------
     InputError
-        ``readout`` is asked for where a block can't tell the targets from the broadcast error.
+        There is no such rule; or one that needs the targets is asked for where a block can't tell them from the error.
     """
     if feedback.form != "broadcast":
         return replace(feedback, q_rule="fixed")
+    P_RULES.find(feedback.p_rule)
     whole = shape.error_dim == shape.task_dim
     possible = whole and shows_targets(training.loss, task)
     if feedback.q_rule == "auto":
         return replace(feedback, q_rule="readout" if possible else "hebbian")
-    if feedback.q_rule == "readout" and not possible:
+    rule = Q_RULES.find(feedback.q_rule)
+    if rule.needs_targets and not possible:
+        name = Q_RULES.name_of(rule)
         found = (
-            f"'readout' with a loss {training.loss!r} on {task}"
+            f"{name!r} with a loss {training.loss!r} on {task}"
             if whole
-            else f"'readout' with {shape.error_dim} of {shape.task_dim} error numbers"
+            else f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers"
         )
         raise InputError(
             "feedback.q_rule",
@@ -167,7 +171,7 @@ def build_block(
         seed=training.seed,
         precision=training.precision,
         staleness=training.staleness,
-        compiled=training.compiled,
+        compiled=training.compile,
         activations=training.activations,
         probe_noise=feedback.probe_noise,
         parts=parts.starts,
@@ -183,8 +187,6 @@ def build_head(
     device: torch.device | None = None,
 ) -> Head:
     """Build the last block."""
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "P"))
-    projection = ErrorProjection(shape.task_dim, shape.error_dim, feedback.p_rule, feedback.p_lr, generator)
     parts = parts_of(plan, feedback, is_head=True)
     sites = [_site(part, shape, feedback, training, device) for part in parts.sites]
     module = plan.build().to(device or torch.device("cpu"))
@@ -192,7 +194,7 @@ def build_head(
         plan.index,
         module,
         _updater(plan, module, sites, training),
-        projection,
+        _projection(shape, feedback, training),
         make_loss(training.loss, task, training.ignore_index),
         task,
         seed=training.seed,
@@ -200,7 +202,7 @@ def build_head(
         microbatches=training.microbatches,
         precision=training.precision,
         activations=training.activations,
-        compiled=training.compiled,
+        compiled=training.compile,
         sites=sites,
         parts=parts.starts,
         probe_noise=feedback.probe_noise,
@@ -230,31 +232,48 @@ def _site(
 ) -> FeedbackSite:
     """Return where the error enters a block, or a part of one, with freshly drawn feedback weights."""
     tap, boundary = tap_of(plan, feedback, shape), plan.layers[-1].name
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "Q", boundary))
-    weights = _drawn(tap.features(plan.output_shape), shape, feedback, training, generator)
-    if isinstance(weights, LearnedFeedback) and tap.keeps_places(plan.output_shape):
-        weights.start_at_zero()
-    weights.weights.data = weights.weights.data.to(device or torch.device("cpu"))
-    return FeedbackSite(boundary, tap, weights)
+    features = tap.features(plan.output_shape)
+    rule = _q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
+    if tap.keeps_places(plan.output_shape):
+        rule.start_on_places()
+    return FeedbackSite(boundary, tap, rule.to(device or torch.device("cpu")))
 
 
-def _drawn(
-    features: int,
-    shape: ErrorShape,
-    feedback: FeedbackConfig,
-    training: TrainingConfig,
-    generator: torch.Generator,
-) -> FeedbackWeights:
+def _q_rule(
+    features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
+) -> QRule:
+    generator = torch.Generator().manual_seed(seed)
     if feedback.form == "local":
         return LocalReadout(features, shape.task_dim, generator)
-    drawn = features, shape.error_dim, generator
-    rules: dict[QRule, Callable[[], FeedbackWeights]] = {
-        "fixed": lambda: FeedbackWeights(*drawn),
-        "hebbian": lambda: HebbianFeedback(*drawn),
-        "probed": lambda: ProbedFeedback(*drawn, feedback.probe_decay),
-        "readout": lambda: ReadoutFeedback(*drawn, feedback.own_error, training.microbatches),
-    }
-    return rules[feedback.q_rule]()
+    made = Q_RULES.make(
+        feedback.q_rule,
+        seed,
+        features,
+        shape.error_dim,
+        generator,
+        own_error=feedback.own_error,
+        probe_decay=feedback.probe_decay,
+        microbatches=training.microbatches,
+    )
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, nn.Parameter) or weights.shape != (features, shape.error_dim):
+        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, shape.error_dim)}")
+    return made
+
+
+def _projection(shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig) -> PRule:
+    seed = derive_seed(training.seed, "P")
+    generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
+    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, p_lr=feedback.p_lr)
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
+        raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")
+    return made
+
+
+def _without_weights(registry: Registry[Any], made: object, expected: str) -> InputError:
+    found = f"{registry.name_of(type(made))!r}, whose constructor leaves no such 'weights'"
+    return InputError(registry.key, found, expected, "Call that of its base class.")
 
 
 def _updater(

@@ -1,49 +1,38 @@
-"""What a block needs to know to be built: plain data that any front end can fill in."""
+"""What a block needs to know to be built: plain data that any front end can fill in.
+
+Each setting is defined here, once: its name, type and default, what it means, and between which bounds it lies. The
+specification's sections are made of that (`lowdimfa.services.spec.learning`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from lowdimfa.rules import Q_RULES
 from lowdimfa.tickets import Ticket
-
-if TYPE_CHECKING:  # these need torch, and who only reads settings doesn't
-    from lowdimfa.feedback.projection import PRule
-    from lowdimfa.feedback.rules import QRule
-    from lowdimfa.taps import TapName
 
 IGNORED = -100
 """The class that by default says that a target doesn't count, as in torch."""
 
 Form = Literal["broadcast", "backprop", "local"]
+Precision = Literal["fp32", "bf16"]
 
 
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """The feedback of a network; the fields are those of the specification's ``feedback`` section."""
+def setting(default: Any, meaning: str, **bounds: float) -> Any:
+    """Return a field of a dataclass.
 
-    form: Form = "broadcast"
-    error_dim: int | None = None
-    q_rule: QRule = "auto"
-    own_error: float = 0.5
-    p_rule: PRule = "fixed"
-    p_lr: float = 0.1
-    tap: TapName = "auto"
-    every_layer: bool = False
-    probe_every: int = 4
-    probe_noise: float = 0.05
-    probe_decay: float = 0.99
-
-    @property
-    def probe_interval(self) -> int:
-        """Steps between probes, or 0 where the rule needs none."""
-        return self.probe_every if self.form == "broadcast" and self.q_rule == "probed" else 0
-
-    def probes(self, ticket: Ticket) -> bool:
-        """Whether this micro-batch carries a probe: the first one of every ``probe_every`` steps."""
-        interval = self.probe_interval
-        return interval > 0 and ticket.microbatch == 0 and ticket.step % interval == 0
+    Parameters
+    ----------
+    default
+        Its value where none is given.
+    meaning
+        For the reference of the specification, in Markdown.
+    bounds
+        ``ge``, ``gt``, ``le``, ``lt``: what a front end checks; nothing here does.
+    """
+    return field(default=default, metadata={"description": meaning, **bounds})
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,79 @@ class FactoryConfig:
 
 
 @dataclass(frozen=True)
+class FeedbackConfig:
+    """The feedback of a network; the fields are those of the specification's ``feedback`` section.
+
+    `q_rule`, `p_rule` and `tap` are built-in names (`lowdimfa.rules`), import paths of classes derived from
+    `lowdimfa.QRule`, `lowdimfa.PRule` and `lowdimfa.Tap`, or such paths with arguments.
+    """
+
+    form: Form = setting(
+        "broadcast",
+        "`broadcast` sends the projected output error to every block at once. `backprop` (exact "
+        "gradients) and `local` (a small trained head and loss in each block) are baselines.",
+    )
+    error_dim: int | None = setting(
+        None,
+        "Numbers per sample (or token) that the broadcast carries; null means the task's "
+        "dimension, that is the number of classes or regression targets. It can't be larger than that.",
+        ge=1,
+    )
+    q_rule: str | FactoryConfig = setting(
+        "auto",
+        "How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
+        "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
+        "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
+        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`. An import path names "
+        "a class of your own; [own-rules.md](own-rules.md) has the details, of the two below too.",
+    )
+    own_error: float = setting(
+        0.5,
+        "Share of a block's own error in what is delivered to it (`q_rule: readout`); the rest is the "
+        "broadcast error. 1 is greedy local learning.",
+        ge=0,
+        le=1,
+    )
+    p_rule: str | FactoryConfig = setting(
+        "fixed",
+        "How the error projection P is learned: not at all, or by Oja's subspace rule, which "
+        "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
+        "is below the task's.",
+    )
+    p_lr: float = setting(0.1, "Learning rate of Oja's rule, on an error correlation of trace 1.", gt=0)
+    tap: str | FactoryConfig = setting(
+        "auto",
+        "The function of a block's output at which the error is delivered: the flat output, its "
+        "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
+        "chosen per block from the shape of its output.",
+    )
+    every_layer: bool = setting(
+        False,
+        "Let the error enter a block at the end of each of its layers that has parameters, and no gradient "
+        "pass between them: no block then has a backward pass of its own. Otherwise it enters at the block's end.",
+    )
+    probe_every: int = setting(4, "Optimiser steps between probes (`q_rule: probed`).", ge=1)
+    probe_noise: float = setting(
+        0.05, "Standard deviation of the probe's noise, as a fraction of the output's own.", gt=0
+    )
+    probe_decay: float = setting(
+        0.99, "What a probe leaves of Q; the rest is taken from the probe's estimate.", ge=0, lt=1
+    )
+
+    @property
+    def probe_interval(self) -> int:
+        """Steps between probes, or 0 where the rule needs none."""
+        if self.form != "broadcast" or self.q_rule == "auto":
+            return 0
+        return self.probe_every if Q_RULES.find(self.q_rule).probed else 0
+
+    def probes(self, ticket: Ticket) -> bool:
+        """Whether this micro-batch carries a probe: the first one of every ``probe_every`` steps."""
+        interval = self.probe_interval
+        return interval > 0 and ticket.microbatch == 0 and ticket.step % interval == 0
+
+
+@dataclass(frozen=True)
 class UpdateConfig:
     """How one block turns gradients into updates.
 
@@ -73,7 +135,9 @@ class UpdateConfig:
 
     optimizer: FactoryConfig = FactoryConfig("torch.optim.AdamW", {"lr": 1e-3})
     scheduler: FactoryConfig | None = None
-    grad_clip: float | None = None
+    grad_clip: float | None = setting(
+        None, "Largest norm of a block's update gradient; null means no clipping.", gt=0
+    )
     clip_key: str = "train.grad_clip"
 
     @property
@@ -100,25 +164,44 @@ class TrainingConfig:
     ----------
     total_steps
         Optimiser steps of the whole run, for schedulers that need to know.
-    staleness
-        A block's weights may be up to this many steps newer at a micro-batch's update than they were at its forward.
-    activations
-        Number format in which activations go from block to block.
-    compiled
-        Whether each block's layers are compiled by ``torch.compile``.
-    ignore_index
-        The class that says that a target doesn't count.
     """
 
     total_steps: int
-    microbatches: int = 1
-    staleness: int = 0
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    activations: Literal["fp32", "bf16"] = "fp32"
-    compiled: bool = False
-    loss: str = "auto"
-    ignore_index: int = IGNORED
+    microbatches: int = setting(
+        1, "Equal parts into which a batch is cut to keep the pipeline of blocks full.", ge=1
+    )
+    staleness: int = setting(
+        0,
+        "Steps by which a forward pass may run ahead of a block's newest update. 0 is the "
+        "mathematics of training in one process; 1 or more removes the pipeline's remaining idle time.",
+        ge=0,
+    )
+    seed: int = setting(0, "From it every random draw of the run is derived.", ge=0)
+    precision: Precision = setting(
+        "fp32", "Number format of the blocks' computation; weights stay in single precision."
+    )
+    activations: Precision = setting(
+        "fp32",
+        "Number format in which activations go from block to block; `bf16` halves that traffic. Each "
+        "block computes in `precision` all the same.",
+    )
+    compile: bool = setting(
+        False,
+        "Compile each block's layers with `torch.compile`. It needs a C++ compiler on every node, takes up "
+        "to minutes before the first step, and pays for blocks of many small operations.",
+    )
+    loss: str = setting(
+        "auto",
+        "Loss of the head. `auto` is `cross_entropy` for classes and tokens and `mse` (half the "
+        "squared error, summed over outputs) for regression; `bce` is the logistic loss. An import path "
+        "names a callable that takes outputs and targets and returns the mean over samples.",
+    )
+    ignore_index: int = setting(
+        IGNORED,
+        "Class that says that a target doesn't count, such as that of padding. `cross_entropy` leaves it "
+        "out; a loss of your own has to, as neither accuracy nor the weights of micro-batches and evaluation batches in "
+        "a mean count it.",
+    )
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
 

@@ -120,6 +120,7 @@ class _Checked:
         with torch.enable_grad():
             outputs = self.block.run_parts(self.inputs[_FIRST], _FIRST, cut=_with_past)
             tapped = tap_all(self.block.sites, outputs)
+            self.block.seed_for("update", *_FIRST)
             return _by_autograd(self.block, tapped, delivered(self.block.sites, tapped, self.errors[_FIRST]))
 
 
@@ -133,7 +134,7 @@ def _check_head(head: Head, inputs: Tensor, targets: Tensor) -> None:
             *inner, outputs = head.run_parts(inputs, _FIRST, cut=_with_past)
             _, error = head.output_error(outputs, targets)
             tapped = tap_all(head.sites, inner)
-            fed = delivered(head.sites, tapped, head.projection.project(error))
+            fed = delivered(head.sites, tapped, head.projected(error))
             return _by_autograd(head, [*tapped, outputs], [*fed, error.to(outputs.dtype)])
 
     own = _trying(head, partial(_restored, head, learn))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.data.base import Task
-from lowdimfa.encoding import State
-from lowdimfa.errors import NotFiniteError
-from lowdimfa.feedback.projection import ErrorProjection
+from lowdimfa.encoding import Encoder, State, decode
+from lowdimfa.errors import InputError, NotFiniteError
+from lowdimfa.feedback.projection import PRule
 from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
+from lowdimfa.rules import P_RULES
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
@@ -91,7 +92,7 @@ class Head(Stage):
         index: int,
         module: BlockModule,
         updater: Updater,
-        projection: ErrorProjection,
+        projection: PRule,
         loss: Loss,
         task: Task,
         *,
@@ -120,7 +121,7 @@ class Head(Stage):
             probe_noise=probe_noise,
         )
         self.projection = projection
-        self.projection.to(self.device)
+        self._rules.append(projection.to(self.device))
         self._loss = loss
         self.task = task
         self._counts = counts
@@ -161,8 +162,9 @@ class Head(Stage):
             if outputs.requires_grad:
                 torch.autograd.backward(outputs, error.to(outputs.dtype))
         self._check_finite_loss(loss, error, ticket.step)
-        self.projection.accumulate(error)
-        sent = self.projection.project(error)
+        with torch.no_grad():
+            self.projection.accumulate(error)
+        sent = self.projected(error)
         deliver(self.sites, tapped, sent)
         response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
         correct, counted = self.score(outputs, targets)
@@ -202,14 +204,32 @@ class Head(Stage):
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
         outputs, moved = self.run_perturbed(perturbed, ticket)
-        response = self.projection.project(outputs.float() - clean.float())
-        self.accumulate_probe(moved, response)
+        response = self.projected(outputs.float() - clean.float())
+        self.accumulate_probe(moved, response, ticket)
         return response
 
-    def step(self) -> None:
-        """Apply the accumulated gradients to the layers, and the projection's rule."""
-        self.projection.step()
-        super().step()
+    @torch.no_grad()
+    def projected(self, error: Tensor) -> Tensor:
+        """Return ``c``, what is broadcast of an output error.
+
+        Raises
+        ------
+        InputError
+            The projection makes something else of it.
+        """
+        found: object = self.projection.project(error)
+        shape = (*error.shape[:-1], len(self.projection.weights))
+        if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
+            returned = (
+                f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            )
+            name = P_RULES.name_of(type(self.projection))
+            raise InputError(
+                P_RULES.key,
+                f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
+                f"torch.float32 of shape {shape}",
+            )
+        return found
 
     def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
         """Add the evaluation batch of that number to the totals."""
@@ -225,13 +245,18 @@ class Head(Stage):
 
     def state(self) -> State:
         """Return everything that the head needs to go on."""
-        tensors, scalars = super().state()
-        return State(tensors | {"head/P": self.projection.weights}, scalars)
+        (tensors, scalars), rule, encoder = super().state(), self.projection, Encoder(P_RULES.key)
+        kept = {"rule": P_RULES.name_of(type(rule)), "state": encoder.encode(rule.state(), "projection")}
+        return State(tensors | {"head/P": rule.weights} | encoder.tensors, scalars | {"projection": kept})
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
-        """Restore the state."""
+        """Restore the state; what another rule for ``P`` kept is left."""
         super().load(tensors, *scalars)
-        self.projection.weights.copy_(tensors["head/P"])
+        rule = self.projection
+        rule.weights.copy_(tensors["head/P"])
+        for kept in (part["projection"] for part in scalars if "projection" in part):
+            if kept["rule"] == P_RULES.name_of(type(rule)):
+                rule.load(decode(kept["state"], tensors, rule.state()))
 
     def _check_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
         for what, value in (("loss", loss), ("error", error)):

@@ -1,10 +1,11 @@
-"""Resolve the import paths by which a specification names models, data, losses, optimisers and schedulers."""
+"""Resolve the import paths by which a specification names models, data, losses, optimisers, schedulers and rules."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
         raise InputError(where, repr(path), "an import path such as 'package.module:factory'")
     try:
         # What a module draws, or seeds, while it is imported must not depend on which factory of it is the first.
-        with reproducible(derive_seed(0, "import", module_name)):
+        seed = derive_seed(0, "import", module_name)
+        with nullcontext() if module_name in sys.modules else reproducible(seed):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         missing = getattr(error, "name", None) or module_name

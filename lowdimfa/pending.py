@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lowdimfa.feedback.rules import QRule
 from lowdimfa.stage import Stage
 
 
@@ -40,7 +41,11 @@ def pending_sums(stage: Stage) -> list[Slot]:
         for parameter in stage.updater.trained
     ]
     learned = [site.feedback for site in stage.sites]
-    slots += (Slot(one.weights, one.estimate, one.set_estimate) for one in learned if one.probed)
+    slots += (
+        Slot(one.weights, one.pending, one.set_pending)
+        for one in learned
+        if type(one).pending is not QRule.pending
+    )
     return slots
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lowdimfa.feedback.rules import FeedbackWeights
+from lowdimfa.encoding import Encoder, State, decode
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.rules import QRule
+from lowdimfa.rules import Q_RULES
 from lowdimfa.taps import Tap
 
 
@@ -27,7 +30,7 @@ class FeedbackSite(NamedTuple):
 
     boundary: str
     tap: Tap
-    feedback: FeedbackWeights
+    feedback: QRule
 
 
 def tap_all(sites: Sequence[FeedbackSite], outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -35,6 +38,7 @@ def tap_all(sites: Sequence[FeedbackSite], outputs: Sequence[Tensor]) -> list[Te
     return [site.tap(output) for site, output in zip(sites, outputs, strict=False)]
 
 
+@torch.no_grad()
 def delivered(sites: Sequence[FeedbackSite], tapped: Sequence[Tensor], error: Tensor) -> list[Tensor]:
     """Return what a broadcast error would deliver at the taps, of which nothing is learned; see `deliver`."""
     return [
@@ -52,8 +56,57 @@ def deliver(sites: Sequence[FeedbackSite], tapped: Sequence[Tensor], error: Tens
         The ends of the parts, and the values of their taps with their graphs.
     error
         ``c``, shape ``(batch, *positions, error_dim)``.
+
+    Raises
+    ------
+    InputError
+        A rule delivers something else than an error at its tap.
     """
     for site, value in zip(sites, tapped, strict=True):
-        delivered = site.feedback.respond(value.detach(), error)
+        fed = _respond(site.feedback, value.detach(), error)
         if value.requires_grad:
-            torch.autograd.backward(value, delivered)
+            torch.autograd.backward(value, fed)
+
+
+@torch.no_grad()
+def _respond(rule: QRule, tapped: Tensor, error: Tensor) -> Tensor:
+    learned, delivered = rule.errors(tapped, error)
+    rule.accumulate(tapped, learned)
+    found: object = rule.deliver(delivered)
+    if not isinstance(found, Tensor) or found.shape != tapped.shape or found.dtype != tapped.dtype:
+        returned = (
+            f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        )
+        raise InputError(
+            Q_RULES.key,
+            f"{Q_RULES.name_of(type(rule))!r}, which delivers {returned} at a tap of shape {tuple(tapped.shape)}",
+            f"{tapped.dtype} of that shape",
+        )
+    return found
+
+
+def pack_rules(sites: Sequence[FeedbackSite]) -> State:
+    """Return the feedback weights, and what their rules keep beside them, by boundary.
+
+    Raises
+    ------
+    InputError
+        A rule keeps something that a checkpoint can't hold.
+    """
+    encoder = Encoder(Q_RULES.key)
+    kept = {site.boundary: encoder.encode(site.feedback.state(), "rule", site.boundary) for site in sites}
+    weights = {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in sites}
+    return State(weights | encoder.tensors, {boundary: data for boundary, data in kept.items() if data})
+
+
+def load_rules(
+    sites: Sequence[FeedbackSite], tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]
+) -> None:
+    """Restore what `pack_rules` returned, maybe of several blocks; a site that wasn't there stays as it was drawn."""
+    kept = {boundary: data for part in scalars for boundary, data in part.items()}
+    for boundary, _, rule in sites:
+        saved = tensors.get(f"feedback/{boundary}/Q")
+        if saved is not None:
+            rule.weights.data.copy_(saved)
+        if boundary in kept:
+            rule.load(decode(kept[boundary], tensors, rule.state()))

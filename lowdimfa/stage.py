@@ -15,10 +15,11 @@ from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.encoding import Encoder, State, decode, require_storable
 from lowdimfa.errors import NotFiniteError
+from lowdimfa.feedback.kept import Kept
 from lowdimfa.generators import seed_generators
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
-from lowdimfa.sites import FeedbackSite
+from lowdimfa.sites import FeedbackSite, load_rules, pack_rules
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
 
@@ -82,6 +83,7 @@ class Stage:
         self.device = next((tensor.device for tensor in held), torch.device("cpu"))
         self.seed = seed
         self.sites = list(sites)
+        self._rules: list[Kept] = [site.feedback for site in sites]  # in the head also the one for P
         self._probe_noise = probe_noise
         self._autocast = precision == "bf16"
         self._coarse_between = activations == "bf16"
@@ -171,8 +173,10 @@ class Stage:
         with unchanged_buffers(self.module):
             return self.run_parts(inputs, ticket, perturb)[-1], moved
 
-    def accumulate_probe(self, moved: Sequence[Tensor], response: Tensor) -> None:
+    @torch.no_grad()
+    def accumulate_probe(self, moved: Sequence[Tensor], response: Tensor, ticket: Ticket) -> None:
         """Let the feedback weights take in a probe: what `run_perturbed` returned, and the output's response."""
+        self.seed_for("probe update", *ticket)
         for site, change in zip(self.sites, moved, strict=True):
             site.feedback.accumulate_probe(change, response)
 
@@ -196,8 +200,10 @@ class Stage:
 
     def step(self) -> None:
         """Apply the accumulated gradients to the layers and the feedback weights."""
-        for site in self.sites:
-            site.feedback.step()
+        self.seed_for("rules", self._learned.step)
+        with torch.no_grad():
+            for rule in self._rules:
+                rule.step()
         self.before_update()
         self.seed_for("step", self._learned.step)
         self.updater.step()
@@ -247,12 +253,12 @@ class Stage:
         """Return everything that the block needs to go on.
 
         Its tensors are called ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary
-        layer>/Q``, ``head/P`` and the like, whatever the cut.
+        layer>/Q``, ``rule/<boundary layer>/<name>``, ``head/P`` and the like, whatever the cut.
 
         Raises
         ------
         InputError
-            A module, the optimiser or the schedule keeps something that a checkpoint can't hold.
+            A module, the optimiser, the schedule or a rule keeps something that a checkpoint can't hold.
         """
         module, encoder = self.module.plain_state(), Encoder("model.factory")
         for name, value in module.tensors.items():
@@ -260,10 +266,10 @@ class Stage:
         tensors = {f"model/{name}": value for name, value in module.tensors.items()}
         extra = {name: encoder.encode(value, "extra", name) for name, value in module.extra.items()}
         versions = {name: encoder.encode(value, "versions", name) for name, value in module.versions.items()}
-        tensors |= {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in self.sites}
         of_updater, updater = self.updater.state()
-        scalars = {"updater": updater, "extra": extra, "versions": versions}
-        return State(tensors | encoder.tensors | of_updater, scalars)
+        of_rules, rules = pack_rules(self.sites)
+        scalars = {"updater": updater, "extra": extra, "versions": versions, "rules": rules}
+        return State(tensors | encoder.tensors | of_rules | of_updater, scalars)
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore what `state` returned; feedback weights of a new site stay as they were drawn.
@@ -277,20 +283,13 @@ class Stage:
         """
         current = self.module.plain_state()
         encoded = {name: data for part in scalars for name, data in part["extra"].items()}
-        extra = {
-            name: decode(encoded[name], tensors, value)
-            for name, value in current.extra.items()
-            if name in encoded
-        }
-        versions = {
-            name: decode(data, tensors) for part in scalars for name, data in part["versions"].items()
-        }
+        own = current.extra.items()
+        extra = {name: decode(encoded[name], tensors, value) for name, value in own if name in encoded}
+        encoded = {name: data for part in scalars for name, data in part["versions"].items()}
+        versions = {name: decode(data, tensors) for name, data in encoded.items()}
         self.module.load_plain_state_dict(_under(tensors, "model/"), extra, versions)
         self.updater.load(tensors, *(part["updater"] for part in scalars))
-        for site in self.sites:
-            saved = tensors.get(f"feedback/{site.boundary}/Q")
-            if saved is not None:
-                site.feedback.weights.data.copy_(saved)
+        load_rules(self.sites, tensors, *(part.get("rules", {}) for part in scalars))
 
 
 def _finite_sum(values: Tensor) -> Tensor:

@@ -8,48 +8,60 @@ the activity, so that ``h`` can't lower the loss by growing along ``Q c`` (which
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-TapName = Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"]
+from lowdimfa.config import FactoryConfig
+from lowdimfa.errors import InputError, in_words
+from lowdimfa.generators import reproducible
+from lowdimfa.rules import TAPS
+from lowdimfa.tickets import derive_seed
 
 _EPSILON = 1e-5  # added to the variance by which a tap normalises
 
 
-@dataclass(frozen=True)
-class Tap:
-    """A tap for outputs of one kind.
+class Tap(ABC):
+    """The base of all taps: a function of a block's output that has no state. One of your own defines `__call__`.
 
-    Attributes
+    A tap is made for every site and called in every forward pass, so that autograd carries what is delivered at its
+    value through it into the block's layers. Random draws in it are seeded with the micro-batch.
+
+    Parameters
     ----------
-    pooled
-        Average over what lies between positions and features: pixels of a feature map, tokens of a sequence.
-    normalised
-        Layer normalisation without parameters over all features of the tap.
     position_dims
         How many dimensions after the batch have an error vector of their own: 0 for one error per sample, 1 for one
         per token.
     """
 
-    pooled: bool
-    normalised: bool
-    position_dims: int = 0
+    def __init__(self, position_dims: int = 0) -> None:
+        self.position_dims = position_dims
 
     @property
     def name(self) -> str:
-        """The name by which a specification asks for this tap."""
-        words = [word for word, used in (("pooled", self.pooled), ("normalised", self.normalised)) if used]
-        return "-".join(words) or "identity"
+        """What a specification asks for this tap with: a name, or an import path."""
+        return TAPS.name_of(type(self))
 
+    @abstractmethod
     def __call__(self, output: Tensor) -> Tensor:
-        """Return ``t(h)`` in float32, shape ``(batch, *positions, features)``."""
-        tapped = self._pool(output.float()).flatten(1 + self.position_dims)
-        return functional.layer_norm(tapped, tapped.shape[-1:], eps=_EPSILON) if self.normalised else tapped
+        """Return ``t(h)``, differentiable in ``h``.
+
+        Parameters
+        ----------
+        output
+            ``h``, shape ``(batch, *positions, …)``, of the type of the block's output.
+
+        Returns
+        -------
+        Tensor
+            float32, shape ``(batch, *positions, features)``. The number of features depends on the output's shape
+            alone, each sample's value on that sample.
+        """
 
     def features(self, output_shape: Sequence[int]) -> int:
         """Return the number of features of the tap for an output of the given shape (without the batch)."""
@@ -57,12 +69,14 @@ class Tap:
 
     def keeps_places(self, output_shape: Sequence[int]) -> bool:
         """Return whether the tap has features for every pixel or token of an output (of the shape without batch)."""
-        return not self.pooled and len(output_shape) - self.position_dims > 1
+        inner = output_shape[self.position_dims :]
+        return len(inner) > 1 and self.features(output_shape) >= math.prod(inner)
 
+    @torch.no_grad()
     def perturb(
         self, output: Tensor, noise_scale: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Add noise to a block's output and return how the tap's value moves.
+        """Add noise to a block's output in a probe, and return how the tap's value moves.
 
         Parameters
         ----------
@@ -76,16 +90,52 @@ class Tap:
         Returns
         -------
         perturbed, moved
-            The noisy output, and the first-order change of the tap, shape ``(batch, *positions, features)``.
-            A normalised tap's change is given before its mean and its scale are taken out, which delivery does.
-            A pooled tap has the same noise at every pixel or token it averages, which lowers the variance of the
-            estimate that is made of it.
+            The noisy output, and the change of the tap, shape ``(batch, *positions, features)``.
+        """
+        noise = self._scale(output, noise_scale) * _drawn(output.shape, generator)
+        perturbed = output + noise.to(output.dtype)
+        return perturbed, self(perturbed) - self(output)
+
+    def _scale(self, output: Tensor, noise_scale: float) -> Tensor:
+        inner = tuple(range(1 + self.position_dims, output.dim()))
+        return output.float().std(dim=inner, keepdim=True, correction=0) * noise_scale
+
+
+class FlatTap(Tap):
+    """The flat output itself; pooled or normalised in the classes derived from it.
+
+    Attributes
+    ----------
+    pooled
+        Average over what lies between positions and features: pixels of a feature map, tokens of a sequence.
+    normalised
+        Layer normalisation without parameters over all features of the tap.
+    """
+
+    pooled: ClassVar[bool] = False
+    normalised: ClassVar[bool] = False
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Return ``t(h)`` in float32, shape ``(batch, *positions, features)``."""
+        tapped = self._pool(output.float()).flatten(1 + self.position_dims)
+        return functional.layer_norm(tapped, tapped.shape[-1:], eps=_EPSILON) if self.normalised else tapped
+
+    def keeps_places(self, output_shape: Sequence[int]) -> bool:
+        """Return whether the tap has features for every pixel or token of an output (of the shape without batch)."""
+        return not self.pooled and len(output_shape) - self.position_dims > 1
+
+    def perturb(
+        self, output: Tensor, noise_scale: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Add noise as `Tap.perturb` does, and return the change of the tap to first order.
+
+        A normalised tap's change is given before its mean and its scale are taken out, which delivery does.
+        A pooled tap has the same noise at every pixel or token it averages, which lowers the variance of the estimate
+        that is made of it.
         """
         start = 1 + self.position_dims
-        inner = tuple(range(start, output.dim()))
-        scale = output.float().std(dim=inner, keepdim=True, correction=0) * noise_scale
         pooled = self._pool(output.float(), keepdim=True)
-        noise = torch.randn(pooled.shape, generator=generator, device=output.device) * scale
+        noise = _drawn(pooled.shape, generator) * self._scale(output, noise_scale)
         moved = noise.flatten(start)
         if self.normalised:
             variance = pooled.flatten(start).var(-1, keepdim=True, correction=0)
@@ -105,12 +155,30 @@ class Tap:
         return tuple(range(dims - inner + 1, dims))  # channels before pixels
 
 
-def choose_tap(name: TapName, output_shape: Sequence[int], position_dims: int, residual: bool) -> Tap:
-    """Return the tap that ``name`` asks for; ``auto`` picks by shape and by whether the block ends in a residual stream.
+class PooledTap(FlatTap):
+    """The mean over pixels or tokens."""
+
+    pooled = True
+
+
+class NormalisedTap(FlatTap):
+    """The flat output after a layer norm without parameters."""
+
+    normalised = True
+
+
+class PooledNormalisedTap(PooledTap, NormalisedTap):
+    """The mean over pixels or tokens after that layer norm."""
+
+
+def choose_tap(
+    given: str | FactoryConfig, output_shape: Sequence[int], position_dims: int, residual: bool
+) -> Tap:
+    """Return the tap that a setting names; ``auto`` picks by shape and by whether the block ends in a residual stream.
 
     Parameters
     ----------
-    name
+    given
         As in the specification.
     output_shape
         Of the block, without the batch.
@@ -118,8 +186,41 @@ def choose_tap(name: TapName, output_shape: Sequence[int], position_dims: int, r
         0 for one error per sample, 1 for one per token.
     residual
         Whether the block's last layer adds to a residual stream.
+
+    Raises
+    ------
+    InputError
+        It can't be made, or can't take such an output.
     """
-    if name != "auto":
-        return Tap("pooled" in name, "normalised" in name, position_dims)
-    is_sequence = len(output_shape) - position_dims == 2
-    return Tap(pooled=is_sequence and residual, normalised=True, position_dims=position_dims)
+    if given == "auto":
+        is_sequence = len(output_shape) - position_dims == 2
+        return (
+            PooledNormalisedTap(position_dims) if is_sequence and residual else NormalisedTap(position_dims)
+        )
+    seed = derive_seed(0, "tap")  # alike wherever the plan is made
+    tap = TAPS.make(given, seed, position_dims)
+    shape = tuple(output_shape)
+    try:
+        with reproducible(seed):
+            found: object = tap(torch.zeros(2, *shape))
+    except (Exception, SystemExit) as error:  # a user's tap may fail in any way
+        raise InputError(
+            TAPS.key,
+            f"{tap.name!r}, which fails on outputs of shape {shape} per sample ({in_words(error)})",
+            "a tap that takes them",
+        ) from error
+    before = (2, *shape[:position_dims])
+    if not isinstance(found, Tensor) or found.dtype != torch.float32 or found.shape[:-1] != before:
+        returned = (
+            f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        )
+        raise InputError(
+            TAPS.key,
+            f"{tap.name!r}, which makes {returned} of 2 outputs of shape {shape}",
+            f"torch.float32 of shape ({', '.join(map(str, before))}, features)",
+        )
+    return tap
+
+
+def _drawn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator, device=generator.device)

@@ -14,7 +14,7 @@ from lowdimfa.services.spec.expectations import ROOT, Schema, describe, keys, re
 REFERENCE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 _INTRODUCTION = """\
-<!-- Made by `python -m tools.configuration_page` from services/spec/schema.py: change it there. -->
+<!-- Made by `python -m tools.configuration_page` from services/spec and lowdimfa/config.py: change it there. -->
 # Configuration
 
 A run is defined by one YAML file, its specification. `model`, `data` and `train` are required; every other
@@ -36,7 +36,7 @@ own.
 
 ## Factories
 
-Models, data, optimisers, schedules and losses are named by import path, `package.module:name` or
+Models, data, optimisers, schedules, losses and rules are named by import path, `package.module:name` or
 `package.module.name`, and called with their `args`. Beside installed packages, modules in the folder of the
 specification can be named. `args` are free-form: whatever the factory takes, as plain YAML.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from lowdimfa.chain import ChainConfig, convert
-from lowdimfa.chain.config import ChainQRule, ChainRule, QStart
+from lowdimfa.chain.config import ChainQRule, QStart
 
 WITH_ERROR_DIM = ("low-dimensional", "direct")
 
@@ -35,7 +35,7 @@ class Method:
     """
 
     label: str
-    rule: ChainRule | str = "plain"
+    rule: str = "plain"
     error_dim: int | float = 64
     q_rule: ChainQRule = "hebbian"
     error_dims: tuple[tuple[str, int], ...] = ()
@@ -64,7 +64,7 @@ class Method:
         return convert(
             model,
             error_dim,
-            rule=cast(ChainRule, self.rule),
+            rule=self.rule,
             q_rule=self.q_rule,
             error_dims=dict(self.error_dims),
             q_start=self.q_start,

@@ -8,7 +8,6 @@ from benchmarks.claims.claim import Claim, Result, Verdict
 from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import BACKPROP, HEBBIAN, READOUT, Rule
 from benchmarks.gap.sweeps import Line, Sweep
-from lowdimfa.feedback.projection import PRule
 from lowdimfa.models import mlp
 
 ERROR_DIMS = (1, 2, 5, 10)
@@ -17,7 +16,7 @@ POINTS = 1.0
 """A difference that counts, in points of accuracy."""
 
 
-def _line(label: str, p_rule: PRule) -> Line:
+def _line(label: str, p_rule: str) -> Line:
     return label, {
         error_dim: Rule(
             f"{label}, r = {error_dim}", replace(HEBBIAN.feedback, error_dim=error_dim, p_rule=p_rule)

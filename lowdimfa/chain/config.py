@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.rules import CHAIN_RULES
 
-ChainRule = Literal[
-    "low-dimensional", "feedback-alignment", "kolen-pollack", "sign-symmetry", "backprop", "direct"
-]
 ChainQRule = Literal["hebbian", "fixed"]
+ChainPRule = Literal["oja", "fixed"]
 QStart = Literal["random", "transposed"]
 ErrorDim = int | float
 
@@ -25,10 +24,11 @@ class ChainConfig:
     ----------
     error_dim
         ``r``: a whole number, or a fraction (a float above 0, at most 1) of a layer's outputs; for a grouped
-        convolution, of each group's. More than a layer has is all it has. Only for the rules ``low-dimensional`` and
-        ``direct`` (there of the model's outputs); the others have full matrices.
+        convolution, of each group's. More than a layer has is all it has. Of the built-in rules for ``low-dimensional``
+        and ``direct`` alone (there of the model's outputs); the others have full matrices.
     rule
-        What stands in for the transposed weights.
+        What stands in for the transposed weights: a built-in name (`lowdimfa.rules`), the import path of a class
+        derived from `lowdimfa.ChainRule`, or such a path with arguments.
     q_rule
         ``hebbian`` learns ``Q`` with the optimiser of the weights; ``fixed`` leaves it as drawn. Like `p_rule`,
         only for the rules that have an `error_dim`; the others say by their name whether they learn.
@@ -51,9 +51,9 @@ class ChainConfig:
     """
 
     error_dim: ErrorDim = 64
-    rule: ChainRule = "low-dimensional"
+    rule: str | FactoryConfig = "low-dimensional"
     q_rule: ChainQRule = "hebbian"
-    p_rule: PRule = "oja"
+    p_rule: ChainPRule = "oja"
     p_lr: float = 0.1
     p_samples: int | None = 64
     q_start: QStart = "random"
@@ -63,9 +63,8 @@ class ChainConfig:
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[Any, Any]] = {
-            "rule": (self.rule, ChainRule),
             "q_rule": (self.q_rule, ChainQRule),
-            "p_rule": (self.p_rule, PRule),
+            "p_rule": (self.p_rule, ChainPRule),
             "q_start": (self.q_start, QStart),
         }
         for name, (found, allowed) in choices.items():
@@ -74,10 +73,11 @@ class ChainConfig:
         _check_error_dim("error_dim", self.error_dim)
         for name, error_dim in self.error_dims.items():
             _check_error_dim(f"error_dims[{name!r}]", error_dim)
-        if self.error_dims and self.rule != "low-dimensional":
+        rule = CHAIN_RULES.find(self.rule)
+        if self.error_dims and not rule.error_dim_of_layer:
             raise InputError(
                 "convert: error_dims",
-                f"dimensions of single layers under the rule {self.rule!r}",
+                f"dimensions of single layers under the rule {CHAIN_RULES.name_of(rule)!r}",
                 "the rule 'low-dimensional'",
                 "One broadcast error, or a full matrix, has no dimension for each layer.",
             )

@@ -13,12 +13,13 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from lowdimfa.chain.attention import PARTS, ChainAttention, input_projections
-from lowdimfa.chain.config import ChainConfig, ChainQRule, ChainRule, ErrorDim, QStart
+from lowdimfa.chain.config import ChainConfig, ChainPRule, ChainQRule, ErrorDim, QStart
 from lowdimfa.chain.direct import OutputError
 from lowdimfa.chain.layers import ChainConv2d, ChainLinear
 from lowdimfa.chain.making import DirectMaker, FeedbackMaker, Maker
+from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.rules import CHAIN_RULES
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,9 +37,9 @@ def convert(
     model: Model,
     error_dim: ErrorDim = 64,
     *,
-    rule: ChainRule = "low-dimensional",
+    rule: str | FactoryConfig = "low-dimensional",
     q_rule: ChainQRule = "hebbian",
-    p_rule: PRule = "oja",
+    p_rule: ChainPRule = "oja",
     p_lr: float = ChainConfig.p_lr,
     p_samples: int | None = ChainConfig.p_samples,
     q_start: QStart = "random",
@@ -80,7 +81,8 @@ def convert(
         error_dim, rule, q_rule, p_rule, p_lr, p_samples, q_start, error_dims or {}, skip, seed
     )
     layers = _find(model, config)
-    maker = DirectMaker(model, layers, config, example) if rule == "direct" else FeedbackMaker(config)
+    direct = CHAIN_RULES.find(rule).direct
+    maker = DirectMaker(model, layers, config, example) if direct else FeedbackMaker(config)
     made = [(module, _feedback_of(name, module, maker)) for name, module in layers.items()]
     for module, feedback in made:  # nothing was changed before this
         plain = type(module)

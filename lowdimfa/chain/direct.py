@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.function import Delivery, Incoming
 from lowdimfa.chain.maps import Map
-from lowdimfa.chain.rules import Feedback, drawn_like, turn_towards
+from lowdimfa.chain.rules import ChainRule, drawn_like, turn_towards
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import orthonormal_rows
 
@@ -116,7 +116,7 @@ class OutputError(nn.Module):
             )
 
 
-class DirectFeedback(Feedback):
+class DirectFeedback(ChainRule):
     """What one map delivers to its input: ``Q c``, whatever error arrives at its output.
 
     Where the input has tokens and the error hasn't, the error enters the mean over tokens.
@@ -126,6 +126,8 @@ class DirectFeedback(Feedback):
     Q
         Feedback weights, ``(features, r)``; the features of a convolution are all values of its input.
     """
+
+    direct = True
 
     def __init__(
         self,

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.direct import WHERE, DirectFeedback, OutputError
+from lowdimfa.chain.direct import WHERE, OutputError
 from lowdimfa.chain.layers import map_of, padding_before
-from lowdimfa.chain.rules import RULES, Feedback
+from lowdimfa.chain.rules import ChainRule
 from lowdimfa.errors import InputError
+from lowdimfa.rules import CHAIN_RULES
 from lowdimfa.tickets import derive_seed
 
 
 class Maker(Protocol):
     """Makes the feedback of one weight."""
 
-    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> ChainRule:
         """Return the feedback of a layer's weight; ``part`` names one of several."""
 
 
@@ -28,18 +29,16 @@ class FeedbackMaker:
 
     def __init__(self, config: ChainConfig) -> None:
         self._config = config
-        self._made: dict[tuple[int, str], Feedback] = {}
+        self._made: dict[tuple[int, str], ChainRule] = {}
 
-    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> ChainRule:
         """Return the feedback of a layer's weight."""
         whole = weight if weight._base is None else weight._base  # a part of a packed weight is a view
         key = (id(whole), part)
         if key not in self._made:
             map_ = map_of(module)
             error_dim = self._config.error_dim_of(name, len(weight) // map_.groups)
-            generator = _generator(self._config, name, part)
-            rule = RULES[self._config.rule]
-            self._made[key] = rule(map_, weight, error_dim, self._config, generator)
+            self._made[key] = _made(self._config, name, part, map_, weight, error_dim)
         return self._made[key]
 
 
@@ -79,13 +78,13 @@ class DirectMaker:
         task_dim = _last_width(model) if example is None else self._trace(model, layers, example)
         like = next(next(iter(layers.values())).parameters())
         error_dim = config.error_dim_of("", task_dim)
-        self.output = OutputError(task_dim, error_dim, like, config, _generator(config, "output", "P"))
+        generator = torch.Generator().manual_seed(_seed(config, "output", "P"))
+        self.output = OutputError(task_dim, error_dim, like, config, generator)
 
-    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> Feedback:
+    def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> ChainRule:
         """Return the feedback of one place in the model."""
         features = self._features(name, module, weight)
-        generator = _generator(self._config, name, part)
-        return DirectFeedback(map_of(module), weight, features, self.output, self._config, generator)
+        return _made(self._config, name, part, map_of(module), weight, features, self.output)
 
     def _features(self, name: str, module: nn.Module, weight: Tensor) -> int:
         if not isinstance(module, nn.Conv2d):
@@ -138,5 +137,10 @@ def _refuse_time_first(layers: Mapping[str, nn.Module]) -> None:
             )
 
 
-def _generator(config: ChainConfig, name: str, part: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(config.seed, "chain", name, part))
+def _made(config: ChainConfig, name: str, part: str, *arguments: Any) -> ChainRule:
+    seed = _seed(config, name, part)
+    return CHAIN_RULES.make(config.rule, seed, *arguments, config, torch.Generator().manual_seed(seed))
+
+
+def _seed(config: ChainConfig, name: str, part: str) -> int:
+    return derive_seed(config.seed, "chain", name, part)

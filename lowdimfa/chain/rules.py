@@ -1,35 +1,53 @@
 """Rules by which an error passes a map: what stands in for the transposed weights, and how it learns.
 
-`RULES` names them. `lowdimfa.chain.direct` has the one that replaces the chain by a broadcast.
+`lowdimfa.rules` names them. `lowdimfa.chain.direct` has the one that replaces the chain by a broadcast.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.chain.config import ChainConfig, ChainRule
+from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.function import Delivery, Incoming, run_map
 from lowdimfa.chain.maps import Map
 from lowdimfa.feedback.projection import orthonormal_rows
 
 
-class Feedback(nn.Module):
-    """The feedback of one map: the base of all rules, and by itself backpropagation.
+class ChainRule(nn.Module):
+    """How errors pass one layer; by itself as in backpropagation, through its transposed weights.
+
+    The base of all rules of the chain form; one of your own overrides what it does otherwise. A converted layer maps
+    ``h`` to ``W h`` and has a rule of its own, a submodule (an attention has four): parameters that require a gradient
+    are trained by the optimiser of the model, and these and buffers are in its ``state_dict``. For every forward pass
+    whose input wants an error, `kernel` and then `delivery` are called; in the backward pass `deliver`, once ``δ``, the
+    error at the layer's output, has come. The gradient of ``W`` is exact for ``δ`` whatever the rule.
 
     Parameters
     ----------
     map_
-        The kind of map, for shapes.
+        The kind of map, for shapes and products: `lowdimfa.chain.maps.Map`.
     weight
-        Its forward weights; feedback weights follow their shape, scale, type and device.
+        Its forward weights ``W``; feedback weights follow their shape, scale, type and device.
     error_dim
         ``r`` of each group.
     config
         How ``Q`` and ``P`` start and learn.
     generator
-        Source of the random draws, on the CPU.
+        Source of the random draws, on the CPU; seeded with the conversion's seed and the layer's name.
+
+    Attributes
+    ----------
+    error_dim_of_layer
+        Whether the rule has an ``r`` for each layer, so that ``error_dims`` means something.
+    direct
+        Whether the rule delivers the projected error of the model's output; see `lowdimfa.chain.direct`.
     """
+
+    error_dim_of_layer: ClassVar[bool] = False
+    direct: ClassVar[bool] = False
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
@@ -37,7 +55,11 @@ class Feedback(nn.Module):
         super().__init__()
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
-        """Return the feedback weights in the layout of forward weights; here these themselves."""
+        """Return the feedback weights in the layout of forward weights, whose first dimension may be another one.
+
+        Here the forward weights themselves. Where it depends on a parameter that requires a gradient, it learns: what
+        `deliver` returns beside the error is then its gradient.
+        """
         return weight.detach()
 
     def delivery(self) -> Delivery:
@@ -45,7 +67,16 @@ class Feedback(nn.Module):
         return self
 
     def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
-        """Carry the whole error through the kernel; a kernel that learns does as the weights do."""
+        """Return the error at the layer's input, in its shape, and the gradient of a kernel that learns, or None.
+
+        Here the whole error is carried through the kernel, and a kernel that learns does as the weights do.
+
+        Parameters
+        ----------
+        incoming
+            The error ``δ``, the layer's input ``h``, the kernel of the forward pass, the exact gradient of ``W``, and
+            the products of the map.
+        """
         delivered = incoming.map.deliver(incoming.error, incoming.kernel, incoming.input_shape)
         if not incoming.learns:
             return delivered, None
@@ -60,7 +91,7 @@ class Feedback(nn.Module):
         return run_map(map_, x, weight, bias, self.kernel(map_, weight), self.delivery())
 
 
-class SignSymmetry(Feedback):
+class SignSymmetry(ChainRule):
     """The signs of the forward weights, scaled to their norm (Liao, Leibo and Poggio, 2016; Moskovitz et al., 2018)."""
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
@@ -69,7 +100,7 @@ class SignSymmetry(Feedback):
         return plain.sign() * plain.square().mean().sqrt()
 
 
-class FeedbackAlignment(Feedback):
+class FeedbackAlignment(ChainRule):
     """A full random matrix that stays as drawn (Lillicrap et al., 2016)."""
 
     learned = False
@@ -95,7 +126,7 @@ class KolenPollack(FeedbackAlignment):
     learned = True
 
 
-class LowDimensional(Feedback):
+class LowDimensional(ChainRule):
     """``Q P`` of rank ``r``, never formed: the paper's chain form (arXiv:2502.20580).
 
     Attributes
@@ -108,6 +139,7 @@ class LowDimensional(Feedback):
     """
 
     P: Tensor
+    error_dim_of_layer = True
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
@@ -146,15 +178,6 @@ class LowDimensional(Feedback):
     def extra_repr(self) -> str:
         """Return the error dimension."""
         return f"error_dim={self.P.shape[-2]}"
-
-
-RULES: dict[ChainRule, type[Feedback]] = {
-    "low-dimensional": LowDimensional,
-    "feedback-alignment": FeedbackAlignment,
-    "kolen-pollack": KolenPollack,
-    "sign-symmetry": SignSymmetry,
-    "backprop": Feedback,
-}
 
 
 @torch.no_grad()

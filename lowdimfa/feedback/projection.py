@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PRule = Literal["fixed", "oja"]
+from lowdimfa.feedback.kept import Kept
 
 
 def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -18,8 +16,13 @@ def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tenso
     return columns.t().contiguous()
 
 
-class ErrorProjection:
-    """The head's projection ``c = e Pᵀ`` of the output error to ``error_dim`` numbers per sample.
+class PRule(Kept):
+    """The head's projection ``c = e Pᵀ`` of the output error ``e``, and how ``P`` learns: by itself not at all.
+
+    The base of all rules for ``P``; one of your own overrides what it does otherwise. There is one, in the head, which
+    calls for every micro-batch, in order, `accumulate` and `project`, and once per optimiser step, after the last
+    micro-batch, `step`. Within a step ``P`` is constant. No method records gradients; random draws are seeded with the
+    micro-batch, or the step.
 
     Parameters
     ----------
@@ -27,11 +30,6 @@ class ErrorProjection:
         Width of the output, ``m``.
     error_dim
         Width of the broadcast error, ``r <= m``. At ``r = m`` the projection starts as the identity.
-    rule
-        ``fixed``, or ``oja``: Oja's subspace rule ``ΔP = η P C (I − Pᵀ P)`` on the error's correlation ``C``, by
-        which the rows of ``P`` come to span the principal directions of the error (arXiv:2502.20580).
-    learning_rate
-        ``η`` for a correlation normalised to trace 1, which makes the rule independent of the scale of the error.
     generator
         Source of the initial orthonormal rows.
 
@@ -41,34 +39,31 @@ class ErrorProjection:
         ``P``, float32, shape ``(error_dim, task_dim)``, rows near-orthonormal. Errors are taken in the same precision.
     """
 
-    def __init__(
-        self, task_dim: int, error_dim: int, rule: PRule, learning_rate: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, task_dim: int, error_dim: int, generator: torch.Generator) -> None:
         self.weights = orthonormal_rows(error_dim, task_dim, generator)
-        self.rule: PRule = rule
-        self.learning_rate = learning_rate
-        self._correlation = torch.zeros(task_dim, task_dim) if rule == "oja" else None
 
     def project(self, error: Tensor) -> Tensor:
-        """Return ``c``, shape ``(batch, *positions, error_dim)``."""
+        """Return ``c``, what is broadcast.
+
+        Called too where nothing is learned, and on a probe with the output's change: it changes nothing.
+
+        Parameters
+        ----------
+        error
+            ``e``, the gradient of the step's mean loss with respect to the output, ``(batch, *positions, task_dim)``.
+
+        Returns
+        -------
+        Tensor
+            float32, shape ``(batch, *positions, error_dim)``; each sample's on its own error.
+        """
         return error.float() @ self.weights.t()
 
     def accumulate(self, error: Tensor) -> None:
         """Take in the output error of one micro-batch, shape ``(batch, *positions, task_dim)``."""
-        if self._correlation is not None:
-            rows = error.float().flatten(0, -2)
-            self._correlation += rows.t() @ rows
 
     def step(self) -> None:
-        """Apply Oja's rule to the errors of one optimiser step."""
-        if self._correlation is None:
-            return
-        total = self._correlation.trace()
-        if total > 0:
-            projected = self.weights @ (self._correlation / total)
-            change = projected - projected @ self.weights.t() @ self.weights
-            self.weights += self.learning_rate * change
-        self._correlation.zero_()
+        """Change ``weights``, in place, by what was accumulated in the optimiser step."""
 
     def explained_energy(self, error: Tensor) -> float:
         """Return the share of the error's energy that lies in the row space of ``P``, between 0 and 1."""
@@ -78,8 +73,33 @@ class ErrorProjection:
             (rows @ basis).square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
         )
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights to a device."""
-        self.weights = self.weights.to(device)
-        if self._correlation is not None:
-            self._correlation = self._correlation.to(device)
+
+class OjaProjection(PRule):
+    """Oja's subspace rule ``ΔP = η P C (I − Pᵀ P)`` on the error's correlation ``C`` (arXiv:2502.20580).
+
+    By it the rows of ``P`` come to span the principal directions of the error.
+
+    Parameters
+    ----------
+    p_lr
+        ``η`` for a correlation normalised to trace 1, which makes the rule independent of the scale of the error.
+    """
+
+    def __init__(self, task_dim: int, error_dim: int, generator: torch.Generator, p_lr: float = 0.1) -> None:
+        super().__init__(task_dim, error_dim, generator)
+        self.p_lr = p_lr
+        self._correlation = torch.zeros(task_dim, task_dim)
+
+    def accumulate(self, error: Tensor) -> None:
+        """Add the correlation of the errors of one micro-batch."""
+        rows = error.float().flatten(0, -2)
+        self._correlation += rows.t() @ rows
+
+    def step(self) -> None:
+        """Apply Oja's rule to the errors of one optimiser step."""
+        total = self._correlation.trace()
+        if total > 0:
+            projected = self.weights @ (self._correlation / total)
+            change = projected - projected @ self.weights.t() @ self.weights
+            self.weights += self.p_lr * change
+        self._correlation.zero_()

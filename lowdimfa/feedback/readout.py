@@ -43,6 +43,8 @@ class ReadoutFeedback(HebbianFeedback):
         Parts of a step's batch: the broadcast error is that of the mean over all of them.
     """
 
+    needs_targets = True
+
     def __init__(
         self,
         features: int,

@@ -1,18 +1,17 @@
 """Rules by which a block learns its feedback weights ``Q`` (shape ``(features, error_dim)``).
 
-All rules have one interface: `respond` to every training error, `accumulate_probe` for every probe, `step` once per
-optimiser step. Within a step ``Q`` is constant, so the order in which a step's messages arrive changes nothing.
+Within a step ``Q`` is constant, so the order in which a step's messages arrive changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-QRule = Literal["auto", "readout", "hebbian", "probed", "fixed"]
+from lowdimfa.feedback.kept import Kept
 
 
 class Errors(NamedTuple):
@@ -30,8 +29,21 @@ class Errors(NamedTuple):
     delivered: Tensor
 
 
-class FeedbackWeights:
-    """Fixed feedback: ``Q`` stays as it was drawn (direct feedback alignment when ``error_dim`` is the task's).
+class QRule(Kept):
+    """The feedback weights of a block and how they learn; by itself fixed feedback, ``Q`` that stays as drawn.
+
+    With ``error_dim`` the task's that is direct feedback alignment. The base of all rules for ``Q``; one of your own
+    overrides what it does otherwise. There is one for each site at which the broadcast error enters: the end of a
+    block, or of each of its layers. It sees nothing but what is local there:
+
+    - for every micro-batch, once its error has come, `errors`, `accumulate` and `deliver`, in this order;
+    - where `probed`, for the first micro-batch of every ``probe_every`` steps, before or after these,
+      `accumulate_probe`;
+    - once per optimiser step, after its last micro-batch, `step`; and if `trained_by_optimizer` the block's optimiser
+      then applies ``weights.grad`` and clears it.
+
+    `errors` and `deliver` are called too where nothing is learned, and change nothing. No method records gradients. What
+    they draw from the default generators is seeded with site, micro-batch and step.
 
     Parameters
     ----------
@@ -40,7 +52,7 @@ class FeedbackWeights:
     error_dim
         Numbers per sample in the broadcast error, ``r``.
     generator
-        Source of the initial weights, ``Normal(0, 1 / r)``.
+        Source of the initial weights, ``Normal(0, 1 / r)``; seeded with the run's seed and the site.
 
     Attributes
     ----------
@@ -50,19 +62,22 @@ class FeedbackWeights:
         Whether ``weights.grad`` is the rule's update, to be applied by the block's optimiser: the same kind of
         optimiser for ``Q`` as for the forward weights.
     probed
-        Whether the rule learns from probes, of which a step then has an `estimate`.
+        Whether the rule learns from probes.
+    needs_targets
+        Whether the rule tells the targets from the broadcast error: it is then refused where that can't be.
     """
 
     trained_by_optimizer: ClassVar[bool] = False
     probed: ClassVar[bool] = False
+    needs_targets: ClassVar[bool] = False
+    weights: nn.Parameter
 
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
         drawn = torch.randn(features, error_dim, generator=generator) / math.sqrt(error_dim)
         self.weights = nn.Parameter(drawn, requires_grad=False)
 
-    def deliver(self, error: Tensor) -> Tensor:
-        """Return ``Q c`` for every sample, shape ``(batch, *positions, features)``."""
-        return error @ self.weights.t()
+    def start_on_places(self) -> None:
+        """Take in, before the first step, that the tap has features for every pixel or token."""
 
     def errors(self, tapped: Tensor, error: Tensor) -> Errors:
         """Return what a broadcast error comes to at this block: here itself, for both uses.
@@ -70,39 +85,48 @@ class FeedbackWeights:
         Parameters
         ----------
         tapped
-            The tap's value, shape ``(batch, *positions, features)``.
+            The tap's value ``t(h)``, shape ``(batch, *positions, features)``.
         error
-            The broadcast error ``c``, shape ``(batch, *positions, error_dim)``.
+            The broadcast error ``c``, shape ``(batch, *positions, error_dim)``: of the mean loss over the whole step.
         """
         return Errors(error, error)
 
-    def respond(self, tapped: Tensor, error: Tensor) -> Tensor:
-        """Learn from one training micro-batch, and return what is to be delivered at the tap.
-
-        Parameters and shapes are those of `errors`; the result has the shape of ``tapped``.
-        """
-        learned, delivered = self.errors(tapped, error)
-        self.accumulate(tapped, learned)
-        return self.deliver(delivered)
-
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
-        """Take in the tap's value and the error that ``Q`` learns from, of one micro-batch."""
+        """Take in the tap's value and the error that ``Q`` learns from, of one micro-batch; ``Q`` stays.
+
+        What micro-batches add up is a sum, in ``weights.grad`` or in `pending`.
+        """
+
+    def deliver(self, error: Tensor) -> Tensor:
+        """Return ``Q c`` for every sample, shape ``(batch, *positions, features)``."""
+        return error @ self.weights.t()
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
-        """Take in the tap's perturbation and the projected response of the output in one probe."""
+        """Take in one probe.
 
-    def estimate(self) -> Tensor | None:
-        """Return what the step's probe has found, of the shape of ``Q``; None without one, or before it."""
+        Parameters
+        ----------
+        moved
+            The tap's change by the block's own noise, shape ``(batch, *positions, features)``.
+        response
+            The projected change of the output, ``P Δy``, shape ``(batch, *positions, error_dim)``.
+        """
+
+    def pending(self) -> Tensor | None:
+        """Return what the step's micro-batches have added up outside of ``weights.grad``, in the shape of ``Q``, or None.
+
+        Replicas of a block add this up before `step`, each of which has seen some of the micro-batches.
+        """
         return None
 
-    def set_estimate(self, estimate: Tensor) -> None:
-        """Put an estimate in place of the step's own: it may come from another replica of the block."""
+    def set_pending(self, total: Tensor) -> None:
+        """Put the sum over all replicas in place of what `pending` returned."""
 
     def step(self) -> None:
         """Apply what was accumulated, unless the block's optimiser does."""
 
 
-class LearnedFeedback(FeedbackWeights):
+class LearnedFeedback(QRule):
     """Feedback weights that the block's optimiser trains, with its rate and weight decay.
 
     ``Q`` starts at the scale of forward weights, ``Normal(0, 1 / n_l)``, or at zero on a tap with a weight for every
@@ -117,8 +141,8 @@ class LearnedFeedback(FeedbackWeights):
         super().__init__(features, error_dim, generator)
         self.weights.data *= math.sqrt(error_dim / features)
 
-    def start_at_zero(self) -> None:
-        """Forget the drawn weights."""
+    def start_on_places(self) -> None:
+        """Start at zero."""
         self.weights.data.zero_()
 
 
@@ -148,17 +172,17 @@ class ProbedFeedback(HebbianFeedback):
 
     Parameters
     ----------
-    decay
+    probe_decay
         What a probe leaves of ``Q``, ``β``.
     """
 
     probed = True
 
     def __init__(
-        self, features: int, error_dim: int, generator: torch.Generator, decay: float = 0.99
+        self, features: int, error_dim: int, generator: torch.Generator, probe_decay: float = 0.99
     ) -> None:
         super().__init__(features, error_dim, generator)
-        self.decay = decay
+        self.probe_decay = probe_decay
         self._estimates: list[Tensor] = []
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
@@ -167,18 +191,18 @@ class ProbedFeedback(HebbianFeedback):
         variance = moved.square().mean().clamp_min(torch.finfo(moved.dtype).tiny)  # 0 under a dead block
         self._estimates.append(_correlate(moved, response) / variance / len(moved))
 
-    def estimate(self) -> Tensor | None:
+    def pending(self) -> Tensor | None:
         """Return what the step's probe has found, of the shape of ``Q``; None without one, or before it."""
         return self._estimates[-1] if self._estimates else None
 
-    def set_estimate(self, estimate: Tensor) -> None:
+    def set_pending(self, total: Tensor) -> None:
         """Put an estimate in place of the step's own: it may come from another replica of the block."""
-        self._estimates = [estimate.clone()]
+        self._estimates = [total.clone()]
 
     def step(self) -> None:
         """Draw ``Q`` towards the step's estimates; the correlation is applied by the block's optimiser."""
         for estimate in self._estimates:
-            self.weights.data.mul_(self.decay).add_(estimate, alpha=1 - self.decay)
+            self.weights.data.mul_(self.probe_decay).add_(estimate, alpha=1 - self.probe_decay)
         self._estimates.clear()
 
 

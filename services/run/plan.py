@@ -28,7 +28,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partition import BlockPlan, block_starts, partition
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
-from lowdimfa.services.run.training import training_config
+from lowdimfa.services.run.training import feedback_config, training_config
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
 
@@ -183,7 +183,7 @@ def make_run_plan(
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
-        training = replace(network.training, compiled=False)
+        training = replace(network.training, compile=False)
         rehearse(
             specification,
             network.blocks,
@@ -208,7 +208,7 @@ def make_network_plan(
             blocks = partition(model, cut, example.batch())
     if specification.train.activations == "bf16":
         blocks = _coarser_between(blocks)
-    feedback = FeedbackConfig(**specification.feedback.model_dump())
+    feedback = feedback_config(specification)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
     return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
 
@@ -240,7 +240,7 @@ def _balanced(
         return make_network_plan(specification, example, steps, boundaries).blocks
 
     # Compiling every cut that is tried would take longer than it could gain.
-    training = replace(network.training, compiled=False)
+    training = replace(network.training, compile=False)
     bench = make_bench(specification, network.feedback, training, reader)
     blocks, seconds = balance_by_time(bench, network.blocks, cut_at)
     return replace(network, blocks=blocks, seconds=seconds)

@@ -65,7 +65,7 @@ class Bench:
     def memory(self, blocks: Sequence[BlockPlan]) -> list[StageMemory]:
         """Return what each block holds."""
         # Neither stashed nor compiled: autograd then shows what the graphs keep.
-        plain = replace(self.training, staleness=0, compiled=False)
+        plain = replace(self.training, staleness=0, compile=False)
         learning, head = replace(self, training=plain).stages(blocks)
         make_step(learning, head, self.feedback, self.batches)
         stages: list[Block | Head] = [*learning, head]

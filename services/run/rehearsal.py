@@ -25,6 +25,8 @@ from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
 from lowdimfa.partition import BlockPlan, copies
+from lowdimfa.rule_check import refuse_drifting, refuse_forgetful
+from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
@@ -178,16 +180,9 @@ def states_come_back(rehearsal: Rehearsal) -> None:
             raise
         except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
             raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
-        place = _difference(scalars, back.scalars) or next(
-            (
-                name
-                for name in {**tensors, **back.tensors}
-                if name not in tensors
-                or name not in back.tensors
-                or not same_bits(tensors[name], back.tensors[name])
-            ),
-            None,
-        )
+        names, ours, theirs = {**tensors, **back.tensors}, tensors, back.tensors
+        lost = (n for n in names if n not in ours or n not in theirs or not same_bits(ours[n], theirs[n]))
+        place = _difference(scalars, back.scalars) or next(lost, None)
         if place is not None:
             raise InputError(
                 _key_of(place, stage),
@@ -195,6 +190,7 @@ def states_come_back(rehearsal: Rehearsal) -> None:
                 "that loading a state restores all that was saved of it",
                 "What is not restored would be lost whenever the run resumes.",
             )
+        refuse_forgetful(stage, restored)
 
 
 def _difference(one: Any, other: Any, path: str = "") -> str | None:
@@ -211,11 +207,13 @@ def _difference(one: Any, other: Any, path: str = "") -> str | None:
 
 def _key_of(place: str, stage: Stage) -> str:
     config = stage.updater.config
-    if place.startswith(("scheduler/", "updater/scheduler")):
-        return f"{config.scheduler_key}.factory"
-    if place.startswith(("optimizer/", "updater")):
-        return f"{config.optimizer_key}.factory"
-    return "model.factory"
+    owners = {
+        ("scheduler/", "updater/scheduler"): f"{config.scheduler_key}.factory",
+        ("optimizer/", "updater"): f"{config.optimizer_key}.factory",
+        ("rule/", "rules/", "feedback/"): Q_RULES.key,
+        ("projection", "head/P"): P_RULES.key,
+    }
+    return next((key for starts, key in owners.items() if place.startswith(starts)), "model.factory")
 
 
 def replicas_are_alike(rehearsal: Rehearsal) -> None:
@@ -232,7 +230,10 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
                 "the same weights in every process",
                 "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
             )
-        trained = rehearsal.stages[plan.index].module.plain_state().extra
+        stage = rehearsal.stages[plan.index]
+        if replicas[plan.index] > 1:
+            refuse_drifting(stage, rehearsal.untrained(plan.index), replicas[plan.index])
+        trained = stage.module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
         if replicas[plan.index] > 1 and changed:
             raise InputError(
@@ -277,6 +278,10 @@ def _refusal(
         owners[id(updater.optimizer), None], owners[id(updater.scheduler), None] = optimizer, scheduler
         if isinstance(stage, Head):
             owners[id(stage), "output_error"] = "train.loss", "a loss"
+            owners[id(stage.projection), None] = P_RULES.key, "the rule for P"
+        for site in stage.sites:
+            owners[id(site.feedback), None] = Q_RULES.key, f"the rule for Q of block {stage.index}"
+            owners[id(site.tap), None] = TAPS.key, f"the tap of block {stage.index}"
         for name, layer in stage.module.named_layers():
             owners[id(layer), None] = "model.factory", f"layer {name!r} of block {stage.index}"
     owners.pop((id(None), None), None)
@@ -290,5 +295,7 @@ def _refusal(
     return InputError(
         key,
         f"{what} failing {when} ({in_words(error)})",
-        "what trains in plain PyTorch",
+        "one that works on the run's errors"
+        if key.startswith("feedback.")
+        else "what trains in plain PyTorch",
     )

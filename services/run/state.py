@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from lowdimfa.config import FactoryConfig
 from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.checkpoint import BlockState, Manifest
@@ -88,13 +89,17 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         "feedback": {
             "form": specification.feedback.form,
             "error_dim": plan.network.shape.error_dim,
-            "q_rule": plan.network.feedback.q_rule,
-            "tap": specification.feedback.tap,
+            "q_rule": _plain(plan.network.feedback.q_rule),
+            "tap": _plain(plan.network.feedback.tap),
         },
         "optimizer": specification.train.optimizer.factory,
         "scheduler": None if specification.train.scheduler is None else specification.train.scheduler.factory,
         "total_steps": plan.network.training.total_steps,
     }
+
+
+def _plain(rule: str | FactoryConfig) -> Any:
+    return rule if isinstance(rule, str) else {"factory": rule.factory, "args": dict(rule.args)}
 
 
 def require_resumable(plan: RunPlan, manifest: Manifest) -> None:

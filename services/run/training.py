@@ -1,11 +1,21 @@
-"""The ``train`` section as the learning library takes it."""
+"""The sections ``feedback`` and ``train`` as the learning library takes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.section import Rule, taken
+
+
+def feedback_config(specification: Specification) -> FeedbackConfig:
+    """Return the ``feedback`` section."""
+    given = taken(specification.feedback, FeedbackConfig)
+    for key, value in given.items():
+        if isinstance(value, Rule):
+            given[key] = FactoryConfig(value.factory, dict(value.args))
+    return FeedbackConfig(**given)
 
 
 def training_config(specification: Specification, total_steps: int) -> TrainingConfig:
@@ -25,14 +35,7 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
 
     return TrainingConfig(
         total_steps=total_steps,
-        microbatches=train.microbatches,
-        staleness=train.staleness,
-        seed=train.seed,
-        precision=train.precision,
-        activations=train.activations,
-        compiled=train.compile,
-        loss=train.loss,
-        ignore_index=train.ignore_index,
+        **taken(train, TrainingConfig),
         update=update(train, "train"),
         per_block={
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()

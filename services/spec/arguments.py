@@ -29,9 +29,9 @@ import lowdimfa.data.text
 import lowdimfa.models  # noqa: F401
 from lowdimfa.optim import FOLLOWS_A_LOSS
 from lowdimfa.services.spec.expectations import Path, listed
-from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, nearest, shown
+from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, shown
 from lowdimfa.services.spec.schema import Specification
-from lowdimfa.services.spec.section import shortened
+from lowdimfa.services.spec.section import nearest, shortened
 
 ROOTS = ("lowdimfa", "torch")
 """Packages whose factories are checked."""

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from lowdimfa.config import IGNORED
-from lowdimfa.services.spec.section import IMPORT_PATTERN, Args, ImportPath, Section, refusal
+from lowdimfa.config import FeedbackConfig, Form, Precision, TrainingConfig, UpdateConfig
+from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.services.spec.section import (
+    IMPORT_PATTERN,
+    Args,
+    ImportPath,
+    Rule,
+    Section,
+    nearest,
+    of,
+    refusal,
+    shortened,
+)
+
+_NAMES: dict[str, list[str]] = {
+    "q_rule": ["auto", *Q_RULES.built_in],
+    "p_rule": [*P_RULES.built_in],
+    "tap": ["auto", *TAPS.built_in],
+}
+"""What rules and taps may be called, but for import paths."""
+
+
+def _choice(key: str) -> dict[str, JsonValue]:
+    named = ", ".join(map(repr, _NAMES[key]))
+    return {
+        "expected": f"{named}, an import path such as 'package.module:Class' or a mapping with keys factory and args"
+    }
 
 
 class FeedbackSection(Section):
     """How the output error reaches the blocks."""
 
-    form: Literal["broadcast", "backprop", "local"] = Field(
-        "broadcast",
-        description="`broadcast` sends the projected output error to every block at once. `backprop` (exact "
-        "gradients) and `local` (a small trained head and loss in each block) are baselines.",
-    )
-    error_dim: int | None = Field(
-        None,
-        ge=1,
-        description="Numbers per sample (or token) that the broadcast carries; null means the task's "
-        "dimension, that is the number of classes or regression targets. It can't be larger than that.",
-    )
-    q_rule: Literal["auto", "readout", "hebbian", "probed", "fixed"] = Field(
-        "auto",
-        description="How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
-        "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
-        "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
-        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`.",
-    )
-    own_error: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of a block's own error in what is delivered to it (`q_rule: readout`); the rest is the "
-        "broadcast error. 1 is greedy local learning.",
-    )
-    p_rule: Literal["fixed", "oja"] = Field(
-        "fixed",
-        description="How the error projection P is learned: not at all, or by Oja's subspace rule, which "
-        "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
-        "is below the task's.",
-    )
-    p_lr: float = Field(
-        0.1, gt=0, description="Learning rate of Oja's rule, on an error correlation of trace 1."
-    )
-    tap: Literal["auto", "identity", "pooled", "normalised", "pooled-normalised"] = Field(
-        "auto",
-        description="The function of a block's output at which the error is delivered: the flat output, its "
-        "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
-        "chosen per block from the shape of its output.",
-    )
-    every_layer: bool = Field(
-        False,
-        description="Let the error enter a block at the end of each of its layers that has parameters, and no gradient "
-        "pass between them: no block then has a backward pass of its own. Otherwise it enters at the block's end.",
-    )
-    probe_every: int = Field(4, ge=1, description="Optimiser steps between probes (`q_rule: probed`).")
-    probe_noise: float = Field(
-        0.05, gt=0, description="Standard deviation of the probe's noise, as a fraction of the output's own."
-    )
-    probe_decay: float = Field(
-        0.99, ge=0, lt=1, description="What a probe leaves of Q; the rest is taken from the probe's estimate."
-    )
+    form: Form = of(FeedbackConfig, "form")
+    error_dim: int | None = of(FeedbackConfig, "error_dim")
+    q_rule: str | Rule = of(FeedbackConfig, "q_rule", _choice("q_rule"))
+    own_error: float = of(FeedbackConfig, "own_error")
+    p_rule: str | Rule = of(FeedbackConfig, "p_rule", _choice("p_rule"))
+    p_lr: float = of(FeedbackConfig, "p_lr")
+    tap: str | Rule = of(FeedbackConfig, "tap", _choice("tap"))
+    every_layer: bool = of(FeedbackConfig, "every_layer")
+    probe_every: int = of(FeedbackConfig, "probe_every")
+    probe_noise: float = of(FeedbackConfig, "probe_noise")
+    probe_decay: float = of(FeedbackConfig, "probe_decay")
+
+    @field_validator(*_NAMES)
+    @classmethod
+    def _known(cls, given: str | Rule, info: ValidationInfo) -> str | Rule:
+        names = _NAMES[str(info.field_name)]
+        if isinstance(given, str) and given not in names and not re.fullmatch(IMPORT_PATTERN, given):
+            hint = nearest(given, names)
+            raise refusal(
+                (), f"the string {shortened(given)}", str(_choice(str(info.field_name))["expected"]), hint
+            )
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -73,25 +69,29 @@ class FeedbackSection(Section):
             return self
         of_broadcast = {
             "error_dim": self.error_dim is not None,
-            "q_rule": self.q_rule in ("readout", "probed"),
-            "p_rule": self.p_rule == "oja",
+            "q_rule": self.q_rule not in ("auto", "hebbian", "fixed"),
+            "p_rule": self.p_rule != "fixed",
             "every_layer": self.every_layer,
         }
         for key in (key for key, given in of_broadcast.items() if given):
-            found = f"{getattr(self, key)!r} with form {self.form!r}"
+            given = getattr(self, key)
+            found = f"{given.factory if isinstance(given, Rule) else given!r} with form {self.form!r}"
             raise refusal((key,), found, "form 'broadcast', the only one that uses it")
         return self
+
+
+_DEFAULT = UpdateConfig().optimizer
 
 
 class Optimizer(Section):
     """An optimiser by import path."""
 
     factory: ImportPath = Field(
-        "torch.optim.AdamW",
+        _DEFAULT.factory,
         description="What makes a block's optimiser: called with its parameters and `args`.",
     )
     args: Args = Field(
-        {"lr": 0.001},
+        dict(_DEFAULT.args),
         description="Keyword arguments of the optimiser. When given they replace the default as a whole.",
     )
 
@@ -141,55 +141,26 @@ class TrainSection(Section):
         None, gt=0, description="Optimiser steps. Give exactly one of `epochs` and `steps`."
     )
     batch_size: int = Field(128, ge=1, description="Samples per optimiser step.")
-    microbatches: int = Field(
-        1, ge=1, description="Equal parts into which a batch is cut to keep the pipeline of blocks full."
-    )
-    staleness: int = Field(
-        0,
-        ge=0,
-        description="Steps by which a forward pass may run ahead of a block's newest update. 0 is the "
-        "mathematics of training in one process; 1 or more removes the pipeline's remaining idle time.",
-    )
+    microbatches: int = of(TrainingConfig, "microbatches")
+    staleness: int = of(TrainingConfig, "staleness")
     window: int | None = Field(
         None,
         ge=1,
         description="Micro-batches in flight at most; null means `microbatches * (staleness + 1)`.",
     )
-    loss: str = Field(
-        "auto",
-        pattern=f"^(auto|cross_entropy|mse|bce|{IMPORT_PATTERN})$",
-        description="Loss of the head. `auto` is `cross_entropy` for classes and tokens and `mse` (half the "
-        "squared error, summed over outputs) for regression; `bce` is the logistic loss. An import path "
-        "names a callable that takes outputs and targets and returns the mean over samples.",
-        json_schema_extra={"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"},
+    loss: Annotated[str, Field(pattern=f"^(auto|cross_entropy|mse|bce|{IMPORT_PATTERN})$")] = of(
+        TrainingConfig, "loss", {"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"}
     )
-    ignore_index: int = Field(
-        IGNORED,
-        description="Class that says that a target doesn't count, such as that of padding. `cross_entropy` leaves it "
-        "out; a loss of your own has to, as neither accuracy nor the weights of micro-batches and evaluation batches in "
-        "a mean count it.",
-    )
+    ignore_index: int = of(TrainingConfig, "ignore_index")
     optimizer: Optimizer = Field(Optimizer(), description="Optimiser of every block.")
     scheduler: Scheduler | None = Field(
         None, description="Learning-rate schedule of every block; null keeps the learning rate constant."
     )
-    seed: int = Field(0, ge=0, description="From it every random draw of the run is derived.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of the blocks' computation; weights stay in single precision."
-    )
-    activations: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="Number format in which activations go from block to block; `bf16` halves that traffic. Each "
-        "block computes in `precision` all the same.",
-    )
-    compile: bool = Field(
-        False,
-        description="Compile each block's layers with `torch.compile`. It needs a C++ compiler on every node, takes up "
-        "to minutes before the first step, and pays for blocks of many small operations.",
-    )
-    grad_clip: float | None = Field(
-        None, gt=0, description="Largest norm of a block's update gradient; null means no clipping."
-    )
+    seed: int = of(TrainingConfig, "seed")
+    precision: Precision = of(TrainingConfig, "precision")
+    activations: Precision = of(TrainingConfig, "activations")
+    compile: bool = of(TrainingConfig, "compile")
+    grad_clip: float | None = of(UpdateConfig, "grad_clip")
     limit_samples: int | None = Field(
         None, ge=1, description="Train on only the first so many samples; null means all."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -12,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.spec.expectations import ROOT, Path, describe, find, keys, resolved
-from lowdimfa.services.spec.section import shortened
+from lowdimfa.services.spec.section import nearest, shortened
 
 MOST_NAMED = 10
 """Things wrong that one answer names. It has to fit into a line of a log, and into the metadata of a call."""
@@ -97,9 +96,7 @@ def _refusal(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Refusal:
         return Refusal((*path, *context["key"]), context["found"], context["expected"], context["hint"])
     if kind in _UNKNOWN:
         known = keys(find(path[:-1]))
-        return Refusal(
-            path, "an unknown key", f"one of {', '.join(known)}", nearest(str(path[-1]), known, sections=True)
-        )
+        return Refusal(path, "an unknown key", f"one of {', '.join(known)}", _meant(str(path[-1]), known))
     if kind == "missing":
         return Refusal(path, "nothing", describe(schema))
     if detail["loc"] and detail["loc"][-1] == "[key]":
@@ -128,13 +125,11 @@ def _path(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Path:
     return tuple(path)
 
 
-def nearest(word: str, known: Iterable[str], sections: bool = False) -> str:
-    """Ask whether a known word was meant, or a key of another section; nothing if none is near."""
-    spelt = {choice.lower(): choice for choice in known}
-    near = [spelt[choice] for choice in get_close_matches(word.lower(), spelt, n=1)]
-    if not near and sections:
-        near = [f"{section}.{word}" for section in keys(ROOT) if word in keys(find((section,)))][:1]
-    return f"Did you mean {near[0]!r}?" if near else ""
+def _meant(word: str, known: Iterable[str]) -> str:
+    """Ask whether a known key was meant, or a key of another section; nothing if none is near."""
+    sections = (f"{section}.{word}" for section in keys(ROOT) if word in keys(find((section,))))
+    elsewhere = next(sections, None)
+    return nearest(word, known) or (f"Did you mean {elsewhere!r}?" if elsewhere else "")
 
 
 def _quoting(kind: str, value: object) -> str:

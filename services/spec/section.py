@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -36,6 +39,35 @@ def shortened(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Ask whether a known word was meant; nothing if none is near."""
+    spelt = {choice.lower(): choice for choice in known}
+    near = [spelt[choice] for choice in get_close_matches(word.lower(), spelt, n=1)]
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def of(config: type, name: str, extra: dict[str, JsonValue] | None = None) -> Any:
+    """Return a key of a section with default, bounds and meaning of a setting of the library.
+
+    Parameters
+    ----------
+    config
+        A dataclass of `lowdimfa.config`.
+    name
+        Of the setting.
+    extra
+        What the schema says beside that.
+    """
+    defined = {each.name: each for each in fields(config)}[name]
+    return Field(defined.default, json_schema_extra=extra, **defined.metadata)
+
+
+def taken(section: BaseModel, config: type) -> dict[str, Any]:
+    """Return those values of a section that a dataclass of the library has too, by name."""
+    names = [each.name for each in fields(config) if "description" in each.metadata]
+    return {name: getattr(section, name) for name in names}
+
+
 class Section(BaseModel):
     """A mapping of the specification: no unknown keys, no conversions, no changes once it is made."""
 
@@ -47,6 +79,15 @@ class Section(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: _word(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+
+class Rule(Section):
+    """A rule of the user's own by import path, with arguments."""
+
+    factory: ImportPath = Field(
+        description="The class: called with what all of its kind are given, and `args`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the class.")
 
 
 _WORDS = {False: {"off", "no", "false"}, True: {"on", "yes", "true"}}

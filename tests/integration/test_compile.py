@@ -43,7 +43,7 @@ def make_block(compiled: bool, staleness: int) -> Block:
     plans = partition(layers, ["4"], normal(2, 6, seed=0))
     # A plain descent: an optimiser that divides by a gradient's size would magnify the last bit's difference.
     update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}))
-    training = TrainingConfig(3, staleness=staleness, compiled=compiled, update=update)
+    training = TrainingConfig(3, staleness=staleness, compile=compiled, update=update)
     return build_block(
         plans[0], error_shape(plans, FeedbackConfig()), FeedbackConfig(q_rule="hebbian"), training
     )

@@ -54,7 +54,7 @@ def test_a_compiled_block_does_what_it_does_without() -> None:
     error = torch.randn(32, 10, device="cuda") / 32
     gradients = []
     for compiled in (False, True):
-        training = TrainingConfig(total_steps=4, compiled=compiled)
+        training = TrainingConfig(total_steps=4, compile=compiled)
         block = build_block(
             copy.deepcopy(plans[0]), error_shape(plans, feedback), feedback, training, block_device(1)
         )

@@ -12,6 +12,7 @@ import torch
 from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
+from lowdimfa import QRule
 from lowdimfa.errors import PeerError
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.metrics_table import METRICS
@@ -59,7 +60,28 @@ def trained(plain: dict[str, Any], run_dir: Path) -> dict[tuple[int, int], dict[
         return states(fleet)
 
 
-@pytest.mark.parametrize("q_rule", ["hebbian", "readout", "probed", "fixed"])
+class Summing(QRule):
+    """Applies by itself what it has added up, which replicas add up further."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.sum = torch.zeros_like(self.weights)
+
+    def accumulate(self, tapped: torch.Tensor, error: torch.Tensor) -> None:
+        self.sum += tapped.t() @ error
+
+    def pending(self) -> torch.Tensor | None:
+        return self.sum
+
+    def set_pending(self, total: torch.Tensor) -> None:
+        self.sum = total.clone()
+
+    def step(self) -> None:
+        self.weights -= 0.1 * self.sum
+        self.sum.zero_()
+
+
+@pytest.mark.parametrize("q_rule", ["hebbian", "readout", "probed", "fixed", f"{__name__}:Summing"])
 @pytest.mark.parametrize("replicas", [2, {0: 4, 1: 2}])
 def test_replicas_train_as_one_does(replicas: Any, q_rule: str, tmp_path: Path) -> None:
     plain = replicated(replicas, q_rule=q_rule)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowdimfa import convert
-from lowdimfa.chain.config import ChainRule
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
 
 EXACT: dict[str, dict[str, Any]] = {
@@ -28,7 +27,7 @@ Forward = Callable[[nn.Module], Tensor]
 few = settings(max_examples=25, deadline=None)
 
 
-def twins(build: Callable[[], nn.Module], rule: ChainRule = "low-dimensional") -> tuple[nn.Module, nn.Module]:
+def twins(build: Callable[[], nn.Module], rule: str = "low-dimensional") -> tuple[nn.Module, nn.Module]:
     """Return a model and a converted one with the same weights, in double precision."""
     models = []
     for _ in range(2):
@@ -75,7 +74,7 @@ def call(model: nn.Module, x: Tensor) -> Tensor:
     bias=st.booleans(),
     rule=st.sampled_from(list(EXACT)),
 )
-def test_linear_layers(leading: list[int], inputs: int, outputs: int, bias: bool, rule: ChainRule) -> None:
+def test_linear_layers(leading: list[int], inputs: int, outputs: int, bias: bool, rule: str) -> None:
     plain, converted = twins(lambda: nn.Linear(inputs, outputs, bias), rule)
     assert_alike(plain, converted, call, drawn(*leading, inputs))
 
@@ -104,7 +103,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 @few
 @given(geometry=convolutions(), batch=st.integers(1, 2), rule=st.sampled_from(list(EXACT)))
-def test_convolutions(geometry: dict[str, Any], batch: int, rule: ChainRule) -> None:
+def test_convolutions(geometry: dict[str, Any], batch: int, rule: str) -> None:
     plain, converted = twins(lambda: nn.Conv2d(**geometry), rule)
     assert_alike(plain, converted, call, drawn(batch, geometry["in_channels"], 8, 7))
 
@@ -169,7 +168,7 @@ def test_attention(
     padding: str | None,
     need_weights: bool,
     average: bool,
-    rule: ChainRule,
+    rule: str,
 ) -> None:
     plain, converted = twins(lambda: nn.MultiheadAttention(**arguments), rule)
     width = arguments["embed_dim"]
@@ -227,14 +226,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("rule", EXACT)
 @pytest.mark.parametrize("name", MODELS)
-def test_models(name: str, rule: ChainRule, training: bool) -> None:
+def test_models(name: str, rule: str, training: bool) -> None:
     build, x = MODELS[name]
     plain, converted = twins(build, rule)
     assert_alike(plain.train(training), converted.train(training), call, x)
 
 
 @pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack"])
-def test_gradients_are_those_of_finite_differences(rule: ChainRule) -> None:
+def test_gradients_are_those_of_finite_differences(rule: str) -> None:
     _, converted = twins(
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.Tanh(), nn.Conv2d(4, 2, 2)), rule
     )

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa import convert
-from lowdimfa.chain.config import ChainRule
 from lowdimfa.chain.maps import ConvMap, LinearMap
 from lowdimfa.chain.rules import turn_towards
 from lowdimfa.models import mlp
@@ -27,7 +26,7 @@ def feedback_of(layer: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack"])
-def test_under_equal_decay_q_converges_to_the_weights_seen_through_p(rule: ChainRule) -> None:
+def test_under_equal_decay_q_converges_to_the_weights_seen_through_p(rule: str) -> None:
     rate, decay, steps, draw = 0.5, 0.1, 60, generator()
     torch.manual_seed(0)
     layer = convert(nn.Linear(6, 8).double(), 3, rule=rule, p_rule="fixed")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.feedback.projection import ErrorProjection, PRule
+from lowdimfa.feedback.projection import OjaProjection, PRule
 from lowdimfa.feedback.rules import (
-    FeedbackWeights,
     HebbianFeedback,
     ProbedFeedback,
     QRule,
@@ -28,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator(seed))
 
 
-def linear_network(lr: float, weight_decay: float, q_rule: QRule = "hebbian") -> DecoupledNetwork:
+def linear_network(lr: float, weight_decay: float, q_rule: str = "hebbian") -> DecoupledNetwork:
     """Return a linear network of two blocks, in which the true feedback is the head's transposed weights."""
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 4, bias=False))
     with torch.no_grad():
@@ -47,7 +46,7 @@ def linear_network(lr: float, weight_decay: float, q_rule: QRule = "hebbian") ->
 
 
 def test_a_fixed_rule_draws_weights_of_variance_one_over_r_and_keeps_them() -> None:
-    feedback = FeedbackWeights(4000, 5, generator())
+    feedback = QRule(4000, 5, generator())
     before = feedback.weights.clone()
     feedback.accumulate(normal(3, 4000), normal(3, 5))
     feedback.accumulate_probe(normal(3, 4000), normal(3, 5))
@@ -58,7 +57,7 @@ def test_a_fixed_rule_draws_weights_of_variance_one_over_r_and_keeps_them() -> N
 
 
 def test_delivery_is_the_error_through_the_weights() -> None:
-    feedback = FeedbackWeights(7, 3, generator())
+    feedback = QRule(7, 3, generator())
     error = normal(2, 5, 3)
     expected = torch.einsum("btr,nr->btn", error, feedback.weights)
     torch.testing.assert_close(feedback.deliver(error), expected)
@@ -124,9 +123,9 @@ def test_hebbian_feedback_converges_to_the_transposed_weights() -> None:
     assert float(weight.norm().detach()) > 5 * distance  # the weights themselves don't decay to nothing
 
 
-@pytest.mark.parametrize("rule", ["fixed", "oja"])
-def test_at_full_dimension_the_projection_is_and_stays_the_identity(rule: PRule) -> None:
-    projection = ErrorProjection(6, 6, rule, 0.5, generator())
+@pytest.mark.parametrize("rule", [PRule, OjaProjection])
+def test_at_full_dimension_the_projection_is_and_stays_the_identity(rule: type[PRule]) -> None:
+    projection = rule(6, 6, generator())
     error = normal(20, 6)
     for _ in range(3):
         projection.accumulate(error)
@@ -136,7 +135,7 @@ def test_at_full_dimension_the_projection_is_and_stays_the_identity(rule: PRule)
 
 
 def test_a_projection_starts_with_orthonormal_rows_and_a_fixed_one_never_moves() -> None:
-    projection = ErrorProjection(9, 4, "fixed", 0.5, generator())
+    projection = PRule(9, 4, generator())
     before = projection.weights.clone()
     torch.testing.assert_close(before @ before.t(), torch.eye(4))
     projection.accumulate(normal(5, 9))
@@ -149,7 +148,7 @@ def test_a_projection_starts_with_orthonormal_rows_and_a_fixed_one_never_moves()
 def test_ojas_rule_finds_the_principal_subspace_of_the_error_at_any_scale(scale: float) -> None:
     directions, _ = torch.linalg.qr(normal(10, 10, seed=2))
     deviations = torch.tensor([3.0, 2.5, 2.0, *[0.3] * 7])
-    projection = ErrorProjection(10, 3, "oja", 0.3, generator())
+    projection = OjaProjection(10, 3, generator(), 0.3)
     before = projection.explained_energy(normal(500, 10, seed=1) * deviations @ directions.t())
     for step in range(150):
         for microbatch in range(2):
@@ -166,7 +165,7 @@ def test_ojas_rule_finds_the_principal_subspace_of_the_error_at_any_scale(scale:
 
 
 def test_ojas_rule_takes_all_micro_batches_of_a_step_as_one_and_forgets_them() -> None:
-    whole, parts = (ErrorProjection(8, 3, "oja", 0.1, generator()) for _ in range(2))
+    whole, parts = (OjaProjection(8, 3, generator(), 0.1) for _ in range(2))
     for step in range(3):
         error = normal(12, 8, seed=step)
         whole.accumulate(error)
@@ -181,7 +180,7 @@ def test_ojas_rule_takes_all_micro_batches_of_a_step_as_one_and_forgets_them() -
 
 
 def test_explained_energy_is_that_of_the_orthogonal_projection() -> None:
-    projection = ErrorProjection(9, 4, "fixed", 0.1, generator())
+    projection = PRule(9, 4, generator())
     inside = normal(20, 4) @ projection.weights
     error = normal(20, 9, seed=1)
     outside = error - error @ projection.weights.t() @ projection.weights
@@ -199,7 +198,7 @@ def test_probes_average_to_the_mean_jacobian_seen_through_the_projection() -> No
     rest = nn.Sequential(nn.Tanh(), nn.Linear(features, 6), nn.Tanh(), nn.Linear(6, task_dim))
     for index, parameter in enumerate(rest.parameters()):
         parameter.data.copy_(normal(*parameter.shape, seed=index) / math.sqrt(features))
-    projection = ErrorProjection(task_dim, error_dim, "fixed", 0.1, generator(4))
+    projection = PRule(task_dim, error_dim, generator(4))
     activity = normal(batch, features, seed=5)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda one: rest(one)))(activity).detach().mean(0)
     exact = (projection.weights @ jacobian).t()
@@ -223,7 +222,7 @@ def test_probes_average_to_the_mean_jacobian_seen_through_the_projection() -> No
 
 
 def test_a_probe_draws_the_feedback_weights_towards_its_estimate_at_the_steps_end() -> None:
-    feedback = ProbedFeedback(4, 2, generator(), decay=0.75)
+    feedback = ProbedFeedback(4, 2, generator(), probe_decay=0.75)
     moved, responses = torch.eye(4), [normal(4, 2, seed=seed) for seed in range(3)]
     # For this noise an estimate is the response itself.
     drawn = expected = feedback.weights.clone()
@@ -249,7 +248,7 @@ def test_probed_weights_learn_the_hebbian_way_too() -> None:
 
 
 def test_a_probe_of_a_dead_block_teaches_nothing_and_stays_finite() -> None:
-    feedback = ProbedFeedback(4, 2, generator(), decay=0.75)
+    feedback = ProbedFeedback(4, 2, generator(), probe_decay=0.75)
     drawn = feedback.weights.clone()
     feedback.accumulate_probe(torch.zeros(3, 4), normal(3, 2))
     feedback.step()

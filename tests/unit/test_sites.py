@@ -106,10 +106,10 @@ def test_probes_reach_the_layers_of_the_head_too() -> None:
     feedback = [site.feedback for stage in (*made.blocks, made.head) for site in stage.sites]
     for part, (inputs, targets) in enumerate(batch("mlp", 0)):
         made.form.run(inputs, targets, Ticket(0, part))
-    estimates = [one.estimate() for one in feedback]
+    estimates = [one.pending() for one in feedback]
     assert len(estimates) > 2 and all(estimate is not None and estimate.any() for estimate in estimates)
     made.form.step()
-    assert [one.estimate() for one in feedback] == [None] * len(feedback)
+    assert [one.pending() for one in feedback] == [None] * len(feedback)
 
 
 def test_state_moves_between_cuts() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.spec.dialect import read_yaml
 from lowdimfa.services.spec.expectations import ROOT, keys
+from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
+from lowdimfa.services.spec.section import Rule, Section
 from tools import configuration_page
 
 
@@ -25,6 +30,23 @@ def test_every_key_is_described() -> None:
         rows = re.findall(r"^\| `(\S+)` \| (.+) \| (.+) \| (.+\.) \|$", body, re.MULTILINE)
         assert len(rows) == len(re.findall(r"^\| `", body, re.MULTILINE))
         assert set(keys(schema)) <= {key for key, *_ in rows}
+
+
+@pytest.mark.parametrize(
+    ("section", "config"), [(FeedbackSection, FeedbackConfig), (TrainSection, TrainingConfig)]
+)
+def test_settings_of_the_library_are_keys_as_it_defines_them(
+    section: type[Section], config: type[Any]
+) -> None:
+    types = get_type_hints(config)
+    settings = [field for field in fields(config) if field.metadata]
+    assert len(settings) > 5
+    for field in settings:
+        key = section.model_fields[field.name]
+        assert (key.default, key.description) == (field.default, field.metadata["description"])
+        assert key.annotation == (
+            str | Rule if FactoryConfig in get_args(types[field.name]) else types[field.name]
+        )
 
 
 def test_the_smallest_specification_of_the_reference_is_valid() -> None:

@@ -14,12 +14,12 @@ from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import ProtocolError
-from lowdimfa.feedback.rules import FeedbackWeights, HebbianFeedback, ProbedFeedback
+from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, QRule
 from lowdimfa.layers import Layer
 from lowdimfa.optim import Updater
 from lowdimfa.services.block.summation import Layout, Summation
 from lowdimfa.sites import FeedbackSite
-from lowdimfa.taps import Tap
+from lowdimfa.taps import FlatTap
 
 
 class Odd(nn.Module):
@@ -38,7 +38,7 @@ class Odd(nn.Module):
         return inputs
 
 
-def block(feedback: type[FeedbackWeights] = HebbianFeedback) -> Block:
+def block(feedback: type[QRule] = HebbianFeedback) -> Block:
     torch.manual_seed(0)
     module = BlockModule([Layer("0", Odd())])
     weights = feedback(3, 2, torch.Generator().manual_seed(0))
@@ -46,11 +46,11 @@ def block(feedback: type[FeedbackWeights] = HebbianFeedback) -> Block:
     if weights.trained_by_optimizer:
         trained["0.Q"] = weights.weights
     config = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}), None, None)
-    sites = [FeedbackSite("0", Tap(False, False), weights)]
+    sites = [FeedbackSite("0", FlatTap(), weights)]
     return Block(0, module, Updater(trained, [], config, 10), sites, seed=0)
 
 
-def replicas(number: int, feedback: type[FeedbackWeights] = HebbianFeedback) -> list[Block]:
+def replicas(number: int, feedback: type[QRule] = HebbianFeedback) -> list[Block]:
     """Return alike blocks with gradients and statistics of their own."""
     made = [block(feedback) for _ in range(number)]
     for rank, one in enumerate(made):
@@ -123,16 +123,16 @@ def test_the_estimate_of_a_probe_reaches_the_replicas_that_had_none() -> None:
     generator = torch.Generator().manual_seed(9)
     moved, response = torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)
     blocks[0].sites[-1].feedback.accumulate_probe(moved, response)
-    found = blocks[0].sites[-1].feedback.estimate()
+    found = blocks[0].sites[-1].feedback.pending()
     assert found is not None
     add_up(blocks, [1, 1, 1])
     for one in blocks:
-        estimate = one.sites[-1].feedback.estimate()
+        estimate = one.sites[-1].feedback.pending()
         assert estimate is not None and torch.equal(estimate, found)
         one.sites[-1].feedback.step()
         assert torch.equal(one.sites[-1].feedback.weights, blocks[0].sites[-1].feedback.weights)
     add_up(blocks, [2, 2, 2])
-    assert [one.sites[-1].feedback.estimate() for one in blocks] == [None] * 3  # a step without a probe
+    assert [one.sites[-1].feedback.pending() for one in blocks] == [None] * 3  # a step without a probe
 
 
 @pytest.mark.parametrize(
