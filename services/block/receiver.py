@@ -20,8 +20,8 @@ from lowdimfa.services.block.activations import (
     SampleLimit,
     unpack,
 )
-from lowdimfa.services.block.ring import RING_KEY, Place
-from lowdimfa.services.block.ring_view import RingView, take_offer
+from lowdimfa.services.block.ring import RING_KEY
+from lowdimfa.services.block.ring_view import NO_MEMORY, RingView, take_offer
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
 from lowdimfa.services.rpc.seats import Seat
@@ -273,7 +273,9 @@ class ActivationReceiver:
         if assembly is None or header.sequence != self._expected:
             raise ProtocolError(f"a frame of activation {header.sequence} where {self._expected} was next")
         if header.shared:
-            data = _shared(header.sequence, data, ring, assembly.nbytes)
+            if ring is None:
+                raise ProtocolError(NO_MEMORY)
+            data = ring.read(header.sequence, assembly.nbytes)
         activation = assembly.add(header.offset, data)
         if activation is None:
             return assembly
@@ -301,13 +303,3 @@ class ActivationReceiver:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-
-def _shared(sequence: int, data: memoryview, ring: RingView | None, expected: int) -> memoryview:
-    """Return the buffers that a frame says are in shared memory."""
-    where = Place.parse(data)
-    if ring is None:
-        raise ProtocolError("it lies in shared memory, of which there is none")
-    if where.nbytes != expected:
-        raise ProtocolError(f"{where.nbytes} bytes in shared memory for a message of {expected}")
-    return ring.read(sequence, where)

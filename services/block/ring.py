@@ -6,8 +6,8 @@ connection carries the bytes. A slot has a message's frame, which says what it i
 the number of messages that have been announced.
 
 A message has the slot of its sequence. With as many slots as the window has messages, a slot is written again only after
-its last message was acknowledged. Memory doesn't garble what it holds, so there is no checksum: it would cost as much as
-the copy. Each slot has its message's sequence, by which a slot that holds another message is noticed.
+its last message was acknowledged. Each slot has its message's sequence, by which a slot that holds another message is
+noticed.
 """
 
 from __future__ import annotations
@@ -38,30 +38,6 @@ PREFIX, SEQUENCE, LENGTH = 512, 8, 4
 
 #: Of the memory: a reader of memory that is cut short would be ended by a signal, so it can't be.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL if sys.platform.startswith("linux") else 0
-
-
-class Place(NamedTuple):
-    """Where in a ring a message is: its slot, and the bytes of its buffers."""
-
-    slot: int
-    nbytes: int
-
-    def serialised(self) -> bytes:
-        """Return what a frame carries in place of the buffers."""
-        return self.slot.to_bytes(8, "little") + self.nbytes.to_bytes(8, "little")
-
-    @classmethod
-    def parse(cls, data: memoryview) -> Place:
-        """Return the place that a frame names.
-
-        Raises
-        ------
-        ProtocolError
-            It is malformed.
-        """
-        if len(data) != 16:
-            raise ProtocolError(f"a place in shared memory of {len(data)} bytes; 16 were expected")
-        return cls(int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little"))
 
 
 def slot_bytes(largest: int) -> int:
@@ -129,10 +105,13 @@ class Ring:
         """Return the descriptor of the memory, to hand it over."""
         return self._descriptor
 
-    def write(self, sequence: int, tensors: Sequence[Tensor]) -> Place:
-        """Copy a message into its slot, and return where it is.
+    def write(self, sequence: int, frame: bytes, tensors: Sequence[Tensor]) -> None:
+        """Copy a message into its slot, of which the last one must have been acknowledged.
 
-        The slot's last message must have been acknowledged.
+        Parameters
+        ----------
+        sequence, frame, tensors
+            Its position, what says what it is, and its buffers.
 
         Raises
         ------
@@ -143,27 +122,21 @@ class Ring:
         if nbytes > room:
             raise ProtocolError(f"an activation of {nbytes} bytes, where at most {room} were announced")
         offset = self.shape.slot(sequence)
-        self._memory[offset : offset + SEQUENCE] = sequence.to_bytes(SEQUENCE, "little")
+        prefix = sequence.to_bytes(SEQUENCE, "little") + len(frame).to_bytes(LENGTH, "little") + frame
+        self._memory[offset : offset + len(prefix)] = prefix
         offset += PREFIX
         for data in map(encode, tensors):
             self._bytes[offset : offset + len(data)] = data  # numpy lets other threads run meanwhile
             offset += len(data)
-        return Place(sequence % self.shape.slots, nbytes)
 
-    def tensors(self, place: Place, types: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
+    def tensors(self, sequence: int, types: Sequence[tuple[torch.dtype, torch.Size]]) -> tuple[Tensor, ...]:
         """Return a message's tensors, given their types, as they are in its slot."""
-        found, offset = [], self.shape.slot(place.slot) + PREFIX
+        found, offset = [], self.shape.slot(sequence) + PREFIX
         for dtype, shape in types:
             there = self._bytes[offset : offset + shape.numel() * dtype.itemsize]
             found.append(torch.from_numpy(there).view(dtype).reshape(shape))
             offset += len(there)
         return tuple(found)
-
-    def label(self, place: Place, frame: bytes) -> None:
-        """Write the frame that belongs to the buffers of a message."""
-        start = self.shape.slot(place.slot) + SEQUENCE
-        labelled = len(frame).to_bytes(LENGTH, "little") + frame
-        self._memory[start : start + len(labelled)] = labelled
 
     def announce(self, sequence: int) -> None:
         """Say that all messages up to one are there; whoever waits for that is to be told by other means."""

@@ -19,10 +19,11 @@ from lowdimfa.services.block.ring import (
     PREFIX,
     SEALS,
     SEQUENCE,
-    Place,
     Shape,
     slot_bytes,
 )
+
+NO_MEMORY = "it lies in shared memory, of which there is none"
 
 _OFFER = re.compile(r"(\d{1,10}):(\d{1,18})", re.ASCII)
 
@@ -85,25 +86,22 @@ class RingView:
                 yield self._frame(sequence)
                 first = sequence + 1
 
-    def read(self, sequence: int, place: Place) -> memoryview:
+    def read(self, sequence: int, nbytes: int) -> memoryview:
         """Return a message's buffers, which are to be copied before the message is acknowledged.
 
         Raises
         ------
         ProtocolError
-            There is no such slot, it is too small, or it holds another message.
+            There is no memory, its slots are too small, or that of the message holds another one.
         """
         if self._memory is None:
-            raise ProtocolError("it lies in shared memory, of which there is none")
-        slots, room = self._shape.slots, self._shape.size - PREFIX
-        if place.slot >= slots or place.nbytes > room:
-            raise ProtocolError(
-                f"{place.nbytes} bytes in slot {place.slot} of shared memory; there are {slots} slots of {room} bytes"
-            )
-        start = self._shape.slot(place.slot)
+            raise ProtocolError(NO_MEMORY)
+        room, start = self._shape.size - PREFIX, self._shape.slot(sequence)
+        if nbytes > room:
+            raise ProtocolError(f"{nbytes} bytes in shared memory, where a slot has {room}")
         if (held := self._number(start, SEQUENCE)) != sequence:
-            raise ProtocolError(f"slot {place.slot} of shared memory holds activation {held}, not {sequence}")
-        return self._bytes(start + PREFIX, place.nbytes)
+            raise ProtocolError(f"a slot of shared memory holds activation {held}, not {sequence}")
+        return self._bytes(start + PREFIX, nbytes)
 
     def _frame(self, sequence: int) -> bytes:
         slot = self._shape.slot(sequence)

@@ -11,7 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
-from lowdimfa.services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
+from lowdimfa.services.block.activations import (
+    METHOD,
+    SENDER_KEY,
+    SERVICE,
+    Activation,
+    Kind,
+    split,
+    without_data,
+)
 from lowdimfa.services.block.handover import Line
 from lowdimfa.services.block.ring import RING_KEY, Ring
 from lowdimfa.services.block.window import Message, Window
@@ -175,11 +183,14 @@ class ActivationSender:
         if self._ring is None:
             return Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
         ring, (kind, ticket, tensors, sequence) = self._ring, activation
-        where, types = ring.write(sequence, tensors), [(tensor.dtype, tensor.shape) for tensor in tensors]
-        frame = place(activation, self._run, self._block, where)
-        ring.label(where, frame)
+        types = [(tensor.dtype, tensor.shape) for tensor in tensors]
+        frame = without_data(activation, self._run, self._block)
+        ring.write(sequence, frame, tensors)
         return Message(
-            sequence, payload, [frame], lambda: Activation(kind, ticket, ring.tensors(where, types), sequence)
+            sequence,
+            payload,
+            [frame],
+            lambda: Activation(kind, ticket, ring.tensors(sequence, types), sequence),
         )
 
     def _announce(self, ring: Ring, line: Line, message: Message) -> None:

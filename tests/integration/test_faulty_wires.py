@@ -14,6 +14,7 @@ from test_activations import link
 from test_broadcast import broadcast
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import HEADER_AT
 from lowdimfa.services.rpc.connection import Resends
 from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
 
@@ -53,7 +54,7 @@ def garbled_error(message: pb.ErrorMessage) -> pb.ErrorMessage:
 
 
 def garbled_frame(frame: bytes) -> bytes:
-    return frame[:-1] + bytes([frame[-1] ^ 1])
+    return frame[:HEADER_AT] + bytes([frame[HEADER_AT] ^ 1]) + frame[HEADER_AT + 1 :]
 
 
 KINDS = ["drop", "duplicate", "garble", "swap"]

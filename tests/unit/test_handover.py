@@ -17,7 +17,6 @@ from lowdimfa.services.block import handover
 from lowdimfa.services.block.handover import Line, Meeting
 from lowdimfa.services.block.window import Alarm
 
-
 SKIPPED = 77
 
 

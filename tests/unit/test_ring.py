@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.block.handover import Line
-from lowdimfa.services.block.ring import Place, Ring, Shape, slot_bytes
+from lowdimfa.services.block.ring import Ring, Shape, slot_bytes
 from lowdimfa.services.block.ring_view import RingView, take_offer
 
 LARGEST = 40_000
@@ -35,13 +35,11 @@ class Sender:
     def offer(self) -> str:
         return self.ring.shape.offer()
 
-    def announce(self, sequence: int, frame: bytes, *tensors: torch.Tensor) -> Place:
-        place = self.ring.write(sequence, tensors)
-        self.ring.label(place, frame)
+    def announce(self, sequence: int, frame: bytes, *tensors: torch.Tensor) -> None:
+        self.ring.write(sequence, frame, tensors)
         self.ring.announce(sequence)
         assert self.line is not None
         self.line.ring()
-        return place
 
     def close(self) -> None:
         self.ring.close()
@@ -83,12 +81,11 @@ def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
     with pair() as (sender, there):
         for sequence, size in enumerate(sizes):
             tensors = tuple(torch.randn(size) for _ in range(1 + probe))
-            place = sender.ring.write(sequence, tensors)
-            assert place == Place(sequence % SLOTS, 4 * size * len(tensors))
-            data = there.read(sequence, Place.parse(memoryview(place.serialised())))
+            sender.ring.write(sequence, b"", tensors)
+            data = there.read(sequence, 4 * size * len(tensors))
             expected = torch.cat(tensors)
             assert bytes(data) == expected.numpy().tobytes()
-            kept = sender.ring.tensors(place, [(tensor.dtype, tensor.shape) for tensor in tensors])
+            kept = sender.ring.tensors(sequence, [(tensor.dtype, tensor.shape) for tensor in tensors])
             assert all(torch.equal(one, other) for one, other in zip(kept, tensors, strict=True))
 
 
@@ -99,9 +96,9 @@ def test_each_announcement_brings_a_frame_to_its_buffers_and_receipts_return(fra
         arriving = there.frames(0)
         for sequence, frame in enumerate(frames):
             written = torch.full((9,), float(sequence))
-            place = sender.announce(sequence, frame, written)
+            sender.announce(sequence, frame, written)
             assert next(arriving) == frame
-            assert bytes(there.read(sequence, place)) == written.numpy().tobytes()
+            assert bytes(there.read(sequence, written.nbytes)) == written.numpy().tobytes()
             assert there.acknowledge(sequence)
             assert sender.line is not None and sender.line.take() == sequence
         there.stop()
@@ -120,30 +117,30 @@ def test_what_was_announced_before_anybody_looked_comes_from_where_it_is_wanted(
 
 def test_a_message_outlives_the_sender_s_end() -> None:
     with pair() as (sender, there):
-        place = sender.ring.write(0, (torch.arange(2000.0),))
+        sender.ring.write(0, b"", (torch.arange(2000.0),))
         sender.close()
-        assert bytes(there.read(0, place)) == torch.arange(2000.0).numpy().tobytes()
+        assert bytes(there.read(0, 8000)) == torch.arange(2000.0).numpy().tobytes()
 
 
 def test_a_message_larger_than_announced_is_refused() -> None:
     ring = Ring(SLOTS, LARGEST)
     room = slot_bytes(LARGEST) - 512
-    ring.write(0, (torch.zeros(room, dtype=torch.uint8),))
+    ring.write(0, b"", (torch.zeros(room, dtype=torch.uint8),))
     with pytest.raises(ProtocolError, match=f"{room + 1} bytes, where at most {room} were announced"):
-        ring.write(1, (torch.zeros(room + 1, dtype=torch.uint8),))
+        ring.write(1, b"", (torch.zeros(room + 1, dtype=torch.uint8),))
     ring.close()
 
 
-@given(st.integers(0, 2**64 - 1) | st.integers(0, 4), st.integers(0, 2**64 - 1) | st.integers(0, LARGEST))
+@given(st.integers(0, 2**64 - 1) | st.integers(0, slot_bytes(LARGEST)))
 @settings(max_examples=60, deadline=None)
-def test_no_place_leads_out_of_its_slot(slot: int, nbytes: int) -> None:
+def test_no_message_is_longer_than_its_slot(nbytes: int) -> None:
     with pair() as (_, there):
-        try:
-            data = there.read(0, Place(slot, nbytes))
-        except ProtocolError:
-            assert slot != 0 or nbytes > LARGEST
+        room = slot_bytes(LARGEST) - 512
+        if nbytes <= room:
+            assert len(there.read(0, nbytes)) == nbytes
         else:
-            assert slot < SLOTS and len(data) == nbytes <= slot_bytes(LARGEST)
+            with pytest.raises(ProtocolError, match=f"where a slot has {room}"):
+                there.read(0, nbytes)
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(min_size=12, max_size=40))
@@ -166,22 +163,15 @@ def test_memory_that_was_not_handed_over_is_not_read() -> None:
     assert there is not None
     assert not there.accept()
     with pytest.raises(ProtocolError, match="of which there is none"):
-        there.read(0, Place(0, 4))
+        there.read(0, 4)
     there.close()
 
 
 def test_a_slot_that_holds_another_message_is_noticed() -> None:
     with pair() as (sender, there):
-        place = sender.ring.write(0, (torch.zeros(10),))
-        sender.ring.write(SLOTS, (torch.ones(10),))
+        sender.ring.write(SLOTS, b"", (torch.ones(10),))
         with pytest.raises(ProtocolError, match="holds activation 3, not 0"):
-            there.read(0, place)
-
-
-@pytest.mark.parametrize("length", [0, 15, 17])
-def test_a_place_has_sixteen_bytes(length: int) -> None:
-    with pytest.raises(ProtocolError, match="16 were expected"):
-        Place.parse(memoryview(bytes(length)))
+            there.read(0, 40)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"[0-9:]{1,60}", fullmatch=True))
@@ -253,6 +243,6 @@ def test_a_pipe_or_a_folder_is_no_memory(tmp_path: Path) -> None:
 
 def test_nothing_has_a_name() -> None:
     ring = Ring(SLOTS, LARGEST)
-    ring.write(0, (torch.zeros(5000),))
+    ring.write(0, b"", (torch.zeros(5000),))
     assert not [path for path in Path("/dev/shm").iterdir() if "lowdimfa" in path.name]
     ring.close()
