@@ -1,7 +1,8 @@
 """Latency and cost of transports, of the broadcast, of a whole pipeline; memory of a block. Takes some minutes.
 
 ``python -m benchmarks.transport`` measures between real processes of this machine, over real connections: activations
-of 64 KB to 16 MB by each transport; the broadcast of a 10 KB error to 1 to 8 subscribers, beside the same bytes by gRPC
+of 64 KB to 16 MB by each transport; the same through shared memory beside what torch has for tensors between processes
+(Gloo, ``torch.multiprocessing``); the broadcast of a 10 KB error to 1 to 8 subscribers, beside the same bytes by gRPC
 alone; the processor time that a pipeline of blocks takes per micro-batch and block beyond its computation (the same
 computation in as many processes at once, without transport); the memory of a block in the middle after few and many
 steps, with few and many blocks.
@@ -15,6 +16,7 @@ import statistics
 from typing import Any
 
 from benchmarks.reporting import RESULTS, environment, write_result
+from benchmarks.transport.carriers import carriers
 from benchmarks.transport.fanout import broadcast
 from benchmarks.transport.pipeline import memory, overhead
 from benchmarks.transport.tables import tables
@@ -24,7 +26,9 @@ from lowdimfa.services.block.transports import Transport
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "shared_memory")
 SIZES = {64: 400, 256: 400, 1024: 200, 16384: 40}
 """Kilobytes of an activation, and how many of them are sent."""
-PARTS = ("activations", "broadcast", "overhead", "memory")
+CARRIED = {64: 200, 1024: 100, 16384: 20}
+"""The same for a turn of the comparison with torch's carriers."""
+PARTS = ("activations", "carriers", "broadcast", "overhead", "memory")
 
 
 def measure(parts: list[str], repeats: int) -> dict[str, Any]:
@@ -35,6 +39,10 @@ def measure(parts: list[str], repeats: int) -> dict[str, Any]:
             activations(transport, kilobytes, count)
             for kilobytes, count in SIZES.items()
             for transport in TRANSPORTS
+        ]
+    if "carriers" in parts:
+        found["carriers"] = [
+            row for kilobytes, count in CARRIED.items() for row in carriers(kilobytes, count, repeats)
         ]
     if "broadcast" in parts:
         found["broadcast"] = [broadcast(subscribers, turns=9) for subscribers in (1, 2, 4, 8)]
@@ -53,7 +61,12 @@ def main() -> None:
     parser.add_argument(
         "--parts", default=",".join(PARTS), help="what to measure, with commas (default: all)"
     )
-    parser.add_argument("--repeats", type=int, default=7, help="rounds of the pipeline (default %(default)s)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        help="rounds of the pipeline, turns of the carriers (default %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
     parser.add_argument(
         "--write",

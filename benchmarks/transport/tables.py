@@ -24,6 +24,22 @@ def tables(found: Mapping[str, Any]) -> str:
             for row in found["activations"]
         ]
         made.append(markdown_table(header, rows))
+    if "carriers" in found:
+        keys = ("median_ms", "p95_ms", "cpu_ms", "ratio_of_latency", "ratio_of_cpu")
+        rows = [
+            (f"{row['kilobytes']} KB", row["transport"], *(f"{row[key]:.2f}" for key in keys))
+            for row in found["carriers"]
+        ]
+        header = (
+            "tensor",
+            "on one host",
+            "median ms",
+            "p95 ms",
+            "CPU ms, both ends",
+            "times the latency",
+            "the CPU",
+        )
+        made.append(markdown_table(header, rows))
     if "broadcast" in found:
         keys = ("median_ms", "p95_ms", "grpc_alone_median_ms", "grpc_alone_p95_ms", "ratio_vs_grpc_alone")
         rows = [(str(row["subscribers"]), *(f"{row[key]:.2f}" for key in keys)) for row in found["broadcast"]]

@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, ProtocolError
-from lowdimfa.services.block.ring import Place
 from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic
 from lowdimfa.services.rpc.tensors import (
     MAX_DIMENSIONS,
@@ -33,7 +32,9 @@ SENDER_KEY = "lowdimfa-sender"
 
 Kind = Literal["train", "evaluate", "part", "sum"]
 
-_LENGTH_BYTES = 4
+HEADER_AT = 8
+"""Where a frame's header begins: after its length and its checksum, of four bytes each."""
+
 _MAX_TENSORS = 2
 _CODES: dict[Kind, pb.ActivationKind] = {
     "train": pb.ACTIVATION_KIND_TRAIN,
@@ -135,10 +136,16 @@ class SampleLimit(NamedTuple):
             )
 
 
-def pack(header: pb.ActivationHeader, data: bytes | memoryview) -> bytes:
-    """Return one frame."""
+def pack(header: pb.ActivationHeader, data: bytes | memoryview = b"") -> bytes:
+    """Return one frame.
+
+    Its checksum is of the header alone, against programs: what one of them has put or cut together wrongly must not be
+    taken for another message. Of the bytes of tensors there is none. Between machines TLS finds each bit that changes;
+    within one nothing changes them, and to add them up would take as much time as all else that is done to them.
+    """
     serialised = header.SerializeToString()
-    return b"".join((len(serialised).to_bytes(_LENGTH_BYTES, "little"), serialised, data))
+    numbers = len(serialised), zlib.crc32(serialised)
+    return b"".join((*(number.to_bytes(4, "little") for number in numbers), serialised, data))
 
 
 def unpack(frame: bytes) -> tuple[pb.ActivationHeader, memoryview]:
@@ -147,19 +154,19 @@ def unpack(frame: bytes) -> tuple[pb.ActivationHeader, memoryview]:
     Raises
     ------
     ProtocolError
-        The frame ends before its header does, the header can't be parsed, or the checksum is wrong.
+        The frame ends before its header does, or the header is not what was sent.
     """
-    data = memoryview(frame)[_LENGTH_BYTES:]
-    length = int.from_bytes(frame[:_LENGTH_BYTES], "little")
-    if len(frame) < _LENGTH_BYTES or length > len(data):
+    data = memoryview(frame)[HEADER_AT:]
+    length, checksum = (int.from_bytes(frame[start : start + 4], "little") for start in (0, 4))
+    if len(frame) < HEADER_AT or length > len(data):
         raise ProtocolError(f"a frame of {len(frame)} bytes is too short for its header")
+    serialised, data = bytes(data[:length]), data[length:]
+    if zlib.crc32(serialised) != checksum:
+        raise ProtocolError("a frame has a wrong checksum")
     try:
-        header, data = pb.ActivationHeader.FromString(bytes(data[:length])), data[length:]
+        return pb.ActivationHeader.FromString(serialised), data
     except DecodeError as error:
         raise ProtocolError("a frame has a malformed header") from error
-    if zlib.crc32(data) != header.checksum:
-        raise ProtocolError("a frame has a wrong checksum")
-    return header, data
 
 
 def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
@@ -177,17 +184,16 @@ def split(activation: Activation, run: int, block: int) -> Iterator[bytes]:
     for buffer in map(encode, activation.tensors):
         for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
             chunk = buffer[start : start + CHUNK_BYTES]
-            header.checksum = zlib.crc32(chunk)
             yield pack(header, chunk)
             offset += len(chunk)
             header = pb.ActivationHeader(sequence=activation.sequence, offset=offset)
 
 
-def place(activation: Activation, run: int, block: int, where: Place) -> bytes:
+def without_data(activation: Activation, run: int, block: int) -> bytes:
     """Return the one frame of a message whose buffers are in shared memory; the parameters are those of `split`."""
-    header, data = _header(activation, run, block), where.serialised()
-    header.shared, header.checksum = True, zlib.crc32(data)
-    return pack(header, data)
+    header = _header(activation, run, block)
+    header.shared = True
+    return pack(header)
 
 
 def _header(activation: Activation, run: int, block: int) -> pb.ActivationHeader:

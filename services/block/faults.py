@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import unpack
+from lowdimfa.services.block.activations import HEADER_AT, unpack
 from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
 from lowdimfa.tickets import Ticket
@@ -99,7 +99,8 @@ class FaultInjector:
         except ProtocolError:
             return (frame,)
         training = header.offset == 0 and header.kind == activations_pb2.ACTIVATION_KIND_TRAIN
-        return self._on_the_way(header.step if training and header.tensors else None, frame, _flipped(frame))
+        garbled = _flipped(frame[: HEADER_AT + 1]) + frame[HEADER_AT + 1 :]
+        return self._on_the_way(header.step if training and header.tensors else None, frame, garbled)
 
     def _on_the_way(self, step: int | None, message: Any, garbled: Any) -> Iterable[Any]:
         held, self._held = self._held, []

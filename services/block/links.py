@@ -17,7 +17,7 @@ from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.link_counts import Ends, LinkCounts
 from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
 from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from lowdimfa.services.block.transports import Transport, make_sender, passes_grpc_by
+from lowdimfa.services.block.transports import Transport, make_sender
 from lowdimfa.services.broadcast.publisher import ErrorPublisher
 from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
@@ -185,7 +185,6 @@ class Links:
             self._inbox.abort,
             self._faults.error_arrives,
             rank=seat.rank,
-            local=passes_grpc_by(self._transport, addresses[seating.head], self._host),
         )
         self.ends.subscriber.start()
         for peer in downstream:

@@ -20,8 +20,8 @@ from lowdimfa.services.block.activations import (
     SampleLimit,
     unpack,
 )
-from lowdimfa.services.block.ring import ACCEPTED, RING_KEY, Place
-from lowdimfa.services.block.ring_view import RingView, open_ring
+from lowdimfa.services.block.ring import RING_KEY
+from lowdimfa.services.block.ring_view import NO_MEMORY, RingView, take_offer
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
 from lowdimfa.services.rpc.seats import Seat
@@ -113,6 +113,7 @@ class ActivationReceiver:
         self._acknowledged = -1
         self._told = -1  # the last acknowledgement that this connection has sent
         self._ring: RingView | None = None  # that it shares
+        self._shares = True  # no more after it could not
         self._failure: LowdimfaError | None = None
         self._closed = False
 
@@ -138,9 +139,8 @@ class ActivationReceiver:
             while self._acknowledged + 1 in self._released:
                 self._acknowledged += 1
                 self._released.remove(self._acknowledged)
-            if self._ring is not None:
+            if self._ring is not None and self._ring.acknowledge(self._acknowledged):
                 self._told = self._acknowledged
-                self._ring.acknowledge(self._told)
             elif self._is_due():
                 self._changed.notify_all()
 
@@ -160,14 +160,14 @@ class ActivationReceiver:
         """Serve one connection: this thread sends acknowledgements while another one reads."""
         if not context.add_callback(self._wake):
             return
-        ring = self._open_ring(context)
+        ring = self._offered(context)
         with self._changed:
             self._stream += 1
-            stream, self._told, self._ring = self._stream, -1, ring
+            stream, self._told, self._ring = self._stream, -1, None
             self._changed.notify_all()
-        self._pool.submit(self._read, frames, stream, ring)  # which closes the ring
+        self._pool.submit(self._read, self._arrivals(frames, stream, ring), stream, ring)
         try:
-            context.send_initial_metadata(() if ring is None else ((RING_KEY, ACCEPTED),))
+            context.send_initial_metadata(() if ring is None else ((RING_KEY, ring.name),))
             while (acknowledged := self._await(stream, context)) is not None:
                 yield pb.ActivationAck(sequence=acknowledged)
         finally:
@@ -178,12 +178,31 @@ class ActivationReceiver:
         if self._broken == stream:
             context.abort(grpc.StatusCode.UNAVAILABLE, f"activation {self._expected} is wanted once more")
 
-    def _open_ring(self, context: Any) -> RingView | None:
-        """Open the memory that the sender offers to share, if it does and if that can be done."""
-        offer = dict(context.invocation_metadata() or ()).get(RING_KEY)
-        if not isinstance(offer, str) or self._limit is None:
+    def _offered(self, context: Any) -> RingView | None:
+        """Return this end of the memory that the sender offers to share, if it does and if that can be done."""
+        if self._limit is None or not self._shares:
             return None
-        return open_ring(offer, self._window, self._limit.nbytes)
+        offer = dict(context.invocation_metadata() or ()).get(RING_KEY)
+        return take_offer(offer, self._window, self._limit.nbytes)
+
+    def _arrivals(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> Iterator[bytes]:
+        """Yield what comes over the connection, and after that by shared memory, if the sender has handed it over."""
+        yield from frames
+        if ring is None or not self._accept(ring):
+            return
+        with self._changed:
+            if self._stream == stream:
+                self._ring = ring
+        yield from ring.frames(self._expected)
+
+    def _accept(self, ring: RingView) -> bool:
+        try:
+            return ring.accept()
+        except OSError as error:
+            self._shares = False
+            raise Resend(
+                f"block {self._block} can't read the memory of block {self._peer}: {error}"
+            ) from error
 
     def _await(self, stream: int, context: Any) -> int | None:
         """Wait for something to acknowledge; return ``None`` when the connection is to end."""
@@ -207,10 +226,10 @@ class ActivationReceiver:
         outstanding = self._expected - 1 - self._told
         return self._acknowledged > self._told and (self._told < 0 or 2 * outstanding >= self._window)
 
-    def _read(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> None:
+    def _read(self, arrivals: Iterator[bytes], stream: int, ring: RingView | None) -> None:
         assembly: Assembly | None = None
         try:
-            for sent in frames if ring is None else ring.frames():
+            for sent in arrivals:
                 for frame in self._arriving(sent):
                     self.traffic.add_message(len(frame))
                     with self._delivery:
@@ -254,7 +273,9 @@ class ActivationReceiver:
         if assembly is None or header.sequence != self._expected:
             raise ProtocolError(f"a frame of activation {header.sequence} where {self._expected} was next")
         if header.shared:
-            data = _shared(header.sequence, data, ring, assembly.nbytes)
+            if ring is None:
+                raise ProtocolError(NO_MEMORY)
+            data = ring.read(header.sequence, assembly.nbytes)
         activation = assembly.add(header.offset, data)
         if activation is None:
             return assembly
@@ -282,13 +303,3 @@ class ActivationReceiver:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-
-def _shared(sequence: int, data: memoryview, ring: RingView | None, expected: int) -> memoryview:
-    """Return the buffers that a frame says are in shared memory."""
-    where = Place.parse(data)
-    if ring is None:
-        raise ProtocolError("it lies in shared memory, of which there is none")
-    if where.nbytes != expected:
-        raise ProtocolError(f"{where.nbytes} bytes in shared memory for a message of {expected}")
-    return ring.read(sequence, where)

@@ -11,9 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from lowdimfa.errors import HandshakeError, LowdimfaError, PeerError, ProtocolError
-from lowdimfa.services.block.activations import METHOD, SENDER_KEY, SERVICE, Activation, Kind, place, split
-from lowdimfa.services.block.doorbell import Doorbell
-from lowdimfa.services.block.ring import ACCEPTED, RING_KEY, Ring
+from lowdimfa.services.block.activations import (
+    METHOD,
+    SENDER_KEY,
+    SERVICE,
+    Activation,
+    Kind,
+    split,
+    without_data,
+)
+from lowdimfa.services.block.handover import Line
+from lowdimfa.services.block.ring import RING_KEY, Ring
 from lowdimfa.services.block.window import Message, Window
 from lowdimfa.services.rpc.connection import Peer, StreamThread
 from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
@@ -76,15 +84,13 @@ class ActivationSender:
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))))
         self._ring, self._ring_only = ring, ring_only
-        self._offered: Doorbell | None = None  # to the present connection
-        self._bell: Doorbell | None = None  # of the present connection, once it has heard of all before
         self._channel = security.channel(address, liveness)
         self._transfer = self._channel.stream_stream(
             f"/{SERVICE}/{METHOD}", response_deserializer=pb.ActivationAck.FromString
         )
         self._lock = threading.Lock()
         self._queued = threading.Condition(self._lock)
-        self._window = Window(window, shared=ring is not None)
+        self._window = Window(window)
         self._call: Any = None
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None
@@ -130,8 +136,8 @@ class ActivationSender:
         message = self._copied(Activation(kind, ticket, tensors, self._window.next_sequence))
         with self._lock:
             self._window.add(message)
-            if self._bell is not None:
-                self._announce(self._bell, message)
+            if self._ring is not None and self._window.line is not None:
+                self._announce(self._ring, self._window.line, message)
             else:
                 self._queued.notify_all()
 
@@ -139,14 +145,14 @@ class ActivationSender:
         """Let `send` drop what it is given from now on, also what waits: nobody will need it."""
         with self._lock:
             self._dropping = True
-            self._window.receipts.wake()
+            self._window.alarm.wake()
 
     def abort(self, failure: LowdimfaError) -> None:
         """Let `send` raise an error from now on, also one that waits, and end the present connection."""
         with self._lock:
             self._failure = self._failure or failure
             self._begin_stream()
-            self._window.receipts.wake()
+            self._window.alarm.wake()
 
     def close(self) -> None:
         """Disconnect and join the thread. What was not acknowledged is dropped."""
@@ -156,31 +162,20 @@ class ActivationSender:
         if self._ring is not None:
             self._ring.close()
         with self._lock:
-            self._window.receipts.close()
+            self._window.alarm.close()
 
     def _connect(self) -> Any:
         with self._lock:
             self._begin_stream()
-            metadata = (*self._metadata, *self._offer())
-            self._call = self._transfer(self._frames(self._stream), metadata=metadata)
+            offer = () if self._ring is None else ((RING_KEY, self._ring.shape.offer()),)
+            self._call = self._transfer(self._frames(self._stream), metadata=(*self._metadata, *offer))
             return self._call
-
-    def _offer(self) -> tuple[tuple[str, str], ...]:
-        """Return the metadata that offer the ring to a new connection: none where the system has no more pipes."""
-        if self._ring is None or self._failure is not None:
-            return ()
-        with suppress(OSError):
-            self._offered = self._ring.doorbell()
-            return ((RING_KEY, self._ring.offer(self._offered, self._window.receipts)),)
-        return ()
 
     def _begin_stream(self) -> None:
         """End what belongs to the connection before."""
         self._stream += 1
         self._queued.notify_all()
-        if self._offered is not None:
-            self._offered.close()
-        self._offered = self._bell = None
+        self._window.follow(None)
 
     def _copied(self, activation: Activation) -> Message:
         """Return a message that holds a copy of the tensors."""
@@ -188,15 +183,19 @@ class ActivationSender:
         if self._ring is None:
             return Message(activation.sequence, payload, list(split(activation, self._run, self._block)))
         ring, (kind, ticket, tensors, sequence) = self._ring, activation
-        where, types = ring.write(sequence, tensors), [(tensor.dtype, tensor.shape) for tensor in tensors]
-        frame = place(activation, self._run, self._block, where)
-        ring.label(where, frame)
+        types = [(tensor.dtype, tensor.shape) for tensor in tensors]
+        frame = without_data(activation, self._run, self._block)
+        ring.write(sequence, frame, tensors)
         return Message(
-            sequence, payload, [frame], lambda: Activation(kind, ticket, ring.tensors(where, types), sequence)
+            sequence,
+            payload,
+            [frame],
+            lambda: Activation(kind, ticket, ring.tensors(sequence, types), sequence),
         )
 
-    def _announce(self, bell: Doorbell, message: Message) -> None:
-        bell.ring(message.sequence)
+    def _announce(self, ring: Ring, line: Line, message: Message) -> None:
+        ring.announce(message.sequence)
+        line.ring()
         for frame in message.frames:
             self.traffic.add_message(len(frame))
         self.traffic.add_tensors(message.payload)
@@ -205,9 +204,8 @@ class ActivationSender:
         """Yield the frames of one connection, in gRPC's thread, from the first unacknowledged message on."""
         position = 0
         while (message := self._await(position, stream)) is not None:
-            if message.shared is not None and self._is_accepted():
-                self._announce_all(stream)
-                return
+            if self._ring is not None and self._share(self._ring, stream):
+                return  # what the receiver takes for: the rest comes by shared memory
             for frame in self._framed(message):
                 yield frame
                 self.traffic.add_message(len(frame))
@@ -220,7 +218,7 @@ class ActivationSender:
         if self._ring_only:
             failure = HandshakeError(
                 f"{self._peer.name} at {self._peer.address} can't open the shared memory of block {self._block}: they "
-                "are on different hosts, in containers that don't see each other's processes, or of different users",
+                "are on different hosts, in containers with networks of their own, or of different users",
                 block=self._block,
                 setting="placement.transport",
             )
@@ -229,19 +227,23 @@ class ActivationSender:
             return ()
         return split(message.shared(), self._run, self._block)
 
-    def _announce_all(self, stream: int) -> None:
-        """Ring for what waits, let `send` do so from now on, and keep the connection's half open until its end."""
+    def _share(self, ring: Ring, stream: int) -> bool:
+        """Hand the memory to the receiver if it wants it; announce there what waits, and let `send` do so from now on."""
         with self._lock:
-            if self._stream == stream and self._offered is not None:
-                self._bell = self._offered
-                for message in self._window:
-                    self._announce(self._bell, message)
-            self._queued.wait_for(lambda: self._stream != stream)
-
-    def _is_accepted(self) -> bool:
-        """Wait for the receiver's answer to the offer of the ring."""
-        answer: Iterable[tuple[str, str]] = self._call.initial_metadata() or ()
-        return (RING_KEY, ACCEPTED) in {(key, value) for key, value in answer}
+            if self._stream != stream:
+                return True
+            call = self._call
+        line = _line(call.initial_metadata() or (), ring)  # waits for the receiver's answer to the offer
+        if line is None:
+            return False
+        with self._lock:
+            if self._stream != stream:
+                line.close()
+                return True
+            self._window.follow(line)
+            for message in self._window:
+                self._announce(ring, line, message)
+        return True
 
     def _await(self, position: int, stream: int) -> Message | None:
         """Wait for the first message from ``position`` on; return ``None`` to end the connection."""
@@ -258,7 +260,7 @@ class ActivationSender:
                     block=self._block,
                 )
             self._window.acknowledge(ack.sequence)
-            self._window.receipts.wake()
+            self._window.alarm.wake()
 
     def _wait_for_room(self) -> bool:
         """Wait for room in the window, or until nothing will be sent; return whether there is either in time."""
@@ -270,7 +272,7 @@ class ActivationSender:
             remaining = end - time.monotonic()
             if remaining <= 0:
                 return False
-            self._window.receipts.wait(remaining)
+            self._window.alarm.wait(remaining)
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
         with self._lock:
@@ -283,3 +285,11 @@ class ActivationSender:
         self.abort(failure)
         if not in_order:
             self._on_failure(failure)
+
+
+def _line(answer: Iterable[tuple[str, str | bytes]], ring: Ring) -> Line | None:
+    """Return a connection to who takes the ring, or None where there is none: on another host, above all."""
+    name = dict(answer).get(RING_KEY)
+    with suppress(OSError):
+        return Line(name, ring.fileno()) if isinstance(name, str) else None
+    return None

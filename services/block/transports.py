@@ -18,12 +18,6 @@ Transport = Literal["auto", "grpc", "shared_memory", "torch"]
 _log = logging.getLogger(__name__)
 
 
-def passes_grpc_by(transport: Transport, address: str, host: str) -> bool:
-    """Return whether messages to or from a worker at an address may be tried without gRPC, by one at ``host``."""
-    own = address.rpartition(":")[0].strip("[]") == host
-    return transport == "shared_memory" or (transport == "auto" and own)
-
-
 def make_sender(
     transport: Transport,
     largest: SampleLimit,
@@ -41,13 +35,13 @@ def make_sender(
 ) -> ActivationSender:
     """Return the upstream end of a connection, which is not started yet.
 
-    The downstream end is the same for all: an `ActivationReceiver` opens the shared memory that it is offered.
+    The downstream end is the same for all: an `ActivationReceiver` takes the shared memory that it is offered.
 
     Parameters
     ----------
     transport
         ``grpc`` sends bytes over the connection. ``auto`` offers shared memory to a block at this host's own address,
-        and sends bytes where that can't open it. ``shared_memory`` offers it to any, and gives up there. With ``torch``
+        and sends bytes where that can't be used. ``shared_memory`` offers it to any, and gives up there. With ``torch``
         this is only the end that announces what travels by `lowdimfa.services.block.torch_transport`.
     largest
         What may be sent.
@@ -63,7 +57,8 @@ def make_sender(
     ResourceError
         There is no shared memory, and no other transport may be used.
     """
-    offered = passes_grpc_by(transport, address, host)
+    own = address.rpartition(":")[0].strip("[]") == host
+    offered = transport == "shared_memory" or (transport == "auto" and own)
     return ActivationSender(
         address,
         security,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from lowdimfa.services.block.activations import Activation
-from lowdimfa.services.block.doorbell import Receipts
+from lowdimfa.services.block.handover import Line
 
 
 class Message(NamedTuple):
@@ -31,6 +35,54 @@ class Message(NamedTuple):
     shared: Callable[[], Activation] | None = None
 
 
+class Alarm:
+    """Wakes a sender that waits for room: for what comes by a socket it waits itself, and no other thread for it."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        for end in (self._reading, self._writing):
+            os.set_blocking(end, False)
+        self._line: Line | None = None
+        self._waiting = threading.Lock()  # no descriptor is closed, and its number given away, under a wait
+        self._is_open = True
+
+    def follow(self, line: Line | None) -> None:
+        """Wait for a socket from now on, in place of the one before, which is closed."""
+        self.wake()
+        with self._waiting:
+            before, self._line = self._line, line
+            if before is not None:
+                before.close()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for something to take from the socket, or for `wake`."""
+        with self._waiting:
+            if not self._is_open:
+                return
+            poll = select.poll()
+            poll.register(self._reading, select.POLLIN)
+            if self._line is not None and not self._line.ended:
+                poll.register(self._line, select.POLLIN)
+            poll.poll(1000 * seconds)
+            with suppress(BlockingIOError):
+                os.read(self._reading, select.PIPE_BUF)
+
+    def wake(self) -> None:
+        """End the present `wait`, or the next one."""
+        if self._is_open:
+            with suppress(BlockingIOError):  # it is full, which ends a wait as well
+                os.write(self._writing, b"w")
+
+    def close(self) -> None:
+        """Let go of everything; nobody waits from now on."""
+        self.follow(None)
+        with self._waiting:
+            if self._is_open:
+                self._is_open = False
+                os.close(self._reading)
+                os.close(self._writing)
+
+
 class Window:
     """Messages in order of their sequences, without gaps. Whoever calls a method has the sender's lock.
 
@@ -38,27 +90,35 @@ class Window:
     ----------
     size
         Most messages that are to be in it.
-    shared
-        Whether there is shared memory, so that acknowledgements may come beside it.
 
     Attributes
     ----------
-    receipts
-        Acknowledgements that came by shared memory; and what to wait at for room, however acknowledgements come.
+    alarm
+        What to wait at for room, however acknowledgements come.
     next_sequence
         Of the next message.
+    line
+        The socket by which a receiver on this host acknowledges, if there is one.
     """
 
-    def __init__(self, size: int, *, shared: bool) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.receipts = Receipts(size if shared else 0)
+        self.alarm = Alarm()
         self.next_sequence = 0
+        self.line: Line | None = None
         self._messages: deque[Message] = deque()
 
     def __len__(self) -> int:
         """Return how many messages were not acknowledged, as far as that is known."""
-        self.acknowledge(self.receipts.take())
+        if self.line is not None:
+            self.acknowledge(self.line.take())
         return len(self._messages)
+
+    def follow(self, line: Line | None) -> None:
+        """Take acknowledgements from a socket, in place of the one before, in which nothing is left."""
+        len(self)
+        self.line = line
+        self.alarm.follow(line)
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self._messages)

@@ -16,7 +16,6 @@ import grpc
 from torch import Tensor
 
 from lowdimfa.errors import PeerError
-from lowdimfa.services.broadcast.local import PIPE_BYTES, PIPE_KEY, Outlet, framed, open_outlet
 from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.tensors import dtype_code, encode
@@ -35,38 +34,17 @@ class _Published(NamedTuple):
         Position in the broadcast.
     parts
         Its serialised messages.
-    record
-        The same, as they lie in a pipe; None where they find no room in one.
     payload
         Size of its buffer in bytes.
     """
 
     sequence: int
     parts: list[bytes]
-    record: bytes | None
     payload: int
 
 
-class _Connection:
-    """A subscriber's connection.
-
-    Attributes
-    ----------
-    queue
-        What its stream has still to send; None ends it. The stream's thread wakes for that alone, and needs no lock.
-    outlet
-        The subscriber's pipe, while it is on this host and had room for everything.
-    """
-
-    def __init__(self, outlet: Outlet | None) -> None:
-        self.queue: queue.SimpleQueue[_Published | None] = queue.SimpleQueue()
-        self.outlet = outlet
-
-    def leave_pipe(self) -> None:
-        """Send by the stream from now on."""
-        outlet, self.outlet = self.outlet, None
-        if outlet is not None:
-            outlet.close()
+_Queue = queue.SimpleQueue[_Published | None]
+"""What a subscriber's stream has still to send; None ends it. Its thread wakes for that alone, without a lock."""
 
 
 class ErrorPublisher:
@@ -96,7 +74,7 @@ class ErrorPublisher:
         self._changed = threading.Condition()
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
-        self._connections: dict[Seat, _Connection] = {}
+        self._connections: dict[Seat, _Queue] = {}
         self._taken: dict[Seat, int] = {}
         self._closed = False
 
@@ -137,12 +115,11 @@ class ErrorPublisher:
                 ).SerializeToString()
                 for index, chunk in enumerate(chunks)
             ]
-            record = framed(parts) if len(data) < PIPE_BYTES else None
-            published = _Published(self._next_sequence, parts, record, len(data))
+            published = _Published(self._next_sequence, parts, len(data))
             self._ring.append(published)
             self._next_sequence += 1
-            for seat, connection in self._connections.items():
-                self._send(published, seat, connection)
+            for connection in self._connections.values():
+                connection.put(published)
 
     @property
     def published(self) -> int:
@@ -176,16 +153,7 @@ class ErrorPublisher:
         with self._changed:
             self._closed = True
             for connection in self._connections.values():
-                connection.queue.put(None)
-
-    def _send(self, error: _Published, seat: Seat, connection: _Connection) -> None:
-        """Write an error into the subscriber's pipe, or leave it to the connection's stream."""
-        outlet, record = connection.outlet, error.record
-        if outlet is not None and record is not None and outlet.write(record):
-            self._sent(error, seat)
-        else:
-            connection.leave_pipe()
-            connection.queue.put(error)
+                connection.put(None)
 
     def _sent(self, error: _Published, seat: Seat) -> None:
         for part in error.parts:
@@ -210,33 +178,31 @@ class ErrorPublisher:
                 f"{', '.join(map(self._seating.name, self._subscribers))}",
             )
         context.send_initial_metadata(())
-        offer = dict(context.invocation_metadata() or ()).get(PIPE_KEY)
-        connection = _Connection(open_outlet(offer) if isinstance(offer, str) else None)
+        connection: _Queue = queue.SimpleQueue()
         try:
-            if not context.add_callback(partial(connection.queue.put, None)):
+            if not context.add_callback(partial(connection.put, None)):
                 return
             self._open(seat, connection, request.next_sequence, context)
-            while (error := connection.queue.get()) is not None and self._connections.get(seat) is connection:
+            while (error := connection.get()) is not None and self._connections.get(seat) is connection:
                 self._require_kept(error.sequence, seat, context)
                 yield from error.parts
                 self._sent(error, seat)
         finally:
             with self._changed:
-                connection.leave_pipe()
                 if self._connections.get(seat) is connection:
                     del self._connections[seat]
 
-    def _open(self, seat: Seat, connection: _Connection, sequence: int, context: Any) -> None:
+    def _open(self, seat: Seat, connection: _Queue, sequence: int, context: Any) -> None:
         """Let a subscriber's connection have every error from a sequence on, in place of its earlier one, if any."""
         with self._changed:
             self._require_kept(sequence, seat, context)
             if seat in self._connections:
-                self._connections[seat].queue.put(None)  # it may hang
+                self._connections[seat].put(None)  # it may hang
             self._connections[seat] = connection
             for error in islice(self._ring, sequence - self._oldest, None):
-                self._send(error, seat, connection)
+                connection.put(error)
             if self._closed:
-                connection.queue.put(None)
+                connection.put(None)
             self._changed.notify_all()
 
     @property

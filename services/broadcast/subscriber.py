@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError, ProtocolError
-from lowdimfa.services.broadcast.local import PIPE_KEY, Inlet
-from lowdimfa.services.rpc.connection import Peer, Resend, Resends, StreamThread, failure_of_thread
+from lowdimfa.services.rpc.connection import Peer, Resends, StreamThread
 from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, decode, dtype_name
@@ -74,8 +72,6 @@ class ErrorSubscriber:
         Stands for the network in drills: returns what arrives in place of a message.
     rank
         Of this replica of the block.
-    local
-        Whether a head on the same host may write into a pipe of this object's.
 
     Attributes
     ----------
@@ -96,7 +92,6 @@ class ErrorSubscriber:
         arriving: Callable[[pb.ErrorMessage], Iterable[pb.ErrorMessage]] = as_it_came,
         *,
         rank: int = 0,
-        local: bool = True,
     ) -> None:
         self.traffic = Traffic()
         self._arriving = arriving
@@ -111,15 +106,11 @@ class ErrorSubscriber:
         self._parts: list[bytes] = []
         self._parts_left = 0
         self._metadata = security.metadata
-        self._local = local
-        self._inlet: Inlet | None = None  # of the present connection
-        self._listening: threading.Thread | None = None  # at it
-        self._failure: LowdimfaError | None = None  # of what came there
         self._channel = security.channel(address, liveness)
         self._stub = pb_grpc.ErrorBroadcastStub(self._channel)  # type: ignore[no-untyped-call]
         peer = Peer(block, "the head", address, liveness)
         self._thread = StreamThread(
-            f"block-{block}-errors", peer, self._subscribe, self._receive_streamed, self._on_end
+            f"block-{block}-errors", peer, self._subscribe, self._receive, self._on_end
         )
 
     def start(self) -> None:
@@ -136,65 +127,21 @@ class ErrorSubscriber:
         self._thread.renew()
 
     def close(self) -> None:
-        """Unsubscribe and join the threads."""
+        """Unsubscribe and join the thread."""
         self._thread.close()
-        self._leave_pipe(abandon=True)
         self._channel.close()
 
     def _subscribe(self) -> Any:
         """Begin a connection with what has not come over those before."""
-        self._leave_pipe()
-        if self._failure is not None:
-            raise self._failure
         self._parts.clear()
-        metadata = (*self._metadata, *self._offer_pipe())
         request = pb.SubscribeRequest(
             run=self._run, block=self._block, rank=self._rank, next_sequence=self._next_sequence
         )
-        return self._stub.Subscribe(request, metadata=metadata)
-
-    def _offer_pipe(self) -> tuple[tuple[str, str], ...]:
-        """Return the metadata that offer a pipe, in which this listens from now on: none where that can't be had."""
-        if not self._local:
-            return ()
-        try:
-            inlet = self._inlet = Inlet()
-        except OSError:
-            return ()
-        name = f"block-{self._block}-errors-pipe"
-        self._listening = threading.Thread(target=self._listen, args=(inlet,), name=name, daemon=True)
-        self._listening.start()
-        return ((PIPE_KEY, inlet.offer),)
-
-    def _listen(self, inlet: Inlet) -> None:
-        try:
-            for message in inlet.messages():
-                self._receive(pb.ErrorMessage.FromString(message))
-            return
-        except Resend:
-            pass
-        except Exception as error:
-            self._failure = failure_of_thread(error, self._block)
-        self._thread.renew()
-
-    def _leave_pipe(self, *, abandon: bool = False) -> None:
-        """Take what came by the pipe, unless it is abandoned, and let go of it: what follows comes by the stream."""
-        if self._inlet is None or self._listening is None or self._listening is threading.current_thread():
-            return
-        self._inlet.finish(abandon=abandon)
-        self._listening.join()
-        self._inlet.close()
-        self._inlet = self._listening = None
+        return self._stub.Subscribe(request, metadata=self._metadata)
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
-        self._leave_pipe()
-        failure = failure or self._failure
         if failure is not None:
             self._on_failure(failure)
-
-    def _receive_streamed(self, message: pb.ErrorMessage) -> None:
-        self._leave_pipe()  # the head sends by the stream only what follows everything that it wrote there
-        self._receive(message)
 
     def _receive(self, message: pb.ErrorMessage) -> None:
         for arrived in self._arriving(message):

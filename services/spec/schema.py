@@ -152,10 +152,10 @@ class PlacementSection(Section):
     transport: Literal["auto", "grpc", "shared_memory", "torch"] = Field(
         "auto",
         description="How activations travel between blocks. `auto`: through shared memory between blocks on one host, "
-        "and as bytes of a gRPC stream where the next block can't open that. `grpc`: always as bytes. `shared_memory`: "
+        "and as bytes of a gRPC stream where that can't be had. `grpc`: always as bytes. `shared_memory`: "
         "give up where blocks can't share memory. `torch`: by `torch.distributed` point to point, from GPU to GPU with "
         "NCCL and between processors with Gloo, neither encrypted nor authenticated. The bits are the same. "
-        "Broadcast errors come by gRPC, with `auto` and `shared_memory` by pipes beside it to blocks on the head's host.",
+        "Broadcast errors always come by gRPC.",
     )
     insecure_activations: bool = Field(
         False,

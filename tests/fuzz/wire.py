@@ -12,7 +12,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import Activation, SampleLimit, pack, split, unpack
+from lowdimfa.services.block.activations import HEADER_AT, Activation, SampleLimit, pack, split, unpack
 from lowdimfa.services.block.receiver import ActivationReceiver
 from lowdimfa.services.broadcast.publisher import ErrorPublisher
 from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
@@ -172,13 +172,12 @@ def _in_frames(frame: bytes, size: int = 20) -> Iterator[bytes]:
     offset = header.offset
     for start in range(0, max(len(data), 1), size):
         chunk = data[start : start + size]
-        header.checksum = zlib.crc32(chunk)
         yield pack(header, chunk)
         header = activations_pb2.ActivationHeader(sequence=header.sequence, offset=offset + start + size)
 
 
 def mutate_activations(data: bytes, draw: random.Random) -> bytes | None:
-    """Change a header's field or the bytes after it, most often with the right checksum, or the order of frames."""
+    """Change a header's field or the bytes after it, mostly with the right checksum, or the order of frames."""
     frames = cut(data)
     if not frames or draw.random() < 0.2:
         change_list(frames, draw)
@@ -189,9 +188,9 @@ def mutate_activations(data: bytes, draw: random.Random) -> bytes | None:
         change_message(header, draw)
     else:
         rest = change_bytes(rest, draw)
-    if draw.random() < 0.8:
-        header.checksum = zlib.crc32(rest)
     frames[at] = pack(header, rest)
+    if draw.random() < 0.2:
+        frames[at] = frames[at][:4] + draw.randbytes(4) + frames[at][HEADER_AT:]
     return join(frames)
 
 
@@ -199,9 +198,10 @@ def _unchecked(frame: bytes) -> tuple[activations_pb2.ActivationHeader, bytes]:
     """Take a frame apart whose checksum may be wrong; what can't be taken apart becomes an empty header."""
     length = int.from_bytes(frame[:4], "little")
     try:
-        return activations_pb2.ActivationHeader.FromString(frame[4 : 4 + length]), frame[4 + length :]
+        end = HEADER_AT + length
+        return activations_pb2.ActivationHeader.FromString(frame[HEADER_AT:end]), frame[end:]
     except DecodeError:
-        return activations_pb2.ActivationHeader(), frame[4:]
+        return activations_pb2.ActivationHeader(), frame[HEADER_AT:]
 
 
 class _Context:

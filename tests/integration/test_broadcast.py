@@ -23,9 +23,6 @@ RUN = "run-7"
 class Broadcast:
     """A head that publishes through a relay, and what its subscribers received."""
 
-    local = False
-    """Whether the subscribers offer pipes, which pass the relay by."""
-
     def __init__(self, capacity: int = 16, subscribers: int = 1) -> None:
         self.security = Security.loopback()
         self.publisher = ErrorPublisher(RUN, Seating([1] * (subscribers + 1), 1), capacity)
@@ -38,13 +35,7 @@ class Broadcast:
         self.subscribers: list[ErrorSubscriber] = []
 
     def subscribe(self, block: int = 0, **changes: Any) -> ErrorSubscriber:
-        settings = {
-            "run": RUN,
-            "block": block,
-            "error_dim": 3,
-            "liveness": LIVENESS,
-            "local": self.local,
-        } | changes
+        settings = {"run": RUN, "block": block, "error_dim": 3, "liveness": LIVENESS} | changes
         subscriber = ErrorSubscriber(
             self.relay.address,
             self.security,
@@ -68,11 +59,6 @@ class Broadcast:
         self.publisher.close()
         self.server.stop(grace=1)
         self.relay.close()
-
-
-@pytest.fixture(params=[False, True], ids=["stream", "pipe"], autouse=True)
-def _carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Broadcast, "local", request.param)
 
 
 @contextmanager
@@ -216,7 +202,7 @@ def test_missing_subscribers_are_named() -> None:
 def test_overhead_on_the_wire_is_below_ten_per_cent() -> None:
     count, payload = 300, 64 * 10 * 4
     with broadcast(capacity=count + 1) as head:
-        subscriber = head.subscribe(error_dim=10, local=False)
+        subscriber = head.subscribe(error_dim=10)
         head.publish(0, torch.zeros(64, 10))
         head.errors.get()  # the connection is set up
         before, counted = head.relay.downstream, subscriber.traffic.count().wire_bytes

@@ -11,19 +11,14 @@ import pytest
 import torch
 from rpc_helpers import Inbox
 from test_activations import link
-from test_broadcast import Broadcast, broadcast
+from test_broadcast import broadcast
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.block.activations import HEADER_AT
 from lowdimfa.services.rpc.connection import Resends
 from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
 
 COUNT, DIM = 5, 3
-
-
-@pytest.fixture(params=[False, True], ids=["stream", "pipe"])
-def _carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let errors come by the stream, or by a pipe."""
-    monkeypatch.setattr(Broadcast, "local", request.param)
 
 
 class Wire:
@@ -59,7 +54,7 @@ def garbled_error(message: pb.ErrorMessage) -> pb.ErrorMessage:
 
 
 def garbled_frame(frame: bytes) -> bytes:
-    return frame[:-1] + bytes([frame[-1] ^ 1])
+    return frame[:HEADER_AT] + bytes([frame[HEADER_AT] ^ 1]) + frame[HEADER_AT + 1 :]
 
 
 KINDS = ["drop", "duplicate", "garble", "swap"]
@@ -79,7 +74,6 @@ def all_of(inbox: Inbox, count: int, renew: Callable[[], None]) -> list[Any]:
     return found
 
 
-@pytest.mark.usefixtures("_carrier")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", [0, COUNT - 1])
 def test_every_error_comes_once_and_in_order(kind: str, position: int) -> None:
@@ -95,7 +89,6 @@ def test_every_error_comes_once_and_in_order(kind: str, position: int) -> None:
         assert head.errors.empty() and head.failures.empty()
 
 
-@pytest.mark.usefixtures("_carrier")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", [1, 2, 3])
 def test_errors_in_several_parts_come_whole(kind: str, position: int) -> None:
@@ -112,7 +105,6 @@ def test_errors_in_several_parts_come_whole(kind: str, position: int) -> None:
         assert head.errors.empty() and head.failures.empty()
 
 
-@pytest.mark.usefixtures("_carrier")
 def test_an_error_that_is_always_garbled_is_given_up() -> None:
     tries = []
 
@@ -168,7 +160,6 @@ def test_an_activation_that_is_always_garbled_is_given_up_at_both_ends() -> None
         assert blocks.messages.empty()
 
 
-@pytest.mark.usefixtures("_carrier")
 def test_renewing_when_no_error_is_missing_changes_nothing() -> None:
     with broadcast() as head:
         subscriber = head.subscribe()

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from rpc_helpers import LIVENESS, Inbox, eventually, pipes
+from rpc_helpers import LIVENESS, Inbox, eventually, local_descriptors
 from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
 from lowdimfa.errors import HandshakeError, PeerError
 from lowdimfa.services.block.activations import SampleLimit, unpack
+from lowdimfa.services.block.handover import Line
 from lowdimfa.services.block.receiver import ActivationReceiver
 from lowdimfa.services.block.ring import Ring
 from lowdimfa.services.block.sender import ActivationSender
@@ -28,6 +29,10 @@ from lowdimfa.tickets import Ticket
 SAMPLES, WINDOW = 2000, 3
 PING_BYTES = 17
 LIMIT = SampleLimit((5,), torch.float32, SAMPLES)
+
+
+def never(*_: Any) -> Line:
+    raise ConnectionRefusedError
 
 
 def tensor(step: int, samples: int = SAMPLES) -> torch.Tensor:
@@ -83,9 +88,9 @@ def test_a_connection_s_descriptors_go_with_it() -> None:
             blocks.send(step, tensor(step))
             blocks.receiver.release(blocks.messages.get())
             if step == 2:
-                before = pipes()
+                before = local_descriptors()
             blocks.receiver.renew()
-        eventually(lambda: pipes() <= before)
+        eventually(lambda: local_descriptors() <= before)
 
 
 def test_what_was_received_does_not_change_with_its_slot() -> None:
@@ -135,7 +140,7 @@ def test_faults_of_the_wire_strike_frames_that_only_say_where(kind: str, positio
 
 
 def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.receiver.open_ring", lambda *_: None)
+    monkeypatch.setattr("lowdimfa.services.block.receiver.take_offer", lambda *_: None)
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
         for step in range(2 * WINDOW):
@@ -146,10 +151,33 @@ def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pyt
         assert not any(frames.shared)
 
 
+def test_a_sender_that_can_not_come_sends_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowdimfa.services.block.sender.Line", never)
+    frames = Frames()
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+        for step in range(2 * WINDOW):
+            blocks.send(step, tensor(step))
+            blocks.receiver.release(blocks.messages.get())
+        assert not any(frames.shared)
+
+
+def test_memory_that_is_not_what_was_offered_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowdimfa.services.block.ring.Ring.fileno", lambda ring: 0)
+    frames = Frames()
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+        for step in range(2 * WINDOW):
+            blocks.send(step, tensor(step))
+            got = blocks.messages.get()
+            assert torch.equal(got.tensors[0], tensor(step))
+            blocks.receiver.release(got)
+        assert not any(frames.shared)
+        assert blocks.failures.empty() and blocks.sender_failures.empty()
+
+
 def test_without_another_transport_that_is_a_failure_with_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.receiver.open_ring", lambda *_: None)
+    monkeypatch.setattr("lowdimfa.services.block.receiver.take_offer", lambda *_: None)
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True) as blocks:
         blocks.send(0, tensor(0))
         failure = blocks.sender_failures.get()

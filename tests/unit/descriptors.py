@@ -1,4 +1,4 @@
-"""What a test left open of pipes, events and memory."""
+"""What a test left open of pipes, events, sockets and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-KINDS = ("pipe:", "anon_inode:", "/memfd:")
+KINDS = ("pipe:", "anon_inode:", "/memfd:", "socket:")
 """How the names of what is looked at begin. Other threads of the process may open and close files meanwhile."""
 
 

@@ -97,9 +97,7 @@ def test_an_activation_s_announced_shape_takes_no_memory(
     shape: list[int], offset: int, data: bytes, twice: bool
 ) -> None:
     tensors = [activations_pb2.TensorType(shape=shape)] * (1 + twice)
-    header = activations_pb2.ActivationHeader(
-        run=run_fingerprint(wire.RUN), offset=offset, tensors=tensors, checksum=zlib.crc32(data)
-    )
+    header = activations_pb2.ActivationHeader(run=run_fingerprint(wire.RUN), offset=offset, tensors=tensors)
     guarded(wire.decode_activations, join([pack(header, data)]))
 
 

@@ -17,7 +17,7 @@ import torch
 from forked import forked
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import Activation, split, unpack
+from lowdimfa.services.block.activations import HEADER_AT, Activation, split, unpack
 from lowdimfa.services.block.faults import FaultInjector, faults_dir
 from lowdimfa.services.rpc.v1 import broadcast_pb2
 from lowdimfa.services.spec.faults import Fault, FaultKind
@@ -59,7 +59,7 @@ def step_of(frame: bytes) -> int:
     try:
         return int(unpack(frame)[0].step)
     except ProtocolError:
-        return int(unpack(frame[:-1] + bytes([frame[-1] ^ 1]))[0].step)
+        return int(unpack(frame[:HEADER_AT] + bytes([frame[HEADER_AT] ^ 1]) + frame[HEADER_AT + 1 :])[0].step)
 
 
 def arrived(arrives: Callable[[Any], Any], messages: list[Any]) -> list[Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,52 +16,62 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.doorbell import Doorbell, Receipts
-from lowdimfa.services.block.ring import Place, Ring, slot_bytes
-from lowdimfa.services.block.ring_view import RingView, open_ring
+from lowdimfa.services.block.handover import Line
+from lowdimfa.services.block.ring import Ring, Shape, slot_bytes
+from lowdimfa.services.block.ring_view import RingView, take_offer
 
 LARGEST = 40_000
 SLOTS = 3
 
 
 class Sender:
-    """What a sender has: a ring, the doorbell of one connection, the receipts of all."""
+    """What a sender has: a ring, and a connection to the receiver that takes it."""
 
     def __init__(self) -> None:
-        self.ring, self.bell, self.receipts = Ring(SLOTS, LARGEST), Doorbell(SLOTS), Receipts(SLOTS)
+        self.ring = Ring(SLOTS, LARGEST)
+        self.line: Line | None = None
 
     @property
     def offer(self) -> str:
-        return self.ring.offer(self.bell, self.receipts)
+        return self.ring.shape.offer()
+
+    def announce(self, sequence: int, frame: bytes, *tensors: torch.Tensor) -> None:
+        self.ring.write(sequence, frame, tensors)
+        self.ring.announce(sequence)
+        assert self.line is not None
+        self.line.ring()
 
     def close(self) -> None:
         self.ring.close()
-        self.bell.close()
-        self.receipts.close()
+        if self.line is not None:
+            self.line.close()
 
 
-@pytest.fixture
-def sender() -> Iterator[Sender]:
-    sender = Sender()
-    yield sender
-    sender.close()
-
-
-def opens(offer: str) -> bool:
-    """Open a ring, and close it again; return whether that was possible."""
-    found = open_ring(offer, SLOTS, LARGEST)
+def taken(offer: str) -> bool:
+    """Return whether an offer is taken."""
+    found = take_offer(offer, SLOTS, LARGEST)
     if found is not None:
         found.close()
     return found is not None
 
 
+def handed(offer: str, descriptor: int) -> RingView:
+    """Return the other end of memory that was handed over, of which it is not known yet whether it is accepted."""
+    there = take_offer(offer, SLOTS, LARGEST)
+    assert there is not None
+    Line(there.name, descriptor).close()
+    return there
+
+
 @contextmanager
 def pair() -> Iterator[tuple[Sender, RingView]]:
     sender = Sender()
-    found = open_ring(sender.offer, SLOTS, LARGEST)
-    assert found is not None
-    yield sender, found
-    found.close()
+    there = take_offer(sender.offer, SLOTS, LARGEST)
+    assert there is not None
+    sender.line = Line(there.name, sender.ring.fileno())
+    assert there.accept()
+    yield sender, there
+    there.close()
     sender.close()
 
 
@@ -71,150 +81,168 @@ def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
     with pair() as (sender, there):
         for sequence, size in enumerate(sizes):
             tensors = tuple(torch.randn(size) for _ in range(1 + probe))
-            place = sender.ring.write(sequence, tensors)
-            assert place == Place(sequence % SLOTS, 4 * size * len(tensors))
-            data = there.read(sequence, Place.parse(memoryview(place.serialised())))
+            sender.ring.write(sequence, b"", tensors)
+            data = there.read(sequence, 4 * size * len(tensors))
             expected = torch.cat(tensors)
             assert bytes(data) == expected.numpy().tobytes()
-            kept = sender.ring.tensors(place, [(tensor.dtype, tensor.shape) for tensor in tensors])
+            kept = sender.ring.tensors(sequence, [(tensor.dtype, tensor.shape) for tensor in tensors])
             assert all(torch.equal(one, other) for one, other in zip(kept, tensors, strict=True))
 
 
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=2 * SLOTS))
 @settings(max_examples=30, deadline=None)
-def test_the_bell_brings_each_frame_to_its_buffers_and_receipts_return(frames: list[bytes]) -> None:
+def test_each_announcement_brings_a_frame_to_its_buffers_and_receipts_return(frames: list[bytes]) -> None:
     with pair() as (sender, there):
-        arriving = there.frames()
+        arriving = there.frames(0)
         for sequence, frame in enumerate(frames):
             written = torch.full((9,), float(sequence))
-            place = sender.ring.write(sequence, (written,))
-            sender.ring.label(place, frame)
-            sender.bell.ring(sequence)
+            sender.announce(sequence, frame, written)
             assert next(arriving) == frame
-            assert bytes(there.read(sequence, place)) == written.numpy().tobytes()
-            there.acknowledge(sequence)
-            assert sender.receipts.take() == sequence
+            assert bytes(there.read(sequence, written.nbytes)) == written.numpy().tobytes()
+            assert there.acknowledge(sequence)
+            assert sender.line is not None and sender.line.take() == sequence
         there.stop()
         assert next(arriving, None) is None
 
 
-def test_a_message_outlives_the_sender_s_end(sender: Sender) -> None:
-    place = sender.ring.write(0, (torch.arange(2000.0),))
-    there = open_ring(sender.offer, SLOTS, LARGEST)
-    assert there is not None
-    sender.ring.close()
-    assert not opens(sender.offer)
-    assert bytes(there.read(0, place)) == torch.arange(2000.0).numpy().tobytes()
-    there.close()
-
-
-def test_a_message_larger_than_announced_is_refused(sender: Sender) -> None:
-    room = slot_bytes(LARGEST) - 512
-    sender.ring.write(0, (torch.zeros(room, dtype=torch.uint8),))
-    with pytest.raises(ProtocolError, match=f"{room + 1} bytes, where at most {room} were announced"):
-        sender.ring.write(1, (torch.zeros(room + 1, dtype=torch.uint8),))
-
-
-@given(st.integers(0, 2**64 - 1) | st.integers(0, 4), st.integers(0, 2**64 - 1) | st.integers(0, LARGEST))
-@settings(max_examples=60, deadline=None)
-def test_no_place_leads_out_of_its_slot(slot: int, nbytes: int) -> None:
-    with pair() as (_, there):
-        try:
-            data = there.read(0, Place(slot, nbytes))
-        except ProtocolError:
-            assert slot != 0 or nbytes > LARGEST
-        else:
-            assert slot < SLOTS and len(data) == nbytes <= slot_bytes(LARGEST)
-
-
-@given(st.integers(-(2**63), 2**63 - 1), st.binary(min_size=12, max_size=40))
-@settings(max_examples=60, deadline=None)
-def test_no_ring_of_the_bell_leads_out_of_a_slot(sequence: int, prefix: bytes) -> None:
+def test_what_was_announced_before_anybody_looked_comes_from_where_it_is_wanted() -> None:
     with pair() as (sender, there):
-        start = 4096 + sequence % SLOTS * slot_bytes(LARGEST)
+        for sequence in range(SLOTS):
+            sender.announce(sequence, str(sequence).encode(), torch.zeros(3))
+        arriving = there.frames(1)
+        assert [next(arriving) for _ in range(SLOTS - 1)] == [str(n).encode() for n in range(1, SLOTS)]
+        sender.close()
+        assert list(arriving) == []
+
+
+def test_a_message_outlives_the_sender_s_end() -> None:
+    with pair() as (sender, there):
+        sender.ring.write(0, b"", (torch.arange(2000.0),))
+        sender.close()
+        assert bytes(there.read(0, 8000)) == torch.arange(2000.0).numpy().tobytes()
+
+
+def test_a_message_larger_than_announced_is_refused() -> None:
+    ring = Ring(SLOTS, LARGEST)
+    room = slot_bytes(LARGEST) - 512
+    ring.write(0, b"", (torch.zeros(room, dtype=torch.uint8),))
+    with pytest.raises(ProtocolError, match=f"{room + 1} bytes, where at most {room} were announced"):
+        ring.write(1, b"", (torch.zeros(room + 1, dtype=torch.uint8),))
+    ring.close()
+
+
+@given(st.integers(0, 2**64 - 1) | st.integers(0, slot_bytes(LARGEST)))
+@settings(max_examples=60, deadline=None)
+def test_no_message_is_longer_than_its_slot(nbytes: int) -> None:
+    with pair() as (_, there):
+        room = slot_bytes(LARGEST) - 512
+        if nbytes <= room:
+            assert len(there.read(0, nbytes)) == nbytes
+        else:
+            with pytest.raises(ProtocolError, match=f"where a slot has {room}"):
+                there.read(0, nbytes)
+
+
+@given(st.integers(0, 2**64 - 1), st.binary(min_size=12, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_no_announcement_leads_out_of_a_slot(sequence: int, prefix: bytes) -> None:
+    with pair() as (sender, there):
+        start = sender.ring.shape.slot(sequence)
         sender.ring._memory[start : start + len(prefix)] = prefix
-        sender.bell.ring(sequence)
-        frame = next(there.frames())
-        assert len(frame) == min(int.from_bytes(prefix[8:12], "little"), 500)
-        assert frame.startswith(prefix[12 : 12 + len(frame)])
+        sender.ring._memory[:8] = (2**64 - 1).to_bytes(8, "little")
+        assert sender.line is not None
+        sender.line.ring()
+        if sequence < 2**64 - 1:
+            frame = next(there.frames(sequence))
+            assert len(frame) == min(int.from_bytes(prefix[8:12], "little"), 500)
+            assert frame.startswith(prefix[12 : 12 + len(frame)])
+
+
+def test_memory_that_was_not_handed_over_is_not_read() -> None:
+    there = take_offer(Shape(SLOTS, slot_bytes(LARGEST)).offer(), SLOTS, LARGEST)
+    assert there is not None
+    assert not there.accept()
+    with pytest.raises(ProtocolError, match="of which there is none"):
+        there.read(0, 4)
+    there.close()
 
 
 def test_a_slot_that_holds_another_message_is_noticed() -> None:
     with pair() as (sender, there):
-        place = sender.ring.write(0, (torch.zeros(10),))
-        sender.ring.write(SLOTS, (torch.ones(10),))
+        sender.ring.write(SLOTS, b"", (torch.ones(10),))
         with pytest.raises(ProtocolError, match="holds activation 3, not 0"):
-            there.read(0, place)
+            there.read(0, 40)
 
 
-@pytest.mark.parametrize("length", [0, 15, 17])
-def test_a_place_has_sixteen_bytes(length: int) -> None:
-    with pytest.raises(ProtocolError, match="16 were expected"):
-        Place.parse(memoryview(bytes(length)))
-
-
-@given(st.text(max_size=60) | st.from_regex(r"[0-9./:a-f]{1,60}", fullmatch=True))
+@given(st.text(max_size=60) | st.from_regex(r"[0-9:]{1,60}", fullmatch=True))
 @settings(max_examples=100, deadline=None)
 def test_other_words_are_no_offer(offer: str) -> None:
-    assert not opens(offer)
+    shape = [int(part) for part in offer.split(":")] if re.fullmatch("[0-9]+:[0-9]+", offer, re.ASCII) else []
+    assert not taken(offer) or (1 <= shape[0] <= SLOTS and 4096 <= shape[1] <= slot_bytes(LARGEST))
 
 
 @pytest.mark.parametrize(
-    "change",
+    "offer",
     [
-        lambda p: [*p[:4], "0" * 32, *p[5:]],  # another token
-        lambda p: [*p[:2], "0", *p[3:]],
-        lambda p: [*p[:2], "4", *p[3:]],  # more slots than the window
-        lambda p: [*p[:2], "2", *p[3:]],  # fewer than there are
-        lambda p: [*p[:3], "4096", *p[4:]],
-        lambda p: [*p[:3], str(2**50), *p[4:]],
-        lambda p: [*p[:3], "4097", *p[4:]],
-        lambda p: ["../../1", *p[1:]],
-        lambda p: [p[0], "../environ", *p[2:]],
-        lambda p: [f"{p[0]}/../self", *p[1:]],
-        lambda p: ["4294967", *p[1:]],
-        lambda p: [p[0], "99999", *p[2:]],
-        lambda p: [*p[:5], "99999", *p[6:]],  # no such bell
-        lambda p: [*p[:5], p[1], *p[6:]],  # the bell is no pipe
-        lambda p: [*p[:6], "1", *p[7:]],  # it is another pipe
-        lambda p: [*p[:7], "99999", p[8]],
-        lambda p: [*p[:7], p[5], p[8]],  # receipts into the bell
-        lambda p: p[:7],
-        lambda p: [*p, "1"],
+        "0:40960",
+        "4:40960",
+        "3:0",
+        "3:4097",
+        f"3:{2**50}",
+        "-1:4096",
+        "3",
+        "3:4096:1",
+        "3:4096 ",
+        "٣:4096",
+        "",
     ],
 )
-def test_an_offer_that_is_not_quite_right_is_refused(change: Any, sender: Sender) -> None:
-    parts = sender.offer.split(":")
+def test_an_offer_that_is_not_quite_right_is_refused(offer: str) -> None:
+    assert taken("3:40960")
     with none_left_open():
-        assert opens(":".join(parts))
-        assert not opens(":".join(change(parts)))
+        assert not taken(offer)
 
 
-def offers(descriptor: int, sender: Sender) -> str:
-    memory = os.getpid(), descriptor, SLOTS, slot_bytes(LARGEST), "00" * 16
-    return ":".join(map(str, (*memory, *sender.bell.place, *sender.receipts.place)))
-
-
-def test_a_file_that_could_be_cut_short_is_refused(tmp_path: Path, sender: Sender) -> None:
-    size = 4096 + SLOTS * slot_bytes(LARGEST)
-    with (tmp_path / "ring").open("wb+") as file:
-        file.truncate(size)
-        assert not opens(offers(file.fileno(), sender))
+def test_memory_that_could_be_cut_short_is_refused(tmp_path: Path) -> None:
+    shape = Shape(SLOTS, slot_bytes(LARGEST))
     unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
-    os.ftruncate(unsealed, size)
-    assert not opens(offers(unsealed, sender))
+    os.ftruncate(unsealed, shape.nbytes)
+    with (tmp_path / "ring").open("wb+") as file:
+        file.truncate(shape.nbytes)
+        for descriptor in (file.fileno(), unsealed):
+            there = handed(shape.offer(), descriptor)
+            with pytest.raises(OSError):
+                there.accept()
+            there.close()
     fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    assert opens(offers(unsealed, sender))  # all is as it should be now
+    there = handed(shape.offer(), unsealed)
+    assert there.accept()  # all is as it should be now
+    there.close()
     os.close(unsealed)
 
 
-def test_a_pipe_or_a_link_is_refused_without_waiting(tmp_path: Path, sender: Sender) -> None:
-    assert not opens(offers(sender.bell.place[0], sender))
-    folder = os.open(tmp_path, os.O_RDONLY)
-    assert not opens(offers(folder, sender))
-    os.close(folder)
+@pytest.mark.parametrize("change", [Shape(2, slot_bytes(LARGEST)), Shape(SLOTS, 4096)])
+def test_memory_of_another_size_is_refused(change: Shape) -> None:
+    ring = Ring(SLOTS, LARGEST)
+    there = handed(change.offer(), ring.fileno())
+    with pytest.raises(OSError, match="were offered"):
+        there.accept()
+    there.close()
+    ring.close()
 
 
-def test_nothing_has_a_name(sender: Sender) -> None:
-    sender.ring.write(0, (torch.zeros(5000),))
+def test_a_pipe_or_a_folder_is_no_memory(tmp_path: Path) -> None:
+    with none_left_open():
+        for descriptor in (os.open(tmp_path, os.O_RDONLY), *os.pipe()):
+            there = handed(Shape(1, 4096).offer(), descriptor)
+            with pytest.raises(OSError):
+                there.accept()
+            there.close()
+            os.close(descriptor)
+
+
+def test_nothing_has_a_name() -> None:
+    ring = Ring(SLOTS, LARGEST)
+    ring.write(0, b"", (torch.zeros(5000),))
     assert not [path for path in Path("/dev/shm").iterdir() if "lowdimfa" in path.name]
+    ring.close()

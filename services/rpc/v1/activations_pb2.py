@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from lowdimfa.services.rpc.v1 import tensors_pb2 as lowdimfa_dot_services_dot_rpc_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*lowdimfa/services/rpc/v1/activations.proto\x12\x0blowdimfa.v1\x1a&lowdimfa/services/rpc/v1/tensors.proto\"\xe9\x01\n\x10\x41\x63tivationHeader\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\t \x01(\x07\x12\x0e\n\x06shared\x18\n \x01(\x08\x12\x0b\n\x03run\x18\x03 \x01(\x07\x12\r\n\x05\x62lock\x18\x04 \x01(\r\x12)\n\x04kind\x18\x05 \x01(\x0e\x32\x1b.lowdimfa.v1.ActivationKind\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x12\n\nmicrobatch\x18\x07 \x01(\r\x12(\n\x07tensors\x18\x08 \x03(\x0b\x32\x17.lowdimfa.v1.TensorType\">\n\nTensorType\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.lowdimfa.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x04\"!\n\rActivationAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04*|\n\x0e\x41\x63tivationKind\x12\x19\n\x15\x41\x43TIVATION_KIND_TRAIN\x10\x00\x12\x1c\n\x18\x41\x43TIVATION_KIND_EVALUATE\x10\x01\x12\x18\n\x14\x41\x43TIVATION_KIND_PART\x10\x02\x12\x17\n\x13\x41\x43TIVATION_KIND_SUM\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*lowdimfa/services/rpc/v1/activations.proto\x12\x0blowdimfa.v1\x1a&lowdimfa/services/rpc/v1/tensors.proto\"\xdd\x01\n\x10\x41\x63tivationHeader\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06shared\x18\n \x01(\x08\x12\x0b\n\x03run\x18\x03 \x01(\x07\x12\r\n\x05\x62lock\x18\x04 \x01(\r\x12)\n\x04kind\x18\x05 \x01(\x0e\x32\x1b.lowdimfa.v1.ActivationKind\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x12\n\nmicrobatch\x18\x07 \x01(\r\x12(\n\x07tensors\x18\x08 \x03(\x0b\x32\x17.lowdimfa.v1.TensorTypeJ\x04\x08\t\x10\n\">\n\nTensorType\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.lowdimfa.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x04\"!\n\rActivationAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04*|\n\x0e\x41\x63tivationKind\x12\x19\n\x15\x41\x43TIVATION_KIND_TRAIN\x10\x00\x12\x1c\n\x18\x41\x43TIVATION_KIND_EVALUATE\x10\x01\x12\x18\n\x14\x41\x43TIVATION_KIND_PART\x10\x02\x12\x17\n\x13\x41\x43TIVATION_KIND_SUM\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lowdimfa.services.rpc.v1.activations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIVATIONKIND']._serialized_start=434
-  _globals['_ACTIVATIONKIND']._serialized_end=558
+  _globals['_ACTIVATIONKIND']._serialized_start=422
+  _globals['_ACTIVATIONKIND']._serialized_end=546
   _globals['_ACTIVATIONHEADER']._serialized_start=100
-  _globals['_ACTIVATIONHEADER']._serialized_end=333
-  _globals['_TENSORTYPE']._serialized_start=335
-  _globals['_TENSORTYPE']._serialized_end=397
-  _globals['_ACTIVATIONACK']._serialized_start=399
-  _globals['_ACTIVATIONACK']._serialized_end=432
+  _globals['_ACTIVATIONHEADER']._serialized_end=321
+  _globals['_TENSORTYPE']._serialized_start=323
+  _globals['_TENSORTYPE']._serialized_end=385
+  _globals['_ACTIVATIONACK']._serialized_start=387
+  _globals['_ACTIVATIONACK']._serialized_end=420
 # @@protoc_insertion_point(module_scope)

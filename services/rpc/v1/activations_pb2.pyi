@@ -19,10 +19,9 @@ ACTIVATION_KIND_PART: ActivationKind
 ACTIVATION_KIND_SUM: ActivationKind
 
 class ActivationHeader(_message.Message):
-    __slots__ = ("sequence", "offset", "checksum", "shared", "run", "block", "kind", "step", "microbatch", "tensors")
+    __slots__ = ("sequence", "offset", "shared", "run", "block", "kind", "step", "microbatch", "tensors")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
@@ -32,7 +31,6 @@ class ActivationHeader(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     offset: int
-    checksum: int
     shared: bool
     run: int
     block: int
@@ -40,7 +38,7 @@ class ActivationHeader(_message.Message):
     step: int
     microbatch: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorType]
-    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ..., shared: bool = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., offset: _Optional[int] = ..., shared: bool = ..., run: _Optional[int] = ..., block: _Optional[int] = ..., kind: _Optional[_Union[ActivationKind, str]] = ..., step: _Optional[int] = ..., microbatch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorType, _Mapping]]] = ...) -> None: ...
 
 class TensorType(_message.Message):
     __slots__ = ("dtype", "shape")
