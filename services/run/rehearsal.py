@@ -157,12 +157,11 @@ def _advance(updater: Updater, step: int, total: int) -> None:
     try:
         updater.advance()
     except (Exception, SystemExit) as error:  # a user's schedule may fail in any way
-        schedule = updater.config.scheduler
+        schedule, where = updater.config.scheduler, f"step {step} of {total}"
         assert schedule is not None
         raise InputError(
             f"{updater.config.scheduler_key}.args",
-            f"{dict(schedule.args)!r}, with which {schedule.factory} fails at step {step} of {total} "
-            f"({in_words(error)})",
+            f"{dict(schedule.args)!r}, with which {schedule.factory} fails at {where} ({in_words(error)})",
             "a schedule for all steps of the run",
         ) from error
 
