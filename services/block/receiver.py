@@ -188,21 +188,16 @@ class ActivationReceiver:
     def _arrivals(self, frames: Iterator[bytes], stream: int, ring: RingView | None) -> Iterator[bytes]:
         """Yield what comes over the connection, and after that by shared memory, if the sender has handed it over."""
         yield from frames
-        if ring is None or not self._accept(ring):
-            return
+        try:
+            if ring is None or not ring.accept():
+                return
+        except OSError as error:
+            self._shares = False
+            raise Resend(f"block {self._block} can't read memory of block {self._peer}: {error}") from error
         with self._changed:
             if self._stream == stream:
                 self._ring = ring
         yield from ring.frames(self._expected)
-
-    def _accept(self, ring: RingView) -> bool:
-        try:
-            return ring.accept()
-        except OSError as error:
-            self._shares = False
-            raise Resend(
-                f"block {self._block} can't read the memory of block {self._peer}: {error}"
-            ) from error
 
     def _await(self, stream: int, context: Any) -> int | None:
         """Wait for something to acknowledge; return ``None`` when the connection is to end."""

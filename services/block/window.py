@@ -42,6 +42,9 @@ class Alarm:
         self._reading, self._writing = os.pipe()
         for end in (self._reading, self._writing):
             os.set_blocking(end, False)
+        self._alone, self._both = select.poll(), select.poll()  # the latter with the socket
+        for poll in (self._alone, self._both):
+            poll.register(self._reading, select.POLLIN)
         self._line: Line | None = None
         self._waiting = threading.Lock()  # no descriptor is closed, and its number given away, under a wait
         self._is_open = True
@@ -52,19 +55,18 @@ class Alarm:
         with self._waiting:
             before, self._line = self._line, line
             if before is not None:
+                self._both.unregister(before)
                 before.close()
+            if line is not None:
+                self._both.register(line, select.POLLIN)
 
     def wait(self, seconds: float) -> None:
         """Wait for something to take from the socket, or for `wake`."""
         with self._waiting:
             if not self._is_open:
                 return
-            poll = select.poll()
-            poll.register(self._reading, select.POLLIN)
-            if self._line is not None and not self._line.ended:
-                poll.register(self._line, select.POLLIN)
-            poll.poll(1000 * seconds)
-            with suppress(BlockingIOError):
+            poll = self._both if self._line is not None and not self._line.ended else self._alone
+            if any(descriptor == self._reading for descriptor, _ in poll.poll(1000 * seconds)):
                 os.read(self._reading, select.PIPE_BUF)
 
     def wake(self) -> None:
