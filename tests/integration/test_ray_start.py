@@ -48,15 +48,20 @@ def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     before = children()
-    disconnect = start_ray(None, blocks=1)
+    outside = dict(os.environ)
+    disconnect = start_ray(None, blocks=1, ready=2)
     assert {name: os.environ[name] for name in settings} == settings
+    assert not [
+        name for name in os.environ.keys() - outside.keys() if "prestart" in name or "preload" in name
+    ]
     try:
 
         @ray.remote(num_cpus=0)
-        def there() -> tuple[int, bool]:
-            return sys.flags.optimize, "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        def there() -> tuple[int, bool, bool]:
+            warm = "lowdimfa.services.trainer.warm" in sys.modules
+            return sys.flags.optimize, "PROMETHEUS_MULTIPROC_DIR" in os.environ, warm
 
-        assert ray.get(there.remote()) == (0, False)
+        assert ray.get(there.remote()) == (0, False, True)
         session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1]
         assert session.name.startswith("session_")
         neighbour = session.with_name("session_of_somebody_else")
