@@ -17,7 +17,7 @@ from benchmarks.reporting import environment, markdown_table
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.services.block.activations import Activation
 from lowdimfa.services.block.devices import Cuda, NoCopies, StreamedCopies
 from lowdimfa.services.block.receiver import ActivationReceiver

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowdimfa.feedback.rules import Errors, QRule
     from lowdimfa.head import Broadcast, Evaluation, Head
     from lowdimfa.network import DecoupledNetwork, StepResult, decouple
-    from lowdimfa.partition import BlockPlan, partition
+    from lowdimfa.partitioning import BlockPlan, partition
     from lowdimfa.services.trainer.api import DecoupledTrainer, Result
     from lowdimfa.taps import Tap
     from lowdimfa.tickets import Ticket
@@ -79,7 +79,7 @@ __getattr__, __dir__ = on_demand(
         "feedback.rules": "Errors QRule",
         "head": "Broadcast Evaluation Head",
         "network": "DecoupledNetwork StepResult decouple",
-        "partition": "BlockPlan partition",
+        "partitioning": "BlockPlan partition",
         "services.trainer.api": "DecoupledTrainer Result",
         "taps": "Tap",
         "tickets": "Ticket",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from lowdimfa.feedback.rules import QRule
 from lowdimfa.head import Head
 from lowdimfa.losses import counts, make_loss, shows_targets
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockPlan
-from lowdimfa.rules import P_RULES, Q_RULES, Registry
+from lowdimfa.partitioning import BlockPlan
+from lowdimfa.rules import P_RULES, Q_RULES, TAPS, Registry
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
@@ -87,23 +88,23 @@ def resolve_feedback(
     """
     if feedback.form != "broadcast":
         return replace(feedback, q_rule="fixed")
-    P_RULES.find(feedback.p_rule)
     whole = shape.error_dim == shape.task_dim
-    possible = whole and shows_targets(training.loss, task)
+    plain = P_RULES.is_built_in(P_RULES.find(feedback.p_rule))  # by one of the user's own c may be anything
+    possible = whole and plain and shows_targets(training.loss, task)
     if feedback.q_rule == "auto":
         return replace(feedback, q_rule="readout" if possible else "hebbian")
     rule = Q_RULES.find(feedback.q_rule)
     if rule.needs_targets and not possible:
         name = Q_RULES.name_of(rule)
-        found = (
-            f"{name!r} with a loss {training.loss!r} on {task}"
-            if whole
-            else f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers"
-        )
+        found = f"{name!r} with a loss {training.loss!r} on {task}"
+        if not whole:
+            found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers"
+        elif not plain:
+            found = f"{name!r} with a p_rule of your own"
         raise InputError(
             "feedback.q_rule",
             found,
-            "softmax cross-entropy with error_dim the task's, from which a block can tell the targets",
+            "softmax cross-entropy with error_dim the task's and a built-in p_rule: only so can a block tell the targets",
             "'auto' takes 'hebbian' elsewhere.",
         )
     return feedback
@@ -232,10 +233,13 @@ def _site(
 ) -> FeedbackSite:
     """Return where the error enters a block, or a part of one, with freshly drawn feedback weights."""
     tap, boundary = tap_of(plan, feedback, shape), plan.layers[-1].name
-    features = tap.features(plan.output_shape)
+    with TAPS.trying(type(tap), f"on outputs of shape {tuple(plan.output_shape)} per sample"):
+        features, keeps_places = tap.features(plan.output_shape), tap.keeps_places(plan.output_shape)
+        features = operator.index(features)
     rule = _q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
-    if tap.keeps_places(plan.output_shape):
-        rule.start_on_places()
+    if keeps_places:
+        with Q_RULES.trying(type(rule), "in start_on_places()"):
+            rule.start_on_places()
     return FeedbackSite(boundary, tap, rule.to(device or torch.device("cpu")))
 
 

@@ -16,7 +16,7 @@ from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.head import Evaluation, Head
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 

@@ -36,17 +36,24 @@ class Slot(NamedTuple):
 
 def pending_sums(stage: Stage) -> list[Slot]:
     """Return all that the next step of a block uses up, in the same order in every replica of the block."""
-    slots = [
-        Slot(parameter, partial(getattr, parameter, "grad"), partial(_set_gradient, parameter))
-        for parameter in stage.updater.trained
-    ]
-    learned = [site.feedback for site in stage.sites]
-    slots += (
-        Slot(one.weights, one.pending, one.set_pending)
-        for one in learned
-        if type(one).pending is not QRule.pending
-    )
+    slots = [_gradient(parameter) for parameter in stage.updater.trained]
+    for site in stage.sites:
+        slots += _own_sum(site.feedback)
     return slots
+
+
+def sums_of(rule: QRule) -> list[Slot]:
+    """Return what of that is a rule's."""
+    return [*([_gradient(rule.weights)] if rule.trained_by_optimizer else []), *_own_sum(rule)]
+
+
+def _gradient(parameter: nn.Parameter) -> Slot:
+    return Slot(parameter, partial(getattr, parameter, "grad"), partial(_set_gradient, parameter))
+
+
+def _own_sum(rule: QRule) -> list[Slot]:
+    has_one = type(rule).pending is not QRule.pending
+    return [Slot(rule.weights, rule.pending, rule.set_pending)] if has_one else []
 
 
 def running_statistics(stage: Stage) -> list[Tensor]:

@@ -6,12 +6,13 @@ A built-in rule is its file and its line here: a name is short for an import pat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, in_words
 
 if TYPE_CHECKING:
     from lowdimfa.chain.rules import ChainRule
@@ -51,6 +52,11 @@ class Registry(Generic[T]):
         """
         from lowdimfa.imports import resolve  # here, since it needs torch: who reads names alone doesn't
 
+        if not isinstance(given, str) and not hasattr(given, "factory"):
+            hint = f"For this class: {self.name_of(given)!r}." if inspect.isclass(given) else ""
+            raise InputError(
+                self.key, repr(given), "a name, an import path, or a FactoryConfig with arguments", hint
+            )
         name, where = (given, self.key) if isinstance(given, str) else (given.factory, f"{self.key}.factory")
         if name not in self.built_in and "." not in name and ":" not in name:
             near = get_close_matches(name, self.built_in, n=1)
@@ -64,7 +70,27 @@ class Registry(Generic[T]):
                 f"{name!r}, which isn't a class derived from lowdimfa.{base.__name__}",
                 f"one of {', '.join(self.built_in)}, or the import path of such a class",
             )
+        if isinstance(getattr(found, "kept", ()), str):
+            raise InputError(where, f"{name!r}, whose 'kept' is text", "a tuple of names, such as ('trace',)")
         return cast(type[T], found)
+
+    def is_built_in(self, kind: type[T]) -> bool:
+        """Return whether a class is one of the registry's own, not one derived from it."""
+        return self.name_of(kind) in self.built_in
+
+    @contextmanager
+    def trying(self, kind: type[T], what: str) -> Iterator[None]:
+        """Make what a user's class raises in the body a refusal; ``what`` follows "which fails"."""
+        try:
+            yield
+        except LowdimfaError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's class may fail in any way
+            raise InputError(
+                self.key,
+                f"{self.name_of(kind)!r}, which fails {what} ({in_words(error)})",
+                "one that works on this network",
+            ) from error
 
     def name_of(self, kind: type[T]) -> str:
         """Return the name by which a setting asks for a class: a built-in one's own, or the import path."""
@@ -94,7 +120,7 @@ class Registry(Generic[T]):
         from lowdimfa.generators import reproducible  # here for the same reason
 
         kind, args = self.find(given), {} if isinstance(given, str) else deepcopy(dict(given.args))
-        names = inspect.signature(kind).parameters
+        names = _parameters(kind)
         filled = {name: value for name, value in settings.items() if name in names and name not in args}
         try:
             with reproducible(seed):
@@ -107,6 +133,22 @@ class Registry(Generic[T]):
                 f"{args or 'no arguments'}, with which {kind.__name__} can't be made ({in_words(error)})",
                 "arguments that its constructor accepts",
             ) from error
+
+
+def _parameters(kind: type) -> set[str]:
+    """Return the names that a constructor takes; through ``**settings`` also those of the classes it derives from."""
+    found: set[str] = set()
+    for one in kind.__mro__:
+        if "__init__" in vars(one):
+            parameters = inspect.signature(vars(one)["__init__"]).parameters.values()
+            found |= {
+                each.name
+                for each in parameters
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+            }
+            if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+                break
+    return found
 
 
 Q_RULES: Registry[QRule] = Registry(

@@ -70,7 +70,14 @@ def deliver(sites: Sequence[FeedbackSite], tapped: Sequence[Tensor], error: Tens
 
 @torch.no_grad()
 def _respond(rule: QRule, tapped: Tensor, error: Tensor) -> Tensor:
-    learned, delivered = rule.errors(tapped, error)
+    errors: object = rule.errors(tapped, error)
+    if not (isinstance(errors, tuple) and len(errors) == 2):
+        raise InputError(
+            Q_RULES.key,
+            f"{Q_RULES.name_of(type(rule))!r}, whose errors() returns {type(errors).__name__}",
+            "lowdimfa.Errors(learned, delivered)",
+        )
+    learned, delivered = errors
     rule.accumulate(tapped, learned)
     found: object = rule.deliver(delivered)
     if not isinstance(found, Tensor) or found.shape != tapped.shape or found.dtype != tapped.dtype:

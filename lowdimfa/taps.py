@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.config import FactoryConfig
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.rules import TAPS
 from lowdimfa.tickets import derive_seed
@@ -200,15 +200,19 @@ def choose_tap(
     seed = derive_seed(0, "tap")  # alike wherever the plan is made
     tap = TAPS.make(given, seed, position_dims)
     shape = tuple(output_shape)
-    try:
-        with reproducible(seed):
-            found: object = tap(torch.zeros(2, *shape))
-    except (Exception, SystemExit) as error:  # a user's tap may fail in any way
+    learned = [name for name, value in vars(tap).items() if isinstance(value, nn.Module | nn.Parameter)]
+    if learned:
         raise InputError(
             TAPS.key,
-            f"{tap.name!r}, which fails on outputs of shape {shape} per sample ({in_words(error)})",
-            "a tap that takes them",
-        ) from error
+            f"{tap.name!r}, which has parameters of its own in {learned[0]!r}",
+            "a function of the output that has no state: nothing would train or save them",
+        )
+    with (
+        TAPS.trying(type(tap), f"on outputs of shape {shape} per sample"),
+        reproducible(seed),
+        torch.enable_grad(),
+    ):
+        found: object = tap(torch.zeros(2, *shape, requires_grad=True))
     before = (2, *shape[:position_dims])
     if not isinstance(found, Tensor) or found.dtype != torch.float32 or found.shape[:-1] != before:
         returned = (
@@ -218,6 +222,12 @@ def choose_tap(
             TAPS.key,
             f"{tap.name!r}, which makes {returned} of 2 outputs of shape {shape}",
             f"torch.float32 of shape ({', '.join(map(str, before))}, features)",
+        )
+    if not found.requires_grad:
+        raise InputError(
+            TAPS.key,
+            f"{tap.name!r}, whose value autograd can't trace back to the output",
+            "a differentiable tap, since what is delivered at its value reaches the layers through it",
         )
     return tap
 

@@ -60,7 +60,7 @@ def _row(metric: Metric) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or with ``--check`` return 1 when the page on disk differs."""
-    parser = argparse.ArgumentParser(prog="metrics_docs", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="metrics_page", description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args(arguments)
     if not options.check:

@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage, schedules
 
 from benchmarks.throughput.peers import Answer, Peer, join_group
 from lowdimfa.block_module import BlockModule
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 
 SCHEDULES = {
     "gpipe": ("ScheduleGPipe", 1, "loop"),

@@ -119,12 +119,13 @@ def revert(model: Model) -> Model:
 
 def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the learned feedback weights of a converted model, each once: for an optimiser that has only the others."""
+    converted = [module for module in model.modules() if isinstance(module, CONVERTED)]
+    forward = {id(own) for module in converted for own in module.parameters(recurse=False)}
     parameters = (
         parameter
-        for module in model.modules()
-        if isinstance(module, CONVERTED)
+        for module in converted
         for parameter in cast(nn.Module, module.feedback).parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and id(parameter) not in forward  # a rule may hold its layer's weight
     )
     yield from {id(parameter): parameter for parameter in parameters}.values()
 

@@ -11,6 +11,8 @@ from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 
 from lowdimfa.chain.maps import Map
+from lowdimfa.errors import InputError
+from lowdimfa.rules import CHAIN_RULES
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,22 @@ class MapFunction(torch.autograd.Function):
             delivered, kernel_gradient = None, None
             if wants_input:
                 incoming = Incoming(ctx.map, error, x, ctx.input_shape, kernel, weight_gradient, wants_kernel)
-                delivered, kernel_gradient = ctx.delivery.deliver(incoming)
+                delivered, kernel_gradient = _checked(ctx.delivery.deliver(incoming), ctx.input_shape)
         return delivered, weight_gradient, bias_gradient, kernel_gradient, None, None
+
+
+def _checked(found: object, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Refuse what autograd would take for something else: it adds up an error that has one dimension too many."""
+    if isinstance(found, tuple) and len(found) == 2:
+        delivered, kernel_gradient = found
+        if isinstance(delivered, Tensor) and delivered.shape == shape:
+            return delivered, kernel_gradient
+        found = f"an error of shape {tuple(delivered.shape)}" if isinstance(delivered, Tensor) else delivered
+    raise InputError(
+        CHAIN_RULES.key,
+        f"a rule that delivers {found}",
+        f"an error of shape {tuple(shape)}, and a gradient or None",
+    )
 
 
 def run_map(

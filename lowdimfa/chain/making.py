@@ -139,7 +139,11 @@ def _refuse_time_first(layers: Mapping[str, nn.Module]) -> None:
 
 def _made(config: ChainConfig, name: str, part: str, *arguments: Any) -> ChainRule:
     seed = _seed(config, name, part)
-    return CHAIN_RULES.make(config.rule, seed, *arguments, config, torch.Generator().manual_seed(seed))
+    made = CHAIN_RULES.make(config.rule, seed, *arguments, config, torch.Generator().manual_seed(seed))
+    if "_modules" not in vars(made):
+        found = f"{CHAIN_RULES.name_of(type(made))!r}, whose constructor doesn't call that of its base class"
+        raise InputError(CHAIN_RULES.key, found, "super().__init__(…) first")
+    return made
 
 
 def _seed(config: ChainConfig, name: str, part: str) -> int:

@@ -88,7 +88,7 @@ class ChainRule(nn.Module):
         """Run the map; where no error will pass on to the input, with ordinary autograd and nothing else."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return map_.run(x, weight, bias)
-        return run_map(map_, x, weight, bias, self.kernel(map_, weight), self.delivery())
+        return run_map(map_, x, weight, bias, self.kernel(map_, weight.detach()), self.delivery())
 
 
 class SignSymmetry(ChainRule):

@@ -39,10 +39,22 @@ class Kept:
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
 
     def to(self, device: torch.device) -> Self:
-        """Move the weights, and all attributes that are tensors, to a device."""
+        """Move the weights, and all tensors in attributes, also those in modules, lists and dicts, to a device."""
         for name, value in list(vars(self).items()):
             if isinstance(value, torch.nn.Parameter):
                 value.data = value.data.to(device)
-            elif isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
+            elif isinstance(value, torch.nn.Module):
+                value.to(device)
+            else:
+                setattr(self, name, _moved(value, device))
         return self
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(one, device) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved(one, device) for one in value)
+    return value

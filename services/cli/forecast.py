@@ -14,7 +14,7 @@ from lowdimfa.build import ErrorShape
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
-from lowdimfa.partition import BlockPlan
+from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
 from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
 from lowdimfa.services.run.plan import RunPlan

@@ -25,7 +25,7 @@ from lowdimfa.layers import channels_last
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
-from lowdimfa.partition import BlockPlan, block_starts, partition
+from lowdimfa.partitioning import BlockPlan, block_starts, partition
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import feedback_config, training_config

@@ -19,7 +19,7 @@ from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
-from lowdimfa.partition import BlockPlan, block_starts, copies
+from lowdimfa.partitioning import BlockPlan, block_starts, copies
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket
 

@@ -24,8 +24,8 @@ from lowdimfa.generators import reproducible
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
-from lowdimfa.partition import BlockPlan, copies
-from lowdimfa.rule_check import refuse_drifting, refuse_forgetful
+from lowdimfa.partitioning import BlockPlan, copies
+from lowdimfa.rule_check import refuse_drifting, refuse_forgetful, refuse_shared
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.spec import Specification
@@ -170,6 +170,7 @@ def states_come_back(rehearsal: Rehearsal) -> None:
     """Refuse what a checkpoint can't hold, or what a newly built block doesn't take from it as it was."""
     for index, stage in enumerate(rehearsal.stages):
         restored = rehearsal.untrained(index)
+        refuse_shared(stage, restored)
         try:
             tensors, scalars = stage.state()
             written = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
@@ -229,10 +230,10 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
                 "the same weights in every process",
                 "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
             )
-        stage = rehearsal.stages[plan.index]
         if replicas[plan.index] > 1:
-            refuse_drifting(stage, rehearsal.untrained(plan.index), replicas[plan.index])
-        trained = stage.module.plain_state().extra
+            twins = rehearsal.untrained(plan.index), rehearsal.untrained(plan.index)
+            refuse_drifting(*twins, replicas[plan.index])
+        trained = rehearsal.stages[plan.index].module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
         if replicas[plan.index] > 1 and changed:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 from lowdimfa.config import FactoryConfig
 from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
+from lowdimfa.rules import Q_RULES, TAPS, Registry
 from lowdimfa.services.run.checkpoint import BlockState, Manifest
 from lowdimfa.services.run.manifest import MANIFEST_FILE, extra_state
 from lowdimfa.services.run.plan import RunPlan
@@ -89,8 +90,8 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         "feedback": {
             "form": specification.feedback.form,
             "error_dim": plan.network.shape.error_dim,
-            "q_rule": _plain(plan.network.feedback.q_rule),
-            "tap": _plain(plan.network.feedback.tap),
+            "q_rule": _plain(Q_RULES, plan.network.feedback.q_rule),
+            "tap": _plain(TAPS, plan.network.feedback.tap),
         },
         "optimizer": specification.train.optimizer.factory,
         "scheduler": None if specification.train.scheduler is None else specification.train.scheduler.factory,
@@ -98,8 +99,11 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def _plain(rule: str | FactoryConfig) -> Any:
-    return rule if isinstance(rule, str) else {"factory": rule.factory, "args": dict(rule.args)}
+def _plain(registry: Registry[Any], rule: str | FactoryConfig) -> Any:
+    """Return the same for all ways of writing the same."""
+    name = rule if rule == "auto" else registry.name_of(registry.find(rule))
+    args = {} if isinstance(rule, str) else dict(rule.args)
+    return {"factory": name, "args": args} if args else name
 
 
 def require_resumable(plan: RunPlan, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import InputError
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 
 pytestmark = [

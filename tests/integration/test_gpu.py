@@ -13,7 +13,7 @@ from thread_fleet import thread_fleet
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.models import mlp
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.services.block.devices import Check, Cuda, StreamedCopies, block_device
 from lowdimfa.tickets import Ticket
 

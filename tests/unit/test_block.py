@@ -18,7 +18,7 @@ from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import NotFiniteError, ProtocolError
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 
 FIRST = Ticket(0, 0)

@@ -16,7 +16,7 @@ from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import Loss, make_loss, right_predictions, validate_class_targets
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 
 FIRST = Ticket(0, 0)

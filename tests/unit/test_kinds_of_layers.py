@@ -15,7 +15,7 @@ from lowdimfa.cost import _Operations
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 
 WIDTH = 8
 TARGETS = torch.arange(4)

@@ -11,7 +11,7 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, Updat
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 
 BATCH = 5
 

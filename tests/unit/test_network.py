@@ -19,7 +19,7 @@ from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.errors import InputError
 from lowdimfa.models import cnn, mlp, vit
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads, decouple
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 from lowdimfa.trainer import InProcessTrainer
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lowdimfa.config import TrainingConfig
 from lowdimfa.measure import StageTime
-from lowdimfa.partition import BlockPlan, partition
+from lowdimfa.partitioning import BlockPlan, partition
 from lowdimfa.services.run.profile import Bench, balance_by_time
 
 MODEL = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))

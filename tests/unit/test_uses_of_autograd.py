@@ -20,7 +20,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.generators import seed_generators
 from lowdimfa.head import Head
-from lowdimfa.partition import partition
+from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket, derive_seed
 
 BATCH, MICROBATCHES = 5, 2

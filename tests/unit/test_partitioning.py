@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowdimfa.cost import balanced_cuts, operations
 from lowdimfa.errors import InputError
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
-from lowdimfa.partition import BlockPlan, list_layers, partition
+from lowdimfa.partitioning import BlockPlan, list_layers, partition
 
 IMAGES = torch.rand(2, 1, 8, 8)
 MODELS: dict[str, tuple[nn.Sequential, Tensor]] = {
