@@ -164,6 +164,10 @@ class StoppedError(LowdimfaError):
     exit_code = 130
 
 
+_LONGEST = 4000
+"""Characters of another one's text in a message, which travels in metadata and lists; a traceback has all of it."""
+
+
 def in_words(error: BaseException) -> str:
     """Return kind, text and place of an error that other people's code raised, whatever its own methods do.
 
@@ -173,6 +177,8 @@ def in_words(error: BaseException) -> str:
         text = str(error)
     except BaseException:  # it is the user's method
         text = "an error whose text can't be had"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… ({len(text) - _LONGEST} more characters)"
     where = _place(error)
     said = ", ".join(part for part in (text, where and f"in {where}") if part)
     kind = type(error).__name__

@@ -121,6 +121,10 @@ class Ring:
         nbytes, room = sum(tensor.nbytes for tensor in tensors), self.shape.size - PREFIX
         if nbytes > room:
             raise ProtocolError(f"an activation of {nbytes} bytes, where at most {room} were announced")
+        if SEQUENCE + LENGTH + len(frame) > PREFIX:
+            raise ProtocolError(
+                f"a frame of {len(frame)} bytes, which don't fit before an activation in its slot"
+            )
         offset = self.shape.slot(sequence)
         prefix = sequence.to_bytes(SEQUENCE, "little") + len(frame).to_bytes(LENGTH, "little") + frame
         self._memory[offset : offset + len(prefix)] = prefix

@@ -30,6 +30,9 @@ from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 from lowdimfa.tickets import Ticket
 
+_ASKED = 4
+"""Times that a receiver is asked to open the memory: one that ends a connection just then refuses it too."""
+
 
 class ActivationSender:
     """Sends activations to the next block, each once and in order, over a connection that may break.
@@ -92,6 +95,7 @@ class ActivationSender:
         self._queued = threading.Condition(self._lock)
         self._window = Window(window)
         self._call: Any = None
+        self._refusals = 0  # one after the other
         self._stream = 0  # counts connections; what belongs to an earlier one must end
         self._failure: LowdimfaError | None = None
         self._dropping = False
@@ -206,26 +210,33 @@ class ActivationSender:
         while (message := self._await(position, stream)) is not None:
             if self._ring is not None and self._share(self._ring, stream):
                 return  # what the receiver takes for: the rest comes by shared memory
-            for frame in self._framed(message):
+            shared = message.shared
+            if shared is not None and self._ring_only:
+                self._refuse(stream)
+                return
+            for frame in message.frames if shared is None else split(shared(), self._run, self._block):
                 yield frame
                 self.traffic.add_message(len(frame))
             self.traffic.add_tensors(message.payload)
             position = message.sequence + 1
 
-    def _framed(self, message: Message) -> Iterable[bytes]:
-        if message.shared is None:
-            return message.frames
-        if self._ring_only:
-            failure = HandshakeError(
-                f"{self._peer.name} at {self._peer.address} can't open the shared memory of block {self._block}: they "
-                "are on different hosts, in containers with networks of their own, or of different users",
-                block=self._block,
-                setting="placement.transport",
-            )
-            self.abort(failure)
-            self._on_failure(failure)
-            return ()
-        return split(message.shared(), self._run, self._block)
+    def _refuse(self, stream: int) -> None:
+        """End, as the receiver can't open the memory; but not for a connection that broke before it could."""
+        with self._lock:
+            if self._stream != stream or not self._call.is_active():
+                return  # there will be another one
+            self._refusals += 1
+            if self._refusals < _ASKED:
+                self._call.cancel()
+                return
+        failure = HandshakeError(
+            f"{self._peer.name} at {self._peer.address} can't open the shared memory of block {self._block}: they "
+            "are on different hosts, in containers with networks of their own, or of different users",
+            block=self._block,
+            setting="placement.transport",
+        )
+        self.abort(failure)
+        self._on_failure(failure)
 
     def _share(self, ring: Ring, stream: int) -> bool:
         """Hand the memory to the receiver if it wants it; announce there what waits, and let `send` do so from now on."""
@@ -240,6 +251,7 @@ class ActivationSender:
             if self._stream != stream:
                 line.close()
                 return True
+            self._refusals = 0
             self._window.follow(line)
             for message in self._window:
                 self._announce(ring, line, message)

@@ -78,7 +78,7 @@ def make_sender(
 def _make_ring(transport: Transport, window: int, largest: SampleLimit, seat: Seat) -> Ring | None:
     try:
         return Ring(window, largest.nbytes)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the second is for more than can be addressed
         if transport == "shared_memory":
             raise ResourceError(
                 f"block {seat.block} can't make memory to share with the next one: {error}",

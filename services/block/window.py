@@ -35,6 +35,10 @@ class Message(NamedTuple):
     shared: Callable[[], Activation] | None = None
 
 
+_LONGEST = 2**31 - 1
+"""Milliseconds that the system waits at once."""
+
+
 class Alarm:
     """Wakes a sender that waits for room: for what comes by a socket it waits itself, and no other thread for it."""
 
@@ -66,7 +70,7 @@ class Alarm:
             if not self._is_open:
                 return
             poll = self._both if self._line is not None and not self._line.ended else self._alone
-            if any(descriptor == self._reading for descriptor, _ in poll.poll(1000 * seconds)):
+            if any(descriptor == self._reading for descriptor, _ in poll.poll(min(1000 * seconds, _LONGEST))):
                 os.read(self._reading, select.PIPE_BUF)
 
     def wake(self) -> None:

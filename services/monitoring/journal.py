@@ -198,7 +198,7 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         if not whole and len(data) == MOST_BYTES:  # no event has lines like this
             told = _warning(f"{self.path}: no line break in {MOST_BYTES} bytes")
-            return News([told], Position(position.byte + MOST_BYTES), True)
+            return News([told], Position(position.byte + MOST_BYTES, position.ahead), True)
         more = position.byte + len(data) < size
         if not more:  # what waits comes next, as if it were there already
             data += self._file.waiting() if self._open else self._given_up
@@ -221,7 +221,7 @@ class Journal:
                 event = event_in(line) or _warning(f"{self.path}: no event at byte {start}")
                 lines = _stands_for(event)
                 if ahead < lines:
-                    events.append(event)
+                    events.append(event if not ahead else event | _gap(lines - ahead))
             ahead = max(0, ahead - lines)
             if at <= whole:
                 byte = position.byte + at
@@ -246,8 +246,11 @@ _MISSING = b'"missing"'
 
 
 def _note_gap(events: int) -> str:
-    message = f"{events} events are missing here: the log could not be written"
-    return _line(_entry("warning", message=message, missing=events))
+    return _line(_entry("warning", **_gap(events)))
+
+
+def _gap(events: int) -> Event:
+    return {"message": f"{events} events are missing here: the log could not be written", "missing": events}
 
 
 def _stands_for(event: Event) -> int:

@@ -146,8 +146,13 @@ class LineFile:
             while written < len(data):
                 written += os.write(descriptor, memoryview(data)[written:])
         finally:
-            # A Ctrl-C may have come before the last count was kept.
-            written = max(written, os.lseek(descriptor, 0, os.SEEK_CUR) - start)
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            # A Ctrl-C may have come before the last count was kept; but another process may also have appended.
+            if (
+                written < end - start <= len(data)
+                and os.pread(descriptor, end - start, start) == data[: end - start]
+            ):
+                written = end - start
             whole = data.rfind(b"\n", 0, written) + 1
             if whole >= len(ending):
                 self._half_line = False
@@ -157,7 +162,8 @@ class LineFile:
             if whole < written:
                 # Should this fail as well, the half line is ended when the file is opened again.
                 with contextlib.suppress(OSError):
-                    os.ftruncate(descriptor, start + whole)
+                    if os.fstat(descriptor).st_size == end:  # what another one has appended since stays
+                        os.ftruncate(descriptor, end - (written - whole))
 
     def _keep_limit(self) -> None:
         excess = len(self._waiting) - self._limit

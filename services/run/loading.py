@@ -10,9 +10,11 @@ from contextlib import contextmanager
 @contextmanager
 def loading() -> Iterator[None]:
     """Import without looking for garbage meanwhile, which takes a quarter of the time: what is imported stays."""
+    collected = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collected:
+            gc.enable()

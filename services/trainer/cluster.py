@@ -75,14 +75,18 @@ def start_ray(
     common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     terminate = signal.getsignal(signal.SIGTERM)
     disconnect: Callable[[], None] = ray.shutdown
-    if address is None:
-        cpus = max(local_cpus(blocks, cpus_per_block), ready)  # Ray begins with no more processes than CPUs
-        disconnect = start_local(ready, num_cpus=cpus, include_dashboard=False, **common).end
-    else:
-        _require_reachable(address, liveness)
-        ray.init(address=address, namespace=namespace, **common)
-    if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
-        signal.signal(signal.SIGTERM, terminate)
+    try:
+        if address is None:
+            cpus = max(
+                local_cpus(blocks, cpus_per_block), ready
+            )  # Ray begins with no more processes than CPUs
+            disconnect = start_local(ready, num_cpus=cpus, include_dashboard=False, **common).end
+        else:
+            _require_reachable(address, liveness)
+            ray.init(address=address, namespace=namespace, **common)
+    finally:
+        if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
+            signal.signal(signal.SIGTERM, terminate)
     return disconnect
 
 

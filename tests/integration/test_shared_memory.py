@@ -188,6 +188,27 @@ def test_without_another_transport_that_is_a_failure_with_the_setting(
             blocks.send(1, tensor(1))
 
 
+def test_a_receiver_that_is_gone_is_a_lost_peer_also_without_another_transport() -> None:
+    with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True, liveness=2.0) as blocks:
+        blocks.send(0, tensor(0))
+        blocks.receiver.release(blocks.messages.get())
+        blocks.send(1, tensor(1))
+        blocks.messages.get()  # being worked on
+        blocks.relay.close()
+        assert isinstance(blocks.sender_failures.get(), PeerError)
+
+
+def test_connections_that_end_while_the_memory_is_handed_over_are_opened_again() -> None:
+    with link(window=2, samples=SAMPLES, ring=Ring(2, LIMIT.nbytes), ring_only=True) as blocks:
+        for step in range(100):
+            blocks.receiver.renew()
+            blocks.send(step, tensor(step))
+            got = blocks.messages.get()
+            assert got.ticket.step == step
+            blocks.receiver.release(got)
+        assert blocks.sender_failures.empty()
+
+
 @pytest.mark.parametrize(
     ("transport", "address", "offered"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.services.monitoring import journal as module
+from lowdimfa.services.monitoring import line_file
 from lowdimfa.services.monitoring.journal import Event, Journal, News, Position
 from lowdimfa.services.trainer import actor
+from lowdimfa.services.trainer.replacement import _Following
 from lowdimfa.services.trainer.stopping import StopRequest
 
 START = Position(0)
@@ -203,3 +206,42 @@ def test_who_waits_for_an_event_is_woken_by_it(tmp_path: Path) -> None:
         follower.join(0.01)
     journal.close()
     assert news[0].events
+
+
+def test_who_knows_some_of_the_events_given_up_is_told_of_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    following = _Following(tmp_path, told.append)
+    journal, position, write = Journal(tmp_path, limit=400), None, os.write
+    journal.open()
+
+    def emit(*numbers: int) -> None:
+        for number in numbers:
+            journal.emit("progress", step=number)
+
+    def follow() -> None:
+        nonlocal position
+        events, position, _ = journal.after(position)
+        for event in events:
+            following(event)
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(line_file.os, "write", full)
+    emit(0, 1, 2)
+    follow()
+    emit(*range(3, 12))  # the oldest are given up, of which three are known
+    follow()
+    monkeypatch.setattr(line_file.os, "write", write)
+    emit(12)
+    follow()
+    emit(13, 14, 15)  # told by nobody: the trainer is lost
+    following.catch_up()
+    journal.close()
+    steps = [event["step"] for event in told if "step" in event]
+    missing = sum(event.get("missing", 0) for event in told)
+    assert steps[-3:] == [13, 14, 15]
+    assert len(steps) == len(set(steps))
+    assert missing in (16 - len(steps), 17 - len(steps))  # perhaps with the note that the disk is full

@@ -137,3 +137,30 @@ def test_lines_wait_for_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     file.write("two\n")
     file.close()
     assert (tmp_path / "folder" / "log").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_another_process_appends_meanwhile_stays(
+    cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a trainer that was taken for lost."""
+    path, write = tmp_path / "log", os.write
+    file = LineFile(path)
+    file.write("first\n")
+
+    def beside(descriptor: int, data: bytes) -> int:
+        with path.open("a") as other:
+            other.write("another one's\n")
+        written = write(descriptor, bytes(data)[:4] if cut else data)
+        if cut:
+            monkeypatch.setattr(line_file.os, "write", full)
+        return written
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(line_file.os, "write", beside)
+    file.write("second\nthird\n")
+    monkeypatch.setattr(line_file.os, "write", write)
+    file.close()
+    assert path.read_text() == "first\nanother one's\nsecond\nthird\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.imports import resolve
 from lowdimfa.services.block.actor import BlockHost
 from lowdimfa.services.rpc.seats import Seat
@@ -319,3 +319,8 @@ def test_a_clash_of_names_is_said_in_one_sentence(folder: Path) -> None:
         assert f"{folder / mine} can't be imported, since" in message and "rename yours" in message
     assert "rename" not in refusal("lowdimfa.no_such_module:model")
     assert "rename" not in refusal("users_absent:model")
+
+
+def test_a_text_without_end_is_cut() -> None:
+    said = in_words(ValueError("x" * 2_500_000))
+    assert len(said) < 5000 and said.endswith("more characters)")
