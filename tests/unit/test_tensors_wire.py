@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_frames_out_of_place_are_refused(offset: int, size: int) -> None:
 
 def test_frame_layout() -> None:
     frame = pack(pb.ActivationHeader(sequence=1), b"abc")
-    assert frame == b"\x02\x00\x00\x00\x08\x01abc"
+    assert frame == b"\x02\x00\x00\x00" + zlib.crc32(b"\x08\x01").to_bytes(4, "little") + b"\x08\x01abc"
 
 
 def test_wire_bytes_count_frames_of_16_kib() -> None:
