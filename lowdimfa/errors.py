@@ -164,7 +164,7 @@ class StoppedError(LowdimfaError):
     exit_code = 130
 
 
-_LONGEST = 4000
+_LONGEST = 2000
 """Characters of another one's text in a message, which travels in metadata and lists; a traceback has all of it."""
 
 
