@@ -44,12 +44,8 @@ def refuse_forgetful(stage: Stage, restored: Stage) -> None:
     InputError
         A rule breaks a promise, or fails.
     """
-    for site, again in zip(stage.sites, restored.sites, strict=True):
-        if _is_own(Q_RULES, site.feedback):
-            follow = partial(_follow_q, site.tap.position_dims)
-            _require_alike(Q_RULES, follow, site.feedback, again.feedback)
-    if isinstance(stage, Head) and isinstance(restored, Head) and _is_own(P_RULES, stage.projection):
-        _require_alike(P_RULES, _follow_p, stage.projection, restored.projection)
+    for registry, follow, rule, again in _own_rules(stage, restored):
+        _require_alike(registry, follow, rule, again)
 
 
 def refuse_shared(stage: Stage, fresh: Stage) -> None:
@@ -65,7 +61,7 @@ def refuse_shared(stage: Stage, fresh: Stage) -> None:
     InputError
         A rule does.
     """
-    for registry, rule, other in _own_rules(stage, fresh):
+    for registry, _, rule, other in _own_rules(stage, fresh):
         for name in rule.kept:
             value = getattr(rule, name)
             if value is getattr(other, name) and isinstance(value, _CHANGEABLE):
@@ -95,7 +91,7 @@ def refuse_drifting(one: Stage, other: Stage, replicas: int) -> None:
     """
     for site, twin in zip(one.sites, other.sites, strict=True):
         rules = site.feedback, twin.feedback
-        if not _is_own(Q_RULES, site.feedback):
+        if Q_RULES.is_built_in(type(site.feedback)):
             continue
         name = Q_RULES.name_of(type(site.feedback))
         found = f"{replicas} of block {one.index}, and {name!r}, "
@@ -138,17 +134,17 @@ def _add_up(rules: Sequence[QRule], found: str) -> None:
                 slot.write(total)
 
 
-def _own_rules(stage: Stage, other: Stage) -> Iterator[tuple[Registry[Any], Any, Any]]:
-    """Yield the registry of each rule of the user's own, and the rule in both stages."""
+def _own_rules(stage: Stage, other: Stage) -> Iterator[tuple[Registry[Any], Callable[..., Any], Any, Any]]:
+    """Yield the registry of each rule of the user's own, what follows its course, and the rule in both stages."""
     for site, twin in zip(stage.sites, other.sites, strict=True):
-        if _is_own(Q_RULES, site.feedback):
-            yield Q_RULES, site.feedback, twin.feedback
-    if isinstance(stage, Head) and isinstance(other, Head) and _is_own(P_RULES, stage.projection):
-        yield P_RULES, stage.projection, other.projection
-
-
-def _is_own(registry: Registry[Any], rule: object) -> bool:
-    return not registry.is_built_in(type(rule))
+        if not Q_RULES.is_built_in(type(site.feedback)):
+            yield Q_RULES, partial(_follow_q, site.tap.position_dims), site.feedback, twin.feedback
+    if (
+        isinstance(stage, Head)
+        and isinstance(other, Head)
+        and not P_RULES.is_built_in(type(stage.projection))
+    ):
+        yield P_RULES, _follow_p, stage.projection, other.projection
 
 
 def _drawn(weights: Tensor, position_dims: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,15 @@ class Frames:
         return (frame,)
 
 
+def exchange(blocks: Any) -> None:
+    """Send more than the window holds, each message after the one before was consumed."""
+    for step in range(2 * WINDOW):
+        blocks.send(step, tensor(step))
+        got = blocks.messages.get()
+        assert torch.equal(got.tensors[0], tensor(step))
+        blocks.receiver.release(got)
+
+
 def test_messages_of_all_sizes_lie_in_shared_memory() -> None:
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
@@ -143,11 +152,7 @@ def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pyt
     monkeypatch.setattr("lowdimfa.services.block.receiver.take_offer", lambda *_: None)
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
-        for step in range(2 * WINDOW):
-            blocks.send(step, tensor(step))
-            got = blocks.messages.get()
-            assert torch.equal(got.tensors[0], tensor(step))
-            blocks.receiver.release(got)
+        exchange(blocks)
         assert not any(frames.shared)
 
 
@@ -165,11 +170,7 @@ def test_memory_that_is_not_what_was_offered_is_not_asked_for_again(monkeypatch:
     monkeypatch.setattr("lowdimfa.services.block.ring.Ring.fileno", lambda ring: 0)
     frames = Frames()
     with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
-        for step in range(2 * WINDOW):
-            blocks.send(step, tensor(step))
-            got = blocks.messages.get()
-            assert torch.equal(got.tensors[0], tensor(step))
-            blocks.receiver.release(got)
+        exchange(blocks)
         assert not any(frames.shared)
         assert blocks.failures.empty() and blocks.sender_failures.empty()
 
