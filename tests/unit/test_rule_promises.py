@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_rules import Growing, Probing, Squashed, Traced, plan
+from test_rules import Growing, Probing, Squashed, Traced, own, plan
 from torch import Tensor, nn
 
 import lowdimfa
@@ -168,10 +168,6 @@ class Text(Traced):
     kept = "trace"  # type: ignore[assignment]
 
 
-def own(kind: type) -> str:
-    return f"{__name__}:{kind.__name__}"
-
-
 def refusal(*given: Any, **settings: Any) -> str:
     with pytest.raises(InputError) as caught:
         plan(*given, **settings)
@@ -193,7 +189,7 @@ def test_what_works_is_taken() -> None:
 
 @pytest.mark.parametrize("kind", [Traced, Graded], ids=lambda kind: kind.__name__)
 def test_replicas_that_stay_alike_train(kind: type) -> None:
-    plan({"q_rule": f"{kind.__module__}:{kind.__name__}"}, replicas=2)
+    plan({"q_rule": own(kind)}, replicas=2)
 
 
 @pytest.mark.parametrize(

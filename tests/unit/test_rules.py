@@ -154,7 +154,7 @@ class Masked(ChainRule):
 
 
 def own(kind: type) -> str:
-    return f"{__name__}:{kind.__name__}"
+    return f"{kind.__module__}:{kind.__name__}"
 
 
 MLP = {"in_features": 64, "width": 12, "depth": 3, "classes": 10}
