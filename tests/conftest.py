@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,14 +58,19 @@ def shared_ray() -> Iterator[Cluster]:
     """Give one Ray for all tests that leave it whole, because starting it takes seconds; nothing is connected to it."""
     from ray.cluster_utils import Cluster  # late: most tests do without
 
+    from lowdimfa.services.trainer import forks
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # the cluster's processes inherit it
-        cluster = Cluster()
+        cluster, server = Cluster(), forks.take()
         try:
-            add_node(cluster, num_cpus=CPUS, include_dashboard=False)
+            with server.used() if server else nullcontext():
+                add_node(cluster, num_cpus=CPUS, include_dashboard=False)
             yield cluster
         finally:
             cluster.shutdown()
+            if server:
+                server.end()
 
 
 def add_node(cluster: Cluster, **options: object) -> object:

@@ -17,6 +17,7 @@ from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.run.loading import loading
 from lowdimfa.services.run.user_code import Modules
+from lowdimfa.services.trainer import forks
 
 if TYPE_CHECKING:
     from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -67,6 +68,8 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
+    if engine is EngineOption.ray and address is None and not dry_run:
+        forks.prepare()
     with loading():
         from lowdimfa.services.trainer.api import DecoupledTrainer
 

@@ -176,8 +176,6 @@ class DecoupledTrainer:
             specification.workers,
             specification.placement.cpus_per_block,
             specification.run.liveness_seconds,
-            # Of the blocks and the trainer. What they import may look for GPUs before Ray says which of them are theirs.
-            ready=0 if specification.placement.gpus_per_block else specification.workers + 1,
         )
         try:
             outcome = run_in_actor(self.request, self._on_event, self._stop)

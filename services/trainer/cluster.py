@@ -20,12 +20,10 @@ import psutil
 import ray
 
 from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.services.trainer import forks
 
 END_SECONDS = 5.0
 """Longest wait until processes have ended by themselves, and again once they are killed."""
-
-_NOT_FOR_RAY = ("PYTHONOPTIMIZE", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-"""Settings of Python and Prometheus under which Ray's own processes don't start, or leave files where others count."""
 
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
@@ -39,7 +37,6 @@ def start_ray(
     cpus_per_block: float = 1.0,
     liveness: float = 60.0,
     namespace: str | None = None,
-    ready: int = 0,
 ) -> Callable[[], None]:
     """Join the cluster at an address, or start one on this machine; return what ends the connection.
 
@@ -55,8 +52,6 @@ def start_ray(
         Seconds within which something has to answer at the address.
     namespace
         Of the names of actors.
-    ready
-        Processes that a cluster started here begins with, which import at once what those of a run need.
 
     Raises
     ------
@@ -77,10 +72,8 @@ def start_ray(
     disconnect: Callable[[], None] = ray.shutdown
     try:
         if address is None:
-            cpus = max(
-                local_cpus(blocks, cpus_per_block), ready
-            )  # Ray begins with no more processes than CPUs
-            disconnect = start_local(ready, num_cpus=cpus, include_dashboard=False, **common).end
+            cpus = local_cpus(blocks, cpus_per_block)
+            disconnect = start_local(num_cpus=cpus, include_dashboard=False, **common).end
         else:
             _require_reachable(address, liveness)
             ray.init(address=address, namespace=namespace, **common)
@@ -100,10 +93,13 @@ class LocalRay:
         The folder of its logs and sockets, in the temporary folder.
     processes
         Of its node.
+    server
+        By which its workers begin.
     """
 
     session: Path
     processes: list[psutil.Process]
+    server: forks.ForkServer | None = None
 
     def end(self) -> None:
         """End it, and remove what it leaves once its processes have gone."""
@@ -112,6 +108,8 @@ class LocalRay:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family |= {*process.children(recursive=True)}
         ray.shutdown()
+        if self.server:
+            self.server.end()
         _, alive = psutil.wait_procs([*family], END_SECONDS)
         _end(alive)
         self.forget()
@@ -125,13 +123,11 @@ class LocalRay:
                 latest.unlink()
 
 
-def start_local(ready: int = 0, **options: Any) -> LocalRay:
+def start_local(**options: Any) -> LocalRay:
     """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
 
     Parameters
     ----------
-    ready
-        Processes to begin with, which import at once what those of a run need.
     options
         Of ``ray.init``.
 
@@ -142,13 +138,18 @@ def start_local(ready: int = 0, **options: Any) -> LocalRay:
     """
     for last in (False, True):
         before = set(_children())
+        server = None
         try:
-            with _environment(dict.fromkeys(_NOT_FOR_RAY) | _prestart(ready)):
-                context = ray.init(address="local", **options)
+            with _environment(dict.fromkeys(forks.NOT_FOR_RAY)):
+                server = forks.take()  # first: it may have to load, while Ray starts
+                with server.used() if server else contextlib.nullcontext():
+                    context = ray.init(address="local", **options)
             own = [process for process in _children() if process not in before]
-            return LocalRay(Path(context.address_info["session_dir"]), own)
+            return LocalRay(Path(context.address_info["session_dir"]), own, server)
         except Exception as error:  # Ray raises plain exceptions here
             ray.shutdown()
+            if server:
+                server.end()
             _end([process for process in _children() if process not in before])
             if last:
                 reason = str(error).strip().partition(". ")[0]
@@ -157,18 +158,6 @@ def start_local(ready: int = 0, **options: Any) -> LocalRay:
                     "--engine local"
                 ) from error
     raise AssertionError("the second try returns or raises")
-
-
-def _prestart(ready: int) -> dict[str, str | None]:
-    """Return Ray's settings for workers that start with it, and are kept though they wait."""
-    if not ready:
-        return {}
-    return {
-        "RAY_num_prestart_python_workers": str(ready),
-        "RAY_num_workers_soft_limit": str(ready),
-        "RAY_worker_maximum_startup_concurrency": str(ready),
-        "RAY_preload_python_modules": "lowdimfa.services.trainer.warm",
-    }
 
 
 @contextmanager
