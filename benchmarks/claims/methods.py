@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowdimfa.chain import ChainConfig, convert
-from lowdimfa.chain.config import ChainQRule, QStart
+from lowdimfa.chain.config import ChainQRule, Start
 
 WITH_ERROR_DIM = ("low-dimensional", "direct")
 
@@ -30,7 +30,7 @@ class Method:
         How ``Q`` learns, where the rule has an ``r``.
     error_dims
         ``r`` of single layers by name, in place of `error_dim`.
-    q_start
+    start
         Where ``Q`` starts: ``transposed`` carries the initial weights over, once.
     """
 
@@ -39,7 +39,7 @@ class Method:
     error_dim: int | float = 64
     q_rule: ChainQRule = "hebbian"
     error_dims: tuple[tuple[str, int], ...] = ()
-    q_start: QStart = "random"
+    start: Start = "random"
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
@@ -52,7 +52,7 @@ class Method:
                 "p_rule": ChainConfig.p_rule,
                 "p_lr": ChainConfig.p_lr,
                 "p_samples": ChainConfig.p_samples,
-                "q_start": self.q_start,
+                "start": self.start,
             }
         return found
 
@@ -67,7 +67,7 @@ class Method:
             rule=self.rule,
             q_rule=self.q_rule,
             error_dims=dict(self.error_dims),
-            q_start=self.q_start,
+            start=self.start,
             seed=seed,
             example=example if self.rule == "direct" else None,
         )
@@ -93,7 +93,7 @@ def chain_share(share: float, text: str, output: str, outputs: int) -> Method:
 
 def from_weights(method: Method) -> Method:
     """Return the chain form with ``Q`` that starts aligned, so that only its rank is in the way."""
-    return replace(method, label=f"{method.label}, Q from Wᵀ", q_start="transposed")
+    return replace(method, label=f"{method.label}, Q from Wᵀ", start="transposed")
 
 
 def direct(error_dim: int) -> Method:
