@@ -1,7 +1,8 @@
 """What a training step costs by each rule of the chain form: operations counted, and time, on two networks.
 
 ``python -m benchmarks.rule_costs`` runs all rules in this process, in turn and in changing order, so that a machine that
-slows down slows all of them. The time is the mean over the repetitions, since some rules do more in some steps.
+slows down slows all of them. The time is that of the processor, so that other work on it counts less, and the mean over
+the repetitions, since some rules do more in some steps.
 ``--write`` stores the result and puts the tables into ``docs/chain-form.md``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,7 +49,7 @@ def measure(network: Network, repetitions: int) -> dict[str, Any]:
     cpu = torch.device("cpu")
     dims = {name: None if name == BACKPROP else error_dim for name in networks}
     operations = {name: sum(counted(one, dims[name]).values()) for name, one in networks.items()}
-    entered = {name: Contestant(one, dims[name], cpu) for name, one in networks.items()}
+    entered = {name: Contestant(one, dims[name], cpu, time.process_time) for name, one in networks.items()}
     names = list(entered)
     for number in range(-1, repetitions):  # the first round warms up
         turn = number % len(names)
@@ -76,7 +78,7 @@ def tables(result: Mapping[str, Any]) -> str:
             (name, f"{one['gflop']:.2f}", f"{one['milliseconds']:.1f}", f"{one['ratio']:.2f}")
             for name, one in found.items()
         ]
-        header = ("errors go back by", "GFLOP", "ms per step", "time / backpropagation's")
+        header = ("errors go back by", "GFLOP", "processor ms per step", "time / backpropagation's")
         parts.append(f"{network}:\n\n{markdown_table(header, rows)}")
     return "\n\n".join(parts)
 

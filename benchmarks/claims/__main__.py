@@ -100,9 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="minutes of one core for each claim, by fewer samples or more epochs (default: its own)",
     )
-    parser.add_argument(
-        "--epochs", type=int, help="of C2, C4 and C5 (default: their own, or what the budget has)"
-    )
+    parser.add_argument("--epochs", type=int, help="of C2 to C5 (default: their own, or what the budget has)")
     parser.add_argument("--fresh", action="store_true", help="make runs again that were made already")
     parser.add_argument(
         "--json", action="store_true", help="end with the results by claim, as one line of JSON"

@@ -144,9 +144,16 @@ def by_hand(network: Network, error_dim: int | float | None) -> dict[str, int]:
 
 
 class Contestant:
-    """A network, its optimiser, and the seconds of each phase of the steps that it has run."""
+    """A network, its optimiser, and the seconds of each phase of the steps that it has run, by a clock."""
 
-    def __init__(self, network: Network, error_dim: int | float | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        error_dim: int | float | None,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self._model = network.build(error_dim).to(device).train()
         self._batch = network.batch(device)
         self._device = device
@@ -172,7 +179,7 @@ class Contestant:
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return self._clock()
 
 
 def timed(network: Network, device: torch.device, repetitions: int) -> dict[str, dict[str, list[float]]]:

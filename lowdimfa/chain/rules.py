@@ -35,7 +35,7 @@ class ChainRule(nn.Module):
     error_dim
         ``r`` of each group.
     config
-        How ``Q`` and ``P`` start and learn.
+        How ``Q`` and ``P`` start and learn; a ``start`` of None is the rule's own.
     generator
         Source of the random draws, on the CPU; seeded with the conversion's seed and the layer's name.
 

@@ -51,8 +51,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace the networks and data of all claims by small ones."""
     settings.load_data.cache_clear()
     monkeypatch.setitem(settings.DATA, "images", images)
-    for module in (c3, c6):
-        monkeypatch.setattr(module, "MLP", tiny_mlp())
+    monkeypatch.setattr(c6, "MLP", tiny_mlp())
     monkeypatch.setattr(c3, "fully_connected", tiny_mlp)
     pictures = Setting("MLP on images", mlp, (3072, 8, 4, 10), "images", 128, 1, 32, GRID)
     monkeypatch.setattr(c8, "MLP", pictures)
@@ -79,8 +78,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c2, "ERROR_DIMS", (10, 40))
     monkeypatch.setattr(c4, "SHARES", (0.5, 0.25))
     monkeypatch.setattr(c5, "ERROR_DIMS", (10, 48))
-    monkeypatch.setattr(c3, "fully_connected", lambda *sizes: replace(tiny_mlp(*sizes), grid=GRID[:1]))
-    monkeypatch.setattr(c3, "TRIED", {2: (1, c3.HIGH), 10: (1, 10, c3.HIGH)})
+    monkeypatch.setattr(c3, "WIDTHS", (16, 24))
+    monkeypatch.setattr(c3, "TRIED", {2: (1,), 10: (1, 10)})
 
 
 @pytest.mark.usefixtures("few")

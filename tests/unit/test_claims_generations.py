@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.claims import c2, c4, c5, generations
+from benchmarks.claims import c2, c3, c4, c5, generations
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.generations import Study, fit, with_grids
 from benchmarks.claims.methods import generation
@@ -93,6 +93,16 @@ def test_a_budget_cuts_methods_then_epochs_then_samples_and_says_so(
     assert 0.5 < spent / (0.002 * minutes) <= 1
     with pytest.raises(InputError, match="Give more minutes"):
         study.plan(RunSettings(seeds=1, budget_minutes=1e-5 * minutes))
+
+
+def test_a_budget_shares_out_the_work_of_all_networks_of_c3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c3, "seconds_per_step", lambda *_: 0.02 / generations.OVERHEAD)
+    monkeypatch.setattr(c3, "compare", lambda cells, _: {"cells": cells})
+    whole = sum(setting.steps for setting, _ in c3.run(RunSettings())["cells"])
+    minutes = 0.1 * 3 * 0.02 / 60 * whole
+    found = c3.run(RunSettings(seeds=1, budget_minutes=minutes))
+    assert len(found["cut"]) == len(c3.WIDTHS) * len(c3.TRIED)
+    assert 0.05 * whole < sum(setting.steps for setting, _ in found["cells"]) <= 0.1 * whole
 
 
 def test_epochs_are_as_asked_and_refreshes_twice_in_each() -> None:

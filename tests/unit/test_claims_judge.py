@@ -10,7 +10,7 @@ import pytest
 from benchmarks.claims import c2, c3, c4, c5, c6, c8
 from benchmarks.claims.comparison import POINTS, behind, comparison_table, gap_between
 from benchmarks.claims.generations import Study
-from benchmarks.claims.methods import BACKPROP, KOLEN_POLLACK, chain, direct
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, chain, direct, generation_label
 from benchmarks.claims.networks import DIRECT_ERROR_DIMS
 
 Means = Mapping[str, float]
@@ -31,14 +31,6 @@ def result(*networks: tuple[str, Means]) -> dict[str, Any]:
             }
             for name, means in networks
         }
-    }
-
-
-def over_r(means: Mapping[int, float], backprop: float, full: float) -> Means:
-    return {
-        BACKPROP.label: backprop,
-        KOLEN_POLLACK.label: full,
-        **{chain(r).label: mean for r, mean in means.items()},
     }
 
 
@@ -71,40 +63,50 @@ def test_targets_that_were_cut_are_not_judged() -> None:
     assert study.judge(result(("network", {BACKPROP.label: 50})))[0] == "not reproduced"
 
 
-def c3_result(sufficient: Mapping[tuple[int, int], int], high: float) -> dict[str, Any]:
-    """Return a result where backpropagation has 50 %, high ``r`` has so much, and so does every sufficient one."""
+def c3_result(sufficient: Mapping[tuple[int, int], int], rules: Sequence[str]) -> dict[str, Any]:
+    """Return a result where backpropagation has 50 %, and so has every sufficient ``r`` by some rules, others 30 %."""
     networks = []
     for (width, classes), enough in sufficient.items():
-        means = {r: high if r >= enough else 30.0 for r in c3.TRIED[classes]}
-        networks.append((c3.setting_of(width, classes).label, over_r(means, 50, 50)))
+        means = {BACKPROP.label: 50.0}
+        for rule in GENERATIONS:
+            means |= {
+                generation_label(rule, r): 50.0 if r >= enough and rule in rules else 30.0
+                for r in c3.TRIED[classes]
+            }
+        networks.append((c3.setting_of(width, classes).label, means))
     return result(*networks)
 
 
-def cells(*narrow_then_wide: int) -> dict[tuple[int, int], int]:
+def cells(*by_width_then_classes: int) -> dict[tuple[int, int], int]:
     keys = [(width, classes) for width in c3.WIDTHS for classes in c3.TRIED]
-    return dict(zip(keys, narrow_then_wide, strict=True))
+    return dict(zip(keys, by_width_then_classes, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("sufficient", "high", "verdict"),
+    ("sufficient", "rules", "verdict"),
     [
-        (cells(1, 2, 10, 1, 2, 10), 50, "reproduced"),
-        (cells(1, 5, 10, 1, 2, 4), 49.8, "reproduced"),
-        (cells(1, 2, 10, 1, 2, 10), 45, "partly"),  # behind backpropagation, but not behind a high r
-        (cells(64, 64, 64, 64, 64, 64), 50, "not reproduced"),
-        (cells(1, 2, 10, 1, 2, 64), 50, "not reproduced"),  # grows with the width, and above the classes
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), c3.SECOND, "reproduced"),
+        (cells(2, 10, 40, 1, 5, 40, 1, 2, 20), c3.SECOND, "reproduced"),
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), ("local",), "partly"),
+        (cells(1, 2, 10, 1, 2, 20, 1, 2, 40), c3.SECOND, "partly"),  # grows with the width
+        (cells(64, 64, 64, 64, 64, 64, 64, 64, 64), c3.SECOND, "not reproduced"),
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), ("low-dimensional",), "not reproduced"),
     ],
 )
-def test_c3(sufficient: dict[tuple[int, int], int], high: float, verdict: str) -> None:
-    assert c3.judge(c3_result(sufficient, high))[0] == verdict
+def test_c3(sufficient: dict[tuple[int, int], int], rules: Sequence[str], verdict: str) -> None:
+    found, reason = c3.judge(c3_result(sufficient, rules))
+    assert found == verdict
+    if "local" in rules:
+        smallest = ", ".join(str(sufficient[c3.WIDTHS[0], classes]) for classes in c3.TRIED)
+        assert f"local: {smallest} ({c3.WIDTHS[0]})" in reason
 
 
 def test_c3_needs_every_larger_error_dimension_to_suffice_too() -> None:
-    means = {1: 50.0, 2: 45.0, 5: 49.9, c3.HIGH: 50.0}
-    found = result(("MLP", over_r(means, 50, 50)))
+    means = {1: 50.0, 2: 45.0, 5: 49.9, 64: 50.0}
+    found = result(("MLP", {BACKPROP.label: 50, **{chain(r).label: mean for r, mean in means.items()}}))
     gaps = {r: behind(found, "MLP", chain(r).label) for r in means}
     assert c3.sufficient(gaps) == 5
-    assert c3.sufficient({1: gaps[1], c3.HIGH: gaps[2]}) is None
+    assert c3.sufficient({1: gaps[1], 64: gaps[2]}) is None
 
 
 @pytest.mark.parametrize(
