@@ -15,7 +15,7 @@ from lowdimfa.version import VERSION
 if TYPE_CHECKING:
     from lowdimfa.alignment import Alignment, BlockAlignment, measure_alignment
     from lowdimfa.block import Block
-    from lowdimfa.chain import ChainConfig, convert, feedback_parameters, revert
+    from lowdimfa.chain import ChainConfig, convert, feedback_parameters, parameter_groups, revert
     from lowdimfa.chain.rules import ChainRule
     from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
     from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
@@ -62,6 +62,7 @@ __all__ = [
     "decouple",
     "feedback_parameters",
     "measure_alignment",
+    "parameter_groups",
     "partition",
     "revert",
 ]
@@ -71,7 +72,7 @@ __getattr__, __dir__ = on_demand(
     {
         "alignment": "Alignment BlockAlignment measure_alignment",
         "block": "Block",
-        "chain": "ChainConfig convert feedback_parameters revert",
+        "chain": "ChainConfig convert feedback_parameters parameter_groups revert",
         "chain.rules": "ChainRule",
         "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
         "errors": "InputError LowdimfaError NotFiniteError",

@@ -187,6 +187,9 @@ CHAIN_RULES: Registry[ChainRule] = Registry(
     "lowdimfa.chain.rules:ChainRule",
     {
         "low-dimensional": "lowdimfa.chain.rules:LowDimensional",
+        "normative": "lowdimfa.chain.factors:Normative",
+        "local": "lowdimfa.chain.factors:Local",
+        "follow": "lowdimfa.chain.rules:Follow",
         "feedback-alignment": "lowdimfa.chain.rules:FeedbackAlignment",
         "kolen-pollack": "lowdimfa.chain.rules:KolenPollack",
         "sign-symmetry": "lowdimfa.chain.rules:SignSymmetry",

@@ -1,4 +1,4 @@
-"""Run the paper's claims: ``python -m benchmarks.claims [C1 … C8 GAP …] [--seeds N] [--budget MINUTES] [--json]``.
+"""Run the paper's claims: ``python -m benchmarks.claims [C1 … C8 GAP …] [--seeds N] [--budget MINUTES] [--json] …``.
 
 Every claim is run, stored in ``benchmarks/results``, drawn into ``docs/figures`` and judged; then ``docs/results.md``
 is made anew from everything that is stored. ``--page`` alone only does the latter and redraws the figures.
@@ -67,8 +67,8 @@ def _page(asked: argparse.Namespace, places: Places) -> int:
 
 
 def _settings(asked: argparse.Namespace, places: Places) -> RunSettings:
-    for option, value in (("--seeds", asked.seeds), ("--threads", asked.threads)):
-        if value < 1:
+    for option, value in (("--seeds", asked.seeds), ("--threads", asked.threads), ("--epochs", asked.epochs)):
+        if value is not None and value < 1:
             raise InputError(option, str(value), "at least 1")
     if asked.budget is not None and not 0 < asked.budget < float("inf"):
         raise InputError("--budget", f"{asked.budget:g}", "minutes, a number above 0")
@@ -78,6 +78,7 @@ def _settings(asked: argparse.Namespace, places: Places) -> RunSettings:
     return RunSettings(
         asked.seeds,
         asked.budget,
+        asked.epochs,
         torch.device("cuda" if use_gpu else "cpu"),
         asked.threads,
         RunCache(places.runs, asked.fresh),
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="minutes of one core for each claim, by fewer samples or more epochs (default: its own)",
     )
+    parser.add_argument("--epochs", type=int, help="of C2 to C5 (default: their own, or what the budget has)")
     parser.add_argument("--fresh", action="store_true", help="make runs again that were made already")
     parser.add_argument(
         "--json", action="store_true", help="end with the results by claim, as one line of JSON"

@@ -47,6 +47,8 @@ class RunSettings:
         Runs of each configuration; the seeds are 0, 1, ….
     budget_minutes
         Wall time aimed at for the whole claim, or None for the claim's own setting.
+    epochs
+        Passes over the data where both generations of the rule are compared, or None for the claim's own.
     device
         Where networks are trained.
     threads
@@ -57,6 +59,7 @@ class RunSettings:
 
     seeds: int = 3
     budget_minutes: float | None = None
+    epochs: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     cache: RunCache = field(default_factory=RunCache)

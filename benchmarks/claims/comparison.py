@@ -89,8 +89,13 @@ def summarise(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     summary: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.test is not None:
-            chosen = {"rate": run.rate, "weight_decay": run.weight_decay, "scores": []}
-            summary.setdefault(run.setting, {}).setdefault(run.method, chosen)["scores"].append(run.test)
+            chosen: dict[str, Any] = {"rate": run.rate, "weight_decay": run.weight_decay, "scores": []}
+            if run.feedback_rate is not None:
+                chosen["feedback_rate"] = run.feedback_rate
+            entry = summary.setdefault(run.setting, {}).setdefault(run.method, chosen)
+            entry["scores"].append(run.test)
+            if run.best is not None:
+                entry.setdefault("best", []).append(run.best)
     return summary
 
 
@@ -113,8 +118,10 @@ def mean_of(result: Result, setting: str, method: str) -> float:
 def comparison_table(result: Result, setting: str, methods: Iterable[str] | None = None) -> str:
     """Return one network's methods as a table, backpropagation's gap left empty."""
     found: Mapping[str, Any] = result["summary"][setting]
+    chosen = list(methods or found)
+    has_best, has_feedback = (any(key in found[one] for one in chosen) for key in ("best", "feedback_rate"))
     rows = []
-    for method in methods or found:
+    for method in chosen:
         entry = found[method]
         gap = behind(result, setting, method)
         is_reference = method == BACKPROP.label
@@ -122,13 +129,30 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
             (
                 method,
                 mean_and_spread(entry["scores"]),
+                *([mean_and_spread(entry["best"]) if "best" in entry else ""] if has_best else []),
                 "" if is_reference else str(gap),
                 "" if is_reference else f"{gap.tolerance:.2f}",
                 "" if is_reference else ("yes" if gap.matches else "no"),
                 f"{entry['rate']:g}",
+                *(
+                    [f"{entry['feedback_rate']:g}" if "feedback_rate" in entry else ""]
+                    if has_feedback
+                    else []
+                ),
                 f"{entry['weight_decay']:g}",
                 str(len(entry["scores"])),
             )
         )
-    header = ("errors go back by", "test accuracy (%)", "gap", "limit", "matches", "rate", "decay", "seeds")
+    header = (
+        "errors go back by",
+        "test accuracy (%)",
+        *(["best epoch (%)"] if has_best else []),
+        "gap",
+        "limit",
+        "matches",
+        "rate",
+        *(["feedback's rate"] if has_feedback else []),
+        "decay",
+        "seeds",
+    )
     return markdown_table(header, rows)

@@ -63,6 +63,12 @@ BY_ERRORS = {
 }
 """P driven by the output errors, as the paper has it for deep networks; the second one's decay is beyond the paper."""
 
+SECOND = {
+    "normative": Trial(LinearFeedback("normative", decay=DECAY)),
+    "local": Trial(LinearFeedback("local", decay=DECAY)),
+}
+"""The rules of the paper's second generation, ``local`` with the same decay for its factors."""
+
 WITHOUT_DECAY = {
     f"{name}, no decay": Trial(replace(trial.feedback, decay=0.0), horizon=300.0)
     for name, trial in VERBATIM.items()
@@ -93,8 +99,8 @@ class Teacher:
 
 
 TEACHERS = {
-    "r < d": Teacher((2.0, 1.8, 1.6, 1.4, 1.2, 1.0), 6, VERBATIM | BY_ERRORS),
-    "r = d": Teacher((2.0, 1.5, 1.0), 64, VERBATIM | WITHOUT_DECAY),
+    "r < d": Teacher((2.0, 1.8, 1.6, 1.4, 1.2, 1.0), 6, VERBATIM | BY_ERRORS | SECOND),
+    "r = d": Teacher((2.0, 1.5, 1.0), 64, VERBATIM | SECOND | WITHOUT_DECAY),
 }
 """A teacher whose rank ``d`` is above ``r``, where ``d = m``; and one whose rank is ``r``, far below ``m``."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowdimfa.chain import ChainConfig, convert
-from lowdimfa.chain.config import ChainQRule, QStart
+from lowdimfa.chain.config import ChainQRule, Start
 
-WITH_ERROR_DIM = ("low-dimensional", "direct")
+WITH_ERROR_DIM = ("low-dimensional", "direct", "normative", "local")
+FACTORED = ("normative", "local")
+"""The second generation, whose ``Q`` and ``P`` have a learning rate of their own."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Method:
     label
         For tables and figures.
     rule
-        A rule of `lowdimfa.convert`; ``plain`` leaves the model as it is, to backpropagation; ``local`` gives every
+        A rule of `lowdimfa.convert`; ``plain`` leaves the model as it is, to backpropagation; ``local loss`` gives every
         stage a linear readout and a loss of its own (`lowdimfa.baselines.LocalForm`).
     error_dim
         ``r``, where the rule has one; a float is a share of each layer's outputs.
@@ -30,8 +32,14 @@ class Method:
         How ``Q`` learns, where the rule has an ``r``.
     error_dims
         ``r`` of single layers by name, in place of `error_dim`.
-    q_start
-        Where ``Q`` starts: ``transposed`` carries the initial weights over, once.
+    start
+        Of ``P`` and ``Q``; None is the rule's own.
+    refresh_every
+        Steps after which both start again from the weights.
+    skip
+        Names of layers that stay exact.
+    joint
+        Last parts of the names of joint projections, which get three times `error_dim`.
     """
 
     label: str
@@ -39,61 +47,60 @@ class Method:
     error_dim: int | float = 64
     q_rule: ChainQRule = "hebbian"
     error_dims: tuple[tuple[str, int], ...] = ()
-    q_start: QStart = "random"
+    start: Start | None = None
+    refresh_every: int | None = None
+    skip: tuple[str, ...] = ()
+    joint: tuple[str, ...] = ()
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether ``Q`` and ``P`` learn as the second generation has it."""
+        return self.rule in FACTORED
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the conversion beside rule and ``r``, as far as the rule has a use for them."""
+        found: dict[str, Any] = {"error_dims": dict(self.error_dims), "skip": list(self.skip)}
+        found |= {"joint": list(self.joint)} if self.joint else {}
+        if not self.is_factored:
+            found |= {"q_rule": self.q_rule}
+        if self.refresh_every is not None:
+            found["refresh_every"] = self.refresh_every
+        return {**found, "start": self.start}
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
         found: dict[str, Any] = {"rule": self.rule}
         if self.rule in WITH_ERROR_DIM:
-            found |= {
-                "error_dim": self.error_dim,
-                **({"error_dims": dict(self.error_dims)} if self.error_dims else {}),
-                "q_rule": self.q_rule,
-                "p_rule": ChainConfig.p_rule,
-                "p_lr": ChainConfig.p_lr,
-                "p_samples": ChainConfig.p_samples,
-                "q_start": self.q_start,
-            }
+            found |= {"error_dim": self.error_dim}
+            found |= {name: value for name, value in self.settings().items() if value}
+            if not self.is_factored:
+                found |= {
+                    "p_rule": ChainConfig.p_rule,
+                    "p_lr": ChainConfig.p_lr,
+                    "p_samples": ChainConfig.p_samples,
+                }
         return found
 
     def applied(self, model: nn.Sequential, example: Tensor, seed: int) -> nn.Sequential:
         """Return the model with this way back, changed in place."""
-        if self.rule in ("plain", "local"):
+        if self.rule in ("plain", "local loss"):
             return model
+        settings: Any = self.settings()
         error_dim = self.error_dim if self.rule in WITH_ERROR_DIM else ChainConfig.error_dim
-        return convert(
-            model,
-            error_dim,
-            rule=self.rule,
-            q_rule=self.q_rule,
-            error_dims=dict(self.error_dims),
-            q_start=self.q_start,
-            seed=seed,
-            example=example if self.rule == "direct" else None,
-        )
+        wanted = example if self.rule == "direct" else None
+        return convert(model, error_dim, rule=self.rule, seed=seed, example=wanted, **settings)
 
 
 BACKPROP = Method("backpropagation")
 FEEDBACK_ALIGNMENT = Method("feedback alignment", "feedback-alignment")
 KOLEN_POLLACK = Method("Kolen-Pollack, full", "kolen-pollack")
 SIGN_SYMMETRY = Method("sign symmetry", "sign-symmetry")
-LOCAL = Method("greedy local loss", "local")
+LOCAL = Method("greedy local loss", "local loss")
 
 
 def chain(error_dim: int | float) -> Method:
     """Return the paper's chain form."""
     return Method(f"chain form, r = {error_dim:g}", "low-dimensional", error_dim)
-
-
-def chain_share(share: float, text: str, output: str, outputs: int) -> Method:
-    """Return the chain form with a share of each layer's outputs for its ``r``; the output layer keeps all of its own."""
-    label = f"chain form, r = {text} of the channels"
-    return Method(label, "low-dimensional", share, error_dims=((output, outputs),))
-
-
-def from_weights(method: Method) -> Method:
-    """Return the chain form with ``Q`` that starts aligned, so that only its rank is in the way."""
-    return replace(method, label=f"{method.label}, Q from Wᵀ", q_start="transposed")
 
 
 def direct(error_dim: int) -> Method:
@@ -104,3 +111,22 @@ def direct(error_dim: int) -> Method:
 def direct_feedback_alignment(outputs: int) -> Method:
     """Return the direct form with fixed feedback from all of the output."""
     return Method("direct feedback alignment", "direct", outputs, "fixed")
+
+
+GENERATIONS = {"low-dimensional": "first generation", "normative": "normative (reads W)", "local": "local"}
+"""Rules of the paper's two generations, by what they are called in tables."""
+
+
+def generation(
+    rule: str, error_dim: int | float, steps_per_epoch: int, where: str = "", **settings: Any
+) -> Method:
+    """Return a rule of the paper's generations as its authors used it: ``normative`` is refreshed twice an epoch."""
+    refresh = max(1, steps_per_epoch // 2) if rule == "normative" else None
+    return Method(
+        generation_label(rule, error_dim, where), rule, error_dim, refresh_every=refresh, **settings
+    )
+
+
+def generation_label(rule: str, error_dim: int | float, where: str = "") -> str:
+    """Return the label of a rule at an ``r``."""
+    return f"{GENERATIONS[rule]}, r = {error_dim:g}{where}"

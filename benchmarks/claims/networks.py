@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.claims.settings import ALIGNING, Setting, Update
+from torch import nn
+
+from benchmarks.claims.settings import Setting, Update
 from lowdimfa.models import cnn, mlp, vit
 
 PIXELS = 3 * 32 * 32
@@ -12,11 +14,9 @@ LARGE_GRID = (Update(5e-4), Update(1e-3), Update(1e-3, 0.1))
 """For long runs, in which a smaller decay is enough to forget the start."""
 
 
-def fully_connected(
-    width: int, classes: int, samples: int, epochs: int, large_epochs: int = 50, label: str = ""
-) -> Setting:
+def fully_connected(width: int, classes: int, samples: int, epochs: int, large_epochs: int = 50) -> Setting:
     """Return a network of four linear layers on some classes of CIFAR-10."""
-    name = f"MLP, 4 layers, {width} wide{label}" + (f", {classes} classes" if classes < 10 else "")
+    name = f"MLP, 4 layers, {width} wide" + (f", {classes} classes" if classes < 10 else "")
     small = Setting(
         name,
         mlp,
@@ -31,8 +31,27 @@ def fully_connected(
     return replace(small, large=large)
 
 
+def normalised_mlp(in_features: int, width: int, depth: int, classes: int) -> nn.Sequential:
+    """Return `lowdimfa.models.mlp` with batch normalisation before every ReLU."""
+    model = mlp(in_features, width, depth, classes)
+    for stage in list(model)[:-1]:
+        if isinstance(stage, nn.Sequential):
+            stage.insert(len(stage) - 1, nn.BatchNorm1d(width))
+    return model
+
+
 MLP = fully_connected(512, 10, 24_000, 2)
-LONG = fully_connected(512, 10, 40_000, 4, 200, ", trained longer")
+DEEP_MLP = Setting(
+    "MLP, 4 hidden layers, 512 wide",
+    mlp,
+    (PIXELS, 512, 5, 10),
+    "CIFAR-10",
+    samples=41_000,
+    epochs=30,
+    grid=(Update(5e-4), Update(1e-3), Update(1e-3)),
+)
+"""For both generations of the rule, as the next ones; `generations.with_grids` makes their grids."""
+DEEP_MLP_NORMALISED = replace(DEEP_MLP, label="the same with batch normalisation", model=normalised_mlp)
 ERROR_DIMS = (1, 2, 4, 10, 64)
 """Tried for the chain form."""
 DIRECT_ERROR_DIMS = (1, 2, 4, 10)
@@ -41,29 +60,28 @@ DIRECT_ERROR_DIMS = (1, 2, 4, 10)
 VGG_OUTPUT = "4.1"
 """Name of the output layer."""
 VGG = Setting(
-    "VGG-like CNN, 4 blocks",
+    "VGG-like CNN, 4 pairs of convolutions",
     cnn,
-    (3, (16, 32, 64, 64), 10, 32, 1, 0.05),
+    (3, (16, 32, 64, 128), 10, 32, 2, 0.1),
     "CIFAR-10",
-    samples=20_000,
-    epochs=1,
-    batch_size=32,
-    grid=(Update(2e-3), Update(4e-3), Update(4e-3, 1.0)),
-    large=Setting(
-        "VGG-like CNN, 4 blocks", cnn, (3, (64, 128, 256, 512), 10, 32, 2, 0.1), "CIFAR-10", 41_000, 50
-    ),
+    samples=41_000,
+    epochs=20,
+    batch_size=64,
+    grid=(Update(1e-3), Update(2e-3), Update(2e-3)),
+    is_augmented=True,
 )
+VGG = replace(VGG, large=replace(VGG, arguments=(3, (64, 128, 256, 512), 10, 32, 2, 0.4)))
 
 VIT = Setting(
-    "vision transformer, 2 blocks, 64 wide",
+    "vision transformer, 6 blocks, 96 wide",
     vit,
-    (28, 7, 1, 64, 2, 4, 10),
-    "Fashion-MNIST",
-    samples=10_000,
-    epochs=3,
-    batch_size=64,
-    grid=(Update(1e-3), Update(2e-3), Update(2e-3, ALIGNING)),
-    large=Setting(
-        "vision transformer, 6 blocks, 256 wide", vit, (32, 4, 3, 256, 6, 8, 10), "CIFAR-10", 41_000, 100
-    ),
+    (32, 4, 3, 96, 6, 4, 10),
+    "CIFAR-10",
+    samples=41_000,
+    epochs=30,
+    grid=(Update(5e-4), Update(1e-3), Update(1e-3)),
+)
+VIT = replace(
+    VIT,
+    large=replace(VIT, label="vision transformer, 6 blocks, 128 wide", arguments=(32, 4, 3, 128, 6, 4, 10)),
 )

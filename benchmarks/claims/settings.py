@@ -24,10 +24,11 @@ FEWEST_STEPS = 4
 
 @dataclass(frozen=True)
 class Update:
-    """What AdamW is given, for ``W`` and ``Q`` alike."""
+    """What AdamW is given, for ``W`` and ``Q`` alike, unless there is a rate for feedback alone: then without decay."""
 
     rate: float
     weight_decay: float = WEIGHT_DECAY
+    feedback_rate: float | None = None
 
 
 ALIGNING = 3.0
@@ -59,6 +60,10 @@ class Setting:
         Samples of a step.
     grid
         Learning rates and weight decays that every method tries.
+    factored_grid
+        What methods whose ``Q`` and ``P`` have a rate of their own try instead: as many.
+    is_augmented
+        Whether images are cropped at random, out of 4 more pixels around, and flipped.
     large
         What a GPU runs instead.
     """
@@ -72,12 +77,19 @@ class Setting:
     batch_size: int = 128
     grid: tuple[Update, ...] = GRID
     classes: int = 10
+    factored_grid: tuple[Update, ...] = ()
+    is_augmented: bool = False
     large: Setting | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the samples."""
+        return self.samples // self.batch_size
 
     @property
     def steps(self) -> int:
         """Optimiser steps of one run."""
-        return self.epochs * (self.samples // self.batch_size)
+        return self.epochs * self.steps_per_epoch
 
     def on(self, device: torch.device) -> Setting:
         """Return the setting for a device."""
@@ -117,8 +129,10 @@ class Setting:
 
     def configuration(self) -> dict[str, Any]:
         """Return everything that decides the figures, as plain data."""
+        factored = {"grid_with_feedback_rates": [asdict(update) for update in self.factored_grid]}
+        folder = "lowdimfa.models" if self.model.__module__.startswith("lowdimfa") else self.model.__module__
         return {
-            "model": f"lowdimfa.models.{self.model.__name__}{self.arguments}",
+            "model": f"{folder}.{self.model.__name__}{self.arguments}",
             "data": self.data,
             "classes": self.classes,
             "samples": self.samples,
@@ -128,6 +142,8 @@ class Setting:
             "optimizer": "AdamW, for W and Q",
             "scheduler": "OneCycleLR, max_lr the rate",
             "grid": [asdict(update) for update in self.grid],
+            **(factored if self.factored_grid else {}),
+            **({"augmented": "random crops out of 4 more pixels, flips"} if self.is_augmented else {}),
             "validation": f"the last {VALIDATION:.4f} of the training split, first seed",
             "precision": "fp32",
             **({"memory_format": "channels last"} if self.model is cnn else {}),

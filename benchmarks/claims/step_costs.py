@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ class Network:
         Its name.
     accuracy
         The claim that says which ``r`` keeps the accuracy on such networks.
+    settings
+        Further settings of the conversion.
     """
 
     label: str
@@ -57,14 +59,15 @@ class Network:
     error_dims: Mapping[str, int | float]
     output_layer: str
     accuracy: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, error_dim: int | float | None) -> nn.Sequential:
         """Return the network, converted unless ``error_dim`` is None."""
         torch.manual_seed(0)
         model = self.model(*self.arguments)
-        return (
-            model if error_dim is None else convert(model, error_dim, error_dims={self.output_layer: CLASSES})
-        )
+        if error_dim is None:
+            return model
+        return convert(model, error_dim, error_dims={self.output_layer: CLASSES}, **self.settings)
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return random inputs and targets."""
@@ -141,9 +144,16 @@ def by_hand(network: Network, error_dim: int | float | None) -> dict[str, int]:
 
 
 class Contestant:
-    """A network, its optimiser, and the seconds of each phase of the steps that it has run."""
+    """A network, its optimiser, and the seconds of each phase of the steps that it has run, by a clock."""
 
-    def __init__(self, network: Network, error_dim: int | float | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        error_dim: int | float | None,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self._model = network.build(error_dim).to(device).train()
         self._batch = network.batch(device)
         self._device = device
@@ -169,7 +179,7 @@ class Contestant:
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return self._clock()
 
 
 def timed(network: Network, device: torch.device, repetitions: int) -> dict[str, dict[str, list[float]]]:

@@ -55,6 +55,8 @@ def command(names: Sequence[str], settings: RunSettings) -> str:
     parts = ["python -m benchmarks.claims", *names, f"--seeds {settings.seeds}"]
     if settings.budget_minutes is not None:
         parts.append(f"--budget {settings.budget_minutes:g}")
+    if settings.epochs is not None:
+        parts.append(f"--epochs {settings.epochs}")
     return " ".join(parts)
 
 

@@ -22,7 +22,11 @@ from lowdimfa.data import Split
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: accuracies in percent; ``test`` is None for an entry of the grid that wasn't chosen."""
+    """One training run: accuracies in percent after the last epoch.
+
+    ``test`` is None for an entry of the grid that wasn't chosen; ``best`` is that after the epoch that was best in
+    validation.
+    """
 
     setting: str
     method: str
@@ -32,6 +36,8 @@ class Run:
     validation: float
     test: float | None
     seconds: float
+    feedback_rate: float | None = None
+    best: float | None = None
 
 
 def runs_of(setting: Setting, method: Method, settings: RunSettings) -> tuple[Run, ...]:
@@ -42,11 +48,12 @@ def runs_of(setting: Setting, method: Method, settings: RunSettings) -> tuple[Ru
     One run for every entry with the first seed, one for every other seed. Those with the best entry have a test
     accuracy.
     """
-    trials = [Trial(setting, method, update, 0, settings) for update in setting.grid]
+    grid = setting.factored_grid if method.is_factored and setting.factored_grid else setting.grid
+    trials = [Trial(setting, method, update, 0, settings) for update in grid]
     tried = [trial.validated() for trial in trials]
     best = max(range(len(tried)), key=lambda index: tried[index].validation)
     tried[best] = trials[best].tested()
-    chosen = setting.grid[best]
+    chosen = grid[best]
     further = [Trial(setting, method, chosen, seed, settings).tested() for seed in range(1, settings.seeds)]
     return (*tried, *further)
 
@@ -63,7 +70,7 @@ class Trial:
 
     def validated(self) -> Run:
         """Return the run with its score on the validation split alone, whatever else is known of it."""
-        return replace(self._stored() or self._trained_run, test=None)
+        return replace(self._stored() or self._trained_run, test=None, best=None)
 
     def tested(self) -> Run:
         """Return the run with its score on the test split too; what was trained only to be validated is used again."""
@@ -72,8 +79,10 @@ class Trial:
             return stored
         run = self._trained_run
         started = time.monotonic()
-        test = self._score(self.setting.dataset().test)
-        run = replace(run, test=test, seconds=round(run.seconds + time.monotonic() - started, 2))
+        split = self.setting.dataset().test
+        test, score_best = self._score(split), self.trained.score_best
+        best = None if score_best is None else round(score_best(split), 3)
+        run = replace(run, test=test, best=best, seconds=round(run.seconds + time.monotonic() - started, 2))
         self._keep(run)
         return run
 
@@ -86,7 +95,7 @@ class Trial:
     def about(self) -> dict[str, Any]:
         """What decides the result."""
         configuration = {
-            name: value for name, value in self.setting.configuration().items() if name != "grid"
+            name: value for name, value in self.setting.configuration().items() if not name.startswith("grid")
         }
         return {
             "setting": configuration,

@@ -2,50 +2,88 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict, get_args
 
 from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
 from lowdimfa.rules import CHAIN_RULES
 
 ChainQRule = Literal["hebbian", "fixed"]
-ChainPRule = Literal["oja", "fixed"]
-QStart = Literal["random", "transposed"]
+ChainPRule = Literal["oja", "normalised-oja", "fixed"]
+Start = Literal["random", "transposed", "svd"]
 ErrorDim = int | float
+Clamp = float | tuple[float, float]
+
+
+class ChainSettings(TypedDict, total=False):
+    """The keywords of `lowdimfa.convert`: those of `ChainConfig`, which says what they mean and their defaults."""
+
+    rule: str | FactoryConfig
+    q_rule: ChainQRule
+    p_rule: ChainPRule
+    p_lr: float
+    p_samples: int | None
+    p_targets: Sequence[str]
+    start: Start | None
+    refresh_every: int | None
+    fit_every: int
+    clamp: Clamp | None
+    error_dims: Mapping[str, ErrorDim]
+    joint: Sequence[str]
+    skip: Sequence[str]
+    seed: int
 
 
 @dataclass(frozen=True)
 class ChainConfig:
     """How the layers of a model pass their errors back.
 
+    Settings that a built-in rule for ``Q`` and ``P`` has no use for are refused.
+
     Attributes
     ----------
     error_dim
         ``r``: a whole number, or a fraction (a float above 0, at most 1) of a layer's outputs; for a grouped
-        convolution, of each group's. More than a layer has is all it has. Of the built-in rules for ``low-dimensional``
+        convolution, of each group's. More than a layer has is all it has. Of the built-in rules for those of rank ``r``
         and ``direct`` alone (there of the model's outputs); the others have full matrices.
     rule
         What stands in for the transposed weights: a built-in name (`lowdimfa.rules`), the import path of a class
         derived from `lowdimfa.ChainRule`, or such a path with arguments.
     q_rule
         ``hebbian`` learns ``Q`` with the optimiser of the weights; ``fixed`` leaves it as drawn. Like `p_rule`,
-        only for the rules that have an `error_dim`; the others say by their name whether they learn.
+        only for the rules ``low-dimensional`` and ``direct``; the others say by their name whether they learn.
     p_rule
-        ``oja`` turns ``P`` towards the error's principal directions in every backward pass in training mode.
+        ``oja`` turns ``P`` towards the error's principal directions in every backward pass in training mode;
+        ``normalised-oja`` those of errors that are centred and divided by their largest standard deviation.
     p_lr
-        Rate of Oja's rule, for an error correlation scaled to trace 1.
+        Rate of Oja's rule, for an error correlation scaled to trace 1; normalised, for the covariance.
     p_samples
         How many error vectors (samples, times tokens or pixels) Oja's rule sees of a layer in a backward pass; None
         for all. The output's error, under the rule ``direct``, is always seen whole.
-    q_start
-        ``random``, at the scale of the layer's weights, or ``transposed``: ``Q = Wᵀ Pᵀ`` (weights are carried over,
-        once).
+    p_targets
+        Names of layers whose ``P`` sees, in place of errors, the one-hot targets that these tell (a class that was
+        present has a negative error): for the output layer under cross-entropy.
+    start
+        Of ``P`` and ``Q``: ``random``, ``Q`` at the scale of the layer's weights; ``transposed``, ``P`` random and
+        ``Q = (P W)ᵀ``; ``svd``, so that ``(Q P)ᵀ`` is the best approximation of ``W`` of rank ``r``. The latter
+        two read weights, once. None is the rule's own.
+    refresh_every
+        Backward passes in training mode after which ``P`` and ``Q`` start again from the SVD of the weights as
+        they are then; None for never. For the rules ``normative`` and ``local``.
+    fit_every
+        The rule ``normative`` learns in every so many backward passes.
+    clamp
+        Largest absolute value of an element in the gradients of ``P`` and ``Q``: one number, or one for linear layers
+        and one for convolutions (the authors' are 1 for the Hebbian rule, 10 and 0.1 for ``normative`` and ``local``).
     error_dims
         Error dimensions of single layers by name, in place of `error_dim`.
+    joint
+        Last parts of the names of layers that project query, key and value in one: they get ``3 r``.
     skip
-        Names of layers, or of modules that hold them, that stay as they are.
+        Names of layers, or of modules that hold them, that stay as they are: exact.
     seed
         Of the random ``Q`` and ``P``; each layer's draw depends on its name too.
     """
@@ -56,42 +94,84 @@ class ChainConfig:
     p_rule: ChainPRule = "oja"
     p_lr: float = 0.1
     p_samples: int | None = 64
-    q_start: QStart = "random"
+    p_targets: Sequence[str] = ()
+    start: Start | None = None
+    refresh_every: int | None = None
+    fit_every: int = 1
+    clamp: Clamp | None = None
     error_dims: Mapping[str, ErrorDim] = field(default_factory=dict)
+    joint: Sequence[str] = ()
     skip: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[Any, Any]] = {
-            "q_rule": (self.q_rule, ChainQRule),
-            "p_rule": (self.p_rule, ChainPRule),
-            "q_start": (self.q_start, QStart),
-        }
-        for name, (found, allowed) in choices.items():
-            if found not in get_args(allowed):
-                raise InputError(f"convert: {name}", repr(found), f"one of {', '.join(get_args(allowed))}")
+        _check_choice("q_rule", self.q_rule, get_args(ChainQRule))
+        _check_choice("p_rule", self.p_rule, get_args(ChainPRule))
+        if self.start is not None:
+            _check_choice("start", self.start, get_args(Start))
         _check_error_dim("error_dim", self.error_dim)
         for name, error_dim in self.error_dims.items():
             _check_error_dim(f"error_dims[{name!r}]", error_dim)
+        if not 0 < self.p_lr < math.inf:
+            raise InputError("convert: p_lr", repr(self.p_lr), "a number above 0")
+        for count in ("p_samples", "refresh_every", "fit_every"):
+            _check_count(count, getattr(self, count))
+        _check_clamp(self.clamp)
+        for names in ("skip", "joint", "p_targets"):
+            if isinstance(getattr(self, names), str):
+                raise InputError(f"convert: {names}", f"the text {getattr(self, names)!r}", "a list of names")
+        if self.p_targets and self.p_rule == "fixed":
+            raise InputError("convert: p_targets", repr(self.p_targets), "none where P is fixed")
+        self._check_rule()
+
+    def error_dim_of(self, name: str, width: int) -> int:
+        """Return ``r`` of a layer with so many outputs, between 1 and that number."""
+        asked = self.error_dims.get(name, self.error_dim)
+        if not isinstance(asked, int):
+            return max(1, round(asked * width))
+        is_joint = name not in self.error_dims and name.rpartition(".")[2] in self.joint
+        return min(width, 3 * asked if is_joint else asked)
+
+    def _check_rule(self) -> None:
+        """Refuse what the rule would leave unused in silence."""
         rule = CHAIN_RULES.find(self.rule)
         if self.error_dims and not rule.error_dim_of_layer:
             raise InputError(
                 "convert: error_dims",
                 f"dimensions of single layers under the rule {CHAIN_RULES.name_of(rule)!r}",
-                "the rule 'low-dimensional'",
+                "a rule with an r for each layer, such as 'low-dimensional'",
                 "One broadcast error, or a full matrix, has no dimension for each layer.",
             )
-        if not self.p_lr > 0:
-            raise InputError("convert: p_lr", repr(self.p_lr), "a number above 0")
-        if self.p_samples is not None and self.p_samples < 1:
-            raise InputError("convert: p_samples", repr(self.p_samples), "a number from 1, or None for all")
-        if isinstance(self.skip, str):
-            raise InputError("convert: skip", f"the text {self.skip!r}", "a list of names")
+        if self.start is not None and self.start not in rule.starts:
+            expected = f"{' or '.join(map(repr, rule.starts))} under the rule {CHAIN_RULES.name_of(rule)!r}"
+            raise InputError("convert: start", repr(self.start), expected)
+        defaults = {one.name: one.default for one in fields(self)}
+        for name in rule.unused:
+            if getattr(self, name) != defaults[name]:
+                raise InputError(
+                    f"convert: {name}",
+                    repr(getattr(self, name)),
+                    f"none under the rule {CHAIN_RULES.name_of(rule)!r}, which has no use for it",
+                )
 
-    def error_dim_of(self, name: str, width: int) -> int:
-        """Return ``r`` of a layer with so many outputs, between 1 and that number."""
-        asked = self.error_dims.get(name, self.error_dim)
-        return min(width, asked) if isinstance(asked, int) else max(1, round(asked * width))
+
+def _check_choice(name: str, found: object, allowed: tuple[Any, ...]) -> None:
+    if found not in allowed:
+        raise InputError(f"convert: {name}", repr(found), f"one of {', '.join(allowed)}")
+
+
+def _check_count(name: str, found: object) -> None:
+    is_count = isinstance(found, int) and not isinstance(found, bool) and found >= 1
+    if not is_count and (found is not None or name == "fit_every"):
+        meaning = {"p_samples": ", or None for all", "refresh_every": ", or None for never"}.get(name, "")
+        raise InputError(f"convert: {name}", repr(found), f"a number from 1{meaning}")
+
+
+def _check_clamp(found: object) -> None:
+    bounds = found if isinstance(found, tuple) and len(found) == 2 else (found,)
+    if found is not None and not all(isinstance(one, int | float) and 0 < one < math.inf for one in bounds):
+        expected = "a number above 0, or two of them: for linear layers, for convolutions"
+        raise InputError("convert: clamp", repr(found), expected)
 
 
 def _check_error_dim(where: str, asked: object) -> None:

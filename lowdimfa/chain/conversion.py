@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -13,11 +13,10 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from lowdimfa.chain.attention import PARTS, ChainAttention, input_projections
-from lowdimfa.chain.config import ChainConfig, ChainPRule, ChainQRule, ErrorDim, QStart
+from lowdimfa.chain.config import ChainConfig, ChainSettings, ErrorDim
 from lowdimfa.chain.direct import OutputError
 from lowdimfa.chain.layers import ChainConv2d, ChainLinear
 from lowdimfa.chain.making import DirectMaker, FeedbackMaker, Maker
-from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
 from lowdimfa.rules import CHAIN_RULES
 
@@ -37,23 +36,15 @@ def convert(
     model: Model,
     error_dim: ErrorDim = 64,
     *,
-    rule: str | FactoryConfig = "low-dimensional",
-    q_rule: ChainQRule = "hebbian",
-    p_rule: ChainPRule = "oja",
-    p_lr: float = ChainConfig.p_lr,
-    p_samples: int | None = ChainConfig.p_samples,
-    q_start: QStart = "random",
-    error_dims: Mapping[str, ErrorDim] | None = None,
-    skip: Sequence[str] = (),
-    seed: int = 0,
     example: Tensor | None = None,
+    **settings: Unpack[ChainSettings],
 ) -> Model:
     """Replace the transposed weights in a model's backward pass by feedback, in place.
 
     Every `nn.Linear`, `nn.Conv2d` and `nn.MultiheadAttention` keeps its parameters (the same objects under the same
     names) and its output. Its weights' gradients are exact for the error that reaches it; what it passes on to its input
-    is ``Q P δ`` in place of ``Wᵀ δ`` (arXiv:2502.20580). Learned ``Q`` are parameters whose gradient the backward pass
-    sets: make the optimiser after converting, and train as ever.
+    is ``Q P δ`` in place of ``Wᵀ δ`` (arXiv:2502.20580). Learned ``Q`` and ``P`` are parameters whose gradient the
+    backward pass sets: make the optimiser after converting (`parameter_groups`), and train as ever.
 
     Layers of subclasses with a forward of their own, parametrised layers, and other kinds of layers keep exact gradients.
 
@@ -61,8 +52,8 @@ def convert(
     ----------
     model
         Any module.
-    error_dim, rule, q_rule, p_rule, p_lr, p_samples, q_start, error_dims, skip, seed
-        As in `ChainConfig`.
+    error_dim, settings
+        As in `ChainConfig`, each by its name.
     example
         A batch of inputs; only for the rule ``direct``, which learns the width of the output and the sizes of images
         from it. It can do without where there are no convolutions and the last linear layer makes the output.
@@ -77,20 +68,13 @@ def convert(
         A value is out of range, a name is unknown, the model is converted already, isn't initialised yet, or has
         nothing to convert.
     """
-    config = ChainConfig(
-        error_dim, rule, q_rule, p_rule, p_lr, p_samples, q_start, error_dims or {}, skip, seed
-    )
+    config = ChainConfig(error_dim, **settings)
     layers = _find(model, config)
-    direct = CHAIN_RULES.find(rule).direct
+    direct = CHAIN_RULES.find(config.rule).direct
     maker = DirectMaker(model, layers, config, example) if direct else FeedbackMaker(config)
     made = [(module, _feedback_of(name, module, maker)) for name, module in layers.items()]
     for module, feedback in made:  # nothing was changed before this
-        plain = type(module)
-        module.__class__ = _converted_class(plain)  # type: ignore[arg-type]  # mypy takes classes for unhashable
-        converted = cast(ChainLinear, module)
-        converted.plain_class = plain
-        converted.feedback = cast(Any, feedback)
-        feedback.train(module.training)
+        _attach(module, feedback)
     if isinstance(maker, DirectMaker):
         maker.output.watch(model)
     return model
@@ -115,19 +99,6 @@ def revert(model: Model) -> Model:
         del layer.feedback, layer.plain_class
         module.__class__ = plain
     return model
-
-
-def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the learned feedback weights of a converted model, each once: for an optimiser that has only the others."""
-    converted = [module for module in model.modules() if isinstance(module, CONVERTED)]
-    forward = {id(own) for module in converted for own in module.parameters(recurse=False)}
-    parameters = (
-        parameter
-        for module in converted
-        for parameter in cast(nn.Module, module.feedback).parameters()
-        if parameter.requires_grad and id(parameter) not in forward  # a rule may hold its layer's weight
-    )
-    yield from {id(parameter): parameter for parameter in parameters}.values()
 
 
 def _find(model: nn.Module, config: ChainConfig) -> dict[str, nn.Module]:
@@ -171,6 +142,8 @@ def _find(model: nn.Module, config: ChainConfig) -> dict[str, nn.Module]:
             "at least one nn.Linear, nn.Conv2d or nn.MultiheadAttention with the forward of PyTorch",
         )
     _require_known("error_dims", config.error_dims, found)
+    _require_known("p_targets", config.p_targets, found)
+    _require_known("joint", config.joint, {name.rpartition(".")[2]: module for name, module in found.items()})
     return found
 
 
@@ -180,6 +153,15 @@ def _feedback_of(name: str, module: nn.Module, maker: Maker) -> nn.Module:
         parts = zip(PARTS, weights, strict=True)
         return nn.ModuleDict({part: maker.make(name, module, weight, part) for part, weight in parts})
     return maker.make(name, module, cast(Tensor, module.weight))
+
+
+def _attach(module: nn.Module, feedback: nn.Module) -> None:
+    plain = type(module)
+    module.__class__ = _converted_class(plain)  # type: ignore[arg-type]  # mypy takes classes for unhashable
+    converted = cast(ChainLinear, module)
+    converted.plain_class = plain
+    converted.feedback = cast(Any, feedback)
+    feedback.train(module.training)
 
 
 def _bypasses(owner: nn.Module | None, chosen: Collection[int]) -> bool:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.function import Delivery, Incoming
 from lowdimfa.chain.maps import Map
-from lowdimfa.chain.rules import ChainRule, drawn_like, turn_towards
+from lowdimfa.chain.oja import Oja
+from lowdimfa.chain.rules import ChainRule
+from lowdimfa.chain.starts import drawn_like
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import orthonormal_rows
 
@@ -52,7 +54,7 @@ class OutputError(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("P", orthonormal_rows(error_dim, task_dim, generator).to(like))
-        self._p_lr = config.p_lr if config.p_rule == "oja" and error_dim < task_dim else 0.0
+        self._oja = Oja(config) if config.p_rule != "fixed" and error_dim < task_dim else None
         self._calls: list[Call] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -110,16 +112,15 @@ class OutputError(nn.Module):
             )
         errors = error.detach()
         call.error = errors @ self.P.t().to(error.dtype)
-        if self._p_lr and self.training:
-            turn_towards(
-                self.P, errors.reshape(-1, task_dim), call.error.reshape(-1, len(self.P)), self._p_lr
-            )
+        if self._oja is not None and self.training:
+            self._oja.turn(self.P, errors.reshape(-1, task_dim), call.error.reshape(-1, len(self.P)))
 
 
 class DirectFeedback(ChainRule):
     """What one map delivers to its input: ``Q c``, whatever error arrives at its output.
 
-    Where the input has tokens and the error hasn't, the error enters the mean over tokens.
+    Where the input has tokens and the error hasn't, the error enters the mean over tokens. Never reads weights, but for
+    their scale.
 
     Attributes
     ----------
@@ -128,6 +129,8 @@ class DirectFeedback(ChainRule):
     """
 
     direct = True
+    starts = ("random",)
+    unused = ("p_targets", "refresh_every", "fit_every", "clamp", "joint")
 
     def __init__(
         self,

@@ -54,6 +54,35 @@ class Incoming:
         """Return the correlation of the map's input with an error of the kernel's outputs, in the kernel's shape."""
         return self.map.weight_gradient(self.kept_input(), error, self.kernel.shape)
 
+    def q_gradient(self, rows: Tensor, projected: Tensor, shape: Size) -> Tensor:
+        """Return ``h (P δ)ᵀ``, which is also ``(P ∇W)ᵀ``, in the shape of the kernel: by the cheaper of the two products.
+
+        Parameters
+        ----------
+        rows, projected
+            ``P`` and ``P δ``.
+        shape
+            Of the kernel of ``Q``.
+        """
+        if self.weight_gradient is not None and self.map.count(self.error) > rows.shape[-1]:
+            return self.map.combine(rows, self.weight_gradient)
+        return self.map.weight_gradient(self.kept_input(), projected, shape)
+
+    def p_gradient(self, rows: Tensor, kernel: Tensor) -> Tensor:
+        """Return ``(∇W Q)ᵀ`` in the shape of ``P``: from the gradient of ``W``, or as ``Σ (Qᵀ h) δᵀ`` if that is cheaper.
+
+        Parameters
+        ----------
+        rows, kernel
+            ``P``, and the kernel of ``Q``.
+        """
+        inner = self.map.matrix(kernel)
+        count, outputs, inputs = self.map.count(self.error), rows.shape[-1], inner.shape[-1]
+        if self.weight_gradient is not None and outputs * inputs <= count * (outputs + inputs):
+            return inner @ self.map.matrix(self.weight_gradient).mT
+        mapped = self.map.run(self.kept_input(), kernel, None)
+        return self.map.vectors(mapped, None).mT @ self.map.vectors(self.error, None)
+
 
 class Delivery(Protocol):
     """How an error passes a map."""
@@ -86,7 +115,7 @@ class MapFunction(torch.autograd.Function):
         """Return the gradients of input, weight, bias and kernel."""
         x, kernel = ctx.saved_tensors
         wants_input, wants_weight, wants_bias, wants_kernel, *_ = ctx.needs_input_grad
-        with _without_autocast(error.device.type):
+        with without_autocast(error.device.type):
             weight_gradient = ctx.map.weight_gradient(x, error, ctx.weight_shape) if wants_weight else None
             bias_gradient = ctx.map.bias_gradient(error) if wants_bias else None
             delivered, kernel_gradient = None, None
@@ -119,11 +148,11 @@ def run_map(
         return _apply(x, weight, bias, kernel, map_, delivery)
     to = torch.get_autocast_dtype(kind)
     cast = [_cast(tensor, to) for tensor in (x, weight, bias, kernel)]
-    with _without_autocast(kind):
+    with without_autocast(kind):
         return _apply(*cast, map_, delivery)
 
 
-def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Switch autocast off, if a device has it: those that only infer shapes don't."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 

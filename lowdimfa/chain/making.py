@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.direct import WHERE, OutputError
 from lowdimfa.chain.layers import map_of, padding_before
+from lowdimfa.chain.oja import Drive
 from lowdimfa.chain.rules import ChainRule
 from lowdimfa.errors import InputError
 from lowdimfa.rules import CHAIN_RULES
@@ -70,8 +71,6 @@ class DirectMaker:
     def __init__(
         self, model: nn.Module, layers: Mapping[str, nn.Module], config: ChainConfig, example: Tensor | None
     ) -> None:
-        if config.q_start != "random":
-            raise InputError("convert: q_start", repr(config.q_start), f"'random' under {WHERE}")
         _refuse_time_first(layers)
         self._config = config
         self._inputs: dict[nn.Module, torch.Size] = {}
@@ -139,7 +138,9 @@ def _refuse_time_first(layers: Mapping[str, nn.Module]) -> None:
 
 def _made(config: ChainConfig, name: str, part: str, *arguments: Any) -> ChainRule:
     seed = _seed(config, name, part)
-    made = CHAIN_RULES.make(config.rule, seed, *arguments, config, torch.Generator().manual_seed(seed))
+    drive: Drive = "targets" if name in config.p_targets else "errors"
+    generator = torch.Generator().manual_seed(seed)
+    made = CHAIN_RULES.make(config.rule, seed, *arguments, config, generator, drive=drive)
     if "_modules" not in vars(made):
         found = f"{CHAIN_RULES.name_of(type(made))!r}, whose constructor doesn't call that of its base class"
         raise InputError(CHAIN_RULES.key, found, "super().__init__(…) first")

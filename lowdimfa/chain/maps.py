@@ -45,6 +45,9 @@ class Map(Protocol):
     def combine(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Return ``P W``, a kernel, of a weight or of a gradient in its shape."""
 
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight, or a kernel, as matrices of shape ``(*groups, outputs, inputs)``."""
+
     def as_kernel(self, feedback: Tensor) -> Tensor:
         """Return the kernel of feedback weights ``Q`` (as the layer keeps them), or the reverse."""
 
@@ -87,6 +90,10 @@ class LinearMap:
     def combine(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Return ``P W``."""
         return rows @ weight
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return the same tensor."""
+        return weight
 
     def as_kernel(self, feedback: Tensor) -> Tensor:
         """Return the transpose."""
@@ -142,8 +149,11 @@ class ConvMap:
 
     def combine(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Return ``P W`` of each group."""
-        grouped = weight.reshape(*rows.shape[::2], -1)
-        return (rows @ grouped).reshape(-1, *weight.shape[1:])
+        return (rows @ self.matrix(weight)).reshape(-1, *weight.shape[1:])
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return each group's weights, its inputs (channels times kernel size) in one dimension."""
+        return weight.reshape(self.groups, len(weight) // self.groups, -1)
 
     def as_kernel(self, feedback: Tensor) -> Tensor:
         """Return the same tensor."""

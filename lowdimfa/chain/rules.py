@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.function import Delivery, Incoming, run_map
+from lowdimfa.chain.config import ChainConfig, Start
+from lowdimfa.chain.function import Delivery, Incoming, run_map, without_autocast
 from lowdimfa.chain.maps import Map
-from lowdimfa.feedback.projection import orthonormal_rows
+from lowdimfa.chain.oja import Drive, Oja
+from lowdimfa.chain.starts import clamp_of, clamped, drawn_like, start_rows
 
 
 class ChainRule(nn.Module):
@@ -34,7 +35,7 @@ class ChainRule(nn.Module):
     error_dim
         ``r`` of each group.
     config
-        How ``Q`` and ``P`` start and learn.
+        How ``Q`` and ``P`` start and learn; a ``start`` of None is the rule's own.
     generator
         Source of the random draws, on the CPU; seeded with the conversion's seed and the layer's name.
 
@@ -44,10 +45,16 @@ class ChainRule(nn.Module):
         Whether the rule has an ``r`` for each layer, so that ``error_dims`` means something.
     direct
         Whether the rule delivers the projected error of the model's output; see `lowdimfa.chain.direct`.
+    starts
+        The values of ``start`` that it allows, its own first.
+    unused
+        Names of settings that it refuses, since it would leave them unused.
     """
 
     error_dim_of_layer: ClassVar[bool] = False
     direct: ClassVar[bool] = False
+    starts: ClassVar[tuple[Start, ...]] = ("random", "transposed", "svd")
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
@@ -92,7 +99,10 @@ class ChainRule(nn.Module):
 
 
 class SignSymmetry(ChainRule):
-    """The signs of the forward weights, scaled to their norm (Liao, Leibo and Poggio, 2016; Moskovitz et al., 2018)."""
+    """The signs of the forward weights, scaled to their norm (Liao, Leibo and Poggio, 2016; Moskovitz et al., 2018).
+
+    Reads the signs of the weights at every step.
+    """
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return the signs times the root of the mean square of the weights."""
@@ -101,15 +111,20 @@ class SignSymmetry(ChainRule):
 
 
 class FeedbackAlignment(ChainRule):
-    """A full random matrix that stays as drawn (Lillicrap et al., 2016)."""
+    """A full random matrix that stays as drawn (Lillicrap et al., 2016). Never reads weights, but for their scale.
+
+    With ``start="transposed"`` it reads them at the start.
+    """
 
     learned = False
+    starts = ("random", "transposed")
+    unused = ("p_targets", "refresh_every", "fit_every", "clamp", "joint")
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
     ) -> None:
         super().__init__(map_, weight, error_dim, config, generator)
-        start = weight.detach() if config.q_start == "transposed" else drawn_like(weight, generator)
+        start = weight.detach() if config.start == "transposed" else drawn_like(weight, generator)
         self.Q = nn.Parameter(map_.as_kernel(start).clone(), requires_grad=self.learned)
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
@@ -120,14 +135,18 @@ class FeedbackAlignment(ChainRule):
 class KolenPollack(FeedbackAlignment):
     """A full matrix that learns from the weights' own correlation (Kolen and Pollack, 1994; Akrout et al., 2019).
 
-    With the same optimiser and the same decay it converges to the transposed weights.
+    With the same optimiser and the same decay it converges to the transposed weights. Never reads them, as
+    `FeedbackAlignment`.
     """
 
     learned = True
 
 
 class LowDimensional(ChainRule):
-    """``Q P`` of rank ``r``, never formed: the paper's chain form (arXiv:2502.20580).
+    """``Q P`` of rank ``r``, never formed: the paper's chain form, first generation (arXiv:2502.20580, v1 to v3).
+
+    ``Q`` learns by Hebb's rule, ``P`` by Oja's. Reads weights at most at the start: with ``start="random"`` never, but
+    for their scale.
 
     Attributes
     ----------
@@ -135,23 +154,35 @@ class LowDimensional(ChainRule):
         Feedback weights, ``(inputs, r)`` or the kernel of a convolution. Learned, ``Q.grad`` is ``h (P δ)ᵀ``, which is
         also ``(P ΔW)ᵀ``: the cheaper of the two products is computed.
     P
-        Error projection, ``(*groups, r, outputs)``, rows near-orthonormal; the identity where ``r`` is full.
+        Error projection, ``(*groups, r, outputs)``, rows near-orthonormal; the identity where ``r`` is full, unless it
+        starts at the weights' singular vectors.
     """
 
     P: Tensor
+    Q: Tensor
     error_dim_of_layer = True
+    unused: ClassVar[tuple[str, ...]] = ("refresh_every", "fit_every")
 
     def __init__(
-        self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
+        self,
+        map_: Map,
+        weight: Tensor,
+        error_dim: int,
+        config: ChainConfig,
+        generator: torch.Generator,
+        drive: Drive = "errors",
     ) -> None:
         super().__init__(map_, weight, error_dim, config, generator)
-        self.register_buffer("P", _projection(map_, weight, error_dim, generator))
+        start = config.start or self.starts[0]
+        self.register_buffer("P", start_rows(map_, weight, error_dim, start, generator))
         mixed = map_.combine(self.P, weight.detach())
-        if config.q_start == "random":
+        if start == "random":
             mixed = drawn_like(weight, generator, mixed.shape)
         self.Q = nn.Parameter(map_.as_kernel(mixed).clone(), requires_grad=config.q_rule == "hebbian")
-        self._p_lr = config.p_lr if config.p_rule == "oja" and error_dim < self.P.shape[-1] else 0.0
+        learns_p = config.p_rule != "fixed" and error_dim < self.P.shape[-1]
+        self._oja = Oja(config, drive) if learns_p else None
         self._p_samples = config.p_samples
+        self._clamp = clamp_of(map_, config)
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` in the layout of a weight with ``r`` outputs."""
@@ -164,15 +195,10 @@ class LowDimensional(ChainRule):
         delivered = map_.deliver(projected, incoming.kernel, incoming.input_shape)
         gradient = None
         if incoming.learns:
-            weight_gradient = incoming.weight_gradient
-            is_wide = map_.count(error) > rows.shape[-1]
-            if is_wide and weight_gradient is not None:
-                gradient = map_.combine(rows, weight_gradient)
-            else:
-                gradient = incoming.correlate(projected)
-        if self._p_lr and self.training:
+            gradient = clamped(incoming.q_gradient(rows, projected, incoming.kernel.shape), self._clamp)
+        if self._oja is not None and self.training:
             errors, seen = (map_.vectors(one, self._p_samples) for one in (error, projected))
-            turn_towards(self.P, errors, seen, self._p_lr)
+            self._oja.turn(self.P, errors, seen)
         return delivered, gradient
 
     def extra_repr(self) -> str:
@@ -180,40 +206,41 @@ class LowDimensional(ChainRule):
         return f"error_dim={self.P.shape[-2]}"
 
 
-@torch.no_grad()
-def turn_towards(projection: Tensor, errors: Tensor, seen: Tensor, rate: float) -> None:
-    """Turn the rows of ``P`` towards the errors' principal directions, in place, by one step of Oja's subspace rule.
+class Follow(LowDimensional):
+    """``Q`` takes the step that was applied to ``W``, seen through a ``P`` that stays: ``ΔQ = (P ΔW)ᵀ``.
 
-    ``ΔP = η P C (I − PᵀP)`` with ``C = EᵀE / trace`` of the errors ``E``, written so that nothing is as large as
-    ``C``: ``(E Pᵀ)ᵀ (E − E PᵀP)``. Errors that are zero, or that aren't finite, change nothing.
+    Whatever the optimiser, its decay and the state that it keeps, ``Q − (P W)ᵀ`` stays what it was at the start:
+    nothing. Adam breaks this for a ``Q`` of its own, since it scales each element of ``Q`` and ``W`` differently. Reads
+    weights at the start, later only their steps, here as the difference of ``P W`` between two forward passes. Beyond
+    the paper.
 
-    Parameters
+    Attributes
     ----------
-    projection
-        ``P``, shape ``(*groups, r, width)``.
-    errors
-        ``E``, shape ``(*groups, vectors, width)``.
     seen
-        ``E Pᵀ``, shape ``(*groups, vectors, r)``.
-    rate
-        ``η``.
+        ``P W`` of the latest forward pass with gradients.
     """
-    at_least_single = torch.promote_types(errors.dtype, torch.float32)
-    trace = torch.linalg.vector_norm(errors, dim=(-2, -1), keepdim=True, dtype=at_least_single).square()
-    usable = torch.isfinite(trace) & (trace > 0)
-    # The thin factors are scaled and blanked, not their product, which may be many times as large.
-    share = torch.where(usable, seen * (rate / trace), 0.0).to(errors.dtype)
-    missed = torch.where(usable, errors - seen @ projection.to(errors.dtype), 0.0)
-    projection += (share.mT @ missed).to(projection.dtype)
 
+    seen: Tensor
+    starts = ("transposed", "svd")
+    unused = ("q_rule", "p_rule", "p_lr", "p_samples", "p_targets", "refresh_every", "fit_every", "clamp")
 
-def _projection(map_: Map, weight: Tensor, error_dim: int, generator: torch.Generator) -> Tensor:
-    width = len(weight) // map_.groups
-    drawn = torch.stack([orthonormal_rows(error_dim, width, generator) for _ in range(map_.groups)])
-    return (drawn if weight.dim() > 2 else drawn[0]).to(weight)
+    def __init__(
+        self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__(map_, weight, error_dim, config, generator)
+        self._oja = None
+        start = self.Q.detach()
+        del self.Q
+        self.register_buffer("Q", start)
+        self.register_buffer("seen", map_.combine(self.P, weight.detach()))
 
-
-def drawn_like(weight: Tensor, generator: torch.Generator, shape: torch.Size | None = None) -> Tensor:
-    """Draw values at the scale of a weight; where it is all zeros, at that of one with outputs of unit variance."""
-    scale = float(weight.detach().double().square().mean().sqrt()) or weight[0].numel() ** -0.5
-    return (torch.randn(shape or weight.shape, generator=generator) * scale).to(weight)
+    @torch.no_grad()
+    def kernel(self, map_: Map, weight: Tensor) -> Tensor:
+        """Take the step of the weights since the last forward pass, and return ``Q``."""
+        with without_autocast(weight.device.type):
+            mixed = map_.combine(self.P, weight)
+        self.Q = self.Q + map_.as_kernel(
+            mixed - self.seen
+        )  # not in place: a backward pass may need the former
+        self.seen = mixed
+        return map_.as_kernel(self.Q)

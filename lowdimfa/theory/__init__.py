@@ -9,7 +9,7 @@ from lowdimfa.theory.closed_forms import (
 )
 from lowdimfa.theory.descent import descend
 from lowdimfa.theory.flow import Trajectory, integrate, velocity
-from lowdimfa.theory.stationary import StationaryPoint, fixed_points, growth_rates
+from lowdimfa.theory.stationary import StationaryPoint, fixed_points, growth_rates, local_growth_rates
 from lowdimfa.theory.system import LinearFeedback, LinearState, LinearTask
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "fixed_points",
     "growth_rates",
     "integrate",
+    "local_growth_rates",
     "misalignment",
     "mode_strength",
     "oja_projector",

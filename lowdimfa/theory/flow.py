@@ -80,6 +80,12 @@ def changes(
         dW₁ = Q P D − λ W₁        dQ = W₁ Dᵀ Pᵀ − λ Q
         dW₂ = D W₁ᵀ − λ W₂        dP = η_P P C (I − Pᵀ P)
 
+    Its second generation has, with the gradient ``G = D W₁ᵀ`` of ``W₂``, for ``normative`` the first and for ``local``
+    the second of::
+
+        dQ = η_P (W₂ − (Q P)ᵀ)ᵀ Pᵀ       dP = η_P Qᵀ (W₂ − (Q P)ᵀ)ᵀ
+        dQ = η_P ((P G)ᵀ − λ Q)          dP = η_P ((G Q)ᵀ − λ P)
+
     Parameters
     ----------
     decay
@@ -94,6 +100,11 @@ def changes(
     first_decay = decay if feedback.first_layer_decays else 0.0
     dw1 = q @ projected - first_decay * w1
     dw2 = covariance @ w1.mT - decay * w2
+    if feedback.rule in ("normative", "local"):
+        target = (w2.mT - q @ p) if feedback.rule == "normative" else w1 @ covariance.mT
+        lost = 0.0 if feedback.rule == "normative" else decay
+        factors = target @ p.mT - lost * q, q.mT @ target - lost * p
+        return LinearState(dw1, dw2, *(feedback.p_rate * change for change in factors))
     dq = torch.zeros_like(q) if feedback.rule == "fixed" else w1 @ projected.mT - decay * q
     if correlation is None:
         return LinearState(dw1, dw2, dq, torch.zeros_like(p))

@@ -44,6 +44,10 @@ def fixed_points(task: LinearTask, feedback: LinearFeedback, state: LinearState)
     - ``q-and-p``: the same with rows ``u₁ … u_r`` for ``P``, so ``aᵢ = (sᵢ − λ)₊`` for ``i <= r`` and 0 for the
       others. Driven by errors, ``P`` gets there if it is slow enough (`growth_rates`), and only at the rate
       ``η_P λ² (1 − sⱼ²/sᵢ²)``.
+    - ``normative``: ``(Q P)ᵀ`` has become ``W₂``, of rank ``r``; ``aᵢ = (sᵢ − λ)₊`` for the leading ``r`` modes, 0 for
+      the others.
+    - ``local``: ``Q = (P W₂)ᵀ`` and ``P = P W₂ W₂ᵀ``, so that ``W₂`` has singular values of 1 and ``W₁`` all the rest;
+      ``aᵢ (sᵢ − aᵢ) = λ``, ``aᵢ = (sᵢ + √(sᵢ² − 4 λ)) / 2`` for the leading ``r`` modes with ``sᵢ² > 4 λ``.
     - ``fixed``: ``W₁`` is the only solution of ``W₁ (W₁ᵀ W₁ + λ) = Q P Σ``: it has the singular vectors ``B`` of
       ``Q P Σ = A diag(κ) Bᵀ``, and singular values with ``w³ + λ w = κ``; the student is
       ``Σ B diag(w² / (w² + λ)) Bᵀ``.
@@ -73,11 +77,13 @@ def fixed_points(task: LinearTask, feedback: LinearFeedback, state: LinearState)
         shares = squares / (squares + decay)
     else:
         projection = state.p
-        if feedback.rule == "q-and-p":
+        if feedback.rule != "q":
             _require_stability(task, feedback, error_dim)
             projection = task.left[..., :error_dim].mT
         values, right = _right_modes(projection @ task.teacher, error_dim)
-        shares = (1 - decay / values).clamp_min(0)
+        shares = (
+            _local_shares(values, decay) if feedback.rule == "local" else (1 - decay / values).clamp_min(0)
+        )
     student = task.teacher @ (right * shares.unsqueeze(-2)) @ right.mT
     return StationaryPoint(student, task.modes(student), task.loss(student), (shares > 0).sum(-1))
 
@@ -113,6 +119,39 @@ def growth_rates(strong: float, weak: float, decay: float, p_rate: float) -> Ten
     return rates
 
 
+def local_growth_rates(strong: float, weak: float, decay: float, p_rate: float) -> Tensor:
+    """Return the rates at which the rule ``local`` turns from a learned mode ``i`` to another one, ``j``.
+
+    As `growth_rates`, with the strength ``w`` of mode ``i``, which ``W₁``, ``Q`` and ``P`` share::
+
+        x' = −(w² + λ) x + w sⱼ p        y' = sⱼ x − (w² + λ) y
+        p' = η_P (w sⱼ x − w³ y − λ p)
+
+    For small ``λ`` it is stable where ``η_P sⱼ² < sᵢ²``.
+
+    Parameters
+    ----------
+    strong, weak
+        ``sᵢ`` and ``sⱼ``, with ``sᵢ² > 4 λ``.
+    decay, p_rate
+        ``λ`` and ``η_P``.
+
+    Returns
+    -------
+    Tensor
+        The eigenvalues, complex, shape ``(3,)``.
+    """
+    w = (strong + (strong**2 - 4 * decay) ** 0.5) / 2
+    lost = -(w**2) - decay
+    rows = [
+        [lost, 0.0, w * weak],
+        [weak, lost, 0.0],
+        [p_rate * value for value in (w * weak, -(w**3), -decay)],
+    ]
+    rates: Tensor = torch.linalg.eigvals(torch.tensor(rows, dtype=torch.float64))
+    return rates
+
+
 def _require_one_decay(feedback: LinearFeedback) -> None:
     if not feedback.first_layer_decays or feedback.anneal is not None:
         raise InputError(
@@ -124,13 +163,16 @@ def _require_one_decay(feedback: LinearFeedback) -> None:
 
 
 def _require_stability(task: LinearTask, feedback: LinearFeedback, error_dim: int) -> None:
-    """Refuse error-driven ``P`` that doesn't settle on the leading directions."""
-    if feedback.drive == "targets":
+    """Refuse ``P`` that doesn't settle on the leading directions though its rule turns it by errors."""
+    by_errors = feedback.rule == "q-and-p" and feedback.drive == "errors"
+    if not by_errors and feedback.rule != "local":
         return
-    values, decay = task.singular_values.tolist(), feedback.decay
-    learned = [value for value in values[:error_dim] if value > decay]
+    values, decay, p_rate = task.singular_values.tolist(), feedback.decay, feedback.p_rate
+    rates = growth_rates if by_errors else local_growth_rates
+    least = decay if by_errors else 2 * decay**0.5
+    learned = [value for value in values[:error_dim] if value > least]
     if decay > 0 and all(
-        float(growth_rates(strong, weak, decay, feedback.p_rate).real.max()) < 0
+        float(rates(strong, weak, decay, p_rate).real.max()) < 0
         for strong in learned
         for weak in values[error_dim:]
     ):
@@ -147,6 +189,12 @@ def _right_modes(seen: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return singular values and right singular vectors of what the first layer is taught, up to its rank."""
     _, values, right = torch.linalg.svd(seen, full_matrices=False)
     return values[..., :rank], right[..., :rank, :].mT
+
+
+def _local_shares(values: Tensor, decay: float) -> Tensor:
+    """Return ``a / s`` with ``a (s − a) = λ``; 0 for a mode that can't hold against the decay."""
+    inner = 1 - 4 * decay / values.square()
+    return torch.where(inner > 0, (1 + inner.clamp_min(0).sqrt()) / 2, 0.0)
 
 
 def _solve_cubic(values: Tensor, decay: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowdimfa.errors import InputError
 
-Rule = Literal["fixed", "q", "q-and-p"]
+Rule = Literal["fixed", "q", "q-and-p", "normative", "local"]
 Drive = Literal["targets", "errors"]
 
 
@@ -88,14 +88,17 @@ class LinearFeedback:
     ----------
     rule
         ``fixed``: neither learns. ``q``: ``Q`` learns by the Kolen–Pollack rule. ``q-and-p``: also ``P``, by
-        Oja's subspace rule. Backpropagation is ``q`` with ``P = I`` and ``Q = W₂ᵀ`` at the start.
+        Oja's subspace rule. Backpropagation is ``q`` with ``P = I`` and ``Q = W₂ᵀ`` at the start. The paper's second
+        generation: ``normative``, both by the gradient of ``½ ‖(Q P)ᵀ − W₂‖²``; ``local``, both by the gradient of
+        ``W₂`` through the other factor.
     drive
         What Oja's rule sees: the targets (the paper's linear theory, ``C = Σ_yy``) or the output errors (the
         paper's rule for deep networks, ``C = ⟨δ δᵀ⟩``).
     p_rate
-        ``η_P``, speed of Oja's rule relative to that of the weights.
+        ``η_P``, speed of Oja's rule, or of both factors of the second generation, relative to that of the weights.
     decay
-        ``λ``, decay of ``W₂`` and ``Q``, and of ``W₁`` unless ``first_layer_decays`` is false.
+        ``λ``, decay of ``W₂`` and ``Q``, and of ``W₁`` unless ``first_layer_decays`` is false. ``local`` has it for
+        ``P`` too (without, nothing but zero is stationary), ``normative`` for neither factor.
     first_layer_decays
         False is beyond the paper: with error-driven ``P`` of rank below the teacher's, it keeps what was learned
         while ``P`` is turned elsewhere.

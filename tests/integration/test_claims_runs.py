@@ -15,7 +15,9 @@ from benchmarks.claims import c2, c3, c4, c5, c6, c8, settings
 from benchmarks.claims.__main__ import main
 from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import RunSettings
-from benchmarks.claims.methods import BACKPROP, LOCAL, chain
+from benchmarks.claims.comparison import compare
+from benchmarks.claims.generations import with_grids
+from benchmarks.claims.methods import BACKPROP, LOCAL, chain, generation
 from benchmarks.claims.settings import Setting, Update
 from benchmarks.claims.storing import Places
 from benchmarks.claims.trials import Trial, runs_of
@@ -49,15 +51,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace the networks and data of all claims by small ones."""
     settings.load_data.cache_clear()
     monkeypatch.setitem(settings.DATA, "images", images)
-    for module in (c2, c3, c6):
-        monkeypatch.setattr(module, "MLP", tiny_mlp())
-    monkeypatch.setattr(c2, "LONG", replace(tiny_mlp(), label="MLP, longer", epochs=2))
+    monkeypatch.setattr(c6, "MLP", tiny_mlp())
     monkeypatch.setattr(c3, "fully_connected", tiny_mlp)
     pictures = Setting("MLP on images", mlp, (3072, 8, 4, 10), "images", 128, 1, 32, GRID)
     monkeypatch.setattr(c8, "MLP", pictures)
-    conv = replace(pictures, label="CNN", model=cnn, arguments=(3, (4, 4, 8, 8), 10, 32))
-    monkeypatch.setattr(c4, "VGG", conv)
-    monkeypatch.setattr(c5, "VIT", replace(conv, label="ViT", model=vit, arguments=(32, 16, 3, 8, 1, 2, 10)))
+    deep = replace(tiny_mlp(), arguments=(32, 16, 5, 10), epochs=2)
+    conv = replace(
+        pictures, label="CNN", model=cnn, arguments=(3, (4, 4, 8, 8), 10, 32, 1, 0.1), is_augmented=True
+    )
+    transformer = replace(conv, label="ViT", model=vit, arguments=(32, 16, 3, 8, 1, 2, 10))
+    for module, setting in ((c2, deep), (c4, conv), (c5, transformer)):
+        study = replace(module.STUDY, networks=(setting,))
+        monkeypatch.setattr(module, "CLAIM", replace(module.CLAIM, run=study.run, judge=study.judge))
     yield
     settings.load_data.cache_clear()
 
@@ -69,10 +74,12 @@ def places_in(folder: Path) -> Places:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave one update to try, and one class for each end of C3."""
-    for module, name in ((c2, "MLP"), (c2, "LONG"), (c4, "VGG"), (c5, "VIT"), (c6, "MLP")):
-        monkeypatch.setattr(module, name, replace(getattr(module, name), grid=GRID[:1]))
-    monkeypatch.setattr(c3, "fully_connected", lambda *sizes: replace(tiny_mlp(*sizes), grid=GRID[:1]))
-    monkeypatch.setattr(c3, "TRIED", {2: (1, c3.HIGH), 10: (1, 10, c3.HIGH)})
+    monkeypatch.setattr(c6, "MLP", replace(c6.MLP, grid=GRID[:1]))
+    monkeypatch.setattr(c2, "ERROR_DIMS", (10, 40))
+    monkeypatch.setattr(c4, "SHARES", (0.5, 0.25))
+    monkeypatch.setattr(c5, "ERROR_DIMS", (10, 48))
+    monkeypatch.setattr(c3, "WIDTHS", (16, 24))
+    monkeypatch.setattr(c3, "TRIED", {2: (1,), 10: (1, 10)})
 
 
 @pytest.mark.usefixtures("few")
@@ -96,9 +103,9 @@ def test_claim_is_run_stored_drawn_and_judged(
 def test_every_method_has_the_same_number_of_trials_and_one_test_accuracy_per_seed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(c2, "ERROR_DIMS", (10,))
-    monkeypatch.setattr(c2, "OTHERS", (LOCAL,))
-    found = c2.run(RunSettings(seeds=3))
+    methods = (BACKPROP, LOCAL, chain(4), generation("local", 4, 4), generation("normative", 4, 4))
+    setting = with_grids(replace(tiny_mlp(), epochs=2))
+    found = compare([(setting, method) for method in methods], RunSettings(seeds=3))
     by_method: dict[tuple[str, str], list[Any]] = {}
     for run in found["runs"]:
         by_method.setdefault((run["setting"], run["method"]), []).append(run)
@@ -108,9 +115,11 @@ def test_every_method_has_the_same_number_of_trials_and_one_test_accuracy_per_se
         assert [run["seed"] for run in tested] == [0, 1, 2]
         first = [run for run in runs if run["seed"] == 0]
         best = max(first, key=lambda run: run["validation"])
-        assert {(run["rate"], run["weight_decay"]) for run in tested} == {
-            (best["rate"], best["weight_decay"])
-        }
+        chosen = ("rate", "weight_decay", "feedback_rate")
+        assert {tuple(run[key] for key in chosen) for run in tested} == {tuple(best[key] for key in chosen)}
+        assert all(
+            (run["best"] is None) == (run["test"] is None) for run in runs if run["method"] != LOCAL.label
+        )
 
 
 def test_the_test_split_is_seen_only_with_the_chosen_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +175,11 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
 
 
 def test_claims_that_share_a_network_train_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c2, "ERROR_DIMS", (1, 10))
-    monkeypatch.setattr(c2, "OTHERS", ())
     monkeypatch.setattr(c6, "DIRECT_ERROR_DIMS", (1, 10))
     shared = RunSettings(seeds=1)
-    first = c2.run(shared)
+    first = compare([(tiny_mlp(), BACKPROP), (tiny_mlp(), chain(10))], shared)
     second = c6.run(shared)
-    short = [run for run in first["runs"] if run["setting"] == tiny_mlp().label]
-    by_key = {(run["method"], run["rate"], run["weight_decay"]): run for run in short}
+    by_key = {(run["method"], run["rate"], run["weight_decay"]): run for run in first["runs"]}
     again = [run for run in second["runs"] if (run["method"], run["rate"], run["weight_decay"]) in by_key]
-    assert len(again) == len(GRID) * (1 + 2)
+    assert len(again) == len(GRID) * 2
     assert all(run == by_key[run["method"], run["rate"], run["weight_decay"]] for run in again)

@@ -30,7 +30,9 @@ BUILDS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
 }
 each_build = pytest.mark.parametrize("name", BUILDS)
-each_rule = pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack", "sign-symmetry", "direct"])
+each_rule = pytest.mark.parametrize(
+    "rule", ["low-dimensional", "kolen-pollack", "sign-symmetry", "direct", "normative", "local", "follow"]
+)
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -202,7 +204,7 @@ def test_autocast_computes_in_bfloat16_and_learns_in_float32(name: str, rule: st
     for converted in (True, False):
         model, x = build(name)
         if converted:
-            convert(model, 1.0, q_start="transposed", rule=rule)
+            convert(model, 1.0, start="transposed", rule=rule)
         with torch.autocast("cpu", torch.bfloat16):
             output = model(x)
         output.float().square().sum().backward()

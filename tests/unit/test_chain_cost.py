@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import rule_costs
 from benchmarks.claims import c7
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.step_costs import Network, by_hand, counted
@@ -92,3 +94,13 @@ def test_shapes_alone_are_inferred_without_computing() -> None:
     layer = NETWORKS["mlp"].build(4).to("meta")
     layer(torch.empty(5, 3, 4, 4, device="meta")).sum().backward()
     assert layer[1][0].feedback.Q.grad.is_meta
+
+
+def test_every_rule_has_its_costs() -> None:
+    found = rule_costs.measure(replace(NETWORKS["mlp"], error_dims={"r = 4": 4}), repetitions=2)
+    assert list(found) == [rule_costs.BACKPROP, *rule_costs.RULES]
+    assert all(one["milliseconds"] > 0 for one in found.values())
+    text = rule_costs.tables({"networks": {"mlp": found}})
+    assert all(f"| {name} " in text for name in found)
+    per_rule = {name: one["gflop"] for name, one in found.items()}
+    assert per_rule["local"] < per_rule["normative"] != per_rule["normative, `fit_every=10`"]

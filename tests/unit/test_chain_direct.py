@@ -164,8 +164,8 @@ def test_errors_say_what_the_rule_needs() -> None:
     attention = nn.TransformerEncoderLayer(4, 2, 8)
     with pytest.raises(InputError, match="batch_first=False"):
         convert(attention, rule="direct")
-    with pytest.raises(InputError, match="q_start"):
-        convert(perceptron(), rule="direct", q_start="transposed")
+    with pytest.raises(InputError, match="start"):
+        convert(perceptron(), rule="direct", start="transposed")
     wrong_width = convert(
         nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3), nn.Unflatten(1, (3, 1))), rule="direct"
     )

@@ -15,10 +15,13 @@ from lowdimfa import convert
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
 
 EXACT: dict[str, dict[str, Any]] = {
-    "low-dimensional": {"error_dim": 1.0, "q_start": "transposed"},
-    "kolen-pollack": {"q_start": "transposed"},
-    "feedback-alignment": {"q_start": "transposed"},
+    "low-dimensional": {"error_dim": 1.0, "start": "transposed"},
+    "kolen-pollack": {"start": "transposed"},
+    "feedback-alignment": {"start": "transposed"},
     "backprop": {},
+    "normative": {"error_dim": 1.0},
+    "local": {"error_dim": 1.0},
+    "follow": {"error_dim": 1.0, "start": "svd"},
 }
 """The rules that are backpropagation as long as feedback weights are the transposed ones."""
 
@@ -49,7 +52,7 @@ def passes(model: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) ->
     found = {"output": output.detach()}
     found |= {f"input {number}": x.grad for number, x in enumerate(leaves) if x.grad is not None}
     parameters = model.named_parameters()
-    return found | {name: p.grad for name, p in parameters if ".Q" not in name and p.grad is not None}
+    return found | {name: p.grad for name, p in parameters if "feedback" not in name and p.grad is not None}
 
 
 def assert_alike(plain: nn.Module, converted: nn.Module, forward: Callable[..., Tensor], *xs: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lowdimfa import convert
 from lowdimfa.chain.maps import ConvMap, LinearMap
-from lowdimfa.chain.rules import turn_towards
+from lowdimfa.chain.oja import turn_towards
 from lowdimfa.models import mlp
 
 
@@ -87,6 +87,34 @@ def test_one_step_of_oja_is_the_rule_as_it_is_written() -> None:
     expected = rows + 0.3 * rows @ correlation @ (torch.eye(7) - rows.t() @ rows)
     turn_towards(rows, errors, errors @ rows.t(), 0.3)
     torch.testing.assert_close(rows, expected)
+
+
+def test_a_normalised_step_is_the_rule_on_centred_errors_of_one_deviation() -> None:
+    layer = convert(nn.Linear(5, 7).double(), 3, p_rule="normalised-oja", p_lr=0.3, p_samples=None)
+    rows = feedback_of(layer).P.clone()
+    errors = (1 + torch.randn(20, 7, generator=generator()).double()) * torch.arange(1, 8)
+    layer(torch.randn(20, 5).double().requires_grad_()).backward(1e-3 * errors)
+    seen = (errors - errors.mean(0)) / errors.std(0, unbiased=False).max()
+    correlation = seen.t() @ seen / 20
+    expected = rows + 0.3 * rows @ correlation @ (torch.eye(7) - rows.t() @ rows)
+    torch.testing.assert_close(feedback_of(layer).P, expected)
+
+
+def test_p_of_an_output_layer_may_see_the_targets() -> None:
+    model: Any = convert(mlp(6, 8, 2, 7), 3, p_targets=["1.0"], p_samples=None, p_lr=0.3)
+    rows, y = feedback_of(model[1][0]).P.clone(), torch.arange(20) % 3
+    functional.cross_entropy(model(torch.randn(20, 6, generator=generator())), y).backward()
+    targets = functional.one_hot(y, 7).float()
+    correlation = targets.t() @ targets / 20
+    expected = rows + 0.3 * rows @ correlation @ (torch.eye(7) - rows.t() @ rows)
+    torch.testing.assert_close(feedback_of(model[1][0]).P, expected)
+
+
+def test_errors_that_are_all_alike_turn_nothing_when_they_are_normalised() -> None:
+    layer = convert(nn.Linear(5, 7), 3, p_rule="normalised-oja")
+    rows = feedback_of(layer).P.clone()
+    layer(torch.randn(20, 5).requires_grad_()).backward(torch.ones(20, 7))
+    assert torch.equal(feedback_of(layer).P, rows)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

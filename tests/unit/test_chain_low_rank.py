@@ -43,10 +43,10 @@ def through(x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Any) -> Te
     return functional.linear(x.detach(), weight, bias) + formed - formed.detach()
 
 
-@pytest.mark.parametrize("q_start", ["random", "transposed"])
+@pytest.mark.parametrize("start", ["random", "transposed"])
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (4, 3, 6)])
-def test_a_linear_layer_delivers_the_formed_product(shape: tuple[int, ...], q_start: Any) -> None:
-    layer = convert(nn.Linear(6, 8).double(), 3, q_start=q_start)
+def test_a_linear_layer_delivers_the_formed_product(shape: tuple[int, ...], start: Any) -> None:
+    layer = convert(nn.Linear(6, 8).double(), 3, start=start)
     feedback: Any = layer.feedback
     formed = (feedback.Q @ feedback.P).detach()
     x = drawn(*shape).requires_grad_()
@@ -167,6 +167,39 @@ def test_a_backward_pass_costs_the_weights_gradient_and_thin_products(batch: int
     learn = r * inputs * min(batch, outputs)
     turn = 2 * seen * outputs * r
     assert counter.get_total_flops() == 2 * (weights + project + deliver + learn + turn)
+
+
+@pytest.mark.parametrize("batch", [32, 256], ids=["batch < width", "batch > width"])
+@pytest.mark.parametrize("rule", ["local", "normative", "follow"])
+def test_learning_both_factors_costs_thin_products(rule: str, batch: int) -> None:
+    inputs, outputs, r = 128, 64, 8
+    layer = convert(nn.Linear(inputs, outputs), r, rule=rule)
+    x = torch.randn(batch, inputs, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        output = layer(x)
+        output.backward(torch.ones_like(output))
+    forward = batch * inputs * outputs
+    deliver = batch * r * (inputs + outputs)
+    learn = {
+        "local": r * (inputs * min(batch, outputs) + min(batch * (inputs + outputs), inputs * outputs)),
+        "normative": 2 * r * inputs * outputs + 2 * r * r * (inputs + outputs),
+        "follow": r * inputs * outputs,
+    }[rule]
+    assert counter.get_total_flops() == 2 * (2 * forward + deliver + learn)
+
+
+@pytest.mark.parametrize("rule", ["local", "normative"])
+def test_learning_both_factors_forms_nothing_of_the_weights_size(rule: str) -> None:
+    width, r = 96, 4
+    layer = convert(nn.Linear(width, width).requires_grad_(False), r, rule=rule)
+    for parameter in layer.feedback.parameters():
+        parameter.requires_grad_()
+    output = layer(torch.randn(8, width, requires_grad=True))
+    error = torch.randn_like(output)
+    with Sizes() as sizes:
+        output.backward(error)
+    assert layer.feedback.P.grad is not None
+    assert sizes.largest <= 8 * width < width**2
 
 
 @pytest.mark.parametrize("learns", [False, True])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowdimfa import InputError, convert, revert
+from lowdimfa import InputError, convert, parameter_groups, revert
 from lowdimfa.models import mlp
 
 
@@ -26,7 +26,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown rule": ({"rule": "hebb"}, "one of low-dimensional"),
     "an unknown rule for Q": ({"q_rule": "oja"}, "q_rule: found 'oja'"),
     "an unknown rule for P": ({"p_rule": "hebbian"}, "p_rule: found 'hebbian'"),
-    "an unknown start": ({"q_start": "zero"}, "q_start: found 'zero'"),
+    "an unknown start": ({"start": "zero"}, "start: found 'zero'"),
+    "a start of a full matrix": ({"rule": "kolen-pollack", "start": "svd"}, "start: found 'svd'"),
+    "a start that is never forgotten": ({"rule": "follow", "start": "random"}, "'transposed' or 'svd'"),
+    "a rule that names what learns": ({"rule": "local", "q_rule": "fixed"}, "q_rule: .* no use for it"),
+    "Oja's rule beside another": ({"rule": "normative", "p_lr": 0.5}, "p_lr: .* no use for it"),
+    "a refresh of what follows": ({"rule": "follow", "refresh_every": 3}, "refresh_every: .* no use for it"),
+    "a fit of what doesn't fit": ({"rule": "local", "fit_every": 3}, "fit_every: .* no use for it"),
+    "no refreshes": ({"rule": "local", "refresh_every": 0}, "refresh_every: found 0"),
+    "no fits": ({"rule": "normative", "fit_every": None}, "fit_every: found None"),
+    "a bound of zero": ({"clamp": 0}, "clamp: found 0"),
+    "three bounds": ({"clamp": (1, 2, 3)}, "clamp: found"),
+    "a bound in words": ({"clamp": "authors"}, "clamp: found 'authors'"),
+    "targets for a fixed P": ({"p_targets": ["1.0"], "p_rule": "fixed"}, "p_targets"),
+    "targets for an unknown layer": ({"p_targets": ["9"]}, "p_targets: found the name '9'"),
+    "a joint projection that isn't there": ({"joint": ["qkv"]}, "joint: found the name 'qkv'"),
+    "text for names": ({"joint": "qkv"}, "joint: found the text"),
     "a rate of zero": ({"p_lr": 0.0}, "p_lr: found 0.0"),
     "a rate that isn't a number": ({"p_lr": float("nan")}, "p_lr: found nan"),
     "no vectors": ({"p_samples": 0}, "p_samples: found 0"),
@@ -57,6 +72,21 @@ def test_models_that_cant_be_converted_or_reverted_are_refused() -> None:
         convert(nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(InputError, match=re.escape("0 (Doubled)")):
         convert(nn.Sequential(Doubled(3, 3)))
+
+
+def test_groups_need_a_converted_model_and_rates() -> None:
+    with pytest.raises(InputError, match="no converted layer"):
+        parameter_groups(mlp(3, 3, 2, 3), lr=1e-3, feedback_lr=1e-2)
+    for name in ("lr", "feedback_lr", "feedback_decay"):
+        values = {"lr": 1e-3, "feedback_lr": 1e-2, name: -1.0}
+        with pytest.raises(InputError, match=f"{name}: found -1.0"):
+            parameter_groups(convert(mlp(3, 3, 2, 3)), **values)
+
+
+def test_targets_that_errors_do_not_tell_are_refused() -> None:
+    model = convert(mlp(3, 3, 2, 3), 2, p_targets=["1.0"])
+    with pytest.raises(InputError, match="p_targets"):
+        (-model(torch.ones(2, 3)).sum()).backward()
 
 
 def test_masks_of_a_wrong_shape_are_named() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.claims import c2, c3, c4, c5, c6, c8
 from benchmarks.claims.comparison import POINTS, behind, comparison_table, gap_between
-from benchmarks.claims.methods import BACKPROP, KOLEN_POLLACK, chain, direct
+from benchmarks.claims.generations import Study
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, chain, direct, generation_label
 from benchmarks.claims.networks import DIRECT_ERROR_DIMS
 
 Means = Mapping[str, float]
@@ -33,97 +34,79 @@ def result(*networks: tuple[str, Means]) -> dict[str, Any]:
     }
 
 
-def over_r(means: Mapping[int, float], backprop: float, full: float) -> Means:
-    return {
-        BACKPROP.label: backprop,
-        KOLEN_POLLACK.label: full,
-        **{chain(r).label: mean for r, mean in means.items()},
-    }
-
-
 @pytest.mark.parametrize(
-    ("means", "backprop", "full", "verdict"),
+    ("targets", "first", "verdict"),
     [
-        ({1: 20, 2: 30, 4: 40, 10: 49.8, 64: 50}, 50, 50, "reproduced"),
-        ({1: 20, 2: 30, 4: 40, 10: 45.0, 64: 46}, 50, 47, "partly"),  # smaller r costs, r = 10 is behind
-        ({1: 49, 2: 49.6, 4: 49.8, 10: 49.8, 64: 50}, 50, 50, "partly"),  # r = 10 matches, r = 4 too
-        ({1: 39, 2: 39.8, 4: 40, 10: 39.8, 64: 40}, 50, 40, "partly"),  # the rank isn't the limit
-        ({1: 40, 2: 40, 4: 40, 10: 40, 64: 40}, 50, 45, "not reproduced"),
+        ((49.8, 49.6, 49.9, 50.2), 45, "reproduced"),
+        ((49.8, 49.6, 49.9, 48.0), 45, "partly"),
+        ((48, 48, 48, 48), 45, "partly"),  # behind backpropagation, but ahead of the first generation
+        ((44, 44, 44, 44), 45, "not reproduced"),
     ],
 )
-def test_c2(means: dict[int, float], backprop: float, full: float, verdict: str) -> None:
-    longer = over_r({10: means[10] + 1}, backprop + 1, full + 1)
-    made_up = result(("MLP", over_r(means, backprop, full)), ("longer", longer))
-    made_up["configuration"] = {"networks": {"MLP": {"steps": 100}, "longer": {"steps": 300}}}
-    found, reason = c2.judge(made_up)
+@pytest.mark.parametrize("study", [c2.STUDY, c4.STUDY, c5.STUDY], ids=["C2", "C4", "C5"])
+def test_studies_of_both_generations(
+    study: Study, targets: Sequence[float], first: float, verdict: str
+) -> None:
+    means = {BACKPROP.label: 50.0, **{label: first for _, label in study.pairs}}
+    means |= {label: targets[-1] for label, _ in study.pairs}
+    chosen = targets[-len(study.targets) :]
+    means |= {target.method: mean for target, mean in zip(study.targets, chosen, strict=True)}
+    found, reason = study.judge(result(("network", means)))
     assert found == verdict
-    assert f"{means[10]:.1f} %" in reason
-    assert f"{backprop - means[10]:.2f} after 300" in reason
+    assert f"{study.targets[0].method}: {50 - chosen[0]:.2f}" in reason
+    assert f"{study.pairs[0][0]} {means[study.pairs[0][0]] - first:.2f} ahead of" in reason
 
 
-def c3_result(sufficient: Mapping[tuple[int, int], int], high: float) -> dict[str, Any]:
-    """Return a result where backpropagation has 50 %, high ``r`` has so much, and so does every sufficient one."""
+def test_targets_that_were_cut_are_not_judged() -> None:
+    study, label = c2.STUDY, c2.STUDY.targets[0].method
+    assert study.judge(result(("network", {BACKPROP.label: 50, label: 50})))[0] == "reproduced"
+    assert study.judge(result(("network", {BACKPROP.label: 50})))[0] == "not reproduced"
+
+
+def c3_result(sufficient: Mapping[tuple[int, int], int], rules: Sequence[str]) -> dict[str, Any]:
+    """Return a result where backpropagation has 50 %, and so has every sufficient ``r`` by some rules, others 30 %."""
     networks = []
     for (width, classes), enough in sufficient.items():
-        means = {r: high if r >= enough else 30.0 for r in c3.TRIED[classes]}
-        networks.append((c3.setting_of(width, classes).label, over_r(means, 50, 50)))
+        means = {BACKPROP.label: 50.0}
+        for rule in GENERATIONS:
+            means |= {
+                generation_label(rule, r): 50.0 if r >= enough and rule in rules else 30.0
+                for r in c3.TRIED[classes]
+            }
+        networks.append((c3.setting_of(width, classes).label, means))
     return result(*networks)
 
 
-def cells(*narrow_then_wide: int) -> dict[tuple[int, int], int]:
+def cells(*by_width_then_classes: int) -> dict[tuple[int, int], int]:
     keys = [(width, classes) for width in c3.WIDTHS for classes in c3.TRIED]
-    return dict(zip(keys, narrow_then_wide, strict=True))
+    return dict(zip(keys, by_width_then_classes, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("sufficient", "high", "verdict"),
+    ("sufficient", "rules", "verdict"),
     [
-        (cells(1, 2, 10, 1, 2, 10), 50, "reproduced"),
-        (cells(1, 5, 10, 1, 2, 4), 49.8, "reproduced"),
-        (cells(1, 2, 10, 1, 2, 10), 45, "partly"),  # behind backpropagation, but not behind a high r
-        (cells(64, 64, 64, 64, 64, 64), 50, "not reproduced"),
-        (cells(1, 2, 10, 1, 2, 64), 50, "not reproduced"),  # grows with the width, and above the classes
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), c3.SECOND, "reproduced"),
+        (cells(2, 10, 40, 1, 5, 40, 1, 2, 20), c3.SECOND, "reproduced"),
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), ("local",), "partly"),
+        (cells(1, 2, 10, 1, 2, 20, 1, 2, 40), c3.SECOND, "partly"),  # grows with the width
+        (cells(64, 64, 64, 64, 64, 64, 64, 64, 64), c3.SECOND, "not reproduced"),
+        (cells(1, 2, 10, 1, 2, 10, 1, 2, 10), ("low-dimensional",), "not reproduced"),
     ],
 )
-def test_c3(sufficient: dict[tuple[int, int], int], high: float, verdict: str) -> None:
-    assert c3.judge(c3_result(sufficient, high))[0] == verdict
+def test_c3(sufficient: dict[tuple[int, int], int], rules: Sequence[str], verdict: str) -> None:
+    found, reason = c3.judge(c3_result(sufficient, rules))
+    assert found == verdict
+    if "local" in rules:
+        smallest = ", ".join(str(sufficient[c3.WIDTHS[0], classes]) for classes in c3.TRIED)
+        assert f"local: {smallest} ({c3.WIDTHS[0]})" in reason
 
 
 def test_c3_needs_every_larger_error_dimension_to_suffice_too() -> None:
-    means = {1: 50.0, 2: 45.0, 5: 49.9, c3.HIGH: 50.0}
-    found = result(("MLP", over_r(means, 50, 50)))
+    means = {1: 50.0, 2: 45.0, 5: 49.9, 64: 50.0}
+    found = result(("MLP", {BACKPROP.label: 50, **{chain(r).label: mean for r, mean in means.items()}}))
     gaps = {r: behind(found, "MLP", chain(r).label) for r in means}
     assert c3.sufficient(gaps) == 5
-    assert c3.sufficient({1: gaps[1], c3.HIGH: gaps[2]}) is None
-
-
-@pytest.mark.parametrize(
-    ("shares", "full", "verdict"),
-    [
-        ((60, 59.8, 59.7), 60, "reproduced"),
-        ((59.8, 58, 55), 59, "partly"),
-        ((57, 57, 57), 57, "partly"),
-        ((57, 56, 55), 58, "not reproduced"),
-    ],
-)
-def test_c4(shares: Sequence[float], full: float, verdict: str) -> None:
-    means = {method.label: mean for method, mean in zip(c4.SHARES, shares, strict=True)}
-    means |= {method.label: 58.5 for method in c4.ALIGNED}
-    found = result(("CNN", {BACKPROP.label: 60, KOLEN_POLLACK.label: full, **means}))
-    found_verdict, reason = c4.judge(found)
-    assert found_verdict == verdict
-    assert "transposed weights, behind backpropagation: 1.50 at r = 0.5 of the channels" in reason
-
-
-@pytest.mark.parametrize(
-    ("best", "full", "verdict"), [(79.7, 80, "reproduced"), (77, 77.3, "partly"), (77, 79, "not reproduced")]
-)
-def test_c5(best: float, full: float, verdict: str) -> None:
-    means = {r: best - 3 * (r < max(c5.ERROR_DIMS)) for r in c5.ERROR_DIMS}
-    aligned = {method.label: 78.0 for method in c5.ALIGNED}
-    found, reason = c5.judge(result(("ViT", {**over_r(means, 80, full), **aligned})))
-    assert found == verdict
-    assert "transposed weights, behind backpropagation: 2.00 at r = 4" in reason
+    assert c3.sufficient({1: gaps[1], 64: gaps[2]}) is None
 
 
 @pytest.mark.parametrize(

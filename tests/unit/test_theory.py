@@ -55,7 +55,37 @@ def test_backpropagation_is_the_special_case(seed: int) -> None:
     assert near(change.q, -w2.grad.mT, 1e-12)
 
 
-@pytest.mark.parametrize("rule", ["fixed", "q", "q-and-p"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_factors_of_the_second_generation_follow_gradients(seed: int) -> None:
+    task, state = draw(seed, 2)
+    q, p, w2 = (tensor.clone().requires_grad_() for tensor in (state.q, state.p, state.w2))
+    objectives = {
+        "normative": ((q @ p).mT - state.w2).square().sum() / 2,
+        "local": task.loss(w2 @ state.w1),
+    }
+    fit = torch.autograd.grad(objectives["normative"], [q, p])
+    (own,) = torch.autograd.grad(objectives["local"], w2)
+    through = ((state.p @ own).mT, (own @ state.q).mT)
+    for rule, expected in (("normative", fit), ("local", through)):
+        change = velocity(state, task, LinearFeedback(rule, p_rate=0.5))  # type: ignore[arg-type]
+        assert near(change.q, -0.5 * expected[0], 1e-12) and near(change.p, -0.5 * expected[1], 1e-12)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.1]))
+def test_what_the_local_rule_conserves(seed: int, decay: float) -> None:
+    """W₁W₁ᵀ − QQᵀ and PPᵀ − QᵀQ only decay."""
+    task, state = draw(seed, 2)
+    final = integrate(task, LinearFeedback("local", decay=decay), state, [3.0], 0.02).final
+    for one, other in (
+        (lambda s: s.w1 @ s.w1.mT, lambda s: s.q @ s.q.mT),
+        (lambda s: s.p @ s.p.mT, lambda s: s.q.mT @ s.q),
+    ):
+        before, after = one(state) - other(state), one(final) - other(final)
+        assert near(after, before * math.exp(-2 * decay * 3.0), 1e-6)
+
+
+@pytest.mark.parametrize("rule", ["fixed", "q", "q-and-p", "normative", "local"])
 @pytest.mark.parametrize("drive", ["targets", "errors"])
 def test_the_velocity_is_the_mean_of_the_sampled_rules(rule: str, drive: str) -> None:
     """The rules averaged over inputs whose second moment is exactly the identity."""

@@ -18,6 +18,7 @@ from lowdimfa.theory import (
     fixed_points,
     growth_rates,
     integrate,
+    local_growth_rates,
     velocity,
 )
 
@@ -54,6 +55,69 @@ def test_learning_stops_at_the_stationary_point_of_the_closed_form(rule: str, er
     assert int(torch.linalg.matrix_rank(final.student, atol=1e-4)) == int(expected.rank) <= error_dim
     speed = sum(float(part.square().sum()) for part in velocity(final, task, feedback).tensors()) ** 0.5
     assert speed < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rule", "error_dim", "ends"),
+    [
+        ("normative", 2, (1.9, 1.4, 0, 0)),
+        ("normative", 4, (1.9, 1.4, 0.9, 0.6)),
+        ("local", 2, (1 + 0.9**0.5, 0.75 + 0.4625**0.5, 0, 0)),  # (s + √(s² − 4 λ)) / 2
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-3, 0.3])
+def test_the_second_generation_ends_in_the_leading_modes(
+    rule: Any, error_dim: int, ends: tuple[float, ...], scale: float
+) -> None:
+    feedback = LinearFeedback(rule, decay=0.1)
+    task, state = draw(3, error_dim, scale)
+    final = integrate(task, feedback, state, [300.0], 0.2).final
+    point = fixed_points(task, feedback, state)
+    expected = torch.tensor(ends, dtype=torch.float64)
+    assert near(point.modes, expected, 1e-9) and near(final.student, point.student, 1e-5)
+    q, p, w2 = final.q, final.p, final.w2
+    if rule == "normative":
+        assert near(q @ p, w2.mT, 1e-5)
+    else:
+        assert near(q, (p @ w2).mT, 1e-5) and near(p, p @ w2 @ w2.mT, 1e-5)
+
+
+def local_point(task: LinearTask, error_dim: int, decay: float) -> LinearState:
+    """Return weights and factors that have learned the leading modes by the local rule."""
+    values = task.singular_values[:error_dim]
+    strength = (values + (values.square() - 4 * decay).sqrt()) / 2
+    units = torch.eye(HIDDEN, error_dim, dtype=torch.float64)
+    left, right = task.left[:, :error_dim], task.right[:, :error_dim]
+    return LinearState(units * strength @ right.mT, left @ units.mT, units * strength, (left * strength).mT)
+
+
+@pytest.mark.parametrize("p_rate", [0.5, 2.0, 4.0])
+def test_the_growth_rates_of_the_local_rule_are_in_the_spectrum_of_the_flow(p_rate: float) -> None:
+    decay, error_dim = 0.05, 2
+    feedback = LinearFeedback("local", decay=decay, p_rate=p_rate)
+    task, _ = draw(3, error_dim)
+    point = local_point(task, error_dim, decay)
+    assert sum(float(part.square().sum()) for part in velocity(point, task, feedback).tensors()) < 1e-20
+    shapes = [tensor.shape for tensor in point.tensors()]
+
+    def flat_velocity(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, [shape.numel() for shape in shapes])
+        state = LinearState(*(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
+        return torch.cat([part.flatten() for part in velocity(state, task, feedback).tensors()])
+
+    whole = jacobian(flat_velocity, torch.cat([tensor.flatten() for tensor in point.tensors()]))
+    spectrum = torch.linalg.eigvals(whole)
+    for rate in local_growth_rates(VALUES[1], VALUES[2], decay, p_rate):
+        assert float((spectrum - rate).abs().min()) < 1e-6
+    is_stable = all(
+        local_growth_rates(strong, weak, decay, p_rate).real.max() < 0
+        for strong in VALUES[:2]
+        for weak in VALUES[2:]
+    )
+    assert is_stable == (p_rate < VALUES[1] ** 2 / VALUES[2] ** 2)
+    if not is_stable:
+        with pytest.raises(InputError, match="slower P"):
+            fixed_points(task, feedback, point)
 
 
 @pytest.mark.parametrize("rule", ["fixed", "q"])

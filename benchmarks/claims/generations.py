@@ -1,0 +1,180 @@
+"""Both generations of the paper's rule side by side: what is run within a budget, and what is made of it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.claims.claim import Result, RunSettings, Verdict
+from benchmarks.claims.comparison import Cell, behind, compare, comparison_table, mean_of
+from benchmarks.claims.figures import method_dots
+from benchmarks.claims.methods import BACKPROP, Method, generation
+from benchmarks.claims.settings import FEWEST_STEPS, Setting, Update
+from benchmarks.claims.training import seconds_per_step
+from lowdimfa.errors import InputError
+
+FEWEST_EPOCHS = 4
+"""Below so many, a budget leaves methods out before it leaves out epochs; then it leaves out samples."""
+OVERHEAD = 1.3
+"""Scores and loading, beside the steps."""
+FORGETTING = 2.0
+"""How often, in units of a factor e, learned feedback of the first generation forgets its start in a run."""
+
+Methods = Callable[[Setting], Sequence[Method]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A method that should be behind backpropagation by at most so many points."""
+
+    method: str
+    points: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods on networks.
+
+    Attributes
+    ----------
+    networks
+        In the order of their importance.
+    methods, core
+        All methods for a network, and those that a small budget runs, on the first network alone.
+    targets
+        What is judged, on every network.
+    pairs
+        Labels of a method of the second generation and of one of the first, which it should be ahead of.
+    """
+
+    networks: tuple[Setting, ...]
+    methods: Methods
+    core: Methods
+    targets: tuple[Target, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+    def run(self, settings: RunSettings) -> dict[str, Any]:
+        """Run as much of it as fits the budget."""
+        cells, cut = self.plan(settings)
+        print("; ".join(cut) or "nothing was cut", file=sys.stderr, flush=True)
+        return compare(cells, settings) | {"cut": cut}
+
+    def plan(self, settings: RunSettings) -> tuple[list[Cell], list[str]]:
+        """Return networks with their methods, and what was cut."""
+        networks = [network.on(settings.device) for network in self.networks]
+        if settings.epochs is not None:
+            networks = [replace(network, epochs=settings.epochs) for network in networks]
+        if settings.budget_minutes is None:
+            return self._cells([with_grids(network) for network in networks], self.methods), []
+        cut: list[str] = []
+        first, chosen = networks[0], self.methods
+        step = OVERHEAD * seconds_per_step(first, generation("local", 10, 10), settings.device)
+        steps = _affordable(settings, step, self._cells(networks, chosen), first)
+        if steps < FEWEST_EPOCHS * first.steps_per_epoch:
+            networks, chosen = [first], self.core
+            cells = self._cells(networks, chosen)
+            steps = _affordable(settings, step, cells, first)
+            cut.append(f"only {len(cells)} methods on one network")
+        fitted = [with_grids(fit(network, steps, cut)) for network in networks]
+        return self._cells(fitted, chosen), cut
+
+    def _cells(self, networks: Sequence[Setting], methods: Methods) -> list[Cell]:
+        return [(network, method) for network in networks for method in methods(network)]
+
+    def judge(self, result: Result) -> tuple[Verdict, str]:
+        """Reproduced if every target is met on every network; partly if some are, or the second generation is ahead."""
+        met, shown = [], []
+        for name, found in result["summary"].items():
+            for target in self.targets:
+                if target.method in found:
+                    gap = behind(result, name, target.method)
+                    limit = max(target.points, gap.tolerance)
+                    met.append(gap.points <= limit)
+                    shown.append(f"{target.method}: {gap} (limit {limit:.2f})")
+        ahead = {
+            f"{second} {points:.2f} ahead of {first}": points > 0
+            for name, found in result["summary"].items()
+            for second, first in self.pairs
+            if second in found and first in found
+            for points in [mean_of(result, name, second) - mean_of(result, name, first)]
+        }
+        reason = (
+            f"Points behind backpropagation: {'; '.join(shown)}. Between generations: {'; '.join(ahead)}."
+        )
+        if met and all(met):
+            return "reproduced", reason
+        return ("partly" if any(met) or (ahead and all(ahead.values())) else "not reproduced"), reason
+
+
+def with_grids(setting: Setting) -> Setting:
+    """Return a network with as many trials for either generation: rates, and a decay or a rate of the feedback.
+
+    The first generation's last entry makes its feedback forget its start within the run, as alignment needs.
+    """
+    low, high = (update.rate for update in setting.grid[:2])
+    aligning = float(f"{2 * FORGETTING / (high * setting.steps):.2g}")
+    decay = setting.grid[0].weight_decay
+    first = (Update(low, decay), Update(high, decay), Update(high, max(aligning, decay)))
+    second = (Update(low, decay, low), Update(high, decay, high), Update(high, decay, 10 * high))
+    return replace(setting, grid=first, factored_grid=second)
+
+
+def fit(setting: Setting, steps: float, cut: list[str]) -> Setting:
+    """Return a network that is trained for at most so many steps, and note what was cut."""
+    if steps >= setting.steps:
+        return setting
+    epochs = max(min(FEWEST_EPOCHS, setting.epochs), int(steps // setting.steps_per_epoch))
+    batches = min(setting.steps_per_epoch, math.floor(steps / epochs))
+    if batches < FEWEST_STEPS:
+        raise InputError(
+            "--budget",
+            f"minutes for {steps:.0f} steps of '{setting.label}'",
+            f"minutes for {FEWEST_STEPS * epochs} steps of each run",
+            "Give more minutes or fewer seeds.",
+        )
+    samples = setting.samples if batches == setting.steps_per_epoch else batches * setting.batch_size
+    cut.append(
+        f"{setting.label}: {epochs} of {setting.epochs} epochs, {samples} of {setting.samples} samples"
+    )
+    return replace(setting, epochs=epochs, samples=samples)
+
+
+def _affordable(settings: RunSettings, step: float, cells: Sequence[Cell], first: Setting) -> float:
+    """Return the steps of each run that a budget has: every method is tried with a grid of three and with each seed."""
+    assert settings.budget_minutes is not None
+    return 60 * settings.budget_minutes / (step * len(cells) * (len(first.grid) + settings.seeds - 1))
+
+
+def tables(result: Result) -> str:
+    """Return the table of each network, and what was cut."""
+    parts = [f"{name}:\n\n{comparison_table(result, name)}" for name in result["summary"]]
+    cut = "; ".join(result["cut"])
+    parts.append(f"Cut to fit the budget: {cut}." if cut else "Nothing was cut.")
+    parts.append(
+        "`normative` reads the weights at every step, and starts again from them twice an epoch; `local` reads them at "
+        "the start; the first generation never. *Best epoch*: test accuracy after the epoch that was best in validation."
+    )
+    return "\n\n".join(parts)
+
+
+def draw(result: Result) -> Figure:
+    """Draw the accuracy of every method on the first network."""
+    name = next(iter(result["summary"]))
+    return method_dots(
+        result["summary"][name], f"{name}, {result['configuration']['networks'][name]['data']}"
+    )
+
+
+def over(rules: Sequence[str], error_dims: Sequence[int], setting: Setting, **settings: Any) -> list[Method]:
+    """Return rules of the paper's generations at several ``r``."""
+    return [generation(rule, r, setting.steps_per_epoch, **settings) for r in error_dims for rule in rules]
+
+
+def with_backprop(methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Return methods with backpropagation before them."""
+    return (BACKPROP, *methods)
