@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
-from lowdimfa.build import ErrorShape
 from lowdimfa.config import FeedbackConfig
+from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
 from lowdimfa.partitioning import BlockPlan

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import ErrorShape, error_shape, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import error_shape, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last

@@ -73,6 +73,21 @@ def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
+@pytest.mark.parametrize(
+    ("model", "q_rule"), [("mlp", "readout"), ("transformer", "hebbian"), ("cnn", "probed")]
+)
+def test_muon_gives_the_same_bits(model: str, q_rule: str, tmp_path: Path) -> None:
+    plain = specification(
+        model, 4, q_rule, train={"optimizer": {"factory": "lowdimfa.muon:Muon", "args": {"lr": 0.02}}}
+    )
+    if model == "cnn":  # threads share what dropout draws from
+        plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
 def test_autocast_clipping_and_settings_per_block_give_the_same_bits(tmp_path: Path) -> None:
     per_block = {
         0: {

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.build import ErrorShape, resolve_feedback
+from lowdimfa.build import resolve_feedback
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
 from lowdimfa.losses import make_loss
 from lowdimfa.network import DecoupledNetwork, decouple

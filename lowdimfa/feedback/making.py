@@ -1,0 +1,82 @@
+"""The rules of a run, freshly drawn."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.readout import LocalReadout
+from lowdimfa.feedback.rules import QRule
+from lowdimfa.rules import P_RULES, Q_RULES, Registry
+from lowdimfa.tickets import derive_seed
+
+
+class ErrorShape(NamedTuple):
+    """Shape of the broadcast error of one sample.
+
+    Attributes
+    ----------
+    task_dim
+        Width of the output, ``m``.
+    error_dim
+        Width of the broadcast, ``r``.
+    position_dims
+        1 where every token has an error of its own, else 0.
+    positions
+        Errors per sample: the number of tokens, or 1.
+    """
+
+    task_dim: int
+    error_dim: int
+    position_dims: int
+    positions: int
+
+
+def make_q_rule(
+    features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
+) -> QRule:
+    """Return the rule of a site with freshly drawn feedback weights.
+
+    Raises
+    ------
+    InputError
+        It can't be made, or leaves no weights of the right shape.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if feedback.form == "local":
+        return LocalReadout(features, shape.task_dim, generator)
+    made = Q_RULES.make(
+        feedback.q_rule,
+        seed,
+        features,
+        shape.error_dim,
+        generator,
+        own_error=feedback.own_error,
+        probe_decay=feedback.probe_decay,
+        microbatches=training.microbatches,
+    )
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, nn.Parameter) or weights.shape != (features, shape.error_dim):
+        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, shape.error_dim)}")
+    return made
+
+
+def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig) -> PRule:
+    """Return the rule for ``P`` with freshly drawn weights; it raises as `make_q_rule` does."""
+    seed = derive_seed(training.seed, "P")
+    generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
+    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, p_lr=feedback.p_lr)
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
+        raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")
+    return made
+
+
+def _without_weights(registry: Registry[Any], made: object, expected: str) -> InputError:
+    found = f"{registry.name_of(type(made))!r}, whose constructor leaves no such 'weights'"
+    return InputError(registry.key, found, expected, "Call that of its base class.")
