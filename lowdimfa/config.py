@@ -86,11 +86,15 @@ class FeedbackConfig:
     )
     p_rule: str | FactoryConfig = setting(
         "fixed",
-        "How the error projection P is learned: not at all, or by Oja's subspace rule, which "
-        "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
-        "is below the task's.",
+        "How the error projection P is learned: not at all (`fixed`), or so that its rows span the "
+        "error's leading principal directions: `oja` approaches these step by step, `pca` computes them from a running "
+        "correlation. It matters only where `error_dim` is below the task's.",
     )
     p_lr: float = setting(0.1, "Learning rate of Oja's rule, on an error correlation of trace 1.", gt=0)
+    p_decay: float = setting(
+        0.98, "What a step leaves of the running error correlation (`p_rule: pca`).", ge=0, lt=1
+    )
+    p_every: int = setting(25, "Optimiser steps between two computations of P (`p_rule: pca`).", ge=1)
     tap: str | FactoryConfig = setting(
         "auto",
         "The function of a block's output at which the error is delivered: the flat output, its "

@@ -70,7 +70,8 @@ def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: Train
     """Return the rule for ``P`` with freshly drawn weights; it raises as `make_q_rule` does."""
     seed = derive_seed(training.seed, "P")
     generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
-    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, p_lr=feedback.p_lr)
+    settings = {"p_lr": feedback.p_lr, "p_decay": feedback.p_decay, "p_every": feedback.p_every}
+    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, **settings)
     weights: object = getattr(made, "weights", None)
     if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
         raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")

@@ -64,8 +64,9 @@ def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) ->
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
-def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
-    feedback = {"error_dim": 3, "p_rule": "oja"}
+@pytest.mark.parametrize("p_rule", ["oja", "pca"])
+def test_a_learned_projection_and_a_narrow_window_give_the_same_bits(p_rule: str, tmp_path: Path) -> None:
+    feedback = {"error_dim": 3, "p_rule": p_rule, "p_every": 3}
     plain = specification("mlp", 4, "hebbian", feedback=feedback, train={"microbatches": 8, "window": 2})
     with thread_fleet(plain, tmp_path / "threads") as fleet:
         fleet.run(0, STEPS)
