@@ -16,7 +16,7 @@ from lowdimfa.tickets import Ticket
 IGNORED = -100
 """The class that by default says that a target doesn't count, as in torch."""
 
-Form = Literal["broadcast", "backprop", "local"]
+Form = Literal["broadcast", "backprop", "local", "frozen"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -61,7 +61,8 @@ class FeedbackConfig:
     form: Form = setting(
         "broadcast",
         "`broadcast` sends the projected output error to every block at once. `backprop` (exact "
-        "gradients) and `local` (a small trained head and loss in each block) are baselines.",
+        "gradients), `local` (a small trained head and loss in each block) and `frozen` (only the head learns, the "
+        "blocks before it stay as drawn) are baselines.",
     )
     error_dim: int | None = setting(
         None,
