@@ -15,7 +15,9 @@ from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule
+from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.readout import ReadoutFeedback
 from lowdimfa.head import Head
 from lowdimfa.losses import counts, make_loss, shows_targets
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
@@ -57,35 +59,40 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
 def resolve_feedback(
     feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
 ) -> FeedbackConfig:
-    """Return the feedback with ``auto`` replaced: ``readout`` where the error shows the targets, else ``hebbian``.
+    """Return the feedback with ``auto`` replaced: ``readout`` where blocks can be told the targets, else ``hebbian``.
 
     Raises
     ------
     InputError
-        There is no such rule; or one that needs the targets is asked for where a block can't tell them from the error.
+        There is no such rule; or one that needs the targets is asked for where blocks can't be told them.
     """
     if feedback.form != "broadcast":
         return replace(feedback, q_rule="fixed")
-    whole = shape.error_dim == shape.task_dim
-    plain = P_RULES.is_built_in(P_RULES.find(feedback.p_rule))  # by one of the user's own c may be anything
-    possible = whole and plain and shows_targets(training.loss, task)
+    p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim
+    # Below the task's dimension each block needs P itself; of a rule of the user's own c may be anything.
+    known = P_RULES.is_built_in(p_rule) if whole else p_rule is PRule
+    possible = known and shows_targets(training.loss, task)
     if feedback.q_rule == "auto":
         return replace(feedback, q_rule="readout" if possible else "hebbian")
     rule = Q_RULES.find(feedback.q_rule)
-    if rule.needs_targets and not possible:
-        name = Q_RULES.name_of(rule)
-        found = f"{name!r} with a loss {training.loss!r} on {task}"
-        if not whole:
-            found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers"
-        elif not plain:
-            found = f"{name!r} with a p_rule of your own"
-        raise InputError(
-            "feedback.q_rule",
-            found,
-            "softmax cross-entropy with error_dim the task's and a built-in p_rule: only so can a block tell the targets",
-            "'auto' takes 'hebbian' elsewhere.",
-        )
-    return feedback
+    if not rule.needs_targets or (
+        possible and (whole or (issubclass(rule, ReadoutFeedback) and not rule.probed))
+    ):
+        return feedback
+    name = Q_RULES.name_of(rule)
+    found, expected = f"{name!r} with a loss {training.loss!r} on {task}", "softmax cross-entropy"
+    if shows_targets(training.loss, task) and whole:
+        found, expected = f"{name!r} with a p_rule of your own", "a built-in p_rule"
+    elif shows_targets(training.loss, task):
+        p_name = P_RULES.name_of(p_rule)
+        found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers and p_rule {p_name!r}"
+        expected = "'readout' with p_rule 'fixed', or error_dim the task's"
+    raise InputError(
+        "feedback.q_rule",
+        found,
+        f"{expected}: only so can a block be told the targets",
+        "'auto' takes 'hebbian' elsewhere.",
+    )
 
 
 class Parts(NamedTuple):
@@ -185,6 +192,7 @@ def build_head(
         sites=sites,
         parts=parts.starts,
         probe_noise=feedback.probe_noise,
+        sends_classes=sends_classes(shape, feedback),
     )
 
 

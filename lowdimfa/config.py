@@ -66,17 +66,18 @@ class FeedbackConfig:
     )
     error_dim: int | None = setting(
         None,
-        "Numbers per sample (or token) that the broadcast carries; null means the task's "
+        "Numbers per sample (or token) that the broadcast carries of the error; null means the task's "
         "dimension, that is the number of classes or regression targets. It can't be larger than that.",
         ge=1,
     )
     q_rule: str | FactoryConfig = setting(
         "auto",
         "How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
-        "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
-        "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
-        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`. An import path names "
-        "a class of your own; [own-rules.md](own-rules.md) has the details, of the two below too.",
+        "the broadcast one; needs cross-entropy, and where `error_dim` is below the task's `p_rule: fixed` and one more "
+        "number per error, that of the class. `hebbian`: from the correlation of its tap with the broadcast error. "
+        "`probed`: from that and from noise added to its output in probe micro-batches. `fixed`: not at all. `auto` "
+        "takes `readout` where that can be, else `hebbian`. An import path names a class of your own; "
+        "[own-rules.md](own-rules.md) has the details, of the two below too.",
     )
     own_error: float = setting(
         0.5,

@@ -37,6 +37,26 @@ class ErrorShape(NamedTuple):
     positions: int
 
 
+def sends_classes(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
+    """Whether the number of its class goes with every error, which then doesn't show it: one number more.
+
+    ``feedback`` is as `lowdimfa.build.resolve_feedback` returns it, here and below.
+    """
+    if feedback.form != "broadcast" or feedback.q_rule == "auto" or shape.error_dim == shape.task_dim:
+        return False
+    return Q_RULES.find(feedback.q_rule).needs_targets
+
+
+def broadcast_width(shape: ErrorShape, feedback: FeedbackConfig) -> int:
+    """Return how many numbers the head sends for an error."""
+    return shape.error_dim + sends_classes(shape, feedback)
+
+
+def feedback_columns(shape: ErrorShape, feedback: FeedbackConfig) -> int:
+    """Return the columns of ``Q``: ``r``, or ``m`` where the class is sent, which ``Qᵀ t(h)`` predicts."""
+    return shape.task_dim if sends_classes(shape, feedback) else shape.error_dim
+
+
 def make_q_rule(
     features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
 ) -> QRule:
@@ -50,19 +70,18 @@ def make_q_rule(
     generator = torch.Generator().manual_seed(seed)
     if feedback.form == "local":
         return LocalReadout(features, shape.task_dim, generator)
-    made = Q_RULES.make(
-        feedback.q_rule,
-        seed,
-        features,
-        shape.error_dim,
-        generator,
-        own_error=feedback.own_error,
-        probe_decay=feedback.probe_decay,
-        microbatches=training.microbatches,
-    )
+    columns = feedback_columns(shape, feedback)
+    settings: dict[str, Any] = {
+        "own_error": feedback.own_error,
+        "probe_decay": feedback.probe_decay,
+        "microbatches": training.microbatches,
+    }
+    if sends_classes(shape, feedback):  # fixed, and so what the head has drawn
+        settings["projection"] = make_projection(shape, feedback, training).weights
+    made = Q_RULES.make(feedback.q_rule, seed, features, columns, generator, **settings)
     weights: object = getattr(made, "weights", None)
-    if not isinstance(weights, nn.Parameter) or weights.shape != (features, shape.error_dim):
-        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, shape.error_dim)}")
+    if not isinstance(weights, nn.Parameter) or weights.shape != (features, columns):
+        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, columns)}")
     return made
 
 
