@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,8 @@ Kind = Literal["matrix", "embedding", "output", "feedback", "other"]
 """What a parameter is; `kinds_of` has the meanings."""
 
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_OF_MUON = ("lr", "weight_decay", "momentum", "nesterov", "ns_steps", "adjust_lr_fn")
-_OF_ADAMW = ("lr", "weight_decay", "betas", "eps", "fused")
+_COEFFICIENTS = 3.4445, -4.7750, 2.0315
+"""Of the polynomial that drives singular values towards 1, by Jordan et al."""
 
 
 def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
@@ -60,10 +61,11 @@ def _is_matrix(part: nn.Module, name: str, parameter: Tensor) -> bool:
 class Muon(Optimizer):
     """Muon (Jordan et al., 2024) for hidden layers' matrices, AdamW for everything else.
 
-    Muon replaces a matrix's momentum by the nearest matrix whose singular values are all about 1. Its step is
-    `torch.optim.Muon`'s; the kernel of a convolution is taken as the matrix ``(out, rest)``. As its authors advise,
-    embeddings and the output layer are AdamW's, as are biases, norms, and all that isn't known to be a matrix. So are
-    feedback weights: ``Q`` is the last layer of a readout.
+    Muon replaces a matrix's momentum by the nearest matrix whose singular values are all about 1. Its step is that of
+    `torch.optim.Muon`, but for the precision on a processor: torch's iterates in bfloat16, which one without such
+    instructions does tens of times slower than in single precision. The kernel of a convolution is taken as the matrix
+    ``(out, rest)``. As its authors advise, embeddings and the output layer are AdamW's, as are biases, norms, and all
+    that isn't known to be a matrix. So are feedback weights: ``Q`` is the last layer of a readout.
 
     There is one rate, and so one schedule, for both: ``adjust_lr_fn="match_rms_adamw"`` gives Muon's steps the size of
     AdamW's (Liu et al., 2025).
@@ -96,7 +98,7 @@ class Muon(Optimizer):
     Raises
     ------
     ValueError
-        Kinds and parameters don't go together, or this version of torch has no Muon.
+        Kinds and parameters don't go together, or a setting is out of bounds.
     """
 
     def __init__(
@@ -116,8 +118,6 @@ class Muon(Optimizer):
         muon: Sequence[str] = (),
         kinds: Mapping[str, str] | None = None,
     ) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"torch {torch.__version__} has no Muon; 2.9 is the first that does")
         trained = list(params)
         if kinds is None or len(kinds) != len(trained):
             raise ValueError("kinds must name what every parameter is: lowdimfa.muon.kinds_of(model)")
@@ -125,6 +125,12 @@ class Muon(Optimizer):
             raise ValueError("adamw and muon are lists of patterns, not text")
         if not adamw_scale > 0:
             raise ValueError(f"adamw_scale is {adamw_scale}; a number above 0 is expected")
+        if not 0 <= momentum < 1 or not 1 <= ns_steps < 100:
+            raise ValueError(
+                f"momentum is {momentum} and ns_steps {ns_steps}; from 0 to below 1, and from 1 to 99"
+            )
+        if adjust_lr_fn not in ("original", "match_rms_adamw"):
+            raise ValueError(f"adjust_lr_fn is {adjust_lr_fn!r}; original or match_rms_adamw is expected")
         self.unused = tuple(
             each for each in (*adamw, *muon) if not any(_named(name, [each]) for name in kinds)
         )
@@ -143,16 +149,17 @@ class Muon(Optimizer):
         given |= {"betas": tuple(betas), "eps": eps, "fused": fused}
         # Both groups are always there, so that a schedule's list of rates, and a checkpoint's groups, fit every block.
         super().__init__([{"params": matrices}, {"params": rest}], given)
-        self._inner()  # refuses settings that are out of bounds
+        self._adamw()  # refuses what is out of bounds there
 
-    def _inner(self) -> tuple[Optimizer, Optimizer]:
-        """Return Muon for its matrices as they lie flat, and AdamW for the rest, made for one step."""
-        muons, adamws = self.param_groups
-        flat = [one.detach().reshape(len(one), -1) for one in _with_gradients(muons)]
-        rate = {"lr": adamws["lr"] * adamws["adamw_scale"]}
-        none = [torch.zeros(1, 1)]
-        muon = torch.optim.Muon(flat or none, **_some(muons, _OF_MUON))
-        return muon, torch.optim.AdamW(adamws["params"] or none, **_some(adamws, _OF_ADAMW) | rate)
+    def _adamw(self) -> Optimizer:
+        """Return AdamW for what is its own, made for one step, with the state kept here."""
+        group = self.param_groups[1]
+        settings = {name: group[name] for name in ("weight_decay", "betas", "eps", "fused")}
+        made = torch.optim.AdamW(
+            group["params"] or [torch.zeros(1)], lr=group["lr"] * group["adamw_scale"], **settings
+        )
+        made.state = self.state
+        return made
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -161,43 +168,48 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        muon, adamw = self._inner()
-        self._step_matrices(muon)
-        adamw.state = self.state
-        adamw.step()
+        group = self.param_groups[0]
+        for matrix in group["params"]:
+            if matrix.grad is not None:
+                self._step_matrix(matrix, matrix.grad, group)
+        self._adamw().step()
         return loss
 
-    def _step_matrices(self, muon: Optimizer) -> None:
-        matrices = _with_gradients(self.param_groups[0])
-        flat = muon.param_groups[0]["params"][: len(matrices)]
-        for one, row in zip(matrices, flat, strict=True):
-            assert one.grad is not None
-            if "momentum_buffer" not in self.state[one]:
-                self.state[one]["momentum_buffer"] = torch.zeros_like(one)
-            row.grad = one.grad.reshape(row.shape)
-            muon.state[row]["momentum_buffer"] = self.state[one]["momentum_buffer"].reshape(row.shape)
-        muon.step()
-        for one, row in zip(matrices, flat, strict=True):
-            _put_back(row, one)
-            _put_back(muon.state[row]["momentum_buffer"], self.state[one]["momentum_buffer"])
+    def _step_matrix(self, matrix: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        state, momentum = self.state[matrix], group["momentum"]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        wanted = state["momentum_buffer"]
+        if group["nesterov"]:
+            wanted = gradient.lerp(wanted, momentum)
+        step = orthogonalised(wanted.reshape(len(wanted), -1), group["ns_steps"])
+        rows, columns = step.shape
+        scale = 0.2 * math.sqrt(max(rows, columns))
+        if group["adjust_lr_fn"] == "original":
+            scale = math.sqrt(max(1, rows / columns))
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.add_(step.reshape(matrix.shape), alpha=-group["lr"] * scale)
 
 
-def _put_back(flat: Tensor, value: Tensor) -> None:
-    """Copy a flat view into what it is a view of, where it is none, as with channels last."""
-    if flat.data_ptr() != value.data_ptr():
-        value.copy_(flat.view(value.shape))
+def orthogonalised(matrix: Tensor, steps: int) -> Tensor:
+    """Return about ``U Vᵀ`` of ``matrix = U S Vᵀ``, by Newton–Schulz iterations: singular values from 0.5 to 1.5."""
+    a, b, c = _COEFFICIENTS
+    wide = len(matrix) <= matrix.shape[1]
+    found = (matrix if wide else matrix.t()).to(_precision(matrix.device))
+    found = found / found.norm().clamp(min=1e-7)  # not in place: it may be the momentum itself
+    for _ in range(steps):
+        gram = found @ found.t()
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found if wide else found.t()
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def _named(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _with_gradients(group: Mapping[str, Any]) -> list[nn.Parameter]:
-    return [one for one in group["params"] if one.grad is not None]
-
-
-def _some(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: group[name] for name in names}
 
 
 def refuse_unused_patterns(updaters: Iterable[Updater]) -> None:

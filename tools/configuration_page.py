@@ -42,8 +42,8 @@ specification can be named. `args` are free-form: whatever the factory takes, as
 
 ## Muon
 
-`lowdimfa.muon:Muon` trains the matrices of hidden layers by Muon (`torch.optim.Muon`, torch 2.9 or later) and everything
-else by AdamW, in every form of feedback:
+`lowdimfa.muon:Muon` trains the matrices of hidden layers by Muon (with the steps of `torch.optim.Muon`, on processors in
+single precision) and everything else by AdamW, in every form of feedback:
 
 ```yaml
 train:
