@@ -220,15 +220,16 @@ def refuse_unused_patterns(updaters: Iterable[Updater]) -> None:
     InputError
         Names the pattern.
     """
-    unused: dict[int, set[str]] = {}
+    unused: dict[int, tuple[str, set[str]]] = {}
     for updater in updaters:
         if isinstance(updater.optimizer, Muon):
-            here = set(updater.optimizer.unused)
-            unused[id(updater.config)] = unused.get(id(updater.config), here) & here
-            where = updater.config.optimizer_key
-    for pattern in sorted(set().union(*unused.values())):
-        raise InputError(
-            f"{where}.args",
-            f"the pattern {pattern!r}, which fits the name of no parameter",
-            "patterns of names in the plain model, such as '0.weight' or '*.Q'",
-        )
+            key, here = f"{updater.config.optimizer_key}.args", set(updater.optimizer.unused)
+            _, so_far = unused.setdefault(id(updater.config), (key, here))
+            so_far &= here  # in place
+    for key, patterns in unused.values():
+        for pattern in sorted(patterns):
+            raise InputError(
+                key,
+                f"the pattern {pattern!r}, which fits the name of no parameter",
+                "patterns of names in the plain model, such as '0.weight' or '*.Q'",
+            )

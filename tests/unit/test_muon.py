@@ -188,6 +188,14 @@ def test_users_name_what_is_whose() -> None:
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"train\.optimizer\.args: found the pattern 'embedding\.\*'"):
         network(adamw=["0.*", "embedding.*"])
+    own = {
+        2: UpdateConfig(
+            FactoryConfig("lowdimfa.muon:Muon", {"adamw": ["0.*"]}, "train.per_block.2.optimizer")
+        )
+    }
+    training = TrainingConfig(40, update=update(adamw=["0.*"]), per_block=own)
+    with pytest.raises(InputError, match=r"train\.per_block\.2\.optimizer\.args: found the pattern '0\.\*'"):
+        decouple(mlp(6, 16, 4, 3), normal(2, 6, seed=0), blocks=3, total_steps=40, training=training)
     with pytest.raises(InputError, match=r"the pattern '9\.\*'"):
         network(muon=["9.*"])
 
