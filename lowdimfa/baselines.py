@@ -1,4 +1,4 @@
-"""The baselines, on the very same blocks and optimisers: backpropagation, and greedy local losses."""
+"""The baselines, on the very same blocks and optimisers: backpropagation, greedy local losses, and blocks that stay."""
 
 from __future__ import annotations
 
@@ -70,3 +70,29 @@ class LocalForm:
         """Apply each block's own gradients."""
         for stage in (*self._blocks, self._head):
             stage.updater.step()
+
+
+class FrozenForm:
+    """The control: the head alone learns, and the blocks before it stay as drawn.
+
+    What a rule gains over this is what its feedback is worth; a head on random features does well in short runs. Running
+    statistics, such as those of batch norm, follow the data: they are no weights, and evaluation needs them.
+    """
+
+    def __init__(self, blocks: Sequence[Block], head: Head) -> None:
+        self._blocks = blocks
+        self._head = head
+
+    def run(
+        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+    ) -> tuple[float, int, int]:
+        """Forward through all blocks, and let the head learn."""
+        with torch.no_grad():
+            for block in self._blocks:
+                inputs = block.run(inputs, ticket)
+        sent = self._head.forward(inputs, targets, ticket, weight=weight)
+        return float(sent.loss), int(sent.correct), int(sent.counted)
+
+    def step(self) -> None:
+        """Let the head's optimiser apply its gradient."""
+        self._head.updater.step()

@@ -5,48 +5,28 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
 from lowdimfa.feedback.projection import PRule
-from lowdimfa.feedback.readout import LocalReadout
-from lowdimfa.feedback.rules import QRule
+from lowdimfa.feedback.readout import ReadoutFeedback
 from lowdimfa.head import Head
 from lowdimfa.losses import counts, make_loss, shows_targets
+from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan
-from lowdimfa.rules import P_RULES, Q_RULES, TAPS, Registry
+from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
-
-
-class ErrorShape(NamedTuple):
-    """Shape of the broadcast error of one sample.
-
-    Attributes
-    ----------
-    task_dim
-        Width of the output, ``m``.
-    error_dim
-        Width of the broadcast, ``r``.
-    position_dims
-        1 where every token has an error of its own, else 0.
-    positions
-        Errors per sample: the number of tokens, or 1.
-    """
-
-    task_dim: int
-    error_dim: int
-    position_dims: int
-    positions: int
 
 
 def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorShape:
@@ -79,35 +59,40 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
 def resolve_feedback(
     feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
 ) -> FeedbackConfig:
-    """Return the feedback with ``auto`` replaced: ``readout`` where the error shows the targets, else ``hebbian``.
+    """Return the feedback with ``auto`` replaced: ``readout`` where blocks can be told the targets, else ``hebbian``.
 
     Raises
     ------
     InputError
-        There is no such rule; or one that needs the targets is asked for where a block can't tell them from the error.
+        There is no such rule; or one that needs the targets is asked for where blocks can't be told them.
     """
     if feedback.form != "broadcast":
         return replace(feedback, q_rule="fixed")
-    whole = shape.error_dim == shape.task_dim
-    plain = P_RULES.is_built_in(P_RULES.find(feedback.p_rule))  # by one of the user's own c may be anything
-    possible = whole and plain and shows_targets(training.loss, task)
+    p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim
+    # Below the task's dimension each block needs P itself; of a rule of the user's own c may be anything.
+    known = P_RULES.is_built_in(p_rule) if whole else p_rule is PRule
+    possible = known and shows_targets(training.loss, task)
     if feedback.q_rule == "auto":
         return replace(feedback, q_rule="readout" if possible else "hebbian")
     rule = Q_RULES.find(feedback.q_rule)
-    if rule.needs_targets and not possible:
-        name = Q_RULES.name_of(rule)
-        found = f"{name!r} with a loss {training.loss!r} on {task}"
-        if not whole:
-            found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers"
-        elif not plain:
-            found = f"{name!r} with a p_rule of your own"
-        raise InputError(
-            "feedback.q_rule",
-            found,
-            "softmax cross-entropy with error_dim the task's and a built-in p_rule: only so can a block tell the targets",
-            "'auto' takes 'hebbian' elsewhere.",
-        )
-    return feedback
+    if not rule.needs_targets or (
+        possible and (whole or (issubclass(rule, ReadoutFeedback) and not rule.probed))
+    ):
+        return feedback
+    name = Q_RULES.name_of(rule)
+    found, expected = f"{name!r} with a loss {training.loss!r} on {task}", "softmax cross-entropy"
+    if shows_targets(training.loss, task) and whole:
+        found, expected = f"{name!r} with a p_rule of your own", "a built-in p_rule"
+    elif shows_targets(training.loss, task):
+        p_name = P_RULES.name_of(p_rule)
+        found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers and p_rule {p_name!r}"
+        expected = "'readout' with p_rule 'fixed', or error_dim the task's"
+    raise InputError(
+        "feedback.q_rule",
+        found,
+        f"{expected}: only so can a block be told the targets",
+        "'auto' takes 'hebbian' elsewhere.",
+    )
 
 
 class Parts(NamedTuple):
@@ -167,7 +152,7 @@ def build_block(
     return Block(
         plan.index,
         module,
-        _updater(plan, module, sites, training),
+        _updater(plan, module, sites, training, is_head=False),
         sites,
         seed=training.seed,
         precision=training.precision,
@@ -194,8 +179,8 @@ def build_head(
     return Head(
         plan.index,
         module,
-        _updater(plan, module, sites, training),
-        _projection(shape, feedback, training),
+        _updater(plan, module, sites, training, is_head=True),
+        make_projection(shape, feedback, training),
         make_loss(training.loss, task, training.ignore_index),
         task,
         seed=training.seed,
@@ -207,6 +192,7 @@ def build_head(
         sites=sites,
         parts=parts.starts,
         probe_noise=feedback.probe_noise,
+        sends_classes=sends_classes(shape, feedback),
     )
 
 
@@ -221,7 +207,9 @@ def build_stages(
     shape = error_shape(plans, feedback)
     feedback = resolve_feedback(feedback, shape, training, task)
     blocks = [build_block(plan, shape, feedback, training, device) for plan in plans[:-1]]
-    return blocks, build_head(plans[-1], shape, feedback, training, task, device)
+    head = build_head(plans[-1], shape, feedback, training, task, device)
+    refuse_unused_patterns(stage.updater for stage in (*blocks, head))
+    return blocks, head
 
 
 def _site(
@@ -236,53 +224,22 @@ def _site(
     with TAPS.trying(type(tap), f"on outputs of shape {tuple(plan.output_shape)} per sample"):
         features, keeps_places = tap.features(plan.output_shape), tap.keeps_places(plan.output_shape)
         features = operator.index(features)
-    rule = _q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
+    rule = make_q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
     if keeps_places:
         with Q_RULES.trying(type(rule), "in start_on_places()"):
             rule.start_on_places()
     return FeedbackSite(boundary, tap, rule.to(device or torch.device("cpu")))
 
 
-def _q_rule(
-    features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
-) -> QRule:
-    generator = torch.Generator().manual_seed(seed)
-    if feedback.form == "local":
-        return LocalReadout(features, shape.task_dim, generator)
-    made = Q_RULES.make(
-        feedback.q_rule,
-        seed,
-        features,
-        shape.error_dim,
-        generator,
-        own_error=feedback.own_error,
-        probe_decay=feedback.probe_decay,
-        microbatches=training.microbatches,
-    )
-    weights: object = getattr(made, "weights", None)
-    if not isinstance(weights, nn.Parameter) or weights.shape != (features, shape.error_dim):
-        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, shape.error_dim)}")
-    return made
-
-
-def _projection(shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig) -> PRule:
-    seed = derive_seed(training.seed, "P")
-    generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
-    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, p_lr=feedback.p_lr)
-    weights: object = getattr(made, "weights", None)
-    if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
-        raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")
-    return made
-
-
-def _without_weights(registry: Registry[Any], made: object, expected: str) -> InputError:
-    found = f"{registry.name_of(type(made))!r}, whose constructor leaves no such 'weights'"
-    return InputError(registry.key, found, expected, "Call that of its base class.")
-
-
 def _updater(
-    plan: BlockPlan, module: BlockModule, sites: Sequence[FeedbackSite], training: TrainingConfig
+    plan: BlockPlan,
+    module: BlockModule,
+    sites: Sequence[FeedbackSite],
+    training: TrainingConfig,
+    is_head: bool,
 ) -> Updater:
+    plain = [name for name, _ in module.named_plain_parameters()]
+    kinds = dict(zip(plain, kinds_of(module, head=is_head).values(), strict=True))
     forward = {
         name: parameter for name, parameter in module.named_plain_parameters() if parameter.requires_grad
     }
@@ -290,9 +247,10 @@ def _updater(
     for site in sites:
         if site.feedback.trained_by_optimizer and forward:
             trained[f"{site.boundary}.Q"] = site.feedback.weights
+            kinds[f"{site.boundary}.Q"] = "feedback"
     seed = derive_seed(training.seed, "updater", plan.index)
     update = training.update_of(plan.index)
-    return Updater(trained, list(forward.values()), update, training.total_steps, seed)
+    return Updater(trained, list(forward.values()), update, training.total_steps, seed, kinds)
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:

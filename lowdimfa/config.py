@@ -16,7 +16,7 @@ from lowdimfa.tickets import Ticket
 IGNORED = -100
 """The class that by default says that a target doesn't count, as in torch."""
 
-Form = Literal["broadcast", "backprop", "local"]
+Form = Literal["broadcast", "backprop", "local", "frozen"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -61,21 +61,23 @@ class FeedbackConfig:
     form: Form = setting(
         "broadcast",
         "`broadcast` sends the projected output error to every block at once. `backprop` (exact "
-        "gradients) and `local` (a small trained head and loss in each block) are baselines.",
+        "gradients), `local` (a small trained head and loss in each block) and `frozen` (only the head learns, the "
+        "blocks before it stay as drawn) are baselines.",
     )
     error_dim: int | None = setting(
         None,
-        "Numbers per sample (or token) that the broadcast carries; null means the task's "
+        "Numbers per sample (or token) that the broadcast carries of the error; null means the task's "
         "dimension, that is the number of classes or regression targets. It can't be larger than that.",
         ge=1,
     )
     q_rule: str | FactoryConfig = setting(
         "auto",
         "How a block's feedback weights Q are learned. `readout`: as its own readout, whose error joins "
-        "the broadcast one; needs cross-entropy and all the task's dimensions. `hebbian`: from the correlation of its "
-        "tap with the broadcast error. `probed`: from that and from noise added to its output in probe micro-batches. "
-        "`fixed`: not at all. `auto` takes `readout` where that can be, else `hebbian`. An import path names "
-        "a class of your own; [own-rules.md](own-rules.md) has the details, of the two below too.",
+        "the broadcast one; needs cross-entropy, and where `error_dim` is below the task's `p_rule: fixed` and one more "
+        "number per error, that of the class. `hebbian`: from the correlation of its tap with the broadcast error. "
+        "`probed`: from that and from noise added to its output in probe micro-batches. `fixed`: not at all. `auto` "
+        "takes `readout` where that can be, else `hebbian`. An import path names a class of your own; "
+        "[own-rules.md](own-rules.md) has the details, of the two below too.",
     )
     own_error: float = setting(
         0.5,
@@ -86,11 +88,15 @@ class FeedbackConfig:
     )
     p_rule: str | FactoryConfig = setting(
         "fixed",
-        "How the error projection P is learned: not at all, or by Oja's subspace rule, which "
-        "turns its rows towards the error's leading principal directions. It matters only where `error_dim` "
-        "is below the task's.",
+        "How the error projection P is learned: not at all (`fixed`), or so that its rows span the "
+        "error's leading principal directions: `oja` approaches these step by step, `pca` computes them from a running "
+        "correlation. It matters only where `error_dim` is below the task's.",
     )
     p_lr: float = setting(0.1, "Learning rate of Oja's rule, on an error correlation of trace 1.", gt=0)
+    p_decay: float = setting(
+        0.98, "What a step leaves of the running error correlation (`p_rule: pca`).", ge=0, lt=1
+    )
+    p_every: int = setting(25, "Optimiser steps between two computations of P (`p_rule: pca`).", ge=1)
     tap: str | FactoryConfig = setting(
         "auto",
         "The function of a block's output at which the error is delivered: the flat output, its "

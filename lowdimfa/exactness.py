@@ -94,7 +94,7 @@ class _Checked:
 
     def _error(self, output: Tensor) -> Tensor:
         site = self.block.sites[-1]
-        shape = *site.tap(output).shape[:-1], site.feedback.weights.shape[-1]
+        shape = *site.tap(output).shape[:-1], site.feedback.received
         error = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         return (error / len(output)).to(output.device)
 

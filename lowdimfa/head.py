@@ -15,6 +15,7 @@ from lowdimfa.data.base import Task
 from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.readout import with_classes
 from lowdimfa.losses import Loss, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.rules import P_RULES
@@ -30,7 +31,8 @@ class Broadcast:
     Attributes
     ----------
     error
-        ``c = P e``, shape ``(batch, *positions, error_dim)``, float32: what every block needs to learn.
+        ``c = P e``, shape ``(batch, *positions, error_dim)``, float32: what every block needs to learn. Where the error
+        doesn't show its class, that one's number is behind it (`lowdimfa.feedback.readout.with_classes`).
     response
         On a probe, ``P Δy``: the projected change of the output, of the same shape.
     loss
@@ -85,6 +87,8 @@ class Head(Stage):
         Tells which of the targets the loss counts, or None for all of them.
     microbatches
         Parts of a step's batch: the error is that of the mean over the whole batch.
+    sends_classes
+        Whether the number of its class goes with every error.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Head(Stage):
         sites: Sequence[FeedbackSite] = (),
         parts: Sequence[int] = (0,),
         probe_noise: float = 0.05,
+        sends_classes: bool = False,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
         super().__init__(
@@ -126,6 +131,7 @@ class Head(Stage):
         self.task = task
         self._counts = counts
         self._microbatches = microbatches
+        self._sends_classes = sends_classes
 
     def forward(
         self,
@@ -210,7 +216,7 @@ class Head(Stage):
 
     @torch.no_grad()
     def projected(self, error: Tensor) -> Tensor:
-        """Return ``c``, what is broadcast of an output error.
+        """Return ``c``, what is broadcast of an output error, with the number of its class where that is sent.
 
         Raises
         ------
@@ -229,7 +235,7 @@ class Head(Stage):
                 f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
                 f"torch.float32 of shape {shape}",
             )
-        return found
+        return with_classes(found, error) if self._sends_classes else found
 
     def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
         """Add the evaluation batch of that number to the totals."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.baselines import BackpropForm, LocalForm
+from lowdimfa.baselines import BackpropForm, FrozenForm, LocalForm
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
@@ -103,6 +103,7 @@ def make_form(name: Form, blocks: Sequence[Block], head: Head, feedback: Feedbac
         "broadcast": lambda: BroadcastForm(blocks, head, feedback),
         "backprop": lambda: BackpropForm(blocks, head),
         "local": lambda: LocalForm(blocks, head),
+        "frozen": lambda: FrozenForm(blocks, head),
     }
     return forms[name]()
 

@@ -42,6 +42,8 @@ class Updater:
         Steps of the whole run, given to a scheduler that takes ``total_steps`` and isn't told otherwise.
     seed
         For factories that draw random numbers: they draw the same in every process.
+    kinds
+        What each of the parameters is, as `lowdimfa.muon.kinds_of` says; given to an optimiser that takes ``kinds``.
 
     Raises
     ------
@@ -56,11 +58,13 @@ class Updater:
         config: UpdateConfig,
         total_steps: int,
         seed: int = 0,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         self._parameters = dict(parameters)
         self._clipped = clipped
         self.config = config
         self._seed = seed
+        self._kinds = {name: (kinds or {}).get(name, "other") for name in parameters}
         self.optimizer: Optimizer | None = None
         self.scheduler: LRScheduler | None = None
         if not parameters:  # a block cut so that it has nothing to learn
@@ -74,6 +78,8 @@ class Updater:
         where, given = self.config.optimizer_key, self.config.optimizer
         factory = resolve(given.factory, f"{where}.factory")
         filled = _fused(factory, self.trained, given.args)
+        if "kinds" in _signature(factory):
+            filled["kinds"] = self._kinds
         made = self._call(factory, self.trained, given, filled, where)
         _require(made, _OF_OPTIMISERS, "an optimiser", given.factory, where)
         needed = [one for one in _signature(made.step).values() if one.default is inspect.Parameter.empty]

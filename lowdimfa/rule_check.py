@@ -98,7 +98,9 @@ def refuse_drifting(one: Stage, other: Stage, replicas: int) -> None:
         with Q_RULES.trying(type(site.feedback), "with replicas"), reproducible(0), torch.no_grad():
             for step in range(_STEPS):
                 for replica, rule in enumerate(rules):
-                    tapped, error = _drawn(rule.weights, site.tap.position_dims, 2 * step + replica)
+                    tapped, error = _drawn(
+                        rule.weights, site.tap.position_dims, 2 * step + replica, rule.received
+                    )
                     rule.accumulate(tapped, rule.errors(tapped, error).learned)
                 if site.feedback.probed:  # one micro-batch of a step is a probe, in one of the replicas
                     site.feedback.accumulate_probe(
@@ -147,11 +149,14 @@ def _own_rules(stage: Stage, other: Stage) -> Iterator[tuple[Registry[Any], Call
         yield P_RULES, _follow_p, stage.projection, other.projection
 
 
-def _drawn(weights: Tensor, position_dims: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a tap's value and an error of some samples."""
+def _drawn(
+    weights: Tensor, position_dims: int, seed: int, received: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a tap's value and an error of some samples, of as many numbers as arrive at a rule for ``Q``."""
     generator = torch.Generator().manual_seed(2**20 + seed)
     rows = _SAMPLES, *[2] * position_dims
-    value, error = (torch.randn(*rows, width, generator=generator) for width in weights.shape)
+    widths = len(weights), received or weights.shape[-1]
+    value, error = (torch.randn(*rows, width, generator=generator) for width in widths)
     return value.to(weights.device), error.to(weights.device)
 
 
@@ -190,7 +195,8 @@ def _follow_q(position_dims: int, rule: QRule, asked: int) -> Iterator[tuple[Ten
     """Yield what a rule comes to in some steps, as pairs that must be alike."""
     for step in range(_STEPS):
         for microbatch in range(_MICROBATCHES):
-            tapped, error = _drawn(rule.weights, position_dims, _MICROBATCHES * step + microbatch)
+            number = _MICROBATCHES * step + microbatch
+            tapped, error = _drawn(rule.weights, position_dims, number, rule.received)
             for _ in range(asked):
                 seed_generators(0)
                 errors = rule.errors(tapped, error)

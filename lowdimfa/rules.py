@@ -168,6 +168,7 @@ P_RULES: Registry[PRule] = Registry(
     {
         "fixed": "lowdimfa.feedback.projection:PRule",
         "oja": "lowdimfa.feedback.projection:OjaProjection",
+        "pca": "lowdimfa.feedback.projection:PcaProjection",
     },
 )
 

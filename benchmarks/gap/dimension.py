@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from benchmarks.claims.claim import Claim, Result, Verdict
 from benchmarks.gap.networks import Network
-from benchmarks.gap.rules import BACKPROP, HEBBIAN, READOUT, Rule
+from benchmarks.gap.rules import BACKPROP, FROZEN, HEBBIAN, READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Line, Sweep
 from lowdimfa.models import mlp
 
@@ -16,10 +16,12 @@ POINTS = 1.0
 """A difference that counts, in points of accuracy."""
 
 
-def _line(label: str, p_rule: str) -> Line:
+def _line(label: str, rule: Rule, p_rule: str = "fixed") -> Line:
     return label, {
-        error_dim: Rule(
-            f"{label}, r = {error_dim}", replace(HEBBIAN.feedback, error_dim=error_dim, p_rule=p_rule)
+        error_dim: replace(
+            rule,
+            label=f"{label}, r = {error_dim}",
+            feedback=replace(rule.feedback, error_dim=error_dim, p_rule=p_rule),
         )
         for error_dim in ERROR_DIMS
     }
@@ -29,8 +31,15 @@ SWEEP = Sweep(
     "r",
     ERROR_DIMS,
     (Network("MLP 4×512, Fashion-MNIST", mlp, (784, 512, 5, 10), "Fashion-MNIST", samples=20_000, epochs=3),),
-    (_line("hebbian, P by Oja's rule", "oja"), _line("hebbian, P fixed", "fixed")),
-    (BACKPROP, replace(READOUT, label="readout, r = 10")),
+    (
+        _line("hebbian, P by Oja's rule", HEBBIAN, "oja"),
+        _line("hebbian, P fixed", HEBBIAN),
+        _line("hebbian, P by running PCA", HEBBIAN, "pca"),
+        _line("readout with the class, P fixed", READOUT),
+        _line("readout with the class, P fixed, Muon", by_muon(READOUT)),
+    ),
+    (BACKPROP, replace(READOUT, label="readout, r = 10"), FROZEN, by_muon(BACKPROP)),
+    minutes=36.0,  # by the number of runs, from the 15 of the first two lines and levels
 )
 
 

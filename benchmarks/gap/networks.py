@@ -62,7 +62,7 @@ class Network(Setting):
         return found | {
             "memory_format": "channels last" if self.model is cnn else "contiguous",
             "microbatches": 1,
-            "optimizer": "AdamW, fused, for W and Q",
+            "optimizer": "AdamW, fused, for W and Q, unless the method says otherwise",
             "score": self.score,
         }
 

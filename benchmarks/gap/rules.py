@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowdimfa.config import FeedbackConfig
@@ -12,15 +12,22 @@ BLOCKS = 4
 
 @dataclass(frozen=True)
 class Rule:
-    """A form of feedback on a network that is cut into blocks."""
+    """A form of feedback on a network that is cut into blocks, by AdamW, or by Muon for the matrices of hidden layers."""
 
     label: str
     feedback: FeedbackConfig
     blocks: int = BLOCKS
+    muon: bool = False
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
-        return {"feedback": asdict(self.feedback), "blocks": self.blocks}
+        optimizer = {"optimizer": "Muon for hidden matrices, AdamW for the rest and Q"} if self.muon else {}
+        return {"feedback": asdict(self.feedback), "blocks": self.blocks, **optimizer}
+
+
+def by_muon(rule: Rule) -> Rule:
+    """Return a rule with Muon."""
+    return replace(rule, label=f"{rule.label}, Muon", muon=True)
 
 
 BACKPROP = Rule("backpropagation", FeedbackConfig(form="backprop"))
@@ -29,3 +36,4 @@ HEBBIAN = Rule("broadcast, hebbian", FeedbackConfig(q_rule="hebbian"))
 PROBED = Rule("broadcast, probed", FeedbackConfig(q_rule="probed"))
 FIXED = Rule("direct feedback alignment", FeedbackConfig(q_rule="fixed"))
 LOCAL = Rule("greedy local loss", FeedbackConfig(form="local"))
+FROZEN = Rule("blocks before the head frozen", FeedbackConfig(form="frozen"))

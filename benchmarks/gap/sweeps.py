@@ -20,7 +20,6 @@ from benchmarks.reporting import markdown_table, mean_and_spread
 
 UPDATE = Update(2e-3)
 """One rate for all: a sweep shows a course, and chooses nothing."""
-MINUTES = 15.0
 
 Line = tuple[str, dict[int, Rule]]
 """A rule over the swept number."""
@@ -42,6 +41,8 @@ class Sweep:
         Rules over the number.
     levels
         Rules that don't depend on it.
+    minutes
+        What it takes on one core with three seeds.
     """
 
     axis: str
@@ -49,10 +50,11 @@ class Sweep:
     networks: tuple[Network, ...]
     lines: tuple[Line, ...]
     levels: tuple[Rule, ...]
+    minutes: float = 15.0
 
     def run(self, settings: RunSettings) -> dict[str, Any]:
         """Train everything."""
-        work = effort(settings, MINUTES)
+        work = effort(settings, self.minutes)
         networks = [replace(network.scaled(work), grid=(UPDATE,)) for network in self.networks]
         rules = [*self.levels, *(rule for _, line in self.lines for rule in line.values())]
         seeds = range(settings.seeds)
@@ -73,7 +75,7 @@ class Sweep:
                     rule.label,
                     *([mean_and_spread(scores_of(result, network.label, rule.label))] * len(self.points)),
                 )
-                for rule in self.levels
+                for rule in self._levels(result, network)
             ]
             rows += [
                 (
@@ -83,7 +85,7 @@ class Sweep:
                         for point in self.points
                     ),
                 )
-                for label, line in self.lines
+                for label, line in self._lines(result, network)
             ]
             header = (f"test {network.score}, {self.axis}:", *map(str, self.points))
             parts.append(f"{network.label}:\n\n{markdown_table(header, rows)}")
@@ -98,15 +100,26 @@ class Sweep:
         return figure
 
     def _panel(self, axes: Axes, result: Result, network: Network) -> None:
-        for rule in self.levels:
+        for rule in self._levels(result, network):
             level(axes, scores_of(result, network.label, rule.label), rule.label, color="0.3")
-        for label, line in self.lines:
+        for label, line in self._lines(result, network):
             scores = {point: scores_of(result, network.label, line[point].label) for point in self.points}
             curve(axes, scores, label)
         number_axis(axes, self.points, self.axis)
         axes.set_ylabel(f"test {network.score}")
         axes.set_title(network.label, fontsize=10)
         axes.legend(fontsize=8)
+
+    def _levels(self, result: Result, network: Network) -> list[Rule]:
+        """Return those that a result has: it may be of fewer."""
+        found = result["summary"][network.label]
+        return [rule for rule in self.levels if rule.label in found]
+
+    def _lines(self, result: Result, network: Network) -> list[Line]:
+        found = result["summary"][network.label]
+        return [
+            (label, line) for label, line in self.lines if all(rule.label in found for rule in line.values())
+        ]
 
     def losses(self, result: Result, label: str, network: Network) -> dict[int, float]:
         """Return how far a line is behind backpropagation at every point, in points of accuracy."""

@@ -60,10 +60,10 @@ def train(network: Network, rule: Rule, update: Update, seed: int, device: torch
 def in_blocks(
     model: nn.Sequential, dataset: Dataset, rule: Rule, update: Update, total_steps: int, seed: int
 ) -> DecoupledNetwork:
-    """Cut a model into blocks that learn by a rule, with AdamW and a one-cycle schedule of so many steps."""
+    """Cut a model into blocks that learn by a rule, with its optimiser and a one-cycle schedule of so many steps."""
     arguments = {"lr": update.rate, "weight_decay": update.weight_decay, "fused": True}
     optimisation = UpdateConfig(
-        FactoryConfig("torch.optim.AdamW", arguments),
+        FactoryConfig("lowdimfa.muon:Muon" if rule.muon else "torch.optim.AdamW", arguments),
         FactoryConfig("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": update.rate}),
     )
     return decouple(

@@ -9,6 +9,7 @@ import torch
 from benchmarks.throughput.peers import Answer, peak_bytes
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
+from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
@@ -42,7 +43,8 @@ class LocalWork:
         self._targets = [plan.dataset.train.targets(indices) for indices in draws]
         if index == 0:
             self._inputs = torch.stack([plan.dataset.train.inputs(indices) for indices in draws])
-        self._error = torch.randn(order.microbatch_size, network.shape.error_dim) / plan.order.batch_size
+        width = broadcast_width(network.shape, network.feedback)
+        self._error = torch.randn(order.microbatch_size, width) / plan.order.batch_size
 
     def steps(self, system: str, lead: int, count: int) -> Answer:
         """Run steps; see `benchmarks.throughput.worker.Contestant`."""

@@ -103,3 +103,69 @@ class OjaProjection(PRule):
             change = projected - projected @ self.weights.t() @ self.weights
             self.weights += self.p_lr * change
         self._correlation.zero_()
+
+
+class PcaProjection(PRule):
+    """Principal directions: eigenvectors of a running correlation of the error, which span the best ``r`` dimensions.
+
+    Beyond the paper, whose subspace rule (`OjaProjection`) approaches the same span by small steps. A refresh turns the
+    new basis so that its rows are as near to the old ones as can be (orthogonal Procrustes; Schönemann, 1966), since
+    blocks have learned ``Q`` against these: the span is new, the meaning of the numbers of ``c`` goes on. So the basis
+    is the same whatever the order and signs of the eigenvectors.
+
+    A refresh solves an ``m × m`` eigenproblem in double precision on the processor, ``O(m³)``; a step adds
+    ``O(batch m²)``, as Oja's rule does. With ``r = m`` there is nothing to choose: ``P`` stays the identity.
+
+    Parameters
+    ----------
+    p_decay
+        What a step leaves of the running correlation, from 0 to below 1.
+    p_every
+        Steps between refreshes; before the first of these there is one after the steps 1, 2, 4, 8, ….
+    """
+
+    kept = ("running", "steps")
+
+    def __init__(
+        self,
+        task_dim: int,
+        error_dim: int,
+        generator: torch.Generator,
+        p_decay: float = 0.98,
+        p_every: int = 25,
+    ) -> None:
+        super().__init__(task_dim, error_dim, generator)
+        if not 0 <= p_decay < 1 or p_every < 1:
+            raise ValueError(f"p_decay is {p_decay} and p_every {p_every}; from 0 to below 1, and at least 1")
+        self.p_decay, self.p_every = p_decay, p_every
+        self._chooses = error_dim < task_dim
+        self.running = torch.zeros(task_dim, task_dim) if self._chooses else torch.zeros(0, 0)
+        self._correlation = torch.zeros_like(self.running)
+        self.steps = 0
+
+    def accumulate(self, error: Tensor) -> None:
+        """Add the correlation of the errors of one micro-batch."""
+        if self._chooses:
+            rows = error.float().flatten(0, -2)
+            self._correlation += rows.t() @ rows
+
+    def step(self) -> None:
+        """Let the running correlation follow, and refresh ``P`` when it is time."""
+        if not self._chooses:
+            return
+        self.running.mul_(self.p_decay).add_(self._correlation)
+        self._correlation.zero_()
+        self.steps += 1
+        early = self.steps < self.p_every and self.steps.bit_count() == 1
+        if early or self.steps % self.p_every == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        running, old = (value.to("cpu", torch.float64) for value in (self.running, self.weights))
+        if (
+            not running.isfinite().all() or not running.any()
+        ):  # nothing was wrong so far, or nothing can be said
+            return
+        leading = torch.linalg.eigh(running)[1][:, -len(old) :].t()
+        left, _, right = torch.linalg.svd(old @ leading.t())
+        self.weights.copy_(left @ right @ leading)

@@ -64,7 +64,8 @@ class QRule(Kept):
     probed
         Whether the rule learns from probes.
     needs_targets
-        Whether the rule tells the targets from the broadcast error: it is then refused where that can't be.
+        Whether the rule needs the targets, as `lowdimfa.feedback.readout.ReadoutFeedback` does: it is refused where an
+        error has none.
     """
 
     trained_by_optimizer: ClassVar[bool] = False
@@ -75,6 +76,11 @@ class QRule(Kept):
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
         drawn = torch.randn(features, error_dim, generator=generator) / math.sqrt(error_dim)
         self.weights = nn.Parameter(drawn, requires_grad=False)
+
+    @property
+    def received(self) -> int:
+        """Numbers per sample that arrive."""
+        return self.weights.shape[-1]
 
     def start_on_places(self) -> None:
         """Take in, before the first step, that the tap has features for every pixel or token."""

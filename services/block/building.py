@@ -11,6 +11,7 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
+from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
 from lowdimfa.services.block.activations import SampleLimit
 from lowdimfa.services.block.devices import block_device
@@ -105,7 +106,7 @@ def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
         role="head" if plan.index == len(network.blocks) - 1 else "block",
         input=_sample_type(plan.input_dtype, plan.input_shape),
         output=_sample_type(plan.output_dtype, plan.output_shape),
-        error_dim=network.shape.error_dim,
+        error_dim=broadcast_width(network.shape, network.feedback),
         data="" if data is None else data.fingerprint(),
     )
 

@@ -221,7 +221,7 @@ def _recovered(event: Event) -> str:
 
 def _plan(event: Event) -> str:
     header = ("block", "layers", "parameters", "input", "output", "cost", "tap", "feedback")
-    rows = [_plan_row(block, event["error_dim"]) for block in event["blocks"]]
+    rows = [_plan_row(block, event["feedback_columns"]) for block in event["blocks"]]
     parts = _counted(event["microbatches"], "micro-batch", "micro-batches")
     return f"""{aligned([header, *rows])}
 
@@ -231,7 +231,7 @@ def _plan(event: Event) -> str:
 window {event["window"]}, staleness {event["staleness"]}"""
 
 
-def _plan_row(block: dict[str, Any], error_dim: int) -> tuple[str, ...]:
+def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
     layers = block["layers"]
     return (
         str(block["index"]),
@@ -240,7 +240,7 @@ def _plan_row(block: dict[str, Any], error_dim: int) -> tuple[str, ...]:
         *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
         f"{100 * block['cost_share']:.0f} %",
         block["tap"] or "-",
-        f"{block['tap_features']}×{error_dim}" if block["tap"] else "exact",
+        f"{block['tap_features']}×{columns}" if block["tap"] else "exact",
     )
 
 

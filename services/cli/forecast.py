@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
-from lowdimfa.build import ErrorShape
 from lowdimfa.config import FeedbackConfig
+from lowdimfa.feedback.making import ErrorShape, broadcast_width
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
 from lowdimfa.partitioning import BlockPlan
@@ -62,7 +62,7 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
 
 def error_bytes(shape: ErrorShape, feedback: FeedbackConfig, microbatches: int) -> float:
     """Return the payload of the broadcast for one sample: a float32 for each error number, and the probes' responses."""
-    return 4 * shape.error_dim * shape.positions * (1 + _probed(feedback, microbatches))
+    return 4 * broadcast_width(shape, feedback) * shape.positions * (1 + _probed(feedback, microbatches))
 
 
 def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import ErrorShape, error_shape, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import error_shape, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
@@ -101,12 +102,14 @@ class NetworkPlan:
             | {"tap": taps[i][-1].name if taps[i] else None, "tap_features": features[i]}
             for i, block in enumerate(self.blocks)
         ]
+        columns = feedback_columns(self.shape, self.feedback)
         return {
             "blocks": blocks,
             "error_dim": self.shape.error_dim,
             "task_dim": self.shape.task_dim,
             "parameters": sum(block.parameters for block in self.blocks),
-            "feedback_parameters": sum(features) * self.shape.error_dim,
+            "feedback_parameters": sum(features) * columns,
+            "feedback_columns": columns,
             "microbatches": self.training.microbatches,
             "window": window,
             "staleness": self.training.staleness,

@@ -46,6 +46,8 @@ class FeedbackSection(Section):
     own_error: float = of(FeedbackConfig, "own_error")
     p_rule: str | Rule = of(FeedbackConfig, "p_rule", _choice("p_rule"))
     p_lr: float = of(FeedbackConfig, "p_lr")
+    p_decay: float = of(FeedbackConfig, "p_decay")
+    p_every: int = of(FeedbackConfig, "p_every")
     tap: str | Rule = of(FeedbackConfig, "tap", _choice("tap"))
     every_layer: bool = of(FeedbackConfig, "every_layer")
     probe_every: int = of(FeedbackConfig, "probe_every")

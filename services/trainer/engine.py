@@ -23,7 +23,7 @@ class BroadcastTraffic:
     Attributes
     ----------
     payload
-        The numbers alone: ``4 * error_dim`` for each position of a sample.
+        The numbers alone: ``4 * error_dim`` for each position of a sample, 4 more where the class goes with it.
     wire
         With message, gRPC and HTTP/2 framing.
     """

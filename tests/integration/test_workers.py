@@ -64,9 +64,39 @@ def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) ->
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
-def test_oja_and_a_narrow_window_give_the_same_bits(tmp_path: Path) -> None:
-    feedback = {"error_dim": 3, "p_rule": "oja"}
+@pytest.mark.parametrize(("model", "every_layer"), [("mlp", False), ("transformer", False), ("mlp", True)])
+def test_classes_beside_narrow_errors_give_the_same_bits(
+    model: str, every_layer: bool, tmp_path: Path
+) -> None:
+    feedback = {"error_dim": 2, "every_layer": every_layer}
+    plain = specification(model, 4 - 2 * every_layer, "readout", feedback=feedback)
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+        carried = fleet.workers[0].status().broadcast.payload_bytes
+    assert carried == STEPS * 64 * 4 * (2 + 1)
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
+@pytest.mark.parametrize("p_rule", ["oja", "pca"])
+def test_a_learned_projection_and_a_narrow_window_give_the_same_bits(p_rule: str, tmp_path: Path) -> None:
+    feedback = {"error_dim": 3, "p_rule": p_rule, "p_every": 3}
     plain = specification("mlp", 4, "hebbian", feedback=feedback, train={"microbatches": 8, "window": 2})
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
+@pytest.mark.parametrize(
+    ("model", "q_rule"), [("mlp", "readout"), ("transformer", "hebbian"), ("cnn", "probed")]
+)
+def test_muon_gives_the_same_bits(model: str, q_rule: str, tmp_path: Path) -> None:
+    plain = specification(
+        model, 4, q_rule, train={"optimizer": {"factory": "lowdimfa.muon:Muon", "args": {"lr": 0.02}}}
+    )
+    if model == "cnn":  # threads share what dropout draws from
+        plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}
     with thread_fleet(plain, tmp_path / "threads") as fleet:
         fleet.run(0, STEPS)
         found = fleet.model_state()

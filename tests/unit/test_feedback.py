@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.feedback.projection import OjaProjection, PRule
+from lowdimfa.feedback.projection import OjaProjection, PcaProjection, PRule
 from lowdimfa.feedback.rules import (
     HebbianFeedback,
     ProbedFeedback,
@@ -123,7 +125,7 @@ def test_hebbian_feedback_converges_to_the_transposed_weights() -> None:
     assert float(weight.norm().detach()) > 5 * distance  # the weights themselves don't decay to nothing
 
 
-@pytest.mark.parametrize("rule", [PRule, OjaProjection])
+@pytest.mark.parametrize("rule", [PRule, OjaProjection, PcaProjection])
 def test_at_full_dimension_the_projection_is_and_stays_the_identity(rule: type[PRule]) -> None:
     projection = rule(6, 6, generator())
     error = normal(20, 6)
@@ -177,6 +179,88 @@ def test_ojas_rule_takes_all_micro_batches_of_a_step_as_one_and_forgets_them() -
     before = whole.weights.clone()
     whole.step()
     assert torch.equal(whole.weights, before)
+
+
+def refreshed(seed: int = 0, steps: int = 5, every: int = 1) -> tuple[PcaProjection, Tensor, Tensor]:
+    """Return a projection after some steps, its rows before the last of these, and the running correlation."""
+    projection, running = PcaProjection(9, 3, generator(seed), p_decay=0.9, p_every=every), torch.zeros(9, 9)
+    for step in range(steps):
+        before = projection.weights.clone()
+        error = normal(20, 9, seed=100 * seed + step) * torch.linspace(2, 0.2, 9)
+        for part in error.chunk(2):
+            projection.accumulate(part)
+        projection.step()
+        running = 0.9 * running + error.t() @ error
+    return projection, before, running
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_pca_spans_the_leading_eigenvectors_of_the_running_correlation(seed: int) -> None:
+    projection, _, running = refreshed(seed)
+    rows = projection.weights
+    torch.testing.assert_close(rows @ rows.t(), torch.eye(3), rtol=0, atol=1e-5)
+    kept = (rows @ running @ rows.t()).trace()
+    torch.testing.assert_close(kept, torch.linalg.eigvalsh(running)[-3:].sum(), rtol=1e-4, atol=1e-4)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_no_other_basis_of_the_span_is_nearer_to_the_one_before(seed: int) -> None:
+    projection, before, _ = refreshed(seed)
+    distance = torch.dist(projection.weights, before)
+    for turn in range(20):
+        rotation, _ = torch.linalg.qr(normal(3, 3, seed=turn))
+        assert torch.dist(rotation @ projection.weights, before) >= distance - 1e-5
+
+
+def test_the_order_and_signs_of_eigenvectors_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = refreshed()[0].weights
+    solve = torch.linalg.eigh
+
+    def otherwise(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = solve(matrix)
+        return values, torch.cat([vectors[:, :-3], -vectors[:, -3:].flip(1)], 1)
+
+    monkeypatch.setattr(torch.linalg, "eigh", otherwise)
+    torch.testing.assert_close(refreshed()[0].weights, expected)
+
+
+def test_pca_refreshes_early_and_then_at_its_interval() -> None:
+    projection, changed = PcaProjection(9, 3, generator(), p_every=10), []
+    for step in range(1, 31):
+        before = projection.weights.clone()
+        projection.accumulate(normal(20, 9, seed=step))
+        projection.step()
+        if not torch.equal(projection.weights, before):
+            changed.append(step)
+    assert changed == [1, 2, 4, 8, 10, 20, 30]
+
+
+def test_pca_goes_on_from_its_state() -> None:
+    whole, first, second = (PcaProjection(9, 3, generator(), p_every=4) for _ in range(3))
+    for step in range(12):
+        for one in (whole, first if step < 6 else second):
+            one.accumulate(normal(20, 9, seed=step))
+            one.step()
+        if step == 5:
+            second.weights.copy_(first.weights)
+            second.load(first.state())
+    assert torch.equal(second.weights, whole.weights)
+
+
+def test_pca_keeps_its_rows_where_nothing_is_wrong() -> None:
+    projection = PcaProjection(9, 3, generator(), p_every=1)
+    before = projection.weights.clone()
+    projection.accumulate(torch.zeros(4, 9))
+    projection.step()
+    assert torch.equal(projection.weights, before)
+
+
+@pytest.mark.parametrize("args", [{"p_decay": 1.0}, {"p_decay": -0.1}, {"p_every": 0}])
+def test_settings_of_pca_out_of_bounds_are_refused(args: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        PcaProjection(9, 3, generator(), **args)  # type: ignore[arg-type]
 
 
 def test_explained_energy_is_that_of_the_orthogonal_projection() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,15 @@ import torch
 
 from benchmarks.claims.claim import Claim, RunSettings
 from benchmarks.claims.settings import Update
-from benchmarks.gap import blocks, closing, dimension
+from benchmarks.claims.storing import Places
+from benchmarks.claims.training import Trained
+from benchmarks.gap import __main__ as long_grids
+from benchmarks.gap import blocks, closing, dimension, trials
+from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import BITS, NETWORKS, TEXT, Network
-from benchmarks.gap.rules import BACKPROP, FIXED, HEBBIAN, LOCAL, READOUT, Rule
+from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, HEBBIAN, LOCAL, READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Sweep
-from benchmarks.gap.trials import BlockTrial, runs_of
+from benchmarks.gap.trials import BlockTrial, in_blocks, runs_of, train
 from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
 
@@ -136,7 +142,7 @@ def test_for_text_the_fewest_bits_are_best() -> None:
     assert min(runs, key=lambda run: run.validation).test is not None
 
 
-@pytest.mark.parametrize("rule", [BACKPROP, READOUT, HEBBIAN, FIXED, LOCAL])
+@pytest.mark.parametrize("rule", [BACKPROP, READOUT, HEBBIAN, FIXED, LOCAL, FROZEN, by_muon(READOUT)])
 def test_a_run_repeats_and_is_found_again(rule: Rule) -> None:
     settings = RunSettings()
     rule = replace(rule, blocks=3)
@@ -154,6 +160,74 @@ def test_a_sweep_runs_every_rule_at_every_value(sweep: Sweep) -> None:
     found = small.run(RunSettings(seeds=1))
     assert len(found["runs"]) == len(sweep.levels) + len(sweep.lines) * len(sweep.points)
     assert "tiny" in small.tables(found)
+
+
+def test_gaps_are_to_backpropagation_by_the_same_optimiser() -> None:
+    network = NETWORKS["mlp"]
+    means = {BACKPROP: 90.0, READOUT: 89.0, by_muon(BACKPROP): 95.0, by_muon(READOUT): 92.0, FROZEN: 80.0}
+    found = result({network.label: {rule.label: mean for rule, mean in means.items()}})
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in closing.network_table(found, network).splitlines()
+    ]
+    assert [row[2] for row in rows[-5:]] == ["", "1.00", "", "3.00", "10.00"]
+
+
+def test_the_frozen_control_changes_no_block_and_muon_is_what_it_says() -> None:
+    assert (
+        BlockTrial(TINY, FROZEN, Update(1e-3), 0, RunSettings()).about["method"]["feedback"]["form"]
+        == "frozen"
+    )
+    one, other = (
+        BlockTrial(TINY, rule, Update(1e-2), 0, RunSettings()).tested()
+        for rule in (READOUT, by_muon(READOUT))
+    )
+    assert one.validation != other.validation
+    dataset = TINY.dataset().limited(32)
+    blocks = in_blocks(TINY.network(), dataset, by_muon(READOUT), Update(1e-3), 4, 0)
+    assert {type(stage.updater.optimizer).__name__ for stage in blocks.stages} == {"Muon"}
+
+
+def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(long_grids, "ROWS", {"mlp": TINY})
+    places = Places(tmp_path / "results", tmp_path / "docs", tmp_path / "runs.jsonl")
+    made: list[str] = []
+    limits = [5, 1000]
+
+    def counted(network: Network, rule: Rule, *others: Any) -> Trained:
+        if len(made) == limits[0]:
+            raise KeyboardInterrupt
+        made.append(f"{rule.label} {others[0]}")
+        return train(network, rule, *others)
+
+    monkeypatch.setattr(trials, "train", counted)
+    while limits:
+        with suppress(KeyboardInterrupt):
+            assert long_grids.main(["gap", "--seeds", "1"], places) == 0
+        limits.pop(0)
+    grid = [f"{rule.label} {update}" for rule in closing.RULES for update in TINY.grid]
+    # The best of each rule is trained again where an earlier call had only validated it.
+    assert set(made) == set(grid)
+    assert len(made) <= len(grid) + 1
+    assert (places.results / "long-gap-mlp.json").exists()
+    assert "backpropagation, Muon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--rows", "mlp,tree"], ["width"], ["--work", "2"], ["--seeds", "0"]])
+def test_long_grids_refuse_what_they_do_not_have(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert long_grids.main(arguments) == 2
+    assert "benchmarks.gap: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_every_long_row_is_ten_times_the_work_of_a_usual_one(name: str) -> None:
+    long, usual = ROWS[name], NETWORKS[name]
+    assert long.samples * long.epochs >= 9.9 * usual.samples * usual.epochs
+    assert len(long.network()) >= 4
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

@@ -91,7 +91,7 @@ def test_a_step_is_that_of_plain_torch_on_the_whole_batch(
         torch.testing.assert_close(step, parameter.detach() - parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["broadcast", "backprop", "local"])
+@pytest.mark.parametrize("form", ["broadcast", "backprop", "local", "frozen"])
 def test_what_does_not_count_teaches_nothing(form: str) -> None:
     trained, empty = network(2, form), network(2, form)
     inputs, targets = data(-100, 0.5)

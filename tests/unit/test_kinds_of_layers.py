@@ -119,8 +119,9 @@ def out_of_place() -> nn.Sequential:
         FeedbackConfig(every_layer=True),
         FeedbackConfig(form="local"),
         FeedbackConfig(form="backprop"),
+        FeedbackConfig(form="frozen"),
     ],
-    ids=["probed", "every layer", "local", "backprop"],
+    ids=["probed", "every layer", "local", "backprop", "frozen"],
 )
 def test_layers_in_place_give_the_bits_of_others(feedback: FeedbackConfig) -> None:
     states, losses = [], []

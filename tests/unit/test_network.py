@@ -121,6 +121,21 @@ def test_the_local_form_learns() -> None:
     assert accuracy > 0.95
 
 
+def test_frozen_blocks_stay_as_drawn_and_the_head_learns() -> None:
+    network = make_network(small_cnn(), clusters(2, 0)[0].view(-1, 1, SIZE, SIZE), form="frozen")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    inputs, targets = clusters(64, seed=1)
+    batch = [(inputs.view(-1, 1, SIZE, SIZE), targets)]
+    losses = [network.train_step(step, batch).loss for step in range(40)]
+    assert losses[-1] < 0.8 * losses[0]
+    head = {name for name, _ in network.head.module.named_plain_parameters()}
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    of_blocks = changed - head
+    assert head <= changed
+    assert of_blocks  # batch norm's statistics, without which evaluation is of another network
+    assert all("running" in name or "num_batches" in name for name in of_blocks)
+
+
 @pytest.mark.parametrize(("form", "independent"), [("local", True), ("backprop", False)])
 def test_the_local_form_learns_nothing_from_the_blocks_behind(form: str, independent: bool) -> None:
     networks = [make_network(small_mlp(), clusters(2, 0)[0], form=form) for _ in range(2)]
@@ -150,7 +165,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(q_rule: str) -> 
     assert not torch.equal(first["0.weight"], other["0.weight"])
 
 
-@pytest.mark.parametrize("form", ["broadcast", "backprop", "local"])
+@pytest.mark.parametrize("form", ["broadcast", "backprop", "local", "frozen"])
 def test_micro_batches_give_the_step_of_the_whole_batch(form: str) -> None:
     states, results = [], []
     for microbatches in (1, 4):

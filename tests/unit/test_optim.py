@@ -20,6 +20,8 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("torch.optim.Adam", {"lr": 0.01, "betas": [0.8, 0.95]}),
     "amsgrad": ("torch.optim.Adam", {"lr": 0.01, "amsgrad": True}),
     "adamw": ("torch.optim.AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    "muon": ("lowdimfa.muon:Muon", {"lr": 0.01, "muon": ["*"]}),
+    "muon and adamw": ("lowdimfa.muon:Muon", {"lr": 0.01, "muon": ["*.Q"], "adamw_scale": 0.5}),
     "fused adamw": ("torch.optim.AdamW", {"lr": 0.01, "fused": True}),
 }
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]] | None] = {

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.build import ErrorShape, resolve_feedback
+from lowdimfa.build import resolve_feedback
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback
+from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.feedback.projection import orthonormal_rows
+from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback, with_classes
 from lowdimfa.losses import make_loss
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.sites import FeedbackSite, deliver
@@ -143,8 +145,8 @@ def test_learned_weights_for_every_pixel_start_at_zero(feedback: dict[str, Any])
     assert not network.blocks[0].sites[-1].feedback.weights.any()
 
 
-def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", form: str = "broadcast") -> str:
-    feedback = FeedbackConfig(q_rule=rule, form=form)  # type: ignore[arg-type]
+def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", p_rule: str = "fixed") -> object:
+    feedback = FeedbackConfig(q_rule=rule, p_rule=p_rule)
     training = TrainingConfig(1, loss=loss)
     return resolve_feedback(feedback, ErrorShape(CLASSES, error_dim, 0, 1), training, task).q_rule
 
@@ -155,13 +157,16 @@ def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", form: st
         (CLASSES, "classification", "auto", "readout"),
         (CLASSES, "tokens", "auto", "readout"),
         (CLASSES, "classification", "cross_entropy", "readout"),
-        (CLASSES - 1, "classification", "auto", "hebbian"),
+        (CLASSES - 1, "classification", "auto", "readout"),
+        (1, "tokens", "auto", "readout"),
+        (1, "regression", "auto", "hebbian"),
+        (1, "classification", "mse", "hebbian"),
         (CLASSES, "regression", "auto", "hebbian"),
         (CLASSES, "classification", "mse", "hebbian"),
         (CLASSES, "classification", "torch.nn.functional:cross_entropy", "hebbian"),
     ],
 )
-def test_the_default_is_the_readout_where_the_error_shows_the_targets(
+def test_the_default_is_the_readout_where_blocks_can_be_told_the_targets(
     error_dim: int, task: Task, loss: str, expected: str
 ) -> None:
     assert resolved("auto", error_dim, task, loss) == expected
@@ -172,6 +177,68 @@ def test_the_default_is_the_readout_where_the_error_shows_the_targets(
         with pytest.raises(InputError, match=r"feedback\.q_rule: found 'readout' with") as refusal:
             resolved("readout", error_dim, task, loss)
         assert "'auto' takes 'hebbian' elsewhere." in refusal.value.message
+
+
+@pytest.mark.parametrize("p_rule", ["oja", "pca"])
+def test_below_the_tasks_dimension_the_readout_needs_a_projection_that_blocks_have(p_rule: str) -> None:
+    assert resolved("auto", 2, "classification", p_rule=p_rule) == "hebbian"
+    assert resolved("auto", CLASSES, "classification", p_rule=p_rule) == "readout"
+    with pytest.raises(
+        InputError, match=rf"with 2 of 4 error numbers and p_rule '{p_rule}'; expected 'readout'"
+    ):
+        resolved("readout", 2, "classification", p_rule=p_rule)
+
+
+def narrow(projection: Tensor, own_error: float = 0.5, microbatches: int = 1) -> ReadoutFeedback:
+    return ReadoutFeedback(
+        FEATURES, CLASSES, torch.Generator().manual_seed(1), own_error, microbatches, projection
+    )
+
+
+@pytest.mark.parametrize("positions", [(), (5,)])
+@pytest.mark.parametrize("error_dim", [1, 2, 3])
+def test_with_the_class_beside_the_error_it_learns_as_from_the_whole_one(
+    positions: tuple[int, ...], error_dim: int
+) -> None:
+    """`Q` learns the same; what is delivered has what `P` keeps of the error in place of all of it."""
+    projection = orthonormal_rows(error_dim, CLASSES, torch.Generator().manual_seed(2))
+    whole, part = readout(0.25), narrow(projection, 0.25)
+    tapped, logits = (normal(BATCH, *positions, width, seed=width) for width in (FEATURES, CLASSES))
+    targets = torch.arange(logits[..., 0].numel()).reshape(logits.shape[:-1]) % CLASSES
+    targets.flatten()[1] = -100  # doesn't count
+    error = output_error(logits, targets)
+    sent = with_classes(error @ projection.t(), error)
+    assert sent.shape[-1] == part.received == error_dim + 1
+    assert torch.equal(sent[..., -1].long(), targets.where(targets >= 0, -1))
+    expected, found = whole.errors(tapped, error), part.errors(tapped, sent)
+    torch.testing.assert_close(found.learned, expected.learned)
+    kept = error @ projection.t() @ projection
+    torch.testing.assert_close(found.delivered, 0.75 * kept + 0.25 * expected.learned)
+
+
+def test_what_a_projection_loses_nothing_of_is_delivered_as_it_is() -> None:
+    """Errors of a softmax add up to 0: rows that span all such errors keep all of them."""
+    _, rows = torch.linalg.eigh(torch.eye(CLASSES) - 1 / CLASSES)
+    projection = rows[:, 1:].t()
+    tapped, targets = normal(BATCH, FEATURES), torch.arange(BATCH) % CLASSES
+    error = output_error(normal(BATCH, CLASSES, seed=3), targets)
+    found = respond(narrow(projection), tapped, with_classes(error @ projection.t(), error))
+    torch.testing.assert_close(found, respond(readout(0.5), tapped, error))
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_blocks_have_the_heads_projection_and_learn_at_any_dimension(every_layer: bool) -> None:
+    network = decoupled(error_dim=1, every_layer=every_layer)
+    for stage in network.stages:
+        for site in stage.sites:
+            assert isinstance(site.feedback, ReadoutFeedback)
+            assert site.feedback.weights.shape[-1] == CLASSES
+            assert torch.equal(site.feedback._projection, network.head.projection.weights)  # type: ignore[arg-type]
+    inputs, targets = normal(64, 5, seed=2), torch.arange(64) % CLASSES
+    sent = network.head.forward(normal(64, 5, seed=3), targets, Ticket(0, 0))
+    assert torch.equal(sent.error[:, -1].long(), targets)
+    losses = [network.train_step(step, [(inputs, targets)]).loss for step in range(2)]
+    assert losses[1] < losses[0]
 
 
 def test_where_the_default_is_the_readout_the_error_is_a_softmax_less_a_one_hot_vector() -> None:

@@ -116,6 +116,12 @@ def own(name: str, **args: Any) -> dict[str, Any]:
     return {"factory": f"{__name__}:{name}", "args": args}
 
 
+OPTIMIZERS = [
+    own("by_dimension", lr=0.05),
+    {"factory": "lowdimfa.muon:Muon", "args": {"lr": 0.05, "muon": ["*.Q"]}},
+]
+
+
 def specification(blocks: Any = 3, form: str = "broadcast", **train: Any) -> dict[str, Any]:
     return {
         "model": {"factory": f"{__name__}:layers", "blocks": blocks},
@@ -144,8 +150,11 @@ def assert_same(found: Manifest, expected: Manifest, kinds: tuple[str, ...] = ("
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "Table", None])
-def test_resumed_halfway_the_run_has_the_bits_of_the_whole(schedule: str | None, tmp_path: Path) -> None:
-    given = specification(scheduler=None if schedule is None else own(schedule))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_halfway_the_run_has_the_bits_of_the_whole(
+    optimizer: dict[str, Any], schedule: str | None, tmp_path: Path
+) -> None:
+    given = specification(optimizer=optimizer, scheduler=None if schedule is None else own(schedule))
     whole = run(given, tmp_path / "run")
     state = [entry.model_dump() for entry in whole.entries]
     kept = whole.tensors(lambda name: True)
@@ -156,11 +165,14 @@ def test_resumed_halfway_the_run_has_the_bits_of_the_whole(schedule: str | None,
 
 @pytest.mark.parametrize("schedule", ["sequential", None])
 @pytest.mark.parametrize("blocks", [1, ["3"], ["1", "4", "6"]])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_with_other_boundaries_it_has_them_too(
-    blocks: Any, schedule: str | None, tmp_path: Path
+    optimizer: dict[str, Any], blocks: Any, schedule: str | None, tmp_path: Path
 ) -> None:
     """By exact gradients, for which boundaries make no difference to what is learned."""
-    train = {"scheduler": None if schedule is None else own(schedule)}
+    if "Muon" in optimizer["factory"]:  # there is no Q with exact gradients
+        optimizer = {"factory": optimizer["factory"], "args": {"lr": 0.05}}
+    train = {"optimizer": optimizer, "scheduler": None if schedule is None else own(schedule)}
     whole = run(specification(3, "backprop", **train), tmp_path / "run")
     expected = whole.tensors(lambda name: True)
     again = run(specification(blocks, "backprop", **train), tmp_path / "run", HALF)

@@ -1,0 +1,102 @@
+"""The rules of a run, freshly drawn."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.readout import LocalReadout
+from lowdimfa.feedback.rules import QRule
+from lowdimfa.rules import P_RULES, Q_RULES, Registry
+from lowdimfa.tickets import derive_seed
+
+
+class ErrorShape(NamedTuple):
+    """Shape of the broadcast error of one sample.
+
+    Attributes
+    ----------
+    task_dim
+        Width of the output, ``m``.
+    error_dim
+        Width of the broadcast, ``r``.
+    position_dims
+        1 where every token has an error of its own, else 0.
+    positions
+        Errors per sample: the number of tokens, or 1.
+    """
+
+    task_dim: int
+    error_dim: int
+    position_dims: int
+    positions: int
+
+
+def sends_classes(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
+    """Whether the number of its class goes with every error, which then doesn't show it: one number more.
+
+    ``feedback`` is as `lowdimfa.build.resolve_feedback` returns it, here and below.
+    """
+    if feedback.form != "broadcast" or feedback.q_rule == "auto" or shape.error_dim == shape.task_dim:
+        return False
+    return Q_RULES.find(feedback.q_rule).needs_targets
+
+
+def broadcast_width(shape: ErrorShape, feedback: FeedbackConfig) -> int:
+    """Return how many numbers the head sends for an error."""
+    return shape.error_dim + sends_classes(shape, feedback)
+
+
+def feedback_columns(shape: ErrorShape, feedback: FeedbackConfig) -> int:
+    """Return the columns of ``Q``: ``r``, or ``m`` where the class is sent, which ``Qᵀ t(h)`` predicts."""
+    return shape.task_dim if sends_classes(shape, feedback) else shape.error_dim
+
+
+def make_q_rule(
+    features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
+) -> QRule:
+    """Return the rule of a site with freshly drawn feedback weights.
+
+    Raises
+    ------
+    InputError
+        It can't be made, or leaves no weights of the right shape.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if feedback.form == "local":
+        return LocalReadout(features, shape.task_dim, generator)
+    columns = feedback_columns(shape, feedback)
+    settings: dict[str, Any] = {
+        "own_error": feedback.own_error,
+        "probe_decay": feedback.probe_decay,
+        "microbatches": training.microbatches,
+    }
+    if sends_classes(shape, feedback):  # fixed, and so what the head has drawn
+        settings["projection"] = make_projection(shape, feedback, training).weights
+    made = Q_RULES.make(feedback.q_rule, seed, features, columns, generator, **settings)
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, nn.Parameter) or weights.shape != (features, columns):
+        raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, columns)}")
+    return made
+
+
+def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig) -> PRule:
+    """Return the rule for ``P`` with freshly drawn weights; it raises as `make_q_rule` does."""
+    seed = derive_seed(training.seed, "P")
+    generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
+    settings = {"p_lr": feedback.p_lr, "p_decay": feedback.p_decay, "p_every": feedback.p_every}
+    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, **settings)
+    weights: object = getattr(made, "weights", None)
+    if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
+        raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")
+    return made
+
+
+def _without_weights(registry: Registry[Any], made: object, expected: str) -> InputError:
+    found = f"{registry.name_of(type(made))!r}, whose constructor leaves no such 'weights'"
+    return InputError(registry.key, found, expected, "Call that of its base class.")
