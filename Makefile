@@ -12,6 +12,8 @@ STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' t
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Hundreds of processes start in the tests, and each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv demo test test-unit test-slow fuzz lint stubs check-stubs docs check-docs clean
 
