@@ -16,8 +16,10 @@ with loading():
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-settings.register_profile("busy", deadline=None)  # how long an example takes says nothing on a busy machine
-settings.load_profile("busy")
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("some", deadline=None, max_examples=40)
+settings.register_profile("many", deadline=None, max_examples=300)
+settings.load_profile("some")
 
 LIVENESS = 60.0
 CPUS = 5

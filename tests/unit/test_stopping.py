@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
@@ -69,7 +69,6 @@ def test_all_blocks_end_at_one_step_wherever_the_request_comes(blocks: int, stal
     assert {1, 2, 3, 4} >= reached > {4}
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     blocks=st.integers(1, 5),
     rules=st.builds(
