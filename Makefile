@@ -12,6 +12,8 @@ STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' t
 
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Hundreds of processes start in the tests, and each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv demo test test-unit test-slow fuzz lint stubs check-stubs docs check-docs clean
 
@@ -20,7 +22,7 @@ help:
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
 	@echo 'make test         run the tests but the slow ones (25 minutes on 2 cores)'
 	@echo 'make test-unit    run those that start no process (a few minutes)'
-	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims; see docs/testing.md'
+	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
@@ -76,6 +78,7 @@ test-unit: venv
 
 test-slow: venv
 	@$(PYTEST) -m slow tests
+	@$(PYTEST) $(PARALLEL) -m hypothesis --hypothesis-profile many tests/unit
 
 fuzz: venv
 	@$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[fuzz]'

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from lowdimfa.network import computing_threads
+from lowdimfa.services.run.loading import loading
+
+with loading():
+    from lowdimfa.network import computing_threads
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-settings.register_profile("busy", deadline=None)  # how long an example takes says nothing on a busy machine
-settings.load_profile("busy")
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("some", deadline=None, max_examples=40)
+settings.register_profile("many", deadline=None, max_examples=300)
+settings.load_profile("some")
 
 LIVENESS = 60.0
 CPUS = 5
 """Of the shared Ray: one for each block, and each replica of one, of the largest run that the tests make on it."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import what the tests do without looking for garbage; later, too, nobody looks through all of torch for some."""
+    with loading():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

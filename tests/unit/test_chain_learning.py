@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -226,7 +226,6 @@ def test_learned_feedback_aligns_with_the_exact_gradient_where_fixed_feedback_do
     assert aligned["hebbian"] > aligned["fixed"] + 0.15
 
 
-@settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 400), limit=st.integers(1, 80))
 def test_chosen_vectors_are_distinct_and_at_most_so_many(count: int, limit: int) -> None:
     errors = torch.arange(count)[:, None].float()

@@ -72,7 +72,7 @@ json_values = st.recursive(
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     saved=st.dictionaries(names.map("model/".__add__), tensors, max_size=5),
     cut=st.integers(0, 5),

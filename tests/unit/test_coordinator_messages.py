@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.services.coordinator.jobs import Job, JobState
@@ -102,7 +102,6 @@ def test_every_kind_of_the_protocol_is_tried_here() -> None:
     assert kinds - {"finished"} == set(EVENTS)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(EVENTS)), st.data(), st.integers(1, 2**40))
 def test_an_event_comes_back_as_it_was(kind: str, data: st.DataObject, sequence: int) -> None:
     fields = data.draw(st.fixed_dictionaries(EVENTS[kind]))
@@ -118,7 +117,6 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(

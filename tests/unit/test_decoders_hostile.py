@@ -27,14 +27,13 @@ from tests.fuzz.mutate import change_bytes, cut, join
 from tests.fuzz.specification import SMALL
 from tests.fuzz.targets import TARGETS
 
-hostile = settings(max_examples=60, deadline=None)
 sizes = st.integers(0, 3) | st.sampled_from([2**31, 2**32, 2**62, 2**63, 2**64 - 1])
 shapes = st.lists(sizes, max_size=10)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_changed_messages_are_refused_in_order(name: str, seed: int) -> None:
     target, draw = TARGETS[name], random.Random(seed)
     data = draw.choice(list(target.seeds()))
@@ -55,14 +54,12 @@ def error(**fields: Any) -> bytes:
 
 
 @given(shapes, st.integers(-3, 9), st.binary(max_size=64))
-@hostile
 def test_an_error_s_announced_shape_takes_no_memory(shape: list[int], dtype: int, data: bytes) -> None:
     guarded(wire.decode_errors, error(shape=shape, dtype=dtype, data=data))
     guarded(wire.decode_errors, join([error(shape=shape, dtype=dtype, data=data)]))
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 5))
-@hostile
 def test_parts_in_any_order_and_number_are_joined_right_or_asked_for_again(
     order: list[int], parts: int
 ) -> None:
@@ -92,7 +89,6 @@ def test_parts_without_data_do_not_go_on_for_ever() -> None:
 
 
 @given(shapes, st.integers(0, 2**64 - 1), st.binary(max_size=64), st.booleans())
-@hostile
 def test_an_activation_s_announced_shape_takes_no_memory(
     shape: list[int], offset: int, data: bytes, twice: bool
 ) -> None:
@@ -109,7 +105,6 @@ def test_a_shape_of_a_million_sizes_makes_no_long_message() -> None:
 
 
 @given(st.text(max_size=20) | st.just("x" * 10**6), shapes | st.just([7] * 10**5))
-@hostile
 def test_a_stranger_s_description_makes_no_long_message(word: str, shape: list[int]) -> None:
     theirs = Hello(
         word, word, word, 0, "block", SampleType(word, tuple(shape)), SampleType(word, tuple(shape)), 3
@@ -121,7 +116,6 @@ def test_a_stranger_s_description_makes_no_long_message(word: str, shape: list[i
 
 
 @given(st.sampled_from(sorted(files._DTYPES)), shapes, st.integers(0, 2**64 - 1))
-@hostile
 def test_a_header_of_a_checkpoint_s_file_takes_no_memory(dtype: str, shape: list[int], end: int) -> None:
     for stop in (0, end):
         header = files._dump({"model/w": {"dtype": dtype, "shape": shape, "data_offsets": [0, stop]}})
@@ -129,7 +123,6 @@ def test_a_header_of_a_checkpoint_s_file_takes_no_memory(dtype: str, shape: list
 
 
 @given(st.integers(0, 2**64 - 1))
-@hostile
 def test_a_header_s_length_takes_no_memory(length: int) -> None:
     guarded(files.decode_safetensors, length.to_bytes(8, "little") + b'{"a":1}')
 
@@ -150,6 +143,7 @@ def test_a_header_s_length_takes_no_memory(length: int) -> None:
         ("a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)), "aliases that"),
         ("a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)), "aliase"),
     ],
+    ids=lambda value: value[:20],
 )  # fmt: skip
 def test_yaml_that_is_larger_than_it_looks_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:

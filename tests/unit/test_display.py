@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.services.cli.display import JsonDisplay, TextDisplay, _joined, _numbers, fitted, wrapped
@@ -155,7 +155,6 @@ def test_no_line_on_a_terminal_is_longer_than_it_or_ends_within_a_word(
 
 
 @given(st.text("ab /-", max_size=80), st.integers(5, 40))
-@settings(max_examples=100, deadline=None)
 def test_wrapping_keeps_every_word_whole(text: str, width: int) -> None:
     lines = wrapped(text, width).split("\n")
     assert " ".join(lines).split() == text.split()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -86,7 +86,6 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.recursive(leaves, nested, max_leaves=8))
 def test_what_a_state_holds_comes_back_exactly(value: object) -> None:
     back = round_trip(value)

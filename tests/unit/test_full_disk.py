@@ -277,8 +277,13 @@ def refuse_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> Callab
     return lambda: next(counter) > call
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.EDQUOT, DiskFullError), (errno.EIO, ResourceError)])
-@pytest.mark.parametrize(("before", "step"), [([5], 7), ([5], 5), ([5, 6], 7), ([5, 9], 7)])
+FULL, BROKEN = (errno.EDQUOT, DiskFullError), (errno.EIO, ResourceError)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "before", "step"),
+    [(*FULL, [5], 7), (*BROKEN, [5], 5), (*FULL, [5, 6], 7), (*FULL, [5, 9], 7), (*BROKEN, [5, 9], 7)],
+)
 def test_whatever_the_disk_refuses_is_a_typed_error_and_costs_no_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

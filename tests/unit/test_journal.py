@@ -29,7 +29,7 @@ def test_a_journal_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert list(Journal(tmp_path).read()) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=8), max_size=6), st.data())
 def test_every_event_comes_once_however_the_writer_is_cut(tmp_path_factory, texts, data) -> None:
     journal = Journal(tmp_path_factory.mktemp("run"))
@@ -137,7 +137,6 @@ course = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     course=course, limit=st.sampled_from([300, 1000, 1 << 20]), earlier=st.sampled_from(["", "{}\n", '{"ev'])
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from disks import file_limit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.services.monitoring import line_file
@@ -23,7 +23,6 @@ def numbered(lines: list[str], first: int) -> str:
     return "".join(f"{first + at}:{line}\n" for at, line in enumerate(lines))
 
 
-@settings(max_examples=150, deadline=None)
 @given(steps=steps, at_once=st.sampled_from([1, 50, 1 << 20]), restart=st.booleans())
 def test_every_line_is_there_once_and_whole(
     tmp_path_factory: pytest.TempPathFactory,
@@ -54,7 +53,6 @@ def test_every_line_is_there_once_and_whole(
     assert file.missing == 0
 
 
-@settings(max_examples=150, deadline=None)
 @given(steps=steps, limit=st.integers(20, 200))
 def test_beyond_the_limit_the_oldest_lines_are_given_up_and_counted(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[list[str], int]], limit: int

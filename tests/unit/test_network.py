@@ -104,7 +104,7 @@ def test_backprop_through_blocks_is_plain_training(
 def test_the_broadcast_error_teaches_every_block(q_rule: str, error_dim: int | None) -> None:
     network = make_network(small_mlp(), clusters(2, 0)[0], q_rule=q_rule, error_dim=error_dim, probe_every=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    train(network, 80)
+    train(network, 50)
     totals = network.evaluate([clusters(500, seed=2)])
     assert totals.accuracy is not None
     assert totals.accuracy > 0.95
@@ -115,7 +115,7 @@ def test_the_broadcast_error_teaches_every_block(q_rule: str, error_dim: int | N
 
 def test_the_local_form_learns() -> None:
     network = make_network(small_mlp(), clusters(2, 0)[0], form="local")
-    train(network, 80)
+    train(network, 40)
     accuracy = network.evaluate([clusters(500, seed=2)]).accuracy
     assert accuracy is not None
     assert accuracy > 0.95
@@ -258,7 +258,7 @@ def test_a_transformer_with_a_pooled_tap_is_probed_and_learns() -> None:
     inputs, targets = clusters(64, seed=8, shape=(1, SIZE, SIZE))
     network = make_network(model, inputs[:2], q_rule="probed", probe_every=1)
     assert "pooled-normalised" in {block.sites[-1].tap.name for block in network.blocks}
-    losses = [network.train_step(step, [(inputs, targets)]).loss for step in range(80)]
+    losses = [network.train_step(step, [(inputs, targets)]).loss for step in range(60)]
     assert losses[-1] < 0.7 * losses[0]
 
 

@@ -67,7 +67,7 @@ def test_cuts_are_as_even_as_the_best_of_all(costs: list[int], data: st.DataObje
 
 
 @given(st.sampled_from(sorted(MODELS)), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_blocks_hold_all_of_the_model_and_compute_the_same(name: str, data: st.DataObject) -> None:
     model, example = MODELS[name]
     names = [layer.name for layer in list_layers(model)]

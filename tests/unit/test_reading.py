@@ -119,7 +119,7 @@ def test_inputs_and_targets_read_in_two_processes_are_those_of_one_item(kind: ty
 
 
 @given(st.sampled_from([1, 2, 3, 4, 6]), st.integers(0, 30), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_sample_draws_by_run_epoch_and_its_number_whatever_it_is_read_with(
     microbatches: int, step: int, seed: int
 ) -> None:

@@ -112,7 +112,7 @@ LOSSES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     policy=st.sampled_from(["restart", "rejoin"]), script=LOSSES, missed=st.booleans(), periodic=st.booleans()
 )

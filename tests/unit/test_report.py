@@ -263,6 +263,7 @@ def test_a_path_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_torn_last_lines_are_skipped_and_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
     lines = [json.dumps(event) for event in simulate_events(600)]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + '\n{"event":"progress","st')
@@ -275,6 +276,7 @@ def test_torn_last_lines_are_skipped_and_an_unfinished_run_says_how_far_it_is(tm
     assert "block-2.jsonl: 1 incomplete line skipped" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failure_is_shown_until_the_run_is_resumed(tmp_path: Path) -> None:
     events = [
         {"event": "started", "time": 1.0},
@@ -288,6 +290,7 @@ def test_a_failure_is_shown_until_the_run_is_resumed(tmp_path: Path) -> None:
     assert "Not finished" in write_report(tmp_path).read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) -> None:
     hint = "go on from step 600 with --resume --run-dir '/a run'"
     end = {
@@ -367,7 +370,7 @@ def test_the_excerpt_lies_in_the_middle_without_the_evaluation(run_dir: Path) ->
 
 
 def test_a_big_timeline_is_read_and_drawn_quickly(tmp_path: Path) -> None:
-    blocks, steps = 4, 8000
+    blocks, steps = 4, 2000
     for k in range(blocks):
         writer = TimelineWriter(tmp_path / "timeline" / f"block-{k}.jsonl", limit=25_000)
         for step in range(steps):

@@ -144,6 +144,7 @@ def test_the_page_lists_recoveries_and_failed_checkpoints_and_its_pictures_mark_
     assert all((tmp_path / "report" / f"{name}.png").read_bytes() != data for name, data in marked.items())
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("last", "words"),
     [

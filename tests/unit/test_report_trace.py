@@ -120,6 +120,7 @@ def test_a_step_that_was_run_again_gets_the_later_message(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_links_the_trace_only_where_there_is_one(tmp_path: Path) -> None:
     write_run(tmp_path / "run", steps=30)
     assert 'href="trace.json"' in write_report(tmp_path / "run").read_text()

@@ -76,7 +76,7 @@ def pair() -> Iterator[tuple[Sender, RingView]]:
 
 
 @given(st.lists(st.integers(1, LARGEST // 8), min_size=1, max_size=8), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
     with pair() as (sender, there):
         for sequence, size in enumerate(sizes):
@@ -90,7 +90,7 @@ def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
 
 
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=2 * SLOTS))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_each_announcement_brings_a_frame_to_its_buffers_and_receipts_return(frames: list[bytes]) -> None:
     with pair() as (sender, there):
         arriving = there.frames(0)
@@ -132,7 +132,6 @@ def test_a_message_larger_than_announced_is_refused() -> None:
 
 
 @given(st.integers(0, 2**64 - 1) | st.integers(0, slot_bytes(LARGEST)))
-@settings(max_examples=60, deadline=None)
 def test_no_message_is_longer_than_its_slot(nbytes: int) -> None:
     with pair() as (_, there):
         room = slot_bytes(LARGEST) - 512
@@ -144,7 +143,6 @@ def test_no_message_is_longer_than_its_slot(nbytes: int) -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(min_size=12, max_size=40))
-@settings(max_examples=60, deadline=None)
 def test_no_announcement_leads_out_of_a_slot(sequence: int, prefix: bytes) -> None:
     with pair() as (sender, there):
         start = sender.ring.shape.slot(sequence)
@@ -175,7 +173,6 @@ def test_a_slot_that_holds_another_message_is_noticed() -> None:
 
 
 @given(st.text(max_size=60) | st.from_regex(r"[0-9:]{1,60}", fullmatch=True))
-@settings(max_examples=100, deadline=None)
 def test_other_words_are_no_offer(offer: str) -> None:
     shape = [int(part) for part in offer.split(":")] if re.fullmatch("[0-9]+:[0-9]+", offer, re.ASCII) else []
     assert not taken(offer) or (1 <= shape[0] <= SLOTS and 4096 <= shape[1] <= slot_bytes(LARGEST))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
@@ -52,7 +52,6 @@ def test_every_small_combination_completes_by_the_rules(blocks: int, staleness: 
         check(blocks, policy(m=m, w=w, s=staleness, probe_every=probe_every), range(4), seed)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     blocks=st.integers(1, 5),
     rules=st.builds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
@@ -107,7 +107,6 @@ RULES = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     data=st.data(),
     blocks=st.integers(2, 5),
@@ -124,7 +123,6 @@ def test_a_block_that_is_not_the_head_dies_and_all_others_have_the_heads_steps(
     check(Loss(blocks, rules, range(first_step, first_step + steps), seed, lost=lost, turn=turn))
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     blocks=st.integers(2, 5),
     rules=RULES,
@@ -139,7 +137,6 @@ def test_the_head_dies_and_the_others_differ_by_no_more_than_the_staleness_and_o
     check(Loss(blocks, rules, range(first_step, first_step + steps), seed, lost=blocks - 1, turn=turn))
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     data=st.data(),
     blocks=st.integers(2, 5),

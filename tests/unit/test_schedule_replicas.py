@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
@@ -62,7 +62,6 @@ def shapes(draw: st.DrawFn) -> tuple[list[int], Policy]:
     return [*replicas, 1], rules
 
 
-@settings(max_examples=100, deadline=None)
 @given(shape=shapes(), first_step=st.integers(0, 5), steps=st.integers(0, 4), seed=st.integers(0, 2**32))
 def test_any_interleaving_completes_by_the_rules(
     shape: tuple[list[int], Policy], first_step: int, steps: int, seed: int
@@ -70,7 +69,6 @@ def test_any_interleaving_completes_by_the_rules(
     assert check(*shape, range(first_step, first_step + steps), seed) == first_step + steps
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     shape=shapes(),
     first_step=st.integers(0, 5),

@@ -137,7 +137,6 @@ def started(setting: Setting, schedule: str, steps: int) -> Machine:
     return machine
 
 
-@settings(max_examples=60, deadline=None)
 @given(any_settings(), st.sampled_from([*BACKPROPAGATION, "decoupled"]))
 def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Setting, schedule: str) -> None:
     steps, broadcast = 3, schedule == "decoupled"
@@ -159,7 +158,7 @@ def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Set
         assert 8 * uplink.carried / setting.bandwidth <= machine.clock.now + 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_settings())
 def test_every_microbatch_is_forwarded_and_updated_once_in_each_block(setting: Setting) -> None:
     done: Counter[tuple[int, Compute]] = Counter()
@@ -198,7 +197,7 @@ def test_every_order_does_each_pass_of_each_microbatch_once(
         assert counts["weights"] <= counts["backward"] <= counts["forward"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 6), st.integers(1, 6), st.sampled_from(SCHEDULES), st.floats(0, 0.02))
 def test_more_bandwidth_is_never_slower_between_equal_blocks(
     blocks: int, microbatches: int, schedule: str, latency: float

@@ -99,7 +99,7 @@ def test_the_velocity_is_the_mean_of_the_sampled_rules(rule: str, drive: str) ->
     assert all(near(a, b, 1e-12) for a, b in zip(sampled.tensors(), mean.tensors(), strict=True))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.1]), rule=st.sampled_from(["q", "q-and-p"]))
 def test_what_learned_feedback_conserves(seed: int, decay: float, rule: str) -> None:
     """W₁W₁ᵀ − QQᵀ only decays, whatever P does, and P stays orthonormal."""
@@ -112,7 +112,7 @@ def test_what_learned_feedback_conserves(seed: int, decay: float, rule: str) -> 
     assert near(final.p @ final.p.mT, torch.eye(2, dtype=torch.float64))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.2]))
 def test_learned_q_forgets_its_misalignment_exponentially(seed: int, decay: float) -> None:
     task, state = draw(seed, 3)
@@ -162,7 +162,7 @@ def test_mode_strength_solves_its_equation(decay: float) -> None:
     assert near(slope, 2 * value * (sigma - decay - value), 1e-9)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), time=st.floats(0.1, 4.0))
 def test_oja_flow_has_its_closed_form_whatever_the_weights_do(seed: int, time: float) -> None:
     task, state = draw(seed, 2)

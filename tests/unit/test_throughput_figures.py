@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks.throughput import __main__ as command
-from benchmarks.throughput.__main__ import parse
 from benchmarks.throughput.figures import merge, order_of, ratio, summary
 from benchmarks.throughput.networks import NETWORKS
-from benchmarks.throughput.pipelines import SCHEDULES, stages_of
 from benchmarks.throughput.spans import (
     applied,
     cpu_seconds,
@@ -22,9 +21,20 @@ from benchmarks.throughput.spans import (
     shares,
     used,
 )
-from benchmarks.throughput.systems import all_names, overridden
 from lowdimfa.services.monitoring.timeline import Span, TimelineWriter
 from lowdimfa.services.spec import parse_specification
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    """Give the command, whose pipelines take seconds to import: not in each process that collects."""
+    return importlib.import_module("benchmarks.throughput.__main__")
+
+
+@pytest.fixture(scope="module")
+def systems(command: ModuleType) -> ModuleType:
+    return importlib.import_module("benchmarks.throughput.systems")
+
 
 SPANS = [
     Span("forward", 0, 0, 10.0, 12.0),
@@ -128,25 +138,31 @@ def test_the_summary_has_what_is_promised_and_leaves_out_what_failed() -> None:
     assert "zbv-zero-bubble" not in found["samples_per_second"]
 
 
-def test_every_round_has_every_system_once_and_another_order() -> None:
-    names = all_names(2, 4, coarse=True)
+def test_every_round_has_every_system_once_and_another_order(systems: ModuleType) -> None:
+    names = systems.all_names(2, 4, coarse=True)
     orders = [order_of(names, turn) for turn in range(-1, 7)]
     assert all(sorted(order) == sorted(names) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("world", [2, 4])
-def test_all_stages_have_a_process(name: str, world: int) -> None:
-    _, per_rank, style = SCHEDULES[name]
-    found = [stage for rank in range(world) for stage in stages_of(rank, world, per_rank, style)]
-    assert sorted(found) == list(range(world * per_rank))
+def test_all_stages_have_a_process(world: int) -> None:
+    pipelines = importlib.import_module("benchmarks.throughput.pipelines")
+    for name, (_, per_rank, style) in pipelines.SCHEDULES.items():
+        found = [
+            stage for rank in range(world) for stage in pipelines.stages_of(rank, world, per_rank, style)
+        ]
+        assert sorted(found) == list(range(world * per_rank)), name
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("real", [False, True])
-def test_specifications_are_valid_and_can_be_overridden(network: Any, real: bool) -> None:
-    plain = overridden(network.specification(2, 1, real=real), ["train.window=6", "run.timeline=false"])
+def test_specifications_are_valid_and_can_be_overridden(
+    network: Any, real: bool, systems: ModuleType
+) -> None:
+    plain = systems.overridden(
+        network.specification(2, 1, real=real), ["train.window=6", "run.timeline=false"]
+    )
     found = parse_specification(plain, "a test")
     assert (found.train.staleness, found.train.window, found.run.timeline) == (1, 6, False)
 
@@ -162,15 +178,15 @@ def test_specifications_are_valid_and_can_be_overridden(network: Any, real: bool
     ],
 )
 def test_a_wrong_command_line_says_what_was_expected(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, command: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parse(arguments)
+        command.parse(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_a_measurement_in_which_this_runtime_failed_is_not_stored(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored: list[str] = []
     lost: dict[str, str] = {}

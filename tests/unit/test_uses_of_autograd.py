@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -91,7 +91,6 @@ def learned_gradients(
     return gradients(block)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     uses=st.lists(st.sampled_from(sorted(WORKS)), min_size=1, max_size=2),
     at_start=st.booleans(),
