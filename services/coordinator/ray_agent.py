@@ -23,7 +23,7 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.actor import TrainerActor
 from lowdimfa.services.trainer.cluster import start_ray
 from lowdimfa.services.trainer.execute import RunRequest
-from lowdimfa.services.trainer.places import free_places
+from lowdimfa.services.trainer.placement import free_places
 
 NAMESPACE = "lowdimfa"
 """Ray namespace of the named actors."""

@@ -18,6 +18,7 @@ FLOORS = (
     # What a run is, as plain data and files: the trainer makes it and every block reads it.
     ("lowdimfa.services.run",),
     ("lowdimfa.services.block",),
+    ("lowdimfa.services.recovery",),
     ("lowdimfa.services.trainer", "lowdimfa.services.lab.simulation"),
     ("lowdimfa.services.coordinator", "lowdimfa.services.lab.drill"),
     ("lowdimfa.services.cli",),
@@ -106,6 +107,12 @@ def test_nothing_imports_upwards(path: Path) -> None:
         if target.split(".")[0] == "lowdimfa":
             other_floor, other_room = room_of(target)
             assert other_floor < floor or other_room == room, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("path", modules("services/recovery"), ids=name_of)
+def test_what_decides_on_recoveries_asks_no_clock_and_touches_nothing(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imported(path)} - {"lowdimfa"}
+    assert outside <= {"__future__", "collections", "dataclasses", "typing"}
 
 
 @pytest.mark.parametrize(
