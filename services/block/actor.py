@@ -13,8 +13,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import ray
 
 from lowdimfa.errors import LowdimfaError, unforeseen
+from lowdimfa.services.block.faults import worker_for
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.worker import BlockWorker, Reachable
+from lowdimfa.services.block.reports import Reachable
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.process_log import keep_output, log_file
@@ -55,7 +57,7 @@ class BlockHost:
             # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             faulthandler.enable(file=2)
-            self._worker = BlockWorker(job, security, host)
+            self._worker = worker_for(job, security, host)
             return self._worker.reachable
 
         return self._guarded("prepare", build)

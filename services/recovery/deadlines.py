@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowdimfa.services.block.worker import Status
+    from lowdimfa.services.block.reports import Status
 
 START_LIVENESS = 3.0
 """Until it has started, a process of a run may take this many times the liveness: it imports torch, loads data and

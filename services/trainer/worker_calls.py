@@ -13,7 +13,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from lowdimfa.errors import BlockLostError, LowdimfaError
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.worker import BlockWorker, Reachable
+from lowdimfa.services.block.reports import Reachable
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.trainer.end_of_process import kernel_oom_kills, reason_of

@@ -14,7 +14,8 @@ import ray
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
 from lowdimfa.services.block.building import Checkpointed, Source, make_seating
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.worker import BlockWorker, Reachable
+from lowdimfa.services.block.reports import Reachable
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.recovery.deadlines import START_LIVENESS
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.plan import RunPlan

@@ -109,6 +109,13 @@ def test_nothing_imports_upwards(path: Path) -> None:
             assert other_floor < floor or other_room == room, f"{name} imports {target}"
 
 
+@pytest.mark.parametrize("path", modules("services/block"), ids=name_of)
+def test_what_runs_in_every_training_knows_nothing_of_injected_faults(path: Path) -> None:
+    if path.name in ("actor.py", "faults.py"):  # which puts them around a worker, and where
+        return
+    assert not [name for name in imported(path) if ".faults" in name or name.endswith("Fault")]
+
+
 @pytest.mark.parametrize("path", modules("services/recovery"), ids=name_of)
 def test_what_decides_on_recoveries_asks_no_clock_and_touches_nothing(path: Path) -> None:
     outside = {name.split(".")[0] for name in imported(path)} - {"lowdimfa"}

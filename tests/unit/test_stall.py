@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from lowdimfa.errors import BlockLostError
-from lowdimfa.services.block.worker import Status
+from lowdimfa.services.block.reports import Status
 from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.trainer import ticks
