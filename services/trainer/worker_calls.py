@@ -114,7 +114,7 @@ class Call(Generic[T]):
         return value
 
 
-def in_words(method: Callable[..., object]) -> str:
+def spoken(method: Callable[..., object]) -> str:
     """Return what a method is called in messages."""
     return method.__name__.replace("_", " ")
 

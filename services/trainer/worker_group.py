@@ -28,9 +28,9 @@ from lowdimfa.services.trainer.worker_calls import (
     T,
     Worker,
     gather,
-    in_words,
     outcomes,
     silent,
+    spoken,
 )
 
 CLOSE_SECONDS = 5.0
@@ -172,7 +172,7 @@ class WorkerGroup:
         """Call every worker's compute thread, and wait as long as ``tick`` does not raise."""
         calls = self.compute(method, *arguments, **named)
         self.running = Running(method, calls)
-        found = gather(calls, in_words(method), float("inf"), tick)
+        found = gather(calls, spoken(method), float("inf"), tick)
         self.running = None
         return found
 
@@ -206,8 +206,8 @@ class WorkerGroup:
         call = worker.ask(method, *arguments, **named)
         answered, _ = ray.wait([call.reference], timeout=self.liveness)
         if not answered:
-            raise silent([worker], in_words(method), self.liveness)
-        return call.answer(in_words(method))
+            raise silent([worker], spoken(method), self.liveness)
+        return call.answer(spoken(method))
 
     def abort(self, cause: LowdimfaError) -> LowdimfaError:
         """Stop every worker's computation and return the error that began it all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -144,3 +145,16 @@ def test_the_library_loads_torch_when_something_of_it_is_used() -> None:
         "assert set(lowdimfa.__all__) <= set(dir(lowdimfa))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_way_of_a_job_is_drawn_with_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [
+        line
+        for line in text.split("## The way of a job\n")[1].split("\n## ")[0].splitlines()
+        if ".py`" in line
+    ]
+    steps = [row for row in rows if row.startswith("|")]
+    named = re.findall(r"`([\w/]+\.py)`", "\n".join(rows))
+    assert len(steps) <= 30 < len(named)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
