@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
+from lowdimfa.config import StageConfig
 from lowdimfa.errors import ProtocolError
 from lowdimfa.optim import Updater
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
@@ -34,13 +35,7 @@ class _Kept:
 
 
 class Block(Stage):
-    """A block that learns from the broadcast error (arXiv:2502.20580, the direct form ``δ = Q P e``).
-
-    Parameters
-    ----------
-    activations
-        Format of what leaves for the next block: ``fp32``, or ``bf16``.
-    """
+    """A block that learns from the broadcast error (arXiv:2502.20580, the direct form ``δ = Q P e``)."""
 
     def __init__(
         self,
@@ -48,28 +43,10 @@ class Block(Stage):
         module: BlockModule,
         updater: Updater,
         sites: Sequence[FeedbackSite],
-        *,
-        seed: int,
-        precision: str = "fp32",
-        staleness: int = 0,
-        compiled: bool = False,
-        activations: str = "fp32",
-        probe_noise: float = 0.05,
+        config: StageConfig,
         parts: Sequence[int] = (0,),
     ) -> None:
-        super().__init__(
-            index,
-            module,
-            updater,
-            seed=seed,
-            precision=precision,
-            staleness=staleness,
-            activations=activations,
-            compiled=compiled,
-            sites=sites,
-            parts=parts,
-            probe_noise=probe_noise,
-        )
+        super().__init__(index, module, updater, sites, config, parts)
         self._kept: dict[Ticket, _Kept] = {}
 
     def forward(self, inputs: Tensor, ticket: Ticket) -> Tensor:

@@ -12,14 +12,14 @@ from torch import nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
-from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.config import FeedbackConfig, StageConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import ReadoutFeedback
 from lowdimfa.head import Head
-from lowdimfa.losses import counts, make_loss, shows_targets
+from lowdimfa.losses import Objective, shows_targets
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan
@@ -154,13 +154,8 @@ def build_block(
         module,
         _updater(plan, module, sites, training, is_head=False),
         sites,
-        seed=training.seed,
-        precision=training.precision,
-        staleness=training.staleness,
-        compiled=training.compile,
-        activations=training.activations,
-        probe_noise=feedback.probe_noise,
-        parts=parts.starts,
+        StageConfig.of(training, feedback),
+        parts.starts,
     )
 
 
@@ -181,18 +176,11 @@ def build_head(
         module,
         _updater(plan, module, sites, training, is_head=True),
         make_projection(shape, feedback, training),
-        make_loss(training.loss, task, training.ignore_index),
-        task,
-        seed=training.seed,
-        counts=counts(training.loss, task, training.ignore_index),
-        microbatches=training.microbatches,
-        precision=training.precision,
-        activations=training.activations,
-        compiled=training.compile,
-        sites=sites,
-        parts=parts.starts,
-        probe_noise=feedback.probe_noise,
-        sends_classes=sends_classes(shape, feedback),
+        Objective.of(training, task),
+        sites,
+        StageConfig.of(training, feedback),
+        parts.starts,
+        sends_classes(shape, feedback),
     )
 
 

@@ -214,3 +214,43 @@ class TrainingConfig:
     def update_of(self, block: int) -> UpdateConfig:
         """Return how the given block applies its gradients."""
         return self.per_block.get(block, self.update)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How a block runs its layers.
+
+    Attributes
+    ----------
+    seed
+        The run's seed.
+    precision
+        ``fp32``, or ``bf16`` for autocast.
+    activations
+        Format in which activations travel between blocks: ``fp32``, or ``bf16``. Layers don't compute in it.
+    staleness
+        Above 0, weights may change between a forward and its update, so those that the forward used are kept.
+    compiled
+        Whether ``torch.compile`` makes the layers' training pass.
+    probe_noise
+        Standard deviation of a probe's noise at a site, relative to that of the output there.
+    """
+
+    seed: int
+    precision: Precision = "fp32"
+    activations: Precision = "fp32"
+    staleness: int = 0
+    compiled: bool = False
+    probe_noise: float = 0.05
+
+    @classmethod
+    def of(cls, training: TrainingConfig, feedback: FeedbackConfig) -> StageConfig:
+        """Return what the settings of a network make of it."""
+        return cls(
+            seed=training.seed,
+            precision=training.precision,
+            activations=training.activations,
+            staleness=training.staleness,
+            compiled=training.compile,
+            probe_noise=feedback.probe_noise,
+        )

@@ -283,3 +283,15 @@ def _at(current: Any, place: Any) -> Any:
 def _name_of(value: Any) -> str:
     named = isinstance(value, _MADE_ANEW)
     return f"{value.__module__}.{value.__qualname__}" if named else f"a {type(value).__name__}"
+
+
+def first_difference(one: Any, other: Any, path: str = "") -> str | None:
+    """Return where two pieces of plain data first differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = {str(place): pair for place, pair in enumerate(zip(one, other, strict=True))}
+    else:
+        return None if type(one) is type(other) and one == other else path
+    found = (first_difference(*pair, f"{path}/{key}".removeprefix("/")) for key, pair in pairs.items())
+    return next((place for place in found if place is not None), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,8 +60,13 @@ class LowdimfaError(Exception):
         return _rebuild(kind, self.message, self.block, self.step, self.setting, self.replica)
 
     def as_event(self) -> dict[str, Any]:
-        """Return the fields of the machine-readable ``failed`` event."""
-        fields: dict[str, Any] = {"code": self.code, "message": self.message, "exit_code": self.exit_code}
+        """Return the fields of the machine-readable ``failed`` event; `error_of` is the way back."""
+        fields: dict[str, Any] = {
+            "code": self.code,
+            "class": type(self.plain()).__name__,
+            "message": self.message,
+            "exit_code": self.exit_code,
+        }
         optional = {"block": self.block, "step": self.step, "setting": self.setting}
         return fields | {key: value for key, value in optional.items() if value is not None}
 
@@ -77,6 +82,19 @@ def _rebuild(
     error = kind.__new__(kind)
     LowdimfaError.__init__(error, message, block=block, step=step, setting=setting, replica=replica)
     return error
+
+
+def error_of(event: Mapping[str, Any]) -> LowdimfaError:
+    """Return the error that the fields of a ``failed`` event were made of; of a class that isn't known, a plain one."""
+    kind = globals().get(str(event.get("class")))
+    return _rebuild(
+        kind if isinstance(kind, type) and issubclass(kind, LowdimfaError) else LowdimfaError,
+        str(event.get("message", "")),
+        event.get("block"),
+        event.get("step"),
+        event.get("setting"),
+        None,
+    )
 
 
 class InputError(LowdimfaError):
@@ -118,6 +136,14 @@ class BlockLostError(PeerError):
     """A block's process is gone, gives no answer, or stands still; ``block`` is that block, and not who noticed."""
 
 
+class BlockWithoutRoomError(BlockLostError):
+    """A block was lost, and no node of the cluster has a place for it any more."""
+
+
+class RecoveriesUsedUpError(PeerError):
+    """Blocks or the trainer were lost more often than the specification lets a run recover."""
+
+
 class HandshakeError(LowdimfaError):
     """Two neighbours disagree on versions, shapes, types, run or token before the first step."""
 
@@ -137,6 +163,10 @@ class ResourceError(LowdimfaError):
 
     code = "resources"
     exit_code = 5
+
+
+class NoRoomError(ResourceError):
+    """The cluster had no room for the blocks of a run when it was to begin."""
 
 
 class DiskFullError(ResourceError):

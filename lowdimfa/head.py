@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
-from lowdimfa.data.base import Task
+from lowdimfa.config import StageConfig
 from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import with_classes
-from lowdimfa.losses import Loss, right_predictions
+from lowdimfa.losses import Objective, right_predictions
 from lowdimfa.optim import Updater
 from lowdimfa.rules import P_RULES
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
@@ -79,14 +79,8 @@ class Head(Stage):
     ----------
     projection
         Makes the broadcast error of the output error.
-    loss
-        Mean loss over a micro-batch; the error vector comes from it by autograd.
-    task
-        Decides whether accuracy is counted.
-    counts
-        Tells which of the targets the loss counts, or None for all of them.
-    microbatches
-        Parts of a step's batch: the error is that of the mean over the whole batch.
+    objective
+        What is minimised; the error vector comes from it by autograd.
     sends_classes
         Whether the number of its class goes with every error.
     """
@@ -97,40 +91,17 @@ class Head(Stage):
         module: BlockModule,
         updater: Updater,
         projection: PRule,
-        loss: Loss,
-        task: Task,
-        *,
-        seed: int,
-        counts: Callable[[Tensor], Tensor | None] = lambda targets: None,
-        microbatches: int = 1,
-        precision: str = "fp32",
-        activations: str = "fp32",
-        compiled: bool = False,
-        sites: Sequence[FeedbackSite] = (),
+        objective: Objective,
+        sites: Sequence[FeedbackSite],
+        config: StageConfig,
         parts: Sequence[int] = (0,),
-        probe_noise: float = 0.05,
         sends_classes: bool = False,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
-        super().__init__(
-            index,
-            module,
-            updater,
-            seed=seed,
-            precision=precision,
-            staleness=0,
-            activations=activations,
-            compiled=compiled,
-            sites=sites,
-            parts=parts,
-            probe_noise=probe_noise,
-        )
+        super().__init__(index, module, updater, sites, replace(config, staleness=0), parts)
         self.projection = projection
         self._rules.append(projection.to(self.device))
-        self._loss = loss
-        self.task = task
-        self._counts = counts
-        self._microbatches = microbatches
+        self.objective = objective
         self._sends_classes = sends_classes
 
     def forward(
@@ -185,7 +156,7 @@ class Head(Stage):
         return [len(counted) * number / (sum(counted) or 1) for number in counted]
 
     def _count(self, targets: Tensor) -> int:
-        counted = self._counts(targets)
+        counted = self.objective.counts(targets)
         return targets.numel() if counted is None else int(counted.sum())
 
     def output_error(
@@ -197,15 +168,15 @@ class Head(Stage):
         if not weight:  # the mean over nothing isn't a number
             return torch.zeros((), device=outputs.device), torch.zeros_like(leaf)
         with torch.enable_grad():
-            loss = self._loss(leaf, targets)
+            loss = self.objective.loss(leaf, targets)
         (error,) = torch.autograd.grad(loss, leaf)
         if weight != 1:
             loss, error = weight * loss, weight * error
-        return loss.detach(), error / self._microbatches
+        return loss.detach(), error / self.objective.microbatches
 
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many predictions are right, and how many count, as `right_predictions` does."""
-        return right_predictions(outputs, targets, self.task, self._counts(targets))
+        return right_predictions(outputs, targets, self.objective.task, self.objective.counts(targets))
 
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
@@ -242,7 +213,7 @@ class Head(Stage):
         outputs = _precise(self.evaluate(inputs, batch))
         share = self._count(targets) / targets.numel()
         if share:
-            totals.loss_sum += float(self._loss(outputs, targets)) * len(targets) * share
+            totals.loss_sum += float(self.objective.loss(outputs, targets)) * len(targets) * share
         totals.samples += len(targets)
         totals.ignored += len(targets) * (1 - share)
         correct, counted = self.score(outputs, targets)

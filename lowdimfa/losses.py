@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowdimfa.config import IGNORED
+from lowdimfa.config import IGNORED, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
@@ -147,3 +148,31 @@ def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IG
             f"room for the targets {low} to {high} of the data",
             "A target that doesn't count, such as that of padding, is named by train.ignore_index.",
         )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the head minimises.
+
+    Attributes
+    ----------
+    loss
+        Mean over a micro-batch.
+    task
+        Decides whether accuracy is counted.
+    counts
+        Tells which of the targets the loss counts, or None for all of them.
+    microbatches
+        Parts of a step's batch: the error is that of the mean over the whole batch.
+    """
+
+    loss: Loss
+    task: Task
+    counts: Callable[[Tensor], Tensor | None]
+    microbatches: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig, task: Task) -> Objective:
+        """Return what a network is trained for."""
+        settings = training.loss, task, training.ignore_index
+        return cls(make_loss(*settings), task, counts(*settings), training.microbatches)

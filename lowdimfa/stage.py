@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, unchanged_buffers
+from lowdimfa.config import StageConfig
 from lowdimfa.encoding import Encoder, State, decode, require_storable
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.kept import Kept
@@ -35,22 +36,12 @@ class Stage:
         The layers.
     updater
         Optimiser, scheduler and clipping.
-    seed
-        The run's seed.
-    precision
-        ``fp32``, or ``bf16`` for autocast.
-    activations
-        Format in which activations travel between blocks: ``fp32``, or ``bf16``. Layers don't compute in it.
-    staleness
-        Above 0, weights may change between a forward and its update, so those that the forward used are kept.
-    compiled
-        Whether ``torch.compile`` makes the layers' training pass.
     sites
         Where the broadcast error enters: at the ends of the parts, of all in a block and of all but the last in the head.
+    config
+        How the layers are run.
     parts
         Where parts begin, between which no gradient passes: indexes of layers, 0 first.
-    probe_noise
-        Standard deviation of a probe's noise at a site, relative to that of the output there.
 
     Attributes
     ----------
@@ -66,30 +57,24 @@ class Stage:
         index: int,
         module: BlockModule,
         updater: Updater,
-        *,
-        seed: int,
-        precision: str,
-        staleness: int,
-        activations: str = "fp32",
-        compiled: bool = False,
-        sites: Sequence[FeedbackSite] = (),
+        sites: Sequence[FeedbackSite],
+        config: StageConfig,
         parts: Sequence[int] = (0,),
-        probe_noise: float = 0.05,
     ) -> None:
         self.index = index
         self.module = module
         self.updater = updater
         held = chain(module.parameters(), module.buffers())
         self.device = next((tensor.device for tensor in held), torch.device("cpu"))
-        self.seed = seed
+        self.seed = config.seed
         self.sites = list(sites)
         self._rules: list[Kept] = [site.feedback for site in sites]  # in the head also the one for P
-        self._probe_noise = probe_noise
-        self._autocast = precision == "bf16"
-        self._coarse_between = activations == "bf16"
+        self._probe_noise = config.probe_noise
+        self._autocast = config.precision == "bf16"
+        self._coarse_between = config.activations == "bf16"
         modules = [module] if len(parts) == 1 else module.parts(parts)
-        self._parts = [compiling.compiled(part, index) if compiled else part for part in modules]
-        self._stash = WeightStash(module) if staleness else None
+        self._parts = [compiling.compiled(part, index) if config.compiled else part for part in modules]
+        self._stash = WeightStash(module) if config.staleness else None
         self._untouched = Untouched(index)
         self._learned = Ticket(0, 0)
 

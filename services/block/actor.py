@@ -8,22 +8,28 @@ import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 
 from lowdimfa.errors import LowdimfaError, unforeseen
+from lowdimfa.services.block.faults import worker_for
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.worker import BlockWorker, Reachable
+from lowdimfa.services.block.reports import Reachable
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.process_log import keep_output, log_file
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class BlockHost:
     """Runs one `BlockWorker`. Control calls go to the group ``io``, so they answer while compute runs.
+
+    What a call carries is the worker's method itself, such as ``BlockWorker.run_steps``, which travels by its name:
+    so the type checker sees both ends of it.
 
     Parameters
     ----------
@@ -51,20 +57,24 @@ class BlockHost:
             # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             faulthandler.enable(file=2)
-            self._worker = BlockWorker(job, security, host)
+            self._worker = worker_for(job, security, host)
             return self._worker.reachable
 
         return self._guarded("prepare", build)
 
     @ray.method(concurrency_group="compute")
-    def compute(self, method: str, *arguments: Any) -> Any:
+    def compute(
+        self, method: Callable[Concatenate[BlockWorker, P], T], *arguments: P.args, **named: P.kwargs
+    ) -> T | LowdimfaError:
         """Call a method of the worker in the thread that owns the weights."""
-        return self._guarded(method, lambda: getattr(self._require(), method)(*arguments))
+        return self._guarded(method.__name__, lambda: method(self._require(), *arguments, **named))
 
     @ray.method(concurrency_group="io")
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(
+        self, method: Callable[Concatenate[BlockWorker, P], T], *arguments: P.args, **named: P.kwargs
+    ) -> T | LowdimfaError:
         """Call a method of the worker that any thread may call."""
-        return self._guarded(method, lambda: getattr(self._require(), method)(*arguments))
+        return self._guarded(method.__name__, lambda: method(self._require(), *arguments, **named))
 
     def _guarded(self, method: str, call: Callable[[], T]) -> T | LowdimfaError:
         """Return a typed error instead of raising it: it crosses to the trainer whole, without Ray's wrapping.

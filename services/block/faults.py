@@ -1,4 +1,7 @@
-"""Faults that a block brings upon itself at ``(block, step)``, for tests and drills."""
+"""Faults that a block brings upon itself at ``(block, step)``, for tests and drills.
+
+They are put around the parts of a worker from outside, if its run has any: `worker_for`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowdimfa.block import ErrorKind
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT, unpack
+from lowdimfa.services.block.activations import HEADER_AT, Kind, unpack
+from lowdimfa.services.block.job import BlockJob
+from lowdimfa.services.block.links import Wire
+from lowdimfa.services.block.work import Neighbours, Work
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
 from lowdimfa.tickets import Ticket
 
@@ -28,7 +39,7 @@ def faults_dir(run_dir: Path) -> Path:
     return run_dir / "faults"
 
 
-class FaultInjector:
+class FaultInjector(Wire):
     """Lets the faults of one block happen, each once in a run, however often the block is restarted.
 
     Parameters
@@ -137,3 +148,64 @@ class FaultInjector:
 def _flipped(data: bytes) -> bytes:
     """Return the data with its last bit another one."""
     return data[:-1] + bytes([data[-1] ^ 1]) if data else data
+
+
+class _FaultyNeighbours:
+    """Neighbours to whom one thing may be sent in place of another."""
+
+    def __init__(self, neighbours: Neighbours, faults: FaultInjector) -> None:
+        self._neighbours, self._faults = neighbours, faults
+        self.release, self.renew = neighbours.release, neighbours.renew
+
+    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+        """Send activations to the next block."""
+        if kind == "train":
+            tensors = self._faults.poisoned(ticket, tensors[0]), *tensors[1:]
+        self._neighbours.send(kind, ticket, tensors)
+
+    def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
+        """Broadcast an error to all blocks."""
+        sent = self._faults.poisoned(ticket, error) if kind == "train" else error
+        self._neighbours.publish(ticket, kind, sent)
+
+
+class _FaultyWork(Work):
+    """Work before whose forwards something may happen."""
+
+    def __init__(self, faults: FaultInjector, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._faults = faults
+
+    def forward(self, ticket: Ticket, probe: bool) -> None:
+        """Run the forward pass, if the process still lives."""
+        self._faults.before_forward(ticket)
+        super().forward(ticket, probe)
+
+
+class _FaultyWorker(BlockWorker):
+    """A worker around whose parts faults are put."""
+
+    def __init__(self, job: BlockJob, security: Security, host: str) -> None:
+        self._faults = FaultInjector(job.parsed().drill.faults, job.index, Path(job.run_dir), job.rank)
+        super().__init__(job, security, host)
+
+    def _wire(self) -> Wire:
+        return self._faults
+
+    def _work(self, neighbours: Neighbours, patience: float, make: Callable[..., Work] = Work) -> Work:
+        around = _FaultyNeighbours(neighbours, self._faults)
+        return super()._work(around, patience, partial(_FaultyWork, self._faults))
+
+    def _write(self, directory: Path, step: int) -> dict[str, Any]:
+        try:
+            self._faults.before_save(step)
+        except OSError as error:
+            what = f"block {self.job.index} can't write its checkpoint"
+            raise refusal(what, directory, error, block=self.job.index) from error
+        return super()._write(directory, step)
+
+
+def worker_for(job: BlockJob, security: Security, host: str) -> BlockWorker:
+    """Return the worker for a job, with faults around it if its run is to have any."""
+    kind = _FaultyWorker if job.parsed().drill.faults else BlockWorker
+    return kind(job, security, host)

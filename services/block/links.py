@@ -12,7 +12,6 @@ from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.block.activations import Activation, Kind, SampleLimit
 from lowdimfa.services.block.exchange import Shard
-from lowdimfa.services.block.faults import FaultInjector
 from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.link_counts import Ends, LinkCounts
 from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
@@ -24,6 +23,7 @@ from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
 from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.v1.broadcast_pb2 import ErrorMessage
 from lowdimfa.tickets import Ticket
 
 CLOSE_GRACE = 1.0
@@ -33,6 +33,18 @@ _CPU = torch.device("cpu")
 
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
+
+
+class Wire:
+    """What the network makes of messages on their way here: nothing. In a drill something else stands in its place."""
+
+    def frame_arrives(self, frame: bytes) -> Iterable[bytes]:
+        """Return what arrives in place of a frame of an activation."""
+        return (frame,)
+
+    def error_arrives(self, message: ErrorMessage) -> Iterable[ErrorMessage]:
+        """Return what arrives in place of a broadcast error."""
+        return (message,)
 
 
 class Links:
@@ -54,8 +66,8 @@ class Links:
         Secrets of the run, address to listen on, seconds of silence after which a peer counts as lost.
     inbox
         Gets activations, errors, and failures.
-    faults
-        What is to go wrong on the way here.
+    wire
+        What the network makes of messages.
     transport
         How tensors travel to the next block and to replicas.
     device
@@ -89,7 +101,7 @@ class Links:
         host: str,
         liveness: float,
         inbox: Inbox,
-        faults: FaultInjector,
+        wire: Wire,
         transport: Transport = "auto",
         device: torch.device = _CPU,
         insecure: bool = False,
@@ -103,7 +115,7 @@ class Links:
             mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
         )
         self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
-        self._security, self._inbox, self._faults = security, inbox, faults
+        self._security, self._inbox, self._wire = security, inbox, wire
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
         # Each stream takes a thread, and each that brings activations a second one.
@@ -112,7 +124,7 @@ class Links:
         self._server.add(HandshakeServicer(mine))
         upstream = seating.neighbours(seat, mine.block - 1) if mine.block > 0 else []
         for peer in upstream:
-            arriving = faults.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
+            arriving = wire.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
             self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
         for sibling in seating.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
@@ -183,7 +195,7 @@ class Links:
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
-            self._faults.error_arrives,
+            self._wire.error_arrives,
             rank=seat.rank,
         )
         self.ends.subscriber.start()

@@ -62,6 +62,8 @@ class Observer:
         What the block does now.
     applied_steps
         Optimiser steps of the run that it has applied.
+    finished
+        In the head, the results of steps that nobody has asked for yet.
     recent
         The last pieces of work: kind, micro-batch, Unix seconds of begin and end, cause of a wait.
     """
@@ -73,6 +75,7 @@ class Observer:
     on_step: Callable[[], None]
     activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
     applied_steps: int = 0
+    finished: deque[StepResult] = field(default_factory=deque)
     recent: deque[tuple[str, Ticket, float, float, str]] = field(
         default_factory=lambda: deque(maxlen=REMEMBERED)
     )
@@ -112,7 +115,8 @@ class Observer:
         self.metrics.staleness(staleness)
 
     def trained(self, result: StepResult) -> None:
-        """Note the loss of a step."""
+        """Note the result of a step."""
+        self.finished.append(result)
         self.metrics.trained(result.loss, result.accuracy)
 
     def _span(self, kind: str, ticket: Ticket, began: float, ended: float, cause: str = "") -> None:

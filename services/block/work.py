@@ -18,7 +18,6 @@ from lowdimfa.network import StepResult
 from lowdimfa.services.block.activations import Activation
 from lowdimfa.services.block.activations import Kind as ActivationKind
 from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
-from lowdimfa.services.block.faults import FaultInjector
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.outbox import Delivery
 from lowdimfa.services.block.snapshot import SnapshotShelf
@@ -64,16 +63,12 @@ class Work:
         In the first block and the head.
     observer
         Gets what was done when.
-    faults
-        What is to go wrong.
     snapshots
         Gets copies of the state, or None.
     patience
         Seconds within which a snapshot has to be kept.
     copies, outbox
         Between the block's device and the host, and from there to the neighbours.
-    on_step
-        In the head, takes the result of each step.
     """
 
     def __init__(
@@ -82,20 +77,16 @@ class Work:
         neighbours: Neighbours,
         data: Reader | None,
         observer: Observer,
-        faults: FaultInjector,
         snapshots: SnapshotShelf | None,
         patience: float,
         copies: Copies,
         outbox: Delivery,
-        on_step: Callable[[StepResult], None],
     ) -> None:
         self.stage = stage
-        self._on_step = on_step
         self._neighbours = neighbours
         self._source = data
         self._drawn: dict[Ticket, _Drawn] = {}
         self._observer = observer
-        self._faults = faults
         self._snapshots = snapshots
         self._patience = patience
         self._copies, self._outbox = copies, outbox
@@ -121,7 +112,6 @@ class Work:
 
     def forward(self, ticket: Ticket, probe: bool) -> None:
         """Run the forward pass, and keep what is to be sent."""
-        self._faults.before_forward(ticket)
         activation, arrived = self._activations.pop(ticket, (None, None))
         drawn = self._draw(ticket)
         inputs = (arrived or self._copies.to_device(_present(drawn.inputs))).use()
@@ -170,7 +160,6 @@ class Work:
             self._snapshots.offer(self.stage, step + 1)
         if result is not None:
             self._observer.trained(result)
-            self._on_step(result)
 
     def send(self, ticket: Ticket) -> None:
         """Send the output of a forward to the next block."""
@@ -223,12 +212,11 @@ class Work:
         return _Drawn(inputs, samples.targets() if isinstance(self.stage, Head) else None)
 
     def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
-        output, *noisy = tensors
-        self._neighbours.send("train", ticket, (self._faults.poisoned(ticket, output), *noisy))
+        self._neighbours.send("train", ticket, tensors)
 
     def _publish(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         _, _, _, error, *response = tensors
-        self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, error))
+        self._neighbours.publish(ticket, "train", error)
         for projected in response:
             self._neighbours.publish(ticket, "probe", projected)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,66 +29,32 @@ from lowdimfa.services.block.building import (
 )
 from lowdimfa.services.block.devices import copies_for
 from lowdimfa.services.block.exchange import Exchange
-from lowdimfa.services.block.faults import FaultInjector
 from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.last_words import LastWords, stacks
-from lowdimfa.services.block.links import Links
+from lowdimfa.services.block.links import Links, Wire
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.outbox import delivery_for
+from lowdimfa.services.block.reports import LastWords, Reachable, Status, stacks
 from lowdimfa.services.block.runner import BlockRunner
 from lowdimfa.services.block.snapshot import Snapshot, SnapshotShelf
 from lowdimfa.services.block.summation import Layout
-from lowdimfa.services.block.work import Work
+from lowdimfa.services.block.work import Neighbours, Work
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.metrics import BlockMetrics
 from lowdimfa.services.monitoring.timeline import TimelineWriter
-from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import write_block
-from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.state import stage_state
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
 
 
-@dataclass(frozen=True)
-class Reachable:
-    """Where a block is reached: its gRPC server, and its metrics if it serves any."""
-
-    rpc: str
-    metrics: str | None
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a block says when asked.
-
-    Attributes
-    ----------
-    applied_steps
-        Optimiser steps that it has applied.
-    activity
-        What it does, in words.
-    seconds
-        For how long, when it was asked, by its own clock: neither another machine's nor the way of the answer counts.
-    working
-        Whether it computes or sends, and so may hold others up.
-    broadcast
-        Traffic of the error broadcast since the connections were opened.
-    """
-
-    applied_steps: int
-    activity: str
-    seconds: float
-    working: bool
-    broadcast: TrafficCount
-
-
 class BlockWorker:
     """Holds one block. `run_steps`, `evaluate`, `save`, `reopen` and `load` belong to one thread; any may call the rest.
+
+    Who derives from it changes its parts, which `_work`, `_wire` and `_write` make: its own methods are what is called.
 
     Parameters
     ----------
@@ -113,14 +79,12 @@ class BlockWorker:
         self._data = draw_data(job, len(network.blocks))
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
-        self._faults = FaultInjector(self._specification.drill.faults, job.index, run_dir, job.rank)
         self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
         self._exporter, self._metrics_address = self._serve_metrics(host)
         timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._observer = self._observe()
-        self._finished_steps: deque[StepResult] = deque()
         self.stage, self._fresh = build_stage(job, network, self._data), True
         direct = self._specification.placement.transport == "torch"
         self._copies = copies_for(self.stage.device, direct)
@@ -143,7 +107,7 @@ class BlockWorker:
             host=host,
             liveness=self._specification.run.liveness_seconds,
             inbox=self._inbox,
-            faults=self._faults,
+            wire=self._wire(),
             transport=placement.transport,
             device=self.stage.device,
             insecure=placement.insecure_activations,
@@ -154,24 +118,31 @@ class BlockWorker:
 
     def _assemble(self) -> None:
         patience = PATIENCE_LIVENESS * self._specification.run.liveness_seconds
-        work = Work(
-            self.stage,
-            self._links,
-            self._data,
-            self._observer,
-            self._faults,
-            self._snapshots,
-            patience,
-            self._copies,
-            self._outbox,
-            self._finished_steps.append,
-        )
         exchange = None
         if self._seating.siblings(self.job.seat):
             exchange = Exchange(self.stage, self._seating, self.job.seat, self._links)
         self.runner = BlockRunner(
-            work, self._policy, self._inbox, self._links, self._observer, patience, exchange
+            self._work(self._links, patience),
+            self._policy,
+            self._inbox,
+            self._links,
+            self._observer,
+            patience,
+            exchange,
         )
+
+    def _work(self, neighbours: Neighbours, patience: float, make: Callable[..., Work] = Work) -> Work:
+        """Return what computes, and sends by way of neighbours."""
+        kept = self._snapshots, patience
+        return make(self.stage, neighbours, self._data, self._observer, *kept, self._copies, self._outbox)
+
+    def _wire(self) -> Wire:
+        """Return what the network makes of messages on their way here."""
+        return Wire()
+
+    def _write(self, directory: Path, step: int) -> dict[str, Any]:
+        """Write the state after a step and return its manifest entry."""
+        return write_block(directory, stage_state(self.stage, step))
 
     def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
@@ -231,7 +202,7 @@ class BlockWorker:
             self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
         restore(self.stage, source, before, self.job.run_dir)
         if not isinstance(source, Own):
-            self._finished_steps.clear()  # of a course of the run that is given up
+            self._observer.finished.clear()  # of a course of the run that is given up
         self._observer.rest(step)
         self._assemble()
 
@@ -265,7 +236,8 @@ class BlockWorker:
 
     def finished_steps(self) -> list[StepResult]:
         """Return the steps that the head has finished since the last call."""
-        return [self._finished_steps.popleft() for _ in range(len(self._finished_steps))]
+        finished = self._observer.finished
+        return [finished.popleft() for _ in range(len(finished))]
 
     def status(self) -> Status:
         """Say what the block does."""
@@ -292,12 +264,7 @@ class BlockWorker:
         ResourceError
             The file can't be written.
         """
-        try:
-            self._faults.before_save(step)
-        except OSError as error:
-            what = f"block {self.job.index} can't write its checkpoint"
-            raise refusal(what, Path(directory), error, block=self.job.index) from error
-        return write_block(Path(directory), stage_state(self.stage, step))
+        return self._write(Path(directory), step)
 
     def state(self) -> State:
         """Return the block's state."""

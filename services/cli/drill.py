@@ -13,10 +13,9 @@ import typer
 
 from lowdimfa.errors import DrillError, LowdimfaError
 from lowdimfa.services.cli.display import Display, TextDisplay, aligned
-from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
-from lowdimfa.services.cli.signals import graceful_signals
-from lowdimfa.services.cli.train import STOP_LIVENESS
+from lowdimfa.services.cli.train import fit
 from lowdimfa.services.lab.drill.plan import KINDS, Schedule, parse_kinds
 from lowdimfa.services.lab.drill.report import (
     planned_event,
@@ -44,40 +43,42 @@ class PolicyOption(StrEnum):
     rejoin = "rejoin"
 
 
+Policy = Annotated[PolicyOption | None, typer.Option(help="The policy to drill; without it that of SPEC.")]
+Seed = Annotated[int, typer.Option(min=0, help="From which all faults are drawn.")]
+Faults = Annotated[int, typer.Option(min=1, help="Faults in each round.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds, each with other faults.")]
+Minutes = Annotated[float, typer.Option(min=0, help="Begin further rounds until so many minutes are over.")]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,…", help=f"What may happen: some of {','.join(KINDS)}. Without it, everything."
+    ),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(min=0, help="How much lower the accuracy may be after rejoins: 0.02 is two points."),
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to drill; without it a local one is started.")]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", parser=expanded, help="New folder for the runs; without it one in run.storage."
+    ),
+]
+
+
 def drill(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.steps=2000."),
-    ] = None,
-    on_failure: Annotated[
-        PolicyOption | None, typer.Option(help="The policy to drill; without it that of SPEC.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="From which all faults are drawn.")] = 0,
-    faults: Annotated[int, typer.Option(min=1, help="Faults in each round.")] = 12,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, each with other faults.")] = 1,
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Begin further rounds until so many minutes are over.")
-    ] = 0.0,
-    kinds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND,…", help=f"What may happen: some of {','.join(KINDS)}. Without it, everything."
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(min=0, help="How much lower the accuracy may be after rejoins: 0.02 is two points."),
-    ] = 0.02,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to drill; without it a local one is started.")
-    ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", parser=expanded, help="New folder for the runs; without it one in run.storage."
-        ),
-    ] = None,
+    spec: SpecArgument,
+    overrides: OverridesOption = None,
+    on_failure: Policy = None,
+    seed: Seed = 0,
+    faults: Faults = 12,
+    rounds: Rounds = 1,
+    minutes: Minutes = 0.0,
+    kinds: Kinds = None,
+    tolerance: Tolerance = 0.02,
+    address: Address = None,
+    run_dir: RunDir = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Run SPEC under faults drawn at random, and check that the result holds and nothing is left behind."""
@@ -122,17 +123,9 @@ class _Shown:
 
     def fit(self, title: str, make: Callable[[Sink], DecoupledTrainer]) -> Result:
         """Run one part, shown as it goes."""
-        from lowdimfa.services.trainer.stopping import stopped
-
         with self.display(title) as display:
             display.show({"event": "starting"})
-            trainer = make(display.show)
-            patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
-            try:
-                with graceful_signals(trainer.stop, patience):
-                    return trainer.fit()
-            except KeyboardInterrupt:
-                raise stopped(Path(trainer.request.run_dir)) from None
+            return fit(make(display.show))
 
     def display(self, title: str) -> Display:
         """Return what shows one part."""

@@ -16,7 +16,7 @@ from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.services.cli.connection import connected
 from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
 from lowdimfa.services.cli.jobs_display import file_lines, job_lines, jobs_table
-from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument
 from lowdimfa.services.cli.output import OutputLostError, claim_stdout
 from lowdimfa.services.coordinator.jobs import ENDS, JobState
 
@@ -32,11 +32,8 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="Show the job's progr
 @connected
 def submit(
     client: CoordinatorClient,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
-    ] = None,
+    spec: SpecArgument,
+    overrides: OverridesOption = None,
     name: Annotated[
         str | None, typer.Option(help="What to call the job; by default the file's name.")
     ] = None,

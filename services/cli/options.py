@@ -31,4 +31,11 @@ def expanded(text: object) -> Path:
         raise typer.BadParameter(f"{str(text)!r}: {error}.") from error
 
 
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")]
+
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
+]
+
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]

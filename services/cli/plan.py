@@ -6,23 +6,17 @@ import json
 import shlex
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def plan(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as model.blocks=2."),
-    ] = None,
+    spec: SpecArgument,
+    overrides: OverridesOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Measure the blocks that SPEC makes on this machine, and predict their balance, memory and throughput.

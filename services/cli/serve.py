@@ -7,12 +7,15 @@ import logging
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.output import outlive
+
+if TYPE_CHECKING:
+    from lowdimfa.services.coordinator.settings import ServeSettings
 
 
 class JobMetrics(StrEnum):
@@ -22,72 +25,81 @@ class JobMetrics(StrEnum):
     node = "node"
 
 
+Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback with TLS and tokens.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")]
+HttpHost = Annotated[
+    str | None, typer.Option(help="Address of /metrics, /targets and /healthz; by default --host.")
+]
+HttpPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of these pages.")]
+Storage = Annotated[
+    Path,
+    typer.Option(
+        envvar="LOWDIMFA_STORAGE",
+        metavar="DIR",
+        parser=expanded,
+        help="Folder that all nodes share, for run directories.",
+    ),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        parser=expanded,
+        help="Folder of the service alone; by default .coordinator in the storage.",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster; without it one on this machine is started, and ended when idle."),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option(metavar="FILE", parser=expanded, help="The server's certificate.")
+]
+TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", parser=expanded, help="Its private key.")]
+ClientCa = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", parser=expanded, help="Ask clients for a certificate of this authority."),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", parser=expanded, help="Who may call; see 'lowdimfa tokens'."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")]
+Liveness = Annotated[
+    float, typer.Option(min=0.5, help="Seconds of silence from which every deadline derives.")
+]
+MaxQueued = Annotated[int, typer.Option(min=1, help="Jobs that may wait.")]
+MaxStreamsPerClient = Annotated[
+    int, typer.Option(min=1, help="Watches and logs that a client may have open.")
+]
+MetricsOption = Annotated[
+    JobMetrics | None,
+    typer.Option(
+        help="Where jobs serve their metrics; by default loopback if --host is, else the node's address."
+    ),
+]
+
+
 def serve(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond loopback with TLS and tokens.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50051,
-    http_host: Annotated[
-        str | None, typer.Option(help="Address of /metrics, /targets and /healthz; by default --host.")
-    ] = None,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of these pages.")] = 9464,
-    storage: Annotated[
-        Path,
-        typer.Option(
-            envvar="LOWDIMFA_STORAGE",
-            metavar="DIR",
-            parser=expanded,
-            help="Folder that all nodes share, for run directories.",
-        ),
-    ] = Path("runs"),
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            parser=expanded,
-            help="Folder of the service alone; by default .coordinator in the storage.",
-        ),
-    ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster; without it one on this machine is started, and ended when idle."),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", parser=expanded, help="The server's certificate.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", parser=expanded, help="Its private key.")
-    ] = None,
-    client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", parser=expanded, help="Ask clients for a certificate of this authority."
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=expanded, help="Who may call; see 'lowdimfa tokens'."),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")
-    ] = False,
-    liveness: Annotated[
-        float, typer.Option(min=0.5, help="Seconds of silence from which every deadline derives.")
-    ] = 60.0,
-    max_queued: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 10_000,
-    max_streams_per_client: Annotated[
-        int, typer.Option(min=1, help="Watches and logs that a client may have open.")
-    ] = 256,
-    job_metrics: Annotated[
-        JobMetrics | None,
-        typer.Option(
-            help="Where jobs serve their metrics; by default loopback if --host is, else the node's address."
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 50051,
+    http_host: HttpHost = None,
+    http_port: HttpPort = 9464,
+    storage: Storage = Path("runs"),
+    state: State = None,
+    ray_address: RayAddress = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    client_ca: ClientCa = None,
+    tokens: Tokens = None,
+    insecure: Insecure = False,
+    liveness: Liveness = 60.0,
+    max_queued: MaxQueued = 10_000,
+    max_streams_per_client: MaxStreamsPerClient = 256,
+    job_metrics: MetricsOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Run the job service until Ctrl-C or SIGTERM. Jobs outlive it; the next start picks them up."""
-    from lowdimfa.services.coordinator.process import serve as run
     from lowdimfa.services.coordinator.settings import ServeSettings
 
     # One line for each call, with method, client and status; never a token.
@@ -111,6 +123,12 @@ def serve(
         max_streams_per_client=max_streams_per_client,
     )
     chosen = job_metrics or (JobMetrics.loopback if settings.on_loopback else JobMetrics.node)
+    _serve(replace(settings, job_metrics=chosen.value), form)
+
+
+def _serve(settings: ServeSettings, form: Format) -> None:
+    """Run the service and say what it comes to."""
+    from lowdimfa.services.coordinator.process import serve as run
 
     def say(text: str, **fields: object) -> None:
         print(json.dumps(fields) if form is Format.json else text)
@@ -125,7 +143,7 @@ def serve(
         )
 
     say("starting", event="starting")
-    active = run(replace(settings, job_metrics=chosen.value), serving)
+    active = run(settings, serving)
     goes_on = (
         "" if not active else f"; {', '.join(active)} run on: 'lowdimfa serve' with this --storage finds them"
     )

@@ -22,54 +22,65 @@ _DEFAULT = (*BACKPROPAGATION, *(schedule_name(staleness) for staleness in (0, 1,
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
+Runs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--from",
+        metavar="RUN_DIR",
+        help="Take times, sizes and policy from a run that was measured; more runs of the same network, with other "
+        "micro-batches or blocks, tell what depends on them. The other options replace what was measured.",
+    ),
+]
+Count = Annotated[int | None, typer.Option(min=1, help="Blocks, all alike. [8]")]
+Microbatches = Annotated[int | None, typer.Option(min=1, help="Micro-batches of a step. [16]")]
+MicrobatchSize = Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. [32]")]
+ForwardMs = Annotated[
+    float | None, typer.Option(min=0, help="Forward pass of a micro-batch in one block. [10]")
+]
+UpdateMs = Annotated[
+    float | None, typer.Option(min=0, help="Its update or backward pass. [twice --forward-ms]")
+]
+StepMs = Annotated[float | None, typer.Option(min=0, help="Optimiser step of a block. [0]")]
+SendMs = Annotated[float | None, typer.Option(min=0, help="What handing over one message takes a block. [0]")]
+ActivationBytes = Annotated[
+    float | None, typer.Option(min=0, help="Bytes between two blocks per sample. [4096]")
+]
+ErrorBytes = Annotated[
+    float | None, typer.Option(min=0, help="Bytes of the broadcast error per sample. [40]")
+]
+LinkMbit = Annotated[float | None, typer.Option(min=0, help="Mbit/s that each block can send. [no limit]")]
+LatencyMs = Annotated[float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")]
+Cores = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Cores that all blocks share, as those of a run in --from did. [one for each block]"
+    ),
+]
+Window = Annotated[
+    int | None, typer.Option(min=1, help="Micro-batches in flight. [as many as the staleness allows]")
+]
+Schedules = Annotated[
+    list[str] | None,
+    typer.Option("--schedule", help=f"A schedule, may be repeated. [{', '.join(_DEFAULT)}]"),
+]
+
+
 def simulate_command(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--from",
-            metavar="RUN_DIR",
-            help="Take times, sizes and policy from a run that was measured; more runs of the same network, with other "
-            "micro-batches or blocks, tell what depends on them. The other options replace what was measured.",
-        ),
-    ] = None,
-    blocks: Annotated[int | None, typer.Option(min=1, help="Blocks, all alike. [8]")] = None,
-    microbatches: Annotated[int | None, typer.Option(min=1, help="Micro-batches of a step. [16]")] = None,
-    microbatch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. [32]")] = None,
-    forward_ms: Annotated[
-        float | None, typer.Option(min=0, help="Forward pass of a micro-batch in one block. [10]")
-    ] = None,
-    update_ms: Annotated[
-        float | None, typer.Option(min=0, help="Its update or backward pass. [twice --forward-ms]")
-    ] = None,
-    step_ms: Annotated[float | None, typer.Option(min=0, help="Optimiser step of a block. [0]")] = None,
-    send_ms: Annotated[
-        float | None, typer.Option(min=0, help="What handing over one message takes a block. [0]")
-    ] = None,
-    activation_bytes: Annotated[
-        float | None, typer.Option(min=0, help="Bytes between two blocks per sample. [4096]")
-    ] = None,
-    error_bytes: Annotated[
-        float | None, typer.Option(min=0, help="Bytes of the broadcast error per sample. [40]")
-    ] = None,
-    link_mbit: Annotated[
-        float | None, typer.Option(min=0, help="Mbit/s that each block can send. [no limit]")
-    ] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")
-    ] = None,
-    cores: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Cores that all blocks share, as those of a run in --from did. [one for each block]"
-        ),
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(min=1, help="Micro-batches in flight. [as many as the staleness allows]")
-    ] = None,
-    schedules: Annotated[
-        list[str] | None,
-        typer.Option("--schedule", help=f"A schedule, may be repeated. [{', '.join(_DEFAULT)}]"),
-    ] = None,
+    runs: Runs = None,
+    blocks: Count = None,
+    microbatches: Microbatches = None,
+    microbatch_size: MicrobatchSize = None,
+    forward_ms: ForwardMs = None,
+    update_ms: UpdateMs = None,
+    step_ms: StepMs = None,
+    send_ms: SendMs = None,
+    activation_bytes: ActivationBytes = None,
+    error_bytes: ErrorBytes = None,
+    link_mbit: LinkMbit = None,
+    latency_ms: LatencyMs = None,
+    cores: Cores = None,
+    window: Window = None,
+    schedules: Schedules = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Simulate this method and backpropagation side by side: throughput, idle time, traffic, memory."""

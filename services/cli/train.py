@@ -12,7 +12,7 @@ import typer
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
 from lowdimfa.services.cli.jobs_display import file_lines
-from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.run.loading import loading
@@ -20,7 +20,7 @@ from lowdimfa.services.run.user_code import Modules
 from lowdimfa.services.trainer import forks
 
 if TYPE_CHECKING:
-    from lowdimfa.services.trainer.api import DecoupledTrainer
+    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 STOP_LIVENESS = 4.0
 """An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
@@ -33,38 +33,35 @@ class EngineOption(StrEnum):
     local = "local"
 
 
+Engine = Annotated[EngineOption, typer.Option(help="An actor per block, or all in this process.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", parser=expanded, help="Directory of the run; without it a new one in run.storage."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")]
+ResumeStep = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEP",
+        min=0,
+        help="Go on from the checkpoint of this step in --run-dir, for example because a newer one is damaged.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")]
+
+
 def train(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
-    ] = None,
-    engine: Annotated[
-        EngineOption, typer.Option(help="An actor per block, or all in this process.")
-    ] = EngineOption.ray,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")
-    ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", parser=expanded, help="Directory of the run; without it a new one in run.storage."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
-    ] = False,
-    resume_step: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEP",
-            min=0,
-            help="Go on from the checkpoint of this step in --run-dir, for example because a newer one is damaged.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")
-    ] = False,
+    spec: SpecArgument,
+    overrides: OverridesOption = None,
+    engine: Engine = EngineOption.ray,
+    address: Address = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    resume_step: ResumeStep = None,
+    dry_run: DryRun = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
@@ -94,19 +91,20 @@ def train(
                         print(line, file=sys.stderr)
                 display.show({"event": "plan"} | trainer.plan().describe())
             else:
-                _fit(trainer, display)
+                display.show({"event": "starting"})
+                fit(trainer)
         except LowdimfaError as error:
             display.show({"event": "failed"} | error.as_event())
             raise
 
 
-def _fit(trainer: DecoupledTrainer, display: Display) -> None:
+def fit(trainer: DecoupledTrainer) -> Result:
+    """Run a trainer to its end, which a first Ctrl-C brings about in order, and a second one at once."""
     from lowdimfa.services.trainer.stopping import stopped
 
-    display.show({"event": "starting"})
     patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:
         with graceful_signals(trainer.stop, patience):
-            trainer.fit()
+            return trainer.fit()
     except KeyboardInterrupt:
         raise stopped(Path(trainer.request.run_dir)) from None

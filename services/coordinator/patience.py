@@ -9,8 +9,8 @@ from lowdimfa.services.coordinator.attempt import trainer_of
 from lowdimfa.services.coordinator.jobs import Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, JobRunner, Look
 from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.recovery.deadlines import longest_silence
 from lowdimfa.services.spec.load import parse_text
-from lowdimfa.services.trainer.silence import longest_silence
 
 GRACE_LIVENESS = 3.0
 """A graceful stop gets this many times the liveness."""

@@ -18,12 +18,12 @@ import ray
 from ray.exceptions import RayError
 
 from lowdimfa.errors import LowdimfaError
-from lowdimfa.services.coordinator.runner import Condition
+from lowdimfa.services.coordinator.runner import AgentCall, Condition
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.actor import TrainerActor
 from lowdimfa.services.trainer.cluster import start_ray
 from lowdimfa.services.trainer.execute import RunRequest
-from lowdimfa.services.trainer.places import free_places
+from lowdimfa.services.trainer.placement import free_places
 
 NAMESPACE = "lowdimfa"
 """Ray namespace of the named actors."""
@@ -117,6 +117,15 @@ class RayAgent:
         return self._known[trainer]
 
 
+CALLS: dict[AgentCall, Callable[..., Any]] = {
+    "capacity": RayAgent.capacity,
+    "start": RayAgent.start,
+    "look": RayAgent.look,
+    "stop": RayAgent.stop,
+    "release": RayAgent.release,
+}
+
+
 def serve(agent: Callable[[], RayAgent], requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more; the first answer says whether the cluster was reached."""
     try:
@@ -128,7 +137,7 @@ def serve(agent: Callable[[], RayAgent], requests: TextIO, answers: TextIO) -> N
     for line in requests:
         request = json.loads(line)
         try:
-            reply = {"answer": getattr(hand, request["call"])(**request["arguments"])}
+            reply = {"answer": CALLS[request["call"]](hand, **request["arguments"])}
         except (RayError, OSError, RuntimeError, TimeoutError) as error:
             reply = {"error": _reason(error)}
         _say(answers, reply)

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
 from lowdimfa.errors import LowdimfaError
-from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
+from lowdimfa.services.coordinator.runner import AgentCall, Capacity, ClusterError, Condition, Look
 from lowdimfa.services.trainer.cluster import unreachable
 from lowdimfa.services.trainer.execute import RunRequest
 
@@ -93,7 +93,7 @@ class RayRunner:
             process.kill()
             process.wait()
 
-    def _call(self, call: str, **arguments: Any) -> Any:
+    def _call(self, call: AgentCall, **arguments: Any) -> Any:
         process = self._agent()
         assert process.stdin is not None
         try:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import LowdimfaError, PeerError, ResourceError
+from lowdimfa.errors import RecoveriesUsedUpError, error_of
 from lowdimfa.services.coordinator.attempt import LAST_EVENTS, RunRequests
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.monitoring.journal import Journal
+from lowdimfa.services.recovery.policy import TRAINER_LOST, End, Rules, TrainerGaveUp, decide, history_in
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.load import parse_text
-from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
 from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import stopped
-
-GAVE_UP = "the trainer gave up"
-"""Begins the reason of a recovery from what a trainer itself reported before it ended."""
-
-_TORN = frozenset({LowdimfaError.code, ResourceError.code})
-"""What a trainer may report whose cluster goes away under it; only if its process went as well."""
 
 
 class Recoveries:
@@ -59,36 +53,34 @@ class Recoveries:
             _recovering(self._store, job, JobState.starting, "started") is not None
         ):  # begun in an earlier round
             return {"event": "failed"} | stopped(Path(job.run_dir)).as_event() if job.stop_requested else None
-        if job.stop_requested or not _may_pass(job, look, outcome):
+        if job.stop_requested or outcome["event"] != "failed":
             return outcome
-        specification = parse_text(self._store.submission(job.id).specification, "the specification")
-        if specification.run.on_failure == "fail":
-            return outcome
-        reason = (
-            TRAINER_LOST if look.condition is Condition.lost else f"{GAVE_UP}: {outcome.get('message', '')}"
+        failure = TrainerGaveUp(
+            error_of(outcome), look.condition is Condition.lost, job.state is not JobState.starting
         )
-        return self._begin(job, specification, reason)
-
-    def _begin(self, job: Job, specification: Specification, reason: str) -> Event | None:
+        rules = Rules.of(parse_text(self._store.submission(job.id).specification, "the specification"))
         journal = Journal(Path(job.run_dir))
-        budget = RecoveryBudget.of(specification, time.time, recoveries_in(journal))
-        pause = budget.spend()
-        if pause is None:
-            error = PeerError(
-                f"{budget.used_up(reason)}; 'lowdimfa resume {job.id}' goes on from its last checkpoint, if it has one",
+        events = journal.read("failed", "finished", "recovering", "started")
+        decision = decide(failure, rules, history_in(events), time.time(), random.random())
+        if isinstance(decision, End):
+            if decision.why != "used up":
+                return outcome
+            error = RecoveriesUsedUpError(
+                f"{decision.words}; 'lowdimfa resume {job.id}' goes on from its last checkpoint, if it has one",
                 setting="run.max_recoveries",
             )
             return _note(journal, "failed", **error.as_event())
         _note(
             journal,
             "recovering",
-            policy="restart",
+            lost="trainer",
+            policy=decision.policy,
             blocks=[],
-            reason=reason,
+            reason=failure.reason,
             step=job.step,
-            recovery=budget.total,
+            recovery=decision.recovery,
         )
-        self._rests[job.id] = time.monotonic() + pause
+        self._rests[job.id] = time.monotonic() + decision.pause
         return None
 
     def resting(self, job: Job) -> bool:
@@ -117,23 +109,11 @@ def _note(journal: Journal, event: str, **fields: Any) -> Event:
         return journal.emit(event, **fields)
 
 
-def _may_pass(job: Job, look: Look, outcome: Event) -> bool:
-    """Whether a job ended by a loss after which another trainer may do better."""
-    code, setting = outcome.get("code"), outcome.get("setting")
-    if outcome["event"] != "failed" or setting == "run.max_recoveries":
-        return False
-    if (
-        setting == "placement"
-    ):  # a block that was lost found no room; a job that never had room waits for it anyway
-        return job.state is not JobState.starting
-    return code == PeerError.code or (look.condition is Condition.lost and code in _TORN)
-
-
 def _recovering(store: JobStore, job: Job, *until: str) -> Event | None:
     """Return the start of the last recovery of a lost trainer, unless one of some states or events came after it."""
     recent = store.events(job.id, max(0, job.last_sequence - LAST_EVENTS), LAST_EVENTS)
     for _, event in reversed(recent):
-        if event["event"] == "recovering" and str(event.get("reason")).startswith((TRAINER_LOST, GAVE_UP)):
+        if event["event"] == "recovering" and event.get("lost") == "trainer":
             return event
         if (event["state"] if event["event"] == "state" else event["event"]) in until:
             return None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from lowdimfa.services.coordinator.jobs import Event
 from lowdimfa.services.trainer.execute import RunRequest
+
+AgentCall = Literal["capacity", "start", "look", "stop", "release"]
+"""What the agent of a `RayRunner` can be called for."""
 
 
 class ClusterError(Exception):

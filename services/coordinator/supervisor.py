@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowdimfa.errors import BlockWithoutRoomError, NoRoomError, StoppedError, error_of
 from lowdimfa.services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
@@ -228,20 +229,20 @@ class Supervisor:
         self._told.discard(trainer)
 
     def _end(self, job: Job, outcome: Event) -> None:
-        message = str(outcome.get("message", ""))
         if outcome["event"] == "finished":
             if job.state is JobState.starting:  # it was over before it was seen to run
                 self._store.transition(job.id, JobState.running, "")
             self._store.transition(job.id, JobState.finished, "")
-        elif outcome.get("code") == "stopped":
-            step = outcome.get("step")
-            self._store.transition(
-                job.id, JobState.stopped, f"stopped after step {step:,}" if isinstance(step, int) else message
-            )
-        elif job.state is JobState.starting and outcome.get("setting") == "placement":
-            self._store.transition(job.id, JobState.queued, message)  # somebody else took the room
+            return
+        error = error_of(outcome)
+        if isinstance(error, StoppedError):
+            step = error.step
+            said = f"stopped after step {step:,}" if isinstance(step, int) else error.message
+            self._store.transition(job.id, JobState.stopped, said)
+        elif job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError):
+            self._store.transition(job.id, JobState.queued, error.message)  # somebody else took the room
         else:
-            self._store.transition(job.id, JobState.failed, message, error=outcome)
+            self._store.transition(job.id, JobState.failed, error.message, error=outcome)
 
     def _fill(self, capacity: Capacity) -> None:
         """Start queued jobs in order, as far as there is room, and say what the others wait for."""

@@ -12,12 +12,11 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lowdimfa.build import build_block, build_head, error_shape
-from lowdimfa.encoding import same, same_bits
+from lowdimfa.encoding import first_difference, same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.generators import reproducible
@@ -182,7 +181,7 @@ def states_come_back(rehearsal: Rehearsal) -> None:
             raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
         names, ours, theirs = {**tensors, **back.tensors}, tensors, back.tensors
         lost = (n for n in names if n not in ours or n not in theirs or not same_bits(ours[n], theirs[n]))
-        place = _difference(scalars, back.scalars) or next(lost, None)
+        place = first_difference(scalars, back.scalars) or next(lost, None)
         if place is not None:
             raise InputError(
                 _key_of(place, stage),
@@ -191,18 +190,6 @@ def states_come_back(rehearsal: Rehearsal) -> None:
                 "What is not restored would be lost whenever the run resumes.",
             )
         refuse_forgetful(stage, restored)
-
-
-def _difference(one: Any, other: Any, path: str = "") -> str | None:
-    """Return where two pieces of plain data first differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        pairs = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = {str(place): pair for place, pair in enumerate(zip(one, other, strict=True))}
-    else:
-        return None if type(one) is type(other) and one == other else path
-    found = (_difference(*pair, f"{path}/{key}".removeprefix("/")) for key, pair in pairs.items())
-    return next((place for place in found if place is not None), None)
 
 
 def _key_of(place: str, stage: Stage) -> str:

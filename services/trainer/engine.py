@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from lowdimfa.alignment import Alignment
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
+from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.trainer.stopping import StopRequest
 
 OnSteps = Callable[[Sequence[StepResult]], None]
@@ -30,10 +31,6 @@ class BroadcastTraffic:
 
     payload: float = 0.0
     wire: float = 0.0
-
-
-RecoveryPolicy = Literal["restart", "rejoin"]
-"""``restart``: all blocks from a checkpoint. ``rejoin``: only the lost ones, from their snapshots."""
 
 
 @dataclass(frozen=True)

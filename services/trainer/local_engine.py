@@ -18,10 +18,11 @@ from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.checkpoint import CheckpointStore, write_block
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, stage_state
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
 

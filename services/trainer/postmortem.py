@@ -11,12 +11,12 @@ from pathlib import Path
 import ray
 
 from lowdimfa.errors import LowdimfaError, ResourceError
-from lowdimfa.services.block.last_words import LastWords
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.run.disk import replace_text
 from lowdimfa.services.run.process_log import log_file
-from lowdimfa.services.trainer.fleet import Fleet
-from lowdimfa.services.trainer.gathering import Gathering
 from lowdimfa.services.trainer.run_dir import postmortem_file
+from lowdimfa.services.trainer.worker_calls import answers
+from lowdimfa.services.trainer.worker_group import Connected, WorkerGroup
 
 TAIL_LINES = 60
 """Lines of a block's log that stand for the last words of one that gives no answer."""
@@ -27,25 +27,25 @@ ANSWER_SECONDS = 5.0
 _TAIL_BYTES = 16384
 
 
-def show_stacks(gathering: Gathering, blocks: set[int]) -> None:
+def show_stacks(connected: Connected, workers: set[int]) -> None:
     """Have blocks on this machine print where each of their threads stands, into their logs, whatever they do."""
     here = ray.get_runtime_context().get_node_id()
-    for index in blocks:
-        pid = gathering.pids[index]
-        if gathering.nodes[index] == here and _is_block(pid):
+    for number in workers:
+        pid = connected.pids[number]
+        if connected.nodes[number] == here and _is_block(pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)  # `faulthandler` of the block, which needs no lock of Python's
                 time.sleep(0.1)  # it is killed next, and has nobody to tell when it is done
 
 
-def write_postmortem(run_dir: Path, fleet: Fleet, loss: LowdimfaError) -> None:
+def write_postmortem(run_dir: Path, group: WorkerGroup, loss: LowdimfaError) -> None:
     """Ask every block for its last words and write them down; where there is no room for them, no file is left."""
-    words: dict[int, LastWords] = fleet.roll_call("last_words", min(ANSWER_SECONDS, fleet.liveness / 4))
+    words = answers(group.ask(BlockWorker.last_words), min(ANSWER_SECONDS, group.liveness / 4))
     parts = [f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}: the run ends: {loss.message}"]
-    for number, seat in enumerate(fleet.seating.seats):
-        stem = fleet.seating.file_stem(seat)
-        said = str(words[number]) if number in words else _tail(log_file(run_dir, stem))
-        parts.append(f"===== {fleet.name(number)} =====\n{said}")
+    for worker in group.workers:
+        log = log_file(run_dir, group.seating.file_stem(worker.seat))
+        said = str(words[worker.number]) if worker.number in words else _tail(log)
+        parts.append(f"===== {worker.name} =====\n{said}")
     file = postmortem_file(run_dir)
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)  # of an earlier part of the run

@@ -14,20 +14,20 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
-from lowdimfa.services.block.worker import Status
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.exporter import Target, write_targets
+from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.crew import Crew
-from lowdimfa.services.trainer.ending import EarlyEnd
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
-from lowdimfa.services.trainer.gathering import Gathering
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.local_engine import alignment_batch
+from lowdimfa.services.trainer.postmortem import write_postmortem
+from lowdimfa.services.trainer.rescue import Rescue
 from lowdimfa.services.trainer.run_dir import targets_file
-from lowdimfa.services.trainer.silence import START_LIVENESS
-from lowdimfa.services.trainer.stall import StallWatch
 from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.ticks import EarlyEnd, StallWatch
 from lowdimfa.services.trainer.watch import TrainerWatch
+from lowdimfa.services.trainer.worker_group import Connected, WorkerGroup
 
 
 class RayEngine:
@@ -54,33 +54,42 @@ class RayEngine:
         self._run_dir = run_dir
         self._user_code = user_code
         self._blocks = len(plan.network.blocks)
-        self._liveness = plan.specification.run.liveness_seconds
-        self._crew: Crew | None = None
+        self._group: WorkerGroup | None = None
+        self._rescue: Rescue | None = None
         self._trainer_address: str | None = None
         self._samples = 0
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
-        """Place the actors, build the blocks, let them greet and connect, and load a checkpoint if there is one."""
-        crew = self._crew = Crew(self._plan, self._run_dir, self._user_code)
-        gathering = crew.start(resume_step)
-        self._announce(gathering)
-        pids = {"trainer": os.getpid(), "blocks": gathering.pids}
-        return {"pids": pids, "nodes": len(set(gathering.nodes))}
+        """Place the workers, build the blocks, let them greet and connect, and load a checkpoint if there is one."""
+        group = self._group = WorkerGroup(self._plan, self._run_dir, self._user_code)
+        rescue = self._rescue = Rescue(group, self._plan.specification.run.on_failure == "rejoin")
+        connected = group.start(resume_step)
+        rescue.keep_snapshots()
+        self._announce(group, connected)
+        pids = {"trainer": os.getpid(), "blocks": connected.pids}
+        return {"pids": pids, "nodes": len(set(connected.nodes))}
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Replace the lost blocks and bring all of them to one step."""
-        crew = self._require()
-        recovered = crew.recover(loss, policy, checkpoint)
-        assert crew.gathering is not None
-        self._announce(crew.gathering)
+        group = self._require()
+        assert self._rescue is not None
+        recovered = self._rescue.recover(loss, policy, checkpoint)
+        assert group.connected is not None
+        self._announce(group, group.connected)
         self._samples = 0  # the blocks count the traffic of their present connections
         return recovered
 
     def give_up(self, loss: LowdimfaError) -> LowdimfaError:
         """End all computation and keep every block's last words."""
-        return loss if self._crew is None else self._crew.give_up(loss)
+        if self._group is None or self._rescue is None:
+            return loss
+        self._rescue.close()
+        self._rescue.show_stacks(loss)
+        if self._group.connected is not None:
+            write_postmortem(self._run_dir, self._group, loss)
+        return self._group.abort(loss)
 
-    def _announce(self, gathering: Gathering) -> None:
+    def _announce(self, group: WorkerGroup, connected: Connected) -> None:
         """List the metrics of all processes where Prometheus looks."""
         choice = self._plan.specification.run.metrics
         if choice == "off":
@@ -88,16 +97,16 @@ class RayEngine:
         if self._trainer_address is None:
             host = ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1"
             self._trainer_address = self._watch.serve(host)
-        seating, job = self._require().fleet.seating, self._run_dir.name
+        job = self._run_dir.name
         blocks = [
             Target(
                 address=block.metrics,
                 job=job,
-                role="head" if seat == seating.head else "block",
-                block=str(seat.block),
-                replica=str(seat.rank),
+                role="head" if worker is group.head else "block",
+                block=str(worker.seat.block),
+                replica=str(worker.seat.rank),
             )
-            for seat, block in zip(seating.seats, gathering.reachable, strict=True)
+            for worker, block in zip(group.workers, connected.reachable, strict=True)
             if block.metrics is not None
         ]
         write_targets(
@@ -106,13 +115,12 @@ class RayEngine:
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         """Let all blocks run their schedules, and hand on what the head reports."""
-        crew = self._require()
-        fleet = crew.fleet
-        watch = StallWatch(fleet, self._liveness)
-        end = EarlyEnd(fleet, stop)
+        group = self._require()
+        watch = StallWatch(group)
+        end = EarlyEnd(group, stop)
 
         def report() -> None:
-            finished = fleet.ask_one(fleet.head, "finished_steps")
+            finished = group.ask_one(group.head, BlockWorker.finished_steps)
             if finished:
                 on_steps(finished)
 
@@ -122,26 +130,24 @@ class RayEngine:
             watch.look()
 
         try:
-            reached = crew.drive("run_steps", (first_step, last_step), tick)
+            reached = group.drive(tick, BlockWorker.run_steps, first_step, last_step)
         finally:
             with contextlib.suppress(LowdimfaError):  # the head itself may be lost
                 report()
         if len(set(reached)) > 1:
             raise LowdimfaError(f"the blocks ended at different steps: {reached}")
         self._samples += (reached[0] - first_step) * self._plan.order.batch_size
-        return int(reached[0])
+        return reached[0]
 
     def evaluate(self) -> Evaluation:
         """Pass the test split through all blocks; the head counts."""
-        crew = self._require()
-        totals: Evaluation = crew.drive("evaluate", (), StallWatch(crew.fleet, self._liveness).look)[-1]
-        return totals
+        group = self._require()
+        return group.drive(StallWatch(group).look, BlockWorker.evaluate)[-1]
 
     def align(self) -> Alignment:
         """Gather all blocks' states in this process and compare their updates with the true gradients."""
-        fleet, plan = self._require().fleet, self._plan
-        seconds = START_LIVENESS * self._liveness
-        states = fleet.compute_by_block("state", what="give its state", seconds=seconds)
+        plan = self._plan
+        states = self._require().compute_by_block("give its state", BlockWorker.state)
         network = plan.network
         with computing_threads(plan.specification.placement.threads_per_block):
             blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
@@ -151,28 +157,28 @@ class RayEngine:
 
     def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
         """Let every block's first replica write its state, which is that of all of them."""
-        seconds = START_LIVENESS * self._liveness
-        return self._require().fleet.compute_by_block("save", str(directory), step, seconds=seconds)
+        return self._require().compute_by_block("save", BlockWorker.save, str(directory), step)
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the first worker received; every subscriber receives the same."""
         if self._blocks == 1 or not self._samples:
             return BroadcastTraffic()
-        fleet = self._require().fleet
-        status: Status = fleet.ask_one(0, "status")
+        group = self._require()
+        status = group.ask_one(group.workers[0], BlockWorker.status)
         return BroadcastTraffic(
             status.broadcast.payload_bytes / self._samples, status.broadcast.wire_bytes / self._samples
         )
 
     def close(self) -> None:
         """End all actors."""
-        if self._crew is not None:
-            self._crew.close()
-            self._crew = None
+        if self._group is not None and self._rescue is not None:
+            self._rescue.close()
+            self._group.close()
+            self._group = self._rescue = None
             with contextlib.suppress(OSError):
                 self._targets.unlink(missing_ok=True)
 
-    def _require(self) -> Crew:
-        if self._crew is None:
+    def _require(self) -> WorkerGroup:
+        if self._group is None:
             raise LowdimfaError("the engine was not started")
-        return self._crew
+        return self._group

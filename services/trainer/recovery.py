@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 
-from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError, PeerError, ProtocolError
+from lowdimfa.errors import BlockLostError, LowdimfaError, RecoveriesUsedUpError
 from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.recovery.policy import BlocksFailed, End, History, RecoveryPolicy, Rules, decide
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.budget import RecoveryBudget
-from lowdimfa.services.trainer.engine import Engine, RecoveryPolicy
+from lowdimfa.services.trainer.engine import Engine
 
 
 class Recovery:
@@ -35,11 +36,8 @@ class Recovery:
         store: CheckpointStore,
         emit: Callable[..., Event],
     ) -> None:
-        choice = specification.run.on_failure
-        self._policy: RecoveryPolicy | None = None if choice == "fail" else choice
+        self._rules, self._history = Rules.of(specification), History()
         self._engine, self._store, self._emit = engine, store, emit
-        self._budget = RecoveryBudget.of(specification)
-        self._not_finite = False
 
     def start(self, resume_step: int | None) -> dict[str, object]:
         """Start the engine, again if blocks are lost meanwhile; return what it says of its places."""
@@ -92,33 +90,23 @@ class Recovery:
 
     def _begin(self, loss: LowdimfaError, step: int) -> RecoveryPolicy:
         """Record that a recovery begins, after a pause if there were others; raise if there can't be one."""
-        if self._policy is None or not self._curable(loss):
-            raise self._engine.give_up(loss)
-        pause = self._budget.spend()
-        if pause is None:
-            end = PeerError(
-                self._budget.used_up(loss.message), block=loss.block, setting="run.max_recoveries"
-            )
+        decision = decide(BlocksFailed(loss), self._rules, self._history, time.monotonic(), random.random())
+        if isinstance(decision, End):
+            if decision.why != "used up":
+                raise self._engine.give_up(loss)
+            end = RecoveriesUsedUpError(decision.words, block=loss.block, setting="run.max_recoveries")
             self._engine.give_up(end)
             raise end
+        self._history = decision.history
         named = [loss.block] if isinstance(loss, BlockLostError) and loss.block is not None else []
         self._emit(
             "recovering",
-            policy=self._policy,
+            lost="blocks",
+            policy=decision.policy,
             blocks=named,
             reason=loss.message,
             step=step,
-            recovery=self._budget.total,
+            recovery=decision.recovery,
         )
-        time.sleep(pause)
-        return self._policy
-
-    def _curable(self, loss: LowdimfaError) -> bool:
-        """Whether the same steps may go well another time.
-
-        A number that isn't finite may be a fault of the hardware, once; training that diverges comes to it again.
-        """
-        if isinstance(loss, NotFiniteError):
-            first, self._not_finite = not self._not_finite, True
-            return first
-        return isinstance(loss, PeerError | ProtocolError)
+        time.sleep(decision.pause)
+        return decision.policy

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from lowdimfa.errors import LowdimfaError, PeerError
+from lowdimfa.errors import LowdimfaError, PeerError, RecoveriesUsedUpError
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
+from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, decide, history_in
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
-from lowdimfa.services.trainer.budget import TRAINER_LOST, RecoveryBudget, recoveries_in
 from lowdimfa.services.trainer.execute import RunRequest
 from lowdimfa.services.trainer.run_dir import opened, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
@@ -82,12 +83,6 @@ class _Following:
                 self.sink(event)
 
 
-def _reason(cause: RayError) -> str:
-    if isinstance(cause, GetTimeoutError):
-        return f"{TRAINER_LOST}: it gave no answer for too long; raise run.liveness_seconds if it may be that busy"
-    return TRAINER_LOST
-
-
 def _recover(specification: Specification, following: _Following, stop: StopRequest, cause: RayError) -> None:
     """Note the loss of a trainer, and wait until its replacement may start.
 
@@ -96,37 +91,38 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
     PeerError, StoppedError
         There shall be none.
     """
-    reason = _reason(cause)
+    failure = TrainerLost(silent=isinstance(cause, GetTimeoutError))
     targets_file(following.run_dir).unlink(missing_ok=True)
     with opened(Journal(following.run_dir, following.sink)) as journal:
+        events = journal.read("failed", "finished", "recovering", "started")
+        rules = Rules.of(specification)
+        decision = decide(failure, rules, history_in(events), time.time(), random.random())
         try:
-            budget = RecoveryBudget.of(specification, time.time, recoveries_in(journal))
-            pause = _pause(specification, following.run_dir, budget, stop, reason)
+            going = _going_on(decision, following.run_dir, stop)
         except LowdimfaError as error:
             journal.emit("failed", **error.as_event())
             raise error from cause
         journal.emit(
             "recovering",
-            policy="restart",
+            lost="trainer",
+            policy=going.policy,
             blocks=[],
-            reason=reason,
+            reason=failure.reason,
             step=following.step,
-            recovery=budget.total,
+            recovery=going.recovery,
         )
-    until = time.monotonic() + pause
+    until = time.monotonic() + going.pause
     while (left := until - time.monotonic()) > 0 and not stop.made:  # the replacement will see to the stop
         time.sleep(min(left, PAUSE_LOOK))
 
 
-def _pause(
-    specification: Specification, run_dir: Path, budget: RecoveryBudget, stop: StopRequest, reason: str
-) -> float:
+def _going_on(decision: GoOn | End, run_dir: Path, stop: StopRequest) -> GoOn:
+    """Return the decision to go on, or raise why the run ends."""
     way_on = f"continue with --resume from the last checkpoint in {run_dir}"
-    if specification.run.on_failure == "fail":
-        raise PeerError(f"{reason}; {way_on}", setting="run.on_failure")
+    if isinstance(decision, End) and decision.why == "policy":
+        raise PeerError(f"{decision.words}; {way_on}", setting="run.on_failure")
     if stop.made:
         raise stopped(run_dir)
-    pause = budget.spend()
-    if pause is None:
-        raise PeerError(f"{budget.used_up(reason)}; {way_on}", setting="run.max_recoveries")
-    return pause
+    if isinstance(decision, End):
+        raise RecoveriesUsedUpError(f"{decision.words}; {way_on}", setting="run.max_recoveries")
+    return decision

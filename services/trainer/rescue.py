@@ -1,46 +1,121 @@
-"""After a loss: which blocks are left, and how they come to rest after the same step."""
+"""After a loss: the blocks that are left come to rest, lost ones are replaced, and all go on from one step."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
-from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from lowdimfa.services.block.worker import Status
-from lowdimfa.services.trainer.fleet import Fleet
+from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError, PeerError
+from lowdimfa.services.block.snapshot import Snapshot
+from lowdimfa.services.block.worker import BlockWorker
+from lowdimfa.services.recovery.policy import RecoveryPolicy
+from lowdimfa.services.recovery.sources import way_back
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.trainer.engine import Recovered
+from lowdimfa.services.trainer.postmortem import show_stacks
+from lowdimfa.services.trainer.worker_calls import Call, Worker, answers, outcomes
+from lowdimfa.services.trainer.worker_group import WorkerGroup
+
+WAIT_SECONDS = 2.0
+"""Longest time that a block is asked to wait for its next snapshot; then it is asked again."""
 
 
 class Rescue:
-    """Brings the blocks that are left to rest.
+    """Brings a group of workers back after losses, and keeps the snapshots that it takes for that.
 
     Parameters
     ----------
-    fleet
-        All blocks.
-    method, running
-        What every worker was called for when the loss was noticed, and the calls; none if it was for nothing.
+    group
+        The workers.
+    snapshots
+        Whether they make any.
+    """
+
+    def __init__(self, group: WorkerGroup, snapshots: bool) -> None:
+        self._group = group
+        self._makes_snapshots = snapshots
+        self._snapshots: dict[int, Snapshot] = {}
+        self._keeper: _SnapshotKeeper | None = None
+
+    def keep_snapshots(self) -> None:
+        """Begin to keep the workers' snapshots, if they make any."""
+        if self._makes_snapshots:
+            self._keeper = _SnapshotKeeper(self._snapshots, self._group.workers)
+
+    def close(self) -> None:
+        """Keep no further snapshots."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+        """Replace what was lost, and bring all workers to a step from which they can go on: see `Engine.recover`."""
+        group = self._group
+        lost = group.stateless | self.named(loss)
+        self.show_stacks(loss)
+        rest = _Rest(group, lost)
+        rest.bring_about(loss, drain=policy == "rejoin")  # in which some still wait for snapshots to be kept
+        self.close()
+        group.running = None
+        for number in rest.lost:
+            group.replace(number)
+        gone = rest.lost | _at_fault(
+            group, loss, NotFiniteError
+        )  # its state is doubtful, though its process is well
+        way = way_back(policy, rest.applied, gone, len(group.workers), checkpoint, self._snapshots)
+        connected = group.connect()
+        group.load(way.step, way.sources)
+        self.keep_snapshots()
+        seats = group.seating.seats
+        missed = {seats[number].block: steps for number, steps in way.missed.items()}
+        return Recovered(
+            way.step, sorted({seats[number].block for number in rest.lost}), missed, connected.pids
+        )
+
+    def named(self, loss: LowdimfaError) -> set[int]:
+        """Return the number of the worker that an error says is lost."""
+        return _at_fault(self._group, loss, BlockLostError)
+
+    def show_stacks(self, loss: LowdimfaError) -> None:
+        """Have the worker that an error says is lost print where it stands."""
+        if self._group.connected is not None:
+            show_stacks(self._group.connected, self.named(loss))
+
+
+def _at_fault(group: WorkerGroup, loss: LowdimfaError, kind: type[LowdimfaError]) -> set[int]:
+    if not isinstance(loss, kind) or loss.block is None:
+        return set()
+    return {group.seating.number(Seat(loss.block, loss.replica or 0))}
+
+
+class _Rest:
+    """Finds the workers that are left, and lets them come to rest after the same step.
+
+    Parameters
+    ----------
+    group
+        All workers.
     lost
-        Workers that are known to be lost.
+        Numbers of those that are known to be lost.
 
     Attributes
     ----------
     lost
-        Workers whose processes are of no more use; it grows while others turn out to be lost too.
+        Numbers of workers whose processes are of no more use; it grows while others turn out to be lost too.
     applied
-        Optimiser steps that each worker that is left has applied; filled by `bring_to_rest`.
+        Optimiser steps that each worker that is left has applied, by number.
     """
 
-    def __init__(self, fleet: Fleet, method: str, running: Sequence[Any], lost: set[int]) -> None:
-        self._fleet, self._method, self._running = fleet, method, running
-        self._head = len(fleet.actors) - 1
+    def __init__(self, group: WorkerGroup, lost: set[int]) -> None:
+        self._group = group
         self.lost = lost
         self.applied: dict[int, int] = {}
         self._call_roll()
 
-    def bring_to_rest(self, loss: LowdimfaError, drain: bool) -> None:
-        """Let all blocks that are left end what they do.
+    def bring_about(self, loss: LowdimfaError, drain: bool) -> None:
+        """Let all workers that are left end what they do.
 
         Parameters
         ----------
@@ -50,46 +125,94 @@ class Rescue:
             Whether they first make the updates whose errors the head has broadcast. Blocks that run steps then come to
             rest after the same step, if the head is left.
         """
-        if self._running:
-            if drain and self._method == "run_steps":
-                self._halt_at_head()
+        running = self._group.running
+        if running is not None:
+            if drain and running.method is BlockWorker.run_steps:
+                self._halt_at_head(running.calls)
             else:
-                self._abort(loss)
+                left = self._left(self._group.workers)
+                error = PeerError(f"all blocks come to rest: {loss.message}")
+                self._hear([worker.ask(BlockWorker.abort, error) for worker in left])
+                self._await(running.calls)
         self._call_roll()
 
     def _call_roll(self) -> None:
         """Note who is left, and how far it is."""
-        answers: dict[int, Status] = self._fleet.roll_call("status", self._fleet.liveness / 2, self.lost)
-        self.applied = {index: status.applied_steps for index, status in answers.items()}
-        self.lost |= set(range(self._head + 1)) - answers.keys()
+        asked = [worker.ask(BlockWorker.status) for worker in self._left(self._group.workers)]
+        found = answers(asked, self._group.liveness / 2)
+        self.applied = {number: status.applied_steps for number, status in found.items()}
+        self.lost |= {worker.number for worker in self._group.workers} - found.keys()
 
-    def _halt_at_head(self) -> None:
+    def _halt_at_head(self, calls: Sequence[Call[object]]) -> None:
         """Halt the head, then the others after the last error that it has broadcast."""
-        through = None
-        if self._head not in self.lost:
-            self._tell([self._head], "halt", None)
-            self._await([self._head])
-        if self._head not in self.lost:
-            through = self._fleet.ask_one(self._head, "published")
-        others = [index for index in range(self._head) if index not in self.lost]
-        self._tell(others, "halt", through)
-        self._await(others)
+        head, through = self._group.head, None
+        if head.number not in self.lost:
+            self._hear([head.ask(BlockWorker.halt, None)])
+            self._await(calls[-1:])
+        if head.number not in self.lost:
+            through = self._group.ask_one(head, BlockWorker.published)
+        self._hear([worker.ask(BlockWorker.halt, through) for worker in self._left(self._group.workers[:-1])])
+        self._await(calls[:-1])
 
-    def _abort(self, loss: LowdimfaError) -> None:
-        left = [index for index in range(self._head + 1) if index not in self.lost]
-        self._tell(left, "abort", PeerError(f"all blocks come to rest: {loss.message}"))
-        self._await(left)
+    def _left(self, workers: Sequence[Worker]) -> list[Worker]:
+        return [worker for worker in workers if worker.number not in self.lost]
 
-    def _tell(self, blocks: Sequence[int], method: str, argument: Any) -> None:
-        told = [self._fleet.actors[index].ask.remote(method, argument) for index in blocks]
-        if (
-            told
-        ):  # it must not reach the blocks when they have gone on; one that doesn't hear is found lost next
-            ray.wait(told, num_returns=len(told), timeout=self._fleet.liveness)
+    def _hear(self, told: Sequence[Call[None]]) -> None:
+        """Wait until workers have heard, as it must not reach them when they have gone on."""
+        if told:  # one that doesn't hear is found lost next
+            ray.wait([call.reference for call in told], num_returns=len(told), timeout=self._group.liveness)
 
-    def _await(self, blocks: Sequence[int]) -> None:
-        """Wait until blocks have ended what they were called for; those that don't are lost."""
-        ended = self._fleet.outcomes([self._running[index] for index in blocks], self._fleet.liveness, blocks)
-        for index in blocks:
-            if index not in ended or isinstance(ended[index], BlockLostError):
-                self.lost.add(index)
+    def _await(self, calls: Sequence[Call[object]]) -> None:
+        """Wait until workers have ended what they were called for; those that don't are lost."""
+        awaited = [call for call in calls if call.worker.number not in self.lost]
+        ended = outcomes(awaited, self._group.liveness)
+        for call in awaited:
+            number = call.worker.number
+            if number not in ended or isinstance(ended[number], BlockLostError):
+                self.lost.add(number)
+
+
+class _SnapshotKeeper:
+    """A thread that fetches every block's snapshots as they come, and keeps the newest of each.
+
+    A snapshot is the return value of a call, so it lives on when the block's process ends; once it is here, it is on the
+    trainer's node too. Asking for the next one tells a block that the last one is kept.
+
+    Parameters
+    ----------
+    kept
+        By the workers' numbers, from an earlier keeper; shared, not copied.
+    workers
+        All of them.
+    """
+
+    def __init__(self, kept: dict[int, Snapshot], workers: Sequence[Worker]) -> None:
+        self._kept = kept
+        self._workers = list(workers)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop fetching."""
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        asked = {call.reference: call for call in map(self._ask, self._workers)}
+        while asked and not self._closed.is_set():
+            ready, _ = ray.wait(list(asked), timeout=0.1)
+            for reference in ready:
+                call = asked.pop(reference)
+                try:
+                    snapshot = call.answer("next snapshot")
+                except Exception:  # a lost block: whoever waits for its steps finds out and says so
+                    continue
+                if snapshot is not None:
+                    self._kept[call.worker.number] = snapshot
+                following = self._ask(call.worker)
+                asked[following.reference] = following
+
+    def _ask(self, worker: Worker) -> Call[Snapshot | None]:
+        kept = self._kept.get(worker.number)
+        return worker.ask(BlockWorker.next_snapshot, -1 if kept is None else kept.step, WAIT_SECONDS)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from lowdimfa.errors import StoppedError
 from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.coordinator.server import Coordinator
 from lowdimfa.services.coordinator.settings import ServeSettings
@@ -41,7 +42,7 @@ class MemoryCluster:
 
     def stop(self, trainer: str, now: bool) -> None:
         self.stops.append((trainer, now))
-        outcome = {"event": "failed", "code": "stopped", "message": "stopped", "exit_code": 130, "step": 3}
+        outcome = {"event": "failed"} | StoppedError("stopped", step=3).as_event()
         self.trainers[trainer] = Look(Condition.ended, outcome)
 
     def release(self, trainer: str) -> None:

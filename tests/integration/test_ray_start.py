@@ -56,7 +56,11 @@ def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
 
         @ray.remote(num_cpus=0)
         def there() -> tuple[int, bool, bool]:
-            return sys.flags.optimize, "PROMETHEUS_MULTIPROC_DIR" in os.environ, "torch._dynamo" in sys.modules
+            return (
+                sys.flags.optimize,
+                "PROMETHEUS_MULTIPROC_DIR" in os.environ,
+                "torch._dynamo" in sys.modules,
+            )
 
         assert ray.get(there.remote()) == (0, False, True)
         session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from lowdimfa.errors import NotFiniteError, StoppedError
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
@@ -132,5 +133,5 @@ class World:
         ]
 
 
-FAILED = {"event": "failed", "code": "not_finite", "message": "the loss is NaN", "exit_code": 3}
-STOPPED = {"event": "failed", "code": "stopped", "message": "stopped", "exit_code": 130, "step": 7}
+FAILED = {"event": "failed"} | NotFiniteError("the loss is NaN").as_event()
+STOPPED = {"event": "failed"} | StoppedError("stopped", step=7).as_event()

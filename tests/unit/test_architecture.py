@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -18,6 +19,7 @@ FLOORS = (
     # What a run is, as plain data and files: the trainer makes it and every block reads it.
     ("lowdimfa.services.run",),
     ("lowdimfa.services.block",),
+    ("lowdimfa.services.recovery",),
     ("lowdimfa.services.trainer", "lowdimfa.services.lab.simulation"),
     ("lowdimfa.services.coordinator", "lowdimfa.services.lab.drill"),
     ("lowdimfa.services.cli",),
@@ -105,6 +107,18 @@ def test_nothing_imports_upwards() -> None:
                 assert other_floor < floor or other_room == room, f"{name} imports {target}"
 
 
+def test_what_runs_in_every_training_knows_nothing_of_injected_faults() -> None:
+    for path in modules("services/block"):
+        if path.name not in ("actor.py", "faults.py"):  # which puts them around a worker, and where
+            assert not [name for name in imported(path) if ".faults" in name or name.endswith("Fault")], path
+
+
+def test_what_decides_on_recoveries_asks_no_clock_and_touches_nothing() -> None:
+    for path in modules("services/recovery"):
+        outside = {name.split(".")[0] for name in imported(path)} - {"lowdimfa"}
+        assert outside <= {"__future__", "collections", "dataclasses", "typing"}, path
+
+
 def test_nothing_is_unpickled() -> None:
     for path in modules("lowdimfa", "services", "tools", "benchmarks", "examples"):
         names = set(imported(path))
@@ -119,3 +133,16 @@ def test_the_library_loads_torch_when_something_of_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
     assert all(getattr(lowdimfa, name) is not None for name in lowdimfa.__all__)
     assert set(lowdimfa.__all__) <= set(dir(lowdimfa))
+
+
+def test_the_way_of_a_job_is_drawn_with_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [
+        line
+        for line in text.split("## The way of a job\n")[1].split("\n## ")[0].splitlines()
+        if ".py`" in line
+    ]
+    steps = [row for row in rows if row.startswith("|")]
+    named = re.findall(r"`([\w/]+\.py)`", "\n".join(rows))
+    assert named and len(steps) <= 30
+    assert [name for name in named if not (ROOT / name).is_file()] == []

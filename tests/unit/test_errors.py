@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowdimfa import errors
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, error_of
 from lowdimfa.imports import call_factory, resolve
 from lowdimfa.tickets import Ticket, derive_seed
 
@@ -58,7 +59,7 @@ def test_exit_codes_and_machine_readable_codes_tell_the_kinds_apart() -> None:
     assert len(set(codes)) == len(codes)
     for kind in set(KINDS) - set(direct):  # who knows only what it derives from handles it as that
         parent = kind.__base__
-        assert parent in direct and (kind.code, kind.exit_code) == (parent.code, parent.exit_code)
+        assert parent in KINDS and (kind.code, kind.exit_code) == (parent.code, parent.exit_code)
     assert 0 not in {kind.exit_code for kind in KINDS}
     assert [kind for kind in KINDS if kind.exit_code == 2] == [InputError]
 
@@ -66,12 +67,30 @@ def test_exit_codes_and_machine_readable_codes_tell_the_kinds_apart() -> None:
 def test_an_event_has_only_the_fields_that_are_known() -> None:
     assert NotFiniteError("no", block=0, step=0).as_event() == {
         "code": "not_finite",
+        "class": "NotFiniteError",
         "message": "no",
         "exit_code": 3,
         "block": 0,
         "step": 0,
     }
-    assert LowdimfaError("no").as_event() == {"code": "internal", "message": "no", "exit_code": 1}
+    assert LowdimfaError("no").as_event() == {
+        "code": "internal",
+        "class": "LowdimfaError",
+        "message": "no",
+        "exit_code": 1,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_leads_back_to_its_error(kind: type[LowdimfaError]) -> None:
+    error = kind("a", "b", "c") if kind is InputError else kind("no", block=1, step=7, setting="train.lr")
+    copy = error_of({"event": "failed", **error.as_event()})
+    assert type(copy) is kind and copy.as_event() == error.as_event()
+
+
+@pytest.mark.parametrize("event", [{}, {"class": "Mapping"}, {"class": 7}, Overdue("late").as_event()])
+def test_an_event_of_another_one_s_making_leads_to_an_error_of_the_project(event: dict[str, Any]) -> None:
+    assert type(error_of(event)) in (LowdimfaError, NotFiniteError)
 
 
 @pytest.mark.parametrize("path", ["collections:OrderedDict", "collections.OrderedDict"])

@@ -30,8 +30,8 @@ from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export
 from lowdimfa.services.run.disk import no_room
 from lowdimfa.services.run.process_log import keep_output
 from lowdimfa.services.spec import parse_specification, to_yaml
+from lowdimfa.services.trainer import postmortem
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.postmortem import write_postmortem
 from lowdimfa.services.trainer.run_dir import RunDir, postmortem_file, read_run
 
 SPECIFICATION: dict[str, Any] = {
@@ -422,21 +422,26 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
     assert "nor were 3 checkpoints before it written" in warnings(seen)
 
 
-def test_last_words_without_room_leave_no_empty_file(disk: SmallDisk) -> None:
+def test_last_words_without_room_leave_no_empty_file(
+    disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = postmortem_file(disk.path)
     file.write_text("of an earlier part of the run")
-    seats = [Seat(0), Seat(1)]
-    fleet: Any = SimpleNamespace(
+    workers = [
+        SimpleNamespace(number=number, seat=Seat(number), name=f"block {number}") for number in range(2)
+    ]
+    group: Any = SimpleNamespace(
         liveness=1.0,
-        roll_call=lambda *arguments: dict.fromkeys(range(2), "x" * 9000),
-        seating=SimpleNamespace(seats=seats, file_stem=str),
-        name=str,
+        workers=workers,
+        ask=lambda method: [method] * 2,
+        seating=SimpleNamespace(file_stem=str),
     )
+    monkeypatch.setattr(postmortem, "answers", lambda calls, seconds: dict.fromkeys(range(2), "x" * 9000))
     disk.fill()
-    write_postmortem(disk.path, fleet, LowdimfaError("why"))
+    postmortem.write_postmortem(disk.path, group, LowdimfaError("why"))
     assert {path.name for path in disk.path.iterdir()} == {".filler"}
     disk.free()
-    write_postmortem(disk.path, fleet, LowdimfaError("why"))
+    postmortem.write_postmortem(disk.path, group, LowdimfaError("why"))
     assert "the run ends: why" in file.read_text()
 
 

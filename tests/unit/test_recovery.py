@@ -85,7 +85,14 @@ def test_a_loss_anywhere_ends_no_run(policy: str, method: str, step: int, tmp_pa
     found = drive(engine, tmp_path, on_failure=policy)
     assert_complete(found, engine, tmp_path)
     (recovering,) = (event for event in found if event["event"] == "recovering")
-    expected = {"policy": policy, "blocks": [1], "reason": "block 1 was lost", "step": step, "recovery": 1}
+    expected = {
+        "lost": "blocks",
+        "policy": policy,
+        "blocks": [1],
+        "reason": "block 1 was lost",
+        "step": step,
+        "recovery": 1,
+    }
     assert expected.items() <= recovering.items()
     recovered = [event for event in found if event["event"] == "recovered"]
     if method == "start":  # the run's beginning says that it goes on

@@ -13,9 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from lowdimfa.errors import PeerError, StoppedError
 from lowdimfa.services.monitoring.journal import Event, Journal, News, Position, Sink
+from lowdimfa.services.recovery.policy import history_in
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer import actor, replacement
-from lowdimfa.services.trainer.budget import recoveries_in
 from lowdimfa.services.trainer.execute import RunRequest
 from lowdimfa.services.trainer.stopping import StopRequest
 
@@ -33,18 +33,18 @@ def of(kind: str, time: float = 0.0) -> dict[str, Any]:
 
 def test_recoveries_are_counted_since_a_person_last_resumed_the_run(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    assert recoveries_in(journal) == []
+    assert list(history_in(journal.read()).begun) == []
     written(tmp_path, of("started"), of("recovering", 1), of("started"), of("recovered"))
     written(tmp_path, of("recovering", 2), of("recovered"), of("progress"))
-    assert recoveries_in(journal) == [1, 2]
+    assert list(history_in(journal.read()).begun) == [1, 2]
     written(tmp_path, of("failed"), of("recovering", 3), of("started"))  # replaced after the cluster was lost
-    assert recoveries_in(journal) == [1, 2, 3]
+    assert list(history_in(journal.read()).begun) == [1, 2, 3]
     written(tmp_path, of("failed"))
-    assert recoveries_in(journal) == [1, 2, 3]
+    assert list(history_in(journal.read()).begun) == [1, 2, 3]
     written(tmp_path, of("started"))
-    assert recoveries_in(journal) == []
+    assert list(history_in(journal.read()).begun) == []
     written(tmp_path, of("recovering", 4))
-    assert recoveries_in(journal) == [4]
+    assert list(history_in(journal.read()).begun) == [4]
 
 
 def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
     written(tmp_path, of("recovering", 5) | {"reason": '"started"'})
     journal = Journal(tmp_path)
     assert [event["event"] for event in journal.read()] == ["started", "recovering"]
-    assert recoveries_in(journal) == [5]
+    assert list(history_in(journal.read()).begun) == [5]
 
 
 def test_a_line_that_a_killed_trainer_left_without_its_end_spoils_no_other(tmp_path: Path) -> None:

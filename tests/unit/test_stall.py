@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from lowdimfa.errors import BlockLostError
-from lowdimfa.services.block.worker import Status
+from lowdimfa.services.block.reports import Status
 from lowdimfa.services.rpc.protocol import TrafficCount
-from lowdimfa.services.rpc.seats import Seating
-from lowdimfa.services.trainer import stall
-from lowdimfa.services.trainer.fleet import Fleet
-from lowdimfa.services.trainer.stall import StallWatch
-
-
-class Answering:
-    """A fleet whose blocks say what they are told, after a time that a test sets."""
-
-    def __init__(self, clock: list[float], statuses: list[Status], delay: float) -> None:
-        self._clock, self._statuses, self._delay = clock, statuses, delay
-
-    name, lost = Fleet.name, Fleet.lost
-
-    @property
-    def seating(self) -> Seating:
-        return Seating([1] * len(self._statuses), 1)
-
-    def ask(self, method: str) -> list[Any]:
-        return [method] * len(self._statuses)
-
-    def gather(self, references: list[Any], what: str, seconds: float) -> list[Status]:
-        assert self._delay <= seconds
-        self._clock[0] += self._delay
-        return self._statuses
+from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.trainer import ticks
+from lowdimfa.services.trainer.ticks import StallWatch
+from lowdimfa.services.trainer.worker_calls import Worker
+from lowdimfa.services.trainer.worker_group import WorkerGroup
 
 
 def status(seconds: float, *, working: bool) -> Status:
@@ -42,9 +22,19 @@ def status(seconds: float, *, working: bool) -> Status:
 
 
 def look(monkeypatch: pytest.MonkeyPatch, delay: float, *statuses: Status) -> None:
+    """Let workers say what they do, whose answers take their time by the trainer's clock."""
     clock = [1000.0]
-    monkeypatch.setattr(stall, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    watch = StallWatch(cast(Fleet, Answering(clock, list(statuses), delay)), 10.0)
+    monkeypatch.setattr(ticks, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def gather(calls: list[Status], what: str, seconds: float) -> list[Status]:
+        assert delay <= seconds
+        clock[0] += delay
+        return calls
+
+    monkeypatch.setattr(ticks, "gather", gather)
+    workers = [Worker(number, Seat(number), f"block {number}", None, 10.0) for number in range(len(statuses))]
+    group = SimpleNamespace(liveness=10.0, workers=workers, ask=lambda method: list(statuses))
+    watch = StallWatch(cast(WorkerGroup, group))
     clock[0] += 2.5
     watch.look()
 

@@ -32,11 +32,12 @@ from lowdimfa.services.block.instructions import (
     Wait,
 )
 from lowdimfa.services.block.schedule import Schedule
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.ending import EarlyEnd
 from lowdimfa.services.trainer.stopping import StopRequest
+from lowdimfa.services.trainer.ticks import EarlyEnd
 from lowdimfa.tickets import Ticket
 
 ZERO, ONE = Ticket(0, 0), Ticket(1, 0)
@@ -128,36 +129,37 @@ def test_the_end_is_never_put_off() -> None:
     assert schedule.last_step == 2
 
 
-class Fleet:
-    """Blocks of which the first takes its time to answer."""
+class Group:
+    """Workers of which the first takes its time to answer."""
 
-    liveness = 1.0
+    liveness, workers = 1.0, ("first", "second")
 
     def __init__(self, answers: list[int | None]) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self._answers = answers
 
-    def ask_one(self, index: int, method: str, *arguments: Any) -> int | None:
-        self.calls.append((index, method, *arguments))
-        return self._answers.pop(0) if method == "ends_at" else None
+    def ask_one(self, worker: str, method: Callable[..., Any], *arguments: Any) -> int | None:
+        self.calls.append((worker, method, *arguments))
+        return self._answers.pop(0) if method is BlockWorker.ends_at else None
 
-    def ask(self, method: str, *arguments: Any) -> list[Any]:
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
         self.calls.append(("all", method, *arguments))
         return []
 
-    def gather(self, references: list[Any], what: str, seconds: float) -> list[Any]:
-        return references
-
 
 def test_the_others_are_told_once_what_the_first_block_answers() -> None:
-    fleet, stop = Fleet([None, None, 7]), StopRequest()
-    end = EarlyEnd(fleet, stop)  # type: ignore[arg-type]
+    group, stop = Group([None, None, 7]), StopRequest()
+    end = EarlyEnd(group, stop)  # type: ignore[arg-type]
     end.look()
-    assert fleet.calls == []
+    assert group.calls == []
     stop.make()
     for _ in range(6):
         end.look()
-    assert fleet.calls == [(0, "end_at", 0), *[(0, "ends_at")] * 3, ("all", "end_at", 7)]
+    assert group.calls == [
+        ("first", BlockWorker.end_at, 0),
+        *[("first", BlockWorker.ends_at)] * 3,
+        ("all", BlockWorker.end_at, 7),
+    ]
 
 
 SPECIFICATION: dict[str, Any] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
-from lowdimfa.config import FactoryConfig, UpdateConfig
+from lowdimfa.config import FactoryConfig, StageConfig, UpdateConfig
 from lowdimfa.errors import ProtocolError
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, QRule
 from lowdimfa.layers import Layer
@@ -47,7 +47,7 @@ def block(feedback: type[QRule] = HebbianFeedback) -> Block:
         trained["0.Q"] = weights.weights
     config = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}), None, None)
     sites = [FeedbackSite("0", FlatTap(), weights)]
-    return Block(0, module, Updater(trained, [], config, 10), sites, seed=0)
+    return Block(0, module, Updater(trained, [], config, 10), sites, StageConfig(seed=0))
 
 
 def replicas(number: int, feedback: type[QRule] = HebbianFeedback) -> list[Block]:

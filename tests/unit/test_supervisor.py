@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from supervised import FAILED, STOPPED, World
 
+from lowdimfa.errors import NoRoomError
 from lowdimfa.services.coordinator import supervisor as supervisor_module
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.recovery.deadlines import longest_silence
 from lowdimfa.services.trainer.execute import RunRequest
-from lowdimfa.services.trainer.silence import longest_silence
 
 
 @pytest.fixture
@@ -221,14 +222,7 @@ def test_a_job_stopped_before_its_trainer_was_made_is_stopped_and_not_failed(wor
 def test_room_lost_while_the_blocks_were_placed_sends_the_job_back_to_the_queue(world: World) -> None:
     job_id = world.submit()
     world.rounds(2)
-    no_room = {
-        "event": "failed",
-        "code": "resources",
-        "message": "no room",
-        "exit_code": 5,
-        "setting": "placement",
-    }
-    world.ended(job_id, no_room)
+    world.ended(job_id, {"event": "failed"} | NoRoomError("no room", setting="placement").as_event())
     world.cluster.used = 4
     world.rounds()
     assert world.state(job_id) is JobState.queued

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised import FAILED, World
+from supervised import World
 
+from lowdimfa.errors import (
+    BlockLostError,
+    BlockWithoutRoomError,
+    DiskFullError,
+    InputError,
+    LowdimfaError,
+    NoRoomError,
+    NotFiniteError,
+    RecoveriesUsedUpError,
+)
 from lowdimfa.services.coordinator.jobs import JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.supervisor import Supervisor
@@ -33,9 +43,6 @@ def world(tmp_path: Path, clock: Clock) -> Iterator[World]:
     made = World(tmp_path)
     yield made
     made.store.close()
-
-
-LOST = {"event": "failed", "code": "peer_lost", "message": "block 1 lost its process", "exit_code": 4}
 
 
 def lose(world: World, job_id: str) -> None:
@@ -70,6 +77,7 @@ def test_a_job_whose_trainer_was_lost_goes_on_from_its_checkpoint(
     assert recovering == {
         "event": "recovering",
         "time": clock.now,
+        "lost": "trainer",
         "policy": "restart",
         "blocks": [],
         "reason": "the trainer's process was lost",
@@ -155,7 +163,7 @@ def test_losses_long_ago_do_not_count(world: World, clock: Clock) -> None:
 def test_the_second_loss_in_a_row_waits_and_keeps_its_place(
     world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowdimfa.services.trainer.budget.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("random.random", lambda: 1.0)
     job_id = world.running("restart")
     lose(world, job_id)
     world.rounds()
@@ -187,27 +195,29 @@ def test_a_coordinator_killed_between_the_loss_and_the_queue_counts_it_once(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "process", "goes_on"),
+    ("error", "process", "goes_on"),
     [
-        (LOST, Condition.lost, True),  # the cluster went away, and the trainer had time to say so
-        (LOST, Condition.ended, True),
-        (LOST | {"setting": "run.max_recoveries"}, Condition.ended, False),
         (
-            LOST | {"code": "internal"},
+            BlockLostError("lost"),
             Condition.lost,
             True,
-        ),  # what Ray raises where it has no cluster any more
-        (LOST | {"code": "internal"}, Condition.ended, False),  # the user's own code failed
-        (LOST | {"code": "resources", "setting": "placement"}, Condition.ended, True),
-        (LOST | {"code": "resources", "setting": "run.storage"}, Condition.ended, False),
-        (FAILED, Condition.ended, False),
-        (FAILED, Condition.lost, False),
-        (LOST | {"code": "bad_input"}, Condition.lost, False),
+        ),  # the cluster went away, and the trainer had time to say so
+        (BlockLostError("lost"), Condition.ended, True),
+        (RecoveriesUsedUpError("lost"), Condition.ended, False),
+        (LowdimfaError("no cluster"), Condition.lost, True),  # what Ray raises where it has none any more
+        (LowdimfaError("a layer"), Condition.ended, False),
+        (NoRoomError("full"), Condition.ended, True),
+        (BlockWithoutRoomError("full"), Condition.ended, True),
+        (DiskFullError("full"), Condition.ended, False),
+        (NotFiniteError("NaN"), Condition.ended, False),
+        (NotFiniteError("NaN"), Condition.lost, False),
+        (InputError("a", "b", "c"), Condition.lost, False),
     ],
 )
 def test_what_a_trainer_said_before_it_ended_decides(
-    world: World, outcome: dict[str, Any], process: Condition, goes_on: bool
+    world: World, error: LowdimfaError, process: Condition, goes_on: bool
 ) -> None:
+    outcome = {"event": "failed"} | error.as_event()
     job_id = world.running("restart")
     world.log(job_id, outcome)
     world.cluster.trainers[world.trainer(job_id)] = Look(

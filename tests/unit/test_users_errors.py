@@ -15,6 +15,7 @@ import pytest
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.imports import resolve
 from lowdimfa.services.block.actor import BlockHost
+from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.trainer.actor import TrainerHost
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -98,8 +99,12 @@ def test_an_error_in_a_block_crosses_as_text(
     import users_kinds  # type: ignore[import-not-found]
 
     host = BlockHost(Seat(1, 2), "block 1, replica 2", "block-1-replica-2")
-    host._worker = SimpleNamespace(run_steps=lambda: users_kinds.fail(kind))  # type: ignore[assignment]
-    error = crossed(host.compute("run_steps"))
+    host._worker = SimpleNamespace()  # type: ignore[assignment]
+
+    def run_steps(worker: BlockWorker) -> None:
+        users_kinds.fail(kind)
+
+    error = crossed(host.compute(run_steps))
     assert SAID[kind] in error.message
     if kind == "typed":
         assert type(error) is NotFiniteError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.drill.plan import HARMLESS, KINDS, Kind, Schedule, draw
-from lowdimfa.services.lab.drill.round import Fit, Round, run_round
+from lowdimfa.services.lab.drill.round import Fit, Round, Terms, run_round
 from lowdimfa.services.monitoring.journal import Sink
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer, Result
@@ -126,26 +126,22 @@ class Drill:
         LowdimfaError
             The undisturbed run failed, or somebody asked for an end.
         """
-        reference = self.reference(fit)
-        request, until = self.request, time.monotonic() + 60.0 * self.request.minutes
+        request = self.request
+        terms = Terms(
+            specification=self._specification,
+            make=self._trainer,
+            fit=fit,
+            reference=self.reference(fit),
+            own_cluster=request.address is None,
+            tolerance=request.tolerance,
+        )
+        until = time.monotonic() + 60.0 * request.minutes
         rounds: list[Round] = []
         while len(rounds) < request.rounds or time.monotonic() < until:
             number = len(rounds) + 1
             schedule = self.schedule(number)
             begin(number, schedule)
-            rounds.append(
-                run_round(
-                    number,
-                    self._specification,
-                    schedule,
-                    self._trainer,
-                    self._run_dir(number),
-                    reference,
-                    fit,
-                    own_cluster=request.address is None,
-                    tolerance=request.tolerance,
-                )
-            )
+            rounds.append(run_round(number, terms, schedule, self._run_dir(number)))
             end(rounds[-1])
             if rounds[-1].troubles:
                 break

@@ -108,16 +108,7 @@ def judge(
     int
         Recoveries that no fault explains.
     """
-    faults: list[tuple[Kind, int | None, int, float | None]] = [
-        *(
-            (fault.kind, fault.block, fault.step, happened.get(index))
-            for index, fault in enumerate(schedule.faults)
-        ),
-        *(
-            ("trainer", None, step, kills[index] if index < len(kills) else None)
-            for index, step in enumerate(schedule.trainer_steps)
-        ),
-    ]
+    faults = _timed(schedule, happened, kills)
     times = sorted(time for *_, time in faults if time is not None)
     explained: set[Outage] = set()
     fates: dict[int, Fate] = {}
@@ -146,6 +137,22 @@ def judge(
         fates[index] = _fate(kind, block, step, time, outage)
     beyond = sum(outage.recoveries for outage in found if outage not in explained)
     return sorted(fates.values(), key=lambda fate: fate.step), beyond
+
+
+def _timed(
+    schedule: Schedule, happened: Mapping[int, float], kills: Sequence[float]
+) -> list[tuple[Kind, int | None, int, float | None]]:
+    """Return kind, block and step of each fault, and when it happened."""
+    return [
+        *(
+            (fault.kind, fault.block, fault.step, happened.get(index))
+            for index, fault in enumerate(schedule.faults)
+        ),
+        *(
+            ("trainer", None, step, kills[index] if index < len(kills) else None)
+            for index, step in enumerate(schedule.trainer_steps)
+        ),
+    ]
 
 
 def _fate(kind: Kind, block: int | None, step: int, time: float, outage: Outage | None) -> Fate:

@@ -128,40 +128,47 @@ class TrainerKiller:
         self._trainer = None
 
 
-def run_round(
-    number: int,
-    specification: Specification,
-    schedule: Schedule,
-    make: Callable[[Specification, Path, Sink], DecoupledTrainer],
-    run_dir: Path,
-    reference: Result,
-    fit: Fit,
-    *,
-    own_cluster: bool,
-    tolerance: float,
-) -> Round:
+@dataclass(frozen=True)
+class Terms:
+    """What every round of a drill is run and judged by.
+
+    Attributes
+    ----------
+    specification
+        Without faults.
+    make
+        Makes a trainer.
+    fit
+        Runs a trainer.
+    reference
+        The undisturbed run.
+    own_cluster
+        Whether Ray is started for each run alone, so that nothing of it may be left.
+    tolerance
+        See `compare`.
+    """
+
+    specification: Specification
+    make: Callable[[Specification, Path, Sink], DecoupledTrainer]
+    fit: Fit
+    reference: Result
+    own_cluster: bool
+    tolerance: float
+
+
+def run_round(number: int, drill: Terms, schedule: Schedule, run_dir: Path) -> Round:
     """Run a round to its end, well or not.
 
     Parameters
     ----------
     number
         From 1.
-    specification
-        Without faults.
+    drill
+        What all rounds have in common.
     schedule
         The faults.
-    make
-        Makes a trainer.
     run_dir
         Directory of the run.
-    reference
-        The undisturbed run.
-    fit
-        Runs a trainer.
-    own_cluster
-        Whether Ray is started for the run alone, so that nothing of it may be left.
-    tolerance
-        See `compare`.
 
     Raises
     ------
@@ -171,42 +178,46 @@ def run_round(
         Somebody asked for an end.
     """
     began = time.time()
-    drilled = schedule.applied_to(specification)
     killer = TrainerKiller(schedule.trainer_steps)
-    result: Result | None = None
-    failure = ""
-
-    def trainer(sink: Sink) -> DecoupledTrainer:
-        def saw(event: Event) -> None:
-            watch.saw(event)
-            killer.saw(event)
-            sink(event)
-
-        return make(drilled, run_dir, saw)
-
-    with ProcessWatch(descendants=own_cluster) as watch:
-        try:
-            result = fit(f"round {number}", trainer)
-        except (InputError, StoppedError):
-            raise
-        except LowdimfaError as error:
-            failure = error.message
+    with ProcessWatch(descendants=drill.own_cluster) as watch:
+        result, failure = _fit(number, drill, schedule, run_dir, [watch.saw, killer.saw])
     found = outages(Journal(run_dir).read("recovering", "recovered", "started"))
     fates, beyond = judge(schedule, happened_in(run_dir, len(schedule.faults)), killer.kills, found)
     spans = [(outage.begin, outage.end if outage.end is not None else time.time()) for outage in found]
     growths = [grown for watched in watch.watched if (grown := growth(watched, spans)) is not None]
-    equal = must_be_equal(specification)
+    equal = must_be_equal(drill.specification)
     return Round(
         number=number,
         run_dir=run_dir,
         fates=fates,
         outages=found,
         beyond=beyond,
-        comparison=None if result is None else compare(reference, result, equal, tolerance),
+        comparison=None if result is None else compare(drill.reference, result, equal, drill.tolerance),
         failure=failure,
         processes=watch.most_processes,
         unwatched=len(watch.elsewhere),
         growths=growths,
-        left=watch.left(GONE_LIVENESS * specification.run.liveness_seconds) + files_left(run_dir),
+        left=watch.left(GONE_LIVENESS * drill.specification.run.liveness_seconds) + files_left(run_dir),
         seconds=time.time() - began,
     )
+
+
+def _fit(
+    number: int, drill: Terms, schedule: Schedule, run_dir: Path, watchers: Sequence[Sink]
+) -> tuple[Result | None, str]:
+    """Run under the faults of a round; return the result, or why there is none."""
+    drilled = schedule.applied_to(drill.specification)
+
+    def trainer(sink: Sink) -> DecoupledTrainer:
+        def saw(event: Event) -> None:
+            for take in (*watchers, sink):
+                take(event)
+
+        return drill.make(drilled, run_dir, saw)
+
+    try:
+        return drill.fit(f"round {number}", trainer), ""
+    except (InputError, StoppedError):
+        raise
+    except LowdimfaError as error:
+        return None, error.message

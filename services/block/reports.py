@@ -1,4 +1,4 @@
-"""What a block leaves for a post-mortem."""
+"""What a block says of itself: where it is reached, what it does, and what it leaves for a post-mortem."""
 
 from __future__ import annotations
 
@@ -10,8 +10,42 @@ from dataclasses import dataclass
 
 import torch
 
+from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.tickets import Ticket
 from lowdimfa.version import VERSION
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """Where a block is reached: its gRPC server, and its metrics if it serves any."""
+
+    rpc: str
+    metrics: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a block says when asked.
+
+    Attributes
+    ----------
+    applied_steps
+        Optimiser steps that it has applied.
+    activity
+        What it does, in words.
+    seconds
+        For how long, when it was asked, by its own clock: neither another machine's nor the way of the answer counts.
+    working
+        Whether it computes or sends, and so may hold others up.
+    broadcast
+        Traffic of the error broadcast since the connections were opened.
+    """
+
+    applied_steps: int
+    activity: str
+    seconds: float
+    working: bool
+    broadcast: TrafficCount
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lowdimfa.errors import BlockLostError, ResourceError
+from lowdimfa.errors import BlockLostError, BlockWithoutRoomError, NoRoomError
 from lowdimfa.services.block.actor import BlockActor
 from lowdimfa.services.rpc.seats import Seating
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.worker_calls import Worker
 
 
-class Places:
+class Placement:
     """A place for each worker of a run.
 
     Parameters
@@ -29,13 +29,13 @@ class Places:
 
     Raises
     ------
-    ResourceError
+    NoRoomError
         The cluster has no room within the liveness setting.
     """
 
     def __init__(self, specification: Specification, seating: Seating) -> None:
         placement = specification.placement
-        self._seating = seating
+        self._seating, self._liveness = seating, specification.run.liveness_seconds
         resources = {"CPU": float(placement.cpus_per_block)}
         if placement.gpus_per_block:
             resources["GPU"] = float(placement.gpus_per_block)
@@ -47,26 +47,25 @@ class Places:
         )
         self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
         try:
-            self._await_room(resources, placement.strategy, specification.run.liveness_seconds)
-        except ResourceError:
+            self._await_room(resources, placement.strategy)
+        except NoRoomError:
             self.free()
             raise
 
-    def start(self, number: int) -> Any:
+    def start(self, number: int) -> Worker:
         """Start a worker's actor, where Ray has its place now."""
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
         seat = self._seating.seats[number]
-        stem = self._seating.file_stem(seat)
+        name, stem = self._seating.name(seat), self._seating.file_stem(seat)
         options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
-        return BlockActor.options(scheduling_strategy=strategy, **options).remote(
-            seat, self._seating.name(seat), stem
-        )
+        actor = BlockActor.options(scheduling_strategy=strategy, **options).remote(seat, name, stem)
+        return Worker(number, seat, name, actor, self._liveness)
 
     def lacking(self, loss: BlockLostError) -> BlockLostError | None:
         """Return the error for a block that doesn't start because no node has a place for it, if that is why."""
         if placement_group_table(self._group)["state"] in ("CREATED", "REMOVED"):
             return None
-        return BlockLostError(
+        return BlockWithoutRoomError(
             f"no node of the cluster has room for a lost block any more ({loss.message}); bring a node back or add one",
             block=loss.block,
             replica=loss.replica,
@@ -77,17 +76,18 @@ class Places:
         """Give all places back."""
         remove_placement_group(self._group)
 
-    def _await_room(self, resources: dict[str, float], strategy: str, liveness: float) -> None:
+    def _await_room(self, resources: dict[str, float], strategy: str) -> None:
         try:
-            ray.get(self._group.ready(), timeout=liveness)
+            ray.get(self._group.ready(), timeout=self._liveness)
         except GetTimeoutError:
             have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_free_resources().items()))
             need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+            seconds = f"{self._liveness:g} s"
             blocks, workers = len(self._seating.replicas), len(self._seating.seats)
             wanted = f"{blocks} blocks" if workers == blocks else f"{workers} replicas of {blocks} blocks"
             fewer = "blocks" if workers == blocks else "blocks or replicas"
-            raise ResourceError(
-                f"the cluster had no room for {wanted} of {need} each ({strategy}) within {liveness:g} s; free now: "
+            raise NoRoomError(
+                f"the cluster had no room for {wanted} of {need} each ({strategy}) within {seconds}; free now: "
                 f"{have or 'nothing'}. Add nodes, use fewer {fewer}, or lower placement.cpus_per_block",
                 setting="placement",
             ) from None
