@@ -14,9 +14,9 @@ from benchmarks.transport.remote import Remote, processes
 from lowdimfa.services.block.activations import Activation, SampleLimit
 from lowdimfa.services.block.receiver import ActivationReceiver
 from lowdimfa.services.block.transports import Transport, make_sender
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.tickets import Ticket
 
 WINDOW, LIVENESS = 4, 30.0

@@ -15,8 +15,8 @@ import ray
 from lowdimfa.errors import LowdimfaError, unforeseen
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.worker import BlockWorker, Reachable
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.process_log import keep_output, log_file
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from lowdimfa.services.block.instructions import Policy
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.handshake import Hello, SampleType
-from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
@@ -117,9 +117,9 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
 
 
-def make_seating(specification: Specification) -> Seating:
+def make_topology(specification: Specification) -> Topology:
     """Return who is who among the workers of a run."""
-    return Seating(specification.replicas, specification.train.microbatches)
+    return Topology(specification.replicas, specification.train.microbatches)
 
 
 def windows_of(specification: Specification) -> list[int]:

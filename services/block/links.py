@@ -21,9 +21,9 @@ from lowdimfa.services.block.transports import Transport, make_sender
 from lowdimfa.services.broadcast.publisher import ErrorPublisher
 from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
-from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.tickets import Ticket
 
 CLOSE_GRACE = 1.0
@@ -42,7 +42,7 @@ class Links:
     ----------
     mine
         What the block says of itself to its neighbours.
-    seating, seat
+    topology, seat
         All workers of the run, and which of them this is.
     samples
         Most samples in one activation.
@@ -79,7 +79,7 @@ class Links:
     def __init__(
         self,
         mine: Hello,
-        seating: Seating,
+        topology: Topology,
         seat: Seat,
         samples: SampleLimit,
         windows: Sequence[int],
@@ -98,7 +98,7 @@ class Links:
             require_possible(host, insecure, device)
         self._terminal = Terminal(host, device, liveness, mine.block)
         self._mine, self._windows, self._liveness, self._host = mine, windows, liveness, host
-        self._seating, self._seat, self._transport = seating, seat, transport
+        self._topology, self._seat, self._transport = topology, seat, transport
         self._output_limit = SampleLimit(
             mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
         )
@@ -107,18 +107,18 @@ class Links:
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
         # Each stream takes a thread, and each that brings activations a second one.
-        threads = 3 * len(seating.seats) + 8
-        self._server = RpcServer(seating.file_stem(seat), security, liveness, host, max_workers=threads)
+        threads = 3 * len(topology.seats) + 8
+        self._server = RpcServer(topology.file_stem(seat), security, liveness, host, max_workers=threads)
         self._server.add(HandshakeServicer(mine))
-        upstream = seating.neighbours(seat, mine.block - 1) if mine.block > 0 else []
+        upstream = topology.neighbours(seat, mine.block - 1) if mine.block > 0 else []
         for peer in upstream:
             arriving = faults.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
             self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
-        for sibling in seating.siblings(seat):
+        for sibling in topology.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
             self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
-        if mine.role == "head" and seating.head.block > 0:
-            self.ends.publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
+        if mine.role == "head" and topology.head.block > 0:
+            self.ends.publisher = ErrorPublisher(mine.run, topology, self._errors_kept())
             self._server.add(self.ends.publisher)
         self._server.start()
         self.address: str = self._server.address
@@ -152,7 +152,7 @@ class Links:
         The head waits for each replica's next micro-batch, of which a window's worth is in flight, with those of the
         other replicas between them. Each may have an error and a probe's response.
         """
-        numbers = zip(self._seating.replicas, self._windows, strict=True)
+        numbers = zip(self._topology.replicas, self._windows, strict=True)
         return 2 * max(replicas * window + replicas - 1 for replicas, window in numbers) + 2
 
     def connect(self, peers: list[str]) -> None:
@@ -163,11 +163,11 @@ class Links:
         peers
             gRPC addresses of all workers, in the order of the seats.
         """
-        mine, seating, seat = self._mine, self._seating, self._seat
-        addresses = dict(zip(seating.seats, peers, strict=True))
-        downstream = [] if seat == seating.head else seating.neighbours(seat, mine.block + 1)
-        siblings = seating.siblings(seat)
-        greeted = {*self.ends.receivers, *downstream, *siblings, seating.head} - {seat}
+        mine, topology, seat = self._mine, self._topology, self._seat
+        addresses = dict(zip(topology.seats, peers, strict=True))
+        downstream = [] if seat == topology.head else topology.neighbours(seat, mine.block + 1)
+        siblings = topology.siblings(seat)
+        greeted = {*self.ends.receivers, *downstream, *siblings, topology.head} - {seat}
         for peer in sorted(greeted):
             greet(addresses[peer], self._security, mine, self._liveness)
         for sibling in siblings:
@@ -175,7 +175,7 @@ class Links:
         if mine.role == "head":
             return
         self.ends.subscriber = ErrorSubscriber(
-            addresses[seating.head],
+            addresses[topology.head],
             self._security,
             mine.run,
             mine.block,
@@ -200,7 +200,7 @@ class Links:
             run=self._mine.run,
             seat=self._seat,
             peer=peer,
-            name=self._seating.name(peer),
+            name=self._topology.name(peer),
             window=window,
             liveness=self._liveness,
             on_failure=self._inbox.abort,
@@ -220,11 +220,13 @@ class Links:
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        self.ends.senders[self._seating.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
+        self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
 
     def release(self, activation: Activation) -> None:
         """Tell the previous block that its activations were consumed."""
-        self.ends.receivers[self._seating.worker(self._seat.block - 1, activation.ticket)].release(activation)
+        self.ends.receivers[self._topology.worker(self._seat.block - 1, activation.ticket)].release(
+            activation
+        )
 
     def send_shard(self, rank: int, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send a part or a sum to another replica of the block."""

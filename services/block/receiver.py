@@ -24,7 +24,7 @@ from lowdimfa.services.block.ring import RING_KEY
 from lowdimfa.services.block.ring_view import NO_MEMORY, RingView, take_offer
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 
 

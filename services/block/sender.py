@@ -25,8 +25,8 @@ from lowdimfa.services.block.ring import RING_KEY, Ring
 from lowdimfa.services.block.window import Message, Window
 from lowdimfa.services.rpc.connection import Peer, StreamThread
 from lowdimfa.services.rpc.protocol import Traffic, run_fingerprint
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.rpc.v1 import activations_pb2 as pb
 from lowdimfa.tickets import Ticket
 

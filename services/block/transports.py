@@ -10,8 +10,8 @@ from lowdimfa.errors import LowdimfaError, ResourceError
 from lowdimfa.services.block.activations import SampleLimit
 from lowdimfa.services.block.ring import Ring
 from lowdimfa.services.block.sender import ActivationSender
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 
 Transport = Literal["auto", "grpc", "shared_memory", "torch"]
 

@@ -22,7 +22,7 @@ from lowdimfa.services.block.building import (
     describe,
     draw_data,
     make_policy,
-    make_seating,
+    make_topology,
     restore,
     sample_limit,
     windows_of,
@@ -108,8 +108,8 @@ class BlockWorker:
         self._specification = job.parsed()
         self._use_threads()
         network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
-        self._seating, self._windows = make_seating(self._specification), windows_of(self._specification)
-        self._stem = self._seating.file_stem(job.seat)
+        self._topology, self._windows = make_topology(self._specification), windows_of(self._specification)
+        self._stem = self._topology.file_stem(job.seat)
         self._data = draw_data(job, len(network.blocks))
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
@@ -134,11 +134,11 @@ class BlockWorker:
         self._outbox = delivery_for(self._copies, self._stem, window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
-            self._seating,
+            self._topology,
             seat,
             self._samples,
             self._windows,
-            Layout(self.stage, self._seating.replicas[seat.block]).largest_message,
+            Layout(self.stage, self._topology.replicas[seat.block]).largest_message,
             security=security,
             host=host,
             liveness=self._specification.run.liveness_seconds,
@@ -148,7 +148,7 @@ class BlockWorker:
             device=self.stage.device,
             insecure=placement.insecure_activations,
         )
-        self._links.counts.report_lags(self._metrics, self._seating)
+        self._links.counts.report_lags(self._metrics, self._topology)
         self.reachable = Reachable(self._links.address, self._metrics_address)
         self._assemble()
 
@@ -167,8 +167,8 @@ class BlockWorker:
             self._finished_steps.append,
         )
         exchange = None
-        if self._seating.siblings(self.job.seat):
-            exchange = Exchange(self.stage, self._seating, self.job.seat, self._links)
+        if self._topology.siblings(self.job.seat):
+            exchange = Exchange(self.stage, self._topology, self.job.seat, self._links)
         self.runner = BlockRunner(
             work, self._policy, self._inbox, self._links, self._observer, patience, exchange
         )

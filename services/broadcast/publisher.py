@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lowdimfa.errors import PeerError
 from lowdimfa.services.rpc.protocol import CHUNK_BYTES, Traffic, run_fingerprint
-from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.tensors import dtype_code, encode
+from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
 from lowdimfa.tickets import Ticket
 
@@ -54,7 +54,7 @@ class ErrorPublisher:
     ----------
     run
         Identifier of the run.
-    seating
+    topology
         All workers of the run; those before the head subscribe.
     capacity
         Errors that are kept. A subscriber that misses more than these can't go on.
@@ -65,12 +65,12 @@ class ErrorPublisher:
         What was sent, counted once for each subscriber.
     """
 
-    def __init__(self, run: str, seating: Seating, capacity: int) -> None:
+    def __init__(self, run: str, topology: Topology, capacity: int) -> None:
         self.traffic = Traffic()
         self._run = run
         self._fingerprint = run_fingerprint(run)
-        self._seating = seating
-        self._subscribers = [seat for seat in seating.seats if seat != seating.head]
+        self._topology = topology
+        self._subscribers = [seat for seat in topology.seats if seat != topology.head]
         self._changed = threading.Condition()
         self._ring: deque[_Published] = deque(maxlen=capacity)
         self._next_sequence = 0
@@ -141,7 +141,7 @@ class ErrorPublisher:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._missing(), timeout):
                 missing = self._missing()
-                names = ", ".join(map(self._seating.name, missing))
+                names = ", ".join(map(self._topology.name, missing))
                 raise PeerError(
                     f"not subscribed to the error broadcast after {timeout:g} s: {names}",
                     block=missing[0].block,
@@ -175,7 +175,7 @@ class ErrorPublisher:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"block {block}, replica {request.rank} can't subscribe; the subscribers are "
-                f"{', '.join(map(self._seating.name, self._subscribers))}",
+                f"{', '.join(map(self._topology.name, self._subscribers))}",
             )
         context.send_initial_metadata(())
         connection: _Queue = queue.SimpleQueue()
@@ -215,6 +215,6 @@ class ErrorPublisher:
         if not oldest <= sequence <= published:
             context.abort(
                 grpc.StatusCode.OUT_OF_RANGE,
-                f"{self._seating.name(seat)} asks for error {sequence}, but the head has published {published} errors "
+                f"{self._topology.name(seat)} asks for error {sequence}, but the head has published {published} errors "
                 f"and keeps those from {oldest} on",
             )

@@ -10,7 +10,7 @@ from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
 from lowdimfa.services.block.building import Checkpointed, Own, Source
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.snapshot import Snapshot
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.engine import Recovered, RecoveryPolicy

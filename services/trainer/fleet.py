@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from lowdimfa.services.block.building import make_seating
+from lowdimfa.services.block.building import make_topology
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.end_of_process import kernel_oom_kills, reason_of
 from lowdimfa.services.trainer.places import Places
@@ -47,7 +47,7 @@ class Fleet:
     """
 
     def __init__(self, specification: Specification) -> None:
-        self.seating = make_seating(specification)
+        self.seating = make_topology(specification)
         self.liveness = specification.run.liveness_seconds
         self._oom_kills = kernel_oom_kills()
         self._places = Places(specification, self.seating)

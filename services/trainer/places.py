@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowdimfa.errors import BlockLostError, ResourceError
 from lowdimfa.services.block.actor import BlockActor
-from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.spec import Specification
 
 
@@ -33,7 +33,7 @@ class Places:
         The cluster has no room within the liveness setting.
     """
 
-    def __init__(self, specification: Specification, seating: Seating) -> None:
+    def __init__(self, specification: Specification, seating: Topology) -> None:
         placement = specification.placement
         self._seating = seating
         resources = {"CPU": float(placement.cpus_per_block)}

@@ -20,8 +20,8 @@ from lowdimfa.services.rpc import handshake
 from lowdimfa.services.rpc.connection import Resend
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, check_compatible
 from lowdimfa.services.rpc.protocol import run_fingerprint
-from lowdimfa.services.rpc.seats import Seating
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2, handshake_pb2
 from lowdimfa.tickets import Ticket
 from tests.fuzz.guard import Finding
@@ -83,7 +83,7 @@ def decode_errors(data: bytes) -> None:
 def error_seeds() -> Iterator[bytes]:
     """Yield streams as the head sends them: usual, empty, in parts, of more dimensions."""
     for shapes in ([(4, 3)], [(1, 3), (2, 3), (0, 3)], [(2, 5, 3)], [(2, 2)], [(3,)], [(1, 3)] * 6):
-        publisher = ErrorPublisher(RUN, Seating([1, 1], 1), 16)
+        publisher = ErrorPublisher(RUN, Topology([1, 1], 1), 16)
         for step, shape in enumerate(shapes):
             publisher.publish(
                 Ticket(step, step % 2), "probe" if step % 3 == 2 else "train", torch.ones(shape)
@@ -91,7 +91,7 @@ def error_seeds() -> Iterator[bytes]:
         messages = [part for published in publisher._ring for part in published.parts]
         yield join(messages)
         yield join([cut_part for message in messages for cut_part in _in_parts(message)])
-    publisher = ErrorPublisher(RUN, Seating([1, 1], 1), 16)
+    publisher = ErrorPublisher(RUN, Topology([1, 1], 1), 16)
     publisher.publish(Ticket(0, 0), "train", torch.full((2, 3), torch.nan))
     publisher.publish(Ticket(0, 0), "train", torch.ones((2, 3), dtype=torch.float64))
     yield join([part for published in publisher._ring for part in published.parts])

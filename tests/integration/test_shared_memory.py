@@ -21,9 +21,9 @@ from lowdimfa.services.block.receiver import ActivationReceiver
 from lowdimfa.services.block.ring import Ring
 from lowdimfa.services.block.sender import ActivationSender
 from lowdimfa.services.block.transports import make_sender
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.tickets import Ticket
 
 SAMPLES, WINDOW = 2000, 3

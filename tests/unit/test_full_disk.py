@@ -25,7 +25,7 @@ from lowdimfa.services.cli.main import main
 from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.timeline import TimelineWriter
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from lowdimfa.services.run.disk import no_room
 from lowdimfa.services.run.process_log import keep_output

@@ -10,7 +10,7 @@ import pytest
 from lowdimfa.errors import BlockLostError
 from lowdimfa.services.block.worker import Status
 from lowdimfa.services.rpc.protocol import TrafficCount
-from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.trainer import stall
 from lowdimfa.services.trainer.fleet import Fleet
 from lowdimfa.services.trainer.stall import StallWatch
@@ -25,8 +25,8 @@ class Answering:
     name, lost = Fleet.name, Fleet.lost
 
     @property
-    def seating(self) -> Seating:
-        return Seating([1] * len(self._statuses), 1)
+    def seating(self) -> Topology:
+        return Topology([1] * len(self._statuses), 1)
 
     def ask(self, method: str) -> list[Any]:
         return [method] * len(self._statuses)

@@ -1,4 +1,4 @@
-"""Who is who among the processes of a run: blocks, and the data-parallel replicas of each."""
+"""The topology of a run: its blocks, the data-parallel replicas of each, who works on what and who talks to whom."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Seat(NamedTuple):
         return f"{self.block}/{self.rank}"
 
 
-class Seating:
-    """All processes of a run: block by block, and rank by rank within each.
+class Topology:
+    """All processes of a run and who talks to whom: block by block, and rank by rank within each.
 
     Parameters
     ----------
