@@ -20,11 +20,10 @@ import grpc
 import torch
 
 from benchmarks.transport.remote import each, processes
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
 from lowdimfa.tickets import Ticket
 
 LIVENESS = 30.0

@@ -12,7 +12,6 @@ from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.head import Head
-from lowdimfa.services.block.activations import SampleLimit
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.block.instructions import Policy
 from lowdimfa.services.block.job import BlockJob
@@ -23,6 +22,7 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.stream.frames import SampleLimit
 from lowdimfa.stage import Stage
 from lowdimfa.version import VERSION
 

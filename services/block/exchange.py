@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import Activation, Kind
 from lowdimfa.services.block.summation import Layout, Summation
 from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
@@ -18,7 +18,7 @@ class Shard(NamedTuple):
     """A message between replicas of a block: a part of a shard, or its sum."""
 
     rank: int
-    message: Activation
+    message: Message
 
 
 class Siblings(Protocol):

@@ -11,16 +11,17 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT, unpack
-from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
+from lowdimfa.services.stream.frames import HEADER_AT, unpack
 from lowdimfa.tickets import Ticket
+
+_STRUCK = {pb.KIND_TRAIN, pb.KIND_ERROR, pb.KIND_PROBE}
 
 
 def faults_dir(run_dir: Path) -> Path:
@@ -51,7 +52,7 @@ class FaultInjector:
             for index, fault in enumerate(faults)
             if (fault.block, fault.replica) == (block, replica) and not self._note(index).exists()
         }
-        self._held: list[Any] = []  # what a later message overtakes
+        self._held: list[bytes] = []  # what a later message overtakes
 
     def before_forward(self, ticket: Ticket) -> None:
         """Crash, stand still, or take longer."""
@@ -81,39 +82,26 @@ class FaultInjector:
         if self._claim({"disk_full"}, step, from_then_on=True):
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (injected)")
 
-    def error_arrives(self, message: broadcast_pb2.ErrorMessage) -> Iterable[broadcast_pb2.ErrorMessage]:
-        """Return what arrives in place of a broadcast error."""
-        if not self._armed and not self._held:
-            return (message,)
-        garbled = broadcast_pb2.ErrorMessage()
-        garbled.CopyFrom(message)
-        garbled.data = _flipped(message.data)
-        return self._on_the_way(message.step, message, garbled)
-
     def frame_arrives(self, frame: bytes) -> Iterable[bytes]:
-        """Return what arrives in place of a frame of an activation."""
+        """Return what arrives in place of a frame: of an activation in training, or of a broadcast error."""
         if not self._armed and not self._held:
             return (frame,)
         try:
             header, _ = unpack(frame)
         except ProtocolError:
             return (frame,)
-        training = header.offset == 0 and header.kind == activations_pb2.ACTIVATION_KIND_TRAIN
-        garbled = _flipped(frame[: HEADER_AT + 1]) + frame[HEADER_AT + 1 :]
-        return self._on_the_way(header.step if training and header.tensors else None, frame, garbled)
-
-    def _on_the_way(self, step: int | None, message: Any, garbled: Any) -> Iterable[Any]:
         held, self._held = self._held, []
-        fault = None if step is None else self._claim(WIRE_KINDS, step)
+        meant = header.offset == 0 and header.kind in _STRUCK and header.tensors
+        fault = self._claim(WIRE_KINDS, header.step) if meant else None
         match fault and fault.kind:
             case None:
-                return (message, *held)
+                return (frame, *held)
             case "duplicate":
-                return (message, message)
+                return (frame, frame)
             case "corrupt":
-                return (garbled,)
+                return (_garbled(frame),)
             case "reorder":
-                self._held = [message]
+                self._held = [frame]
         return ()
 
     def _claim(self, kinds: Collection[FaultKind], step: int, *, from_then_on: bool = False) -> Fault | None:
@@ -134,6 +122,6 @@ class FaultInjector:
         return self._folder / f"{index}.json"
 
 
-def _flipped(data: bytes) -> bytes:
-    """Return the data with its last bit another one."""
-    return data[:-1] + bytes([data[-1] ^ 1]) if data else data
+def _garbled(frame: bytes) -> bytes:
+    """Return the frame with another bit in its header."""
+    return frame[:HEADER_AT] + bytes([frame[HEADER_AT] ^ 1]) + frame[HEADER_AT + 1 :]

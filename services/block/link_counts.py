@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from lowdimfa.services.block.activations import Receiver, Sender
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
 from lowdimfa.services.monitoring.metrics import BlockMetrics
-from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import TrafficCount
+from lowdimfa.services.stream.sender import Sender
 
 _End = TypeVar("_End", Sender, Receiver)
 

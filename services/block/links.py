@@ -10,26 +10,24 @@ from torch import Tensor
 
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
-from lowdimfa.services.block.activations import Activation, Kind, SampleLimit
 from lowdimfa.services.block.exchange import Shard
 from lowdimfa.services.block.faults import FaultInjector
-from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.link_counts import Ends, LinkCounts
-from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
-from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from lowdimfa.services.block.transports import Transport, make_sender
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
+from lowdimfa.services.block.mailboxes import Inbox
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.carriers import Carrier
+from lowdimfa.services.stream.frames import Kind, Message, SampleLimit
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import as_it_came
+from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
-
-_CPU = torch.device("cpu")
 
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
@@ -50,18 +48,15 @@ class Links:
         Micro-batches in flight in one replica of each block.
     shard_bytes
         Size in bytes that no message between replicas of the block exceeds.
-    security, host, liveness
-        Secrets of the run, address to listen on, seconds of silence after which a peer counts as lost.
+    security
+        Secrets of the run.
+    carrier
+        How tensors travel to the next block and to replicas. It knows the address to listen on, and the seconds of
+        silence after which a peer counts as lost.
     inbox
         Gets activations, errors, and failures.
     faults
         What is to go wrong on the way here.
-    transport
-        How tensors travel to the next block and to replicas.
-    device
-        Where the block's tensors are.
-    insecure
-        Whether ``torch`` may be the transport between machines too.
 
     Attributes
     ----------
@@ -69,11 +64,6 @@ class Links:
         Where this block listens.
     ends, counts
         The ends of the connections, and what they have carried.
-
-    Raises
-    ------
-    InputError
-        The transport can't be used here.
     """
 
     def __init__(
@@ -86,19 +76,13 @@ class Links:
         shard_bytes: int,
         *,
         security: Security,
-        host: str,
-        liveness: float,
+        carrier: Carrier,
         inbox: Inbox,
         faults: FaultInjector,
-        transport: Transport = "auto",
-        device: torch.device = _CPU,
-        insecure: bool = False,
     ) -> None:
-        if transport == "torch":
-            require_possible(host, insecure, device)
-        self._terminal = Terminal(host, device, liveness, mine.block)
-        self._mine, self._windows, self._liveness, self._host = mine, windows, liveness, host
-        self._topology, self._seat, self._transport = topology, seat, transport
+        liveness, host = carrier.here.liveness, carrier.here.host
+        self._mine, self._windows, self._liveness = mine, windows, liveness
+        self._topology, self._seat, self._carrier = topology, seat, carrier
         self._output_limit = SampleLimit(
             mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
         )
@@ -127,23 +111,26 @@ class Links:
         self,
         peer: Seat,
         window: int,
-        take: Callable[[Activation], None],
+        take: Callable[[Message], None],
         limit: SampleLimit,
         arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
     ) -> None:
-        mine, failed = self._mine, self._inbox.abort
-
-        def make(take: Callable[[Activation], None]) -> ActivationReceiver:
-            return ActivationReceiver(
-                mine.run, mine.block, peer.block, window, take, failed, arriving, peer_rank=peer.rank
-            )
-
-        receiver = TorchReceiver(make, self._terminal, take, failed) if self._by_torch(peer) else make(take)
-        receiver.expect(*limit)
+        receiver = Receiver(
+            self._mine.run,
+            self._mine.block,
+            peer.block,
+            window,
+            limit,
+            take,
+            self._inbox.abort,
+            arriving,
+            peer_rank=peer.rank,
+            carrier=self._carrier_to(peer).downstream(window, limit),
+        )
         self._server.add(receiver)
         self.ends.receivers[peer] = receiver
 
-    def _shard_arrives(self, rank: int, message: Activation) -> None:
+    def _shard_arrives(self, rank: int, message: Message) -> None:
         self._inbox.put(Shard(rank, message))
 
     def _errors_kept(self) -> int:
@@ -183,35 +170,33 @@ class Links:
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
-            self._faults.error_arrives,
+            self._faults.frame_arrives,
             rank=seat.rank,
         )
         self.ends.subscriber.start()
         for peer in downstream:
             self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
 
-    def _reach(self, peer: Seat, address: str, window: int, largest: SampleLimit) -> None:
-        end = make_sender(
-            self._transport,
-            largest,
-            address=address,
-            host=self._host,
-            security=self._security,
-            run=self._mine.run,
-            seat=self._seat,
-            peer=peer,
+    def _reach(self, peer: Seat, address: str, window: int, limit: SampleLimit) -> None:
+        sender = self.ends.senders[peer] = Sender(
+            address,
+            self._security,
+            self._mine.run,
+            self._mine.block,
+            peer.block,
+            window,
+            self._liveness,
+            self._inbox.abort,
+            rank=self._seat.rank,
             name=self._topology.name(peer),
-            window=window,
-            liveness=self._liveness,
-            on_failure=self._inbox.abort,
+            carrier=self._carrier_to(peer).upstream(address, window, limit),
         )
-        sender = TorchSender(end, self._terminal) if self._by_torch(peer) else end
-        self.ends.senders[peer] = sender  # before it starts, so that `close` ends it if that fails
         sender.start()
 
-    def _by_torch(self, peer: Seat) -> bool:
-        """Return whether tensors go to or come from a worker by `torch.distributed`; those of a replica never do."""
-        return self._transport == "torch" and peer.block != self._seat.block
+    def _carrier_to(self, peer: Seat) -> Carrier:
+        """Return what moves tensors to and from a worker; replicas' are in the host's memory."""
+        siblings = peer.block == self._seat.block
+        return Carrier(self._carrier.here) if siblings and self._carrier.direct else self._carrier
 
     def wait_until_connected(self) -> None:
         """In the head, wait until every block is subscribed."""
@@ -222,7 +207,7 @@ class Links:
         """Send activations to the next block."""
         self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
 
-    def release(self, activation: Activation) -> None:
+    def release(self, activation: Message) -> None:
         """Tell the previous block that its activations were consumed."""
         self.ends.receivers[self._topology.worker(self._seat.block - 1, activation.ticket)].release(
             activation

@@ -30,13 +30,12 @@ from lowdimfa.services.block.building import (
 from lowdimfa.services.block.devices import copies_for
 from lowdimfa.services.block.exchange import Exchange
 from lowdimfa.services.block.faults import FaultInjector
-from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.last_words import LastWords, stacks
 from lowdimfa.services.block.links import Links
+from lowdimfa.services.block.mailboxes import Inbox, delivery_for
 from lowdimfa.services.block.observer import Observer
-from lowdimfa.services.block.outbox import delivery_for
 from lowdimfa.services.block.runner import BlockRunner
 from lowdimfa.services.block.snapshot import Snapshot, SnapshotShelf
 from lowdimfa.services.block.summation import Layout
@@ -44,11 +43,12 @@ from lowdimfa.services.block.work import Work
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.metrics import BlockMetrics
 from lowdimfa.services.monitoring.timeline import TimelineWriter
-from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import write_block
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.state import stage_state
+from lowdimfa.services.stream.carriers import Here, carrier_class
+from lowdimfa.services.stream.resumable import TrafficCount
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
@@ -122,15 +122,19 @@ class BlockWorker:
         self._observer = self._observe()
         self._finished_steps: deque[StepResult] = deque()
         self.stage, self._fresh = build_stage(job, network, self._data), True
-        direct = self._specification.placement.transport == "torch"
-        self._copies = copies_for(self.stage.device, direct)
+        self._carrier = carrier_class(self._specification.placement.transport)
+        self._copies = copies_for(self.stage.device, self._carrier.direct)
         self._open(job.run, security, host)
 
     def _open(self, run: str, security: Security, host: str) -> None:
         """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
         self._inbox = Inbox()
         seat, window = self.job.seat, self._windows[self.job.index]
-        placement = self._specification.placement
+        liveness, insecure = (
+            self._specification.run.liveness_seconds,
+            self._specification.placement.insecure_activations,
+        )
+        here = Here(seat.block, host, liveness, self.stage.device, insecure)
         self._outbox = delivery_for(self._copies, self._stem, window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
@@ -140,13 +144,9 @@ class BlockWorker:
             self._windows,
             Layout(self.stage, self._topology.replicas[seat.block]).largest_message,
             security=security,
-            host=host,
-            liveness=self._specification.run.liveness_seconds,
+            carrier=self._carrier(here),
             inbox=self._inbox,
             faults=self._faults,
-            transport=placement.transport,
-            device=self.stage.device,
-            insecure=placement.insecure_activations,
         )
         self._links.counts.report_lags(self._metrics, self._topology)
         self.reachable = Reachable(self._links.address, self._metrics_address)

@@ -8,18 +8,14 @@ import pytest
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
 from lowdimfa.services.rpc.v1 import (
-    activations_pb2,
-    broadcast_pb2,
     coordinator_pb2,
     handshake_pb2,
+    stream_pb2,
     tensors_pb2,
 )
 from tools.api_page import REFERENCE, render
 
-STUBS = [
-    module.DESCRIPTOR
-    for module in (activations_pb2, broadcast_pb2, coordinator_pb2, handshake_pb2, tensors_pb2)
-]
+STUBS = [module.DESCRIPTOR for module in (coordinator_pb2, handshake_pb2, stream_pb2, tensors_pb2)]
 
 
 def shop() -> FileDescriptorProto:

@@ -9,8 +9,8 @@ import pytest
 
 from lowdimfa.errors import BlockLostError
 from lowdimfa.services.block.worker import Status
-from lowdimfa.services.rpc.protocol import TrafficCount
 from lowdimfa.services.rpc.topology import Topology
+from lowdimfa.services.stream.resumable import TrafficCount
 from lowdimfa.services.trainer import stall
 from lowdimfa.services.trainer.fleet import Fleet
 from lowdimfa.services.trainer.stall import StallWatch
