@@ -54,6 +54,11 @@ class FaultInjector:
         }
         self._held: list[bytes] = []  # what a later message overtakes
 
+    @property
+    def armed(self) -> bool:
+        """Whether anything is still to happen; without that nothing need pass by here."""
+        return bool(self._armed)
+
     def before_forward(self, ticket: Ticket) -> None:
         """Crash, stand still, or take longer."""
         match self._claim({"crash", "hang", "slow"}, ticket.step):

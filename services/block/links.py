@@ -87,7 +87,8 @@ class Links:
             mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
         )
         self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
-        self._security, self._inbox, self._faults = security, inbox, faults
+        self._security, self._inbox = security, inbox
+        self._arriving = faults.frame_arrives if faults.armed else as_it_came
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
         # Each stream takes a thread, and each that brings activations a second one.
@@ -96,7 +97,7 @@ class Links:
         self._server.add(HandshakeServicer(mine))
         upstream = topology.neighbours(seat, mine.block - 1) if mine.block > 0 else []
         for peer in upstream:
-            arriving = faults.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
+            arriving = self._arriving if mine.role == "head" and peer == upstream[0] else as_it_came
             self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
         for sibling in topology.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
@@ -170,7 +171,7 @@ class Links:
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
-            self._faults.frame_arrives,
+            self._arriving,
             rank=seat.rank,
         )
         self.ends.subscriber.start()

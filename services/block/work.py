@@ -223,13 +223,16 @@ class Work:
 
     def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         output, *noisy = tensors
-        self._neighbours.send("train", ticket, (self._faults.poisoned(ticket, output), *noisy))
+        self._neighbours.send("train", ticket, (self._poisoned(ticket, output), *noisy))
 
     def _publish(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         _, _, _, error, *response = tensors
-        self._neighbours.publish(ticket, "train", self._faults.poisoned(ticket, error))
+        self._neighbours.publish(ticket, "train", self._poisoned(ticket, error))
         for projected in response:
             self._neighbours.publish(ticket, "probe", projected)
+
+    def _poisoned(self, ticket: Ticket, tensor: Tensor) -> Tensor:
+        return self._faults.poisoned(ticket, tensor) if self._faults.armed else tensor
 
     def _result(self, step: int) -> StepResult | None:
         """Return what the head's forwards of a step measured."""
