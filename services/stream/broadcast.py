@@ -241,15 +241,9 @@ class ErrorSubscriber:
         *,
         rank: int = 0,
     ) -> None:
-        self._incoming = Incoming(
-            "broadcast error",
-            block,
-            run_fingerprint(run),
-            _HEAD,
-            ErrorLimit(error_dim),
-            self._came,
-            arriving,
-        )
+        source = run_fingerprint(run), _HEAD
+        limit = ErrorLimit(error_dim)
+        self._incoming = Incoming("broadcast error", block, *source, limit, self._came, arriving)
         self.traffic = self._incoming.traffic
         self._run, self._block, self._rank = run, block, rank
         self._on_error = on_error

@@ -99,7 +99,7 @@ def test_every_link_leads_to_one_heading() -> None:
 
 
 def test_every_message_of_the_job_service_and_every_call_says_what_it_is() -> None:
-    page = REFERENCE.read_text("utf-8").split("## `activations.proto`")[0]
+    page = REFERENCE.read_text("utf-8").split("## `handshake.proto`")[0]
     for method in coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods:
         text = page.split(f"#### `{method.name}`\n")[1].split("\n#")[0]
         assert len(text.strip().split("\n\n")) >= 2, method.name
