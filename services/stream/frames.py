@@ -44,6 +44,9 @@ _CODES: dict[Kind, pb.Kind] = {
     "probe": pb.KIND_PROBE,
 }
 _KINDS: dict[int, Kind] = {code: kind for kind, code in _CODES.items()}
+_Type = tuple[int, tuple[int, ...]]
+"""Code of an element type, and a shape."""
+
 _ERRORS = {pb.KIND_ERROR, pb.KIND_PROBE}
 
 
@@ -74,7 +77,7 @@ class Limit(Protocol):
     def nbytes(self) -> int | None:
         """Most bytes of one message, or None where only its type is known."""
 
-    def check(self, kind: int, tensors: Sequence[pb.TensorType]) -> None:
+    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
         """Raise `ProtocolError` for what is not to come."""
 
 
@@ -90,7 +93,7 @@ class SampleLimit(NamedTuple):
         """Most bytes of one message."""
         return _MAX_TENSORS * self.max_samples * math.prod(self.shape) * self.dtype.itemsize
 
-    def check(self, kind: int, tensors: Sequence[pb.TensorType]) -> None:
+    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
         """Refuse other tensors than one, or two alike, of the expected type.
 
         Raises
@@ -102,7 +105,7 @@ class SampleLimit(NamedTuple):
             raise ProtocolError("an error, which only the head sends, and to all blocks")
         if not 1 <= len(tensors) <= _MAX_TENSORS or any(other != tensors[0] for other in tensors):
             raise ProtocolError("an activation has one tensor, or two of equal type and shape")
-        dtype, shape = _type_of(tensors[0])
+        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
         alike = dtype == self.dtype and len(shape) > 0 and shape[1:] == self.shape
         if not alike or shape[0] > self.max_samples:
             raise ProtocolError(
@@ -120,7 +123,7 @@ class ErrorLimit(NamedTuple):
     def nbytes(self) -> None:
         """Their number of samples, and so of bytes, is not agreed upon."""
 
-    def check(self, kind: int, tensors: Sequence[pb.TensorType]) -> None:
+    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
         """Refuse what is no error of the right type and error dimension.
 
         Raises
@@ -130,7 +133,7 @@ class ErrorLimit(NamedTuple):
         """
         if kind not in _ERRORS or len(tensors) != 1:
             raise ProtocolError(f"{len(tensors)} tensors of kind {kind}; one of an error was expected")
-        dtype, shape = _type_of(tensors[0])
+        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
         if dtype != torch.float32:
             raise ProtocolError(f"its type is {dtype_name(dtype)}; float32 was expected")
         if len(shape) < 2 or shape[-1] != self.error_dim:
@@ -188,14 +191,13 @@ def split(message: Message, run: int, block: int, guarded: bool = False) -> Iter
     guarded
         As for `pack`.
     """
-    header = _header(message, run, block)
     offset = 0
     for buffer in map(encode, message.tensors):
         for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
+            follows = pb.Header(sequence=message.sequence, offset=offset) if offset else None
             chunk = buffer[start : start + CHUNK_BYTES]
-            yield pack(header, chunk, guarded)
+            yield pack(follows or _header(message, run, block), chunk, guarded)
             offset += len(chunk)
-            header = pb.Header(sequence=message.sequence, offset=offset)
 
 
 def without_data(message: Message, run: int, block: int) -> bytes:
@@ -219,10 +221,6 @@ def _header(message: Message, run: int, block: int) -> pb.Header:
     )
 
 
-def _type_of(announced: pb.TensorType) -> tuple[torch.dtype, tuple[int, ...]]:
-    return dtype_of(announced.dtype), tuple(announced.shape[: MAX_DIMENSIONS + 1])
-
-
 class Assembly:
     """A message of which some frames have arrived.
 
@@ -242,10 +240,14 @@ class Assembly:
     def __init__(self, header: pb.Header, limit: Limit) -> None:
         if header.kind not in _KINDS:
             raise ProtocolError(f"unknown kind {header.kind}")
-        limit.check(header.kind, header.tensors)
+        self._announced: list[_Type] = [
+            (each.dtype, tuple(each.shape[: MAX_DIMENSIONS + 1]))
+            for each in header.tensors[: _MAX_TENSORS + 1]
+        ]
+        limit.check(header.kind, self._announced)
         self.sequence, self.ticket = header.sequence, Ticket(header.step, header.microbatch)
-        self._kind, self._announced = _KINDS[header.kind], header.tensors
-        self.nbytes = sum(layout(each.dtype, tuple(each.shape))[1] for each in self._announced)
+        self._kind = _KINDS[header.kind]
+        self.nbytes = sum([layout(*announced)[1] for announced in self._announced])
         self._buffers = self._make_buffers() if limit.nbytes is not None else []
         self._waiting: list[memoryview] = []
         self._offset = 0
@@ -253,7 +255,7 @@ class Assembly:
     @property
     def types(self) -> list[tuple[torch.dtype, tuple[int, ...]]]:
         """Element type and shape of each tensor."""
-        return [_type_of(announced) for announced in self._announced]
+        return [(dtype_of(code), shape) for code, shape in self._announced]
 
     def add(self, offset: int, data: memoryview) -> Message | None:
         """Add the next bytes; return the message when it is complete.
@@ -283,7 +285,7 @@ class Assembly:
         return Message(self._kind, self.ticket, tensors, self.sequence)
 
     def _make_buffers(self) -> list[TensorBuffer]:
-        return [TensorBuffer(announced.dtype, announced.shape) for announced in self._announced]
+        return [TensorBuffer(*announced) for announced in self._announced]
 
     def _write(self) -> None:
         for data in self._waiting:
