@@ -153,9 +153,11 @@ def pack(header: pb.Header, data: bytes | memoryview = b"", guarded: bool = Fals
     changes them, and to add them up would take as much time as all else that is done to them.
     """
     serialised = header.SerializeToString()
-    checksum = zlib.crc32(serialised)
-    numbers = len(serialised) | _GUARDED * guarded, zlib.crc32(data, checksum) if guarded else checksum
-    return b"".join((*(number.to_bytes(4, "little") for number in numbers), serialised, data))
+    length = (len(serialised) | _GUARDED * guarded).to_bytes(4, "little")
+    checksum = (
+        zlib.crc32(data, zlib.crc32(serialised, zlib.crc32(length))) if guarded else zlib.crc32(serialised)
+    )
+    return b"".join((length, checksum.to_bytes(4, "little"), serialised, data))
 
 
 def unpack(frame: bytes) -> tuple[pb.Header, memoryview]:
@@ -171,7 +173,7 @@ def unpack(frame: bytes) -> tuple[pb.Header, memoryview]:
     guarded, length = bool(length & _GUARDED), length & ~_GUARDED
     if len(frame) < HEADER_AT or length > len(data):
         raise ProtocolError(f"a frame of {len(frame)} bytes is too short for its header")
-    if zlib.crc32(data if guarded else data[:length]) != checksum:
+    if checksum != (zlib.crc32(data, zlib.crc32(frame[:4])) if guarded else zlib.crc32(data[:length])):
         raise ProtocolError("a frame has a wrong checksum")
     try:
         return pb.Header.FromString(bytes(data[:length])), data[length:]
