@@ -18,13 +18,14 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_block, error_shape
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.partitioning import partition
-from lowdimfa.services.block.activations import Activation
 from lowdimfa.services.block.devices import Cuda, NoCopies, StreamedCopies
-from lowdimfa.services.block.receiver import ActivationReceiver
-from lowdimfa.services.block.sender import ActivationSender
-from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.stream.carriers import Carrier, Here
+from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.sender import Sender
+from lowdimfa.services.stream.torch_carrier import TorchCarrier
 from lowdimfa.tickets import Ticket
 
 SAMPLES, WIDTH, DEPTH = 256, 4096, 6
@@ -88,23 +89,21 @@ def copies(device: torch.device) -> dict[str, float]:
 
 def transport(source: torch.device, target: torch.device, nccl: bool) -> float:
     """Time an activation from one device's memory to another's, by NCCL or by the host's memory and gRPC."""
-    inbox: queue.SimpleQueue[Activation] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     security = Security.loopback()
-
-    def make(take: Callable[[Activation], None]) -> ActivationReceiver:
-        return ActivationReceiver("benchmark", 1, 0, 2, take, fail)
 
     def fail(error: Exception) -> None:
         raise error
 
-    there = Terminal("127.0.0.1", target, LIVENESS, 1)
-    receiver = TorchReceiver(make, there, inbox.put, fail) if nccl else make(inbox.put)
-    receiver.expect((WIDTH,), torch.float32, SAMPLES)
+    kind = TorchCarrier if nccl else Carrier
+    limit = SampleLimit((WIDTH,), torch.float32, SAMPLES)
+    there = kind(Here(1, "127.0.0.1", LIVENESS, target)).downstream(2, limit)
+    receiver = Receiver("benchmark", 1, 0, 2, limit, inbox.put, fail, carrier=there)
     server = RpcServer("benchmark", security, LIVENESS)
     server.add(receiver)
     server.start()
-    end = ActivationSender(server.address, security, "benchmark", 0, 1, 2, LIVENESS, fail)
-    sender = TorchSender(end, Terminal("127.0.0.1", source, LIVENESS, 0)) if nccl else end
+    here = kind(Here(0, "127.0.0.1", LIVENESS, source)).upstream(server.address, 2, limit)
+    sender = Sender(server.address, security, "benchmark", 0, 1, 2, LIVENESS, fail, carrier=here)
     sender.start()
     outward = StreamedCopies(Cuda(source), direct=nccl)
     inward = NoCopies() if nccl else StreamedCopies(Cuda(target))

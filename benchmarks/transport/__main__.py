@@ -21,9 +21,8 @@ from benchmarks.transport.fanout import broadcast
 from benchmarks.transport.pipeline import memory, overhead
 from benchmarks.transport.tables import tables
 from benchmarks.transport.wires import activations
-from lowdimfa.services.block.transports import Transport
 
-TRANSPORTS: tuple[Transport, ...] = ("grpc", "shared_memory")
+TRANSPORTS = ("grpc", "shared_memory")
 SIZES = {64: 400, 256: 400, 1024: 200, 16384: 40}
 """Kilobytes of an activation, and how many of them are sent."""
 CARRIED = {64: 200, 1024: 100, 16384: 20}

@@ -19,10 +19,11 @@ from torch._C._distributed_c10d import TCPStore
 
 from benchmarks.transport.remote import Remote, processes
 from benchmarks.transport.wires import WINDOW, Arrivals, Departures, Downstream, Upstream, timed
-from lowdimfa.services.block.process_group import Group, listening_store
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.stream.carriers import Here
+from lowdimfa.services.stream.torch_carrier import Group, listening_store
 
-HOST, CPU = "127.0.0.1", torch.device("cpu")
+HOST = "127.0.0.1"
 PATIENCE = 120.0
 """Seconds that one end waits for the other, whose process may still have to start."""
 
@@ -42,7 +43,7 @@ class GlooDownstream(Arrivals):
         return self._port
 
     def _receive(self) -> None:
-        self._group = Group(self._store, 1, HOST, CPU, PATIENCE)
+        self._group = Group(self._store, 1, Here(1, HOST, PATIENCE))
         with suppress(RuntimeError):  # the other end is closed
             while True:
                 tensor = self._group.empty((1, self._values), torch.float32)
@@ -61,7 +62,7 @@ class GlooUpstream(Departures):
     def __init__(self, port: int, values: int) -> None:
         super().__init__(values)
         store = TCPStore(HOST, port, is_master=False, wait_for_workers=False)
-        self._group = Group(store, 0, HOST, CPU, PATIENCE)
+        self._group = Group(store, 0, Here(0, HOST, PATIENCE))
         self._under_way: deque[tuple[Any, torch.Tensor]] = deque()
 
     def put(self) -> None:

@@ -20,11 +20,10 @@ import grpc
 import torch
 
 from benchmarks.transport.remote import each, processes
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
-from lowdimfa.services.rpc.seats import Seating
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.topology import Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
 from lowdimfa.tickets import Ticket
 
 LIVENESS = 30.0
@@ -53,7 +52,7 @@ class Head:
     """Broadcasts errors."""
 
     def __init__(self, security: Security, run: str, subscribers: int) -> None:
-        self._publisher = ErrorPublisher(run, Seating([1] * (subscribers + 1), 1), 64)
+        self._publisher = ErrorPublisher(run, Topology([1] * (subscribers + 1), 1), 64)
         self._server = RpcServer("head", security, LIVENESS, max_workers=subscribers + 8)
         self._server.add(self._publisher)
         self._server.start()

@@ -15,8 +15,8 @@ from lowdimfa.build import build_stages
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from benchmarks.transport.remote import Remote, processes
-from lowdimfa.services.block.activations import Activation, SampleLimit
-from lowdimfa.services.block.receiver import ActivationReceiver
-from lowdimfa.services.block.transports import Transport, make_sender
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.stream.carriers import Here, carrier_class
+from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
 
 WINDOW, LIVENESS = 4, 30.0
@@ -56,8 +56,9 @@ class Downstream(Arrivals):
 
     def __init__(self, run: str, security: Security, values: int) -> None:
         super().__init__()
-        self._receiver = ActivationReceiver(run, 1, 0, WINDOW, self._take, _fail)
-        self._receiver.expect((values,), torch.float32, 1)
+        limit = SampleLimit((values,), torch.float32, 1)
+        carrier = carrier_class("auto")(Here(1, "127.0.0.1", LIVENESS)).downstream(WINDOW, limit)
+        self._receiver = Receiver(run, 1, 0, WINDOW, limit, self._take, _fail, carrier=carrier)
         self._server = RpcServer("block-1", security, LIVENESS)
         self._server.add(self._receiver)
         self._server.start()
@@ -66,7 +67,7 @@ class Downstream(Arrivals):
         """Return where it listens."""
         return self._server.address
 
-    def _take(self, activation: Activation) -> None:
+    def _take(self, activation: Message) -> None:
         self._receiver.release(activation)
         self.note()
 
@@ -100,23 +101,13 @@ class Departures:
 class Upstream(Departures):
     """Sends activations to one `Downstream`."""
 
-    def __init__(self, transport: Transport, address: str, run: str, security: Security, values: int) -> None:
+    def __init__(self, transport: str, address: str, run: str, security: Security, values: int) -> None:
         super().__init__(values)
         self._sent = 0
-        self._sender = make_sender(
-            transport,
-            SampleLimit((values,), torch.float32, 1),
-            address=address,
-            host=address.rpartition(":")[0],
-            security=security,
-            run=run,
-            seat=Seat(0, 0),
-            peer=Seat(1, 0),
-            name="block 1",
-            window=WINDOW,
-            liveness=LIVENESS,
-            on_failure=_fail,
-        )
+        here = Here(0, address.rpartition(":")[0], LIVENESS)
+        limit = SampleLimit((values,), torch.float32, 1)
+        carrier = carrier_class(transport)(here).upstream(address, WINDOW, limit)
+        self._sender = Sender(address, security, run, 0, 1, WINDOW, LIVENESS, _fail, carrier=carrier)
         self._sender.start()
 
     def put(self) -> None:
@@ -151,7 +142,7 @@ def timed(down: Remote, up: Remote, kilobytes: int, count: int) -> dict[str, flo
     }
 
 
-def activations(transport: Transport, kilobytes: int, count: int) -> dict[str, Any]:
+def activations(transport: str, kilobytes: int, count: int) -> dict[str, Any]:
     """Return what `timed` does, of activations by a transport."""
     values, run, security = kilobytes * 256, secrets.token_hex(4), Security.loopback()
     with (

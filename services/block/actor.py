@@ -17,8 +17,8 @@ from lowdimfa.services.block.faults import worker_for
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.reports import Reachable
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.process_log import keep_output, log_file
 
 P = ParamSpec("P")

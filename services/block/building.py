@@ -13,17 +13,17 @@ from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
-from lowdimfa.services.block.activations import SampleLimit
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.block.instructions import Policy
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.handshake import Hello, SampleType
-from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.stream.frames import SampleLimit
 from lowdimfa.stage import Stage
 from lowdimfa.version import VERSION
 
@@ -118,9 +118,9 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
 
 
-def make_seating(specification: Specification) -> Seating:
+def make_topology(specification: Specification) -> Topology:
     """Return who is who among the workers of a run."""
-    return Seating(specification.replicas, specification.train.microbatches)
+    return Topology(specification.replicas, specification.train.microbatches)
 
 
 def windows_of(specification: Specification) -> list[int]:

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import Activation, Kind
 from lowdimfa.services.block.summation import Layout, Summation
-from lowdimfa.services.rpc.seats import Seat, Seating
+from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
@@ -18,7 +18,7 @@ class Shard(NamedTuple):
     """A message between replicas of a block: a part of a shard, or its sum."""
 
     rank: int
-    message: Activation
+    message: Message
 
 
 class Siblings(Protocol):
@@ -40,16 +40,16 @@ class Exchange:
     ----------
     stage
         The block.
-    seating, seat
+    topology, seat
         All workers of the run, and which one this is.
     siblings
         Where messages go.
     """
 
-    def __init__(self, stage: Stage, seating: Seating, seat: Seat, siblings: Siblings) -> None:
-        self._layout = Layout(stage, seating.replicas[seat.block])
-        self._seating, self._seat, self._siblings = seating, seat, siblings
-        self._others = [other.rank for other in seating.siblings(seat)]
+    def __init__(self, stage: Stage, topology: Topology, seat: Seat, siblings: Siblings) -> None:
+        self._layout = Layout(stage, topology.replicas[seat.block])
+        self._topology, self._seat, self._siblings = topology, seat, siblings
+        self._others = [other.rank for other in topology.siblings(seat)]
         self._early: dict[tuple[int, Kind, int], Shard] = {}
         self._step = 0
         self._summation: Summation | None = None
@@ -130,14 +130,14 @@ class Exchange:
         return Ticket(self._step, 0)
 
     def _awaited(self, ranks: list[int]) -> str:
-        names = " and ".join(self._seating.name(Seat(self._seat.block, rank)) for rank in ranks)
+        names = " and ".join(self._topology.name(Seat(self._seat.block, rank)) for rank in ranks)
         return f"gradients of step {self._step} from {names}"
 
     def _refused(self, shard: Shard, why: str) -> ProtocolError:
         sender, step = Seat(self._seat.block, shard.rank), shard.message.ticket.step
         return ProtocolError(
-            f"{self._seating.name(self._seat)} can't use the {shard.message.kind} of step {step} from "
-            f"{self._seating.name(sender)}: {why}",
+            f"{self._topology.name(self._seat)} can't use the {shard.message.kind} of step {step} from "
+            f"{self._topology.name(sender)}: {why}",
             block=self._seat.block,
             step=step,
         )

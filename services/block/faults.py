@@ -22,16 +22,18 @@ from torch import Tensor
 
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT, Kind, unpack
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.links import Wire
 from lowdimfa.services.block.work import Neighbours, Work
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
-from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
+from lowdimfa.services.stream.frames import HEADER_AT, Kind, unpack
+from lowdimfa.services.stream.resumable import Arriving
 from lowdimfa.tickets import Ticket
+
+_STRUCK = {pb.KIND_TRAIN, pb.KIND_ERROR, pb.KIND_PROBE}
 
 
 def faults_dir(run_dir: Path) -> Path:
@@ -39,7 +41,7 @@ def faults_dir(run_dir: Path) -> Path:
     return run_dir / "faults"
 
 
-class FaultInjector(Wire):
+class FaultInjector:
     """Lets the faults of one block happen, each once in a run, however often the block is restarted.
 
     Parameters
@@ -62,7 +64,7 @@ class FaultInjector(Wire):
             for index, fault in enumerate(faults)
             if (fault.block, fault.replica) == (block, replica) and not self._note(index).exists()
         }
-        self._held: list[Any] = []  # what a later message overtakes
+        self._held: list[bytes] = []  # what a later message overtakes
 
     def before_forward(self, ticket: Ticket) -> None:
         """Crash, stand still, or take longer."""
@@ -92,39 +94,26 @@ class FaultInjector(Wire):
         if self._claim({"disk_full"}, step, from_then_on=True):
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (injected)")
 
-    def error_arrives(self, message: broadcast_pb2.ErrorMessage) -> Iterable[broadcast_pb2.ErrorMessage]:
-        """Return what arrives in place of a broadcast error."""
-        if not self._armed and not self._held:
-            return (message,)
-        garbled = broadcast_pb2.ErrorMessage()
-        garbled.CopyFrom(message)
-        garbled.data = _flipped(message.data)
-        return self._on_the_way(message.step, message, garbled)
-
     def frame_arrives(self, frame: bytes) -> Iterable[bytes]:
-        """Return what arrives in place of a frame of an activation."""
+        """Return what arrives in place of a frame: of an activation in training, or of a broadcast error."""
         if not self._armed and not self._held:
             return (frame,)
         try:
             header, _ = unpack(frame)
         except ProtocolError:
             return (frame,)
-        training = header.offset == 0 and header.kind == activations_pb2.ACTIVATION_KIND_TRAIN
-        garbled = _flipped(frame[: HEADER_AT + 1]) + frame[HEADER_AT + 1 :]
-        return self._on_the_way(header.step if training and header.tensors else None, frame, garbled)
-
-    def _on_the_way(self, step: int | None, message: Any, garbled: Any) -> Iterable[Any]:
         held, self._held = self._held, []
-        fault = None if step is None else self._claim(WIRE_KINDS, step)
+        meant = header.offset == 0 and header.kind in _STRUCK and header.tensors
+        fault = self._claim(WIRE_KINDS, header.step) if meant else None
         match fault and fault.kind:
             case None:
-                return (message, *held)
+                return (frame, *held)
             case "duplicate":
-                return (message, message)
+                return (frame, frame)
             case "corrupt":
-                return (garbled,)
+                return (_garbled(frame),)
             case "reorder":
-                self._held = [message]
+                self._held = [frame]
         return ()
 
     def _claim(self, kinds: Collection[FaultKind], step: int, *, from_then_on: bool = False) -> Fault | None:
@@ -145,9 +134,9 @@ class FaultInjector(Wire):
         return self._folder / f"{index}.json"
 
 
-def _flipped(data: bytes) -> bytes:
-    """Return the data with its last bit another one."""
-    return data[:-1] + bytes([data[-1] ^ 1]) if data else data
+def _garbled(frame: bytes) -> bytes:
+    """Return the frame with another bit in its header."""
+    return frame[:HEADER_AT] + bytes([frame[HEADER_AT] ^ 1]) + frame[HEADER_AT + 1 :]
 
 
 class _FaultyNeighbours:
@@ -189,8 +178,8 @@ class _FaultyWorker(BlockWorker):
         self._faults = FaultInjector(job.parsed().drill.faults, job.index, Path(job.run_dir), job.rank)
         super().__init__(job, security, host)
 
-    def _wire(self) -> Wire:
-        return self._faults
+    def _arriving(self) -> Arriving:
+        return self._faults.frame_arrives
 
     def _work(self, neighbours: Neighbours, patience: float, make: Callable[..., Work] = Work) -> Work:
         around = _FaultyNeighbours(neighbours, self._faults)

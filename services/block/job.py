@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from lowdimfa.data.base import Task
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification

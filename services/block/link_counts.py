@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from lowdimfa.services.block.activations import Receiver, Sender
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
 from lowdimfa.services.monitoring.metrics import BlockMetrics
-from lowdimfa.services.rpc.protocol import TrafficCount
-from lowdimfa.services.rpc.seats import Seat, Seating
+from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import TrafficCount
+from lowdimfa.services.stream.sender import Sender
 
 _End = TypeVar("_End", Sender, Receiver)
 
@@ -72,10 +72,10 @@ class LinkCounts:
             found["errors published"] = self._ends.publisher.published
         return found
 
-    def report_lags(self, metrics: BlockMetrics, seating: Seating) -> None:
+    def report_lags(self, metrics: BlockMetrics, topology: Topology) -> None:
         """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
         if self._ends.publisher is not None:
-            for seat in seating.seats[:-1]:
+            for seat in topology.seats[:-1]:
                 metrics.lag(str(seat.block), str(seat.rank), partial(self._ends.publisher.lag, seat))
 
     def count_into(self, metrics: BlockMetrics) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,41 +10,26 @@ from torch import Tensor
 
 from lowdimfa.block import ErrorKind
 from lowdimfa.errors import LowdimfaError
-from lowdimfa.services.block.activations import Activation, Kind, SampleLimit
 from lowdimfa.services.block.exchange import Shard
-from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.link_counts import Ends, LinkCounts
-from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
-from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
-from lowdimfa.services.block.transports import Transport, make_sender
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
+from lowdimfa.services.block.mailboxes import Inbox
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, greet
-from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
-from lowdimfa.services.rpc.v1.broadcast_pb2 import ErrorMessage
+from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.carriers import Carrier
+from lowdimfa.services.stream.frames import Kind, Message, SampleLimit
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import Arriving, as_it_came
+from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
 
-_CPU = torch.device("cpu")
-
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
-
-
-class Wire:
-    """What the network makes of messages on their way here: nothing. In a drill something else stands in its place."""
-
-    def frame_arrives(self, frame: bytes) -> Iterable[bytes]:
-        """Return what arrives in place of a frame of an activation."""
-        return (frame,)
-
-    def error_arrives(self, message: ErrorMessage) -> Iterable[ErrorMessage]:
-        """Return what arrives in place of a broadcast error."""
-        return (message,)
 
 
 class Links:
@@ -54,7 +39,7 @@ class Links:
     ----------
     mine
         What the block says of itself to its neighbours.
-    seating, seat
+    topology, seat
         All workers of the run, and which of them this is.
     samples
         Most samples in one activation.
@@ -62,18 +47,15 @@ class Links:
         Micro-batches in flight in one replica of each block.
     shard_bytes
         Size in bytes that no message between replicas of the block exceeds.
-    security, host, liveness
-        Secrets of the run, address to listen on, seconds of silence after which a peer counts as lost.
+    security
+        Secrets of the run.
+    carrier
+        How tensors travel to the next block and to replicas. It knows the address to listen on, and the seconds of
+        silence after which a peer counts as lost.
     inbox
         Gets activations, errors, and failures.
-    wire
-        What the network makes of messages.
-    transport
-        How tensors travel to the next block and to replicas.
-    device
-        Where the block's tensors are.
-    insecure
-        Whether ``torch`` may be the transport between machines too.
+    arriving
+        What the network makes of a frame on its way here.
 
     Attributes
     ----------
@@ -81,56 +63,46 @@ class Links:
         Where this block listens.
     ends, counts
         The ends of the connections, and what they have carried.
-
-    Raises
-    ------
-    InputError
-        The transport can't be used here.
     """
 
     def __init__(
         self,
         mine: Hello,
-        seating: Seating,
+        topology: Topology,
         seat: Seat,
         samples: SampleLimit,
         windows: Sequence[int],
         shard_bytes: int,
         *,
         security: Security,
-        host: str,
-        liveness: float,
+        carrier: Carrier,
         inbox: Inbox,
-        wire: Wire,
-        transport: Transport = "auto",
-        device: torch.device = _CPU,
-        insecure: bool = False,
+        arriving: Arriving = as_it_came,
     ) -> None:
-        if transport == "torch":
-            require_possible(host, insecure, device)
-        self._terminal = Terminal(host, device, liveness, mine.block)
-        self._mine, self._windows, self._liveness, self._host = mine, windows, liveness, host
-        self._seating, self._seat, self._transport = seating, seat, transport
+        liveness, host = carrier.here.liveness, carrier.here.host
+        self._mine, self._windows, self._liveness = mine, windows, liveness
+        self._topology, self._seat, self._carrier = topology, seat, carrier
         self._output_limit = SampleLimit(
             mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
         )
         self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
-        self._security, self._inbox, self._wire = security, inbox, wire
+        self._security, self._inbox, self._arriving = security, inbox, arriving
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
         # Each stream takes a thread, and each that brings activations a second one.
-        threads = 3 * len(seating.seats) + 8
-        self._server = RpcServer(seating.file_stem(seat), security, liveness, host, max_workers=threads)
+        threads = 3 * len(topology.seats) + 8
+        self._server = RpcServer(topology.file_stem(seat), security, liveness, host, max_workers=threads)
         self._server.add(HandshakeServicer(mine))
-        upstream = seating.neighbours(seat, mine.block - 1) if mine.block > 0 else []
+        upstream = topology.neighbours(seat, mine.block - 1) if mine.block > 0 else []
         for peer in upstream:
-            arriving = wire.frame_arrives if mine.role == "head" and peer == upstream[0] else as_it_came
+            at_head = mine.role == "head" and peer == upstream[0]
+            arriving = self._arriving if at_head else as_it_came
             self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
-        for sibling in seating.siblings(seat):
+        for sibling in topology.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
             self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
-        if mine.role == "head" and seating.head.block > 0:
-            self.ends.publisher = ErrorPublisher(mine.run, seating, self._errors_kept())
+        if mine.role == "head" and topology.head.block > 0:
+            self.ends.publisher = ErrorPublisher(mine.run, topology, self._errors_kept())
             self._server.add(self.ends.publisher)
         self._server.start()
         self.address: str = self._server.address
@@ -139,23 +111,26 @@ class Links:
         self,
         peer: Seat,
         window: int,
-        take: Callable[[Activation], None],
+        take: Callable[[Message], None],
         limit: SampleLimit,
-        arriving: Callable[[bytes], Iterable[bytes]] = as_it_came,
+        arriving: Arriving = as_it_came,
     ) -> None:
-        mine, failed = self._mine, self._inbox.abort
-
-        def make(take: Callable[[Activation], None]) -> ActivationReceiver:
-            return ActivationReceiver(
-                mine.run, mine.block, peer.block, window, take, failed, arriving, peer_rank=peer.rank
-            )
-
-        receiver = TorchReceiver(make, self._terminal, take, failed) if self._by_torch(peer) else make(take)
-        receiver.expect(*limit)
+        receiver = Receiver(
+            self._mine.run,
+            self._mine.block,
+            peer.block,
+            window,
+            limit,
+            take,
+            self._inbox.abort,
+            arriving,
+            peer_rank=peer.rank,
+            carrier=self._carrier_to(peer).downstream(window, limit),
+        )
         self._server.add(receiver)
         self.ends.receivers[peer] = receiver
 
-    def _shard_arrives(self, rank: int, message: Activation) -> None:
+    def _shard_arrives(self, rank: int, message: Message) -> None:
         self._inbox.put(Shard(rank, message))
 
     def _errors_kept(self) -> int:
@@ -164,7 +139,7 @@ class Links:
         The head waits for each replica's next micro-batch, of which a window's worth is in flight, with those of the
         other replicas between them. Each may have an error and a probe's response.
         """
-        numbers = zip(self._seating.replicas, self._windows, strict=True)
+        numbers = zip(self._topology.replicas, self._windows, strict=True)
         return 2 * max(replicas * window + replicas - 1 for replicas, window in numbers) + 2
 
     def connect(self, peers: list[str]) -> None:
@@ -175,11 +150,11 @@ class Links:
         peers
             gRPC addresses of all workers, in the order of the seats.
         """
-        mine, seating, seat = self._mine, self._seating, self._seat
-        addresses = dict(zip(seating.seats, peers, strict=True))
-        downstream = [] if seat == seating.head else seating.neighbours(seat, mine.block + 1)
-        siblings = seating.siblings(seat)
-        greeted = {*self.ends.receivers, *downstream, *siblings, seating.head} - {seat}
+        mine, topology, seat = self._mine, self._topology, self._seat
+        addresses = dict(zip(topology.seats, peers, strict=True))
+        downstream = [] if seat == topology.head else topology.neighbours(seat, mine.block + 1)
+        siblings = topology.siblings(seat)
+        greeted = {*self.ends.receivers, *downstream, *siblings, topology.head} - {seat}
         for peer in sorted(greeted):
             greet(addresses[peer], self._security, mine, self._liveness)
         for sibling in siblings:
@@ -187,7 +162,7 @@ class Links:
         if mine.role == "head":
             return
         self.ends.subscriber = ErrorSubscriber(
-            addresses[seating.head],
+            addresses[topology.head],
             self._security,
             mine.run,
             mine.block,
@@ -195,35 +170,33 @@ class Links:
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
-            self._wire.error_arrives,
+            self._arriving,
             rank=seat.rank,
         )
         self.ends.subscriber.start()
         for peer in downstream:
             self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
 
-    def _reach(self, peer: Seat, address: str, window: int, largest: SampleLimit) -> None:
-        end = make_sender(
-            self._transport,
-            largest,
-            address=address,
-            host=self._host,
-            security=self._security,
-            run=self._mine.run,
-            seat=self._seat,
-            peer=peer,
-            name=self._seating.name(peer),
-            window=window,
-            liveness=self._liveness,
-            on_failure=self._inbox.abort,
+    def _reach(self, peer: Seat, address: str, window: int, limit: SampleLimit) -> None:
+        sender = self.ends.senders[peer] = Sender(
+            address,
+            self._security,
+            self._mine.run,
+            self._mine.block,
+            peer.block,
+            window,
+            self._liveness,
+            self._inbox.abort,
+            rank=self._seat.rank,
+            name=self._topology.name(peer),
+            carrier=self._carrier_to(peer).upstream(address, window, limit),
         )
-        sender = TorchSender(end, self._terminal) if self._by_torch(peer) else end
-        self.ends.senders[peer] = sender  # before it starts, so that `close` ends it if that fails
         sender.start()
 
-    def _by_torch(self, peer: Seat) -> bool:
-        """Return whether tensors go to or come from a worker by `torch.distributed`; those of a replica never do."""
-        return self._transport == "torch" and peer.block != self._seat.block
+    def _carrier_to(self, peer: Seat) -> Carrier:
+        """Return what moves tensors to and from a worker; replicas' are in the host's memory."""
+        siblings = peer.block == self._seat.block
+        return Carrier(self._carrier.here) if siblings and self._carrier.direct else self._carrier
 
     def wait_until_connected(self) -> None:
         """In the head, wait until every block is subscribed."""
@@ -232,11 +205,13 @@ class Links:
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        self.ends.senders[self._seating.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
+        self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
 
-    def release(self, activation: Activation) -> None:
+    def release(self, activation: Message) -> None:
         """Tell the previous block that its activations were consumed."""
-        self.ends.receivers[self._seating.worker(self._seat.block - 1, activation.ticket)].release(activation)
+        self.ends.receivers[self._topology.worker(self._seat.block - 1, activation.ticket)].release(
+            activation
+        )
 
     def send_shard(self, rank: int, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send a part or a sum to another replica of the block."""

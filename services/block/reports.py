@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowdimfa.services.rpc.protocol import TrafficCount
+from lowdimfa.services.stream.resumable import TrafficCount
 from lowdimfa.tickets import Ticket
 from lowdimfa.version import VERSION
 

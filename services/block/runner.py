@@ -10,9 +10,7 @@ import time
 
 from lowdimfa.errors import PeerError, ProtocolError
 from lowdimfa.head import Evaluation
-from lowdimfa.services.block.activations import Activation
 from lowdimfa.services.block.exchange import Exchange, Shard
-from lowdimfa.services.block.inbox import Abort, Inbox, Message
 from lowdimfa.services.block.instructions import (
     ActivationArrived,
     ApplyStep,
@@ -32,10 +30,12 @@ from lowdimfa.services.block.instructions import (
     Send,
     Wait,
 )
+from lowdimfa.services.block.mailboxes import Abort, Arrived, Inbox
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.schedule import Schedule
 from lowdimfa.services.block.work import Neighbours, Work
-from lowdimfa.services.broadcast.subscriber import ErrorVector
+from lowdimfa.services.stream.broadcast import ErrorVector
+from lowdimfa.services.stream.frames import Message
 from lowdimfa.tickets import Ticket
 
 LOOKS = 8
@@ -84,7 +84,7 @@ class BlockRunner:
         self._observer = observer
         self._patience = patience
         self._exchange = exchange
-        self._evaluations: dict[int, Activation] = {}
+        self._evaluations: dict[int, Message] = {}
         self._schedule: Schedule | None = None
 
     @property
@@ -152,7 +152,7 @@ class BlockRunner:
         self._observer.waited(schedule.applied_steps, cause, began)
         return event
 
-    def _next_message(self, waiting_for: str) -> Message:
+    def _next_message(self, waiting_for: str) -> Arrived:
         for _ in range(LOOKS):
             message = self._inbox.take(self._patience / LOOKS)
             if message is not None:
@@ -165,17 +165,17 @@ class BlockRunner:
             setting="run.liveness_seconds",
         )
 
-    def _event_of(self, message: Message) -> Event | None:
+    def _event_of(self, message: Arrived) -> Event | None:
         """Keep what a message carries and return the event that it is, or None for an evaluation's activations."""
         match message:
             case Abort(error):
                 raise error
             case EndAt() | Halt():
                 return message
-            case Activation(kind="evaluate", ticket=ticket):
+            case Message(kind="evaluate", ticket=ticket):
                 self._evaluations[ticket.microbatch] = message
                 return None
-            case Activation(kind="train", ticket=ticket):
+            case Message(kind="train", ticket=ticket):
                 self.work.keep(message)
                 return ActivationArrived(ticket)
             case ErrorVector(ticket=ticket, kind=kind):
@@ -186,7 +186,7 @@ class BlockRunner:
             case Shard() if self._exchange is not None:
                 self._exchange.keep(message)
                 return None
-            case Activation(kind=kind, ticket=ticket):
+            case Message(kind=kind, ticket=ticket):
                 raise ProtocolError(
                     f"block {self.work.stage.index}, {ticket}: a {kind} from the block before",
                     block=self.work.stage.index,
@@ -237,7 +237,7 @@ class BlockRunner:
             if event is not None:
                 self._tell(schedule, event)
 
-    def _next_evaluation(self, index: int) -> Activation:
+    def _next_evaluation(self, index: int) -> Message:
         waiting_for = f"activation of evaluation batch {index}"
         self._observer.begin("wait", waiting_for)
         while index not in self._evaluations:

@@ -15,13 +15,12 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.network import StepResult
-from lowdimfa.services.block.activations import Activation
-from lowdimfa.services.block.activations import Kind as ActivationKind
 from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
+from lowdimfa.services.block.mailboxes import Delivery
 from lowdimfa.services.block.observer import Observer
-from lowdimfa.services.block.outbox import Delivery
 from lowdimfa.services.block.snapshot import SnapshotShelf
-from lowdimfa.services.broadcast.subscriber import ErrorVector
+from lowdimfa.services.stream.broadcast import ErrorVector
+from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
@@ -37,10 +36,10 @@ class _Drawn(NamedTuple):
 class Neighbours(Protocol):
     """How a block reaches the others."""
 
-    def send(self, kind: ActivationKind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
 
-    def release(self, activation: Activation) -> None:
+    def release(self, activation: Message) -> None:
         """Tell the previous block that its activations were consumed."""
 
     def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
@@ -90,7 +89,7 @@ class Work:
         self._snapshots = snapshots
         self._patience = patience
         self._copies, self._outbox = copies, outbox
-        self._activations: dict[Ticket, tuple[Activation, OnDevice]] = {}
+        self._activations: dict[Ticket, tuple[Message, OnDevice]] = {}
         self._errors: dict[tuple[Ticket, ErrorKind], OnDevice] = {}
         self._outputs: dict[Ticket, OnHost] = {}
         self._broadcasts: dict[Ticket, OnHost] = {}
@@ -98,9 +97,9 @@ class Work:
         self._checks: list[Check] = []
         stage.look_later = self._look_later if copies.deferred else None
 
-    def keep(self, message: Activation | ErrorVector) -> None:
+    def keep(self, message: Message | ErrorVector) -> None:
         """Keep what a message of the training carries until its turn comes."""
-        if isinstance(message, Activation):
+        if isinstance(message, Message):
             self._activations[message.ticket] = message, self._copies.to_device(*message.tensors)
         else:
             self._errors[message.ticket, message.kind] = self._copies.to_device(message.error)
@@ -175,7 +174,7 @@ class Work:
         self._outbox.put(self._broadcasts.pop(ticket), partial(self._publish, ticket))
         self._observer.did("publish", ticket, began)
 
-    def evaluate(self, index: int, activation: Activation | None, totals: Evaluation) -> None:
+    def evaluate(self, index: int, activation: Message | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
         drawn = self._draw_for_evaluation(index)
         tensors = (_present(drawn.inputs),) if activation is None else activation.tensors

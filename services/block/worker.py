@@ -22,19 +22,18 @@ from lowdimfa.services.block.building import (
     describe,
     draw_data,
     make_policy,
-    make_seating,
+    make_topology,
     restore,
     sample_limit,
     windows_of,
 )
 from lowdimfa.services.block.devices import copies_for
 from lowdimfa.services.block.exchange import Exchange
-from lowdimfa.services.block.inbox import Inbox
 from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.links import Links, Wire
+from lowdimfa.services.block.links import Links
+from lowdimfa.services.block.mailboxes import Inbox, delivery_for
 from lowdimfa.services.block.observer import Observer
-from lowdimfa.services.block.outbox import delivery_for
 from lowdimfa.services.block.reports import LastWords, Reachable, Status, stacks
 from lowdimfa.services.block.runner import BlockRunner
 from lowdimfa.services.block.snapshot import Snapshot, SnapshotShelf
@@ -46,6 +45,8 @@ from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import write_block
 from lowdimfa.services.run.state import stage_state
+from lowdimfa.services.stream.carriers import Here, carrier_class
+from lowdimfa.services.stream.resumable import Arriving, as_it_came
 
 PATIENCE_LIVENESS = 2.0
 """A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
@@ -74,8 +75,8 @@ class BlockWorker:
         self._specification = job.parsed()
         self._use_threads()
         network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
-        self._seating, self._windows = make_seating(self._specification), windows_of(self._specification)
-        self._stem = self._seating.file_stem(job.seat)
+        self._topology, self._windows = make_topology(self._specification), windows_of(self._specification)
+        self._stem = self._topology.file_stem(job.seat)
         self._data = draw_data(job, len(network.blocks))
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
@@ -86,41 +87,41 @@ class BlockWorker:
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._observer = self._observe()
         self.stage, self._fresh = build_stage(job, network, self._data), True
-        direct = self._specification.placement.transport == "torch"
-        self._copies = copies_for(self.stage.device, direct)
+        self._carrier = carrier_class(self._specification.placement.transport)
+        self._copies = copies_for(self.stage.device, self._carrier.direct)
         self._open(job.run, security, host)
 
     def _open(self, run: str, security: Security, host: str) -> None:
         """Make connections, and with them a new compute loop, under an identifier that no earlier message has."""
         self._inbox = Inbox()
         seat, window = self.job.seat, self._windows[self.job.index]
-        placement = self._specification.placement
+        liveness, insecure = (
+            self._specification.run.liveness_seconds,
+            self._specification.placement.insecure_activations,
+        )
+        here = Here(seat.block, host, liveness, self.stage.device, insecure)
         self._outbox = delivery_for(self._copies, self._stem, window, self._inbox.abort)
         self._links = Links(
             replace(self._hello, run=run),
-            self._seating,
+            self._topology,
             seat,
             self._samples,
             self._windows,
-            Layout(self.stage, self._seating.replicas[seat.block]).largest_message,
+            Layout(self.stage, self._topology.replicas[seat.block]).largest_message,
             security=security,
-            host=host,
-            liveness=self._specification.run.liveness_seconds,
+            carrier=self._carrier(here),
             inbox=self._inbox,
-            wire=self._wire(),
-            transport=placement.transport,
-            device=self.stage.device,
-            insecure=placement.insecure_activations,
+            arriving=self._arriving(),
         )
-        self._links.counts.report_lags(self._metrics, self._seating)
+        self._links.counts.report_lags(self._metrics, self._topology)
         self.reachable = Reachable(self._links.address, self._metrics_address)
         self._assemble()
 
     def _assemble(self) -> None:
         patience = PATIENCE_LIVENESS * self._specification.run.liveness_seconds
         exchange = None
-        if self._seating.siblings(self.job.seat):
-            exchange = Exchange(self.stage, self._seating, self.job.seat, self._links)
+        if self._topology.siblings(self.job.seat):
+            exchange = Exchange(self.stage, self._topology, self.job.seat, self._links)
         self.runner = BlockRunner(
             self._work(self._links, patience),
             self._policy,
@@ -136,9 +137,9 @@ class BlockWorker:
         kept = self._snapshots, patience
         return make(self.stage, neighbours, self._data, self._observer, *kept, self._copies, self._outbox)
 
-    def _wire(self) -> Wire:
-        """Return what the network makes of messages on their way here."""
-        return Wire()
+    def _arriving(self) -> Arriving:
+        """Return what the network makes of a frame on its way here."""
+        return as_it_came
 
     def _write(self, directory: Path, step: int) -> dict[str, Any]:
         """Write the state after a step and return its manifest entry."""

@@ -12,14 +12,15 @@ import grpc
 
 from lowdimfa.errors import HandshakeError
 from lowdimfa.services.rpc.connection import Backoff, Peer, is_transient
-from lowdimfa.services.rpc.protocol import PROTOCOL_VERSION
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.v1 import handshake_pb2 as pb
 from lowdimfa.services.rpc.v1 import handshake_pb2_grpc as pb_grpc
 
+PROTOCOL_VERSION = 2
+"""Of all that blocks say to each other; both ends of a connection must speak the same."""
+
 _LONGEST_VALUE = 200
 """Characters of a peer's value in a message. It goes back to the peer as metadata, of which gRPC takes 8 KiB."""
-
 
 _DATA = "data fingerprint"
 _OTHER_DATA = (

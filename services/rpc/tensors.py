@@ -97,7 +97,7 @@ class TensorBuffer:
 
     def __init__(self, dtype: int, shape: Sequence[int], limit: int = MAX_TENSOR_BYTES) -> None:
         self.shape = tuple(shape)
-        self.dtype, self.nbytes = _layout(dtype, self.shape)
+        self.dtype, self.nbytes = layout(dtype, self.shape)
         if self.nbytes > limit:
             raise ProtocolError(f"a tensor of {self.nbytes} bytes; at most {limit} are allowed")
         self._tensor = torch.empty(self.shape, dtype=self.dtype)
@@ -134,7 +134,7 @@ class TensorBuffer:
 
 
 @lru_cache(64)
-def _layout(code: int, shape: tuple[int, ...]) -> tuple[torch.dtype, int]:
+def layout(code: int, shape: tuple[int, ...]) -> tuple[torch.dtype, int]:
     """Return the element type and the size in bytes of what is announced: in a run the same few again and again.
 
     Raises

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from lowdimfa.services.spec.carriers import CARRIERS
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
@@ -134,6 +135,12 @@ class RunSection(Section):
 _Replicas = Annotated[int, Field(ge=1, json_schema_extra={"expected": "an integer of at least 1"})]
 
 
+def _known_carrier(name: str) -> str:
+    if name not in CARRIERS:
+        raise ValueError(f"no carrier {name!r}")
+    return name
+
+
 class PlacementSection(Section):
     """What each block gets from the cluster."""
 
@@ -149,13 +156,12 @@ class PlacementSection(Section):
     threads_per_block: int = Field(
         1, ge=1, description="Threads with which each block computes on processor cores."
     )
-    transport: Literal["auto", "grpc", "shared_memory", "torch"] = Field(
+    transport: Annotated[str, AfterValidator(_known_carrier)] = Field(
         "auto",
-        description="How activations travel between blocks. `auto`: through shared memory between blocks on one host, "
-        "and as bytes of a gRPC stream where that can't be had. `grpc`: always as bytes. `shared_memory`: "
-        "give up where blocks can't share memory. `torch`: by `torch.distributed` point to point, from GPU to GPU with "
-        "NCCL and between processors with Gloo, neither encrypted nor authenticated. The bits are the same. "
-        "Broadcast errors always come by gRPC.",
+        description="How activations travel between blocks. "
+        + "".join(f"`{name}`: {carrier.words}. " for name, carrier in CARRIERS.items())
+        + "The bits are the same. Broadcast errors always come by gRPC.",
+        json_schema_extra={"enum": list(CARRIERS)},
     )
     insecure_activations: bool = Field(
         False,

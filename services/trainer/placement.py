@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowdimfa.errors import BlockLostError, BlockWithoutRoomError, NoRoomError
 from lowdimfa.services.block.actor import BlockActor
-from lowdimfa.services.rpc.seats import Seating
+from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.worker_calls import Worker
 
@@ -24,7 +24,7 @@ class Placement:
     ----------
     specification
         For placement and liveness.
-    seating
+    topology
         Who needs one.
 
     Raises
@@ -33,9 +33,9 @@ class Placement:
         The cluster has no room within the liveness setting.
     """
 
-    def __init__(self, specification: Specification, seating: Seating) -> None:
+    def __init__(self, specification: Specification, topology: Topology) -> None:
         placement = specification.placement
-        self._seating, self._liveness = seating, specification.run.liveness_seconds
+        self._topology, self._liveness = topology, specification.run.liveness_seconds
         resources = {"CPU": float(placement.cpus_per_block)}
         if placement.gpus_per_block:
             resources["GPU"] = float(placement.gpus_per_block)
@@ -43,7 +43,7 @@ class Placement:
         self._trainer = context.get_actor_name() or context.get_actor_id() or "driver"
         free_places(self._trainer)  # those of an earlier part of the run whose trainer was killed
         self._group = placement_group(
-            [resources] * len(seating.seats), strategy=placement.strategy, name=_group_name(self._trainer)
+            [resources] * len(topology.seats), strategy=placement.strategy, name=_group_name(self._trainer)
         )
         self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
         try:
@@ -55,8 +55,8 @@ class Placement:
     def start(self, number: int) -> Worker:
         """Start a worker's actor, where Ray has its place now."""
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
-        seat = self._seating.seats[number]
-        name, stem = self._seating.name(seat), self._seating.file_stem(seat)
+        seat = self._topology.seats[number]
+        name, stem = self._topology.name(seat), self._topology.file_stem(seat)
         options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
         actor = BlockActor.options(scheduling_strategy=strategy, **options).remote(seat, name, stem)
         return Worker(number, seat, name, actor, self._liveness)
@@ -83,7 +83,7 @@ class Placement:
             have = ", ".join(f"{amount:g} {name}" for name, amount in sorted(_free_resources().items()))
             need = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
             seconds = f"{self._liveness:g} s"
-            blocks, workers = len(self._seating.replicas), len(self._seating.seats)
+            blocks, workers = len(self._topology.replicas), len(self._topology.seats)
             wanted = f"{blocks} blocks" if workers == blocks else f"{workers} replicas of {blocks} blocks"
             fewer = "blocks" if workers == blocks else "blocks or replicas"
             raise NoRoomError(

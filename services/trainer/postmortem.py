@@ -43,7 +43,7 @@ def write_postmortem(run_dir: Path, group: WorkerGroup, loss: LowdimfaError) -> 
     words = answers(group.ask(BlockWorker.last_words), min(ANSWER_SECONDS, group.liveness / 4))
     parts = [f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}: the run ends: {loss.message}"]
     for worker in group.workers:
-        log = log_file(run_dir, group.seating.file_stem(worker.seat))
+        log = log_file(run_dir, group.topology.file_stem(worker.seat))
         said = str(words[worker.number]) if worker.number in words else _tail(log)
         parts.append(f"===== {worker.name} =====\n{said}")
     file = postmortem_file(run_dir)

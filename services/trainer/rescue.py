@@ -12,7 +12,7 @@ from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.recovery.sources import way_back
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.trainer.engine import Recovered
 from lowdimfa.services.trainer.postmortem import show_stacks
 from lowdimfa.services.trainer.worker_calls import Call, Worker, answers, outcomes
@@ -68,7 +68,7 @@ class Rescue:
         connected = group.connect()
         group.load(way.step, way.sources)
         self.keep_snapshots()
-        seats = group.seating.seats
+        seats = group.topology.seats
         missed = {seats[number].block: steps for number, steps in way.missed.items()}
         return Recovered(
             way.step, sorted({seats[number].block for number in rest.lost}), missed, connected.pids
@@ -87,7 +87,7 @@ class Rescue:
 def _at_fault(group: WorkerGroup, loss: LowdimfaError, kind: type[LowdimfaError]) -> set[int]:
     if not isinstance(loss, kind) or loss.block is None:
         return set()
-    return {group.seating.number(Seat(loss.block, loss.replica or 0))}
+    return {group.topology.number(Seat(loss.block, loss.replica or 0))}
 
 
 class _Rest:

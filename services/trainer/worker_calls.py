@@ -15,8 +15,8 @@ from lowdimfa.errors import BlockLostError, LowdimfaError
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.reports import Reachable
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.trainer.end_of_process import kernel_oom_kills, reason_of
 
 POLL_SECONDS = 0.2

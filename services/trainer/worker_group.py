@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
-from lowdimfa.services.block.building import Checkpointed, Source, make_seating
+from lowdimfa.services.block.building import Checkpointed, Source, make_topology
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.reports import Reachable
 from lowdimfa.services.block.worker import BlockWorker
@@ -80,7 +80,7 @@ class WorkerGroup:
 
     Attributes
     ----------
-    seating
+    topology
         Which worker is which replica of which block.
     workers
         Their handles, by number.
@@ -100,10 +100,10 @@ class WorkerGroup:
     def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode) -> None:
         self._plan, self._run_dir, self._user_code = plan, run_dir, user_code
         specification = plan.specification
-        self.seating = make_seating(specification)
+        self.topology = make_topology(specification)
         self.liveness = specification.run.liveness_seconds
-        self._placement = Placement(specification, self.seating)
-        self.workers = [self._placement.start(number) for number in range(len(self.seating.seats))]
+        self._placement = Placement(specification, self.topology)
+        self.workers = [self._placement.start(number) for number in range(len(self.topology.seats))]
         self.connected: Connected | None = None
         self.stateless = set(range(len(self.workers)))
         self.running: Running | None = None
@@ -187,7 +187,7 @@ class WorkerGroup:
 
         ``what`` says it in messages. It may take as long as a start does.
         """
-        leaders = [self.workers[number] for number in self.seating.leaders]
+        leaders = [self.workers[number] for number in self.topology.leaders]
         calls = [worker.compute(method, *arguments, **named) for worker in leaders]
         return gather(calls, what, START_LIVENESS * self.liveness)
 

@@ -44,14 +44,24 @@ TARGETS: dict[str, Target] = {
     "errors": Target(
         wire.decode_errors,
         wire.error_seeds,
-        ("services/broadcast/subscriber.py", "services/rpc/tensors.py"),
-        wire.mutate_errors,
+        (
+            "services/stream/frames.py",
+            "services/stream/resumable.py",
+            "services/stream/broadcast.py",
+            "services/rpc/tensors.py",
+        ),
+        wire.mutate_frames,
     ),
     "activations": Target(
         wire.decode_activations,
         wire.activation_seeds,
-        ("services/block/activations.py", "services/block/receiver.py", "services/rpc/tensors.py"),
-        wire.mutate_activations,
+        (
+            "services/stream/frames.py",
+            "services/stream/resumable.py",
+            "services/stream/receiver.py",
+            "services/rpc/tensors.py",
+        ),
+        wire.mutate_frames,
     ),
     "handshake": Target(
         wire.decode_handshake, wire.handshake_seeds, ("services/rpc/handshake.py",), wire.mutate_handshake

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -12,17 +11,23 @@ import torch
 from google.protobuf.message import DecodeError
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT, Activation, SampleLimit, pack, split, unpack
-from lowdimfa.services.block.receiver import ActivationReceiver
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber, ErrorVector
 from lowdimfa.services.rpc import handshake
 from lowdimfa.services.rpc.connection import Resend
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, check_compatible
-from lowdimfa.services.rpc.protocol import run_fingerprint
-from lowdimfa.services.rpc.seats import Seating
 from lowdimfa.services.rpc.security import Security
-from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2, handshake_pb2
+from lowdimfa.services.rpc.topology import Topology
+from lowdimfa.services.rpc.v1 import handshake_pb2, stream_pb2
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
+from lowdimfa.services.stream.frames import (
+    HEADER_AT,
+    Message,
+    SampleLimit,
+    pack,
+    run_fingerprint,
+    split,
+    unpack,
+)
+from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.tickets import Ticket
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_bytes, change_list, change_message, cut, join
@@ -65,7 +70,7 @@ def decode_errors(data: bytes) -> None:
     subscriber._subscribe()
     for piece in cut(data):
         try:
-            subscriber._take(broadcast_pb2.ErrorMessage.FromString(piece))
+            subscriber._incoming.take(piece)
         except Resend as resend:
             asked = resend
             subscriber._subscribe()
@@ -83,59 +88,31 @@ def decode_errors(data: bytes) -> None:
 def error_seeds() -> Iterator[bytes]:
     """Yield streams as the head sends them: usual, empty, in parts, of more dimensions."""
     for shapes in ([(4, 3)], [(1, 3), (2, 3), (0, 3)], [(2, 5, 3)], [(2, 2)], [(3,)], [(1, 3)] * 6):
-        publisher = ErrorPublisher(RUN, Seating([1, 1], 1), 16)
+        publisher = ErrorPublisher(RUN, Topology([1, 1], 1), 16)
         for step, shape in enumerate(shapes):
             publisher.publish(
                 Ticket(step, step % 2), "probe" if step % 3 == 2 else "train", torch.ones(shape)
             )
-        messages = [part for published in publisher._ring for part in published.parts]
-        yield join(messages)
-        yield join([cut_part for message in messages for cut_part in _in_parts(message)])
-    publisher = ErrorPublisher(RUN, Seating([1, 1], 1), 16)
+        frames = [frame for published in publisher._replay.since(0) for frame in published.frames]
+        yield join(frames)
+        yield join([piece for frame in frames for piece in _in_frames(frame, size=8, guarded=True)])
+    publisher = ErrorPublisher(RUN, Topology([1, 1], 1), 16)
     publisher.publish(Ticket(0, 0), "train", torch.full((2, 3), torch.nan))
     publisher.publish(Ticket(0, 0), "train", torch.ones((2, 3), dtype=torch.float64))
-    yield join([part for published in publisher._ring for part in published.parts])
-
-
-def _in_parts(serialised: bytes, size: int = 8) -> Iterator[bytes]:
-    """Cut a message as the publisher cuts one of more than 1 MiB."""
-    whole = broadcast_pb2.ErrorMessage.FromString(serialised)
-    starts = range(0, max(len(whole.data), 1), size)
-    for index, start in enumerate(starts):
-        part = broadcast_pb2.ErrorMessage.FromString(serialised)
-        part.data, part.parts_left = whole.data[start : start + size], len(starts) - 1 - index
-        part.checksum = zlib.crc32(part.data)
-        yield part.SerializeToString()
-
-
-def mutate_errors(data: bytes, draw: random.Random) -> bytes | None:
-    """Change a field of a message, most often with the right checksum afterwards, or the order of messages."""
-    try:
-        messages = [broadcast_pb2.ErrorMessage.FromString(piece) for piece in cut(data)]
-    except DecodeError:
-        return None
-    if not messages or draw.random() < 0.2:
-        change_list(messages, draw)
-    else:
-        message = draw.choice(messages)
-        change_message(message, draw)
-        if draw.random() < 0.8:
-            message.checksum = zlib.crc32(message.data)
-    return join([message.SerializeToString() for message in messages])
+    yield join([frame for published in publisher._replay.since(0) for frame in published.frames])
 
 
 def decode_activations(data: bytes) -> None:
     """Give a receiver the frames of one stream, and go on after each request to repeat some."""
-    taken: list[Activation] = []
-    receiver = ActivationReceiver(RUN, 1, 0, 2, taken.append, lambda failure: None)
-    receiver.expect(*LIMIT)
+    taken: list[Message] = []
+    receiver = Receiver(RUN, 1, 0, 2, LIMIT, taken.append, lambda failure: None)
     asked: Resend | None = None
-    assembly = None
     for frame in cut(data):
         try:
-            assembly = receiver._take(frame, assembly)
+            receiver._incoming.take(frame)
         except Resend as resend:
-            asked, assembly = resend, None
+            asked = resend
+            receiver._incoming.restart()
         if taken and len(taken) % 2:
             receiver.release(taken[-1])
     for sequence, activation in enumerate(taken):
@@ -158,7 +135,7 @@ def activation_seeds() -> Iterator[bytes]:
     ]
     for tensors in streams:
         activations = [
-            Activation("evaluate" if index % 2 else "train", Ticket(index, 0), each, index)
+            Message("evaluate" if index % 2 else "train", Ticket(index, 0), each, index)
             for index, each in enumerate(tensors)
         ]
         frames = [frame for each in activations for frame in split(each, run_fingerprint(RUN), 0)]
@@ -166,42 +143,42 @@ def activation_seeds() -> Iterator[bytes]:
         yield join([piece for frame in frames for piece in _in_frames(frame)])
 
 
-def _in_frames(frame: bytes, size: int = 20) -> Iterator[bytes]:
+def _in_frames(frame: bytes, size: int = 20, guarded: bool = False) -> Iterator[bytes]:
     """Cut a frame as a sender cuts a message of more than 1 MiB."""
     header, data = unpack(frame)
     offset = header.offset
     for start in range(0, max(len(data), 1), size):
         chunk = data[start : start + size]
-        yield pack(header, chunk)
-        header = activations_pb2.ActivationHeader(sequence=header.sequence, offset=offset + start + size)
+        yield pack(header, chunk, guarded)
+        header = stream_pb2.Header(sequence=header.sequence, offset=offset + start + size)
 
 
-def mutate_activations(data: bytes, draw: random.Random) -> bytes | None:
+def mutate_frames(data: bytes, draw: random.Random) -> bytes | None:
     """Change a header's field or the bytes after it, mostly with the right checksum, or the order of frames."""
     frames = cut(data)
     if not frames or draw.random() < 0.2:
         change_list(frames, draw)
         return join(frames)
     at = draw.randrange(len(frames))
-    header, rest = _unchecked(frames[at])
+    guarded, header, rest = _unchecked(frames[at])
     if draw.random() < 0.7:
         change_message(header, draw)
     else:
         rest = change_bytes(rest, draw)
-    frames[at] = pack(header, rest)
+    frames[at] = pack(header, rest, guarded)
     if draw.random() < 0.2:
         frames[at] = frames[at][:4] + draw.randbytes(4) + frames[at][HEADER_AT:]
     return join(frames)
 
 
-def _unchecked(frame: bytes) -> tuple[activations_pb2.ActivationHeader, bytes]:
+def _unchecked(frame: bytes) -> tuple[bool, stream_pb2.Header, bytes]:
     """Take a frame apart whose checksum may be wrong; what can't be taken apart becomes an empty header."""
-    length = int.from_bytes(frame[:4], "little")
+    guarded, length = divmod(int.from_bytes(frame[:4], "little"), 1 << 31)
     try:
         end = HEADER_AT + length
-        return activations_pb2.ActivationHeader.FromString(frame[HEADER_AT:end]), frame[end:]
+        return bool(guarded), stream_pb2.Header.FromString(frame[HEADER_AT:end]), frame[end:]
     except DecodeError:
-        return activations_pb2.ActivationHeader(), frame[HEADER_AT:]
+        return bool(guarded), stream_pb2.Header(), frame[HEADER_AT:]
 
 
 class _Context:

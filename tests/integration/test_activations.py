@@ -11,11 +11,13 @@ from relay import Relay
 from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
-from lowdimfa.services.block.activations import Activation
-from lowdimfa.services.block.receiver import ActivationReceiver, as_it_came
-from lowdimfa.services.block.sender import ActivationSender
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.stream.carriers import Carrier, Here
+from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import as_it_came
+from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
 
 RUN = "run-7"
@@ -25,7 +27,12 @@ class Link:
     """Block 0 sends to block 1 through a relay."""
 
     def __init__(
-        self, window: int = 4, samples: int = 8, sender_window: int | None = None, **changes: Any
+        self,
+        window: int = 4,
+        samples: int = 8,
+        sender_window: int | None = None,
+        carrier: type[Carrier] = Carrier,
+        **changes: Any,
     ) -> None:
         security = changes.pop("security", None) or Security.loopback()
         arriving = changes.pop("arriving", as_it_came)
@@ -33,17 +40,30 @@ class Link:
         self.messages = Inbox()
         self.failures = Inbox()
         self.sender_failures = Inbox()
-        self.receiver = ActivationReceiver(RUN, 1, 0, window, self.messages.put, self.failures.put, arriving)
-        self.receiver.expect((5,), torch.float32, samples)
+        limit = SampleLimit((5,), changes.pop("dtype", torch.float32), samples)
+        there, here = (carrier(Here(block, "127.0.0.1", liveness)) for block in (1, 0))
+        self.receiver = Receiver(
+            RUN,
+            1,
+            0,
+            window,
+            limit,
+            self.messages.put,
+            self.failures.put,
+            arriving,
+            carrier=there.downstream(window, limit),
+        )
         self.server = RpcServer("block-1", security, liveness)
         self.server.add(self.receiver)
         self.server.start()
         self.relay = Relay(self.server.address)
         settings = {"security": security, "run": RUN, "block": 0, "peer": 1, "liveness": liveness} | changes
-        self.sender = ActivationSender(
+        self.carrier = here.upstream(self.relay.address, window, limit)
+        self.sender = Sender(
             self.relay.address,
             window=sender_window or window,
             on_failure=self.sender_failures.put,
+            carrier=self.carrier,
             **settings,
         )
         self.sender.start()
@@ -135,7 +155,7 @@ def test_releases_out_of_order_wait_for_the_earlier_ones() -> None:
 def test_cut_connections_lose_and_repeat_nothing() -> None:
     count = 40
     with link(window=3, samples=100_000) as blocks:
-        got: list[Activation] = []
+        got: list[Message] = []
 
         def consume() -> None:
             for _ in range(count):
@@ -208,7 +228,7 @@ def test_a_sender_without_the_token_is_refused() -> None:
     with link() as blocks:
         blocks.send(0)
         blocks.receiver.release(blocks.messages.get())
-        again = ActivationSender(
+        again = Sender(
             blocks.relay.address, Security("wrong"), RUN, 0, 1, 4, LIVENESS, blocks.sender_failures.put
         )
         again.start()
@@ -221,9 +241,7 @@ def test_a_restarted_sender_is_told_that_its_receiver_was_not() -> None:
     with link(security=security) as blocks:
         blocks.send(0)
         blocks.receiver.release(blocks.messages.get())
-        again = ActivationSender(
-            blocks.relay.address, security, RUN, 0, 1, 4, LIVENESS, blocks.sender_failures.put
-        )
+        again = Sender(blocks.relay.address, security, RUN, 0, 1, 4, LIVENESS, blocks.sender_failures.put)
         again.start()
         assert "restarted without the other" in blocks.sender_failures.get().message
         again.close()

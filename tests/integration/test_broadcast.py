@@ -10,11 +10,10 @@ from relay import Relay
 from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
 
 from lowdimfa.errors import HandshakeError, NotFiniteError, PeerError, ProtocolError
-from lowdimfa.services.broadcast.publisher import ErrorPublisher
-from lowdimfa.services.broadcast.subscriber import ErrorSubscriber
-from lowdimfa.services.rpc.seats import Seat, Seating
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
 from lowdimfa.tickets import Ticket
 
 RUN = "run-7"
@@ -25,7 +24,7 @@ class Broadcast:
 
     def __init__(self, capacity: int = 16, subscribers: int = 1) -> None:
         self.security = Security.loopback()
-        self.publisher = ErrorPublisher(RUN, Seating([1] * (subscribers + 1), 1), capacity)
+        self.publisher = ErrorPublisher(RUN, Topology([1] * (subscribers + 1), 1), capacity)
         self.server = RpcServer("head", self.security, LIVENESS)
         self.server.add(self.publisher)
         self.server.start()

@@ -14,9 +14,8 @@ from test_activations import link
 from test_broadcast import broadcast
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT
 from lowdimfa.services.rpc.connection import Resends
-from lowdimfa.services.rpc.v1 import broadcast_pb2 as pb
+from lowdimfa.services.stream.frames import HEADER_AT, unpack
 
 COUNT, DIM = 5, 3
 
@@ -46,11 +45,8 @@ class Wire:
         return ()
 
 
-def garbled_error(message: pb.ErrorMessage) -> pb.ErrorMessage:
-    garbled = pb.ErrorMessage()
-    garbled.CopyFrom(message)
-    garbled.data = message.data[:-1] + bytes([message.data[-1] ^ 1])
-    return garbled
+def garbled_error(frame: bytes) -> bytes:
+    return frame[:-1] + bytes([frame[-1] ^ 1])
 
 
 def garbled_frame(frame: bytes) -> bytes:
@@ -108,11 +104,12 @@ def test_errors_in_several_parts_come_whole(kind: str, position: int) -> None:
 def test_an_error_that_is_always_garbled_is_given_up() -> None:
     tries = []
 
-    def always(message: pb.ErrorMessage) -> Iterable[pb.ErrorMessage]:
-        if message.step != 1:
-            return (message,)
-        tries.append(message.sequence)
-        return (garbled_error(message),)
+    def always(frame: bytes) -> Iterable[bytes]:
+        header, _ = unpack(frame)
+        if header.step != 1:
+            return (frame,)
+        tries.append(header.sequence)
+        return (garbled_error(frame),)
 
     with broadcast() as head:
         head.subscribe(arriving=always)
@@ -120,8 +117,8 @@ def test_an_error_that_is_always_garbled_is_given_up() -> None:
             head.publish(step)
         failure = head.failures.get()
         assert isinstance(failure, ProtocolError)
-        assert "broadcast error 1: a wrong checksum" in failure.message
-        assert (failure.block, failure.step) == (0, 1)
+        assert "block 0: broadcast error 1: a frame has a wrong checksum" in failure.message
+        assert (failure.block, failure.step) == (0, None)  # nothing in it can be believed
         assert tries == [1] * (Resends.LIMIT + 1)
         assert head.errors.get().sequence == 0 and head.errors.empty()
 

@@ -11,7 +11,7 @@ import pytest
 from rpc_helpers import LIVENESS, Inbox, no_threads_left
 
 from lowdimfa.errors import HandshakeError, PeerError
-from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, greet
+from lowdimfa.services.rpc.handshake import PROTOCOL_VERSION, HandshakeServicer, Hello, SampleType, greet
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 
@@ -55,7 +55,7 @@ def test_neighbours_that_fit_learn_of_each_other() -> None:
 @pytest.mark.parametrize(
     ("change", "values"),
     [
-        ({"protocol": 2}, ("1", "2")),
+        ({"protocol": PROTOCOL_VERSION + 1}, (str(PROTOCOL_VERSION), str(PROTOCOL_VERSION + 1))),
         ({"run": "run-8"}, ("run-7", "run-8")),
         ({"software": "1.0.0"}, ("0", "1")),
         ({"error_dim": 9}, ("10", "9")),

@@ -15,15 +15,13 @@ from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
 from lowdimfa.errors import HandshakeError, PeerError
-from lowdimfa.services.block.activations import SampleLimit, unpack
-from lowdimfa.services.block.handover import Line
-from lowdimfa.services.block.receiver import ActivationReceiver
-from lowdimfa.services.block.ring import Ring
-from lowdimfa.services.block.sender import ActivationSender
-from lowdimfa.services.block.transports import make_sender
-from lowdimfa.services.rpc.seats import Seat
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.stream.carriers import Here, carrier_class
+from lowdimfa.services.stream.frames import SampleLimit, unpack
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.sender import Sender
+from lowdimfa.services.stream.shared_memory import RingDownstream, RingLine, SharedMemory
 from lowdimfa.tickets import Ticket
 
 SAMPLES, WINDOW = 2000, 3
@@ -31,7 +29,7 @@ PING_BYTES = 17
 LIMIT = SampleLimit((5,), torch.float32, SAMPLES)
 
 
-def never(*_: Any) -> Line:
+def never(*_: Any) -> RingLine:
     raise ConnectionRefusedError
 
 
@@ -39,8 +37,13 @@ def tensor(step: int, samples: int = SAMPLES) -> torch.Tensor:
     return torch.full((samples, 5), float(step))
 
 
-def ring() -> Ring:
-    return Ring(WINDOW, LIMIT.nbytes)
+HERE = Here(0, "127.0.0.1", LIVENESS)
+
+
+class Offered(SharedMemory):
+    """Offers memory to a block at any address, also to one behind a relay, and sends bytes where it isn't taken."""
+
+    only = False
 
 
 class Frames:
@@ -50,7 +53,7 @@ class Frames:
         self.shared: list[bool] = []
 
     def __call__(self, frame: bytes) -> tuple[bytes]:
-        self.shared.append(unpack(frame)[0].shared)
+        self.shared.append(unpack(frame)[0].carried)
         return (frame,)
 
 
@@ -65,7 +68,7 @@ def exchange(blocks: Any) -> None:
 
 def test_messages_of_all_sizes_lie_in_shared_memory() -> None:
     frames = Frames()
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered, arriving=frames) as blocks:
         for step, samples in enumerate((SAMPLES, 2, SAMPLES // 2, 0, SAMPLES)):
             blocks.send(step, tensor(step, samples))
             got = blocks.messages.get()
@@ -79,7 +82,7 @@ def test_messages_of_all_sizes_lie_in_shared_memory() -> None:
 
 
 def test_nothing_but_acknowledgements_takes_the_connection() -> None:
-    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered) as blocks:
         blocks.send(0, tensor(0))
         blocks.receiver.release(blocks.messages.get())
         before = blocks.relay.upstream
@@ -92,7 +95,7 @@ def test_nothing_but_acknowledgements_takes_the_connection() -> None:
 
 
 def test_a_connection_s_descriptors_go_with_it() -> None:
-    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered) as blocks:
         for step in range(30):
             blocks.send(step, tensor(step))
             blocks.receiver.release(blocks.messages.get())
@@ -103,7 +106,7 @@ def test_a_connection_s_descriptors_go_with_it() -> None:
 
 
 def test_what_was_received_does_not_change_with_its_slot() -> None:
-    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered) as blocks:
         got = []
         for step in range(3 * WINDOW):
             blocks.send(step, tensor(step))
@@ -114,7 +117,7 @@ def test_what_was_received_does_not_change_with_its_slot() -> None:
 
 def test_cut_connections_lose_and_repeat_nothing() -> None:
     count = 40
-    with link(window=WINDOW, samples=SAMPLES, ring=ring()) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered) as blocks:
         got: list[Any] = []
 
         def consume() -> None:
@@ -139,7 +142,7 @@ def test_cut_connections_lose_and_repeat_nothing() -> None:
 @pytest.mark.parametrize("position", [0, 4])
 def test_faults_of_the_wire_strike_frames_that_only_say_where(kind: str, position: int) -> None:
     wire = Wire(kind, position, garbled_frame)
-    with link(window=8, samples=SAMPLES, ring=Ring(8, LIMIT.nbytes), arriving=wire) as blocks:
+    with link(window=8, samples=SAMPLES, carrier=Offered, arriving=wire) as blocks:
         for step in range(5):
             blocks.send(step, tensor(step))
         assert wire.happened.wait(30)
@@ -149,17 +152,17 @@ def test_faults_of_the_wire_strike_frames_that_only_say_where(kind: str, positio
 
 
 def test_a_receiver_that_can_not_open_the_memory_gets_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.receiver.take_offer", lambda *_: None)
+    monkeypatch.setattr("lowdimfa.services.stream.shared_memory.take_offer", lambda *_: None)
     frames = Frames()
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered, arriving=frames) as blocks:
         exchange(blocks)
         assert not any(frames.shared)
 
 
 def test_a_sender_that_can_not_come_sends_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.sender.Line", never)
+    monkeypatch.setattr("lowdimfa.services.stream.shared_memory.RingLine", never)
     frames = Frames()
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered, arriving=frames) as blocks:
         for step in range(2 * WINDOW):
             blocks.send(step, tensor(step))
             blocks.receiver.release(blocks.messages.get())
@@ -167,9 +170,9 @@ def test_a_sender_that_can_not_come_sends_the_bytes(monkeypatch: pytest.MonkeyPa
 
 
 def test_memory_that_is_not_what_was_offered_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.ring.Ring.fileno", lambda ring: 0)
+    monkeypatch.setattr("lowdimfa.services.stream.ring.Ring.fileno", lambda ring: 0)
     frames = Frames()
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), arriving=frames) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered, arriving=frames) as blocks:
         exchange(blocks)
         assert not any(frames.shared)
         assert blocks.failures.empty() and blocks.sender_failures.empty()
@@ -178,8 +181,8 @@ def test_memory_that_is_not_what_was_offered_is_not_asked_for_again(monkeypatch:
 def test_without_another_transport_that_is_a_failure_with_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.receiver.take_offer", lambda *_: None)
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True) as blocks:
+    monkeypatch.setattr("lowdimfa.services.stream.shared_memory.take_offer", lambda *_: None)
+    with link(window=WINDOW, samples=SAMPLES, carrier=SharedMemory) as blocks:
         blocks.send(0, tensor(0))
         failure = blocks.sender_failures.get()
         assert isinstance(failure, HandshakeError)
@@ -190,7 +193,7 @@ def test_without_another_transport_that_is_a_failure_with_the_setting(
 
 
 def test_a_receiver_that_is_gone_is_a_lost_peer_also_without_another_transport() -> None:
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), ring_only=True, liveness=2.0) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=SharedMemory, liveness=2.0) as blocks:
         blocks.send(0, tensor(0))
         blocks.receiver.release(blocks.messages.get())
         blocks.send(1, tensor(1))
@@ -200,7 +203,7 @@ def test_a_receiver_that_is_gone_is_a_lost_peer_also_without_another_transport()
 
 
 def test_connections_that_end_while_the_memory_is_handed_over_are_opened_again() -> None:
-    with link(window=2, samples=SAMPLES, ring=Ring(2, LIMIT.nbytes), ring_only=True) as blocks:
+    with link(window=2, samples=SAMPLES, carrier=SharedMemory) as blocks:
         for step in range(100):
             blocks.receiver.renew()
             blocks.send(step, tensor(step))
@@ -220,22 +223,9 @@ def test_connections_that_end_while_the_memory_is_handed_over_are_opened_again()
     ],
 )
 def test_memory_is_offered_to_blocks_at_the_same_address(transport: Any, address: str, offered: bool) -> None:
-    sender = make_sender(
-        transport,
-        LIMIT,
-        address=address,
-        host="127.0.0.1",
-        security=Security.loopback(),
-        run=RUN,
-        seat=Seat(0, 0),
-        peer=Seat(1, 0),
-        name="block 1",
-        window=WINDOW,
-        liveness=LIVENESS,
-        on_failure=lambda failure: None,
-    )
-    assert (sender._ring is not None) is offered
-    sender.close()
+    end = carrier_class(transport)(HERE).upstream(address, WINDOW, LIMIT)
+    assert bool(end.offer) is offered
+    end.close()
 
 
 class Downstream:
@@ -244,10 +234,17 @@ class Downstream:
     def __init__(self) -> None:
         self.security = Security.loopback()
         self.messages, self.frames = Inbox(), Frames()
-        self.receiver = ActivationReceiver(
-            RUN, 1, 0, WINDOW, self.messages.put, lambda failure: None, self.frames
+        self.receiver = Receiver(
+            RUN,
+            1,
+            0,
+            WINDOW,
+            LIMIT,
+            self.messages.put,
+            lambda failure: None,
+            self.frames,
+            carrier=RingDownstream(WINDOW, LIMIT),
         )
-        self.receiver.expect(*LIMIT)
         self.server = RpcServer("block-1", self.security, LIVENESS)
         self.server.add(self.receiver)
         self.server.start()
@@ -258,9 +255,8 @@ class Downstream:
 
 
 def send_for_ever(address: str, security: Security, window: int) -> None:
-    sender = ActivationSender(
-        address, security, RUN, 0, 1, window, LIVENESS, lambda failure: None, ring=Ring(window, LIMIT.nbytes)
-    )
+    carrier = Offered(HERE).upstream(address, window, LIMIT)
+    sender = Sender(address, security, RUN, 0, 1, window, LIVENESS, lambda failure: None, carrier=carrier)
     sender.start()
     step = 0
     while True:
@@ -295,8 +291,16 @@ def test_a_sender_that_is_killed_leaves_nothing_and_what_came_stays_whole() -> N
 
 def receive_for_ever(pipe: Any, security: Security) -> None:
     messages = Inbox()
-    receiver = ActivationReceiver(RUN, 1, 0, WINDOW, messages.put, lambda failure: None)
-    receiver.expect(*LIMIT)
+    receiver = Receiver(
+        RUN,
+        1,
+        0,
+        WINDOW,
+        LIMIT,
+        messages.put,
+        lambda failure: None,
+        carrier=RingDownstream(WINDOW, LIMIT),
+    )
     server = RpcServer("block-1", security, LIVENESS)
     server.add(receiver)
     server.start()
@@ -309,8 +313,9 @@ def test_a_receiver_that_is_killed_is_a_lost_peer_in_time() -> None:
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     security, failures = Security.loopback(), Inbox()
     process = in_process(receive_for_ever, theirs, security)
-    memory = ring()
-    sender = ActivationSender(ours.recv(), security, RUN, 0, 1, WINDOW, 1.0, failures.put, ring=memory)
+    address = ours.recv()
+    carrier = Offered(HERE).upstream(address, WINDOW, LIMIT)
+    sender = Sender(address, security, RUN, 0, 1, WINDOW, 1.0, failures.put, carrier=carrier)
     sender.start()
     try:
         for step in range(20):
@@ -323,12 +328,12 @@ def test_a_receiver_that_is_killed_is_a_lost_peer_in_time() -> None:
     finally:
         process.kill()
         sender.close()
-    assert memory._descriptor == -1
+    assert carrier._ring._descriptor == -1
 
 
 def test_a_connection_on_which_nothing_travels_stays() -> None:
     """Pings are then all that a server sees of it, and by default it ends a connection after a few of them."""
-    with link(window=WINDOW, samples=SAMPLES, ring=ring(), liveness=1.0) as blocks:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered, liveness=1.0) as blocks:
         blocks.send(0, tensor(0))
         blocks.receiver.release(blocks.messages.get())
         before = blocks.relay.upstream

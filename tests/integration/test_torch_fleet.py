@@ -13,8 +13,8 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
-from lowdimfa.services.block.torch_transport import TorchSender
 from lowdimfa.services.rpc.security import Security
+from lowdimfa.services.stream.torch_carrier import GroupUpstream
 
 STEPS = 6
 
@@ -48,7 +48,7 @@ def test_all_blocks_meet_again_under_a_new_identifier(tmp_path: Path) -> None:
         fleet.each(lambda worker: worker.reopen(run, security, "127.0.0.1"))
         fleet.connect()
         fleet.run(2, STEPS)
-        assert all(isinstance(sender, TorchSender) for sender in before)
+        assert all(isinstance(sender._carrier, GroupUpstream) for sender in before)
         assert not set(map(id, before)) & set(map(id, _senders(fleet)))
 
 

@@ -3,72 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
-from relay import Relay
-from rpc_helpers import LIVENESS, Inbox, eventually, no_threads_left
+from rpc_helpers import LIVENESS, eventually, no_threads_left
+from test_activations import RUN, Link, link
 
 from lowdimfa.errors import InputError, PeerError, ProtocolError
-from lowdimfa.services.block.receiver import ActivationReceiver
-from lowdimfa.services.block.sender import ActivationSender
-from lowdimfa.services.block.torch_transport import Terminal, TorchReceiver, TorchSender, require_possible
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
+from lowdimfa.services.stream.carriers import Here
+from lowdimfa.services.stream.frames import Message, SampleLimit, without_data
+from lowdimfa.services.stream.receiver import Receiver
+from lowdimfa.services.stream.resumable import Sent
+from lowdimfa.services.stream.sender import Sender
+from lowdimfa.services.stream.torch_carrier import GroupDownstream, TorchCarrier
 from lowdimfa.tickets import Ticket
 
-RUN, CPU = "run-7", torch.device("cpu")
+CPU = torch.device("cpu")
 
 
-class Pair:
-    """Block 0 sends to block 1; the announcements go through a relay."""
-
-    def __init__(
-        self, window: int = 4, liveness: float = LIVENESS, dtype: torch.dtype = torch.float32
-    ) -> None:
-        security = Security.loopback()
-        self.messages, self.failures, self.sender_failures = Inbox(), Inbox(), Inbox()
-        make = partial(_receiver, window, self.failures)
-        terminals = [Terminal("127.0.0.1", CPU, liveness, block) for block in (0, 1)]
-        self.receiver = TorchReceiver(make, terminals[1], self.messages.put, self.failures.put)
-        self.receiver.expect((5,), dtype, 100_000)
-        self.server = RpcServer("block-1", security, liveness)
-        self.server.add(self.receiver)
-        self.server.start()
-        self.relay = Relay(self.server.address)
-        inner = ActivationSender(
-            self.relay.address, security, RUN, 0, 1, window, liveness, self.sender_failures.put
-        )
-        self.sender = TorchSender(inner, terminals[0])
-        self.sender.start()
-
-    def send(self, step: int, *tensors: torch.Tensor) -> None:
-        self.sender.send("train", Ticket(step, 0), tensors or (torch.full((2, 5), float(step)),))
-
-    def close(self) -> None:
-        self.sender.close()
-        self.sender.close()
-        self.receiver.close()
-        self.server.stop(grace=0)
-        self.relay.close()
+def pair(**settings: Any) -> AbstractContextManager[Link]:
+    """Block 0 sends to block 1; what is not tensors goes through a relay."""
+    return link(samples=100_000, carrier=TorchCarrier, **settings)
 
 
-def _receiver(window: int, failures: Inbox, take: Any) -> ActivationReceiver:
-    return ActivationReceiver(RUN, 1, 0, window, take, failures.put)
+def only_announced(blocks: Link, samples: int) -> None:
+    """Announce an activation whose tensor is never sent."""
+    tensors = (torch.empty((samples, 5), device="meta"),)
 
+    def pack(message: Message, run: int, block: int) -> Sent:
+        return Sent(message.sequence, 0, [without_data(message, run, block)])
 
-@contextmanager
-def pair(**settings: Any) -> Iterator[Pair]:
-    with no_threads_left():
-        made = Pair(**settings)
-        try:
-            yield made
-        finally:
-            made.close()
+    blocks.carrier.pack = pack  # type: ignore[method-assign]
+    blocks.sender.send("train", Ticket(0, 0), tensors)
 
 
 def test_activations_probes_and_evaluations_arrive_in_order_and_bit_by_bit() -> None:
@@ -100,16 +70,15 @@ def test_the_window_bounds_what_is_unacknowledged_and_memory_is_given_back() -> 
         waiting = threading.Thread(target=lambda: (blocks.send(2), sent.set()))
         waiting.start()
         first, second = blocks.messages.take(2)
-        eventually(lambda: len(blocks.sender._under_way) == 3)  # the window, and the one whose turn it isn't
         assert not sent.wait(0.2)
+        assert len(blocks.sender._replay) == 2  # with their tensors
         blocks.receiver.release(first)
         assert sent.wait(LIVENESS)
         blocks.receiver.release(second)
         blocks.receiver.release(blocks.messages.get())
         waiting.join()
         eventually(lambda: blocks.sender.unacknowledged == 0)
-        blocks.send(3)
-        assert len(blocks.sender._under_way) == 1
+        assert len(blocks.sender._replay) == 0
 
 
 def test_cut_announcements_lose_and_repeat_nothing() -> None:
@@ -139,7 +108,7 @@ def test_a_receiver_that_is_gone_is_a_peer_error_and_no_wait() -> None:
 
 def test_a_buffer_that_does_not_come_is_a_peer_error_in_time() -> None:
     with pair(liveness=1.0) as blocks:
-        blocks.sender._announcements.send("train", Ticket(0, 0), (torch.tensor([[2, 0, 0]]),))
+        only_announced(blocks, 2)
         failure = blocks.failures.get(5)
         assert isinstance(failure, PeerError)
         assert "run.liveness_seconds" in failure.message
@@ -147,38 +116,36 @@ def test_a_buffer_that_does_not_come_is_a_peer_error_in_time() -> None:
 
 def test_a_sender_that_dies_before_its_buffer_has_come_ends_the_wait_at_once() -> None:
     with pair(liveness=30.0) as blocks:
-        blocks.sender._announcements.send("train", Ticket(0, 0), (torch.tensor([[2, 0, 0]]),))
-        eventually(lambda: blocks.receiver._announcements._expected == 2)  # it waits for the buffer
+        only_announced(blocks, 2)
+        eventually(lambda: blocks.receiver._incoming._assembly is not None)  # it waits for the tensor
         blocks.sender.close()
         assert isinstance(blocks.failures.get(5), PeerError)
 
 
 def test_more_samples_than_were_agreed_are_refused_before_memory_is_taken() -> None:
     with pair() as blocks:
-        blocks.sender._announcements.send("train", Ticket(0, 0), (torch.tensor([[1 << 40, 0, 0]]),))
+        only_announced(blocks, 1 << 30)
         assert isinstance(blocks.failures.get(5), ProtocolError)
 
 
 def test_a_receiver_that_never_meets_is_a_peer_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchReceiver, "_meet", lambda self, announcement: None)
-    security = Security.loopback()
+    monkeypatch.setattr(GroupDownstream, "meet", lambda self, address: None)
+    security, limit = Security.loopback(), SampleLimit((5,), torch.float32, 2)
+    there, here = (TorchCarrier(Here(block, "127.0.0.1", 1.0)) for block in (1, 0))
     with no_threads_left():
-        receiver = TorchReceiver(
-            partial(_receiver, 4, Inbox()), Terminal("127.0.0.1", CPU, 1.0, 1), print, lambda failure: None
-        )
-        receiver.expect((5,), torch.float32, 2)
+        receiver = Receiver(RUN, 1, 0, 4, limit, print, print, carrier=there.downstream(4, limit))
         server = RpcServer("block-1", security, 1.0)
         server.add(receiver)
         server.start()
-        inner = ActivationSender(server.address, security, RUN, 0, 1, 4, 1.0, lambda failure: None)
+        end = here.upstream(server.address, 4, limit)
         with pytest.raises(PeerError, match="process group"):
-            TorchSender(inner, Terminal("127.0.0.1", CPU, 1.0, 0)).start()
+            Sender(server.address, security, RUN, 0, 1, 4, 1.0, print, carrier=end).start()
         receiver.close()
         server.stop(grace=0)
 
 
 def test_between_machines_it_needs_the_users_word() -> None:
-    require_possible("127.0.0.1", False, CPU)
-    require_possible("10.0.0.7", True, CPU)
+    TorchCarrier(Here(0, "127.0.0.1", LIVENESS, CPU))
+    TorchCarrier(Here(0, "10.0.0.7", LIVENESS, CPU, insecure=True))
     with pytest.raises(InputError, match="neither encrypts nor authenticates"):
-        require_possible("10.0.0.7", False, CPU)
+        TorchCarrier(Here(0, "10.0.0.7", LIVENESS, CPU))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.head import Evaluation
-from lowdimfa.services.block.building import make_seating
+from lowdimfa.services.block.building import make_topology
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
@@ -25,7 +25,7 @@ class ThreadFleet:
     def __init__(self, specification: dict[str, Any], run_dir: Path, security: Security) -> None:
         parsed = parse_specification(specification, "test")
         plan = make_run_plan(parsed)
-        seats = make_seating(parsed).seats
+        seats = make_topology(parsed).seats
         self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
         self.workers = [

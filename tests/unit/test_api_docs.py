@@ -8,18 +8,14 @@ import pytest
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
 from lowdimfa.services.rpc.v1 import (
-    activations_pb2,
-    broadcast_pb2,
     coordinator_pb2,
     handshake_pb2,
+    stream_pb2,
     tensors_pb2,
 )
 from tools.api_page import REFERENCE, render
 
-STUBS = [
-    module.DESCRIPTOR
-    for module in (activations_pb2, broadcast_pb2, coordinator_pb2, handshake_pb2, tensors_pb2)
-]
+STUBS = [module.DESCRIPTOR for module in (coordinator_pb2, handshake_pb2, stream_pb2, tensors_pb2)]
 
 
 def shop() -> FileDescriptorProto:
@@ -103,7 +99,7 @@ def test_every_link_leads_to_one_heading() -> None:
 
 
 def test_every_message_of_the_job_service_and_every_call_says_what_it_is() -> None:
-    page = REFERENCE.read_text("utf-8").split("## `activations.proto`")[0]
+    page = REFERENCE.read_text("utf-8").split("## `handshake.proto`")[0]
     for method in coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods:
         text = page.split(f"#### `{method.name}`\n")[1].split("\n#")[0]
         assert len(text.strip().split("\n\n")) >= 2, method.name

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("lowdimfa",),
     ("lowdimfa.services.spec", "lowdimfa.services.rpc", "lowdimfa.services.monitoring"),
-    ("lowdimfa.services.broadcast",),
+    ("lowdimfa.services.stream",),
     # What a run is, as plain data and files: the trainer makes it and every block reads it.
     ("lowdimfa.services.run",),
     ("lowdimfa.services.block",),

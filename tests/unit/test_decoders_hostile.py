@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-import zlib
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import HandshakeError, InputError, ProtocolError
-from lowdimfa.services.block.activations import Assembly, pack
 from lowdimfa.services.rpc.connection import Resend
 from lowdimfa.services.rpc.handshake import Hello, SampleType, check_compatible
-from lowdimfa.services.rpc.protocol import run_fingerprint
-from lowdimfa.services.rpc.v1 import activations_pb2, broadcast_pb2
+from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.spec.dialect import read_yaml
 from lowdimfa.services.spec.load import parse_text, violations
 from lowdimfa.services.spec.refusals import MOST_NAMED
+from lowdimfa.services.stream.frames import Assembly, pack, run_fingerprint
 from tests.fuzz import files, wire
 from tests.fuzz.guard import LONGEST_MESSAGE, MOST_SECONDS, Finding, guarded
 from tests.fuzz.mutate import change_bytes, cut, join
@@ -42,15 +40,10 @@ def test_changed_messages_are_refused_in_order(name: str, seed: int) -> None:
     guarded(target.decode, data)
 
 
-def error(**fields: Any) -> bytes:
-    data = fields.pop("data", b"")
-    message = broadcast_pb2.ErrorMessage(run=run_fingerprint(wire.RUN), data=data, checksum=zlib.crc32(data))
-    for name, value in fields.items():
-        if name == "shape":
-            message.shape.extend(value)
-        else:
-            setattr(message, name, value)
-    return message.SerializeToString()
+def error(shape: list[int], data: bytes = b"", dtype: int = 0, offset: int = 0) -> bytes:
+    types = [pb.TensorType(dtype=dtype, shape=shape)]  # type: ignore[arg-type]
+    header = pb.Header(run=run_fingerprint(wire.RUN), kind=pb.KIND_ERROR, offset=offset, tensors=types)
+    return pack(header, data, guarded=True)
 
 
 @given(shapes, st.integers(-3, 9), st.binary(max_size=64))
@@ -66,7 +59,7 @@ def test_parts_in_any_order_and_number_are_joined_right_or_asked_for_again(
     """What is delivered is what was sent, whichever of its parts came twice, late or never."""
     values = torch.arange(3.0 * parts).reshape(parts, 3)
     messages = [
-        error(shape=[parts, 3], parts_left=parts - 1 - part, data=values[part].numpy().tobytes())
+        error(shape=[parts, 3], offset=12 * part, data=values[part].numpy().tobytes())
         for part in range(parts)
     ]
     taken: list[Any] = []
@@ -75,7 +68,7 @@ def test_parts_in_any_order_and_number_are_joined_right_or_asked_for_again(
     )
     for index in [*(at for at in order if at < parts), *range(parts)]:
         try:
-            subscriber._take(broadcast_pb2.ErrorMessage.FromString(messages[index]))
+            subscriber._incoming.take(messages[index])
         except Resend:
             subscriber._subscribe()
         except ProtocolError:
@@ -84,21 +77,21 @@ def test_parts_in_any_order_and_number_are_joined_right_or_asked_for_again(
 
 
 def test_parts_without_data_do_not_go_on_for_ever() -> None:
-    with pytest.raises(Resend, match="4294967295 parts to follow"):
-        wire.decode_errors(join([error(shape=[1, 3], parts_left=2**32 - 1)]))
+    with pytest.raises(Resend, match="0 bytes from 0 for a message of 12"):
+        wire.decode_errors(join([error(shape=[1, 3])]))
 
 
 @given(shapes, st.integers(0, 2**64 - 1), st.binary(max_size=64), st.booleans())
 def test_an_activation_s_announced_shape_takes_no_memory(
     shape: list[int], offset: int, data: bytes, twice: bool
 ) -> None:
-    tensors = [activations_pb2.TensorType(shape=shape)] * (1 + twice)
-    header = activations_pb2.ActivationHeader(run=run_fingerprint(wire.RUN), offset=offset, tensors=tensors)
+    tensors = [pb.TensorType(shape=shape)] * (1 + twice)
+    header = pb.Header(run=run_fingerprint(wire.RUN), offset=offset, tensors=tensors)
     guarded(wire.decode_activations, join([pack(header, data)]))
 
 
 def test_a_shape_of_a_million_sizes_makes_no_long_message() -> None:
-    header = activations_pb2.ActivationHeader(tensors=[activations_pb2.TensorType(shape=[1] * 1_000_000)])
+    header = pb.Header(tensors=[pb.TensorType(shape=[1] * 1_000_000)])
     with pytest.raises(ProtocolError) as caught:
         Assembly(header, wire.LIMIT)
     assert len(caught.value.message) < 300

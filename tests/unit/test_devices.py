@@ -10,7 +10,7 @@ from accelerators import LateDevice
 
 from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError, ResourceError
 from lowdimfa.services.block.devices import Check, NoCopies, OnHost, StreamedCopies, block_device, copies_for
-from lowdimfa.services.block.outbox import AtOnce, Outbox
+from lowdimfa.services.block.mailboxes import AtOnce, Outbox
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_do() -> None:

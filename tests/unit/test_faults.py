@@ -17,10 +17,9 @@ import torch
 from forked import forked
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import HEADER_AT, Activation, split, unpack
 from lowdimfa.services.block.faults import FaultInjector, faults_dir
-from lowdimfa.services.rpc.v1 import broadcast_pb2
 from lowdimfa.services.spec.faults import Fault, FaultKind
+from lowdimfa.services.stream.frames import HEADER_AT, Message, split, unpack
 from lowdimfa.tickets import Ticket
 
 STEPS = range(5)
@@ -41,17 +40,13 @@ def fault(kind: FaultKind, step: int = 2, block: int = 1, seconds: float = 0.0) 
     return Fault(kind=kind, block=block, step=step, seconds=seconds)
 
 
-def errors() -> list[broadcast_pb2.ErrorMessage]:
-    return [broadcast_pb2.ErrorMessage(step=step, data=bytes([step, 7]), checksum=5) for step in STEPS]
-
-
 def frames(kind: Any = "train", length: int = 3) -> list[bytes]:
-    """Return the frames of one activation for each of the steps, one frame each if they are short."""
+    """Return the frames of one message for each of the steps, one frame each if they are short."""
     tensors = (torch.arange(float(length)).reshape(1, length),)
     return [
         frame
         for step in STEPS
-        for frame in split(Activation(kind, Ticket(step, 0), tensors, step), run=3, block=0)
+        for frame in split(Message(kind, Ticket(step, 0), tensors, step), 3, 0, guarded=kind == "error")
     ]
 
 
@@ -66,21 +61,10 @@ def arrived(arrives: Callable[[Any], Any], messages: list[Any]) -> list[Any]:
     return [message for sent in messages for message in arrives(sent)]
 
 
+@pytest.mark.parametrize("what", ["train", "error", "probe"])
 @pytest.mark.parametrize("kind", WIRE)
-def test_faults_of_broadcast_errors_happen_once(kind: FaultKind, tmp_path: Path) -> None:
-    faulty, sent = injector(tmp_path, fault(kind)), errors()
-    found = arrived(faulty.error_arrives, sent)
-    assert [message.step for message in found] == WIRE[kind]
-    garbled = [message for message in found if message not in sent]
-    assert len(garbled) == (kind == "corrupt")
-    assert all(message.checksum == sent[2].checksum and message.data != sent[2].data for message in garbled)
-    assert arrived(faulty.error_arrives, errors()) == errors()
-    assert sent == errors()  # the publisher's own are not touched
-
-
-@pytest.mark.parametrize("kind", WIRE)
-def test_faults_of_activations_happen_once(kind: FaultKind, tmp_path: Path) -> None:
-    faulty, sent = injector(tmp_path, fault(kind)), frames()
+def test_faults_of_the_wire_happen_once(kind: FaultKind, what: str, tmp_path: Path) -> None:
+    faulty, sent = injector(tmp_path, fault(kind)), frames(what)
     found = arrived(faulty.frame_arrives, sent)
     assert [step_of(frame) for frame in found] == WIRE[kind]
     garbled = [frame for frame in found if frame not in sent]
@@ -88,19 +72,19 @@ def test_faults_of_activations_happen_once(kind: FaultKind, tmp_path: Path) -> N
     for frame in garbled:
         with pytest.raises(ProtocolError, match="checksum"):
             unpack(frame)
-    assert arrived(faulty.frame_arrives, frames()) == frames()
+    assert arrived(faulty.frame_arrives, frames(what)) == frames(what)
 
 
 def test_the_first_message_of_the_step_is_the_one_and_a_repetition_passes(tmp_path: Path) -> None:
     faulty = injector(tmp_path, fault("drop"))
-    message = errors()[2]
-    assert [list(faulty.error_arrives(message)) for _ in range(3)] == [[], [message], [message]]
+    message = frames("error")[2]
+    assert [list(faulty.frame_arrives(message)) for _ in range(3)] == [[], [message], [message]]
 
 
 def test_only_the_first_frame_of_a_training_activation_is_meant(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lowdimfa.services.block.activations.CHUNK_BYTES", 64)
+    monkeypatch.setattr("lowdimfa.services.stream.frames.CHUNK_BYTES", 64)
     long = frames(length=50)
     assert len(long) > 2 * len(STEPS)
     found = arrived(injector(tmp_path, fault("drop")).frame_arrives, long)
@@ -126,7 +110,7 @@ def test_a_fault_that_happened_does_not_happen_to_a_restarted_block(kind: FaultK
     again = injector(tmp_path, *faults)
     again.before_forward(Ticket(2, 0))
     assert not again.poisoned(Ticket(2, 0), torch.zeros(1)).isnan().any()
-    assert [message.step for message in arrived(again.error_arrives, errors()[:4])] == [0, 1, 2, 3]
+    assert [step_of(frame) for frame in arrived(again.frame_arrives, frames("error")[:4])] == [0, 1, 2, 3]
     again.before_save(3)
     assert not (faults_dir(tmp_path) / "1.json").exists()
 
@@ -146,14 +130,14 @@ def test_what_happened_is_noted_before_it_does(tmp_path: Path) -> None:
 
 def test_two_faults_of_one_step_happen_one_after_the_other(tmp_path: Path) -> None:
     faulty = injector(tmp_path, fault("drop"), fault("duplicate"))
-    message = errors()[2]
-    assert [len(list(faulty.error_arrives(message))) for _ in range(3)] == [0, 2, 1]
+    message = frames("error")[2]
+    assert [len(list(faulty.frame_arrives(message))) for _ in range(3)] == [0, 2, 1]
 
 
 def test_faults_of_other_blocks_are_theirs(tmp_path: Path) -> None:
     other = injector(tmp_path, fault("crash", block=0), fault("drop", block=2), fault("nan", block=0))
     other.before_forward(Ticket(2, 0))
-    assert arrived(other.error_arrives, errors()) == errors()
+    assert arrived(other.frame_arrives, frames("error")) == frames("error")
     assert not other.poisoned(Ticket(2, 0), torch.zeros(2)).isnan().any()
 
 

@@ -25,7 +25,7 @@ from lowdimfa.services.cli.main import main
 from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.timeline import TimelineWriter
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from lowdimfa.services.run.disk import no_room
 from lowdimfa.services.run.process_log import keep_output
@@ -434,7 +434,7 @@ def test_last_words_without_room_leave_no_empty_file(
         liveness=1.0,
         workers=workers,
         ask=lambda method: [method] * 2,
-        seating=SimpleNamespace(file_stem=str),
+        topology=SimpleNamespace(file_stem=str),
     )
     monkeypatch.setattr(postmortem, "answers", lambda calls, seconds: dict.fromkeys(range(2), "x" * 9000))
     disk.fill()

@@ -13,11 +13,17 @@ from typing import NamedTuple
 import pytest
 from descriptors import none_left_open
 
-from lowdimfa.services.block import handover
-from lowdimfa.services.block.handover import Line, Meeting
-from lowdimfa.services.block.window import Alarm
+from lowdimfa.services.stream import handover
+from lowdimfa.services.stream.handover import Alarm, Meeting
 
 SKIPPED = 77
+
+
+class Line(handover.Line):
+    """A line to somebody who needs to be told no more than that there is more."""
+
+    def announce(self, sequence: int) -> None:
+        self.ring()
 
 
 class Ends(NamedTuple):

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.handover import Line
-from lowdimfa.services.block.ring import Ring, Shape, slot_bytes
-from lowdimfa.services.block.ring_view import RingView, take_offer
+from lowdimfa.services.stream.handover import Line
+from lowdimfa.services.stream.ring import RING_KEY, Ring, RingView, Shape, slot_bytes, take_offer
 
 LARGEST = 40_000
 SLOTS = 3
@@ -59,7 +58,7 @@ def handed(offer: str, descriptor: int) -> RingView:
     """Return the other end of memory that was handed over, of which it is not known yet whether it is accepted."""
     there = take_offer(offer, SLOTS, LARGEST)
     assert there is not None
-    Line(there.name, descriptor).close()
+    Line(dict(there.answer)[RING_KEY], descriptor).close()
     return there
 
 
@@ -68,7 +67,7 @@ def pair() -> Iterator[tuple[Sender, RingView]]:
     sender = Sender()
     there = take_offer(sender.offer, SLOTS, LARGEST)
     assert there is not None
-    sender.line = Line(there.name, sender.ring.fileno())
+    sender.line = Line(dict(there.answer)[RING_KEY], sender.ring.fileno())
     assert there.accept()
     yield sender, there
     there.close()

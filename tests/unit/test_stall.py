@@ -9,8 +9,8 @@ import pytest
 
 from lowdimfa.errors import BlockLostError
 from lowdimfa.services.block.reports import Status
-from lowdimfa.services.rpc.protocol import TrafficCount
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
+from lowdimfa.services.stream.resumable import TrafficCount
 from lowdimfa.services.trainer import ticks
 from lowdimfa.services.trainer.ticks import StallWatch
 from lowdimfa.services.trainer.worker_calls import Worker

@@ -9,10 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.block.activations import Activation, Assembly, SampleLimit, pack, split, unpack
-from lowdimfa.services.rpc.protocol import run_fingerprint, wire_bytes
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
-from lowdimfa.services.rpc.v1 import activations_pb2 as pb
+from lowdimfa.services.rpc.v1 import stream_pb2 as pb
+from lowdimfa.services.stream.frames import (
+    Assembly,
+    ErrorLimit,
+    Message,
+    SampleLimit,
+    pack,
+    run_fingerprint,
+    split,
+    unpack,
+)
+from lowdimfa.services.stream.resumable import wire_bytes
 from lowdimfa.tickets import Ticket
 
 DTYPES = [dtype_of(code) for code in range(8)]
@@ -99,14 +108,14 @@ def test_complex_tensors_have_no_code() -> None:
 @given(st.integers(0, 4), st.lists(st.integers(0, 3), max_size=3), st.booleans(), st.integers(0, 9))
 def test_activations_survive_being_cut(samples: int, shape: list[int], probe: bool, seed: int) -> None:
     tensors = tuple(random_tensor(torch.float32, [samples, *shape], seed + i) for i in range(1 + probe))
-    activation = Activation("train", Ticket(3, 1), tensors, 5)
+    activation = Message("train", Ticket(3, 1), tensors, 5)
     limit = SampleLimit(tuple(shape), torch.float32, 4)
     assert bits(assemble(list(split(activation, 1, 0)), limit).tensors[-1]) == bits(tensors[-1])
 
 
 def test_large_activations_take_several_frames() -> None:
     tensors = (torch.randn(3, 1000, 200), torch.randn(3, 1000, 200))
-    frames = list(split(Activation("evaluate", Ticket(0, 0), tensors, 0), 1, 0))
+    frames = list(split(Message("evaluate", Ticket(0, 0), tensors, 0), 1, 0))
     assert len(frames) == 6
     assert max(map(len, frames)) < (1 << 20) + 100
     back = assemble(frames, SampleLimit((1000, 200), torch.float32, 3))
@@ -139,19 +148,50 @@ def test_malformed_frames_are_protocol_errors_and_nothing_else(frame: bytes) -> 
 )
 def test_unexpected_tensors_are_refused_before_memory_is_taken(tensors: list[pb.TensorType]) -> None:
     with pytest.raises(ProtocolError):
-        Assembly(pb.ActivationHeader(tensors=tensors), SampleLimit((2,), torch.float32, 4))
+        Assembly(pb.Header(tensors=tensors), SampleLimit((2,), torch.float32, 4))
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 17), (4, 4), (0, 0)])
 def test_frames_out_of_place_are_refused(offset: int, size: int) -> None:
-    header = pb.ActivationHeader(tensors=[pb.TensorType(shape=[2, 2])])
+    header = pb.Header(tensors=[pb.TensorType(shape=[2, 2])])
     with pytest.raises(ProtocolError):
         Assembly(header, SampleLimit((2,), torch.float32, 4)).add(offset, memoryview(bytes(size)))
 
 
 def test_frame_layout() -> None:
-    frame = pack(pb.ActivationHeader(sequence=1), b"abc")
+    frame = pack(pb.Header(sequence=1), b"abc")
     assert frame == b"\x02\x00\x00\x00" + zlib.crc32(b"\x08\x01").to_bytes(4, "little") + b"\x08\x01abc"
+
+
+@given(st.binary(max_size=100), st.integers(0, 10_000))
+def test_a_guarded_frame_with_any_bit_changed_is_noticed(data: bytes, bit: int) -> None:
+    frame = bytearray(pack(pb.Header(sequence=1, step=5), data, guarded=True))
+    assert unpack(bytes(frame)) == (pb.Header(sequence=1, step=5), data)
+    frame[bit // 8 % len(frame)] ^= 1 << bit % 8
+    with pytest.raises(ProtocolError):
+        unpack(bytes(frame))
+
+
+def test_the_same_bytes_once_more_change_nothing() -> None:
+    header = pb.Header(kind=pb.KIND_ERROR, tensors=[pb.TensorType(shape=[2, 2])])
+    assembly = Assembly(header, ErrorLimit(2))
+    data = memoryview(torch.arange(4.0).numpy()).cast("B")
+    for start, again in ((0, 0), (8, 0)):
+        message = assembly.add(start, data[start : start + 8])
+        if message is None:
+            assert assembly.add(again, data[:8]) is None
+    assert message is not None and torch.equal(message.tensors[0], torch.arange(4.0).reshape(2, 2))
+
+
+@pytest.mark.parametrize("kind", [pb.KIND_ERROR, pb.KIND_PROBE])
+def test_errors_and_activations_keep_to_their_own_streams(kind: pb.Kind) -> None:
+    types = [pb.TensorType(shape=[2, 2])]
+    Assembly(pb.Header(kind=kind, tensors=types), ErrorLimit(2))
+    Assembly(pb.Header(tensors=types), SampleLimit((2,), torch.float32, 2))
+    with pytest.raises(ProtocolError):
+        Assembly(pb.Header(kind=kind, tensors=types), SampleLimit((2,), torch.float32, 2))
+    with pytest.raises(ProtocolError):
+        Assembly(pb.Header(tensors=types), ErrorLimit(2))
 
 
 def test_wire_bytes_count_frames_of_16_kib() -> None:
@@ -164,7 +204,7 @@ def test_fingerprint_is_the_head_of_the_digest() -> None:
     assert run_fingerprint("") == 0xE3B0C442
 
 
-def assemble(frames: list[bytes], limit: SampleLimit) -> Activation:
+def assemble(frames: list[bytes], limit: SampleLimit) -> Message:
     header, data = unpack(frames[0])
     assembly = Assembly(header, limit)
     activation = assembly.add(header.offset, data)

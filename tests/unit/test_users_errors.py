@@ -16,7 +16,7 @@ from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.imports import resolve
 from lowdimfa.services.block.actor import BlockHost
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.rpc.seats import Seat
+from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.trainer.actor import TrainerHost
 from lowdimfa.services.trainer.api import DecoupledTrainer
 

@@ -1,1 +1,0 @@
-"""The error broadcast: the head publishes, every block subscribes."""
