@@ -109,7 +109,7 @@ def test_what_learned_feedback_conserves(seed: int, decay: float, rule: str) -> 
     before = state.w1 @ state.w1.mT - state.q @ state.q.mT
     after = final.w1 @ final.w1.mT - final.q @ final.q.mT
     assert near(after, before * math.exp(-2 * decay * time), 1e-6)
-    assert near(final.p @ final.p.mT, torch.eye(2, dtype=torch.float64))
+    assert near(final.p @ final.p.mT, torch.eye(2, dtype=torch.float64), 1e-6)
 
 
 @settings(max_examples=5)
