@@ -55,7 +55,8 @@ PATIENCE_LIVENESS = 2.0
 class BlockWorker:
     """Holds one block. `run_steps`, `evaluate`, `save`, `reopen` and `load` belong to one thread; any may call the rest.
 
-    Who derives from it changes its parts, which `_work`, `_wire` and `_write` make: its own methods are what is called.
+    Who derives from it changes its parts, which `_work`, `_arriving` and `_write` make: its own methods are what is
+    called.
 
     Parameters
     ----------

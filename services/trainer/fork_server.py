@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -99,6 +100,7 @@ class _Server:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 request = _read(client, streams)
                 if self._fit(request["environment"]):
+                    os.chdir(request["folder"])  # before there is another process, so that it may fail
                     number = os.fork()
                     if not number:
                         self._become(request, streams, client)
@@ -128,7 +130,6 @@ class _Server:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         _set_environment(request["environment"])
-        os.chdir(request["folder"])
 
 
 def _read(client: socket.socket, streams: list[int]) -> dict[str, Any]:
@@ -161,8 +162,10 @@ def _set_environment(variables: dict[str, str]) -> None:
 def serve(listening: socket.socket, end: int) -> None:
     """Serve; each process that is made runs what was asked for as Python itself would, and ends here."""
     load(*BEFORE_RAY)
+    folder = Path(listening.getsockname()).parent
     arguments = _Server(listening, end).serve()
     if arguments is None:
+        shutil.rmtree(folder, ignore_errors=True)  # whoever started it may have been killed
         os._exit(0)
     import numpy as np
     import torch

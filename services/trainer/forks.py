@@ -59,18 +59,19 @@ class ForkServer:
         Raises
         ------
         OSError
-            The temporary folder can't be written, or its path is too long for a socket.
+            The temporary folder can't be written, its path is too long for a socket, or no program in it may run.
         """
         folder = Path(tempfile.mkdtemp(prefix="lowdimfa-"))
-        client = (sys.executable, "-I", "-S", fork_client.__file__, str(folder / "socket"))
-        executable = folder / "python"
-        executable.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
-        executable.chmod(0o700)
-        end, kept = os.pipe()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-            listening.bind(str(folder / "socket"))
-            listening.listen(64)
-            wait = make(listening, end)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+                listening.bind(str(folder / "socket"))
+                listening.listen(64)
+                _write_executable(folder)
+                end, kept = os.pipe()
+                wait = make(listening, end)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         os.close(end)
         return cls(folder, wait, kept)
 
@@ -87,7 +88,16 @@ class ForkServer:
         """End it; the processes that it has made are Ray's."""
         os.close(self.kept)
         self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # of one that was killed, and did not do so itself
+
+
+def _write_executable(folder: Path) -> None:
+    client = (sys.executable, "-I", "-S", fork_client.__file__, str(folder / "socket"))
+    executable = folder / "python"
+    executable.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
+    executable.chmod(0o700)
+    if not os.access(executable, os.X_OK):  # the file system may be mounted so
+        raise PermissionError(f"{executable} can't be run")
 
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
@@ -151,7 +161,9 @@ def _forget_the_command(listening: socket.socket, end: int) -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    sys.path[0:1] = []  # the folder of the command's script
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python itself has it
+    if not sys.flags.safe_path:
+        sys.path[0:1] = []  # the folder of the command's script
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nothing, stream)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from lowdimfa.services.coordinator.ray_holder import lives
-from lowdimfa.services.trainer import forks
+from lowdimfa.services.trainer import fork_client, forks
 
 RAYLET = "4194304"  # no process has this identifier
 
@@ -113,17 +114,71 @@ def test_without_a_server_workers_start_all_the_same(there: bool, worker: Path) 
     assert not server.folder.exists()
 
 
-def test_a_server_ends_with_whoever_started_it() -> None:
+def test_a_worker_whose_folder_is_gone_is_an_ordinary_python(
+    server: forks.ForkServer, tmp_path: Path
+) -> None:
+    environment = {"PATH": os.environ["PATH"], "RAYLET_PID": RAYLET}
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    request = {"arguments": ["default_worker.py"], "environment": environment, "folder": str(gone)}
+    gone.rmdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(60)
+        client.connect(str(server.folder / "socket"))
+        body = json.dumps(request).encode()
+        socket.send_fds(client, [len(body).to_bytes(fork_client.SIZE, "big") + body], [0, 1, 2])
+        assert client.recv(1) == b""  # declined
+
+
+def in_a_command(script: str, **variables: str) -> str:
+    """Return what a Python says that runs a script as a command would."""
+    text = f"from lowdimfa.services.trainer import forks\n{script}"
+    return subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+def test_a_prepared_server_keeps_what_python_was_started_with(worker: Path, tmp_path: Path) -> None:
+    worker.write_text("import signal, sys\nprint(sys.path[1:], signal.getsignal(signal.SIGINT))")
+    script = (
+        "import os, subprocess, sys\n"
+        "forks.prepare()\n"
+        "server = forks.take()\n"
+        "for python in (sys.executable, server.folder / 'python'):\n"
+        f"    subprocess.run([python, {str(worker)!r}, '-'], env=os.environ | {{'RAYLET_PID': '{RAYLET}'}})\n"
+        "server.end()\n"
+    )
+    for safe in ("", "1"):
+        said = in_a_command(script, PYTHONSAFEPATH=safe, PYTHONPATH=str(tmp_path / "of_the_user"))
+        ordinary, forked = said.splitlines()
+        entries = ordinary.removeprefix("[").split(", ")
+        assert all(entry in forked for entry in entries) and "default_int_handler" in forked
+
+
+@pytest.mark.parametrize("where", ["too deep for a socket", "mounted noexec"])
+def test_where_no_server_can_be_nothing_is_left(where: str, tmp_path: Path) -> None:
+    folder = tmp_path / (where if "noexec" in where else where.ljust(100, "_"))
+    folder.mkdir()
+    mounted = "import os\nos.access = lambda *_: False\n" if "noexec" in where else ""
+    said = in_a_command(f"{mounted}forks.prepare()\nprint(forks.take())", TMPDIR=str(folder))
+    assert said == "None\n" and not [*folder.glob("lowdimfa-*")]
+
+
+def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
     script = (
         "import os, psutil\n"
-        "from lowdimfa.services.trainer import forks\n"
         "forks.take()\n"
         "print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
-        "os._exit(1)\n"  # as if it had been killed: nothing is ended on the way out
+        "os._exit(0)\n"  # as if it had been killed: nothing is ended on the way out
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
-    (number,) = map(int, said.split())
+    (number,) = map(int, in_a_command(script, TMPDIR=str(tmp_path)).split())
     with contextlib.suppress(psutil.NoSuchProcess):
         server = psutil.Process(number)
         while lives(server):  # the suite's deadline counts
             psutil.wait_procs([server], timeout=0.1)
+    assert not [*tmp_path.glob("lowdimfa-*")]
