@@ -47,8 +47,9 @@ class ChainConfig:
     ----------
     error_dim
         ``r``: a whole number, or a fraction (a float above 0, at most 1) of a layer's outputs; for a grouped
-        convolution, of each group's. More than a layer has is all it has. Of the built-in rules for those of rank ``r``
-        and ``direct`` alone (there of the model's outputs); the others have full matrices.
+        convolution, of each group's. More than a layer has is all it has, as are more than its inputs where ``P`` and
+        ``Q`` are factors of the weights. Of the built-in rules for those of rank ``r`` and ``direct`` alone (there of
+        the model's outputs); the others have full matrices.
     rule
         What stands in for the transposed weights: a built-in name (`lowdimfa.rules`), the import path of a class
         derived from `lowdimfa.ChainRule`, or such a path with arguments.
