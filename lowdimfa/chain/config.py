@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
@@ -111,16 +111,20 @@ class ChainConfig:
         if self.start is not None:
             _check_choice("start", self.start, get_args(Start))
         _check_error_dim("error_dim", self.error_dim)
+        if not isinstance(self.error_dims, Mapping):
+            raise InputError("convert: error_dims", repr(self.error_dims), "a mapping from names of layers")
         for name, error_dim in self.error_dims.items():
             _check_error_dim(f"error_dims[{name!r}]", error_dim)
-        if not 0 < self.p_lr < math.inf:
+        if not isinstance(self.p_lr, int | float) or not 0 < self.p_lr < math.inf:
             raise InputError("convert: p_lr", repr(self.p_lr), "a number above 0")
         for count in ("p_samples", "refresh_every", "fit_every"):
             _check_count(count, getattr(self, count))
         _check_clamp(self.clamp)
         for names in ("skip", "joint", "p_targets"):
-            if isinstance(getattr(self, names), str):
-                raise InputError(f"convert: {names}", f"the text {getattr(self, names)!r}", "a list of names")
+            found = getattr(self, names)
+            if isinstance(found, str) or not isinstance(found, Collection):
+                kind = "the text " if isinstance(found, str) else ""
+                raise InputError(f"convert: {names}", f"{kind}{found!r}", "a list of names")
         if self.p_targets and self.p_rule == "fixed":
             raise InputError("convert: p_targets", repr(self.p_targets), "none where P is fixed")
         self._check_rule()
