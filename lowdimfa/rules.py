@@ -194,7 +194,7 @@ CHAIN_RULES: Registry[ChainRule] = Registry(
         "feedback-alignment": "lowdimfa.chain.rules:FeedbackAlignment",
         "kolen-pollack": "lowdimfa.chain.rules:KolenPollack",
         "sign-symmetry": "lowdimfa.chain.rules:SignSymmetry",
-        "backprop": "lowdimfa.chain.rules:ChainRule",
+        "backprop": "lowdimfa.chain.rules:Backpropagation",
         "direct": "lowdimfa.chain.direct:DirectFeedback",
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
@@ -47,8 +47,9 @@ class ChainConfig:
     ----------
     error_dim
         ``r``: a whole number, or a fraction (a float above 0, at most 1) of a layer's outputs; for a grouped
-        convolution, of each group's. More than a layer has is all it has. Of the built-in rules for those of rank ``r``
-        and ``direct`` alone (there of the model's outputs); the others have full matrices.
+        convolution, of each group's. More than a layer has is all it has, as are more than its inputs where ``P`` and
+        ``Q`` are factors of the weights. Of the built-in rules for those of rank ``r`` and ``direct`` alone (there of
+        the model's outputs); the others have full matrices.
     rule
         What stands in for the transposed weights: a built-in name (`lowdimfa.rules`), the import path of a class
         derived from `lowdimfa.ChainRule`, or such a path with arguments.
@@ -110,16 +111,20 @@ class ChainConfig:
         if self.start is not None:
             _check_choice("start", self.start, get_args(Start))
         _check_error_dim("error_dim", self.error_dim)
+        if not isinstance(self.error_dims, Mapping):
+            raise InputError("convert: error_dims", repr(self.error_dims), "a mapping from names of layers")
         for name, error_dim in self.error_dims.items():
             _check_error_dim(f"error_dims[{name!r}]", error_dim)
-        if not 0 < self.p_lr < math.inf:
+        if not isinstance(self.p_lr, int | float) or not 0 < self.p_lr < math.inf:
             raise InputError("convert: p_lr", repr(self.p_lr), "a number above 0")
         for count in ("p_samples", "refresh_every", "fit_every"):
             _check_count(count, getattr(self, count))
         _check_clamp(self.clamp)
         for names in ("skip", "joint", "p_targets"):
-            if isinstance(getattr(self, names), str):
-                raise InputError(f"convert: {names}", f"the text {getattr(self, names)!r}", "a list of names")
+            found = getattr(self, names)
+            if isinstance(found, str) or not isinstance(found, Collection):
+                kind = "the text " if isinstance(found, str) else ""
+                raise InputError(f"convert: {names}", f"{kind}{found!r}", "a list of names")
         if self.p_targets and self.p_rule == "fixed":
             raise InputError("convert: p_targets", repr(self.p_targets), "none where P is fixed")
         self._check_rule()

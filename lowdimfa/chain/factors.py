@@ -42,6 +42,9 @@ class Local(ChainRule):
         super().__init__(map_, weight, error_dim, config, generator)
         self._seed = drawn_seed(generator)
         start, plain = config.start or self.starts[0], weight.detach()
+        error_dim = min(
+            error_dim, map_.matrix(plain).shape[-1]
+        )  # a higher rank than a weight's no SVD refreshes
         if start == "svd":
             rows, kernel = svd_factors(map_, plain, error_dim, self._seed)
         else:
@@ -53,6 +56,7 @@ class Local(ChainRule):
         self._kernel_shape = kernel.shape
         self._refresh_every = config.refresh_every
         self._passes = 0  # backward passes in training mode since P and Q started or were refreshed
+        self._counted = -1  # the latest of them
         self.bound = clamp_of(map_, config)
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class Local(ChainRule):
 
     def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
         """Carry the error through ``P`` and then ``Q``: two thin products."""
-        self._passes += self.training
+        self._count()
         kernel, rows = self.unpacked(incoming.kernel)
         projected = incoming.map.project(incoming.error, rows)
         delivered = incoming.map.deliver(projected, kernel, incoming.input_shape)
@@ -72,6 +76,13 @@ class Local(ChainRule):
     def _gradient(self, incoming: Incoming, rows: Tensor, kernel: Tensor, projected: Tensor) -> Tensor:
         gradients = incoming.q_gradient(rows, projected, kernel.shape), incoming.p_gradient(rows, kernel)
         return clamped(_packed(*gradients), self.bound)
+
+    def _count(self) -> None:
+        """Count the backward pass under way, once however often the layer runs in it."""
+        current = torch._C._current_graph_task_id()  # torch has no public name for it
+        if self.training and current != self._counted:
+            self._passes += 1
+            self._counted = current
 
     def unpacked(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the kernel of ``Q``, and ``P``."""

@@ -98,11 +98,33 @@ class ChainRule(nn.Module):
         return run_map(map_, x, weight, bias, self.kernel(map_, weight.detach()), self.delivery())
 
 
+OF_FACTORS = (
+    "q_rule",
+    "p_rule",
+    "p_lr",
+    "p_samples",
+    "p_targets",
+    "refresh_every",
+    "fit_every",
+    "clamp",
+    "joint",
+)
+"""Settings that only feedback of low rank has a use for."""
+
+
+class Backpropagation(ChainRule):
+    """The transposed weights, by the same code as all other rules."""
+
+    unused = ("start", *OF_FACTORS)
+
+
 class SignSymmetry(ChainRule):
     """The signs of the forward weights, scaled to their norm (Liao, Leibo and Poggio, 2016; Moskovitz et al., 2018).
 
     Reads the signs of the weights at every step.
     """
+
+    unused = ("start", *OF_FACTORS)
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return the signs times the root of the mean square of the weights."""
@@ -118,7 +140,7 @@ class FeedbackAlignment(ChainRule):
 
     learned = False
     starts = ("random", "transposed")
-    unused = ("p_targets", "refresh_every", "fit_every", "clamp", "joint")
+    unused = OF_FACTORS
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator

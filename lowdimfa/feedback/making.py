@@ -82,6 +82,13 @@ def make_q_rule(
     weights: object = getattr(made, "weights", None)
     if not isinstance(weights, nn.Parameter) or weights.shape != (features, columns):
         raise _without_weights(Q_RULES, made, f"a parameter of shape {(features, columns)}")
+    if "projection" in settings and getattr(made, "projection", None) is None:
+        raise InputError(
+            Q_RULES.key,
+            f"{Q_RULES.name_of(type(made))!r}, whose constructor takes no 'projection' for ReadoutFeedback",
+            f"one that hands it on, or error_dim the task's, {shape.task_dim}",
+            "An error of fewer numbers than classes can't be told from a whole one without it.",
+        )
     return made
 
 

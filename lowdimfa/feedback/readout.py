@@ -46,7 +46,7 @@ class ReadoutFeedback(HebbianFeedback):
     microbatches
         Parts of a step's batch: the broadcast error is that of the mean over all of them.
     projection
-        ``P``, shape ``(r, m)``, where ``r < m``; else None.
+        ``P``, shape ``(r, m)``, where ``r < m``; else None. A class of your own that needs it hands it on.
     """
 
     needs_targets = True
@@ -63,25 +63,28 @@ class ReadoutFeedback(HebbianFeedback):
         super().__init__(features, error_dim, generator)
         self.own_error = own_error
         self._microbatches = microbatches
-        self._projection = projection
+        self.projection = projection
 
     @property
     def received(self) -> int:
         """Numbers per sample that arrive: with the number of the class where the error doesn't show it."""
-        return super().received if self._projection is None else len(self._projection) + 1
+        return super().received if self.projection is None else len(self.projection) + 1
 
     def errors(self, tapped: Tensor, error: Tensor) -> Errors:
         """Return the readout's own error, and the mixture of both."""
-        if self._projection is None:
+        if self.projection is None:
             lowest, target = error.min(-1, keepdim=True)
             own = self._own_error(tapped, target, lowest < 0, error)
             return Errors(own, torch.lerp(error, own, self.own_error))
         sent, target = error[..., :-1], error[..., -1:].long().clamp(max=self.weights.shape[-1] - 1)
         own = self._own_error(tapped, target.clamp(min=0), target >= 0, sent)
-        return Errors(own, torch.lerp(sent @ self._projection, own, self.own_error))
+        return Errors(own, torch.lerp(sent @ self.projection, own, self.own_error))
 
     def _own_error(self, tapped: Tensor, target: Tensor, learned: Tensor, error: Tensor) -> Tensor:
-        """Return the gradient of the step's mean cross-entropy of the readout with respect to its output."""
+        """Return the gradient of the step's mean cross-entropy of the readout with respect to its output.
+
+        That of the mean over micro-batches, which count alike: how many targets count in the others, no block knows.
+        """
         own = (tapped @ self.weights).softmax(-1)
         own.scatter_add_(-1, target, torch.full_like(own[..., :1], -1.0))
         # Without a negative component there is nothing to learn: an ignored token, or one predicted for certain.

@@ -204,7 +204,7 @@ def test_autocast_computes_in_bfloat16_and_learns_in_float32(name: str, rule: st
     for converted in (True, False):
         model, x = build(name)
         if converted:
-            convert(model, 1.0, start="transposed", rule=rule)
+            convert(model, 1.0, start="transposed" if rule == "low-dimensional" else None, rule=rule)
         with torch.autocast("cpu", torch.bfloat16):
             output = model(x)
         output.float().square().sum().backward()

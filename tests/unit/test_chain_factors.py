@@ -189,3 +189,34 @@ def test_gradients_of_feedback_are_clamped_by_the_kind_of_layer(rule: str) -> No
             grads.append(layer.feedback.Q.grad)
         assert grads[0].abs().max() > bound
         torch.testing.assert_close(grads[1], grads[0].clamp(-bound, bound))
+
+
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize("start", ["random", "transposed", "svd"])
+def test_a_refresh_of_a_layer_with_fewer_inputs_than_error_numbers_is_its_weights(
+    inputs: int, start: str
+) -> None:
+    layer = convert(nn.Linear(inputs, 32), 16, rule="local", start=start, refresh_every=1)
+    x = torch.randn(5, inputs, requires_grad=True)
+    for _ in range(2):
+        backward(layer, x)
+    feedback: Any = layer.feedback
+    torch.testing.assert_close((feedback.Q @ feedback.P).t(), layer.weight)
+
+
+@pytest.mark.parametrize("rule", ["local", "normative"])
+def test_a_layer_that_runs_twice_counts_a_backward_pass_once(rule: str) -> None:
+    layer, x = made("linear", rule, refresh_every=2)
+    for count in (1, 2):
+        (layer(x) + layer(2 * x)).sum().backward()
+        assert int(layer.feedback.get_extra_state()) == count
+
+
+def test_a_layer_that_runs_twice_is_fitted_at_every_nth_pass() -> None:
+    layer, x = made("linear", "normative", start="random", fit_every=2)
+    learned = []
+    for _ in range(4):
+        layer.zero_grad()
+        (layer(x) + layer(2 * x)).sum().backward()
+        learned.append(layer.feedback.Q.grad is not None)
+    assert learned == [False, True] * 2

@@ -29,7 +29,8 @@ def feedback_of(layer: nn.Module) -> Any:
 def test_under_equal_decay_q_converges_to_the_weights_seen_through_p(rule: str) -> None:
     rate, decay, steps, draw = 0.5, 0.1, 60, generator()
     torch.manual_seed(0)
-    layer = convert(nn.Linear(6, 8).double(), 3, rule=rule, p_rule="fixed")
+    settings: Any = {"p_rule": "fixed"} if rule == "low-dimensional" else {}
+    layer = convert(nn.Linear(6, 8).double(), 3, rule=rule, **settings)
     feedback = feedback_of(layer)
     rows = feedback.P if rule == "low-dimensional" else torch.eye(8).double()
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, weight_decay=decay)

@@ -226,6 +226,22 @@ def test_what_a_projection_loses_nothing_of_is_delivered_as_it_is() -> None:
     torch.testing.assert_close(found, respond(readout(0.5), tapped, error))
 
 
+class Unprojected(ReadoutFeedback):
+    def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
+        super().__init__(features, error_dim, generator)
+
+
+@pytest.mark.parametrize("error_dim", [1, CLASSES - 1])
+def test_a_readout_of_ones_own_without_the_projection_is_refused_below_the_tasks_dimension(
+    error_dim: int,
+) -> None:
+    """With one number fewer than classes, the class would be taken for the last class's error."""
+    path = f"{__name__}:{Unprojected.__name__}"
+    with pytest.raises(InputError, match=r"feedback\.q_rule: .* takes no 'projection'"):
+        decoupled(q_rule=path, error_dim=error_dim)
+    decoupled(q_rule=path)
+
+
 @pytest.mark.parametrize("every_layer", [False, True])
 def test_blocks_have_the_heads_projection_and_learn_at_any_dimension(every_layer: bool) -> None:
     network = decoupled(error_dim=1, every_layer=every_layer)
@@ -233,7 +249,7 @@ def test_blocks_have_the_heads_projection_and_learn_at_any_dimension(every_layer
         for site in stage.sites:
             assert isinstance(site.feedback, ReadoutFeedback)
             assert site.feedback.weights.shape[-1] == CLASSES
-            assert torch.equal(site.feedback._projection, network.head.projection.weights)  # type: ignore[arg-type]
+            assert torch.equal(site.feedback.projection, network.head.projection.weights)  # type: ignore[arg-type]
     inputs, targets = normal(64, 5, seed=2), torch.arange(64) % CLASSES
     sent = network.head.forward(normal(64, 5, seed=3), targets, Ticket(0, 0))
     assert torch.equal(sent.error[:, -1].long(), targets)
