@@ -1,8 +1,8 @@
 """A process that forks into Ray's workers on request, see `lowdimfa.services.trainer.forks`.
 
-It forks only while it has one thread, answers this user alone, and ends with whoever started it. Ray itself it imports
-with the first request, because Ray reads its settings, such as how its processes prove themselves to each other, from
-the environment when it is imported: those of one raylet, for whose workers alone it forks.
+It forks only while it has one thread, answers this user alone, and ends with whoever started it. Ray itself each worker
+imports: Ray reads its settings, such as how its processes prove themselves to each other, from the environment when it is
+imported, and it draws identifiers from a generator that forks would share.
 """
 
 from __future__ import annotations
@@ -29,14 +29,8 @@ from lowdimfa.services.trainer import fork_client
 _REQUEST_SECONDS = 5.0
 """Longest wait for the rest of a request, which comes from a process on this machine that has nothing else to do."""
 
-BEFORE_RAY = ("torch._dynamo", "lowdimfa.services.block.worker", "lowdimfa.services.trainer.execute")
-"""What the trainer and the blocks need, but for `_WITH_RAY`."""
-
-_WITH_RAY = (
-    "ray._private.workers.default_worker",
-    "lowdimfa.services.trainer.actor",
-    "lowdimfa.services.trainer.ray_engine",
-)
+MODULES = ("torch._dynamo", "lowdimfa.services.block.worker", "lowdimfa.services.trainer.execute")
+"""What the trainer and the blocks need, but for Ray."""
 
 
 @dataclass
@@ -54,7 +48,6 @@ class _Server:
     listening: socket.socket
     end: int
     _made: dict[int, socket.socket] = field(default_factory=dict)
-    _raylet: str | None = None
 
     def serve(self) -> list[str] | None:
         """Fork until it shall end, and return None then."""
@@ -99,7 +92,7 @@ class _Server:
         try:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 request = _read(client, streams)
-                if self._fit(request["environment"]):
+                if threads() == 1:
                     os.chdir(request["folder"])  # before there is another process, so that it may fail
                     number = os.fork()
                     if not number:
@@ -113,15 +106,6 @@ class _Server:
         finally:
             for stream in streams:
                 os.close(stream)
-
-    def _fit(self, variables: dict[str, str]) -> bool:
-        """Whether a process may come of this one that is as if it had been started with an environment."""
-        raylet = variables.get("RAYLET_PID")
-        if self._raylet is None:
-            self._raylet = raylet
-            _set_environment(variables)
-            load(*_WITH_RAY)
-        return raylet == self._raylet and threads() == 1
 
     def _become(self, request: dict[str, Any], streams: list[int], client: socket.socket) -> None:
         os.setpgrp()  # Ray ends a worker by its process group
@@ -161,7 +145,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def serve(listening: socket.socket, end: int) -> None:
     """Serve; each process that is made runs what was asked for as Python itself would, and ends here."""
-    load(*BEFORE_RAY)
+    load(*MODULES)
     folder = Path(listening.getsockname()).parent
     arguments = _Server(listening, end).serve()
     if arguments is None:
@@ -174,6 +158,7 @@ def serve(listening: socket.socket, end: int) -> None:
     torch.set_num_threads(1)  # as Ray wants it of an actor with one CPU; a block sets its own
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    load("ray")
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
     status: object = 0

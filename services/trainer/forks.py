@@ -113,7 +113,7 @@ def prepare() -> None:
     """
     if not _possible() or any(name in os.environ for name in NOT_FOR_RAY):
         return
-    load(*fork_server.BEFORE_RAY)
+    load(*fork_server.MODULES)
     if "ray" not in sys.modules and fork_server.threads() == 1:
         with contextlib.suppress(OSError):
             _prepared.append(ForkServer.start(_forked))
