@@ -161,6 +161,23 @@ class Muon(Optimizer):
         made.state = self.state
         return made
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Raises
+        ------
+        ValueError
+            It has AdamW's of what is Muon's here, or the reverse.
+        """
+        super().load_state_dict(state_dict)
+        for group, needed in zip(self.param_groups, ("momentum_buffer", "exp_avg"), strict=True):
+            for one in group["params"]:
+                if self.state.get(one) and needed not in self.state[one]:
+                    raise ValueError(
+                        f"a parameter of shape {tuple(one.shape)} has the state of the other of Muon and AdamW: "
+                        "keep the patterns adamw and muon as they were"
+                    )
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply the gradients."""

@@ -194,7 +194,7 @@ def test_gradients_of_feedback_are_clamped_by_the_kind_of_layer(rule: str) -> No
 @pytest.mark.parametrize("inputs", [1, 3])
 @pytest.mark.parametrize("start", ["random", "transposed", "svd"])
 def test_a_refresh_of_a_layer_with_fewer_inputs_than_error_numbers_is_its_weights(
-    inputs: int, start: str
+    inputs: int, start: Any
 ) -> None:
     layer = convert(nn.Linear(inputs, 32), 16, rule="local", start=start, refresh_every=1)
     x = torch.randn(5, inputs, requires_grad=True)

@@ -220,3 +220,23 @@ def test_bad_settings_are_refused(args: dict[str, Any], message: str) -> None:
 def test_without_kinds_it_says_where_these_come_from() -> None:
     with pytest.raises(ValueError, match="kinds_of"):
         Muon([nn.Parameter(torch.ones(2, 2))])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_state_under_other_patterns_is_refused_when_it_is_loaded(first: bool) -> None:
+    """AdamW would fail in its first step, and Muon start its momentum anew."""
+    layer = nn.Linear(3, 3)
+    parameters = dict(layer.named_parameters())
+
+    def updater(adamw: list[str]) -> Updater:
+        config = UpdateConfig(FactoryConfig("lowdimfa.muon:Muon", {"adamw": adamw}))
+        return Updater(parameters, [], config, 2, kinds=kinds_of(layer, head=False))
+
+    one, other = updater([]), updater(["weight"])
+    if not first:
+        one, other = other, one
+    layer(torch.ones(1, 3)).sum().backward()
+    one.step()
+    with pytest.raises(ValueError, match="keep the patterns adamw and muon"):
+        other.load(*one.state())
+    one.load(*one.state())
