@@ -265,16 +265,19 @@ class Incoming:
         return message
 
     def _begin(self, header: pb.Header) -> Assembly:
-        if header.run != self._run or header.block != self._source:
-            source = f"block {header.block} and not block {self._source}"
-            raise ProtocolError(f"it comes from another run, or from {source}")
+        if header.run != self._run:
+            raise ProtocolError("it comes from another run, or from before a recovery")
+        if header.block != self._source:
+            raise ProtocolError(f"it comes from block {header.block} and not from block {self._source}")
         if header.sequence != self.expected:
             raise ProtocolError(f"a gap: {self._what} {header.sequence} came where {self.expected} was next")
         self._admit(header.sequence)
         return Assembly(header, self._limit)
 
     def _refused(self, header: pb.Header | None, error: ProtocolError) -> ProtocolError:
-        step = None if header is None or header.offset else header.step
+        step = None if self._assembly is None else self._assembly.ticket.step
+        if header is not None and not header.offset:
+            step = header.step
         when = "" if step is None else f", step {step}"
         text = f"block {self._block}{when}: {self._what} {self.expected}: {error.message}"
         return ProtocolError(text, block=self._block, step=step)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.stream.frames import (
@@ -21,7 +22,7 @@ from lowdimfa.services.stream.frames import (
     split,
     unpack,
 )
-from lowdimfa.services.stream.resumable import wire_bytes
+from lowdimfa.services.stream.resumable import Incoming, wire_bytes
 from lowdimfa.tickets import Ticket
 
 DTYPES = [dtype_of(code) for code in range(8)]
@@ -214,3 +215,39 @@ def assemble(frames: list[bytes], limit: SampleLimit) -> Message:
             activation = assembly.add(header.offset, data)
     assert activation is not None
     return activation
+
+
+def refusal_of(*frames: bytes) -> ProtocolError:
+    """Return the error for frames that stay as they are, however often they are asked for again."""
+    incoming = Incoming("activation", 2, run_fingerprint("r"), 1, SampleLimit((3,), torch.float32, 4), print)
+    for _ in range(Resends.LIMIT):
+        with pytest.raises(Resend):
+            for frame in frames:
+                incoming.take(frame)
+    with pytest.raises(ProtocolError) as refused:
+        for frame in frames:
+            incoming.take(frame)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("run", "block", "expected"),
+    [
+        ("s", 1, "it comes from another run, or from before a recovery"),
+        ("r", 0, "it comes from block 0 and not from block 1"),
+    ],
+)
+def test_a_message_from_elsewhere_says_from_where(run: str, block: int, expected: str) -> None:
+    message = Message("train", Ticket(7, 0), (torch.ones(2, 3),), 0)
+    refused = refusal_of(*split(message, run_fingerprint(run), block))
+    assert refused.message == f"block 2, step 7: activation 0: {expected}"
+
+
+def test_a_frame_that_goes_on_wrongly_names_the_step_of_its_message() -> None:
+    message = Message("train", Ticket(7, 0), (torch.ones(2, 3),), 0)
+    (frame,) = split(message, run_fingerprint("r"), 1)
+    header, data = unpack(frame)
+    refused = refusal_of(pack(header, data[:12]), pack(pb.Header(sequence=0, offset=16), data[16:]))
+    assert (
+        refused.step == 7 and "step 7" in refused.message and "from 16 where 12 was next" in refused.message
+    )
