@@ -97,11 +97,10 @@ def test_what_is_no_worker_is_an_ordinary_python(server: forks.ForkServer) -> No
 
 @pytest.mark.parametrize("there", [False, True], ids=["none", "dead"])
 def test_without_a_server_workers_start_all_the_same(there: bool, worker: Path) -> None:
+    before = {*psutil.Process().children()}
     server = forks.take()
     assert server is not None
-    (process,) = [
-        child for child in psutil.Process().children() if "fork_server" in " ".join(child.cmdline())
-    ][-1:]
+    (process,) = {*psutil.Process().children()} - before
     process.kill()
     server.wait()
     if not there:

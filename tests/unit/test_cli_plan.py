@@ -9,7 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from lowdimfa import measure
 from lowdimfa.errors import InputError
+from lowdimfa.measure import StageTime
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.cli.plan import _size
 
@@ -68,7 +70,11 @@ def test_the_forecast_has_time_memory_and_traffic_of_every_block(spec: Path) -> 
     assert [path.name for path in spec.parent.iterdir()] == ["spec.yaml"]
 
 
-def test_the_bottleneck_sets_the_pace_unless_a_step_has_to_end_first(spec: Path) -> None:
+def test_the_bottleneck_sets_the_pace_unless_a_step_has_to_end_first(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = [StageTime(1e-3, 1e-3, 1e-3), StageTime(2e-3, 0.0, 1e-3)]  # where one is slower it never waits
+    monkeypatch.setattr(measure._Run, "times", lambda measured, microbatches: alike)
     ahead = forecast(spec, "train.staleness=1")
     slowest = max(block["milliseconds_per_microbatch"] for block in ahead["blocks"])
     assert ahead["samples_per_second"] == pytest.approx(8 / (slowest / 1e3), rel=0.02)
