@@ -20,8 +20,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
-	@echo 'make test         run the tests but the slow ones (25 minutes on 2 cores)'
-	@echo 'make test-unit    run those that start no process (a few minutes)'
+	@echo 'make test         run the tests but the slow ones (9 minutes on 2 cores)'
+	@echo 'make test-unit    run those that start no process (2 minutes)'
 	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
