@@ -115,7 +115,9 @@ class LocalRay:
         self.forget()
 
     def forget(self) -> None:
-        """Remove the folder of a cluster whose processes have gone."""
+        """Remove the folders of a cluster whose processes have gone."""
+        if self.server:
+            shutil.rmtree(self.server.folder, ignore_errors=True)
         shutil.rmtree(self.session, ignore_errors=True)
         latest = self.session.with_name("session_latest")
         with contextlib.suppress(OSError):
