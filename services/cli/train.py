@@ -15,7 +15,7 @@ from lowdimfa.services.cli.jobs_display import file_lines
 from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
-from lowdimfa.services.run.loading import loading
+from lowdimfa.services.run.loading import load, loading
 from lowdimfa.services.run.user_code import Modules
 from lowdimfa.services.trainer import forks
 
@@ -65,8 +65,9 @@ def train(
     form: FormatOption = Format.text,
 ) -> None:
     """Train the network that SPEC describes."""
-    if engine is EngineOption.ray and address is None and not dry_run:
-        forks.prepare()
+    own_ray = engine is EngineOption.ray and address is None and not dry_run
+    if own_ray:
+        load("lowdimfa.services.trainer.api")
     with loading():
         from lowdimfa.services.trainer.api import DecoupledTrainer
 
@@ -91,6 +92,8 @@ def train(
                         print(line, file=sys.stderr)
                 display.show({"event": "plan"} | trainer.plan().describe())
             else:
+                if own_ray:  # only now: what is wrong in the specification is told without waiting for it
+                    forks.prepare()
                 display.show({"event": "starting"})
                 fit(trainer)
         except LowdimfaError as error:
