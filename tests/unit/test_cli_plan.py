@@ -101,7 +101,10 @@ def test_replicas_share_a_blocks_micro_batches(spec: Path) -> None:
 
 
 def test_an_uneven_cut_gets_a_better_one(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uneven = [StageTime(1e-3, 1e-3, 1e-3), StageTime(12e-3, 0.0, 1e-3)]  # the head has three of the four layers
+    uneven = [
+        StageTime(1e-3, 1e-3, 1e-3),
+        StageTime(12e-3, 0.0, 1e-3),
+    ]  # the head has three of the four layers
     monkeypatch.setattr(measure._Run, "times", lambda measured, microbatches: uneven)
     width = "model.args.width=512"  # so that the hidden layers cost most
     better = forecast(spec, width, 'model.blocks=["1"]')["better_cut"]
