@@ -58,8 +58,13 @@ def write_result(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -
 
 def update_page(page: Path, mark: str, text: str) -> None:
     """Replace what a page has between ``<!-- mark -->`` and ``<!-- end of mark -->``."""
+    page.write_text(updated(page, mark, text), encoding="utf-8")
+
+
+def updated(page: Path, mark: str, text: str) -> str:
+    """Return a page with this text between its marks; see `update_page`."""
     before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
     _, end, after = rest.partition(f"<!-- end of {mark} -->")
     if not start or not end:
         raise InputError(str(page), "a page without it", f"a part between marks named {mark!r}")
-    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"

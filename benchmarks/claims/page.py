@@ -1,15 +1,17 @@
-"""Generate ``docs/results.md`` from the stored results alone."""
+"""Generate ``docs/results.md``, and the table in ``README.md``, from the stored results alone."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.claim import MODULES, Claim, Result, load
 from benchmarks.claims.comparison import CRITERION
 from benchmarks.claims.storing import Places, draw_stored, made_by_this_version, stored_claims
-from benchmarks.reporting import markdown_table
+from benchmarks.gap import closing
+from benchmarks.reporting import markdown_table, updated
 
 INTRO = f"""\
 # Results
@@ -34,24 +36,35 @@ BUDGET = """\
 """
 
 NO_RESULT = "no stored result"
+_GAP = closing.CLAIM.name
 
 
 def write_page(places: Places, figures: bool = False) -> None:
-    """Write the page, and redraw all figures if asked to."""
+    """Write the pages, and redraw all figures if asked to."""
     if figures:
         for name in stored_claims(places):
             draw_stored(name, places)
     places.docs.mkdir(parents=True, exist_ok=True)
-    (places.docs / "results.md").write_text(page(places))
+    for path, text in _pages(places).items():
+        path.write_text(text)
 
 
 def check_page(places: Places) -> int:
-    """Return 0 if the page is what the stored results give, else 1 with a message."""
-    path = places.docs / "results.md"
-    if path.exists() and path.read_text() == page(places):
-        return 0
-    print(f"{path} is out of date; run python -m benchmarks.claims --page", file=sys.stderr)
-    return 1
+    """Return 0 if the pages are what the stored results give, else 1 with a message."""
+    for path, text in _pages(places).items():
+        if not path.exists() or path.read_text() != text:
+            print(f"{path} is out of date; run python -m benchmarks.claims --page", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _pages(places: Places) -> dict[Path, str]:
+    pages = {places.docs / "results.md": page(places)}
+    gap = stored_claims(places).get(_GAP)
+    if gap is not None and places.readme.exists():
+        with made_by_this_version(_GAP):
+            pages[places.readme] = updated(places.readme, "gap", closing.summary(gap[1]))
+    return pages
 
 
 def page(places: Places) -> str:

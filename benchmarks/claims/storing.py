@@ -24,6 +24,11 @@ class Places:
     docs: Path = RESULTS.parent.parent / "docs"
     runs: Path = RESULTS.parent.parent / "runs" / "claims" / "runs.jsonl"
 
+    @property
+    def readme(self) -> Path:
+        """The page with the table of the broadcast form."""
+        return self.docs.parent / "README.md"
+
     def figure(self, name: str) -> Path:
         """Return the path of a figure by the name of its result."""
         return self.docs / "figures" / f"{name}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
-from benchmarks.claims.comparison import result_of, scores_of
+from benchmarks.claims.comparison import STANDARD_ERRORS, result_of, scores_of
 from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
 from benchmarks.gap.networks import BITS, NETWORKS, Network
@@ -77,6 +78,45 @@ def tables(result: Result) -> str:
     return "\n\n".join(
         [markdown_table(header, rows), *(network_table(result, network) for network in networks_of(result))]
     )
+
+
+def summary(result: Result) -> str:
+    """Return the means of the default and its controls, and in bold what the default misses."""
+    shown = networks_of(result)
+    rules = [
+        rule
+        for rule in (BACKPROP, READOUT, LOCAL, FIXED, FROZEN)
+        if all(rule.label in result["summary"][network.label] for network in shown)
+    ]
+    rows = []
+    for network in shown:
+        row = [network.label + (" (bits)" if network.score == BITS else "")]
+        for rule in rules:
+            mean = statistics.fmean(scores_of(result, network.label, rule.label))
+            text = f"{mean:.2f}" if network.score == BITS else f"{mean:.1f} %"
+            row.append(f"**{text}**" if _missed(result, network, rule) else text)
+        rows.append(row)
+    names = {READOUT: "broadcast (default)", FROZEN: "frozen"}
+    header = ("network and data", *(names.get(rule, rule.label) for rule in rules))
+    return f"{markdown_table(header, rows)}\n\n{_LEGEND}"
+
+
+_LEGEND = (
+    "In bold: the default where it is further behind backpropagation than its [target](docs/results.md#gap), and a\n"
+    f"control where the default isn't ahead of it by more than {STANDARD_ERRORS} standard errors."
+)
+
+
+def _missed(result: Result, network: Network, rule: Rule) -> bool:
+    """Whether the default isn't as near to backpropagation as is wanted, or not clearly ahead of a control."""
+    if rule is BACKPROP:
+        return False
+    if rule is READOUT:
+        return _gap(result, network) > network.target
+    default, control = (scores_of(result, network.label, one.label) for one in (READOUT, rule))
+    variance = sum(statistics.variance(one) / len(one) for one in (default, control) if len(one) > 1)
+    ahead = network.sign * (statistics.fmean(default) - statistics.fmean(control))
+    return ahead <= STANDARD_ERRORS * math.sqrt(variance)
 
 
 def networks_of(result: Result) -> list[Network]:

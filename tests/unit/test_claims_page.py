@@ -13,9 +13,12 @@ from benchmarks.claims.cache import RunCache, key_of
 from benchmarks.claims.claim import MODULES, RunSettings, load
 from benchmarks.claims.methods import BACKPROP, chain, direct
 from benchmarks.claims.networks import DIRECT_ERROR_DIMS, MLP, VGG, VIT
-from benchmarks.claims.page import check_page, configuration, page
+from benchmarks.claims.page import _pages, check_page, configuration, page
 from benchmarks.claims.settings import GRID, Setting, effort
 from benchmarks.claims.storing import Places
+from benchmarks.gap.networks import NETWORKS
+from benchmarks.gap.rules import BACKPROP as BACKPROP_IN_BLOCKS
+from benchmarks.gap.rules import FIXED, LOCAL, READOUT
 from lowdimfa.errors import InputError
 
 CPU = torch.device("cpu")
@@ -104,6 +107,24 @@ def test_a_page_that_is_out_of_date_is_found(tmp_path: Path, capsys: pytest.Capt
     store(tmp_path, 39.0)
     assert main(["--page"], places) == 0
     assert (places.docs / "results.md").read_bytes() == written
+
+
+def test_the_readme_has_what_the_default_misses_in_bold(tmp_path: Path) -> None:
+    network, scores = (
+        NETWORKS["mlp"],
+        {BACKPROP_IN_BLOCKS: [90.0, 90.2], READOUT: [88.0, 88.2], LOCAL: [88.1, 88.1]},
+    )
+    scores[FIXED] = [80.0, 80.2]
+    summary = {network.label: {rule.label: {"rate": 0.1, "scores": found} for rule, found in scores.items()}}
+    places = places_in(tmp_path)
+    places.results.mkdir()
+    stored = json.loads((Places().results / "claim-GAP.json").read_text()) | {"summary": summary}
+    (places.results / "claim-GAP.json").write_text(json.dumps(stored))
+    places.readme.write_text("before\n<!-- gap -->\n<!-- end of gap -->\nafter\n")
+    table = _pages(places)[places.readme]
+    row = next(line for line in table.splitlines() if network.label in line)
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["90.1 %", "**88.1 %**", "**88.1 %**", "80.1 %"]
+    assert table.startswith("before\n") and table.endswith("after\n")
 
 
 def test_a_stored_file_that_is_no_result_is_refused(
