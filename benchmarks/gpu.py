@@ -96,7 +96,7 @@ def transport(source: torch.device, target: torch.device, nccl: bool) -> float:
         raise error
 
     kind = TorchCarrier if nccl else Carrier
-    limit = SampleLimit((WIDTH,), torch.float32, SAMPLES)
+    limit = SampleLimit.of((WIDTH,), torch.float32, SAMPLES)
     there = kind(Here(1, "127.0.0.1", LIVENESS, target)).downstream(2, limit)
     receiver = Receiver("benchmark", 1, 0, 2, limit, inbox.put, fail, carrier=there)
     server = RpcServer("benchmark", security, LIVENESS)

@@ -10,9 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.calling import FACTORY_KEY
 from lowdimfa.errors import InputError
-
-FACTORY_KEY = "model.factory"
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -27,7 +26,7 @@ class Layer:
     name
         By which the plain model registers it: ``name + ".weight"`` is a key of the plain state.
     module
-        The layer itself, one tensor in and one tensor out.
+        The layer itself, called as `lowdimfa.calling` says.
     """
 
     name: str

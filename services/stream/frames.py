@@ -6,7 +6,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from google.protobuf.message import DecodeError
@@ -24,6 +24,7 @@ from lowdimfa.services.rpc.tensors import (
 )
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import MAX_MEMBERS, TensorType
 
 CHUNK_BYTES = 1 << 20
 """Bytes of buffers in one frame: it stays below gRPC's default limit of 4 MiB, so that no peer has to raise it."""
@@ -34,7 +35,9 @@ HEADER_AT = 8
 Kind = Literal["train", "evaluate", "part", "sum", "error", "probe"]
 
 _GUARDED = 1 << 31
-_MAX_TENSORS = 2
+MAX_TENSORS = 2 * MAX_MEMBERS
+"""Most tensors of a message: those of a named set, and on a probe as many again."""
+
 _CODES: dict[Kind, pb.Kind] = {
     "train": pb.KIND_TRAIN,
     "evaluate": pb.KIND_EVALUATE,
@@ -58,8 +61,8 @@ class Message(NamedTuple):
     kind, ticket
         What it is for and which micro-batch it belongs to.
     tensors
-        Each of shape ``(samples, …)``. On a probe micro-batch an activation has a second one, which follows from a
-        disturbance upstream.
+        Each of shape ``(samples, …)``: of an activation one, or those of a named set. On a probe micro-batch it has as
+        many again, which follow from a disturbance upstream.
     sequence
         Position in the stream.
     """
@@ -82,19 +85,23 @@ class Limit(Protocol):
 
 
 class SampleLimit(NamedTuple):
-    """What a receiver of activations or gradients accepts: the type of one sample, and how many of them."""
+    """What a receiver of activations or gradients accepts: the types of one sample's tensors, and how many samples."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    types: tuple[TensorType, ...]
     max_samples: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: torch.dtype, max_samples: int) -> Self:
+        """Return the limit for one tensor."""
+        return cls((TensorType(shape, dtype),), max_samples)
 
     @property
     def nbytes(self) -> int:
         """Most bytes of one message."""
-        return _MAX_TENSORS * self.max_samples * math.prod(self.shape) * self.dtype.itemsize
+        return 2 * self.max_samples * sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in self.types)
 
     def check(self, kind: int, tensors: Sequence[_Type]) -> None:
-        """Refuse other tensors than one, or two alike, of the expected type.
+        """Refuse other tensors than those of the expected types, once, or twice alike.
 
         Raises
         ------
@@ -103,15 +110,19 @@ class SampleLimit(NamedTuple):
         """
         if kind in _ERRORS:
             raise ProtocolError("an error, which only the head sends, and to all blocks")
-        if not 1 <= len(tensors) <= _MAX_TENSORS or any(other != tensors[0] for other in tensors):
-            raise ProtocolError("an activation has one tensor, or two of equal type and shape")
-        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
-        alike = dtype == self.dtype and len(shape) > 0 and shape[1:] == self.shape
-        if not alike or shape[0] > self.max_samples:
-            raise ProtocolError(
-                f"{dtype_name(dtype)} of shape {list(shape)}; expected {dtype_name(self.dtype)} of shape "
-                f"{list(self.shape)} after a batch of at most {self.max_samples}"
-            )
+        own = len(self.types)
+        if len(tensors) not in (own, 2 * own) or list(tensors[own:]) not in ([], list(tensors[:own])):
+            many = "one tensor, or two" if own == 1 else f"{own} tensors, or twice as many"
+            raise ProtocolError(f"an activation has {many} of equal type and shape")
+        samples = tensors[0][1][:1]
+        for (code, shape), expected in zip(tensors, self.types, strict=False):
+            dtype = dtype_of(code)
+            alike = dtype == expected.dtype and len(shape) > 0 and shape[1:] == expected.shape
+            if not alike or shape[:1] != samples or shape[0] > self.max_samples:
+                raise ProtocolError(
+                    f"{dtype_name(dtype)} of shape {list(shape)}; expected {expected} after a batch of at most "
+                    f"{self.max_samples}"
+                )
 
 
 class ErrorLimit(NamedTuple):
@@ -244,7 +255,7 @@ class Assembly:
             raise ProtocolError(f"unknown kind {header.kind}")
         self._announced: list[_Type] = [
             (each.dtype, tuple(each.shape[: MAX_DIMENSIONS + 1]))
-            for each in header.tensors[: _MAX_TENSORS + 1]
+            for each in header.tensors[: MAX_TENSORS + 1]
         ]
         limit.check(header.kind, self._announced)
         self.sequence, self.ticket = header.sequence, Ticket(header.step, header.microbatch)

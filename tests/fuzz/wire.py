@@ -34,7 +34,7 @@ from tests.fuzz.mutate import change_bytes, change_list, change_message, cut, jo
 
 RUN = "fuzzed"
 ERROR_DIM = 3
-LIMIT = SampleLimit((2, 3), torch.float32, 4)
+LIMIT = SampleLimit.of((2, 3), torch.float32, 4)
 MINE = Hello(
     "1.0.0",
     "2.6",

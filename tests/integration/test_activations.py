@@ -40,7 +40,7 @@ class Link:
         self.messages = Inbox()
         self.failures = Inbox()
         self.sender_failures = Inbox()
-        limit = SampleLimit((5,), changes.pop("dtype", torch.float32), samples)
+        limit = SampleLimit.of((5,), changes.pop("dtype", torch.float32), samples)
         there, here = (carrier(Here(block, "127.0.0.1", liveness)) for block in (1, 0))
         self.receiver = Receiver(
             RUN,

@@ -26,7 +26,7 @@ from lowdimfa.tickets import Ticket
 
 SAMPLES, WINDOW = 2000, 3
 PING_BYTES = 17
-LIMIT = SampleLimit((5,), torch.float32, SAMPLES)
+LIMIT = SampleLimit.of((5,), torch.float32, SAMPLES)
 
 
 def never(*_: Any) -> RingLine:
