@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lowdimfa.calling import call, takes_of
+from lowdimfa.calling import call
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer
 from lowdimfa.values import Value
@@ -49,11 +49,14 @@ class BlockModule(nn.Module):
         super().__init__()
         self.layer_names = tuple(layer.name for layer in layers)
         self._layers = nn.ModuleList(layer.module for layer in layers)
-        self._takes = tuple(takes_of(layer.module, layer.name) for layer in layers)
+        self._takes = tuple(layer.takes for layer in layers)
 
     def parts(self, starts: Sequence[int]) -> list[BlockModule]:
         """Return modules that share the layers: each has those from one start, an index, up to the next."""
-        layers = [Layer(name, module) for name, module in self.named_layers()]
+        layers = [
+            Layer(takes.layer, module, takes.needed)
+            for takes, module in zip(self._takes, self._layers, strict=True)
+        ]
         return [BlockModule(layers[start:stop]) for start, stop in pairwise([*starts, len(layers)])]
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:

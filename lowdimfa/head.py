@@ -213,7 +213,9 @@ class Head(Stage):
             )
         return with_classes(found, error) if self._sends_classes else found
 
-    def evaluate_outputs(self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
+    def evaluate_outputs(
+        self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0
+    ) -> None:
         """Add the evaluation batch of that number to the totals."""
         outputs = _precise(one(self.evaluate(inputs, batch)))
         share = self._count(targets) / targets.numel()

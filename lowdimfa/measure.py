@@ -100,7 +100,10 @@ def measure_times(
 
 
 def make_step(
-    blocks: Sequence[Block], head: Head, feedback: FeedbackConfig, batches: Sequence[tuple[Activation, Tensor]]
+    blocks: Sequence[Block],
+    head: Head,
+    feedback: FeedbackConfig,
+    batches: Sequence[tuple[Activation, Tensor]],
 ) -> None:
     """Train for one step, so that optimisers have the state that they keep; as for `measure_times`."""
     with unchanged_generators(head.device):

@@ -64,7 +64,9 @@ def tap_at(tap: Tap | SetTap, output: Value) -> Tensor:
         return tap(output)
     found = "one tensor" if isinstance(output, Tensor) else f"{', '.join(map(repr, output))}"
     expected = ", ".join(map(repr, tap.taps)) if isinstance(tap, SetTap) else "one tensor"
-    raise InputError("model.factory", f"{found} as a layer's output", f"{expected}, as when the network was cut")
+    raise InputError(
+        "model.factory", f"{found} as a layer's output", f"{expected}, as when the network was cut"
+    )
 
 
 def perturb_at(

@@ -77,7 +77,7 @@ def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: B
         x = example
         for index, layer in enumerate(layers):
             stream, side = opened(x)
-            takes = takes_of(layer.module, layer.name)
+            takes = layer.takes
             refuse_lacking(takes, stream, side)
             y, learned = _run(layer, layers[index - 1] if index else None, x)
             taken = by_name(takes, stream, side)
@@ -215,7 +215,9 @@ def _kind(output: Tensor) -> str:
 def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Activation) -> None:
     """Compare the listed layers with the model's own forward, which may do something between them."""
     kind = type(model).__name__
-    batch = everywhere(example, lambda tensor: torch.cat([tensor, tensor]))  # batch normalisation can't train on a single sample
+    batch = everywhere(
+        example, lambda tensor: torch.cat([tensor, tensor])
+    )  # batch normalisation can't train on a single sample
     try:
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
         with _unchanged(model, example, training=True):

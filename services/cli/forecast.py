@@ -70,7 +70,11 @@ def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:
     if block.index == len(plan.network.blocks) - 1:
         return 0
     size = sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in block.outputs.values())
-    return round(plan.order.microbatch_size * size * (1 + _probed(plan.network.feedback, plan.network.training.microbatches)))
+    return round(
+        plan.order.microbatch_size
+        * size
+        * (1 + _probed(plan.network.feedback, plan.network.training.microbatches))
+    )
 
 
 def _probed(feedback: FeedbackConfig, microbatches: int) -> float:

@@ -73,9 +73,7 @@ class Example:
         """Return a batch of this sample alone."""
         if isinstance(self.inputs, Tensor):
             return self.inputs.repeat(samples, *[1] * (self.inputs.dim() - 1))
-        return {
-            name: part.repeat(samples, *[1] * (part.dim() - 1)) for name, part in self.inputs.items()
-        }
+        return {name: part.repeat(samples, *[1] * (part.dim() - 1)) for name, part in self.inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,8 @@ def test_a_plan_refuses_them_too() -> None:
         "data": {"factory": f"{__name__}:dicts"},
         "train": {"steps": 1, "batch_size": 4},
     }
-    with pytest.raises(InputError, match=r"^data\.factory: found a dict without 'labels' as item 0") as refusal:
+    with pytest.raises(
+        InputError, match=r"^data\.factory: found a dict without 'labels' as item 0"
+    ) as refusal:
         make_run_plan(parse_specification(plain, "test"))
     assert refusal.value.exit_code == 2

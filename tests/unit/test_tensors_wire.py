@@ -219,7 +219,9 @@ def assemble(frames: list[bytes], limit: SampleLimit) -> Message:
 
 def refusal_of(*frames: bytes) -> ProtocolError:
     """Return the error for frames that stay as they are, however often they are asked for again."""
-    incoming = Incoming("activation", 2, run_fingerprint("r"), 1, SampleLimit.of((3,), torch.float32, 4), print)
+    incoming = Incoming(
+        "activation", 2, run_fingerprint("r"), 1, SampleLimit.of((3,), torch.float32, 4), print
+    )
     for _ in range(Resends.LIMIT):
         with pytest.raises(Resend):
             for frame in frames:
