@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lowdimfa.calling import FACTORY_KEY, Takes, takes_of
 from lowdimfa.errors import InputError
 
-
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 

@@ -74,18 +74,12 @@ class BlockPlan:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape, without the batch, of the one tensor that enters.
-
-        Raises
-        ------
-        InputError
-            It is a named set.
-        """
+        """Shape, without the batch, of the one tensor that enters; a named set there is refused."""
         return self._one_shape(self.inputs, "takes")
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape, without the batch, of the one tensor that leaves; raises as `input_shape` does."""
+        """Shape, without the batch, of the one tensor that leaves; a named set there is refused."""
         return self._one_shape(self.outputs, "puts out")
 
     def _one_shape(self, types: Types, does: str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from benchmarks.transport.remote import Remote, processes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here, carrier_class
-from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket

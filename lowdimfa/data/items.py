@@ -75,7 +75,8 @@ class ItemSplit:
         Raises
         ------
         InputError
-            An item is neither a pair nor a mapping with a target. What can't be put together is refused when it is asked for.
+            An item is neither a pair nor a mapping with a target. What can't be put together is refused when it is
+            asked for.
         """
         numbers = indices.tolist()
         pairs = [
@@ -148,7 +149,8 @@ class ItemSplit:
         other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), 0)
         raise InputError(
             self.where,
-            f"{what}s{name} of shape {shapes[0]} in item {numbers[0]} and {shapes[other]} in item {numbers[other]}{reason}",
+            f"{what}s{name} of shape {shapes[0]} in item {numbers[0]} and {shapes[other]} in item {numbers[other]}"
+            f"{reason}",
             f"{what}s that can be put together",
             "A batch is one tensor: pad or crop its items to one shape in the data set.",
         )

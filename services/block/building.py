@@ -23,7 +23,7 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.stream.frames import SampleLimit
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.stage import Stage
 from lowdimfa.values import Types
 from lowdimfa.version import VERSION

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lowdimfa.services.rpc.topology import Seat
-from lowdimfa.services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
+from lowdimfa.services.run.example import Example
+from lowdimfa.services.run.plan import NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 

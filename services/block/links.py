@@ -19,7 +19,8 @@ from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
 from lowdimfa.services.stream.carriers import Carrier
-from lowdimfa.services.stream.frames import Kind, Message, SampleLimit
+from lowdimfa.services.stream.frames import Kind, Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 from lowdimfa.services.stream.sender import Sender

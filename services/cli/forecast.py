@@ -7,8 +7,6 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.feedback.making import ErrorShape, broadcast_width

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import error_shape, features_of, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
+from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.generators import reproducible, unchanged_generators
@@ -27,53 +27,16 @@ from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, partition
+from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import feedback_config, training_config
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import ONE, Inputs, Types, types_of
+from lowdimfa.values import ONE, Types
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """The network's inputs and the task: all that a block needs to know of the data to plan the network.
-
-    Attributes
-    ----------
-    inputs
-        Of the first sample. Of one tensor shape and type alone count; of inputs by name, such as masks, also the values.
-    task
-        Of the data.
-    """
-
-    inputs: Inputs
-    task: Task
-
-    @classmethod
-    def of(cls, reader: Reader) -> Self:
-        """Return the example of a run's data."""
-        first = reader.training(torch.tensor([0])).inputs()
-        kept = (
-            torch.zeros_like(first)
-            if isinstance(first, Tensor)
-            else {name: part.clone() for name, part in first.items()}
-        )
-        return cls(kept, reader.dataset.task)
-
-    @property
-    def types(self) -> Types | None:
-        """Of one sample's inputs, where they have names."""
-        return None if isinstance(self.inputs, Tensor) else types_of(self.inputs, leading=1)
-
-    def batch(self, samples: int = 2) -> Inputs:
-        """Return a batch of this sample alone."""
-        if isinstance(self.inputs, Tensor):
-            return self.inputs.repeat(samples, *[1] * (self.inputs.dim() - 1))
-        return {name: part.repeat(samples, *[1] * (part.dim() - 1)) for name, part in self.inputs.items()}
 
 
 @dataclass(frozen=True)

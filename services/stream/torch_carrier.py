@@ -24,7 +24,8 @@ from torch._C._distributed_c10d import Store, TCPStore
 from lowdimfa.errors import InputError, PeerError
 from lowdimfa.services.rpc.security import is_loopback
 from lowdimfa.services.stream.carriers import Carrier, Downstream, Here, Intake, Upstream
-from lowdimfa.services.stream.frames import MAX_TENSORS, Assembly, Message, SampleLimit, without_data
+from lowdimfa.services.stream.frames import MAX_TENSORS, Assembly, Message, without_data
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Sent
 
 GROUP_KEY = "lowdimfa-group"

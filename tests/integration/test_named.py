@@ -10,7 +10,6 @@ import torch
 from specifications import specification
 from thread_fleet import thread_fleet
 
-from lowdimfa.errors import HandshakeError, InputError
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
@@ -28,7 +27,7 @@ def named(
 
 def fit(plain: dict[str, Any], run_dir: Path, engine: str, **options: Any) -> dict[str, torch.Tensor]:
     own = Path(__file__).parent
-    DecoupledTrainer(plain, engine=engine, run_dir=run_dir, user_code=own).fit(**options)  # type: ignore[arg-type]
+    DecoupledTrainer(plain, engine=engine, run_dir=run_dir, user_code=own, **options).fit()  # type: ignore[arg-type]
     return export_state(CheckpointStore(run_dir).load(None))
 
 
@@ -70,3 +69,19 @@ def test_same_bits_as_in_process(model: str, case: str, tmp_path: Path) -> None:
         return
     assert local.metrics["test_loss"] == loss
     assert_same_bits(found, expected)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("model", "blocks"), [("masked", 2), ("masked", 3), ("sets", 3)])
+def test_same_bits_on_ray_with_dropout_also_resumed(model: str, blocks: int, tmp_path: Path) -> None:
+    run = {"checkpoint_every": 4, "alignment_every": 4, "evaluate_every_epochs": 1}
+    plain = named(model, blocks, "probed", dropout=0.2, run=run)
+    seen: dict[str, list[dict[str, Any]]] = {"local": [], "ray": []}
+    local, ray = (fit(plain, tmp_path / engine, engine, on_event=seen[engine].append) for engine in seen)
+    assert_same_bits(ray, local)
+    assert_same_bits(fit(plain, tmp_path / "ray", "ray", resume_step=4), local)
+    measured = {
+        engine: [{**event, "time": 0} for event in events if event["event"] in ("alignment", "evaluation")]
+        for engine, events in seen.items()
+    }
+    assert measured["ray"] == measured["local"] != []

@@ -15,7 +15,8 @@ from lowdimfa.errors import InputError, PeerError, ProtocolError
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here
-from lowdimfa.services.stream.frames import Message, SampleLimit, without_data
+from lowdimfa.services.stream.frames import Message, without_data
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Sent
 from lowdimfa.services.stream.sender import Sender

@@ -12,16 +12,8 @@ from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
-from lowdimfa.services.stream.frames import (
-    Assembly,
-    ErrorLimit,
-    Message,
-    SampleLimit,
-    pack,
-    run_fingerprint,
-    split,
-    unpack,
-)
+from lowdimfa.services.stream.frames import Assembly, Message, pack, run_fingerprint, split, unpack
+from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.resumable import Incoming, wire_bytes
 from lowdimfa.tickets import Ticket
 
