@@ -22,7 +22,8 @@ from lowdimfa.services.block.devices import Cuda, NoCopies, StreamedCopies
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Carrier, Here
-from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.services.stream.torch_carrier import TorchCarrier
@@ -96,7 +97,7 @@ def transport(source: torch.device, target: torch.device, nccl: bool) -> float:
         raise error
 
     kind = TorchCarrier if nccl else Carrier
-    limit = SampleLimit((WIDTH,), torch.float32, SAMPLES)
+    limit = SampleLimit.of((WIDTH,), torch.float32, SAMPLES)
     there = kind(Here(1, "127.0.0.1", LIVENESS, target)).downstream(2, limit)
     receiver = Receiver("benchmark", 1, 0, 2, limit, inbox.put, fail, carrier=there)
     server = RpcServer("benchmark", security, LIVENESS)

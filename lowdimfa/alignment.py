@@ -17,6 +17,7 @@ from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
 from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, Value, one, onward
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Alignment:
         return asdict(self)
 
 
-def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targets: Tensor) -> Alignment:
+def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Activation, targets: Tensor) -> Alignment:
     """Compare every block's update with the gradient that backpropagation gives it.
 
     Nothing is changed: not the weights, their accumulated gradients, running statistics, or what a block keeps.
@@ -75,11 +76,11 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)
             found.append(_compare(block.index, _update(block, outputs, sent), truth))
-            inputs = outputs[-1]
+            inputs = onward(inputs, outputs[-1])
     return Alignment(found, head.projection.explained_energy(error))
 
 
-def _update(block: Block, outputs: Sequence[Tensor], sent: Tensor) -> Sequence[Tensor]:
+def _update(block: Block, outputs: Sequence[Value], sent: Tensor) -> Sequence[Tensor]:
     """Return the gradients that a block makes of a broadcast error, given the outputs of its parts."""
     parameters = [value for value in block.module.parameters() if value.requires_grad]
     if not parameters:
@@ -93,12 +94,12 @@ def _update(block: Block, outputs: Sequence[Tensor], sent: Tensor) -> Sequence[T
 
 
 def _reference(
-    blocks: Sequence[Block], head: Head, inputs: Tensor, targets: Tensor, ticket: Ticket
+    blocks: Sequence[Block], head: Head, inputs: Activation, targets: Tensor, ticket: Ticket
 ) -> tuple[Tensor, list[Sequence[Tensor]]]:
     """Return the output error and every block's true gradient."""
-    outputs = inputs
     for stage in (*blocks, head):
-        outputs = stage.run(outputs, ticket)
+        inputs = stage.run(inputs, ticket)
+    outputs = one(inputs)
     _, error = head.output_error(outputs, targets)
     groups = [[value for value in block.module.parameters() if value.requires_grad] for block in blocks]
     flat = [value for group in groups for value in group]

@@ -11,7 +11,9 @@ from torch import Tensor
 from lowdimfa.block import Block
 from lowdimfa.feedback.readout import LocalReadout
 from lowdimfa.head import Head
+from lowdimfa.set_taps import tap_at
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, one, opened
 
 
 class BackpropForm:
@@ -22,13 +24,13 @@ class BackpropForm:
         self._head = head
 
     def run(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+        self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Forward through all blocks with one graph, and backpropagate the output error."""
         with torch.enable_grad():
-            outputs = inputs
             for stage in self._stages:
-                outputs = stage.run(outputs, ticket)
+                inputs = stage.run(inputs, ticket)
+            outputs = one(inputs)
         loss, error = self._head.output_error(outputs, targets, weight)
         self._head.require_finite(loss, "the loss", ticket.step)
         torch.autograd.backward(outputs, error.to(outputs.dtype))
@@ -53,13 +55,13 @@ class LocalForm:
         self._sites = [block.sites[-1] for block in blocks]
 
     def run(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+        self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Run each block on the detached output of the one before, and learn from the readout's loss."""
         for block, (_, tap, feedback) in zip(self._blocks, self._sites, strict=True):
             with block.learning():
                 output = block.run(inputs.detach(), ticket)
-                prediction = cast(LocalReadout, feedback).predict(tap(output))
+                prediction = cast(LocalReadout, feedback).predict(tap_at(tap, opened(output)[0]))
             _, error = self._head.output_error(prediction, targets, weight)
             torch.autograd.backward(prediction, error)
             inputs = output.detach()
@@ -84,7 +86,7 @@ class FrozenForm:
         self._head = head
 
     def run(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+        self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Forward through all blocks, and let the head learn."""
         with torch.no_grad():

@@ -15,12 +15,25 @@ from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import StageConfig
-from lowdimfa.errors import ProtocolError
+from lowdimfa.errors import InputError, ProtocolError
 from lowdimfa.optim import Updater
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.stash import StashedWeights
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import (
+    PLAIN,
+    Activation,
+    Ports,
+    TensorType,
+    Types,
+    Value,
+    mapped,
+    named,
+    onward,
+    opened,
+    types_of,
+)
 
 ErrorKind = Literal["train", "probe"]
 
@@ -45,36 +58,59 @@ class Block(Stage):
         sites: Sequence[FeedbackSite],
         config: StageConfig,
         parts: Sequence[int] = (0,),
+        ports: Ports = PLAIN,
     ) -> None:
-        super().__init__(index, module, updater, sites, config, parts)
+        super().__init__(index, module, updater, sites, config, parts, ports)
         self._kept: dict[Ticket, _Kept] = {}
 
-    def forward(self, inputs: Tensor, ticket: Ticket) -> Tensor:
+    def forward(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers, keep under the ticket what the update needs, and return the detached output.
 
         Raises
         ------
         NotFiniteError
             The output isn't finite.
+        InputError
+            A named set has others members, or of another type, than it had when the network was cut.
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
             self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
-        detached = outputs[-1].detach().contiguous()
-        self.check_finite(detached, "the output", ticket.step)
-        return self._leaving(detached)
+        detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
+        for name in self.ports.tapped:
+            if (tapped := named(detached).get(name)) is not None:
+                self.check_finite(tapped, f"the output{name and f' {name!r}'}", ticket.step)
+        return onward(inputs, self._leaving(detached))
 
-    def probe(self, inputs: Tensor, ticket: Ticket) -> Tensor:
+    def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`."""
         output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
-        return self._leaving(output.contiguous())
+        return onward(inputs, self._leaving(mapped(output, Tensor.contiguous)))
 
-    def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:
+    def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
-        return self._leaving(super().evaluate(inputs, batch))
+        return onward(inputs, self._leaving(opened(super().evaluate(inputs, batch))[0]))
 
-    def _leaving(self, output: Tensor) -> Tensor:
-        return output.bfloat16() if self._coarse_between and output.dtype == torch.float32 else output
+    def _leaving(self, output: Value) -> Value:
+        if self._coarse_between:
+            output = mapped(output, lambda each: each.bfloat16() if each.dtype == torch.float32 else each)
+        if self.ports.leaves or not isinstance(output, Tensor):
+            self._refuse_changed(types_of(output, leading=1))
+        return output
+
+    def _refuse_changed(self, found: Types) -> None:
+        """Refuse another set than the one that the next block expects."""
+        for name in {**self.ports.leaves, **found}:
+            kinds = self.ports.leaves.get(name), found.get(name)
+            if self._coarse_between:  # which the plan of a run tells, but not that of `decouple`
+                kinds = _fine(kinds[0]), _fine(kinds[1])
+            if kinds[0] != kinds[1]:
+                raise InputError(
+                    "model.factory",
+                    f"{kinds[1] or 'nothing'} as {name or 'the output'!r} of block {self.index} ({self.boundary})",
+                    f"{kinds[0] or 'nothing'}, as when the network was cut",
+                    "What goes from block to block keeps its names, shapes and types.",
+                )
 
     def receive_error(self, ticket: Ticket, error: Tensor, kind: ErrorKind = "train") -> None:
         """Accumulate this block's local gradients from the broadcast error of one micro-batch.
@@ -113,3 +149,7 @@ class Block(Stage):
             kept.tapped = kept.weights = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]
+
+
+def _fine(kind: TensorType | None) -> TensorType | None:
+    return kind._replace(dtype=torch.float32) if kind and kind.dtype == torch.bfloat16 else kind

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lowdimfa.calling import call
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer
+from lowdimfa.values import Value
 
 _EXTRA_STATE = "_extra_state"
 """How the keys end under which torch keeps what ``get_extra_state`` returns."""
+
+_NOTHING: Mapping[str, Tensor] = {}
 
 _FIRST_VERSION = {"version": 1}
 """What torch notes of a module whose class says nothing of the format of its state."""
@@ -45,21 +49,25 @@ class BlockModule(nn.Module):
         super().__init__()
         self.layer_names = tuple(layer.name for layer in layers)
         self._layers = nn.ModuleList(layer.module for layer in layers)
+        self._takes = tuple(layer.takes for layer in layers)
 
-    def parts(self, starts: Sequence[int]) -> list[nn.Sequential]:
+    def parts(self, starts: Sequence[int]) -> list[BlockModule]:
         """Return modules that share the layers: each has those from one start, an index, up to the next."""
-        spans = pairwise([*starts, len(self._layers)])
-        return [nn.Sequential(*self._layers[start:stop]) for start, stop in spans]
+        layers = [
+            Layer(takes.layer, module, takes.needed)
+            for takes, module in zip(self._takes, self._layers, strict=True)
+        ]
+        return [BlockModule(layers[start:stop]) for start, stop in pairwise([*starts, len(layers)])]
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the layers with their names."""
         return zip(self.layer_names, self._layers, strict=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the layers in order."""
-        for layer in self._layers:
-            x = layer(x)
-        return x
+    def forward(self, stream: Value, side: Mapping[str, Tensor] = _NOTHING) -> Value:
+        """Run the layers in order, with the data's inputs by name beside what goes from one to the next."""
+        for layer, takes in zip(self._layers, self._takes, strict=True):
+            stream = call(layer, takes, stream, side)
+        return stream
 
     def named_plain_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield every parameter once, with its name in the plain model."""

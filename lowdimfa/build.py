@@ -24,9 +24,11 @@ from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.set_taps import SetTap
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
+from lowdimfa.values import ONE
 
 
 def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorShape:
@@ -117,22 +119,32 @@ def parts_of(plan: BlockPlan, feedback: FeedbackConfig, is_head: bool) -> Parts:
     return Parts(starts, parts[:-1] if is_head else parts)
 
 
-def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap:
-    """Return the tap of a block.
+def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap | SetTap:
+    """Return the tap of a block, or those of a named set that it puts out.
 
     Raises
     ------
     InputError
         Errors are per token but the block's output has no token dimension of that length.
     """
-    output = tuple(plan.output_shape)
-    if shape.position_dims and output[0] != shape.positions:
-        raise InputError(
-            "model.blocks",
-            f"block {plan.index} ({plan.name}) with outputs {output} under an error for each of {shape.positions} tokens",
-            "blocks whose outputs keep the token dimension first",
-        )
-    return choose_tap(feedback.tap, output, shape.position_dims, _ends_in_residual_stream(plan))
+    residual, taps = _ends_in_residual_stream(plan), {}
+    for name in plan.tapped:
+        output = plan.outputs[name].shape
+        if shape.position_dims and output[:1] != (shape.positions,):
+            raise InputError(
+                "model.blocks",
+                f"block {plan.index} ({plan.name}) with outputs {name and f'{name!r} '}{output} under an error for each "
+                f"of {shape.positions} tokens",
+                "blocks whose outputs keep the token dimension first",
+            )
+        taps[name] = choose_tap(feedback.tap, output, shape.position_dims, residual), output
+    return taps[ONE][0] if ONE in taps else SetTap(taps)
+
+
+def features_of(tap: Tap | SetTap, plan: BlockPlan) -> int:
+    """Return the number of features of the tap of a block."""
+    taps = tap.taps.values() if isinstance(tap, SetTap) else [(tap, plan.output_shape)]
+    return sum(operator.index(each.features(shape)) for each, shape in taps)
 
 
 def build_block(
@@ -156,6 +168,7 @@ def build_block(
         sites,
         StageConfig.of(training, feedback),
         parts.starts,
+        plan.ports,
     )
 
 
@@ -181,6 +194,7 @@ def build_head(
         StageConfig.of(training, feedback),
         parts.starts,
         sends_classes(shape, feedback),
+        plan.ports,
     )
 
 
@@ -209,9 +223,11 @@ def _site(
 ) -> FeedbackSite:
     """Return where the error enters a block, or a part of one, with freshly drawn feedback weights."""
     tap, boundary = tap_of(plan, feedback, shape), plan.layers[-1].name
-    with TAPS.trying(type(tap), f"on outputs of shape {tuple(plan.output_shape)} per sample"):
-        features, keeps_places = tap.features(plan.output_shape), tap.keeps_places(plan.output_shape)
-        features = operator.index(features)
+    shapes = [plan.outputs[name].shape for name in plan.tapped]
+    kind = type(next(iter(tap.taps.values()))[0]) if isinstance(tap, SetTap) else type(tap)
+    with TAPS.trying(kind, f"on outputs of shape {', '.join(map(str, shapes))} per sample"):
+        features = features_of(tap, plan)
+        keeps_places = not isinstance(tap, SetTap) and tap.keeps_places(plan.output_shape)
     rule = make_q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
     if keeps_places:
         with Q_RULES.trying(type(rule), "in start_on_places()"):

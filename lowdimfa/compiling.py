@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowdimfa.errors import InputError
+from lowdimfa.values import Value
 
 
-def compiled(layers: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
+def compiled(layers: nn.Module, index: int) -> Callable[..., Value]:
     """Return what runs the layers of block ``index`` compiled; the first call compiles.
 
     Raises
@@ -22,9 +24,9 @@ def compiled(layers: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
 
     call = torch.compile(layers, dynamic=False)
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(*inputs: Any) -> Value:
         try:
-            return call(inputs)  # type: ignore[no-any-return]
+            return call(*inputs)  # type: ignore[no-any-return]
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from lowdimfa.values import Activation, Value, Values, everywhere, opened, some_tensor, tensors_of
+
 Balance = Literal["flops", "time"]
 _Solution = tuple[float, float, tuple[int, ...]]
 
@@ -54,7 +56,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def operations(module: nn.Module, x: Tensor) -> float:
+def operations(module: nn.Module, x: Activation) -> float:
     """Return the cost of a forward pass in operations; a backward pass is taken to be in proportion.
 
     Counted, not timed, so that two processes cut a model alike. Attention is counted in its plain form, since
@@ -63,11 +65,11 @@ def operations(module: nn.Module, x: Tensor) -> float:
     # With gradients, since the built-in transformer layers otherwise take fused paths that are not counted.
     # The copy stands for the reading of the input, and keeps it from layers that work in place.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
-        module(x.clone())
+        _run(module, everywhere(x, Tensor.clone))
     return float(counted.floating_point + _OPERATIONS_PER_BYTE * counted.written)
 
 
-def seconds(module: nn.Module, x: Tensor) -> float:
+def seconds(module: nn.Module, x: Activation) -> float:
     """Return the median time of a forward and backward pass in training mode, in seconds; no gradient is left behind.
 
     Measured on ``x`` with torch's present number of threads: give it as many samples as a micro-batch of the run has.
@@ -80,18 +82,28 @@ def seconds(module: nn.Module, x: Tensor) -> float:
         module.train(mode)
 
 
-def _timed_pass(module: nn.Module, x: Tensor) -> float:
+def _timed_pass(module: nn.Module, x: Activation) -> float:
     with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_(x.is_floating_point())
-        own = leaf.clone()  # an in-place layer may not write to a leaf
-        sources = [source for source in (leaf, *module.parameters()) if source.requires_grad]
-        _wait_for(x.device)
+        leaf = everywhere(
+            x, lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+        )
+        own = everywhere(leaf, Tensor.clone)  # an in-place layer may not write to a leaf
+        leaves = tensors_of(opened(leaf)[0])
+        sources = [source for source in (*leaves, *module.parameters()) if source.requires_grad]
+        device = some_tensor(x).device
+        _wait_for(device)
         start = time.perf_counter()
-        output = module(own)
-        if output.requires_grad:
-            torch.autograd.grad(output, sources, torch.ones_like(output), allow_unused=True)
-        _wait_for(x.device)
+        outputs = [output for output in tensors_of(_run(module, own)) if output.requires_grad]
+        if outputs:
+            ones = [torch.ones_like(output) for output in outputs]
+            torch.autograd.grad(outputs, sources, ones, allow_unused=True)
+        _wait_for(device)
     return time.perf_counter() - start
+
+
+def _run(module: nn.Module, x: Activation) -> Value:
+    output: Value = module(x.stream, x.side) if isinstance(x, Values) else module(x)
+    return output
 
 
 def _wait_for(device: torch.device) -> None:
@@ -99,7 +111,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-COSTS: dict[Balance, Callable[[nn.Module, Tensor], float]] = {"flops": operations, "time": seconds}
+COSTS: dict[Balance, Callable[[nn.Module, Activation], float]] = {"flops": operations, "time": seconds}
 
 
 def cuts_between(costs: Sequence[float], starts: Sequence[int], parts: int) -> list[int]:

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule, unchanged_buffers
+from lowdimfa.calling import FACTORY_KEY
 from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.head import Head
-from lowdimfa.layers import FACTORY_KEY
+from lowdimfa.set_taps import tap_at
 from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, one, opened
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Activation, Tensor]
 
 TOLERANCE = 1e-3
 """Largest difference of gradients, relative to their norm, that is taken for rounding."""
@@ -63,11 +65,11 @@ def refuse_inexact(
 class _Checked:
     """One block and two micro-batches that reach it."""
 
-    def __init__(self, block: Block, inputs: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, block: Block, inputs: tuple[Activation, Activation]) -> None:
         self.block = block
         self.inputs = dict(zip((_FIRST, _SECOND), inputs, strict=True))
 
-    def checked(self, overlapping: bool, stale: bool) -> tuple[Tensor, Tensor]:
+    def checked(self, overlapping: bool, stale: bool) -> tuple[Activation, Activation]:
         """Return what the block makes of both."""
         for site in self.block.sites:  # which may have started at zero, and would show nothing
             site.feedback.weights.data.normal_(generator=torch.Generator(self.block.device).manual_seed(0))
@@ -89,14 +91,15 @@ class _Checked:
         first, second = outputs.values()
         return first, second
 
-    def _outputs(self) -> dict[Ticket, Tensor]:
+    def _outputs(self) -> dict[Ticket, Activation]:
         return _restored(self.block, lambda: {t: self.block.forward(x, t) for t, x in self.inputs.items()})
 
-    def _error(self, output: Tensor) -> Tensor:
+    def _error(self, output: Activation) -> Tensor:
         site = self.block.sites[-1]
-        shape = *site.tap(output).shape[:-1], site.feedback.received
+        tapped = tap_at(site.tap, opened(output)[0])
+        shape = *tapped.shape[:-1], site.feedback.received
         error = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        return (error / len(output)).to(output.device)
+        return (error / len(tapped)).to(tapped.device)
 
     def _learn(self, events: str) -> Gradients:
         """Return the gradients and buffers after these events: f and u of a micro-batch, and w, other weights."""
@@ -124,14 +127,15 @@ class _Checked:
             return _by_autograd(self.block, tapped, delivered(self.block.sites, tapped, self.errors[_FIRST]))
 
 
-def _check_head(head: Head, inputs: Tensor, targets: Tensor) -> None:
+def _check_head(head: Head, inputs: Activation, targets: Tensor) -> None:
     def learn() -> Gradients:
         head.forward(inputs, targets, _FIRST)
         return _gradients(head.module)
 
     def plain() -> Gradients:
         with torch.enable_grad():
-            *inner, outputs = head.run_parts(inputs, _FIRST, cut=_with_past)
+            *inner, last = head.run_parts(inputs, _FIRST, cut=_with_past)
+            outputs = one(last)
             _, error = head.output_error(outputs, targets)
             tapped = tap_all(head.sites, inner)
             fed = delivered(head.sites, tapped, head.projected(error))

@@ -22,6 +22,7 @@ from lowdimfa.rules import P_RULES
 from lowdimfa.sites import FeedbackSite, deliver, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import PLAIN, Activation, Ports, one
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Head(Stage):
         What is minimised; the error vector comes from it by autograd.
     sends_classes
         Whether the number of its class goes with every error.
+    ports
+        What enters; one tensor leaves.
     """
 
     def __init__(
@@ -96,9 +99,10 @@ class Head(Stage):
         config: StageConfig,
         parts: Sequence[int] = (0,),
         sends_classes: bool = False,
+        ports: Ports = PLAIN,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
-        super().__init__(index, module, updater, sites, replace(config, staleness=0), parts)
+        super().__init__(index, module, updater, sites, replace(config, staleness=0), parts, ports)
         self.projection = projection
         self._rules.append(projection.to(self.device))
         self.objective = objective
@@ -106,10 +110,10 @@ class Head(Stage):
 
     def forward(
         self,
-        inputs: Tensor,
+        inputs: Activation,
         targets: Tensor,
         ticket: Ticket,
-        perturbed: Tensor | None = None,
+        perturbed: Activation | None = None,
         weight: float | None = None,
     ) -> Broadcast:
         """Run the layers, accumulate the head's own exact gradients, and make the broadcast error.
@@ -132,7 +136,8 @@ class Head(Stage):
         """
         self._learned = ticket
         with self.learning():
-            *inner, outputs = self.run_parts(inputs.detach(), ticket)
+            *inner, last = self.run_parts(inputs.detach(), ticket)
+            outputs = one(last)
             tapped = tap_all(self.sites, inner)
             loss, error = self.output_error(outputs, targets, weight)
             self.seed_for("update", *ticket)
@@ -179,9 +184,9 @@ class Head(Stage):
         return right_predictions(outputs, targets, self.objective.task, self.objective.counts(targets))
 
     @torch.no_grad()
-    def _response(self, clean: Tensor, perturbed: Tensor, ticket: Ticket) -> Tensor:
+    def _response(self, clean: Tensor, perturbed: Activation, ticket: Ticket) -> Tensor:
         outputs, moved = self.run_perturbed(perturbed, ticket)
-        response = self.projected(outputs.float() - clean.float())
+        response = self.projected(one(outputs).float() - clean.float())
         self.accumulate_probe(moved, response, ticket)
         return response
 
@@ -208,9 +213,11 @@ class Head(Stage):
             )
         return with_classes(found, error) if self._sends_classes else found
 
-    def evaluate_outputs(self, inputs: Tensor, targets: Tensor, totals: Evaluation, batch: int = 0) -> None:
+    def evaluate_outputs(
+        self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0
+    ) -> None:
         """Add the evaluation batch of that number to the totals."""
-        outputs = _precise(self.evaluate(inputs, batch))
+        outputs = _precise(one(self.evaluate(inputs, batch)))
         share = self._count(targets) / targets.numel()
         if share:
             totals.loss_sum += float(self.objective.loss(outputs, targets)) * len(targets) * share

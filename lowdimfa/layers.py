@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.calling import FACTORY_KEY, Takes, takes_of
 from lowdimfa.errors import InputError
-
-FACTORY_KEY = "model.factory"
-
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -27,11 +25,19 @@ class Layer:
     name
         By which the plain model registers it: ``name + ".weight"`` is a key of the plain state.
     module
-        The layer itself, one tensor in and one tensor out.
+        The layer itself, called as `lowdimfa.calling` says.
+    needed
+        What later layers take by name; None where they aren't known.
     """
 
     name: str
     module: nn.Module
+    needed: frozenset[str] | None = None
+
+    @property
+    def takes(self) -> Takes:
+        """What its forward takes."""
+        return takes_of(self.module, self.name, self.needed)
 
     @property
     def has_parameters(self) -> bool:
@@ -93,6 +99,10 @@ def list_layers(model: object) -> list[Layer]:
         raise _not_layers("a model without layers")
     _refuse_missed(module, layers)
     _refuse_unheard_hooks(module, layers)
+    needed: frozenset[str] = frozenset()
+    for index, layer in reversed(list(enumerate(layers))):
+        layers[index] = replace(layer, needed=needed)
+        needed |= set(layer.takes.names)
     return layers
 
 

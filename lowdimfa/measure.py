@@ -19,6 +19,7 @@ from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Broadcast, Head
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation
 
 Piece = Literal["forward", "update", "step"]
 
@@ -56,7 +57,7 @@ def measure_times(
     blocks: Sequence[Block],
     head: Head,
     feedback: FeedbackConfig,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Activation, Tensor]],
     microbatches: int,
     staleness: int,
 ) -> list[StageTime]:
@@ -99,7 +100,10 @@ def measure_times(
 
 
 def make_step(
-    blocks: Sequence[Block], head: Head, feedback: FeedbackConfig, batches: Sequence[tuple[Tensor, Tensor]]
+    blocks: Sequence[Block],
+    head: Head,
+    feedback: FeedbackConfig,
+    batches: Sequence[tuple[Activation, Tensor]],
 ) -> None:
     """Train for one step, so that optimisers have the state that they keep; as for `measure_times`."""
     with unchanged_generators(head.device):
@@ -116,7 +120,7 @@ class _Run:
         blocks: Sequence[Block],
         head: Head,
         feedback: FeedbackConfig,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[tuple[Activation, Tensor]],
     ) -> None:
         self._blocks, self._head, self._feedback = blocks, head, feedback
         self._batches = [(inputs.to(head.device), targets.to(head.device)) for inputs, targets in batches]

@@ -13,6 +13,7 @@ from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
 from lowdimfa.sites import tap_all
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, tensors_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class StageMemory:
         return fixed + in_flight * self.kept
 
 
-def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> StageMemory:
+def measure_memory(stage: Block | Head, inputs: Activation, staleness: int) -> StageMemory:
     """Return what a stage holds that has made a step, and keeps of a forward.
 
     Parameters
@@ -79,7 +80,7 @@ def measure_memory(stage: Block | Head, inputs: Tensor, staleness: int) -> Stage
     )
 
 
-def _kept_bytes(stage: Block | Head, inputs: Tensor, own: set[int]) -> int:
+def _kept_bytes(stage: Block | Head, inputs: Activation, own: set[int]) -> int:
     """Return the bytes of what autograd saves of a forward, without the stage's own weights, and of its output."""
     saved: list[Tensor] = []  # the tensors themselves, so that no address is used twice
 
@@ -93,7 +94,7 @@ def _kept_bytes(stage: Block | Head, inputs: Tensor, own: set[int]) -> int:
         stage.learning(),
     ):
         outputs = stage.run_parts(inputs, Ticket(0, 0))
-        saved += [outputs[-1], *tap_all(stage.sites, outputs)]
+        saved += [*tensors_of(outputs[-1]), *tap_all(stage.sites, outputs)]
     return _bytes(tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in own)
 
 

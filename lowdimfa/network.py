@@ -19,8 +19,9 @@ from lowdimfa.head import Evaluation, Head
 from lowdimfa.partitioning import partition
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, Inputs, entering, one
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Activation, Tensor]
 """Inputs and targets of one micro-batch."""
 
 
@@ -54,7 +55,7 @@ class FormOfFeedback(Protocol):
     """How one micro-batch's forward and learning go: the interface of the method and of its baselines."""
 
     def run(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+        self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Accumulate every block's gradients of one micro-batch; return loss, right predictions, predictions.
 
@@ -74,7 +75,7 @@ class BroadcastForm:
         self._feedback = feedback
 
     def run(
-        self, inputs: Tensor, targets: Tensor, ticket: Ticket, weight: float | None = None
+        self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Forward through all blocks, then deliver the broadcast error to each."""
         probed = self._feedback.probes(ticket)
@@ -139,7 +140,8 @@ class DecoupledNetwork:
         step
             Number of the step, from 0; random draws depend on it.
         batches
-            The micro-batches, of equal size: inputs ``(batch, …)`` and targets.
+            The micro-batches, of equal size: inputs ``(batch, …)``, by name as `lowdimfa.values.entering` returns them,
+            and targets.
         """
         result, batches = StepResult(step), list(batches)
         weights = self.head.weights([targets for _, targets in batches])
@@ -148,11 +150,12 @@ class DecoupledNetwork:
         self.form.step()
         return result
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Return the network's output in evaluation mode."""
+        activation = entering(inputs)
         for stage in self.stages:
-            inputs = stage.evaluate(inputs)
-        return inputs
+            activation = stage.evaluate(activation)
+        return one(activation)
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Return loss and accuracy over batches, in evaluation mode."""
@@ -171,7 +174,7 @@ class DecoupledNetwork:
 
 def decouple(
     model: nn.Module | Sequence[nn.Module],
-    example: Tensor,
+    example: Inputs,
     *,
     blocks: int | Sequence[str],
     total_steps: int,
@@ -186,7 +189,7 @@ def decouple(
     model
         An `nn.Sequential`, a list of modules, or a module that declares its layers.
     example
-        A small batch of inputs, for shapes and costs.
+        A small batch of inputs, maybe by name, for shapes and costs.
     blocks
         How many blocks, or the names of the layers at which the second and later ones start.
     total_steps

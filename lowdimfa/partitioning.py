@@ -7,20 +7,30 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lowdimfa.block_module import BlockModule
+from lowdimfa.calling import FACTORY_KEY
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
-from lowdimfa.layers import FACTORY_KEY, Layer, as_module, list_layers, named_tensors
+from lowdimfa.layers import Layer, as_module, list_layers, named_tensors
 from lowdimfa.trace import TracedLayer, trace
+from lowdimfa.values import MAX_MEMBERS, ONE, Inputs, Ports, TensorType, Types, entering, some_tensor
 
-__all__ = ["BlockPlan", "Layer", "as_module", "list_layers", "partition"]
+__all__ = ["BlockPlan", "Flow", "Layer", "as_module", "list_layers", "partition"]
 
 _BLOCKS_KEY = "model.blocks"
+
+
+class Flow(NamedTuple):
+    """What a layer takes of the data, and puts out; `TracedLayer` has the attributes, here without the batch."""
+
+    outputs: Types
+    side: tuple[str, ...]
+    learned: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,11 @@ class BlockPlan:
         Position of the block, from 0.
     layers
         The block's layers, in order.
-    input_shape, output_shape
-        Of one sample, without the batch.
-    input_dtype, output_dtype
-        Of the tensors that enter and leave.
-    layer_outputs
-        Shape of one sample of each layer's output.
+    inputs, outputs
+        Shapes, without the batch, and types of what enters and leaves: of one tensor, or of a set by name. Nothing enters
+        where the data's inputs have names.
+    flows
+        Of each layer.
     layer_shares
         Each layer's part of the cost of the whole model, from 0 to 1.
     parameters
@@ -47,11 +56,9 @@ class BlockPlan:
 
     index: int
     layers: tuple[Layer, ...]
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    input_dtype: torch.dtype
-    output_dtype: torch.dtype
-    layer_outputs: tuple[tuple[int, ...], ...]
+    inputs: Types
+    outputs: Types
+    flows: tuple[Flow, ...]
     layer_shares: tuple[float, ...]
     parameters: int
 
@@ -59,6 +66,40 @@ class BlockPlan:
     def name(self) -> str:
         """The name of the block's first layer."""
         return self.layers[0].name
+
+    @property
+    def side(self) -> tuple[str, ...]:
+        """Names of the data's inputs that the block's layers take, beside what enters."""
+        return tuple(sorted({name for flow in self.flows for name in flow.side}))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape, without the batch, of the one tensor that enters; a named set there is refused."""
+        return self._one_shape(self.inputs, "takes")
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape, without the batch, of the one tensor that leaves; a named set there is refused."""
+        return self._one_shape(self.outputs, "puts out")
+
+    def _one_shape(self, types: Types, does: str) -> tuple[int, ...]:
+        if set(types) == {ONE}:
+            return types[ONE].shape
+        found = f"block {self.index} ({self.name}), which {does} {', '.join(map(repr, types)) or 'the data by name'}"
+        raise InputError(_BLOCKS_KEY, found, "one tensor there")
+
+    @property
+    def ports(self) -> Ports:
+        """What enters and leaves, for who builds the block."""
+        leaves = {} if ONE in self.outputs else self.outputs
+        return Ports(tuple(self.inputs), leaves, self.side, self.tapped)
+
+    @property
+    def tapped(self) -> tuple[str, ...]:
+        """Names of the tensors at which the error enters: what the block has made and can learn, else all."""
+        floats = [name for name, kind in self.outputs.items() if kind.dtype.is_floating_point]
+        made = {name for flow in self.flows for name in flow.learned}
+        return tuple([name for name in floats if name in made] or floats or self.outputs)
 
     @property
     def cost_share(self) -> float:
@@ -80,9 +121,9 @@ class BlockPlan:
             replace(
                 self,
                 layers=self.layers[start:stop],
-                input_shape=self.layer_outputs[start - 1] if start else self.input_shape,
-                output_shape=self.layer_outputs[stop - 1],
-                layer_outputs=self.layer_outputs[start:stop],
+                inputs=self.flows[start - 1].outputs if start else self.inputs,
+                outputs=self.flows[stop - 1].outputs,
+                flows=self.flows[start:stop],
                 layer_shares=self.layer_shares[start:stop],
             )
             for start, stop in pairwise([*starts, len(self.layers)])
@@ -104,7 +145,7 @@ def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
 
 
 def partition(
-    model: object, blocks: int | Sequence[str], example: Tensor, balance: Balance = "flops"
+    model: object, blocks: int | Sequence[str], example: Inputs, balance: Balance = "flops"
 ) -> list[BlockPlan]:
     """Cut a model into blocks of consecutive layers.
 
@@ -116,7 +157,7 @@ def partition(
         The number of blocks: their costs are then made as equal as can be, with cuts only before layers that
         have parameters. Or the names of the layers at which the blocks after the first begin.
     example
-        A batch of inputs on the model's device, shape ``(batch, …)``; two samples are enough.
+        A batch of inputs on the model's device, shape ``(batch, …)``, maybe by name; two samples are enough.
     balance
         Cost that is shared out: ``flops`` (counted; the same in every process) or ``time`` (measured, with as many
         samples as the example has and torch's present number of threads).
@@ -134,7 +175,8 @@ def partition(
     """
     module = as_module(model)
     layers = list_layers(module)
-    traced = trace(module, layers, example, balance)
+    start_with = entering(example)
+    traced = trace(module, layers, start_with, balance)
     cuts = (
         _automatic_cuts(layers, [entry.cost for entry in traced], blocks)
         if isinstance(blocks, int)
@@ -144,22 +186,33 @@ def partition(
     plans = []
     for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)])):
         own, first, last = tuple(layers[start:stop]), traced[start], traced[stop - 1]
-        _refuse_end(own[-1], last, len(example))
+        _refuse_end(own[-1], last, len(some_tensor(start_with)))
         plans.append(
             BlockPlan(
                 index=index,
                 layers=own,
-                input_shape=tuple(first.input_shape[1:]),
-                output_shape=tuple(last.output_shape[1:]),
-                input_dtype=first.input_dtype,
-                output_dtype=last.output_dtype,
-                layer_outputs=tuple(tuple(entry.output_shape[1:]) for entry in traced[start:stop]),
+                inputs=_of_samples(first.inputs),
+                outputs=_of_samples(last.outputs),
+                flows=tuple(
+                    Flow(_of_samples(entry.outputs), entry.side, entry.learned)
+                    for entry in traced[start:stop]
+                ),
                 layer_shares=tuple(entry.cost / total for entry in traced[start:stop]),
                 parameters=sum(parameter.numel() for parameter in BlockModule(own).parameters()),
             )
         )
+    if set(plans[-1].outputs) != {ONE}:
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layers[-1].name!r} at the end, which puts out {', '.join(map(repr, plans[-1].outputs))}",
+            "one tensor, of which the loss is computed",
+        )
     _refuse_shared(plans)
     return plans
+
+
+def _of_samples(types: Types) -> Types:
+    return {name: TensorType(kind.shape[1:], kind.dtype) for name, kind in types.items()}
 
 
 def block_starts(layers: list[Layer], blocks: int) -> list[int]:
@@ -209,20 +262,24 @@ def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:
 
 
 def _refuse_end(layer: Layer, traced: TracedLayer, batch: int) -> None:
-    shape = traced.output_shape
-    if traced.output:
+    if traced.odd:
         raise InputError(
             FACTORY_KEY,
-            f"layer {layer.name!r} at a block's end, whose output is {traced.output}",
+            f"layer {layer.name!r} at a block's end, whose output is {traced.odd}",
             "a dense torch.Tensor of real numbers",
             "Name other boundaries in model.blocks, or convert it within the layer.",
         )
-    if not shape or shape[0] != batch:
-        raise InputError(
-            FACTORY_KEY,
-            f"layer {layer.name!r} at the end of a block, whose output is {tuple(shape)} for {batch} samples",
-            "one entry per sample along the first dimension",
-        )
+    if len(traced.outputs) > MAX_MEMBERS:
+        found = f"layer {layer.name!r} at the end of a block, which puts out {len(traced.outputs)} tensors"
+        raise InputError(FACTORY_KEY, found, f"at most {MAX_MEMBERS}")
+    for name, kind in traced.outputs.items():
+        if kind.shape[:1] != (batch,):
+            raise InputError(
+                FACTORY_KEY,
+                f"layer {layer.name!r} at the end of a block, whose output {name and f'{name!r} '}is {kind.shape} for "
+                f"{batch} samples",
+                "one entry per sample along the first dimension",
+            )
 
 
 def _refuse_shared(plans: list[BlockPlan]) -> None:

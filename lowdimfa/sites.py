@@ -12,7 +12,9 @@ from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.rules import QRule
 from lowdimfa.rules import Q_RULES
+from lowdimfa.set_taps import SetTap, tap_at
 from lowdimfa.taps import Tap
+from lowdimfa.values import Value
 
 
 class FeedbackSite(NamedTuple):
@@ -29,13 +31,13 @@ class FeedbackSite(NamedTuple):
     """
 
     boundary: str
-    tap: Tap
+    tap: Tap | SetTap
     feedback: QRule
 
 
-def tap_all(sites: Sequence[FeedbackSite], outputs: Sequence[Tensor]) -> list[Tensor]:
+def tap_all(sites: Sequence[FeedbackSite], outputs: Sequence[Value]) -> list[Tensor]:
     """Return the taps' values, given the outputs of the parts: one for each site, maybe more."""
-    return [site.tap(output) for site, output in zip(sites, outputs, strict=False)]
+    return [tap_at(site.tap, output) for site, output in zip(sites, outputs, strict=False)]
 
 
 @torch.no_grad()

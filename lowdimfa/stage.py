@@ -20,9 +20,11 @@ from lowdimfa.feedback.kept import Kept
 from lowdimfa.generators import seed_generators
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
+from lowdimfa.set_taps import perturb_at
 from lowdimfa.sites import FeedbackSite, load_rules, pack_rules
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.values import PLAIN, Activation, Change, Ports, Value, mapped, onward, opened
 
 
 class Stage:
@@ -42,6 +44,8 @@ class Stage:
         How the layers are run.
     parts
         Where parts begin, between which no gradient passes: indexes of layers, 0 first.
+    ports
+        What enters and leaves.
 
     Attributes
     ----------
@@ -60,8 +64,10 @@ class Stage:
         sites: Sequence[FeedbackSite],
         config: StageConfig,
         parts: Sequence[int] = (0,),
+        ports: Ports = PLAIN,
     ) -> None:
         self.index = index
+        self.ports = ports
         self.module = module
         self.updater = updater
         held = chain(module.parameters(), module.buffers())
@@ -78,17 +84,17 @@ class Stage:
         self._untouched = Untouched(index)
         self._learned = Ticket(0, 0)
 
-    def run(self, inputs: Tensor, ticket: Ticket) -> Tensor:
+    def run(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers on a micro-batch in training mode, with random numbers that depend on the ticket alone."""
-        return self._run(inputs, ticket, lambda part, output: output)[-1]
+        return onward(inputs, self._run(inputs, ticket, lambda part, output: output)[-1])
 
     def run_parts(
         self,
-        inputs: Tensor,
+        inputs: Activation,
         ticket: Ticket,
-        change: Callable[[int, Tensor], Tensor] = lambda part, output: output,
-        cut: Callable[[Tensor], Tensor] = Tensor.detach,
-    ) -> list[Tensor]:
+        change: Callable[[int, Value], Value] = lambda part, output: output,
+        cut: Change = Tensor.detach,
+    ) -> list[Value]:
         """Do as `run`, but let no gradient pass from one part to the one before.
 
         Parameters
@@ -98,43 +104,46 @@ class Stage:
         change
             Gets the number of a part and its output, and returns what takes the output's place.
         cut
-            Gets what goes into a part, and returns it without its past.
+            Gets each tensor that goes into a part, and returns it without its past.
 
         Returns
         -------
-        list of Tensor
+        list of Value
             The outputs of all parts.
         """
         return self._run(inputs, ticket, change, cut)
 
     def _run(
         self,
-        inputs: Tensor,
+        inputs: Activation,
         ticket: Ticket,
-        change: Callable[[int, Tensor], Tensor],
-        between: Callable[[Tensor], Tensor] = lambda output: output,
-    ) -> list[Tensor]:
+        change: Callable[[int, Value], Value],
+        between: Change = lambda output: output,
+    ) -> list[Value]:
         self.module.train()
         self.seed_for("forward", *ticket)
-        outputs = [inputs]
+        stream, side = opened(inputs)
+        outputs = [stream]
         for number, part in enumerate(self._parts):
-            output = self._call(number, part, between(outputs[-1]))
+            output = self._call(number, part, mapped(outputs[-1], between), side)
             outputs.append(change(number, self._full_precision(output)))
         return outputs[1:]
 
-    def _call(self, number: int | None, layers: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    def _call(
+        self, number: int | None, layers: Callable[..., Value], inputs: Value, side: Mapping[str, Tensor]
+    ) -> Value:
         """Run a part, or all layers, on activations that others may hold: these stay as they are."""
-        if self._coarse_between and inputs.dtype == torch.bfloat16:
-            inputs = inputs.float()
+        if self._coarse_between:
+            inputs = mapped(inputs, lambda given: given.float() if given.dtype == torch.bfloat16 else given)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self._untouched.by(number, layers, inputs)
+            return self._untouched.by(number, layers, inputs, side)
 
     def seed_for(self, purpose: str, *names: int) -> None:
         """Let what layers, losses and optimisers draw depend on the seed, the block and these names alone."""
         seed_generators(derive_seed(self.seed, purpose, self.index, *names), self.device)
 
     @torch.no_grad()
-    def run_perturbed(self, inputs: Tensor, ticket: Ticket) -> tuple[Tensor, list[Tensor]]:
+    def run_perturbed(self, inputs: Activation, ticket: Ticket) -> tuple[Value, list[Tensor]]:
         """Run the layers once more on perturbed inputs, with noise of the stage's own added at each site.
 
         Dropout draws as in the clean pass, and running statistics stay as the clean pass left them.
@@ -148,10 +157,10 @@ class Stage:
         generator = torch.Generator(self.device).manual_seed(seed)
         moved: list[Tensor] = []
 
-        def perturb(part: int, output: Tensor) -> Tensor:
+        def perturb(part: int, output: Value) -> Value:
             if part == len(self.sites):  # the head's last part, whose output is the network's
                 return output
-            perturbed, change = self.sites[part].tap.perturb(output, self._probe_noise, generator)
+            perturbed, change = perturb_at(self.sites[part].tap, output, self._probe_noise, generator)
             moved.append(change)
             return perturbed
 
@@ -173,15 +182,16 @@ class Stage:
             yield weights
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:
+    def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         self.module.eval()
         self.seed_for("evaluate", batch)
-        return self._full_precision(self._call(None, self.module, inputs)).contiguous()
+        output = self._full_precision(self._call(None, self.module, *opened(inputs)))
+        return onward(inputs, mapped(output, Tensor.contiguous))
 
-    def _full_precision(self, output: Tensor) -> Tensor:
+    def _full_precision(self, output: Value) -> Value:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
-        return output.float() if self._autocast else output
+        return mapped(output, _single) if self._autocast else output
 
     def step(self) -> None:
         """Apply the accumulated gradients to the layers and the feedback weights."""
@@ -275,6 +285,10 @@ class Stage:
         self.module.load_plain_state_dict(_under(tensors, "model/"), extra, versions)
         self.updater.load(tensors, *(part["updater"] for part in scalars))
         load_rules(self.sites, tensors, *(part.get("rules", {}) for part in scalars))
+
+
+def _single(output: Tensor) -> Tensor:
+    return output.float() if output.is_floating_point() else output
 
 
 def _finite_sum(values: Tensor) -> Tensor:

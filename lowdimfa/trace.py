@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,10 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lowdimfa.block_module import BlockModule
+from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
 from lowdimfa.cost import COSTS, Balance
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.generators import unchanged_generators
-from lowdimfa.layers import FACTORY_KEY, Layer, runs_children
+from lowdimfa.layers import Layer, runs_children
+from lowdimfa.values import (
+    ONE,
+    Activation,
+    Types,
+    Value,
+    Values,
+    everywhere,
+    named,
+    onward,
+    opened,
+    some_tensor,
+    types_of,
+)
 
 _TAKES_GRADIENT = (
     "Evaluation runs without gradients, and a block's input requires none: a layer that takes one does so within "
@@ -25,44 +40,76 @@ _TAKES_GRADIENT = (
 
 @dataclass(frozen=True)
 class TracedLayer:
-    """Shapes (batch included) and types of the tensors around a layer, its cost, and its output in words."""
+    """What a layer does with an example.
 
-    input_shape: torch.Size
-    output_shape: torch.Size
-    input_dtype: torch.dtype
-    output_dtype: torch.dtype
+    Attributes
+    ----------
+    inputs, outputs
+        Shapes (batch included) and types of what comes to it and of what goes on.
+    side
+        The inputs of the data that it takes by name.
+    learned
+        Of a named set that it puts out, what it has made itself and what depends on weights.
+    cost
+        Of the layer.
+    odd
+        In words, an output that can't leave a block.
+    """
+
+    inputs: Types
+    outputs: Types
+    side: tuple[str, ...]
+    learned: frozenset[str]
     cost: float
-    output: str
+    odd: str
 
 
-def trace(model: nn.Module, layers: list[Layer], example: Tensor, balance: Balance) -> list[TracedLayer]:
+def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: Balance) -> list[TracedLayer]:
     """Run the layers in order and measure each; neither the model nor the global random state is changed.
 
     Raises
     ------
     InputError
-        A layer fails, puts out something else than a tensor, or the layers aren't all that the model does.
+        A layer fails, puts out something else than a tensor or a named set, or the layers aren't all that the model does.
     """
     traced: list[TracedLayer] = []
     with _unchanged(model, example, training=False):
         x = example
         for index, layer in enumerate(layers):
-            y = _run(layer, layers[index - 1] if index else None, x)
-            cost = _cost(layer, x, balance)
-            traced.append(TracedLayer(x.shape, y.shape, x.dtype, y.dtype, cost, _described(y)))
-            x = y
+            stream, side = opened(x)
+            takes = layer.takes
+            refuse_lacking(takes, stream, side)
+            y, learned = _run(layer, layers[index - 1] if index else None, x)
+            taken = by_name(takes, stream, side)
+            beside = tuple(name for name in taken if isinstance(stream, Tensor) or name not in stream)
+            cost, odd = _cost(layer, x, balance), _described(y)
+            traced.append(TracedLayer(types_of(stream), types_of(y), beside, learned, cost, odd))
+            x = onward(x, y)
+    _refuse_unused(opened(example)[1], traced)
     if not runs_children(model) and type(model).forward is not nn.Module.forward:
         _refuse_other_function(model, layers, example)
     return traced
 
 
+def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> None:
+    """Refuse inputs by name that no layer takes: plain torch wouldn't take them either."""
+    unused = set(side) - {name for layer in traced for name in layer.side}
+    if unused:
+        raise InputError(
+            "data.factory",
+            f"the input {min(unused)!r}, which no layer's forward takes by name",
+            "inputs that layers name",
+            "Name it among the parameters of the layers that need it, or leave it out of the data.",
+        )
+
+
 @contextmanager
-def _unchanged(model: nn.Module, example: Tensor, training: bool) -> Iterator[None]:
+def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterator[None]:
     """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state."""
     modes = [(module, module.training) for module in model.modules()]
     extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
-    with unchanged_generators(example.device), torch.no_grad():
+    with unchanged_generators(some_tensor(example).device), torch.no_grad():
         try:
             model.train(training)
             yield
@@ -92,27 +139,56 @@ def _restores(module: nn.Module) -> bool:
     )
 
 
-def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
+def _run(layer: Layer, before: Layer | None, x: Activation) -> tuple[Value, frozenset[str]]:
+    """Return what a layer puts out, and what of a named set it has made itself and depends on weights."""
     source = f"the output of layer {before.name!r}" if before else "the example input"
+    module, own = BlockModule([layer]), everywhere(x, Tensor.clone)  # the layer may work in place
+    stream, side = opened(own)
     try:
-        y: object = layer.module(x.clone())  # the layer may work in place
+        y = module(stream, side)
+        learned = _learned(module, x) if isinstance(y, dict) else frozenset()
+    except LowdimfaError:
+        raise
     except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
-            f"layer {layer.name!r}, which fails on {source}, shape {tuple(x.shape)} and type {x.dtype} "
-            f"({in_words(error)})",
+            f"layer {layer.name!r}, which fails on {source}, {_in_words(x)} ({in_words(error)})",
             "layers that each accept what the one before puts out",
             _TAKES_GRADIENT if "require grad" in str(error) else "",
         ) from error
-    if not isinstance(y, Tensor):
-        found = f"layer {layer.name!r}, which puts out a {type(y).__name__}"
-        raise InputError(FACTORY_KEY, found, "layers that put out one tensor")
-    return y
+    written = [name for name, tensor in side.items() if tensor._version]
+    if written:
+        raise InputError(
+            FACTORY_KEY,
+            f"layer {layer.name!r}, which writes in place to the input {written[0]!r} of the data",
+            "layers that make a copy of what others get too",
+        )
+    return y, learned
 
 
-def _cost(layer: Layer, x: Tensor, balance: Balance) -> float:
+def _learned(module: nn.Module, x: Activation) -> frozenset[str]:
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+
+    with torch.enable_grad():
+        stream = {name: leaf(tensor).clone() for name, tensor in named(opened(x)[0]).items()}
+        y = module(stream.get(ONE, stream), opened(x)[1])
+    return frozenset(
+        name for name, tensor in y.items() if tensor is not stream.get(name) and tensor.requires_grad
+    )
+
+
+def _in_words(x: Activation) -> str:
+    stream, side = opened(x)
+    of = types_of(stream if isinstance(stream, Tensor) else {**side, **stream})
+    return ", ".join(
+        f"{name and f'{name!r} of '}shape {kind.shape} and type {kind.dtype}" for name, kind in of.items()
+    )
+
+
+def _cost(layer: Layer, x: Activation, balance: Balance) -> float:
     try:
-        return COSTS[balance](layer.module, x)
+        return COSTS[balance](BlockModule([layer]), x)
     except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,
@@ -121,8 +197,12 @@ def _cost(layer: Layer, x: Tensor, balance: Balance) -> float:
         ) from error
 
 
-def _described(output: Tensor) -> str:
-    """Return a tensor's kind in words; empty for a dense tensor of real numbers, which any wire carries."""
+def _described(output: Value) -> str:
+    """Return an output's kind in words; empty for dense tensors of real numbers, which any wire carries."""
+    return next(filter(None, map(_kind, named(output).values())), "")
+
+
+def _kind(output: Tensor) -> str:
     kinds = {
         f"a {type(output).__name__}": type(output) in (Tensor, nn.Parameter),
         "complex": not output.is_complex(),
@@ -132,23 +212,24 @@ def _described(output: Tensor) -> str:
     return next((kind for kind, is_plain in kinds.items() if not is_plain), "")
 
 
-def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tensor) -> None:
+def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Activation) -> None:
     """Compare the listed layers with the model's own forward, which may do something between them."""
     kind = type(model).__name__
-    batch = torch.cat([example, example])  # batch normalisation can't train on a single sample
+    batch = everywhere(
+        example, lambda tensor: torch.cat([tensor, tensor])
+    )  # batch normalisation can't train on a single sample
     try:
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
         with _unchanged(model, example, training=True):
-            whole = model(batch.clone())
+            whole = _whole(model, everywhere(batch, Tensor.clone))
         with _unchanged(model, example, training=True):
-            composed = batch.clone()
-            for layer in layers:
-                composed = layer.module(composed)
+            composed = BlockModule(layers)(*opened(everywhere(batch, Tensor.clone)))
     except (Exception, SystemExit) as error:  # a user's model may fail in any way
         found = f"a {kind} that fails on the example input in training mode ({in_words(error)})"
         raise InputError(FACTORY_KEY, found, "a model that runs on its data") from error
     is_same = (
         isinstance(whole, Tensor)
+        and isinstance(composed, Tensor)
         and whole.shape == composed.shape
         and torch.allclose(whole, composed, equal_nan=True)
     )
@@ -159,3 +240,11 @@ def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Tenso
             "layers that are all that the model does",
             "Make modules of the operations between the layers (such as nn.Flatten) and list them too.",
         )
+
+
+def _whole(model: nn.Module, batch: Activation) -> object:
+    """Call the model itself: with the data's inputs by name, or where it names none of them, with all of them at once."""
+    if not isinstance(batch, Values):
+        return model(batch)
+    given = by_name(takes_of(model), {}, batch.side)
+    return model(**batch.side) if given else model(dict(batch.side))

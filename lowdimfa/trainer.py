@@ -10,6 +10,7 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation
 from lowdimfa.network import Batch, DecoupledNetwork, StepResult
+from lowdimfa.values import entering
 
 
 class InProcessTrainer:
@@ -54,4 +55,4 @@ class InProcessTrainer:
     def _batches(self, read: Iterable[Samples]) -> Iterator[Batch]:
         device = self.network.head.device
         for samples in read:
-            yield samples.inputs().to(device), samples.targets().to(device)
+            yield entering(samples.inputs()).to(device), samples.targets().to(device)

@@ -14,7 +14,8 @@ from benchmarks.transport.remote import Remote, processes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here, carrier_class
-from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
@@ -56,7 +57,7 @@ class Downstream(Arrivals):
 
     def __init__(self, run: str, security: Security, values: int) -> None:
         super().__init__()
-        limit = SampleLimit((values,), torch.float32, 1)
+        limit = SampleLimit.of((values,), torch.float32, 1)
         carrier = carrier_class("auto")(Here(1, "127.0.0.1", LIVENESS)).downstream(WINDOW, limit)
         self._receiver = Receiver(run, 1, 0, WINDOW, limit, self._take, _fail, carrier=carrier)
         self._server = RpcServer("block-1", security, LIVENESS)
@@ -105,7 +106,7 @@ class Upstream(Departures):
         super().__init__(values)
         self._sent = 0
         here = Here(0, address.rpartition(":")[0], LIVENESS)
-        limit = SampleLimit((values,), torch.float32, 1)
+        limit = SampleLimit.of((values,), torch.float32, 1)
         carrier = carrier_class(transport)(here).upstream(address, WINDOW, limit)
         self._sender = Sender(address, security, run, 0, 1, WINDOW, LIVENESS, _fail, carrier=carrier)
         self._sender.start()

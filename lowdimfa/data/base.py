@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from lowdimfa.data.items import ItemSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.values import Inputs, named
 
 Task = Literal["classification", "tokens", "regression"]
 
@@ -22,16 +23,16 @@ Task = Literal["classification", "tokens", "regression"]
 class Split(Protocol):
     """A set of samples that can be drawn by index, inputs and targets apart.
 
-    The first block draws only inputs and the head only targets, in different processes, so each has its own
-    method. What they return may depend on the indices and on the default generators of torch, NumPy and Python alone,
-    which are seeded alike before each call for the same samples in the same epoch: a draw that inputs and targets share
-    comes first in both methods.
+    The head draws targets, and the first block inputs, with every block whose layers name inputs, in different
+    processes: so each has its own method. What they return may depend on the indices and on the default generators of
+    torch, NumPy and Python alone, which are seeded alike before each call for the same samples in the same epoch: a draw
+    that inputs and targets share comes first in both methods.
     """
 
     def __len__(self) -> int: ...
 
-    def inputs(self, indices: Tensor) -> Tensor:
-        """Return the inputs of the samples ``indices`` (int64, shape ``(batch,)``), shape ``(batch, …)``."""
+    def inputs(self, indices: Tensor) -> Inputs:
+        """Return the inputs of the samples ``indices`` (int64, shape ``(batch,)``): shape ``(batch, …)``, or by name."""
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the samples ``indices``, shape ``(batch,)`` or ``(batch, …)``."""
@@ -39,18 +40,23 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """Samples held in two tensors, with an optional transform of a batch of inputs (such as scaling)."""
+    """Samples held in tensors, of inputs one or several by name, with an optional transform of a batch of inputs."""
 
-    input_data: Tensor
+    input_data: Inputs
     target_data: Tensor
-    transform: Callable[[Tensor], Tensor] | None = None
+    transform: Callable[[Any], Inputs] | None = None
 
     def __len__(self) -> int:
         return len(self.target_data)
 
-    def inputs(self, indices: Tensor) -> Tensor:
+    def inputs(self, indices: Tensor) -> Inputs:
         """Return the transformed inputs of the given samples."""
-        batch = self.input_data[indices]
+        data = self.input_data
+        batch = (
+            data[indices]
+            if isinstance(data, Tensor)
+            else {name: part[indices] for name, part in data.items()}
+        )
         return batch if self.transform is None else self.transform(batch)
 
     def targets(self, indices: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ class SubSplit:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def inputs(self, indices: Tensor) -> Tensor:
+    def inputs(self, indices: Tensor) -> Inputs:
         """Return the inputs of the given samples."""
         return self.split.inputs(self.chosen[indices])
 
@@ -124,8 +130,8 @@ class Dataset:
 def as_dataset(value: object, where: str) -> Dataset:
     """Turn what a user's factory returns into a `Dataset`.
 
-    Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets); or
-    two map-style `torch.utils.data.Dataset` (training and test) with ``(input, target)`` items.
+    Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets), of
+    inputs also several by name; or two map-style `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it.
 
     Raises
     ------
@@ -137,7 +143,7 @@ def as_dataset(value: object, where: str) -> Dataset:
     parts = value if isinstance(value, Sequence) else ()
     if isinstance(value, Dataset):
         train, test = value.train, value.test
-    elif len(parts) == 4 and all(isinstance(part, Tensor | numpy.ndarray) for part in parts):
+    elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
         train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
         train, test = _item_split(parts[0], where), _item_split(parts[1], where)
@@ -159,10 +165,23 @@ def as_dataset(value: object, where: str) -> Dataset:
     return Dataset("user data", train, test, _task(first))
 
 
+def _is_data(part: object, by_name: bool) -> bool:
+    if by_name and isinstance(part, Mapping):
+        return len(part) > 0 and all(_is_data(value, False) for value in part.values())
+    return isinstance(part, Tensor | numpy.ndarray)
+
+
 def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
-    inputs, targets = (torch.as_tensor(part) for part in parts)
-    if len(inputs) != len(targets):
-        raise InputError(where, f"{len(inputs)} inputs and {len(targets)} targets", "one target per input")
+    given, targets = parts[0], torch.as_tensor(parts[1])
+    inputs = (
+        {str(name): torch.as_tensor(part) for name, part in given.items()}
+        if isinstance(given, Mapping)
+        else torch.as_tensor(given)
+    )
+    for name, part in named(inputs).items():
+        if len(part) != len(targets):
+            found = f"{len(part)} inputs{name and f' {name!r}'} and {len(targets)} targets"
+            raise InputError(where, found, "one target per input")
     return TensorSplit(inputs, targets)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,10 @@ from torch.utils.data import default_collate
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import derive_seed
+from lowdimfa.values import Inputs
+
+TARGET = "labels"
+"""The name of the target in items that are mappings, as in the data sets of Hugging Face."""
 
 _STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""
@@ -22,13 +26,15 @@ _STRIDE = 0x9E3779B97F4A7C15
 class Samples:
     """Samples that were read, with each part put together when it is asked for."""
 
-    inputs: Callable[[], Tensor]
+    inputs: Callable[[], Inputs]
     targets: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class ItemSplit:
-    """Samples of a map-style `torch.utils.data.Dataset` whose items are ``(input, target)``.
+    """Samples of a map-style `torch.utils.data.Dataset`.
+
+    Its items are ``(input, target)``, the input maybe a mapping from names; or mappings that have the target as `TARGET`.
 
     As `torch.utils.data.DataLoader` does, it takes a batch at once from ``__getitems__`` where there is one, and puts
     items together by `torch.utils.data.default_collate`.
@@ -47,7 +53,7 @@ class ItemSplit:
     def __len__(self) -> int:
         return len(self.items)
 
-    def inputs(self, indices: Tensor) -> Tensor:
+    def inputs(self, indices: Tensor) -> Inputs:
         """Return the collated inputs of the given samples."""
         return self.read(indices).inputs()
 
@@ -69,7 +75,8 @@ class ItemSplit:
         Raises
         ------
         InputError
-            An item isn't a pair. What can't be put together is refused when it is asked for.
+            An item is neither a pair nor a mapping with a target. What can't be put together is refused when it is
+            asked for.
         """
         numbers = indices.tolist()
         pairs = [
@@ -77,7 +84,7 @@ class ItemSplit:
         ]
         inputs, targets = ([pair[part] for pair in pairs] for part in (0, 1))
         return Samples(
-            partial(self._collate, inputs, numbers, "input"),
+            partial(self._collate_inputs, inputs, numbers),
             partial(self._collate, targets, numbers, "target"),
         )
 
@@ -99,15 +106,34 @@ class ItemSplit:
     def _pair(self, item: Any, number: int) -> Sequence[Any]:
         if isinstance(item, tuple | list) and len(item) == 2:
             return item
+        if isinstance(item, Mapping) and TARGET in item:
+            return {name: part for name, part in item.items() if name != TARGET}, item[TARGET]
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        size = f" without {TARGET!r}" if isinstance(item, Mapping) else size
         raise InputError(
             self.where,
             f"{_a(item)}{size} as item {number}",
-            "(input, target)",
+            f"(input, target), or a mapping with {TARGET!r}",
             "Let the data set return a tuple of these two, or wrap it in one that picks them.",
         )
 
-    def _collate(self, parts: list[Any], numbers: list[int], what: str) -> Tensor:
+    def _collate_inputs(self, parts: list[Any], numbers: list[int]) -> Inputs:
+        if not any(isinstance(part, Mapping) for part in parts):
+            return self._collate(parts, numbers, "input")
+        names = [list(part) if isinstance(part, Mapping) else _a(part) for part in parts]
+        for number, found in zip(numbers, names, strict=True):
+            if not found or found != names[0]:
+                raise InputError(
+                    self.where,
+                    f"{found or 'nothing'} as the inputs of item {number}, and {names[0]} as those of item {numbers[0]}",
+                    "inputs of the same names in all items",
+                )
+        return {
+            name: self._collate([part[name] for part in parts], numbers, "input", f" {name!r}")
+            for name in names[0]
+        }
+
+    def _collate(self, parts: list[Any], numbers: list[int], what: str, name: str = "") -> Tensor:
         batch, reason = _collated(parts)
         if batch is not None:
             return batch
@@ -115,7 +141,7 @@ class ItemSplit:
             if _collated([part])[0] is None:
                 raise InputError(
                     self.where,
-                    f"{_a(part)} as the {what} of item {number}",
+                    f"{_a(part)} as the {what}{name} of item {number}",
                     "a tensor, a NumPy array or a number",
                     "Turn it into a tensor in the data set.",
                 )
@@ -123,7 +149,8 @@ class ItemSplit:
         other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), 0)
         raise InputError(
             self.where,
-            f"{what}s of shape {shapes[0]} in item {numbers[0]} and {shapes[other]} in item {numbers[other]}{reason}",
+            f"{what}s{name} of shape {shapes[0]} in item {numbers[0]} and {shapes[other]} in item {numbers[other]}"
+            f"{reason}",
             f"{what}s that can be put together",
             "A batch is one tensor: pad or crop its items to one shape in the data set.",
         )

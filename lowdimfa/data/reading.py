@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from lowdimfa.data.items import ItemSplit, Samples
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.values import Inputs, TensorType, Types, named, types_of
+
+T = TypeVar("T")
 
 _FEW = 128
 """Samples, of those that may be costly to read, that stand for a split in the fingerprint."""
@@ -30,17 +34,22 @@ class Reader:
     and head, each in its own process, read one item alike, and so does a resumed run. The generators are left seeded,
     as forward passes leave torch's: who reads in a user's process restores them.
 
+    Inputs by name keep the names, shapes and types that they begin with.
+
     Parameters
     ----------
     dataset
         Training and test samples.
     order
         Which samples each micro-batch has.
+    types
+        Of one sample's inputs, where these have names and are known; else the first inputs that are read tell.
     """
 
-    def __init__(self, dataset: Dataset, order: BatchOrder) -> None:
+    def __init__(self, dataset: Dataset, order: BatchOrder, types: Types | None = None) -> None:
         self.dataset = dataset
         self.order = order
+        self._types = types
         self._evaluation = evaluation_batches(dataset.test, order.microbatch_size)
 
     def microbatch(self, ticket: Ticket) -> Samples:
@@ -54,11 +63,42 @@ class Reader:
 
     def training(self, indices: Tensor, epoch: int = 0) -> Samples:
         """Read some training samples as they are in an epoch."""
-        return read(self.dataset.train, indices, derive_seed(self.order.seed, "samples", epoch))
+        return self._read(self.dataset.train, indices, derive_seed(self.order.seed, "samples", epoch))
 
     def test(self, indices: Tensor) -> Samples:
         """Read some test samples."""
-        return read(self.dataset.test, indices, derive_seed(self.order.seed, "test samples"))
+        return self._read(self.dataset.test, indices, derive_seed(self.order.seed, "test samples"))
+
+    def _read(self, split: Split, indices: Tensor, seed: int) -> Samples:
+        samples = read(split, indices, seed)
+        return Samples(partial(self._checked, samples, len(indices)), samples.targets)
+
+    def _checked(self, samples: Samples, number: int) -> Inputs:
+        """Return the inputs of so many samples; those that have names must be as before.
+
+        Raises
+        ------
+        InputError
+            A name is missing or new, or a tensor has another shape or type.
+        """
+        inputs = samples.inputs()
+        if not isinstance(inputs, Mapping):
+            return inputs
+        found: dict[str, object] = {name: _sample_type(part, number) for name, part in inputs.items()}
+        if self._types is None and all(isinstance(kind, TensorType) for kind in found.values()):
+            self._types = types_of(inputs, leading=1)
+        expected = self._types or {}
+        for name in (*expected, *found):
+            kind, wanted = found.get(name, "nothing"), expected.get(name)
+            if kind != wanted:
+                else_ = "none of that name" if expected else "a tensor with the samples first"
+                raise InputError(
+                    "data.factory",
+                    f"{kind} as the input {name!r}",
+                    f"{wanted or else_}, as in every sample",
+                    "Pad or crop samples to one length in the data set.",
+                )
+        return inputs
 
     def evaluation_batch(self, index: int) -> Samples:
         """Read a batch of an evaluation."""
@@ -91,8 +131,8 @@ class Reader:
     @staticmethod
     def _require_repeatable(name: str, read_samples: Callable[[Tensor], Samples], indices: Tensor) -> None:
         once, again = (_contents(read_samples(indices)) for _ in range(2))
-        for what, one, other in zip(("inputs", "targets"), once, again, strict=True):
-            if one != other:
+        for what, one in once.items():
+            if one != again.get(what):
                 raise InputError(
                     "data.factory",
                     f"{name} samples whose {what} differ when they are read again with the same random numbers",
@@ -109,10 +149,11 @@ class Reader:
         """
         train = self.dataset.train
         inputs = self.training(_spread(len(train), _FEW)).inputs()
-        sizes = f"{len(train)}:{len(self.dataset.test)}:{inputs.dtype}:{tuple(inputs.shape)}"
-        digest = hashlib.sha256(sizes.encode())
-        if not inputs.is_floating_point():
-            digest.update(_bytes(inputs))
+        digest = hashlib.sha256(f"{len(train)}:{len(self.dataset.test)}".encode())
+        for name, part in sorted(named(inputs).items()):
+            digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
+            if not part.is_floating_point():
+                digest.update(_bytes(part))
         for targets in self.known_targets(_FEW):
             digest.update(_bytes(targets))
         return digest.hexdigest()[:16]
@@ -137,7 +178,7 @@ def evaluation_batches(split: Split, microbatch_size: int) -> list[Tensor]:
     return list(torch.split(torch.arange(len(split)), max(microbatch_size, 256)))
 
 
-def _seeded(draw: Callable[[Tensor], Tensor], indices: Tensor, seed: int) -> Tensor:
+def _seeded(draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
     seed_generators(seed)
     return draw(indices)
 
@@ -154,10 +195,22 @@ def _spread(samples: int, at_most: int) -> Tensor:
     return torch.arange(chosen) * samples // chosen
 
 
-def _contents(samples: Samples) -> tuple[tuple[object, bytes], ...]:
+def _sample_type(part: object, samples: int) -> object:
+    """Return the type of one sample of an input, or in words why there is none."""
+    if not isinstance(part, Tensor):
+        return f"a {type(part).__name__}"
+    if part.shape[:1] != (samples,):
+        return f"a tensor of shape {tuple(part.shape)} for {samples} samples"
+    return TensorType(tuple(part.shape[1:]), part.dtype)
+
+
+def _contents(samples: Samples) -> dict[str, object]:
     """Return everything that tells samples from others; a copy, as they may share memory with the data set."""
-    parts = (samples.inputs(), samples.targets())
-    return tuple(((part.dtype, part.shape), _bytes(part)) for part in parts)
+    parts = {f"inputs {name!r}" if name else "inputs": part for name, part in named(samples.inputs()).items()}
+    return {
+        what: (part.dtype, part.shape, _bytes(part))
+        for what, part in (parts | {"targets": samples.targets()}).items()
+    }
 
 
 def _bytes(values: Tensor) -> bytes:

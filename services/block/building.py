@@ -23,8 +23,9 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.stream.frames import SampleLimit
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.stage import Stage
+from lowdimfa.values import Types
 from lowdimfa.version import VERSION
 
 EVALUATION_SAMPLES = 256
@@ -86,13 +87,14 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
             load_stage(stage, CheckpointStore(Path(run_dir)).load(step))
 
 
-def draw_data(job: BlockJob, blocks: int) -> Reader | None:
-    """Return the data of the first block and of the head; the others need none."""
-    if job.index not in (0, blocks - 1):
+def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
+    """Return the data of the first block, of the head, and of those whose layers name inputs of the data."""
+    if job.index not in (0, len(network.blocks) - 1) and not network.blocks[job.index].side:
         return None
     specification = job.parsed()
     train, dataset = specification.train, load_dataset(specification)
-    return Reader(dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed))
+    order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
+    return Reader(dataset, order, job.example.types)
 
 
 def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
@@ -104,8 +106,8 @@ def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
         run=job.run,
         block=plan.index,
         role="head" if plan.index == len(network.blocks) - 1 else "block",
-        input=_sample_type(plan.input_dtype, plan.input_shape),
-        output=_sample_type(plan.output_dtype, plan.output_shape),
+        input=_sample_types(plan.inputs),
+        output=_sample_types(plan.outputs),
         error_dim=broadcast_width(network.shape, network.feedback),
         data="" if data is None else data.fingerprint(),
     )
@@ -115,7 +117,7 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     """Return the activations that the block accepts."""
     train, plan = job.parsed().train, network.blocks[job.index]
     samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
-    return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
+    return SampleLimit(tuple(plan.inputs.values()), samples)
 
 
 def make_topology(specification: Specification) -> Topology:
@@ -145,5 +147,7 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
     )
 
 
-def _sample_type(dtype: torch.dtype, shape: tuple[int, ...]) -> SampleType:
-    return SampleType(str(dtype).removeprefix("torch."), tuple(shape))
+def _sample_types(types: Types) -> tuple[SampleType, ...]:
+    return tuple(
+        SampleType(str(kind.dtype).removeprefix("torch."), kind.shape, name) for name, kind in types.items()
+    )

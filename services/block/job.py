@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from lowdimfa.data.base import Task
 from lowdimfa.services.rpc.topology import Seat
-from lowdimfa.services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
+from lowdimfa.services.run.example import Example
+from lowdimfa.services.run.plan import NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 
@@ -31,10 +29,8 @@ class BlockJob:
         The whole specification, as plain data.
     boundaries
         Names of the layers at which the second and later blocks start.
-    input_shape, input_dtype
-        Of one sample of the network's inputs.
-    task
-        Kind of the data's targets, on which the feedback's default rule depends.
+    example
+        Of the data, for the plan.
     total_steps
         Optimiser steps of the whole run.
     evaluation_batches
@@ -50,9 +46,7 @@ class BlockJob:
     index: int
     specification: dict[str, Any]
     boundaries: list[str]
-    input_shape: tuple[int, ...]
-    input_dtype: str
-    task: Task
+    example: Example
     total_steps: int
     evaluation_batches: int
     user_code: UserCode
@@ -68,9 +62,7 @@ class BlockJob:
             rank=seat.rank,
             specification=plan.specification.model_dump(),
             boundaries=plan.network.boundaries,
-            input_shape=plan.example.shape,
-            input_dtype=str(plan.example.dtype).removeprefix("torch."),
-            task=plan.example.task,
+            example=plan.example,
             total_steps=plan.network.training.total_steps,
             evaluation_batches=plan.reader.evaluation_batches,
             user_code=user_code,
@@ -92,5 +84,4 @@ class BlockJob:
 
     def network(self) -> NetworkPlan:
         """Plan the network as the trainer did."""
-        example = Example(self.input_shape, getattr(torch, self.input_dtype), self.task)
-        return make_network_plan(self.parsed(), example, self.total_steps, self.boundaries)
+        return make_network_plan(self.parsed(), self.example, self.total_steps, self.boundaries)

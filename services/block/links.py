@@ -19,11 +19,13 @@ from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
 from lowdimfa.services.stream.carriers import Carrier
-from lowdimfa.services.stream.frames import Kind, Message, SampleLimit
+from lowdimfa.services.stream.frames import Kind, Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import TensorType
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
@@ -82,10 +84,9 @@ class Links:
         liveness, host = carrier.here.liveness, carrier.here.host
         self._mine, self._windows, self._liveness = mine, windows, liveness
         self._topology, self._seat, self._carrier = topology, seat, carrier
-        self._output_limit = SampleLimit(
-            mine.output.shape, getattr(torch, mine.output.dtype), samples.max_samples
-        )
-        self._shard_limit = SampleLimit((), torch.uint8, shard_bytes)
+        leaving = tuple(TensorType(kind.shape, getattr(torch, kind.dtype)) for kind in mine.output)
+        self._output_limit = SampleLimit(leaving, samples.max_samples)
+        self._shard_limit = SampleLimit.of((), torch.uint8, shard_bytes)
         self._security, self._inbox, self._arriving = security, inbox, arriving
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -23,12 +23,13 @@ from lowdimfa.services.stream.broadcast import ErrorVector
 from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, Inputs, opened, put_together, tensors_of, with_side
 
 
 class _Drawn(NamedTuple):
-    """What a block needs of the data for one micro-batch: inputs in the first block, targets and weight in the head."""
+    """What a block needs of the data for one micro-batch: inputs where it reads some, targets and weight in the head."""
 
-    inputs: Tensor | None = None
+    inputs: Inputs | None = None
     targets: Tensor | None = None
     weight: float = 1.0
 
@@ -113,8 +114,7 @@ class Work:
         """Run the forward pass, and keep what is to be sent."""
         activation, arrived = self._activations.pop(ticket, (None, None))
         drawn = self._draw(ticket)
-        inputs = (arrived or self._copies.to_device(_present(drawn.inputs))).use()
-        clean, perturbed = inputs[0], inputs[-1]
+        clean, perturbed = self._entering(arrived, drawn.inputs)
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
@@ -124,9 +124,9 @@ class Work:
             self._broadcasts[ticket] = computed
             self._measured.append(computed)
         else:
-            output = self._block.forward(clean, ticket)
-            noisy = (self._block.probe(perturbed, ticket),) if probe else ()
-            self._outputs[ticket] = self._copies.to_next_block(output, *noisy, checks=self._take_checks())
+            output = _leaving(self._block.forward(clean, ticket))
+            noisy = _leaving(self._block.probe(perturbed, ticket)) if probe else ()
+            self._outputs[ticket] = self._copies.to_next_block(*output, *noisy, checks=self._take_checks())
         if activation is not None:
             self._neighbours.release(activation)
 
@@ -177,16 +177,36 @@ class Work:
     def evaluate(self, index: int, activation: Message | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
         drawn = self._draw_for_evaluation(index)
-        tensors = (_present(drawn.inputs),) if activation is None else activation.tensors
-        (inputs,) = self._copies.to_device(*tensors).use()
+        arrived = None if activation is None else self._copies.to_device(*activation.tensors)
+        inputs, _ = self._entering(arrived, drawn.inputs)
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             self.stage.evaluate_outputs(inputs, targets, totals, index)
         else:
-            output = self._copies.to_next_block(self.stage.evaluate(inputs, index))
+            output = self._copies.to_next_block(*_leaving(self.stage.evaluate(inputs, index)))
             self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)
+
+    def _entering(self, arrived: OnDevice | None, drawn: Inputs | None) -> tuple[Activation, Activation]:
+        """Return what enters the block: of the block before, or of the data, with its inputs by name beside it.
+
+        On a probe the second one is perturbed, else it is the first once more.
+        """
+        side: dict[str, Tensor] = {}
+        if isinstance(drawn, Mapping):
+            beside = [drawn[name] for name in self.stage.ports.side]
+            side = dict(zip(self.stage.ports.side, self._copies.to_device(*beside).use(), strict=True))
+        elif arrived is None:
+            assert drawn is not None, "the first block draws inputs"
+            (inputs,) = self._copies.to_device(drawn).use()
+            return inputs, inputs
+        names = self.stage.ports.arrives
+        tensors = () if arrived is None else arrived.use()
+        clean, perturbed = (
+            put_together(names, each) for each in (tensors[: len(names)], tensors[-len(names) :])
+        )
+        return with_side(clean, side), with_side(perturbed, side)
 
     def _draw(self, ticket: Ticket) -> _Drawn:
         """Read what the block needs for a micro-batch; the head reads a whole step, which says what each part weighs."""
@@ -207,7 +227,7 @@ class Work:
         return _Drawn() if self._source is None else self._parts(self._source.evaluation_batch(index))
 
     def _parts(self, samples: Samples) -> _Drawn:
-        inputs = samples.inputs() if self.stage.index == 0 else None
+        inputs = samples.inputs() if self.stage.index == 0 or self.stage.ports.side else None
         return _Drawn(inputs, samples.targets() if isinstance(self.stage, Head) else None)
 
     def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
@@ -244,5 +264,10 @@ class Work:
 
 
 def _present(drawn: Tensor | None) -> Tensor:
-    assert drawn is not None, "the first block draws inputs, and the head targets"
+    assert drawn is not None, "the head draws targets"
     return drawn
+
+
+def _leaving(activation: Activation) -> tuple[Tensor, ...]:
+    """Return what travels: what went beside it the next block reads itself."""
+    return tensors_of(opened(activation)[0])

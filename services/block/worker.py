@@ -78,7 +78,7 @@ class BlockWorker:
         network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
         self._topology, self._windows = make_topology(self._specification), windows_of(self._specification)
         self._stem = self._topology.file_stem(job.seat)
-        self._data = draw_data(job, len(network.blocks))
+        self._data = draw_data(job, network)
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
         self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None

@@ -7,8 +7,6 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.feedback.making import ErrorShape, broadcast_width
@@ -69,10 +67,12 @@ def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:
     """Return the bytes of activation that a block sends per micro-batch, the head none."""
     if block.index == len(plan.network.blocks) - 1:
         return 0
-    coarse = plan.network.training.activations == "bf16" and block.output_dtype == torch.float32
-    size = 2 if coarse else block.output_dtype.itemsize
-    values = math.prod(block.output_shape) * plan.order.microbatch_size
-    return round(values * size * (1 + _probed(plan.network.feedback, plan.network.training.microbatches)))
+    size = sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in block.outputs.values())
+    return round(
+        plan.order.microbatch_size
+        * size
+        * (1 + _probed(plan.network.feedback, plan.network.training.microbatches))
+    )
 
 
 def _probed(feedback: FeedbackConfig, microbatches: int) -> float:

@@ -16,7 +16,7 @@ from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.v1 import handshake_pb2 as pb
 from lowdimfa.services.rpc.v1 import handshake_pb2_grpc as pb_grpc
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of all that blocks say to each other; both ends of a connection must speak the same."""
 
 _LONGEST_VALUE = 200
@@ -31,13 +31,14 @@ _OTHER_DATA = (
 
 @dataclass(frozen=True)
 class SampleType:
-    """Element type (``float32``) and shape of one sample, without the batch dimension."""
+    """Element type (``float32``) and shape of one sample, without the batch dimension, and its name in a set."""
 
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dtype} of shape {list(self.shape)}"
+        return f"{self.name and f'{self.name!r}: '}{self.dtype} of shape {list(self.shape)}"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Hello:
     run: str
     block: int
     role: Literal["block", "head"]
-    input: SampleType
-    output: SampleType
+    input: tuple[SampleType, ...]
+    output: tuple[SampleType, ...]
     error_dim: int
     data: str = ""
     protocol: int = PROTOCOL_VERSION
@@ -150,7 +151,7 @@ def greet(address: str, security: Security, mine: Hello, liveness: float) -> Hel
 
 def _shown(value: object) -> str:
     """Return a value without line breaks and the like, shortened."""
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     printable = text if text.isprintable() else ascii(text)
     return printable if len(printable) <= _LONGEST_VALUE else f"{printable[:_LONGEST_VALUE]}…"
 
@@ -163,8 +164,8 @@ def _to_message(hello: Hello) -> pb.Description:
         run=hello.run,
         block=hello.block,
         role=pb.ROLE_HEAD if hello.role == "head" else pb.ROLE_BLOCK,
-        input=pb.SampleType(dtype=hello.input.dtype, shape=hello.input.shape),
-        output=pb.SampleType(dtype=hello.output.dtype, shape=hello.output.shape),
+        input=map(_type_to_message, hello.input),
+        output=map(_type_to_message, hello.output),
         error_dim=hello.error_dim,
         data=hello.data,
     )
@@ -178,8 +179,16 @@ def _from_message(message: pb.Description) -> Hello:
         run=message.run,
         block=message.block,
         role="head" if message.role == pb.ROLE_HEAD else "block",
-        input=SampleType(message.input.dtype, tuple(message.input.shape)),
-        output=SampleType(message.output.dtype, tuple(message.output.shape)),
+        input=tuple(map(_type_from_message, message.input)),
+        output=tuple(map(_type_from_message, message.output)),
         error_dim=message.error_dim,
         data=message.data,
     )
+
+
+def _type_to_message(kind: SampleType) -> pb.SampleType:
+    return pb.SampleType(dtype=kind.dtype, shape=kind.shape, name=kind.name)
+
+
+def _type_from_message(message: pb.SampleType) -> SampleType:
+    return SampleType(message.dtype, tuple(message.shape), message.name)

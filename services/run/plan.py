@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import error_shape, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import error_shape, features_of, parts_of, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
+from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.generators import reproducible, unchanged_generators
@@ -27,27 +27,16 @@ from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, partition
+from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import feedback_config, training_config
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.values import ONE, Types
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """Shape and type of the network's inputs, and the task: all that a block in the middle needs to know of the data."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    task: Task
-
-    def batch(self, samples: int = 2) -> Tensor:
-        """Return a batch of zeros."""
-        return torch.zeros(samples, *self.shape, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ class NetworkPlan:
         sites = [parts_of(block, self.feedback, block is self.blocks[-1]).sites for block in self.blocks]
         taps = [[tap_of(part, self.feedback, self.shape) for part in parts] for parts in sites]
         features = [
-            sum(tap.features(part.output_shape) for tap, part in zip(own, parts, strict=True))
+            sum(features_of(tap, part) for tap, part in zip(own, parts, strict=True))
             for own, parts in zip(taps, sites, strict=True)
         ]
         blocks = [
@@ -93,8 +82,8 @@ class NetworkPlan:
                 "name": block.name,
                 "layers": [layer.name for layer in block.layers],
                 "parameters": block.parameters,
-                "input_shape": list(block.input_shape),
-                "output_shape": list(block.output_shape),
+                "input_shape": _shapes(block.inputs),
+                "output_shape": _shapes(block.outputs),
                 "cost_share": round(block.cost_share, 4),
                 "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
@@ -130,6 +119,11 @@ class NetworkPlan:
         }
 
 
+def _shapes(types: Types) -> list[int] | dict[str, list[int]]:
+    shapes = {name: list(kind.shape) for name, kind in types.items()}
+    return shapes[ONE] if ONE in shapes else shapes
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """The whole run."""
@@ -143,7 +137,7 @@ class RunPlan:
     @property
     def reader(self) -> Reader:
         """Reads the run's data."""
-        return Reader(self.dataset, self.order)
+        return Reader(self.dataset, self.order, self.example.types)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
@@ -177,8 +171,7 @@ def make_run_plan(
     order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
     reader = Reader(dataset, order)
     reader.require_repeatable()
-    first = reader.training(torch.tensor([0])).inputs()
-    example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
+    example = Example.of(reader)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
     if boundaries is None and _measures(specification):
@@ -218,10 +211,16 @@ def make_network_plan(
 
 def _coarser_between(blocks: list[BlockPlan]) -> list[BlockPlan]:
     """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
-    inner = [torch.bfloat16 if b.output_dtype == torch.float32 else b.output_dtype for b in blocks[:-1]]
-    arriving, leaving = [blocks[0].input_dtype, *inner], [*inner, blocks[-1].output_dtype]
+    inner = [
+        {
+            name: kind._replace(dtype=torch.bfloat16) if kind.dtype == torch.float32 else kind
+            for name, kind in block.outputs.items()
+        }
+        for block in blocks[:-1]
+    ]
+    arriving, leaving = [blocks[0].inputs, *inner], [*inner, blocks[-1].outputs]
     return [
-        replace(block, input_dtype=into, output_dtype=out)
+        replace(block, inputs=into, outputs=out)
         for block, into, out in zip(blocks, arriving, leaving, strict=True)
     ]
 

@@ -22,6 +22,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, copies
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import Activation, entering
 
 BETTER = 0.02
 """Share of the bottleneck's time that another cut has to save to be taken."""
@@ -51,7 +52,7 @@ class Bench:
     feedback: FeedbackConfig
     training: TrainingConfig
     task: Task
-    batches: list[tuple[Tensor, Tensor]]
+    batches: list[tuple[Activation, Tensor]]
     threads: int
     device: torch.device
 
@@ -114,10 +115,10 @@ def make_bench(
     return Bench(feedback, training, reader.dataset.task, batches, placement.threads_per_block, device)
 
 
-def _batch(reader: Reader, ticket: Ticket) -> tuple[Tensor, Tensor]:
+def _batch(reader: Reader, ticket: Ticket) -> tuple[Activation, Tensor]:
     try:
         samples = reader.microbatch(ticket)
-        return samples.inputs(), samples.targets()
+        return entering(samples.inputs()), samples.targets()
     except LowdimfaError:
         raise
     except (Exception, SystemExit) as error:  # a user's data may fail in any way

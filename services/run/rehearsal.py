@@ -30,6 +30,7 @@ from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
+from lowdimfa.values import everywhere
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""
@@ -101,7 +102,10 @@ def rehearse(
         A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
     """
     seed = derive_seed(specification.train.seed, "rehearsal")
-    some = [(x[:SAMPLES].to(bench.device), y[:SAMPLES].to(bench.device)) for x, y in bench.batches]
+    some = [
+        (everywhere(x, lambda part: part[:SAMPLES].to(bench.device)), y[:SAMPLES].to(bench.device))
+        for x, y in bench.batches
+    ]
     bench = replace(bench, batches=some)
     with computing_threads(bench.threads), reproducible(seed, bench.device):
         learning, head = bench.build(_copies(blocks, slice(None), rebuild))
@@ -238,7 +242,8 @@ def gradients_are_exact(rehearsal: Rehearsal) -> None:
     blocks, head = bench.build(_copies(rehearsal.blocks, slice(None), rehearsal.rebuild))
     batches = list(bench.batches)
     if len(batches) == 1:  # the same samples in another order will do
-        batches.append((batches[0][0].flip(0), batches[0][1].flip(0)))
+        inputs, targets = batches[0]
+        batches.append((everywhere(inputs, lambda part: part.flip(0)), targets.flip(0)))
     stale = train.staleness > 0
     refuse_inexact(blocks, head, batches, overlapping=stale or train.effective_window > 1, stale=stale)
 

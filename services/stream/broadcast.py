@@ -19,7 +19,8 @@ from lowdimfa.services.rpc.connection import Peer, StreamThread
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
-from lowdimfa.services.stream.frames import ErrorLimit, Message, run_fingerprint, split
+from lowdimfa.services.stream.frames import Message, run_fingerprint, split
+from lowdimfa.services.stream.limits import ErrorLimit
 from lowdimfa.services.stream.resumable import Arriving, Incoming, Replay, Sent, Traffic, as_it_came
 from lowdimfa.tickets import Ticket
 

@@ -17,7 +17,8 @@ import torch
 from lowdimfa.errors import HandshakeError
 from lowdimfa.services.rpc.connection import Peer
 from lowdimfa.services.spec.carriers import CARRIERS
-from lowdimfa.services.stream.frames import Assembly, Message, SampleLimit, split
+from lowdimfa.services.stream.frames import Assembly, Message, split
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Sent, nothing_carried
 
 Metadata = tuple[tuple[str, str], ...]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from google.protobuf.message import DecodeError
@@ -17,13 +16,14 @@ from lowdimfa.services.rpc.tensors import (
     MAX_DIMENSIONS,
     TensorBuffer,
     dtype_code,
-    dtype_name,
     dtype_of,
     encode,
     layout,
 )
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
+from lowdimfa.services.stream.limits import Limit, WireType
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import MAX_MEMBERS
 
 CHUNK_BYTES = 1 << 20
 """Bytes of buffers in one frame: it stays below gRPC's default limit of 4 MiB, so that no peer has to raise it."""
@@ -34,7 +34,9 @@ HEADER_AT = 8
 Kind = Literal["train", "evaluate", "part", "sum", "error", "probe"]
 
 _GUARDED = 1 << 31
-_MAX_TENSORS = 2
+MAX_TENSORS = 2 * MAX_MEMBERS
+"""Most tensors of a message: those of a named set, and on a probe as many again."""
+
 _CODES: dict[Kind, pb.Kind] = {
     "train": pb.KIND_TRAIN,
     "evaluate": pb.KIND_EVALUATE,
@@ -44,10 +46,6 @@ _CODES: dict[Kind, pb.Kind] = {
     "probe": pb.KIND_PROBE,
 }
 _KINDS: dict[int, Kind] = {code: kind for kind, code in _CODES.items()}
-_Type = tuple[int, tuple[int, ...]]
-"""Code of an element type, and a shape."""
-
-_ERRORS = {pb.KIND_ERROR, pb.KIND_PROBE}
 
 
 class Message(NamedTuple):
@@ -58,8 +56,8 @@ class Message(NamedTuple):
     kind, ticket
         What it is for and which micro-batch it belongs to.
     tensors
-        Each of shape ``(samples, …)``. On a probe micro-batch an activation has a second one, which follows from a
-        disturbance upstream.
+        Each of shape ``(samples, …)``: of an activation one, or those of a named set. On a probe micro-batch it has as
+        many again, which follow from a disturbance upstream.
     sequence
         Position in the stream.
     """
@@ -68,76 +66,6 @@ class Message(NamedTuple):
     ticket: Ticket
     tensors: tuple[Tensor, ...]
     sequence: int
-
-
-class Limit(Protocol):
-    """What a stream may bring."""
-
-    @property
-    def nbytes(self) -> int | None:
-        """Most bytes of one message, or None where only its type is known."""
-
-    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
-        """Raise `ProtocolError` for what is not to come."""
-
-
-class SampleLimit(NamedTuple):
-    """What a receiver of activations or gradients accepts: the type of one sample, and how many of them."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    max_samples: int
-
-    @property
-    def nbytes(self) -> int:
-        """Most bytes of one message."""
-        return _MAX_TENSORS * self.max_samples * math.prod(self.shape) * self.dtype.itemsize
-
-    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
-        """Refuse other tensors than one, or two alike, of the expected type.
-
-        Raises
-        ------
-        ProtocolError
-            They are not.
-        """
-        if kind in _ERRORS:
-            raise ProtocolError("an error, which only the head sends, and to all blocks")
-        if not 1 <= len(tensors) <= _MAX_TENSORS or any(other != tensors[0] for other in tensors):
-            raise ProtocolError("an activation has one tensor, or two of equal type and shape")
-        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
-        alike = dtype == self.dtype and len(shape) > 0 and shape[1:] == self.shape
-        if not alike or shape[0] > self.max_samples:
-            raise ProtocolError(
-                f"{dtype_name(dtype)} of shape {list(shape)}; expected {dtype_name(self.dtype)} of shape "
-                f"{list(self.shape)} after a batch of at most {self.max_samples}"
-            )
-
-
-class ErrorLimit(NamedTuple):
-    """What a subscriber accepts: errors of float32 and any number of samples."""
-
-    error_dim: int
-
-    @property
-    def nbytes(self) -> None:
-        """Their number of samples, and so of bytes, is not agreed upon."""
-
-    def check(self, kind: int, tensors: Sequence[_Type]) -> None:
-        """Refuse what is no error of the right type and error dimension.
-
-        Raises
-        ------
-        ProtocolError
-            It is not.
-        """
-        if kind not in _ERRORS or len(tensors) != 1:
-            raise ProtocolError(f"{len(tensors)} tensors of kind {kind}; one of an error was expected")
-        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
-        if dtype != torch.float32:
-            raise ProtocolError(f"its type is {dtype_name(dtype)}; float32 was expected")
-        if len(shape) < 2 or shape[-1] != self.error_dim:
-            raise ProtocolError(f"its shape is {list(shape)}; (samples, …, {self.error_dim}) was expected")
 
 
 def run_fingerprint(run: str) -> int:
@@ -242,9 +170,9 @@ class Assembly:
     def __init__(self, header: pb.Header, limit: Limit) -> None:
         if header.kind not in _KINDS:
             raise ProtocolError(f"unknown kind {header.kind}")
-        self._announced: list[_Type] = [
+        self._announced: list[WireType] = [
             (each.dtype, tuple(each.shape[: MAX_DIMENSIONS + 1]))
-            for each in header.tensors[: _MAX_TENSORS + 1]
+            for each in header.tensors[: MAX_TENSORS + 1]
         ]
         limit.check(header.kind, self._announced)
         self.sequence, self.ticket = header.sequence, Ticket(header.step, header.microbatch)

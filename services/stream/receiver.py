@@ -14,7 +14,8 @@ from lowdimfa.services.rpc.connection import Resend, failure_of_thread
 from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.stream.carriers import Downstream, Intake
-from lowdimfa.services.stream.frames import Message, SampleLimit, run_fingerprint
+from lowdimfa.services.stream.frames import Message, run_fingerprint
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Arriving, Incoming, as_it_came
 from lowdimfa.services.stream.sender import METHOD, SENDER_KEY
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.connection import Resends
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
-from lowdimfa.services.stream.frames import Assembly, Limit, Message, unpack
+from lowdimfa.services.stream.frames import Assembly, Message, unpack
+from lowdimfa.services.stream.limits import Limit
 
 _GRPC_PREFIX = 5
 _HTTP2_FRAME_HEADER = 9

@@ -42,7 +42,7 @@ PAGE, COUNT = mmap.PAGESIZE, 8
 
 #: Bytes of a slot before its buffers, which so begin at a cache line. First are the message's sequence and the length
 #: of its frame, of so many bytes, then the frame.
-PREFIX, SEQUENCE, LENGTH = 512, 8, 4
+PREFIX, SEQUENCE, LENGTH = 1024, 8, 4
 
 #: Of the memory: a reader of memory that is cut short would be ended by a signal, so it can't be.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL if sys.platform.startswith("linux") else 0

@@ -16,8 +16,9 @@ import torch
 from lowdimfa.errors import HandshakeError, ResourceError
 from lowdimfa.services.rpc.connection import Peer
 from lowdimfa.services.stream.carriers import Bypass, Carrier, Downstream, Intake, Upstream
-from lowdimfa.services.stream.frames import Message, SampleLimit, split, without_data
+from lowdimfa.services.stream.frames import Message, split, without_data
 from lowdimfa.services.stream.handover import Line
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Sent
 from lowdimfa.services.stream.ring import RING_KEY, Ring, take_offer
 

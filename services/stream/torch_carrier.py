@@ -24,14 +24,14 @@ from torch._C._distributed_c10d import Store, TCPStore
 from lowdimfa.errors import InputError, PeerError
 from lowdimfa.services.rpc.security import is_loopback
 from lowdimfa.services.stream.carriers import Carrier, Downstream, Here, Intake, Upstream
-from lowdimfa.services.stream.frames import Assembly, Message, SampleLimit, without_data
+from lowdimfa.services.stream.frames import MAX_TENSORS, Assembly, Message, without_data
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Sent
 
 GROUP_KEY = "lowdimfa-group"
 """The metadata key of the address where the two meet."""
 
 _POLL_SECONDS = 50e-6
-_TENSORS = 2
 _TAGS = 1 << 31
 
 
@@ -184,7 +184,7 @@ def _lost(here: Here, neighbour: str, error: Exception) -> PeerError:
 
 
 def _tag(sequence: int, index: int) -> int:
-    return (_TENSORS * sequence + index + 1) % _TAGS
+    return (MAX_TENSORS * sequence + index + 1) % _TAGS
 
 
 class Group:

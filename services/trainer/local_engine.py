@@ -25,6 +25,7 @@ from lowdimfa.services.run.state import load_stage, stage_state
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
+from lowdimfa.values import Activation, entering
 
 ALIGNMENT_SAMPLES = 256
 
@@ -116,7 +117,7 @@ class LocalEngine:
         self._threads.close()
 
 
-def alignment_batch(plan: RunPlan) -> tuple[torch.Tensor, torch.Tensor]:
+def alignment_batch(plan: RunPlan) -> tuple[Activation, torch.Tensor]:
     """Return the first samples of the training split, on which alignment is measured."""
     samples = plan.reader.training(torch.arange(min(ALIGNMENT_SAMPLES, len(plan.dataset.train))))
-    return samples.inputs(), samples.targets()
+    return entering(samples.inputs()), samples.targets()

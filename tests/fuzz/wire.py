@@ -18,15 +18,8 @@ from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.rpc.v1 import handshake_pb2, stream_pb2
 from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
-from lowdimfa.services.stream.frames import (
-    HEADER_AT,
-    Message,
-    SampleLimit,
-    pack,
-    run_fingerprint,
-    split,
-    unpack,
-)
+from lowdimfa.services.stream.frames import HEADER_AT, Message, pack, run_fingerprint, split, unpack
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.tickets import Ticket
 from tests.fuzz.guard import Finding
@@ -34,7 +27,7 @@ from tests.fuzz.mutate import change_bytes, change_list, change_message, cut, jo
 
 RUN = "fuzzed"
 ERROR_DIM = 3
-LIMIT = SampleLimit((2, 3), torch.float32, 4)
+LIMIT = SampleLimit.of((2, 3), torch.float32, 4)
 MINE = Hello(
     "1.0.0",
     "2.6",

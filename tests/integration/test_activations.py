@@ -14,7 +14,8 @@ from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Carrier, Here
-from lowdimfa.services.stream.frames import Message, SampleLimit
+from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import as_it_came
 from lowdimfa.services.stream.sender import Sender
@@ -40,7 +41,7 @@ class Link:
         self.messages = Inbox()
         self.failures = Inbox()
         self.sender_failures = Inbox()
-        limit = SampleLimit((5,), changes.pop("dtype", torch.float32), samples)
+        limit = SampleLimit.of((5,), changes.pop("dtype", torch.float32), samples)
         there, here = (carrier(Here(block, "127.0.0.1", liveness)) for block in (1, 0))
         self.receiver = Receiver(
             RUN,

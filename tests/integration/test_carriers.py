@@ -15,7 +15,8 @@ from thread_fleet import thread_fleet
 
 from lowdimfa.services.spec.carriers import CARRIERS, CarrierEntry
 from lowdimfa.services.stream.carriers import Carrier, Downstream, Intake, Upstream
-from lowdimfa.services.stream.frames import Assembly, Message, SampleLimit, without_data
+from lowdimfa.services.stream.frames import Assembly, Message, without_data
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Sent
 
 KEY = "lowdimfa-shelf"

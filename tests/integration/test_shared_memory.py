@@ -18,7 +18,8 @@ from lowdimfa.errors import HandshakeError, PeerError
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here, carrier_class
-from lowdimfa.services.stream.frames import SampleLimit, unpack
+from lowdimfa.services.stream.frames import unpack
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.services.stream.shared_memory import RingDownstream, RingLine, SharedMemory
@@ -26,7 +27,7 @@ from lowdimfa.tickets import Ticket
 
 SAMPLES, WINDOW = 2000, 3
 PING_BYTES = 17
-LIMIT = SampleLimit((5,), torch.float32, SAMPLES)
+LIMIT = SampleLimit.of((5,), torch.float32, SAMPLES)
 
 
 def never(*_: Any) -> RingLine:

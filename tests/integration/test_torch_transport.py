@@ -15,7 +15,8 @@ from lowdimfa.errors import InputError, PeerError, ProtocolError
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here
-from lowdimfa.services.stream.frames import Message, SampleLimit, without_data
+from lowdimfa.services.stream.frames import Message, without_data
+from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Sent
 from lowdimfa.services.stream.sender import Sender
@@ -130,7 +131,7 @@ def test_more_samples_than_were_agreed_are_refused_before_memory_is_taken() -> N
 
 def test_a_receiver_that_never_meets_is_a_peer_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupDownstream, "meet", lambda self, address: None)
-    security, limit = Security.loopback(), SampleLimit((5,), torch.float32, 2)
+    security, limit = Security.loopback(), SampleLimit.of((5,), torch.float32, 2)
     there, here = (TorchCarrier(Here(block, "127.0.0.1", 1.0)) for block in (1, 0))
     with no_threads_left():
         receiver = Receiver(RUN, 1, 0, 4, limit, print, print, carrier=there.downstream(4, limit))

@@ -84,7 +84,7 @@ def test_arrays_of_numpy_are_taken_as_tensors() -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a dict": (
         lambda: Items(lambda index: {"x": torch.zeros(3), "y": 0}),
-        r"found a dict as item 0; expected \(input, target\)\..* tuple",
+        r"found a dict without 'labels' as item 0; expected \(input, target\), or a mapping with 'labels'\..* tuple",
     ),
     "three parts": (
         lambda: Items(lambda index: (torch.zeros(3), 0, 0)),
@@ -159,6 +159,8 @@ def test_a_plan_refuses_them_too() -> None:
         "data": {"factory": f"{__name__}:dicts"},
         "train": {"steps": 1, "batch_size": 4},
     }
-    with pytest.raises(InputError, match=r"^data\.factory: found a dict as item 0") as refusal:
+    with pytest.raises(
+        InputError, match=r"^data\.factory: found a dict without 'labels' as item 0"
+    ) as refusal:
         make_run_plan(parse_specification(plain, "test"))
     assert refusal.value.exit_code == 2

@@ -16,6 +16,7 @@ from lowdimfa.cost import balanced_cuts, operations
 from lowdimfa.errors import InputError
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
 from lowdimfa.partitioning import BlockPlan, list_layers, partition
+from lowdimfa.values import ONE
 
 IMAGES = torch.rand(2, 1, 8, 8)
 MODELS: dict[str, tuple[nn.Sequential, Tensor]] = {
@@ -47,9 +48,9 @@ class Declared(nn.Module):
 
 def run(plans: list[BlockPlan], x: Tensor) -> Tensor:
     for plan in plans:
-        assert (tuple(x.shape[1:]), x.dtype) == (plan.input_shape, plan.input_dtype)
+        assert (tuple(x.shape[1:]), x.dtype) == plan.inputs[ONE]
         x = plan.build()(x)
-        assert (tuple(x.shape[1:]), x.dtype) == (plan.output_shape, plan.output_dtype)
+        assert (tuple(x.shape[1:]), x.dtype) == plan.outputs[ONE]
     return x
 
 

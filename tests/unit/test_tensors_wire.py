@@ -12,16 +12,8 @@ from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
-from lowdimfa.services.stream.frames import (
-    Assembly,
-    ErrorLimit,
-    Message,
-    SampleLimit,
-    pack,
-    run_fingerprint,
-    split,
-    unpack,
-)
+from lowdimfa.services.stream.frames import Assembly, Message, pack, run_fingerprint, split, unpack
+from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.resumable import Incoming, wire_bytes
 from lowdimfa.tickets import Ticket
 
@@ -110,7 +102,7 @@ def test_complex_tensors_have_no_code() -> None:
 def test_activations_survive_being_cut(samples: int, shape: list[int], probe: bool, seed: int) -> None:
     tensors = tuple(random_tensor(torch.float32, [samples, *shape], seed + i) for i in range(1 + probe))
     activation = Message("train", Ticket(3, 1), tensors, 5)
-    limit = SampleLimit(tuple(shape), torch.float32, 4)
+    limit = SampleLimit.of(tuple(shape), torch.float32, 4)
     assert bits(assemble(list(split(activation, 1, 0)), limit).tensors[-1]) == bits(tensors[-1])
 
 
@@ -119,14 +111,14 @@ def test_large_activations_take_several_frames() -> None:
     frames = list(split(Message("evaluate", Ticket(0, 0), tensors, 0), 1, 0))
     assert len(frames) == 6
     assert max(map(len, frames)) < (1 << 20) + 100
-    back = assemble(frames, SampleLimit((1000, 200), torch.float32, 3))
+    back = assemble(frames, SampleLimit.of((1000, 200), torch.float32, 3))
     assert back.kind == "evaluate"
     assert all(torch.equal(one, other) for one, other in zip(back.tensors, tensors, strict=True))
 
 
 @given(st.binary(max_size=40))
 def test_malformed_frames_are_protocol_errors_and_nothing_else(frame: bytes) -> None:
-    limit = SampleLimit((2,), torch.float32, 2)
+    limit = SampleLimit.of((2,), torch.float32, 2)
     try:
         header, data = unpack(frame)
         Assembly(header, limit).add(header.offset, data)
@@ -149,14 +141,14 @@ def test_malformed_frames_are_protocol_errors_and_nothing_else(frame: bytes) -> 
 )
 def test_unexpected_tensors_are_refused_before_memory_is_taken(tensors: list[pb.TensorType]) -> None:
     with pytest.raises(ProtocolError):
-        Assembly(pb.Header(tensors=tensors), SampleLimit((2,), torch.float32, 4))
+        Assembly(pb.Header(tensors=tensors), SampleLimit.of((2,), torch.float32, 4))
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 17), (4, 4), (0, 0)])
 def test_frames_out_of_place_are_refused(offset: int, size: int) -> None:
     header = pb.Header(tensors=[pb.TensorType(shape=[2, 2])])
     with pytest.raises(ProtocolError):
-        Assembly(header, SampleLimit((2,), torch.float32, 4)).add(offset, memoryview(bytes(size)))
+        Assembly(header, SampleLimit.of((2,), torch.float32, 4)).add(offset, memoryview(bytes(size)))
 
 
 def test_frame_layout() -> None:
@@ -188,9 +180,9 @@ def test_the_same_bytes_once_more_change_nothing() -> None:
 def test_errors_and_activations_keep_to_their_own_streams(kind: pb.Kind) -> None:
     types = [pb.TensorType(shape=[2, 2])]
     Assembly(pb.Header(kind=kind, tensors=types), ErrorLimit(2))
-    Assembly(pb.Header(tensors=types), SampleLimit((2,), torch.float32, 2))
+    Assembly(pb.Header(tensors=types), SampleLimit.of((2,), torch.float32, 2))
     with pytest.raises(ProtocolError):
-        Assembly(pb.Header(kind=kind, tensors=types), SampleLimit((2,), torch.float32, 2))
+        Assembly(pb.Header(kind=kind, tensors=types), SampleLimit.of((2,), torch.float32, 2))
     with pytest.raises(ProtocolError):
         Assembly(pb.Header(tensors=types), ErrorLimit(2))
 
@@ -219,7 +211,9 @@ def assemble(frames: list[bytes], limit: SampleLimit) -> Message:
 
 def refusal_of(*frames: bytes) -> ProtocolError:
     """Return the error for frames that stay as they are, however often they are asked for again."""
-    incoming = Incoming("activation", 2, run_fingerprint("r"), 1, SampleLimit((3,), torch.float32, 4), print)
+    incoming = Incoming(
+        "activation", 2, run_fingerprint("r"), 1, SampleLimit.of((3,), torch.float32, 4), print
+    )
     for _ in range(Resends.LIMIT):
         with pytest.raises(Resend):
             for frame in frames:

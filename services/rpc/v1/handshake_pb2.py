@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(lowdimfa/services/rpc/v1/handshake.proto\x12\x0blowdimfa.v1\"8\n\x0cHelloRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.lowdimfa.v1.Description\"8\n\nHelloReply\x12*\n\x08\x61nswerer\x18\x01 \x01(\x0b\x32\x18.lowdimfa.v1.Description\"\xef\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\r\n\x05torch\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05\x62lock\x18\x05 \x01(\r\x12\x1f\n\x04role\x18\x06 \x01(\x0e\x32\x11.lowdimfa.v1.Role\x12&\n\x05input\x18\x07 \x01(\x0b\x32\x17.lowdimfa.v1.SampleType\x12\'\n\x06output\x18\x08 \x01(\x0b\x32\x17.lowdimfa.v1.SampleType\x12\x11\n\terror_dim\x18\t \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\n \x01(\t\"*\n\nSampleType\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04*%\n\x04Role\x12\x0e\n\nROLE_BLOCK\x10\x00\x12\r\n\tROLE_HEAD\x10\x01\x32H\n\tHandshake\x12;\n\x05Hello\x12\x19.lowdimfa.v1.HelloRequest\x1a\x17.lowdimfa.v1.HelloReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(lowdimfa/services/rpc/v1/handshake.proto\x12\x0blowdimfa.v1\"8\n\x0cHelloRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.lowdimfa.v1.Description\"8\n\nHelloReply\x12*\n\x08\x61nswerer\x18\x01 \x01(\x0b\x32\x18.lowdimfa.v1.Description\"\xef\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\r\n\x05torch\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05\x62lock\x18\x05 \x01(\r\x12\x1f\n\x04role\x18\x06 \x01(\x0e\x32\x11.lowdimfa.v1.Role\x12&\n\x05input\x18\x07 \x03(\x0b\x32\x17.lowdimfa.v1.SampleType\x12\'\n\x06output\x18\x08 \x03(\x0b\x32\x17.lowdimfa.v1.SampleType\x12\x11\n\terror_dim\x18\t \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\n \x01(\t\"8\n\nSampleType\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t*%\n\x04Role\x12\x0e\n\nROLE_BLOCK\x10\x00\x12\r\n\tROLE_HEAD\x10\x01\x32H\n\tHandshake\x12;\n\x05Hello\x12\x19.lowdimfa.v1.HelloRequest\x1a\x17.lowdimfa.v1.HelloReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lowdimfa.services.rpc.v1.handshake_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=459
-  _globals['_ROLE']._serialized_end=496
+  _globals['_ROLE']._serialized_start=473
+  _globals['_ROLE']._serialized_end=510
   _globals['_HELLOREQUEST']._serialized_start=57
   _globals['_HELLOREQUEST']._serialized_end=113
   _globals['_HELLOREPLY']._serialized_start=115
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIPTION']._serialized_start=174
   _globals['_DESCRIPTION']._serialized_end=413
   _globals['_SAMPLETYPE']._serialized_start=415
-  _globals['_SAMPLETYPE']._serialized_end=457
-  _globals['_HANDSHAKE']._serialized_start=498
-  _globals['_HANDSHAKE']._serialized_end=570
+  _globals['_SAMPLETYPE']._serialized_end=471
+  _globals['_HANDSHAKE']._serialized_start=512
+  _globals['_HANDSHAKE']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

@@ -43,16 +43,18 @@ class Description(_message.Message):
     run: str
     block: int
     role: Role
-    input: SampleType
-    output: SampleType
+    input: _containers.RepeatedCompositeFieldContainer[SampleType]
+    output: _containers.RepeatedCompositeFieldContainer[SampleType]
     error_dim: int
     data: str
-    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., torch: _Optional[str] = ..., run: _Optional[str] = ..., block: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., input: _Optional[_Union[SampleType, _Mapping]] = ..., output: _Optional[_Union[SampleType, _Mapping]] = ..., error_dim: _Optional[int] = ..., data: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., torch: _Optional[str] = ..., run: _Optional[str] = ..., block: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., input: _Optional[_Iterable[_Union[SampleType, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[SampleType, _Mapping]]] = ..., error_dim: _Optional[int] = ..., data: _Optional[str] = ...) -> None: ...
 
 class SampleType(_message.Message):
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("dtype", "shape", "name")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    name: str
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., name: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,97 @@
+"""What a stream may bring, checked before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+import torch
+
+from lowdimfa.errors import ProtocolError
+from lowdimfa.services.rpc.tensors import dtype_name, dtype_of
+from lowdimfa.services.rpc.v1 import stream_pb2 as pb
+from lowdimfa.values import TensorType
+
+WireType = tuple[int, tuple[int, ...]]
+"""Code of an element type, and a shape."""
+
+_ERRORS = {pb.KIND_ERROR, pb.KIND_PROBE}
+
+
+class Limit(Protocol):
+    """What a stream may bring."""
+
+    @property
+    def nbytes(self) -> int | None:
+        """Most bytes of one message, or None where only its type is known."""
+
+    def check(self, kind: int, tensors: Sequence[WireType]) -> None:
+        """Raise `ProtocolError` for what is not to come."""
+
+
+class SampleLimit(NamedTuple):
+    """What a receiver of activations or gradients accepts: the types of one sample's tensors, and how many samples."""
+
+    types: tuple[TensorType, ...]
+    max_samples: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: torch.dtype, max_samples: int) -> Self:
+        """Return the limit for one tensor."""
+        return cls((TensorType(shape, dtype),), max_samples)
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes of one message."""
+        return 2 * self.max_samples * sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in self.types)
+
+    def check(self, kind: int, tensors: Sequence[WireType]) -> None:
+        """Refuse other tensors than those of the expected types, once, or twice alike.
+
+        Raises
+        ------
+        ProtocolError
+            They are not.
+        """
+        if kind in _ERRORS:
+            raise ProtocolError("an error, which only the head sends, and to all blocks")
+        own = len(self.types)
+        if len(tensors) not in (own, 2 * own) or list(tensors[own:]) not in ([], list(tensors[:own])):
+            many = "one tensor, or two" if own == 1 else f"{own} tensors, or twice as many"
+            raise ProtocolError(f"an activation has {many} of equal type and shape")
+        samples = tensors[0][1][:1]
+        for (code, shape), expected in zip(tensors, self.types, strict=False):
+            dtype = dtype_of(code)
+            alike = dtype == expected.dtype and len(shape) > 0 and shape[1:] == expected.shape
+            if not alike or shape[:1] != samples or shape[0] > self.max_samples:
+                raise ProtocolError(
+                    f"{dtype_name(dtype)} of shape {list(shape)}; expected {expected} after a batch of at most "
+                    f"{self.max_samples}"
+                )
+
+
+class ErrorLimit(NamedTuple):
+    """What a subscriber accepts: errors of float32 and any number of samples."""
+
+    error_dim: int
+
+    @property
+    def nbytes(self) -> None:
+        """Their number of samples, and so of bytes, is not agreed upon."""
+
+    def check(self, kind: int, tensors: Sequence[WireType]) -> None:
+        """Refuse what is no error of the right type and error dimension.
+
+        Raises
+        ------
+        ProtocolError
+            It is not.
+        """
+        if kind not in _ERRORS or len(tensors) != 1:
+            raise ProtocolError(f"{len(tensors)} tensors of kind {kind}; one of an error was expected")
+        dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
+        if dtype != torch.float32:
+            raise ProtocolError(f"its type is {dtype_name(dtype)}; float32 was expected")
+        if len(shape) < 2 or shape[-1] != self.error_dim:
+            raise ProtocolError(f"its shape is {list(shape)}; (samples, …, {self.error_dim}) was expected")
