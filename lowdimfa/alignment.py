@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
-from lowdimfa.sites import delivered, tap_all
+from lowdimfa.sites import delivered, follow, tap_all
 from lowdimfa.tickets import Ticket
 
 
@@ -74,6 +75,7 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Tensor, targe
         found = []
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)
+            follow(block.sites, head.projection.weights)  # as with the next error
             found.append(_compare(block.index, _update(block, outputs, sent), truth))
             inputs = outputs[-1]
     return Alignment(found, head.projection.explained_energy(error))
@@ -95,17 +97,27 @@ def _update(block: Block, outputs: Sequence[Tensor], sent: Tensor) -> Sequence[T
 def _reference(
     blocks: Sequence[Block], head: Head, inputs: Tensor, targets: Tensor, ticket: Ticket
 ) -> tuple[Tensor, list[Sequence[Tensor]]]:
-    """Return the output error and every block's true gradient."""
+    """Return the error that is broadcast and every block's true gradient."""
     outputs = inputs
-    for stage in (*blocks, head):
+    for stage in blocks:
         outputs = stage.run(outputs, ticket)
+    entering: list[Tensor] = []
+    outputs = head.run_parts(outputs, ticket, cut=partial(_noted, entering))[-1]
     _, error = head.output_error(outputs, targets)
+    source = head.source_error(entering, outputs, error)
     groups = [[value for value in block.module.parameters() if value.requires_grad] for block in blocks]
     flat = [value for group in groups for value in group]
     if not flat:
-        return error, [[] for _ in blocks]
+        return source, [[] for _ in blocks]
     gradients = iter(torch.autograd.grad(outputs, flat, error.to(outputs.dtype), materialize_grads=True))
-    return error, [[next(gradients) for _ in group] for group in groups]
+    return source, [[next(gradients) for _ in group] for group in groups]
+
+
+def _noted(entering: list[Tensor], value: Tensor) -> Tensor:
+    if value.is_floating_point() and not value.requires_grad:
+        value = value.detach().requires_grad_()
+    entering.append(value)
+    return value
 
 
 def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> BlockAlignment:

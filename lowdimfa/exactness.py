@@ -131,10 +131,11 @@ def _check_head(head: Head, inputs: Tensor, targets: Tensor) -> None:
 
     def plain() -> Gradients:
         with torch.enable_grad():
-            *inner, outputs = head.run_parts(inputs, _FIRST, cut=_with_past)
+            entering: list[Tensor] = []
+            *inner, outputs = head.run_parts(inputs, _FIRST, cut=partial(_entering, head, entering))
             _, error = head.output_error(outputs, targets)
             tapped = tap_all(head.sites, inner)
-            fed = delivered(head.sites, tapped, head.projected(error))
+            fed = delivered(head.sites, tapped, head.projected(head.source_error(entering, outputs, error)))
             return _by_autograd(head, [*tapped, outputs], [*fed, error.to(outputs.dtype)])
 
     own = _trying(head, partial(_restored, head, learn))
@@ -252,6 +253,12 @@ def _key(parameter: str) -> str:
 
 def _learned(module: BlockModule) -> list[tuple[str, nn.Parameter]]:
     return [(name, value) for name, value in module.named_plain_parameters() if value.requires_grad]
+
+
+def _entering(head: Head, entering: list[Tensor], value: Tensor) -> Tensor:
+    """Note what goes into a part, and cut it from its past where no gradient passes."""
+    entering.append(_with_past(value) if len(entering) <= len(head.sites) else value)
+    return entering[-1]
 
 
 def _with_past(activations: Tensor) -> Tensor:

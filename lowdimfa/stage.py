@@ -134,8 +134,12 @@ class Stage:
         seed_generators(derive_seed(self.seed, purpose, self.index, *names), self.device)
 
     @torch.no_grad()
-    def run_perturbed(self, inputs: Tensor, ticket: Ticket) -> tuple[Tensor, list[Tensor]]:
+    def run_perturbed(
+        self, inputs: Tensor, ticket: Ticket, entering: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run the layers once more on perturbed inputs, with noise of the stage's own added at each site.
+
+        What goes into each part is added to ``entering``.
 
         Dropout draws as in the clean pass, and running statistics stay as the clean pass left them.
 
@@ -149,14 +153,19 @@ class Stage:
         moved: list[Tensor] = []
 
         def perturb(part: int, output: Tensor) -> Tensor:
-            if part == len(self.sites):  # the head's last part, whose output is the network's
+            if part >= len(self.sites):  # the head's last part, whose output is the network's
                 return output
             perturbed, change = self.sites[part].tap.perturb(output, self._probe_noise, generator)
             moved.append(change)
             return perturbed
 
+        def enter(value: Tensor) -> Tensor:
+            if entering is not None:
+                entering.append(value)
+            return value
+
         with unchanged_buffers(self.module):
-            return self.run_parts(inputs, ticket, perturb)[-1], moved
+            return self.run_parts(inputs, ticket, perturb, enter)[-1], moved
 
     @torch.no_grad()
     def accumulate_probe(self, moved: Sequence[Tensor], response: Tensor, ticket: Ticket) -> None:
