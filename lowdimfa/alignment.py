@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
-from lowdimfa.sites import delivered, tap_all
+from lowdimfa.sites import delivered, follow, tap_all
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Value, one, onward
+from lowdimfa.values import Activation, Value, mapped, one, onward
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Activation, t
         found = []
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)
+            follow(block.sites, head.projection.weights)  # as with the next error
             found.append(_compare(block.index, _update(block, outputs, sent), truth))
             inputs = onward(inputs, outputs[-1])
     return Alignment(found, head.projection.explained_energy(error))
@@ -96,17 +98,29 @@ def _update(block: Block, outputs: Sequence[Value], sent: Tensor) -> Sequence[Te
 def _reference(
     blocks: Sequence[Block], head: Head, inputs: Activation, targets: Tensor, ticket: Ticket
 ) -> tuple[Tensor, list[Sequence[Tensor]]]:
-    """Return the output error and every block's true gradient."""
-    for stage in (*blocks, head):
+    """Return the error that is broadcast and every block's true gradient."""
+    for stage in blocks:
         inputs = stage.run(inputs, ticket)
-    outputs = one(inputs)
+    entering: list[Value] = []
+    outputs = one(head.run_parts(inputs, ticket, cut=partial(_noted, entering))[-1])
     _, error = head.output_error(outputs, targets)
+    source = head.source_error(entering, outputs, error)
     groups = [[value for value in block.module.parameters() if value.requires_grad] for block in blocks]
     flat = [value for group in groups for value in group]
     if not flat:
-        return error, [[] for _ in blocks]
+        return source, [[] for _ in blocks]
     gradients = iter(torch.autograd.grad(outputs, flat, error.to(outputs.dtype), materialize_grads=True))
-    return error, [[next(gradients) for _ in group] for group in groups]
+    return source, [[next(gradients) for _ in group] for group in groups]
+
+
+def _noted(entering: list[Value], value: Value) -> Value:
+    entering.append(mapped(value, _leaf))
+    return entering[-1]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    wanting = value.is_floating_point() and not value.requires_grad
+    return value.detach().requires_grad_() if wanting else value
 
 
 def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> BlockAlignment:

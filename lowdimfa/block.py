@@ -17,7 +17,7 @@ from lowdimfa.block_module import BlockModule
 from lowdimfa.config import StageConfig
 from lowdimfa.errors import InputError, ProtocolError
 from lowdimfa.optim import Updater
-from lowdimfa.sites import FeedbackSite, deliver, tap_all
+from lowdimfa.sites import FeedbackSite, deliver, follow, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.stash import StashedWeights
 from lowdimfa.tickets import Ticket
@@ -112,7 +112,9 @@ class Block(Stage):
                     "What goes from block to block keeps its names, shapes and types.",
                 )
 
-    def receive_error(self, ticket: Ticket, error: Tensor, kind: ErrorKind = "train") -> None:
+    def receive_error(
+        self, ticket: Ticket, error: Tensor, kind: ErrorKind = "train", projection: Tensor | None = None
+    ) -> None:
         """Accumulate this block's local gradients from the broadcast error of one micro-batch.
 
         A probe's response comes after the same micro-batch's training error, or before it.
@@ -125,6 +127,8 @@ class Block(Stage):
             ``c``, shape ``(batch, *positions, error_dim)``.
         kind
             ``train`` for an error, ``probe`` for the projected response to a probe.
+        projection
+            ``P`` of this error, shape ``(error_dim, width)``, where it has changed and the feedback weights follow it.
 
         Raises
         ------
@@ -144,6 +148,8 @@ class Block(Stage):
         elif kind == "train" and kept.tapped is not None:
             self._learned = ticket
             self.seed_for("update", *ticket)
+            if projection is not None:
+                follow(self.sites, projection)
             with StashedWeights.in_place(kept.weights):
                 deliver(self.sites, kept.tapped, error)
             kept.tapped = kept.weights = None

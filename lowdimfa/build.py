@@ -18,10 +18,22 @@ from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import ReadoutFeedback
+from lowdimfa.feedback.source import (
+    at_site,
+    identity_tap,
+    output_start,
+    refuse_unknown_identity,
+    sends_projection,
+    source_of,
+    source_shape,
+    starts_as_identity,
+    wants_identity,
+)
 from lowdimfa.head import Head
 from lowdimfa.losses import Objective, shows_targets
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
+from lowdimfa.outcome import Sends
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.set_taps import SetTap
@@ -37,9 +49,9 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
     Raises
     ------
     InputError
-        The output has more than one position dimension, or ``error_dim`` isn't between 1 and the task's.
+        The tensor whose error it is has more than one position dimension, or ``error_dim`` isn't between 1 and its width.
     """
-    output = tuple(plans[-1].output_shape)
+    output = source_shape(plans[-1], feedback)
     if not 1 <= len(output) <= 2:
         raise InputError(
             "model.factory",
@@ -48,11 +60,12 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
         )
     task_dim = output[-1]
     error_dim = task_dim if feedback.error_dim is None else feedback.error_dim
+    whose = "task" if source_of(feedback) == "logits" else "hidden state"
     if not 1 <= error_dim <= task_dim:
         raise InputError(
             "feedback.error_dim",
             str(error_dim),
-            f"between 1 and the task's dimension, {task_dim}",
+            f"between 1 and the {whose}'s dimension, {task_dim}",
             "More than that carries no information.",
         )
     return ErrorShape(task_dim, error_dim, len(output) - 1, output[0] if len(output) == 2 else 1)
@@ -63,6 +76,9 @@ def resolve_feedback(
 ) -> FeedbackConfig:
     """Return the feedback with ``auto`` replaced: ``readout`` where blocks can be told the targets, else ``hebbian``.
 
+    Where some blocks may start as the identity it stays ``auto``, and each has its own
+    (`lowdimfa.feedback.source.at_site`).
+
     Raises
     ------
     InputError
@@ -70,10 +86,13 @@ def resolve_feedback(
     """
     if feedback.form != "broadcast":
         return replace(feedback, q_rule="fixed")
+    refuse_unknown_identity(feedback)
     p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim
     # Below the task's dimension each block needs P itself; of a rule of the user's own c may be anything.
     known = P_RULES.is_built_in(p_rule) if whole else p_rule is PRule
-    possible = known and shows_targets(training.loss, task)
+    possible = known and feedback.source == "logits" and shows_targets(training.loss, task)
+    if feedback.q_rule == "auto" and wants_identity(feedback):
+        return feedback
     if feedback.q_rule == "auto":
         return replace(feedback, q_rule="readout" if possible else "hebbian")
     rule = Q_RULES.find(feedback.q_rule)
@@ -83,7 +102,9 @@ def resolve_feedback(
         return feedback
     name = Q_RULES.name_of(rule)
     found, expected = f"{name!r} with a loss {training.loss!r} on {task}", "softmax cross-entropy"
-    if shows_targets(training.loss, task) and whole:
+    if feedback.source != "logits":
+        found, expected = f"{name!r} with the error of {feedback.source!r}", "source 'logits'"
+    elif shows_targets(training.loss, task) and whole:
         found, expected = f"{name!r} with a p_rule of your own", "a built-in p_rule"
     elif shows_targets(training.loss, task):
         p_name = P_RULES.name_of(p_rule)
@@ -128,6 +149,7 @@ def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap 
         Errors are per token but the block's output has no token dimension of that length.
     """
     residual, taps = _ends_in_residual_stream(plan), {}
+    aligned = feedback.tap == "auto" and wants_identity(feedback)
     for name in plan.tapped:
         output = plan.outputs[name].shape
         if shape.position_dims and output[:1] != (shape.positions,):
@@ -137,7 +159,8 @@ def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap 
                 f"of {shape.positions} tokens",
                 "blocks whose outputs keep the token dimension first",
             )
-        taps[name] = choose_tap(feedback.tap, output, shape.position_dims, residual), output
+        tap = identity_tap(output, shape) if aligned and name == ONE else None
+        taps[name] = tap or choose_tap(feedback.tap, output, shape.position_dims, residual), output
     return taps[ONE][0] if ONE in taps else SetTap(taps)
 
 
@@ -184,6 +207,9 @@ def build_head(
     parts = parts_of(plan, feedback, is_head=True)
     sites = [_site(part, shape, feedback, training, device) for part in parts.sites]
     module = plan.build().to(device or torch.device("cpu"))
+    source = source_of(feedback)
+    apart = output_start(plan) if source == "hidden" else 0
+    starts = [*parts.starts, apart] if apart > parts.starts[-1] else parts.starts
     return Head(
         plan.index,
         module,
@@ -192,8 +218,8 @@ def build_head(
         Objective.of(training, task),
         sites,
         StageConfig.of(training, feedback),
-        parts.starts,
-        sends_classes(shape, feedback),
+        starts,
+        Sends(source, sends_classes(shape, feedback), sends_projection(shape, feedback)),
         plan.ports,
     )
 
@@ -228,8 +254,10 @@ def _site(
     with TAPS.trying(kind, f"on outputs of shape {', '.join(map(str, shapes))} per sample"):
         features = features_of(tap, plan)
         keeps_places = not isinstance(tap, SetTap) and tap.keeps_places(plan.output_shape)
-    rule = make_q_rule(features, shape, feedback, training, derive_seed(training.seed, "Q", boundary))
-    if keeps_places:
+    identity = starts_as_identity(plan, tap, feedback, shape)
+    own = at_site(feedback, identity)
+    rule = make_q_rule(features, shape, own, training, derive_seed(training.seed, "Q", boundary))
+    if keeps_places and not identity:
         with Q_RULES.trying(type(rule), "in start_on_places()"):
             rule.start_on_places()
     return FeedbackSite(boundary, tap, rule.to(device or torch.device("cpu")))

@@ -18,6 +18,8 @@ IGNORED = -100
 
 Form = Literal["broadcast", "backprop", "local", "frozen"]
 Precision = Literal["fp32", "bf16"]
+Source = Literal["logits", "head_input", "hidden"]
+Start = Literal["auto", "random", "identity"]
 
 
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
@@ -64,10 +66,17 @@ class FeedbackConfig:
         "gradients), `local` (a small trained head and loss in each block) and `frozen` (only the head learns, the "
         "blocks before it stay as drawn) are baselines.",
     )
+    source: Source = setting(
+        "logits",
+        "The tensor whose error is broadcast: the network's output (`logits`), the input of the head "
+        "(`head_input`; the last block's own exact backward pass comes first) or that of the head's output layer, its "
+        "last one that has parameters (`hidden`). The last two have the network's width and not that of its output.",
+    )
     error_dim: int | None = setting(
         None,
-        "Numbers per sample (or token) that the broadcast carries of the error; null means the task's "
-        "dimension, that is the number of classes or regression targets. It can't be larger than that.",
+        "Numbers per sample (or token) that the broadcast carries of the error; null means all of the error's "
+        "own: with `source: logits` the task's dimension, that is the number of classes or regression targets, else the "
+        "width of the hidden state. It can't be larger than that.",
         ge=1,
     )
     q_rule: str | FactoryConfig = setting(
@@ -76,8 +85,15 @@ class FeedbackConfig:
         "the broadcast one; needs cross-entropy, and where `error_dim` is below the task's `p_rule: fixed` and one more "
         "number per error, that of the class. `hebbian`: from the correlation of its tap with the broadcast error. "
         "`probed`: from that and from noise added to its output in probe micro-batches. `fixed`: not at all. `auto` "
-        "takes `readout` where that can be, else `hebbian`. An import path names a class of your own; "
-        "[own-rules.md](own-rules.md) has the details, of the two below too.",
+        "takes `readout` where that can be, `fixed` where Q starts as the identity, else `hebbian`. An import path names "
+        "a class of your own; [own-rules.md](own-rules.md) has the details, of P and taps too.",
+    )
+    q_start: Start = setting(
+        "auto",
+        "Where Q starts: drawn (`random`), or as `Pᵀ` (`identity`), for which a block's tap needs the width of the "
+        "error. `auto` takes the identity at each block where `source` isn't `logits` and the widths fit, as on a "
+        "residual stream. With `q_rule: fixed` Q stays `Pᵀ` where P learns, which then travels to the blocks whenever it "
+        "changes.",
     )
     own_error: float = setting(
         0.5,
@@ -90,7 +106,7 @@ class FeedbackConfig:
         "fixed",
         "How the error projection P is learned: not at all (`fixed`), or so that its rows span the "
         "error's leading principal directions: `oja` approaches these step by step, `pca` computes them from a running "
-        "correlation. It matters only where `error_dim` is below the task's.",
+        "correlation. It matters only where `error_dim` is below the error's own.",
     )
     p_lr: float = setting(0.1, "Learning rate of Oja's rule, on an error correlation of trace 1.", gt=0)
     p_decay: float = setting(
@@ -101,7 +117,7 @@ class FeedbackConfig:
         "auto",
         "The function of a block's output at which the error is delivered: the flat output, its "
         "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
-        "chosen per block from the shape of its output.",
+        "chosen per block from the shape of its output, and never normalised where Q starts as the identity.",
     )
     every_layer: bool = setting(
         False,

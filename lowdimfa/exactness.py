@@ -22,7 +22,7 @@ from lowdimfa.head import Head
 from lowdimfa.set_taps import tap_at
 from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, one, opened
+from lowdimfa.values import Activation, Value, mapped, one, opened
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
@@ -121,7 +121,9 @@ class _Checked:
     def _plain(self) -> Gradients:
         """Return the gradients that plain torch gives layers whose input has a past."""
         with torch.enable_grad():
-            outputs = self.block.run_parts(self.inputs[_FIRST], _FIRST, cut=_with_past)
+            outputs = self.block.run_parts(
+                self.inputs[_FIRST], _FIRST, cut=lambda value: mapped(value, _with_past)
+            )
             tapped = tap_all(self.block.sites, outputs)
             self.block.seed_for("update", *_FIRST)
             return _by_autograd(self.block, tapped, delivered(self.block.sites, tapped, self.errors[_FIRST]))
@@ -134,11 +136,12 @@ def _check_head(head: Head, inputs: Activation, targets: Tensor) -> None:
 
     def plain() -> Gradients:
         with torch.enable_grad():
-            *inner, last = head.run_parts(inputs, _FIRST, cut=_with_past)
+            entering: list[Value] = []
+            *inner, last = head.run_parts(inputs, _FIRST, cut=partial(_entering, head, entering))
             outputs = one(last)
             _, error = head.output_error(outputs, targets)
             tapped = tap_all(head.sites, inner)
-            fed = delivered(head.sites, tapped, head.projected(error))
+            fed = delivered(head.sites, tapped, head.projected(head.source_error(entering, outputs, error)))
             return _by_autograd(head, [*tapped, outputs], [*fed, error.to(outputs.dtype)])
 
     own = _trying(head, partial(_restored, head, learn))
@@ -256,6 +259,12 @@ def _key(parameter: str) -> str:
 
 def _learned(module: BlockModule) -> list[tuple[str, nn.Parameter]]:
     return [(name, value) for name, value in module.named_plain_parameters() if value.requires_grad]
+
+
+def _entering(head: Head, entering: list[Value], value: Value) -> Value:
+    """Note what goes into a part, and cut it from its past where no gradient passes."""
+    entering.append(mapped(value, _with_past) if len(entering) <= len(head.sites) else value)
+    return entering[-1]
 
 
 def _with_past(activations: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,59 +18,14 @@ from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import with_classes
 from lowdimfa.losses import Objective, right_predictions
 from lowdimfa.optim import Updater
+from lowdimfa.outcome import Broadcast, Evaluation, Sends
 from lowdimfa.rules import P_RULES
-from lowdimfa.sites import FeedbackSite, deliver, tap_all
+from lowdimfa.sites import FeedbackSite, deliver, follow, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import PLAIN, Activation, Ports, one
+from lowdimfa.values import PLAIN, Activation, Ports, Value, one, without_past
 
-
-@dataclass(frozen=True)
-class Broadcast:
-    """What the head's forward returns.
-
-    Attributes
-    ----------
-    error
-        ``c = P e``, shape ``(batch, *positions, error_dim)``, float32: what every block needs to learn. Where the error
-        doesn't show its class, that one's number is behind it (`lowdimfa.feedback.readout.with_classes`).
-    response
-        On a probe, ``P Δy``: the projected change of the output, of the same shape.
-    loss
-        Mean over the micro-batch, times its weight: the mean of these over a step is the mean over its batch. A scalar
-        on the head's device.
-    correct
-        Right predictions, a scalar on the head's device; 0 where there is no accuracy.
-    counted
-        Predictions that count, another such scalar.
-    """
-
-    error: Tensor
-    response: Tensor | None
-    loss: Tensor
-    correct: Tensor
-    counted: Tensor
-
-
-@dataclass
-class Evaluation:
-    """Sums over an evaluation; ``ignored`` is the part of the samples, by their positions, that does not count."""
-
-    loss_sum: float = 0.0
-    samples: int = 0
-    correct: int = 0
-    counted: int = 0
-    ignored: float = 0.0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the samples, or over what counts of them."""
-        return self.loss_sum / (self.samples - self.ignored or 1)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of right predictions, or None where there is no accuracy."""
-        return self.correct / self.counted if self.counted else None
+__all__ = ["Broadcast", "Evaluation", "Head"]
 
 
 class Head(Stage):
@@ -82,8 +37,8 @@ class Head(Stage):
         Makes the broadcast error of the output error.
     objective
         What is minimised; the error vector comes from it by autograd.
-    sends_classes
-        Whether the number of its class goes with every error.
+    sends
+        What is broadcast.
     ports
         What enters; one tensor leaves.
     """
@@ -98,7 +53,7 @@ class Head(Stage):
         sites: Sequence[FeedbackSite],
         config: StageConfig,
         parts: Sequence[int] = (0,),
-        sends_classes: bool = False,
+        sends: Sends = Sends(),  # noqa: B008 (it can't change)
         ports: Ports = PLAIN,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
@@ -106,7 +61,11 @@ class Head(Stage):
         self.projection = projection
         self._rules.append(projection.to(self.device))
         self.objective = objective
-        self._sends_classes = sends_classes
+        self._sends = sends
+        self._exact = len(self.sites)
+        exact = {"logits": None, "head_input": self._exact, "hidden": len(self._parts) - 1}
+        self._source = exact[sends.source]
+        self._told = self.projection.weights._version
 
     def forward(
         self,
@@ -135,22 +94,73 @@ class Head(Stage):
             The loss or the error isn't finite.
         """
         self._learned = ticket
+        entering: list[Value] = []
         with self.learning():
-            *inner, last = self.run_parts(inputs.detach(), ticket)
+            *inner, last = self.run_parts(inputs.detach(), ticket, cut=partial(self._enter, entering))
             outputs = one(last)
             tapped = tap_all(self.sites, inner)
             loss, error = self.output_error(outputs, targets, weight)
             self.seed_for("update", *ticket)
-            if outputs.requires_grad:
-                torch.autograd.backward(outputs, error.to(outputs.dtype))
+            self._learn(entering, [*inner, outputs], error)
+        if self._source is not None:
+            error = _gradient_of(one(entering[self._source]))
         self._check_finite_loss(loss, error, ticket.step)
         with torch.no_grad():
             self.projection.accumulate(error)
-        sent = self.projected(error)
+        sent, projection = self.projected(error), self._news()
+        if projection is not None:
+            follow(self.sites, projection)
         deliver(self.sites, tapped, sent)
-        response = None if perturbed is None else self._response(outputs.detach(), perturbed, ticket)
+        clean = outputs if self._source is None else one(entering[self._source])
+        response = None if perturbed is None else self._response(clean.detach(), perturbed, ticket)
         correct, counted = self.score(outputs, targets)
-        return Broadcast(sent, response, loss, correct, counted)
+        return Broadcast(sent, response, loss, correct, counted, projection)
+
+    def _enter(self, entering: list[Value], value: Value) -> Value:
+        """Cut what goes into the next part from its past, and let it have a gradient if one is wanted of it."""
+        part, cut = len(entering), without_past(value)
+        if part > self._exact or part == self._source:
+            leaf = one(cut)
+            cut = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).requires_grad_()
+        entering.append(cut)
+        return cut
+
+    def _learn(self, entering: Sequence[Value], outputs: Sequence[Value], error: Tensor) -> None:
+        """Carry the output error back through the parts that learn exactly, from the last to the first."""
+        for part in range(len(outputs) - 1, self._exact - 1, -1):
+            output = one(outputs[part])
+            if output.requires_grad:
+                torch.autograd.backward(output, error.to(output.dtype))
+            if part > self._exact:
+                error = _gradient_of(one(entering[part]))
+
+    def _news(self) -> Tensor | None:
+        """Return ``P`` if blocks follow it and it isn't that of the last step. All of a step's errors have it."""
+        weights = self.projection.weights
+        return weights.clone() if self._sends.projection and weights._version != self._told else None
+
+    def step(self) -> None:
+        """Apply the accumulated gradients, and what the projection has learned."""
+        self._told = self.projection.weights._version
+        super().step()
+
+    def source_error(self, entering: Sequence[Value], outputs: Tensor, error: Tensor) -> Tensor:
+        """Return the error that is broadcast, of an output error.
+
+        Parameters
+        ----------
+        entering
+            What went into each part, from which a graph leads to the outputs.
+        outputs, error
+            Of the network.
+        """
+        if self._source is None:
+            return error
+        given = error.to(outputs.dtype)
+        (found,) = torch.autograd.grad(
+            outputs, one(entering[self._source]), given, retain_graph=True, materialize_grads=True
+        )
+        return found.float()
 
     def weights(self, targets: Sequence[Tensor]) -> list[float]:
         """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.
@@ -185,8 +195,10 @@ class Head(Stage):
 
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Activation, ticket: Ticket) -> Tensor:
-        outputs, moved = self.run_perturbed(perturbed, ticket)
-        response = self.projected(one(outputs).float() - clean.float())
+        entering: list[Value] = []
+        outputs, moved = self.run_perturbed(perturbed, ticket, entering)
+        reached = one(outputs if self._source is None else entering[self._source])
+        response = self.projected(reached.float() - clean.float())
         self.accumulate_probe(moved, response, ticket)
         return response
 
@@ -211,7 +223,7 @@ class Head(Stage):
                 f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
                 f"torch.float32 of shape {shape}",
             )
-        return with_classes(found, error) if self._sends_classes else found
+        return with_classes(found, error) if self._sends.classes else found
 
     def evaluate_outputs(
         self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0
@@ -254,6 +266,10 @@ class Head(Stage):
             step=step,
             setting=self.updater.config.rate_key,
         )
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _precise(outputs: Tensor) -> Tensor:

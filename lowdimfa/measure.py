@@ -149,7 +149,7 @@ class _Run:
         for block in self._blocks:
             for ticket, broadcast in sent.items():
                 with self._timing(block, "update", ticket):
-                    block.receive_error(ticket, broadcast.error)
+                    block.receive_error(ticket, broadcast.error, projection=broadcast.projection)
                     if broadcast.response is not None:
                         block.receive_error(ticket, broadcast.response, "probe")
         for stage in (*self._blocks, self._head):

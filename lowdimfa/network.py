@@ -87,7 +87,7 @@ class BroadcastForm:
             clean = output
         sent = self._head.forward(clean, targets, ticket, perturbed if probed else None, weight)
         for block in self._blocks:
-            block.receive_error(ticket, sent.error)
+            block.receive_error(ticket, sent.error, projection=sent.projection)
             if sent.response is not None:
                 block.receive_error(ticket, sent.response, "probe")
         return float(sent.loss), int(sent.correct), int(sent.counted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.rules import QRule
+from lowdimfa.feedback.rules import QRule, TransposedFeedback
 from lowdimfa.rules import Q_RULES
 from lowdimfa.set_taps import SetTap, tap_at
 from lowdimfa.taps import Tap
@@ -94,6 +94,12 @@ def _respond(rule: QRule, tapped: Tensor, error: Tensor) -> Tensor:
     return found
 
 
+def follow(sites: Sequence[FeedbackSite], projection: Tensor) -> None:
+    """Let the feedback weights that go with ``P`` follow it."""
+    for site in sites:
+        site.feedback.follow(projection)
+
+
 def pack_rules(sites: Sequence[FeedbackSite]) -> State:
     """Return the feedback weights, and what their rules keep beside them, by boundary.
 
@@ -104,7 +110,9 @@ def pack_rules(sites: Sequence[FeedbackSite]) -> State:
     """
     encoder = Encoder(Q_RULES.key)
     kept = {site.boundary: encoder.encode(site.feedback.state(), "rule", site.boundary) for site in sites}
-    weights = {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in sites}
+    # A Q that is the head's P has no state of its own.
+    own = [site for site in sites if not isinstance(site.feedback, TransposedFeedback)]
+    weights = {f"feedback/{site.boundary}/Q": site.feedback.weights.detach() for site in own}
     return State(weights | encoder.tensors, {boundary: data for boundary, data in kept.items() if data})
 
 
@@ -115,7 +123,7 @@ def load_rules(
     kept = {boundary: data for part in scalars for boundary, data in part.items()}
     for boundary, _, rule in sites:
         saved = tensors.get(f"feedback/{boundary}/Q")
-        if saved is not None:
+        if saved is not None and not isinstance(rule, TransposedFeedback):
             rule.weights.data.copy_(saved)
         if boundary in kept:
             rule.load(decode(kept[boundary], tensors, rule.state()))

@@ -24,7 +24,7 @@ from lowdimfa.set_taps import perturb_at
 from lowdimfa.sites import FeedbackSite, load_rules, pack_rules
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import PLAIN, Activation, Change, Ports, Value, mapped, onward, opened
+from lowdimfa.values import PLAIN, Activation, Ports, Value, mapped, onward, opened, without_past
 
 
 class Stage:
@@ -93,7 +93,7 @@ class Stage:
         inputs: Activation,
         ticket: Ticket,
         change: Callable[[int, Value], Value] = lambda part, output: output,
-        cut: Change = Tensor.detach,
+        cut: Callable[[Value], Value] = without_past,
     ) -> list[Value]:
         """Do as `run`, but let no gradient pass from one part to the one before.
 
@@ -104,7 +104,7 @@ class Stage:
         change
             Gets the number of a part and its output, and returns what takes the output's place.
         cut
-            Gets each tensor that goes into a part, and returns it without its past.
+            Gets what goes into a part, and returns it without its past.
 
         Returns
         -------
@@ -118,14 +118,14 @@ class Stage:
         inputs: Activation,
         ticket: Ticket,
         change: Callable[[int, Value], Value],
-        between: Change = lambda output: output,
+        between: Callable[[Value], Value] = lambda output: output,
     ) -> list[Value]:
         self.module.train()
         self.seed_for("forward", *ticket)
         stream, side = opened(inputs)
         outputs = [stream]
         for number, part in enumerate(self._parts):
-            output = self._call(number, part, mapped(outputs[-1], between), side)
+            output = self._call(number, part, between(outputs[-1]), side)
             outputs.append(change(number, self._full_precision(output)))
         return outputs[1:]
 
@@ -143,8 +143,12 @@ class Stage:
         seed_generators(derive_seed(self.seed, purpose, self.index, *names), self.device)
 
     @torch.no_grad()
-    def run_perturbed(self, inputs: Activation, ticket: Ticket) -> tuple[Value, list[Tensor]]:
+    def run_perturbed(
+        self, inputs: Activation, ticket: Ticket, entering: list[Value] | None = None
+    ) -> tuple[Value, list[Tensor]]:
         """Run the layers once more on perturbed inputs, with noise of the stage's own added at each site.
+
+        What goes into each part is added to ``entering``.
 
         Dropout draws as in the clean pass, and running statistics stay as the clean pass left them.
 
@@ -158,14 +162,19 @@ class Stage:
         moved: list[Tensor] = []
 
         def perturb(part: int, output: Value) -> Value:
-            if part == len(self.sites):  # the head's last part, whose output is the network's
+            if part >= len(self.sites):  # the head's last part, whose output is the network's
                 return output
             perturbed, change = perturb_at(self.sites[part].tap, output, self._probe_noise, generator)
             moved.append(change)
             return perturbed
 
+        def enter(value: Value) -> Value:
+            if entering is not None:
+                entering.append(value)
+            return value
+
         with unchanged_buffers(self.module):
-            return self.run_parts(inputs, ticket, perturb)[-1], moved
+            return self.run_parts(inputs, ticket, perturb, enter)[-1], moved
 
     @torch.no_grad()
     def accumulate_probe(self, moved: Sequence[Tensor], response: Tensor, ticket: Ticket) -> None:

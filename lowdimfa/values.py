@@ -80,7 +80,7 @@ class Values:
 
     def detach(self) -> Values:
         """Return the same without its past."""
-        return Values(mapped(self.stream, Tensor.detach), self.side)
+        return Values(without_past(self.stream), self.side)
 
     def to(self, device: torch.device) -> Values:
         """Return the same on a device."""
@@ -118,6 +118,11 @@ def mapped(value: Value, change: Change) -> Value:
     if isinstance(value, Tensor):
         return change(value)
     return {name: change(tensor) for name, tensor in value.items()}
+
+
+def without_past(value: Value) -> Value:
+    """Return a value cut from the graph that made it."""
+    return mapped(value, Tensor.detach)
 
 
 def everywhere(activation: Activation, change: Change) -> Activation:

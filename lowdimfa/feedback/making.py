@@ -11,7 +11,7 @@ from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import LocalReadout
-from lowdimfa.feedback.rules import QRule
+from lowdimfa.feedback.rules import QRule, TransposedFeedback
 from lowdimfa.rules import P_RULES, Q_RULES, Registry
 from lowdimfa.tickets import derive_seed
 
@@ -22,7 +22,7 @@ class ErrorShape(NamedTuple):
     Attributes
     ----------
     task_dim
-        Width of the output, ``m``.
+        Width of the tensor whose error it is, ``m``: of the output, or of a hidden state.
     error_dim
         Width of the broadcast, ``r``.
     position_dims
@@ -60,7 +60,9 @@ def feedback_columns(shape: ErrorShape, feedback: FeedbackConfig) -> int:
 def make_q_rule(
     features: int, shape: ErrorShape, feedback: FeedbackConfig, training: TrainingConfig, seed: int
 ) -> QRule:
-    """Return the rule of a site with freshly drawn feedback weights.
+    """Return the rule of a site with freshly drawn feedback weights, or where these start as ``Pᵀ``, with those.
+
+    Rule and start are as `lowdimfa.feedback.source.at_site` returns them.
 
     Raises
     ------
@@ -70,6 +72,9 @@ def make_q_rule(
     generator = torch.Generator().manual_seed(seed)
     if feedback.form == "local":
         return LocalReadout(features, shape.task_dim, generator)
+    identity = feedback.q_start == "identity"
+    if identity and Q_RULES.find(feedback.q_rule) is QRule:
+        return TransposedFeedback(make_projection(shape, feedback, training).weights)
     columns = feedback_columns(shape, feedback)
     settings: dict[str, Any] = {
         "own_error": feedback.own_error,
@@ -89,6 +94,8 @@ def make_q_rule(
             f"one that hands it on, or error_dim the task's, {shape.task_dim}",
             "An error of fewer numbers than classes can't be told from a whole one without it.",
         )
+    if identity:
+        weights.data.copy_(make_projection(shape, feedback, training).weights.t())
     return made
 
 

@@ -85,6 +85,9 @@ class QRule(Kept):
     def start_on_places(self) -> None:
         """Take in, before the first step, that the tap has features for every pixel or token."""
 
+    def follow(self, projection: Tensor) -> None:
+        """Take in ``P``, shape ``(error_dim, width)``, as it is from this step on; the same may come more than once."""
+
     def errors(self, tapped: Tensor, error: Tensor) -> Errors:
         """Return what a broadcast error comes to at this block: here itself, for both uses.
 
@@ -130,6 +133,38 @@ class QRule(Kept):
 
     def step(self) -> None:
         """Apply what was accumulated, unless the block's optimiser does."""
+
+
+class TransposedFeedback(QRule):
+    """``Q = Pᵀ``, of ``P`` as the head has it: what a block is sent is the error itself, seen through ``P``.
+
+    The rule ``fixed`` where ``Q`` starts as the identity. A checkpoint has ``P`` once, in the head's part.
+
+    Parameters
+    ----------
+    projection
+        ``P`` before the first step, shape ``(error_dim, features)``. A square one is the identity, and nothing is kept.
+    """
+
+    def __init__(self, projection: Tensor) -> None:
+        self.error_dim, features = projection.shape
+        self._whole = self.error_dim == features
+        drawn = projection.new_empty(features, 0) if self._whole else projection.t().contiguous()
+        self.weights = nn.Parameter(drawn, requires_grad=False)
+
+    @property
+    def received(self) -> int:
+        """Numbers per sample that arrive."""
+        return self.error_dim
+
+    def follow(self, projection: Tensor) -> None:
+        """Take in another ``P``."""
+        if not self._whole:
+            self.weights.data.copy_(projection.t())
+
+    def deliver(self, error: Tensor) -> Tensor:
+        """Return ``Pᵀ c``."""
+        return error if self._whole else super().deliver(error)
 
 
 class LearnedFeedback(QRule):

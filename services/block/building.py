@@ -12,6 +12,7 @@ from lowdimfa.build import build_block, build_head
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import broadcast_width
+from lowdimfa.feedback.source import sends_projection
 from lowdimfa.head import Head
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.block.instructions import Policy
@@ -118,6 +119,11 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     train, plan = job.parsed().train, network.blocks[job.index]
     samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
     return SampleLimit(tuple(plan.inputs.values()), samples)
+
+
+def source_width(network: NetworkPlan) -> int | None:
+    """Return the width of the tensor whose error is broadcast, where its projection may come with that."""
+    return network.shape.task_dim if sends_projection(network.shape, network.feedback) else None
 
 
 def make_topology(specification: Specification) -> Topology:

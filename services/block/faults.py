@@ -152,10 +152,12 @@ class _FaultyNeighbours:
             tensors = self._faults.poisoned(ticket, tensors[0]), *tensors[1:]
         self._neighbours.send(kind, ticket, tensors)
 
-    def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
+    def publish(
+        self, ticket: Ticket, kind: ErrorKind, error: Tensor, projection: Tensor | None = None
+    ) -> None:
         """Broadcast an error to all blocks."""
         sent = self._faults.poisoned(ticket, error) if kind == "train" else error
-        self._neighbours.publish(ticket, kind, sent)
+        self._neighbours.publish(ticket, kind, sent, projection)
 
 
 class _FaultyWork(Work):

@@ -75,6 +75,7 @@ class Links:
         samples: SampleLimit,
         windows: Sequence[int],
         shard_bytes: int,
+        source_width: int | None = None,
         *,
         security: Security,
         carrier: Carrier,
@@ -87,6 +88,7 @@ class Links:
         leaving = tuple(TensorType(kind.shape, getattr(torch, kind.dtype)) for kind in mine.output)
         self._output_limit = SampleLimit(leaving, samples.max_samples)
         self._shard_limit = SampleLimit.of((), torch.uint8, shard_bytes)
+        self._source_width = source_width
         self._security, self._inbox, self._arriving = security, inbox, arriving
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
@@ -173,6 +175,7 @@ class Links:
             self._inbox.abort,
             self._arriving,
             rank=seat.rank,
+            source_width=self._source_width,
         )
         self.ends.subscriber.start()
         for peer in downstream:
@@ -239,10 +242,12 @@ class Links:
         for sender in self.ends.senders.values():
             sender.abort(error)
 
-    def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
+    def publish(
+        self, ticket: Ticket, kind: ErrorKind, error: Tensor, projection: Tensor | None = None
+    ) -> None:
         """Broadcast an error to all blocks; a head that is the only block has none to tell."""
         if self.ends.publisher is not None:
-            self.ends.publisher.publish(ticket, kind, error)
+            self.ends.publisher.publish(ticket, kind, error, projection)
 
     def close(self, grace: float = CLOSE_GRACE) -> None:
         """Close every connection, give open streams ``grace`` seconds to end in order, and join all threads."""

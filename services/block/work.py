@@ -43,8 +43,10 @@ class Neighbours(Protocol):
     def release(self, activation: Message) -> None:
         """Tell the previous block that its activations were consumed."""
 
-    def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
-        """Broadcast an error to all blocks."""
+    def publish(
+        self, ticket: Ticket, kind: ErrorKind, error: Tensor, projection: Tensor | None = None
+    ) -> None:
+        """Broadcast an error to all blocks, maybe with the ``P`` that made it."""
 
     def renew(self) -> None:
         """Have what may have been lost on its way here repeated."""
@@ -93,7 +95,7 @@ class Work:
         self._activations: dict[Ticket, tuple[Message, OnDevice]] = {}
         self._errors: dict[tuple[Ticket, ErrorKind], OnDevice] = {}
         self._outputs: dict[Ticket, OnHost] = {}
-        self._broadcasts: dict[Ticket, OnHost] = {}
+        self._broadcasts: dict[Ticket, tuple[OnHost, int]] = {}
         self._measured: list[OnHost] = []
         self._checks: list[Check] = []
         stage.look_later = self._look_later if copies.deferred else None
@@ -103,7 +105,7 @@ class Work:
         if isinstance(message, Message):
             self._activations[message.ticket] = message, self._copies.to_device(*message.tensors)
         else:
-            self._errors[message.ticket, message.kind] = self._copies.to_device(message.error)
+            self._errors[message.ticket, message.kind] = self._copies.to_device(*message.tensors)
 
     def begin(self, step: int) -> None:
         """Make the snapshot that is due before the first step."""
@@ -118,10 +120,11 @@ class Work:
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
-            errors = (sent.error,) if sent.response is None else (sent.error, sent.response)
+            errors = (sent.error,) if sent.projection is None else (sent.error, sent.projection)
+            responses = () if sent.response is None else (sent.response,)
             measured = sent.loss, sent.correct, sent.counted
-            computed = self._copies.to_host(*measured, *errors, checks=self._take_checks())
-            self._broadcasts[ticket] = computed
+            computed = self._copies.to_host(*measured, *errors, *responses, checks=self._take_checks())
+            self._broadcasts[ticket] = computed, len(errors)
             self._measured.append(computed)
         else:
             output = _leaving(self._block.forward(clean, ticket))
@@ -132,8 +135,8 @@ class Work:
 
     def update(self, ticket: Ticket, kind: ErrorKind) -> None:
         """Turn an error into local gradients, or into an update of the feedback weights."""
-        (error,) = self._errors.pop((ticket, kind)).use()
-        self._block.receive_error(ticket, error, kind)
+        error, *projection = self._errors.pop((ticket, kind)).use()
+        self._block.receive_error(ticket, error, kind, *projection)
 
     def apply(self, step: int) -> None:
         """Let the optimiser apply a step, and make the snapshot that is due after it.
@@ -171,7 +174,8 @@ class Work:
         """Broadcast the head's error, and the response to a probe."""
         began = time.time()
         self._observer.begin("publish", str(ticket))
-        self._outbox.put(self._broadcasts.pop(ticket), partial(self._publish, ticket))
+        computed, errors = self._broadcasts.pop(ticket)
+        self._outbox.put(computed, partial(self._publish, ticket, errors))
         self._observer.did("publish", ticket, began)
 
     def evaluate(self, index: int, activation: Message | None, totals: Evaluation) -> None:
@@ -233,10 +237,10 @@ class Work:
     def _send(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         self._neighbours.send("train", ticket, tensors)
 
-    def _publish(self, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
-        _, _, _, error, *response = tensors
-        self._neighbours.publish(ticket, "train", error)
-        for projected in response:
+    def _publish(self, ticket: Ticket, errors: int, tensors: tuple[Tensor, ...]) -> None:
+        """Broadcast what comes after the three measured numbers: an error, maybe ``P``, and maybe a response."""
+        self._neighbours.publish(ticket, "train", *tensors[3 : 3 + errors])
+        for projected in tensors[3 + errors :]:
             self._neighbours.publish(ticket, "probe", projected)
 
     def _result(self, step: int) -> StepResult | None:

@@ -25,6 +25,7 @@ from lowdimfa.services.block.building import (
     make_topology,
     restore,
     sample_limit,
+    source_width,
     windows_of,
 )
 from lowdimfa.services.block.devices import copies_for
@@ -81,6 +82,7 @@ class BlockWorker:
         self._data = draw_data(job, network)
         self._hello = describe(job, network, self._data)
         self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
+        self._source_width = source_width(network)
         self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
         self._exporter, self._metrics_address = self._serve_metrics(host)
@@ -109,6 +111,7 @@ class BlockWorker:
             self._samples,
             self._windows,
             Layout(self.stage, self._topology.replicas[seat.block]).largest_message,
+            self._source_width,
             security=security,
             carrier=self._carrier(here),
             inbox=self._inbox,

@@ -226,7 +226,7 @@ def _plan(event: Event) -> str:
     return f"""{aligned([header, *rows])}
 
 {event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
-{event["error_dim"]} numbers per error for {event["task_dim"]} outputs
+{event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {event["steps_per_epoch"]:,} steps per epoch
 window {event["window"]}, staleness {event["staleness"]}"""
 
@@ -240,8 +240,21 @@ def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
         *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
         f"{100 * block['cost_share']:.0f} %",
         block["tap"] or "-",
-        f"{block['tap_features']}×{columns}" if block["tap"] else "exact",
+        _feedback(block, columns),
     )
+
+
+def _feedback(block: dict[str, Any], columns: int) -> str:
+    if not block["tap"]:
+        return "exact"
+    return f"{block['tap_features']}×{columns}" + (", identity" if block["q_start"] == "identity" else "")
+
+
+_SOURCES = {
+    "logits": "outputs",
+    "head_input": "numbers at the head's input",
+    "hidden": "numbers at the output layer's input",
+}
 
 
 def _counted(number: int, one: str, more: str) -> str:

@@ -20,6 +20,7 @@ from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
+from lowdimfa.feedback.source import source_of, starts_as_identity
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
@@ -76,6 +77,10 @@ class NetworkPlan:
             sum(features_of(tap, part) for tap, part in zip(own, parts, strict=True))
             for own, parts in zip(taps, sites, strict=True)
         ]
+        starts = [
+            starts_as_identity(parts[-1], own[-1], self.feedback, self.shape) if parts else False
+            for own, parts in zip(taps, sites, strict=True)
+        ]
         blocks = [
             {
                 "index": block.index,
@@ -89,11 +94,13 @@ class NetworkPlan:
             }
             | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
             | {"tap": taps[i][-1].name if taps[i] else None, "tap_features": features[i]}
+            | {"q_start": ("identity" if starts[i] else "random") if taps[i] else None}
             for i, block in enumerate(self.blocks)
         ]
         columns = feedback_columns(self.shape, self.feedback)
         return {
             "blocks": blocks,
+            "source": source_of(self.feedback),
             "error_dim": self.shape.error_dim,
             "task_dim": self.shape.task_dim,
             "parameters": sum(block.parameters for block in self.blocks),
@@ -121,7 +128,7 @@ class NetworkPlan:
 
 def _shapes(types: Types) -> list[int] | dict[str, list[int]]:
     shapes = {name: list(kind.shape) for name, kind in types.items()}
-    return shapes[ONE] if ONE in shapes else shapes
+    return shapes.get(ONE, shapes)
 
 
 @dataclass(frozen=True)
@@ -274,7 +281,7 @@ def _check_targets(network: NetworkPlan, reader: Reader) -> None:
     loss = make_loss(training.loss, task, training.ignore_index)
     if training.loss in ("auto", "cross_entropy") and task != "regression":
         for targets in reader.known_targets(_ITEMS_CHECKED):
-            validate_class_targets(targets, network.shape.task_dim, training.ignore_index)
+            validate_class_targets(targets, shape[-1], training.ignore_index)
     # A number of samples that no other dimension has: what is broadcast then shows.
     samples = next(number for number in range(2, 8) if number not in shape)
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()

@@ -89,8 +89,10 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         },
         "feedback": {
             "form": specification.feedback.form,
+            "source": plan.network.feedback.source,
             "error_dim": plan.network.shape.error_dim,
             "q_rule": _plain(Q_RULES, plan.network.feedback.q_rule),
+            "q_start": plan.network.feedback.q_start,
             "tap": _plain(TAPS, plan.network.feedback.tap),
         },
         "optimizer": specification.train.optimizer.factory,

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from lowdimfa.config import FeedbackConfig, Form, Precision, TrainingConfig, UpdateConfig
+from lowdimfa.config import FeedbackConfig, Form, Precision, Source, Start, TrainingConfig, UpdateConfig
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.services.spec.section import (
     IMPORT_PATTERN,
@@ -41,8 +41,10 @@ class FeedbackSection(Section):
     """How the output error reaches the blocks."""
 
     form: Form = of(FeedbackConfig, "form")
+    source: Source = of(FeedbackConfig, "source")
     error_dim: int | None = of(FeedbackConfig, "error_dim")
     q_rule: str | Rule = of(FeedbackConfig, "q_rule", _choice("q_rule"))
+    q_start: Start = of(FeedbackConfig, "q_start")
     own_error: float = of(FeedbackConfig, "own_error")
     p_rule: str | Rule = of(FeedbackConfig, "p_rule", _choice("p_rule"))
     p_lr: float = of(FeedbackConfig, "p_lr")
@@ -72,6 +74,7 @@ class FeedbackSection(Section):
         of_broadcast = {
             "error_dim": self.error_dim is not None,
             "q_rule": self.q_rule not in ("auto", "hebbian", "fixed"),
+            "q_start": self.q_start == "identity",
             "p_rule": self.p_rule != "fixed",
             "every_layer": self.every_layer,
         }

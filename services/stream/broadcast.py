@@ -42,14 +42,19 @@ class ErrorVector(NamedTuple):
         What it belongs to and what it is for.
     sequence
         Position in the broadcast.
-    error
-        float32, shape ``(samples, …, error_dim)``.
+    tensors
+        The error, float32, shape ``(samples, …, error_dim)``, and maybe ``P``, shape ``(error_dim, source_width)``.
     """
 
     ticket: Ticket
     kind: ErrorKind
     sequence: int
-    error: Tensor
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def error(self) -> Tensor:
+        """The error itself."""
+        return self.tensors[0]
 
 
 class ErrorPublisher:
@@ -89,7 +94,9 @@ class ErrorPublisher:
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
 
-    def publish(self, ticket: Ticket, kind: ErrorKind, error: Tensor) -> None:
+    def publish(
+        self, ticket: Ticket, kind: ErrorKind, error: Tensor, projection: Tensor | None = None
+    ) -> None:
         """Send the error of one micro-batch to all subscribers; return at once.
 
         Parameters
@@ -98,12 +105,15 @@ class ErrorPublisher:
             What the error belongs to and what it is for.
         error
             Shape ``(samples, …, error_dim)``.
+        projection
+            ``P`` that made it, shape ``(error_dim, source_width)``, to go with it.
         """
+        tensors = (error,) if projection is None else (error, projection)
         with self._changed:
             sequence = self._replay.next_sequence
-            message = Message("error" if kind == "train" else "probe", ticket, (error,), sequence)
+            message = Message("error" if kind == "train" else "probe", ticket, tensors, sequence)
             frames = list(split(message, self._fingerprint, _HEAD, guarded=True))
-            published = Sent(sequence, error.nbytes, frames)
+            published = Sent(sequence, sum(tensor.nbytes for tensor in tensors), frames)
             self._replay.add(published)
             for connection in self._connections.values():
                 connection.put(published)
@@ -221,6 +231,8 @@ class ErrorSubscriber:
         Stands for the network in drills: returns what arrives in place of a frame.
     rank
         Of this replica of the block.
+    source_width
+        Of the tensor whose error it is, where ``P`` may come with an error.
 
     Attributes
     ----------
@@ -241,9 +253,10 @@ class ErrorSubscriber:
         arriving: Arriving = as_it_came,
         *,
         rank: int = 0,
+        source_width: int | None = None,
     ) -> None:
         source = run_fingerprint(run), _HEAD
-        limit = ErrorLimit(error_dim)
+        limit = ErrorLimit(error_dim, source_width)
         self._incoming = Incoming("broadcast error", block, *source, limit, self._came, arriving)
         self.traffic = self._incoming.traffic
         self._run, self._block, self._rank = run, block, rank
@@ -290,12 +303,11 @@ class ErrorSubscriber:
             self._on_failure(failure)
 
     def _came(self, message: Message) -> None:
-        (error,) = message.tensors
-        if not numpy.isfinite(error.numpy()).all():
+        if not all(numpy.isfinite(tensor.numpy()).all() for tensor in message.tensors):
             raise NotFiniteError(
                 f"block {self._block} received a broadcast error that is not finite at {message.ticket}",
                 block=self._block,
                 step=message.ticket.step,
             )
         kind: ErrorKind = "train" if message.kind == "error" else "probe"
-        self._on_error(ErrorVector(message.ticket, kind, message.sequence, error))
+        self._on_error(ErrorVector(message.ticket, kind, message.sequence, message.tensors))

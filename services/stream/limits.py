@@ -72,9 +72,18 @@ class SampleLimit(NamedTuple):
 
 
 class ErrorLimit(NamedTuple):
-    """What a subscriber accepts: errors of float32 and any number of samples."""
+    """What a subscriber accepts: errors of float32 and any number of samples, maybe with the ``P`` that made them.
+
+    Attributes
+    ----------
+    error_dim
+        Numbers of an error.
+    source_width
+        Numbers that ``P`` makes these of; None where no ``P`` is to come.
+    """
 
     error_dim: int
+    source_width: int | None = None
 
     @property
     def nbytes(self) -> None:
@@ -88,9 +97,15 @@ class ErrorLimit(NamedTuple):
         ProtocolError
             It is not.
         """
-        if kind not in _ERRORS or len(tensors) != 1:
+        most = 2 if kind == pb.KIND_ERROR and self.source_width is not None else 1
+        if kind not in _ERRORS or not 1 <= len(tensors) <= most:
             raise ProtocolError(f"{len(tensors)} tensors of kind {kind}; one of an error was expected")
         dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
+        if tensors[1:] and tensors[1] != (tensors[0][0], (self.error_dim, self.source_width)):
+            raise ProtocolError(
+                f"the error comes with {list(tensors[1][1])}; a projection of shape "
+                f"{[self.error_dim, self.source_width]} and the error's type was expected"
+            )
         if dtype != torch.float32:
             raise ProtocolError(f"its type is {dtype_name(dtype)}; float32 was expected")
         if len(shape) < 2 or shape[-1] != self.error_dim:

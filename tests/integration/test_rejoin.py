@@ -143,6 +143,7 @@ def rejoining(every: int, model: str = "mlp", q_rule: str = "hebbian", **section
 
 
 OJA = {"feedback": {"p_rule": "oja", "error_dim": 3}}
+FOLLOWED = {"feedback": {"source": "head_input", "p_rule": "pca", "error_dim": 5}}
 NARROW = {"train": {"microbatches": 4, "window": 2}}
 
 
@@ -152,6 +153,8 @@ NARROW = {"train": {"microbatches": 4, "window": 2}}
         ("hebbian", {}, 0),
         ("hebbian", OJA, 2),
         ("hebbian", NARROW, 1),
+        ("fixed", FOLLOWED, 0),
+        ("fixed", FOLLOWED, 2),
         ("probed", {}, 0),
         ("probed", {}, 1),
         ("probed", {}, 2),

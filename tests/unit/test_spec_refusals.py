@@ -58,7 +58,7 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
         ("model", {"args": {"x": [{3}]}}, "model.args.x.0: found {3}; expected a finite number, string, tru"),
         ("model", {"args": {"x": float("nan")}}, "model.args.x: found nan; expected a finite number, string"),
         ("data", {"validation": 1}, "data.validation: found 1; expected a number of at least 0 and below 1."),
-        ("feedback", {"eror_dim": 3}, "feedback.eror_dim: found an unknown key; expected one of form, error"),
+        ("feedback", {"eror_dim": 3}, "feedback.eror_dim: found an unknown key; expected one of form, sourc"),
         ("feedback", {"p_lr": True}, "feedback.p_lr: found true; expected a number above 0."),
         ("feedback", {"p_lr": float("inf")}, "feedback.p_lr: found inf; expected a number above 0."),
         ("feedback", {"probe_every": 0}, "feedback.probe_every: found 0; expected an integer of at least 1."),

@@ -187,6 +187,29 @@ def test_errors_and_activations_keep_to_their_own_streams(kind: pb.Kind) -> None
         Assembly(pb.Header(tensors=types), ErrorLimit(2))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shapes", "width", "taken"),
+    [
+        (pb.KIND_ERROR, [[6, 2], [2, 5]], 5, True),
+        (pb.KIND_ERROR, [[6, 2]], 5, True),
+        (pb.KIND_ERROR, [[6, 2], [2, 5]], None, False),
+        (pb.KIND_ERROR, [[6, 2], [2, 4]], 5, False),
+        (pb.KIND_ERROR, [[6, 2], [2, 5], [2, 5]], 5, False),
+        (pb.KIND_PROBE, [[6, 2], [2, 5]], 5, False),
+        (pb.KIND_ERROR, [], 5, False),
+    ],
+)
+def test_a_projection_comes_with_an_error_where_it_is_to(
+    kind: pb.Kind, shapes: list[list[int]], width: int | None, taken: bool
+) -> None:
+    header = pb.Header(kind=kind, tensors=[pb.TensorType(shape=shape) for shape in shapes])
+    if taken:
+        Assembly(header, ErrorLimit(2, width))
+        return
+    with pytest.raises(ProtocolError):
+        Assembly(header, ErrorLimit(2, width))
+
+
 def test_wire_bytes_count_frames_of_16_kib() -> None:
     assert wire_bytes(100) == 100 + 5 + 9
     assert wire_bytes((1 << 14) - 5) == (1 << 14) + 9

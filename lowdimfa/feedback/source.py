@@ -1,0 +1,151 @@
+"""The tensor whose error is broadcast, and the blocks that can take that error as it is.
+
+Beyond the paper. On a residual stream ``h_L = h_l + …`` the Jacobian from any block's output to the head's input is the
+identity plus something: the error of the head's input, seen through ``P``, is aligned with that of every block from the
+first step, with ``Q = Pᵀ``. No weight is transported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lowdimfa.config import FeedbackConfig, Source
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.rules import QRule
+from lowdimfa.partitioning import BlockPlan
+from lowdimfa.rules import P_RULES, Q_RULES
+from lowdimfa.set_taps import SetTap
+from lowdimfa.taps import FlatTap, PooledTap, Tap
+from lowdimfa.values import ONE
+
+
+def source_of(feedback: FeedbackConfig) -> Source:
+    """Return the tensor whose error the head makes; of local losses only that of the output is of use."""
+    return "logits" if feedback.form == "local" else feedback.source
+
+
+def output_start(head: BlockPlan) -> int:
+    """Return the index, within the head, of the output layer: its last one that has parameters."""
+    learning = [index for index, layer in enumerate(head.layers) if layer.has_parameters]
+    return learning[-1] if learning else len(head.layers) - 1
+
+
+def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
+    """Return the shape, for one sample, of the tensor whose error is broadcast.
+
+    With ``every_layer`` the head's exact part begins at the last of its layers at which a block may begin, and so does
+    what counts as the head's input.
+
+    Raises
+    ------
+    InputError
+        It has no error, or none that blocks could take.
+    """
+    source = source_of(feedback)
+    if source == "logits":
+        return tuple(head.output_shape)
+    exact = head.starts[-1] if feedback.every_layer else 0
+    start = exact if source == "head_input" else output_start(head)
+    types = head.flows[start - 1].outputs if start else head.inputs
+    if set(types) != {ONE}:
+        raise InputError(
+            "feedback.source",
+            f"{source!r} where {', '.join(map(repr, types))} go from layer to layer by name",
+            "one tensor there",
+        )
+    shape, dtype = types[ONE]
+    if not start and not dtype.is_floating_point:
+        raise InputError(
+            "feedback.source",
+            f"{source!r} in a network whose last block begins with its inputs of type {dtype}",
+            "a last block that is reached by the output of another one",
+            "With a single block there is nothing to broadcast.",
+        )
+    if not 1 <= len(shape) <= 2:
+        raise InputError(
+            "feedback.source",
+            f"{source!r} where that tensor has shape {shape} per sample",
+            "one of shape (width,) or (tokens, width)",
+            "Of feature maps the error can be had behind the pooling: make that a layer of its own before the output "
+            "layer, and set it to 'hidden'. Or broadcast the error of the 'logits'.",
+        )
+    return shape
+
+
+def wants_identity(feedback: FeedbackConfig) -> bool:
+    """Whether ``Q`` is to start as ``Pᵀ`` where that fits."""
+    if feedback.form != "broadcast" or feedback.q_start == "random":
+        return False
+    if feedback.q_start == "identity":
+        return True
+    built_in = P_RULES.is_built_in(P_RULES.find(feedback.p_rule)) and (
+        feedback.q_rule == "auto" or Q_RULES.is_built_in(Q_RULES.find(feedback.q_rule))
+    )
+    return feedback.source != "logits" and built_in
+
+
+def refuse_unknown_identity(feedback: FeedbackConfig) -> None:
+    """Refuse an identity where a block can't know ``P``, or has something else to start as.
+
+    Raises
+    ------
+    InputError
+        The rule for ``P`` is the user's own, or that for ``Q`` a readout.
+    """
+    if feedback.q_start != "identity":
+        return
+    p_rule = P_RULES.find(feedback.p_rule)
+    if not P_RULES.is_built_in(p_rule):
+        found = f"'identity' with the p_rule {P_RULES.name_of(p_rule)!r}"
+        raise InputError("feedback.q_start", found, "a built-in p_rule, whose P a block can know")
+    if feedback.q_rule != "auto" and Q_RULES.find(feedback.q_rule).needs_targets:
+        found = f"'identity' with the q_rule {Q_RULES.name_of(Q_RULES.find(feedback.q_rule))!r}"
+        raise InputError("feedback.q_start", found, "another q_rule: a readout is one of the classes")
+
+
+def identity_tap(output: Sequence[int], shape: ErrorShape) -> Tap | None:
+    """Return the tap, without normalisation, whose features are the error's own: at each token, or the mean over them."""
+    taps: list[Tap] = [FlatTap(shape.position_dims), PooledTap(shape.position_dims)]
+    return next((tap for tap in taps if tap.features(output) == shape.task_dim), None)
+
+
+def starts_as_identity(
+    plan: BlockPlan, tap: Tap | SetTap, feedback: FeedbackConfig, shape: ErrorShape
+) -> bool:
+    """Whether ``Q`` of a block starts as ``Pᵀ``.
+
+    Raises
+    ------
+    InputError
+        It is asked for and doesn't fit.
+    """
+    if not wants_identity(feedback):
+        return False
+    features = None if isinstance(tap, SetTap) else tap.features(plan.output_shape)
+    if features != shape.task_dim and feedback.q_start == "identity":
+        raise InputError(
+            "feedback.q_start",
+            f"'identity' at {plan.layers[-1].name!r} of block {plan.index}, whose tap {tap.name!r} has "
+            f"{'several tensors' if features is None else f'{features} features'} under an error of width {shape.task_dim}",
+            "blocks whose outputs have the width of the error",
+            "'auto' takes the identity where it fits.",
+        )
+    return features == shape.task_dim
+
+
+def at_site(feedback: FeedbackConfig, identity: bool) -> FeedbackConfig:
+    """Return the feedback of one site, with a start and a rule in place of ``auto``."""
+    rule = feedback.q_rule
+    if rule == "auto":
+        rule = "fixed" if identity else "hebbian"
+    return replace(feedback, q_rule=rule, q_start="identity" if identity else "random")
+
+
+def sends_projection(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
+    """Whether ``P`` goes with the errors of a step before which it has changed, for the blocks whose ``Q`` is ``Pᵀ``."""
+    stays = feedback.q_rule == "auto" or Q_RULES.find(feedback.q_rule) is QRule
+    learns = P_RULES.find(feedback.p_rule) is not PRule and shape.error_dim < shape.task_dim
+    return wants_identity(feedback) and stays and learns

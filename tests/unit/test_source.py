@@ -1,0 +1,332 @@
+"""The error of a hidden state: exact where nothing lies between, a closed form elsewhere, and the P that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowdimfa.alignment import measure_alignment
+from lowdimfa.build import error_shape, resolve_feedback
+from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
+from lowdimfa.models import char_transformer, mlp, resnet, vit
+from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.partitioning import partition
+from lowdimfa.stage import Stage
+from lowdimfa.tickets import Ticket
+
+WIDTH, TOKENS, CLASSES = 8, 5, 7
+SOURCES = ["head_input", "hidden"]
+
+
+def model(kind: str) -> nn.Sequential:
+    torch.manual_seed(3)
+    if kind == "tokens":
+        return char_transformer(CLASSES, TOKENS, WIDTH, depth=4, heads=2)
+    if kind == "vit":
+        return vit(8, 4, 1, WIDTH, depth=4, heads=2, classes=CLASSES)
+    return mlp(6, WIDTH, depth=5, classes=CLASSES)
+
+
+def batch(kind: str, samples: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = (samples, TOKENS) if kind == "tokens" else (samples,)
+    targets = torch.randint(0, CLASSES, labels, generator=generator)
+    if kind == "tokens":
+        return torch.randint(0, CLASSES, labels, generator=generator), targets
+    return torch.randn(samples, *((1, 8, 8) if kind == "vit" else (6,)), generator=generator), targets
+
+
+def network(kind: str, blocks: int, microbatches: int = 1, **feedback: Any) -> DecoupledNetwork:
+    task: Task = "tokens" if kind == "tokens" else "classification"
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1}))
+    training = TrainingConfig(total_steps=9, microbatches=microbatches, update=update)
+    return decouple(
+        model(kind),
+        batch(kind)[0],
+        blocks=blocks,
+        total_steps=9,
+        feedback=FeedbackConfig(**feedback),
+        training=training,
+        task=task,
+    )
+
+
+def gradients(stages: Sequence[Stage]) -> dict[str, Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for stage in stages
+        for name, parameter in stage.module.named_plain_parameters()
+        if parameter.grad is not None
+    }
+
+
+def learn(made: DecoupledNetwork, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Return all gradients of one step."""
+    weights = made.head.weights([targets for _, targets in parts])
+    for number, ((inputs, targets), weight) in enumerate(zip(parts, weights, strict=True)):
+        made.form.run(inputs, targets, Ticket(0, number), weight)
+    return gradients(made.stages)
+
+
+def reference(kind: str, blocks: int, source: str, directions: Tensor | None = None) -> dict[str, Tensor]:
+    """Return every block's gradients as written on paper: its output under ``Pᵀ P g``, and the head's own exact ones."""
+    inputs, targets = batch(kind)
+    made = network(kind, blocks)
+    outputs = [inputs]
+    for stage in made.stages[:-1]:
+        outputs.append(stage.module(outputs[-1].detach()))
+    layers = list(dict(made.head.module.named_layers()).values())
+    body, last = nn.Sequential(*layers[:-1]), layers[-1]
+    entering = outputs[-1].detach().requires_grad_()
+    hidden = body(entering)
+    loss = functional.cross_entropy(last(hidden).flatten(0, -2), targets.flatten())
+    sent = {"head_input": entering, "hidden": hidden}[source]
+    (error,) = torch.autograd.grad(loss, sent, retain_graph=True)
+    loss.backward()
+    if directions is not None:
+        error = error @ directions.T @ directions
+    for output in outputs[1:]:
+        output.backward(error)
+    return gradients(made.stages)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from(["tokens", "vit", "mlp"]), microbatches=st.sampled_from([1, 2, 3]), data=st.data()
+)
+def test_with_two_blocks_the_error_of_the_heads_input_is_backpropagation(
+    kind: str, microbatches: int, data: st.DataObject
+) -> None:
+    inputs, targets = batch(kind)
+    if kind == "tokens":
+        ignored = data.draw(st.lists(st.booleans(), min_size=targets.numel(), max_size=targets.numel()))
+        targets = targets.masked_fill(torch.tensor(ignored).view_as(targets), IGNORED)
+    parts = list(zip(inputs.chunk(microbatches), targets.chunk(microbatches), strict=True))
+    found = learn(network(kind, 2, microbatches, source="head_input"), parts)
+    expected = learn(network(kind, 2, microbatches, form="backprop"), parts)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "vit", "mlp"])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_blocks_learn_from_the_error_of_the_hidden_state(kind: str, source: str, blocks: int) -> None:
+    found = learn(network(kind, blocks, source=source), [batch(kind)])
+    torch.testing.assert_close(found, reference(kind, blocks, source))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("p_rule", ["fixed", "oja", "pca"])
+def test_fewer_numbers_are_the_projected_error(source: str, p_rule: str) -> None:
+    made = network("tokens", 3, source=source, error_dim=3, p_rule=p_rule)
+    directions = made.head.projection.weights.clone()
+    found = learn(made, [batch("tokens")])
+    torch.testing.assert_close(found, reference("tokens", 3, source, directions))
+    sent = made.head.forward(torch.randn(6, TOKENS, WIDTH), batch("tokens")[1], Ticket(0, 1))
+    assert sent.error.shape == (6, TOKENS, 3)
+    assert sent.error.dtype == torch.float32
+
+
+@pytest.mark.parametrize("p_rule", ["oja", "pca"])
+def test_blocks_follow_a_projection_that_learns(p_rule: str) -> None:
+    made = network("tokens", 3, source="head_input", error_dim=3, p_rule=p_rule, p_every=4, every_layer=True)
+    told = []
+    for step in range(6):
+        before = made.head.projection.weights.clone()
+        inputs, targets = batch("tokens", seed=step)
+        for block in made.blocks:
+            inputs = block.forward(inputs, Ticket(step, 0))
+        sent = made.head.forward(inputs, targets, Ticket(step, 0))
+        told.append(sent.projection is not None)
+        for stage in made.stages:
+            if stage is not made.head:
+                stage.receive_error(Ticket(step, 0), sent.error, projection=sent.projection)
+            for site in stage.sites:
+                torch.testing.assert_close(site.feedback.weights.data, before.T, rtol=0, atol=0)
+        made.form.step()
+    # pca refreshes after the steps 1, 2 and 4; nothing is told before it was learned, or twice
+    assert told == ([False, True, True, False, True, False] if p_rule == "pca" else [False, *5 * [True]])
+
+
+def test_every_micro_batch_of_a_step_brings_the_projection() -> None:
+    made = network("tokens", 2, microbatches=2, source="head_input", error_dim=3, p_rule="pca")
+    learn(made, [batch("tokens"), batch("tokens", seed=1)])
+    made.form.step()
+    inputs, targets = made.blocks[0].evaluate(batch("tokens")[0]), batch("tokens")[1]
+    for number in range(2):
+        sent = made.head.forward(inputs, targets, Ticket(1, number)).projection
+        assert sent is not None
+        assert torch.equal(sent, made.head.projection.weights)
+    made.head.step()
+    assert made.head.forward(inputs, targets, Ticket(2, 0)).projection is not None  # the second refresh
+
+
+def test_a_restored_head_tells_its_projection_again() -> None:
+    one, other = (network("tokens", 2, source="head_input", error_dim=3, p_rule="pca") for _ in range(2))
+    one.train_step(0, [batch("tokens")])
+    for stage, twin in zip(one.stages, other.stages, strict=True):
+        twin.load(*stage.state())
+    assert not any(name.startswith("feedback/") for name in one.blocks[0].state().tensors)
+    for step in (1, 2, 3):
+        results = [made.train_step(step, [batch("tokens", seed=step)]).loss for made in (one, other)]
+        assert results[0] == results[1]
+    expected = one.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+
+
+def test_what_learns_starts_as_the_identity_and_goes_its_own_way() -> None:
+    made = network("tokens", 3, source="hidden", error_dim=3, q_rule="hebbian", p_rule="pca")
+    directions = made.head.projection.weights.clone()
+    rule = made.blocks[0].sites[0].feedback
+    assert type(rule) is HebbianFeedback
+    assert torch.equal(rule.weights.data, directions.T)
+    made.train_step(0, [batch("tokens")])
+    assert not torch.equal(rule.weights.data, directions.T)
+    assert (
+        made.head.forward(
+            made.blocks[1].evaluate(made.blocks[0].evaluate(batch("tokens")[0])),
+            batch("tokens")[1],
+            Ticket(1, 0),
+        ).projection
+        is None
+    )
+
+
+def test_where_a_probe_leads_to_is_the_hidden_state() -> None:
+    made = network("mlp", 2, source="head_input", q_rule="probed", q_start="random", tap="identity")
+    assert type(made.blocks[0].sites[0].feedback) is ProbedFeedback
+    inputs, targets = batch("mlp")
+    clean = made.blocks[0].forward(inputs, Ticket(0, 0))
+    noisy = clean + 0.1
+    sent = made.head.forward(clean, targets, Ticket(0, 0), noisy)
+    assert sent.response is not None
+    torch.testing.assert_close(sent.response, noisy - clean)
+    made = network("mlp", 2, source="hidden", q_rule="probed", tap="identity")
+    body = nn.Sequential(*list(dict(made.head.module.named_layers()).values())[:-1])
+    sent = made.head.forward(clean, targets, Ticket(0, 0), noisy)
+    torch.testing.assert_close(sent.response, (body(noisy) - body(clean)).detach())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_alignment_is_that_of_what_blocks_learn(source: str, every_layer: bool) -> None:
+    made = network("tokens", 2, source=source, every_layer=every_layer)
+    found = measure_alignment(made.blocks, made.head, *batch("tokens"))
+    exact = source == "head_input" and not every_layer
+    assert (found.blocks[0].angle_degrees < 0.1) == exact
+    assert found.explained_error_energy == pytest.approx(1, abs=1e-5)
+
+
+def resolved(kind: str, blocks: int, **feedback: Any) -> list[tuple[str, str]]:
+    """Return tap and kind of rule of every block."""
+    made = network(kind, blocks, **feedback)
+    sites = [site for block in made.blocks for site in block.sites]
+    return [(site.tap.name, type(site.feedback).__name__) for site in sites]
+
+
+def test_auto_takes_the_identity_where_widths_fit() -> None:
+    assert resolved("tokens", 2, source="hidden") == [("identity", "TransposedFeedback")]
+    assert resolved("tokens", 2, source="hidden", q_start="random") == [("normalised", "HebbianFeedback")]
+    assert resolved("tokens", 2, source="hidden", tap="normalised") == [("normalised", "TransposedFeedback")]
+    assert resolved("tokens", 2, source="hidden", q_rule="fixed", q_start="random") == [
+        ("normalised", "QRule")
+    ]
+    assert resolved("tokens", 2) == [("normalised", "ReadoutFeedback")]
+    torch.manual_seed(0)
+    narrowing = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    made = decouple(
+        narrowing,
+        torch.randn(2, 6),
+        blocks=["1", "2"],
+        total_steps=1,
+        feedback=FeedbackConfig(source="head_input"),
+    )
+    assert [type(block.sites[0].feedback) for block in made.blocks] == [HebbianFeedback, TransposedFeedback]
+
+
+def test_an_error_per_sample_enters_at_the_mean_over_tokens() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        *model("vit")[:-1], nn.Sequential(nn.LayerNorm(WIDTH), Mean()), nn.Linear(WIDTH, CLASSES)
+    )
+    example, targets = batch("vit")
+    made = decouple(layers, example, blocks=2, total_steps=1, feedback=FeedbackConfig(source="hidden"))
+    assert made.blocks[0].sites[0].tap.name == "pooled"
+    sent = made.head.forward(made.blocks[0].forward(example, Ticket(0, 0)), targets, Ticket(0, 0))
+    assert sent.error.shape == (6, WIDTH)
+
+
+class Mean(nn.Module):
+    """The mean over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+class Own(PRule):
+    """A user's own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "feedback", "message"),
+    [
+        ("tokens", {"source": "hidden", "error_dim": 9}, "between 1 and the hidden state's dimension, 8"),
+        ("tokens", {"source": "hidden", "q_rule": "readout"}, "source 'logits'"),
+        ("tokens", {"q_start": "identity", "q_rule": "readout"}, "a readout is one of the classes"),
+        ("tokens", {"q_start": "identity"}, "8 features under an error of width 7"),
+        (
+            "mlp",
+            {"source": "hidden", "q_start": "identity", "p_rule": f"{__name__}:Own"},
+            "a built-in p_rule",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(kind: str, feedback: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        network(kind, 3, **feedback)
+
+
+def test_a_source_without_an_error_is_refused() -> None:
+    maps = partition(resnet(1, [4, 4], CLASSES, 1), 2, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(InputError, match=r"shape \(4, 8, 8\) per sample"):
+        error_shape(maps, FeedbackConfig(source="head_input"))
+    alone = partition(model("tokens"), 1, batch("tokens")[0])
+    with pytest.raises(InputError, match="nothing to broadcast"):
+        error_shape(alone, FeedbackConfig(source="head_input"))
+
+
+def test_rules_for_p_of_a_users_own_leave_q_random() -> None:
+    feedback = FeedbackConfig(source="hidden", p_rule=f"{__name__}:Own")
+    plans = partition(model("mlp"), 3, batch("mlp")[0])
+    found = resolve_feedback(feedback, error_shape(plans, feedback), TrainingConfig(1), "classification")
+    assert found.q_rule == "hebbian"
+
+
+def test_baselines_learn_as_without_it() -> None:
+    for form in ("backprop", "frozen", "local"):
+        found, expected = (
+            learn(network("tokens", 3, form=form, **kind), [batch("tokens")])
+            for kind in ({"source": "hidden"}, {})
+        )
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_whole_error_needs_no_matrix() -> None:
+    rule = TransposedFeedback(torch.eye(4))
+    error = torch.randn(3, 4)
+    assert rule.weights.numel() == 0
+    assert rule.deliver(error) is error
+    assert rule.received == 4
