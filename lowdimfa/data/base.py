@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -35,6 +35,18 @@ class Split(Protocol):
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the samples ``indices``, shape ``(batch,)`` or ``(batch, …)``."""
+
+
+@runtime_checkable
+class DigestedSplit(Split, Protocol):
+    """A split too large to be read before a run, which knows of its samples what is looked at there."""
+
+    @property
+    def digest(self) -> str:
+        """A checksum of all samples, by which two processes know that theirs are the same."""
+
+    def extremes(self) -> Tensor:
+        """Return the smallest and the largest target that may occur."""
 
 
 @dataclass(frozen=True)

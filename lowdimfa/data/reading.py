@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lowdimfa.data.base import BatchOrder, Dataset, Split, SubSplit
+from lowdimfa.data.base import BatchOrder, Dataset, DigestedSplit, Split, SubSplit
 from lowdimfa.data.items import ItemSplit, Samples
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -70,9 +70,16 @@ class Reader:
         return len(self._evaluation)
 
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
-        """Return the targets of both splits, but of items, which may be costly to read, only so many, evenly spread."""
+        """Return the targets of both splits, but of those that are costly to read only so many, evenly spread.
+
+        These are items, and splits that know a digest of their own and their extremes, which come first.
+        """
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
-            indices = _spread(len(split), at_most) if _of_items(split) else torch.arange(len(split))
+            whole = _whole(split)
+            if isinstance(whole, DigestedSplit):
+                yield whole.extremes()
+            few = isinstance(whole, DigestedSplit | ItemSplit)
+            indices = _spread(len(split), at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
                 yield samples(chunk).targets()
 
@@ -110,7 +117,9 @@ class Reader:
         train = self.dataset.train
         inputs = self.training(_spread(len(train), _FEW)).inputs()
         sizes = f"{len(train)}:{len(self.dataset.test)}:{inputs.dtype}:{tuple(inputs.shape)}"
-        digest = hashlib.sha256(sizes.encode())
+        wholes = _whole(train), _whole(self.dataset.test)
+        own = [whole.digest for whole in wholes if isinstance(whole, DigestedSplit)]
+        digest = hashlib.sha256(" ".join([sizes, *own]).encode())
         if not inputs.is_floating_point():
             digest.update(_bytes(inputs))
         for targets in self.known_targets(_FEW):
@@ -142,10 +151,10 @@ def _seeded(draw: Callable[[Tensor], Tensor], indices: Tensor, seed: int) -> Ten
     return draw(indices)
 
 
-def _of_items(split: Split) -> bool:
+def _whole(split: Split) -> Split:
     while isinstance(split, SubSplit):
         split = split.split
-    return isinstance(split, ItemSplit)
+    return split
 
 
 def _spread(samples: int, at_most: int) -> Tensor:
