@@ -65,18 +65,15 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     vocabulary
         `SMALLEST` at least.
     """
-    package("tokenizers")
-    from tokenizers import Tokenizer as Implementation
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    made = Implementation(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    library = package("tokenizers")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
         special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     made.train_from_iterator(iter(texts), trainer)
@@ -101,13 +98,11 @@ def read(path: Path, end: str | None = None) -> Tokenizer:
     InputError
         There is none, it can't be read, or has no such token.
     """
-    package("tokenizers")
-    from tokenizers import Tokenizer as Implementation
-
+    library = package("tokenizers")
     file = path / _FILE if path.is_dir() else path
     try:
         files = {_FILE: file.read_bytes()}
-        made = Implementation.from_buffer(files[_FILE])
+        made = library.Tokenizer.from_buffer(files[_FILE])
     except OSError as error:
         raise InputError(str(path), f"no tokenizer ({error})", f"a {_FILE} or a folder with one") from error
     except Exception as error:  # the package raises plain exceptions
