@@ -9,7 +9,6 @@ import torch
 
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
-from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
@@ -22,6 +21,7 @@ from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.run.training import batch_order
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.stream.frames import SampleLimit
 from lowdimfa.stage import Stage
@@ -91,8 +91,8 @@ def draw_data(job: BlockJob, blocks: int) -> Reader | None:
     if job.index not in (0, blocks - 1):
         return None
     specification = job.parsed()
-    train, dataset = specification.train, load_dataset(specification)
-    return Reader(dataset, BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed))
+    dataset = load_dataset(specification)
+    return Reader(dataset, batch_order(specification, len(dataset.train)))
 
 
 def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:

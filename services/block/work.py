@@ -115,6 +115,7 @@ class Work:
         drawn = self._draw(ticket)
         inputs = (arrived or self._copies.to_device(_present(drawn.inputs))).use()
         clean, perturbed = inputs[0], inputs[-1]
+        self._observer.forwarded(ticket, clean.shape[0])
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
