@@ -61,15 +61,17 @@ class PackedSplit:
         windows = self._windows(indices, 0)
         if not self.positions:
             return windows
-        positions = np.stack([self._positions(window) for window in indices.tolist()])
+        rows, columns = self._starts(indices, 0)
+        begun = np.zeros(windows.shape, np.int64)
+        begun[rows, columns] = columns
+        positions = np.arange(self.context) - np.maximum.accumulate(begun, axis=1)
         return {"input_ids": windows, "position_ids": torch.from_numpy(positions)}
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the windows moved on by one token, int64 ``(batch, context)``."""
         targets = self._windows(indices, 1)
         if self.masked:
-            for row, window in zip(targets, indices.tolist(), strict=True):
-                row[torch.from_numpy(self._starts(window * self.context + 1))] = IGNORED
+            targets[tuple(map(torch.from_numpy, self._starts(indices, 1)))] = IGNORED
         return targets
 
     def _windows(self, indices: Tensor, shift: int) -> Tensor:
@@ -79,16 +81,13 @@ class PackedSplit:
             row[:] = self.file.tokens[first : first + self.context]
         return torch.from_numpy(found)
 
-    def _positions(self, window: int) -> NDArray[np.int64]:
-        begun = np.zeros(self.context, np.int64)
-        starts = self._starts(window * self.context)
-        begun[starts] = starts
-        return np.arange(self.context) - np.maximum.accumulate(begun)
-
-    def _starts(self, first: int) -> NDArray[np.int64]:
-        """Return where documents start among ``context`` tokens, counted from the first of them."""
-        begin, end = np.searchsorted(self.file.starts, [first, first + self.context])
-        return np.array(self.file.starts[begin:end]) - first
+    def _starts(self, indices: Tensor, shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and columns of the tokens that documents begin with."""
+        firsts = indices.numpy() * self.context + shift
+        begins, ends = (np.searchsorted(self.file.starts, place) for place in (firsts, firsts + self.context))
+        rows = np.repeat(np.arange(len(firsts)), ends - begins)
+        found = [self.file.starts[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        return rows, np.concatenate(found) - firsts[rows]
 
 
 @dataclass(frozen=True)
