@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lowdimfa.data.base import (
         BatchOrder,
         Dataset,
+        DigestedSplit,
         Split,
         SubSplit,
         Task,
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from lowdimfa.data.synthetic import teacher
     from lowdimfa.data.tabular import diamonds
     from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
+    from lowdimfa.data.token_splits import tokens
 
 __all__ = [
     "SHAKESPEARE_VOCABULARY",
     "SOURCES",
     "BatchOrder",
     "Dataset",
+    "DigestedSplit",
     "ItemSplit",
     "Reader",
     "Source",
@@ -47,12 +50,13 @@ __all__ = [
     "mnist",
     "shakespeare",
     "teacher",
+    "tokens",
 ]
 
 __getattr__, __dir__ = on_demand(
     __name__,
     {
-        "base": "BatchOrder Dataset Split SubSplit Task TensorSplit as_dataset",
+        "base": "BatchOrder Dataset DigestedSplit Split SubSplit Task TensorSplit as_dataset",
         "fetching": "fetch",
         "images": "cifar10 digits fashion_mnist mnist",
         "items": "ItemSplit",
@@ -61,5 +65,6 @@ __getattr__, __dir__ = on_demand(
         "synthetic": "teacher",
         "tabular": "diamonds",
         "text": "SHAKESPEARE_VOCABULARY shakespeare",
+        "token_splits": "tokens",
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import Inputs, named
 
 Task = Literal["classification", "tokens", "regression"]
+LastBatch = Literal["drop", "keep"]
 
 
 class Split(Protocol):
@@ -36,6 +37,18 @@ class Split(Protocol):
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the samples ``indices``, shape ``(batch,)`` or ``(batch, …)``."""
+
+
+@runtime_checkable
+class DigestedSplit(Split, Protocol):
+    """A split too large to be read before a run, which knows of its samples what is looked at there."""
+
+    @property
+    def digest(self) -> str:
+        """A checksum of all samples, by which two processes know that theirs are the same."""
+
+    def extremes(self) -> Tensor:
+        """Return the smallest and the largest target that may occur."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +220,8 @@ def _task(targets: Tensor) -> Task:
 class BatchOrder:
     """The samples of every micro-batch of a run, as a function of seed, step and micro-batch alone.
 
-    Each epoch is a fresh permutation; an incomplete last batch is dropped. Two processes with the same
-    arguments draw the same samples, and a resumed run goes on where the first one stopped, with no state to
-    save.
+    Each epoch is a fresh permutation. Two processes with the same arguments draw the same samples, and a resumed run
+    goes on where the first one stopped, with no state to save.
 
     Parameters
     ----------
@@ -217,30 +229,60 @@ class BatchOrder:
         Training samples, samples per step, and equal parts into which a step's batch is cut.
     seed
         The run's seed.
+    last_batch
+        What becomes of the samples of an epoch that don't fill a batch: ``keep`` makes a smaller one of them, whose
+        parts differ by one sample at most.
+
+    Attributes
+    ----------
+    last_batch_size
+        Samples of an epoch's last, smaller batch; 0 where there is none.
+    left_out
+        Samples of an epoch that are in no batch.
     """
 
-    def __init__(self, samples: int, batch_size: int, microbatches: int, seed: int) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, microbatches: int, seed: int, last_batch: LastBatch = "drop"
+    ) -> None:
         if batch_size % microbatches:
             raise InputError(
                 "train.microbatches", str(microbatches), f"a divisor of train.batch_size ({batch_size})"
             )
         if batch_size > samples:
             raise InputError("train.batch_size", str(batch_size), f"at most the {samples} training samples")
+        rest = samples % batch_size
+        self.last_batch_size = rest if last_batch == "keep" else 0
+        self.left_out = rest - self.last_batch_size
+        if 0 < self.last_batch_size < microbatches:
+            raise InputError(
+                "data.last_batch",
+                f"'keep' with a last batch of {rest} samples",
+                f"at least one for each of {microbatches} micro-batches",
+                "Set it to 'drop', or choose another train.batch_size or fewer train.microbatches.",
+            )
         self.batch_size = batch_size
         self.microbatches = microbatches
         self.microbatch_size = batch_size // microbatches
-        self.steps_per_epoch = samples // batch_size
+        self.smallest_microbatch = (self.last_batch_size or batch_size) // microbatches
+        self.steps_per_epoch = samples // batch_size + (self.last_batch_size > 0)
         self.seed = seed
         self._samples = samples
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def indices(self, ticket: Ticket) -> Tensor:
-        """Return the sample indices of one micro-batch, int64, shape ``(microbatch_size,)``."""
+        """Return the sample indices of one micro-batch, int64, shape ``(samples,)``."""
         epoch, step = divmod(ticket.step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._permutation = torch.randperm(self._samples, generator=generator)
             self._epoch = epoch
-        first = step * self.batch_size + ticket.microbatch * self.microbatch_size
-        return self._permutation[first : first + self.microbatch_size]
+        first = step * self.batch_size
+        size, larger = divmod(min(self.batch_size, self._samples - first), self.microbatches)
+        first += ticket.microbatch * size + min(ticket.microbatch, larger)
+        return self._permutation[first : first + size + (ticket.microbatch < larger)]
+
+    def drawn(self, steps: int) -> int:
+        """Return how many samples the first steps of a run draw."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * (self._samples - self.left_out) + rest * self.batch_size

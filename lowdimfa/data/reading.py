@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lowdimfa.data.base import BatchOrder, Dataset, Split, SubSplit
+from lowdimfa.data.base import BatchOrder, Dataset, DigestedSplit, Split, SubSplit
 from lowdimfa.data.items import ItemSplit, Samples
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -110,9 +110,16 @@ class Reader:
         return len(self._evaluation)
 
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
-        """Return the targets of both splits, but of items, which may be costly to read, only so many, evenly spread."""
+        """Return the targets of both splits, but of those that are costly to read only so many, evenly spread.
+
+        These are items, and splits that know a digest of their own and their extremes, which come first.
+        """
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
-            indices = _spread(len(split), at_most) if _of_items(split) else torch.arange(len(split))
+            whole = _whole(split)
+            if isinstance(whole, DigestedSplit):
+                yield whole.extremes()
+            few = isinstance(whole, DigestedSplit | ItemSplit)
+            indices = _spread(len(split), at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
                 yield samples(chunk).targets()
 
@@ -149,7 +156,10 @@ class Reader:
         """
         train = self.dataset.train
         inputs = self.training(_spread(len(train), _FEW)).inputs()
-        digest = hashlib.sha256(f"{len(train)}:{len(self.dataset.test)}".encode())
+        wholes = _whole(train), _whole(self.dataset.test)
+        own = [whole.digest for whole in wholes if isinstance(whole, DigestedSplit)]
+        sizes = f"{len(train)}:{len(self.dataset.test)}"
+        digest = hashlib.sha256(" ".join([sizes, *own]).encode())
         for name, part in sorted(named(inputs).items()):
             digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
             if not part.is_floating_point():
@@ -183,10 +193,10 @@ def _seeded(draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
     return draw(indices)
 
 
-def _of_items(split: Split) -> bool:
+def _whole(split: Split) -> Split:
     while isinstance(split, SubSplit):
         split = split.split
-    return isinstance(split, ItemSplit)
+    return split
 
 
 def _spread(samples: int, at_most: int) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
-from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.feedback.source import sends_projection
@@ -23,6 +22,7 @@ from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import NetworkPlan, load_dataset
 from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.run.training import batch_order
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.stage import Stage
@@ -93,9 +93,8 @@ def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
     if job.index not in (0, len(network.blocks) - 1) and not network.blocks[job.index].side:
         return None
     specification = job.parsed()
-    train, dataset = specification.train, load_dataset(specification)
-    order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
-    return Reader(dataset, order, job.example.types)
+    dataset = load_dataset(specification)
+    return Reader(dataset, batch_order(specification, len(dataset.train)), job.example.types)
 
 
 def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:

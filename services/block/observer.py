@@ -49,10 +49,6 @@ class Observer:
         For Prometheus.
     timeline
         For the report, or None.
-    microbatch_size
-        Samples in a micro-batch.
-    microbatches
-        Micro-batches of a step that this block, or replica of it, works on.
     on_step
         Called after every step, for what is counted elsewhere.
 
@@ -70,8 +66,6 @@ class Observer:
 
     metrics: BlockMetrics
     timeline: TimelineWriter | None
-    microbatch_size: int
-    microbatches: int
     on_step: Callable[[], None]
     activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
     applied_steps: int = 0
@@ -79,6 +73,7 @@ class Observer:
     recent: deque[tuple[str, Ticket, float, float, str]] = field(
         default_factory=lambda: deque(maxlen=REMEMBERED)
     )
+    _forwarded: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def begin(self, kind: str, subject: str) -> None:
         """Note what is being done from now on."""
@@ -91,6 +86,10 @@ class Observer:
         if self.timeline is not None:
             self.timeline.flush()
 
+    def forwarded(self, ticket: Ticket, samples: int) -> None:
+        """Note the size of a micro-batch."""
+        self._forwarded.setdefault(ticket.step, {})[ticket.microbatch] = samples
+
     def did(self, kind: str, ticket: Ticket, began: float) -> None:
         """Note a finished piece of work."""
         ended = time.time()
@@ -99,7 +98,7 @@ class Observer:
         if kind == "step":
             self.applied_steps = ticket.step + 1
             self.metrics.stepped(self.applied_steps)
-            self.metrics.samples(self.microbatch_size * self.microbatches)
+            self.metrics.samples(sum(self._forwarded.pop(ticket.step, {}).values()))
             self.on_step()
         self._span(kind, ticket, began, ended)
 

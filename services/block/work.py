@@ -23,7 +23,7 @@ from lowdimfa.services.stream.broadcast import ErrorVector
 from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Inputs, opened, put_together, tensors_of, with_side
+from lowdimfa.values import Activation, Inputs, opened, put_together, some_tensor, tensors_of, with_side
 
 
 class _Drawn(NamedTuple):
@@ -117,6 +117,7 @@ class Work:
         activation, arrived = self._activations.pop(ticket, (None, None))
         drawn = self._draw(ticket)
         clean, perturbed = self._entering(arrived, drawn.inputs)
+        self._observer.forwarded(ticket, len(some_tensor(clean)))
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)

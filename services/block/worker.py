@@ -158,14 +158,7 @@ class BlockWorker:
         return exporter, f"{address}:{port}"
 
     def _observe(self) -> Observer:
-        train = self._specification.train
-        return Observer(
-            self._metrics,
-            self._timeline,
-            train.batch_size // train.microbatches,
-            self._policy.share,
-            lambda: self._links.counts.count_into(self._metrics),
-        )
+        return Observer(self._metrics, self._timeline, lambda: self._links.counts.count_into(self._metrics))
 
     def _use_threads(self) -> None:
         """Set torch's number of threads, which each thread that computes has its own of."""

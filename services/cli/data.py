@@ -1,8 +1,11 @@
-"""``lowdimfa data``: list the data sets that come with a factory, and fetch their files."""
+"""``lowdimfa data``: list the data sets that come with a factory, fetch their files, and make token files of text."""
 
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +13,10 @@ import typer
 from lowdimfa.data.fetching import fetch
 from lowdimfa.data.sources import SOURCES, Source, damaged_files, data_folder, missing_files
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.output import outlive
 
-app = typer.Typer(help="List and fetch data sets.")
+app = typer.Typer(help="List and fetch data sets, and make token files of text.")
 
 
 Root = Annotated[
@@ -52,6 +55,51 @@ def fetch_sources(
             print(f"{name}: {len(SOURCES[name].files)} checked files in {folder}")
         else:
             print(f"{name}: nothing to fetch, it is {SOURCES[name].origin}")
+
+
+@app.command("tokens")
+def make_tokens(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES...",
+            help="Text, JSON lines, Parquet: files, folders, patterns in quotes; or shakespeare.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(parser=expanded, metavar="DIR", help="Folder that is made.")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(parser=expanded, metavar="PATH", help="A tokenizer.json, or a folder with one."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a byte-level BPE that is trained on the text; 8192 by default."),
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the text, its end, that is the test split.")
+    ] = 0.1,
+    field: Annotated[str, typer.Option(help="Where JSON lines and Parquet have the text.")] = "text",
+    end_token: Annotated[
+        str | None, typer.Option(help="Token of --tokenizer that ends a document; by default its own.")
+    ] = None,
+    root: Root = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Make token files of text, to train language models on with lowdimfa.data:tokens.
+
+    Says on standard error how far it is.
+    """
+    from lowdimfa.data.preparing import Recipe, prepare
+
+    recipe = Recipe(sources, field, root, tokenizer, vocabulary, end_token, validation)
+    manifest, present = prepare(recipe, out, lambda line: print(line, file=sys.stderr))
+    outlive("the folder is whole nevertheless")
+    if form is Format.json:
+        print(json.dumps({"folder": str(out), "present": present} | asdict(manifest)))
+        return
+    print(f"{out}: {'is there already, ' if present else ''}vocabulary of {manifest.vocabulary:,} tokens")
+    for name, part in (("training", manifest.train), ("test", manifest.test)):
+        print(f"{name}: {part.tokens:,} tokens of {part.documents:,} documents, {part.bytes:,} bytes of text")
 
 
 def _describe(source: Source, root: str | None) -> dict[str, Any]:

@@ -223,12 +223,21 @@ def _plan(event: Event) -> str:
     header = ("block", "layers", "parameters", "input", "output", "cost", "tap", "feedback")
     rows = [_plan_row(block, event["feedback_columns"]) for block in event["blocks"]]
     parts = _counted(event["microbatches"], "micro-batch", "micro-batches")
+    epoch = f"{event['steps_per_epoch']:,} steps per epoch{_last_batch(event)}"
     return f"""{aligned([header, *rows])}
 
 {event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
 {event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}
-{event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {event["steps_per_epoch"]:,} steps per epoch
+{event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {epoch}
 window {event["window"]}, staleness {event["staleness"]}"""
+
+
+def _last_batch(event: Event) -> str:
+    if event["last_batch_size"]:
+        return f", the last of {event['last_batch_size']:,} samples"
+    if event["left_out"]:
+        return f"\n{_counted(event['left_out'], 'sample', 'samples')} of each epoch left out (data.last_batch: drop)"
+    return ""
 
 
 def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from lowdimfa.partitioning import BlockPlan, block_starts, partition
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
-from lowdimfa.services.run.training import feedback_config, training_config
+from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import ONE, Types
@@ -150,7 +150,12 @@ class RunPlan:
         """Return the plan as the run directory's ``plan.json``."""
         train = self.specification.train
         described = self.network.describe(train.effective_window, self.order.steps_per_epoch)
-        return described | {"batch_size": train.batch_size, "replicas": self.specification.replicas}
+        return described | {
+            "batch_size": train.batch_size,
+            "last_batch_size": self.order.last_batch_size,
+            "left_out": self.order.left_out,
+            "replicas": self.specification.replicas,
+        }
 
 
 @unchanged_generators()
@@ -175,7 +180,7 @@ def make_run_plan(
     """
     dataset = load_dataset(specification)
     train = specification.train
-    order = BatchOrder(len(dataset.train), train.batch_size, train.microbatches, train.seed)
+    order = batch_order(specification, len(dataset.train))
     reader = Reader(dataset, order)
     reader.require_repeatable()
     example = Example.of(reader)
@@ -192,6 +197,7 @@ def make_run_plan(
             network.blocks,
             make_bench(specification, network.feedback, training, reader),
             lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
+            order.smallest_microbatch,
         )
     return RunPlan(specification, dataset, order, example, network)
 

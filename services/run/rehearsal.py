@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -20,12 +19,12 @@ from lowdimfa.encoding import first_difference, same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.generators import reproducible
-from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan, copies
 from lowdimfa.rule_check import refuse_drifting, refuse_forgetful, refuse_shared
-from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.rules import P_RULES, Q_RULES
+from lowdimfa.services.run.blame import refusal
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
@@ -81,6 +80,7 @@ def rehearse(
     blocks: Sequence[BlockPlan],
     bench: Bench,
     rebuild: Callable[[], Sequence[BlockPlan]],
+    smallest: int = SAMPLES,
 ) -> None:
     """Make one step of every block on copies, and run all `CHECKS`.
 
@@ -95,6 +95,8 @@ def rehearse(
         Its training not compiled, which would take minutes.
     rebuild
         See `Rehearsal`.
+    smallest
+        Samples of the run's smallest micro-batch.
 
     Raises
     ------
@@ -102,27 +104,52 @@ def rehearse(
         A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
     """
     seed = derive_seed(specification.train.seed, "rehearsal")
-    some = [
-        (everywhere(x, lambda part: part[:SAMPLES].to(bench.device)), y[:SAMPLES].to(bench.device))
-        for x, y in bench.batches
-    ]
-    bench = replace(bench, batches=some)
+    size = min(SAMPLES, len(bench.batches[0][1]))
     with computing_threads(bench.threads), reproducible(seed, bench.device):
-        learning, head = bench.build(_copies(blocks, slice(None), rebuild))
-        rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
-        try:
-            DecoupledNetwork(learning, head, bench.feedback).train_step(0, some)
-        except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+        if smallest < size:
+            when = f"in a step of {_samples(smallest)}, as data.last_batch: keep leaves for a micro-batch"
+            _one_step(specification, blocks, _few(bench, smallest), rebuild, when)
+        rehearsal = _one_step(specification, blocks, _few(bench, size), rebuild, "in a first training step")
+        if rehearsal is None:
             return
-        except LowdimfaError:
-            raise
-        except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
-            if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
-                return
-            raise _refusal(error, rehearsal.stages) from error
         with suppress(NotFiniteError, MemoryError, torch.OutOfMemoryError):
             for check in CHECKS:
                 check(rehearsal)
+
+
+def _one_step(
+    specification: Specification,
+    blocks: Sequence[BlockPlan],
+    bench: Bench,
+    rebuild: Callable[[], Sequence[BlockPlan]],
+    when: str,
+) -> Rehearsal | None:
+    """Make a step on copies; return None where it is for the run itself to meet what comes of it."""
+    learning, head = bench.build(_copies(blocks, slice(None), rebuild))
+    rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
+    try:
+        DecoupledNetwork(learning, head, bench.feedback).train_step(0, bench.batches)
+    except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+        return None
+    except LowdimfaError:
+        raise
+    except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
+        if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
+            return None
+        raise refusal(error, rehearsal.stages, when) from error
+    return rehearsal
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'s' if number > 1 else ''}"
+
+
+def _few(bench: Bench, samples: int) -> Bench:
+    batches = [
+        (everywhere(x, lambda part: part[:samples].to(bench.device)), y[:samples].to(bench.device))
+        for x, y in bench.batches
+    ]
+    return replace(bench, batches=batches)
 
 
 def _copies(
@@ -182,7 +209,7 @@ def states_come_back(rehearsal: Rehearsal) -> None:
         except LowdimfaError:
             raise
         except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
-            raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
+            raise refusal(error, [stage, restored], "when its state is saved and loaded") from error
         names, ours, theirs = {**tensors, **back.tensors}, tensors, back.tensors
         lost = (n for n in names if n not in ours or n not in theirs or not same_bits(ours[n], theirs[n]))
         place = first_difference(scalars, back.scalars) or next(lost, None)
@@ -255,39 +282,3 @@ CHECKS: list[Callable[[Rehearsal], None]] = [
     gradients_are_exact,
 ]
 """What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""
-
-
-def _refusal(
-    error: BaseException, stages: Sequence[Stage], when: str = "in a first training step"
-) -> InputError:
-    """Return what says whose code failed, by the objects whose methods the error came through."""
-    owners: dict[tuple[int, str | None], tuple[str, str]] = {}
-    for stage in stages:
-        updater, config = stage.updater, stage.updater.config
-        optimizer = f"{config.optimizer_key}.factory", f"the optimiser of block {stage.index}"
-        scheduler = f"{config.scheduler_key}.factory", f"the schedule of block {stage.index}"
-        owners[id(updater), "apply"], owners[id(updater), "advance"] = optimizer, scheduler
-        owners[id(updater.optimizer), None], owners[id(updater.scheduler), None] = optimizer, scheduler
-        if isinstance(stage, Head):
-            owners[id(stage), "output_error"] = "train.loss", "a loss"
-            owners[id(stage.projection), None] = P_RULES.key, "the rule for P"
-        for site in stage.sites:
-            owners[id(site.feedback), None] = Q_RULES.key, f"the rule for Q of block {stage.index}"
-            owners[id(site.tap), None] = TAPS.key, f"the tap of block {stage.index}"
-        for name, layer in stage.module.named_layers():
-            owners[id(layer), None] = "model.factory", f"layer {name!r} of block {stage.index}"
-    owners.pop((id(None), None), None)
-    key, what = "model.factory", "layers or a loss"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        runs = frame.f_locals.get("self")
-        found = owners.get((id(runs), None)) or owners.get((id(runs), frame.f_code.co_name))
-        if found is not None:
-            key, what = found
-            break
-    return InputError(
-        key,
-        f"{what} failing {when} ({in_words(error)})",
-        "one that works on the run's errors"
-        if key.startswith("feedback.")
-        else "what trains in plain PyTorch",
-    )

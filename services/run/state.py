@@ -87,6 +87,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
             "batch_size": specification.train.batch_size,
             "seed": specification.train.seed,
         },
+        "last_batch": specification.data.last_batch,
         "feedback": {
             "form": specification.feedback.form,
             "source": plan.network.feedback.source,
@@ -125,6 +126,7 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     )
     keys = {
         "data_order": "train",
+        "last_batch": "data.last_batch",
         "feedback": "feedback",
         "optimizer": "train.optimizer.factory",
         "scheduler": "train.scheduler.factory",

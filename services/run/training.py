@@ -1,10 +1,11 @@
-"""The sections ``feedback`` and ``train`` as the learning library takes it."""
+"""The sections ``feedback`` and ``train``, and the order of the data, as the learning library takes them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.data.base import BatchOrder
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.section import Rule, taken
 
@@ -41,6 +42,12 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()
         },
     )
+
+
+def batch_order(specification: Specification, samples: int) -> BatchOrder:
+    """Return the order in which a run draws so many training samples."""
+    train, last_batch = specification.train, specification.data.last_batch
+    return BatchOrder(samples, train.batch_size, train.microbatches, train.seed, last_batch)
 
 
 def _factory(section: Any, key: str) -> FactoryConfig:

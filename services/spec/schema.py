@@ -73,6 +73,11 @@ class DataSection(Section):
         description="Fraction of the training samples that is held out of training and evaluated in place "
         "of the test split. Choose hyperparameters on this, never on the test split.",
     )
+    last_batch: Literal["drop", "keep"] = Field(
+        "drop",
+        description="What becomes of the training samples of an epoch that don't fill a batch. `drop`: they are left out "
+        "of this epoch, others of the next. `keep`: they are a smaller batch, whose loss is the mean over what it has.",
+    )
 
 
 class RunSection(Section):

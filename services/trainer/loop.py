@@ -79,7 +79,7 @@ class TrainingLoop:
         self._recovery = Recovery(plan.specification, engine, self._store, self._emit)
         self._meter = ProgressMeter(
             self._emit,
-            batch_size=plan.order.batch_size,
+            drawn=plan.order.drawn,
             steps_per_epoch=plan.order.steps_per_epoch,
             total_steps=self._total,
             every=plan.specification.train.log_every,
@@ -245,7 +245,7 @@ class TrainingLoop:
         self._unsaved = 0
 
     def _finished(self) -> Event:
-        samples = self._done * self._plan.order.batch_size
+        samples = self._plan.order.drawn(self._done)
         traffic = self._engine.traffic()
         return self._emit(
             "finished",

@@ -17,7 +17,9 @@ class ProgressMeter:
     ----------
     emit
         Records an event.
-    batch_size, steps_per_epoch, total_steps
+    drawn
+        Returns how many samples so many steps of the run have.
+    steps_per_epoch, total_steps
         Of the run.
     every
         Steps between events.
@@ -27,13 +29,13 @@ class ProgressMeter:
         self,
         emit: Callable[..., Event],
         *,
-        batch_size: int,
+        drawn: Callable[[int], int],
         steps_per_epoch: int,
         total_steps: int,
         every: int,
     ) -> None:
         self._emit = emit
-        self._batch_size = batch_size
+        self._drawn = drawn
         self._steps_per_epoch = steps_per_epoch
         self._total = total_steps
         self._every = every
@@ -60,7 +62,9 @@ class ProgressMeter:
     def _report(self, done: int) -> None:
         self._marks.append((time.monotonic(), done))
         (start, first), (end, last) = self._marks[0], self._marks[-1]
-        rate = (last - first) / (end - start) if end > start else 0.0
+        seconds = end - start
+        rate = (last - first) / seconds if seconds > 0 else 0.0
+        samples = self._drawn(last) - self._drawn(first)
         counted = sum(result.counted for result in self._recent)
         self._emit(
             "progress",
@@ -69,7 +73,7 @@ class ProgressMeter:
             epoch=(done - 1) // self._steps_per_epoch + 1,
             loss=sum(result.loss for result in self._recent) / len(self._recent),
             accuracy=sum(result.correct for result in self._recent) / counted if counted else None,
-            samples=done * self._batch_size,
-            samples_per_second=rate * self._batch_size,
+            samples=self._drawn(done),
+            samples_per_second=samples / seconds if seconds > 0 else 0.0,
             eta_seconds=(self._total - done) / rate if rate else None,
         )

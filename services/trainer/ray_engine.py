@@ -136,7 +136,8 @@ class RayEngine:
                 report()
         if len(set(reached)) > 1:
             raise LowdimfaError(f"the blocks ended at different steps: {reached}")
-        self._samples += (reached[0] - first_step) * self._plan.order.batch_size
+        drawn = self._plan.order.drawn
+        self._samples += drawn(reached[0]) - drawn(first_step)
         return reached[0]
 
     def evaluate(self) -> Evaluation:

@@ -349,6 +349,33 @@ def test_data_sets_are_listed_and_fetched(forks: Forks) -> None:
     refused(forks.run("data", "fetch", "imagenet"), "imagenet", "digits")
 
 
+def test_token_files_are_made_and_trained_on(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "plays").mkdir()
+    for number in range(9):
+        (tmp_path / "plays" / f"{number}.txt").write_text(
+            f"{number} to be, or not to be: that is the question. " * 30
+        )
+    made = "data", "tokens", tmp_path / "plays", "--out", tmp_path / "tokens", "--vocabulary"
+    outcome = forks.run(*made, 280, "--format", "json")
+    assert outcome.code == 0
+    (told,) = outcome.events
+    assert told["vocabulary"] == 280 and not told["present"] and told["test"]["documents"] == 1
+    assert "is there already" in forks.run(*made, 280).stdout
+    refused(forks.run(*made, 300), "tokens", "made otherwise")
+    refused(forks.run(*made, 200), "--vocabulary", "200", "257")
+    refused(forks.run("data", "tokens", "nowhere", "--out", tmp_path / "other"), "'nowhere'", "a folder")
+    factory = settings(
+        model__factory="lowdimfa.models:char_transformer",
+        model__args={"vocabulary": 280, "context": 8, "width": 16, "depth": 2, "heads": 2},
+        data__factory="lowdimfa.data:tokens",
+        model__blocks=2,
+        data__args={"path": str(tmp_path / "tokens"), "context": 8, "documents": "mask"},
+        train__epochs=1,
+    )
+    trained = forks.run(*local(DIGITS, tmp_path / "run"), *factory)
+    assert trained.code == 0, trained.stderr
+
+
 @pytest.mark.xdist_group("ray")
 def test_ray_keeps_quiet(tmp_path: Path) -> None:
     outcome = lowdimfa(

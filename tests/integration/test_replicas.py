@@ -92,6 +92,16 @@ def test_replicas_train_as_one_does(replicas: Any, q_rule: str, tmp_path: Path) 
         torch.testing.assert_close(found[seat], state, rtol=1e-3, atol=2e-6)
 
 
+def test_replicas_share_a_smaller_last_batch(tmp_path: Path) -> None:
+    plain = replicated({0: 4, 1: 2}, limit_samples=150)  # the third step has 22: parts of 6, 6, 5, 5
+    plain["data"]["last_batch"] = "keep"
+    found = trained(plain, tmp_path / "replicas")
+    assert_alike(found)
+    expected = trained(alone(plain), tmp_path / "alone")
+    for seat, state in expected.items():
+        torch.testing.assert_close(found[seat], state, rtol=1e-3, atol=2e-6)
+
+
 def test_replicas_of_a_network_with_batch_norm_train_as_one_does(tmp_path: Path) -> None:
     plain = replicated({0: 2, 1: 4}, "cnn")
     plain["model"]["args"] = plain["model"]["args"] | {
@@ -163,10 +173,18 @@ def test_an_early_end_is_one_for_all_replicas(tmp_path: Path) -> None:
         assert_alike(states(fleet))
 
 
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ({}, (3 * 64, 3 * 64)),
+        ({"last_batch": "keep"}, (2 * (64 + 11), 2 * (64 + 11))),  # the third step has 22
+    ],
+)
 def test_each_micro_batch_is_worked_on_once_and_gradients_travel_among_the_replicas_alone(
-    tmp_path: Path,
+    data: dict[str, str], parts: tuple[int, int], tmp_path: Path
 ) -> None:
-    plain = replicated({0: 2})
+    plain = replicated({0: 2}, **({"limit_samples": 150} if data else {}))
+    plain["data"] |= data
     with thread_fleet(plain, tmp_path) as fleet:
         fleet.run(0, STEPS)
         samples, gradients = {}, {}
@@ -179,7 +197,7 @@ def test_each_micro_batch_is_worked_on_once_and_gradients_travel_among_the_repli
                 "lowdimfa_block_gradient_bytes_total", labels | {"direction": "sent"}
             )
         learned = sum(parameter.nbytes for parameter in fleet.workers[0].stage.updater.trained)
-    assert samples == {(0, 0): 3 * 64, (0, 1): 3 * 64, (1, 0): 6 * 64, (2, 0): 6 * 64}
+    assert samples == {(0, 0): parts[0], (0, 1): parts[1], (1, 0): sum(parts), (2, 0): sum(parts)}
     assert gradients[1, 0] == gradients[2, 0] == 0
     for rank in (0, 1):  # half of it as a part, the other half as a sum, and a few bytes around
         assert STEPS * learned <= gradients[0, rank] <= STEPS * (learned + 64)

@@ -26,7 +26,7 @@ for words in json.loads(sys.argv[1]):
     except SystemExit as end:
         print(json.dumps([words, end.code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
 """
-GROUPS = {"data": ("list", "fetch"), "tokens": ("add", "list", "remove")}
+GROUPS = {"data": ("list", "fetch", "tokens"), "tokens": ("add", "list", "remove")}
 OTHERS = (
     "train", "plan", "drill", "evaluate", "export", "report", "simulate", "serve",
     "submit", "jobs", "status", "watch", "stop", "resume", "logs", "certs",
@@ -68,9 +68,11 @@ def test_mistyped_commands_and_options(tmp_path: Path) -> None:
 
 
 def test_commands_beside_a_service(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("to be or not to be " * 9)
     light(
         tmp_path,
         ["data", "list"],
+        ["data", "tokens", "words.txt", "--out", "tokens", "--vocabulary", "260"],
         ["certs", "certs"],
         ["tokens", "add", "ann", "--role", "read"],
         ["tokens", "list"],

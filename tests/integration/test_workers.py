@@ -55,6 +55,22 @@ def test_same_bits_as_in_process(model: str, blocks: int, q_rule: str, tmp_path:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
+@pytest.mark.parametrize(("blocks", "q_rule"), [(2, "readout"), (4, "probed")])
+def test_a_smaller_last_batch_gives_the_same_bits(blocks: int, q_rule: str, tmp_path: Path) -> None:
+    plain = specification(
+        "transformer",
+        blocks,
+        q_rule,
+        data={"last_batch": "keep"},
+        train={"limit_samples": 150, "microbatches": 4},  # the third step has 22: parts of 6, 6, 5, 5
+    )
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, 3)
+        fleet.run(3, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+
+
 @pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) -> None:
     plain = specification(model, 2, "readout", feedback={"every_layer": True})

@@ -1,0 +1,27 @@
+"""Packages of Hugging Face and Arrow, which are needed for text alone and imported when they are used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from lowdimfa.errors import InputError
+
+
+def package(name: str) -> Any:
+    """Import a package of the extra ``hf``.
+
+    Raises
+    ------
+    InputError
+        It isn't installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(
+            name.partition(".")[0],
+            f"a package that can't be imported ({error})",
+            "that it is installed",
+            "Install it with: pip install 'lowdimfa[hf]'",
+        ) from error
