@@ -14,8 +14,9 @@ asked for than that leaves. Alone it is too little of the network for a feedback
 
 from lowdimfa.models.char_transformer import char_transformer
 from lowdimfa.models.cnn import cnn
+from lowdimfa.models.hf.making import hugging_face
 from lowdimfa.models.mlp import mlp
 from lowdimfa.models.resnet import resnet
 from lowdimfa.models.vit import vit
 
-__all__ = ["char_transformer", "cnn", "mlp", "resnet", "vit"]
+__all__ = ["char_transformer", "cnn", "hugging_face", "mlp", "resnet", "vit"]
