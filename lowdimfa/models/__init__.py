@@ -9,7 +9,9 @@ before feedback meets it.
 
 An embedding has ``cut_after = False``: an automatic cut keeps it with what follows, unless more blocks are
 asked for than that leaves. Alone it is too little of the network for a feedback that is linear in its output
-(docs/negative-results.md has figures). Modules of your own may carry both attributes.
+(docs/negative-results.md has figures). One of tokens has ``vocabulary``, how many it has room for: the tokens of the
+data are compared with it before a run. Any layer may have a ``notice``, a line that is shown when a run starts.
+Modules of your own may carry all of these attributes.
 """
 
 from lowdimfa.models.char_transformer import char_transformer

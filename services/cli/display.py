@@ -228,7 +228,9 @@ def _plan(event: Event) -> str:
 {event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
 {event["error_dim"]} numbers per error for {event["task_dim"]} outputs
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {event["steps_per_epoch"]:,} steps per epoch
-window {event["window"]}, staleness {event["staleness"]}"""
+window {event["window"]}, staleness {event["staleness"]}""" + "".join(
+        f"\n{notice}" for notice in event["notices"]
+    )
 
 
 def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
 from lowdimfa.loss_check import checked_loss
-from lowdimfa.losses import counts, make_loss, validate_class_targets
+from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, partition
 from lowdimfa.services.run.profile import balance_by_time, make_bench
@@ -79,6 +79,12 @@ class NetworkPlan:
         """Names of the layers at which the second and later blocks start."""
         return [block.name for block in self.blocks[1:]]
 
+    @property
+    def notices(self) -> list[str]:
+        """What whoever starts the run has to know of its layers."""
+        modules = [layer.module for block in self.blocks for layer in block.layers]
+        return [module.notice for module in modules if getattr(module, "notice", "")]
+
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
         sites = [parts_of(block, self.feedback, block is self.blocks[-1]).sites for block in self.blocks]
@@ -116,6 +122,7 @@ class NetworkPlan:
             "steps": self.training.total_steps,
             "steps_per_epoch": steps_per_epoch,
             "balance": self._describe_balance(),
+            "notices": self.notices,
         }
 
     def _describe_balance(self) -> dict[str, Any]:
@@ -181,6 +188,7 @@ def make_run_plan(
     example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
+    _check_tokens(network, reader)
     if boundaries is None and _measures(specification):
         network = _balanced(specification, network, reader, example)
     _check_targets(network, reader)
@@ -267,6 +275,14 @@ def build_model(specification: Specification) -> nn.Module:
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
     return channels_last(made) if model.channels_last else made
+
+
+def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
+    """Look at the tokens of the data, if the network begins with an embedding that says how many it has room for."""
+    vocabulary = getattr(network.blocks[0].layers[0].module, "vocabulary", None)
+    if vocabulary is not None:
+        for inputs in reader.known_inputs(_ITEMS_CHECKED):
+            validate_tokens(inputs if isinstance(inputs, Tensor) else inputs["input_ids"], vocabulary)
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:

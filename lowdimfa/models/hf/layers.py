@@ -7,8 +7,9 @@ A layer keeps its modules under their names in the original network: ``transform
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -161,7 +162,7 @@ class TransformerBlock(Part):
         self.takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.takes = frozenset(parameter.name for parameter in parameters)
         self.causal = any(getattr(module, "is_causal", False) for module in block.modules())
-        self.pattern = _pattern(self.config, index)
+        self.make_mask = _mask_maker(self.config, index, self.causal)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
@@ -178,10 +179,8 @@ class TransformerBlock(Part):
             Of the tokens, ``(batch, tokens)``; None for 0, 1, ….
         """
         positions = _positions(hidden_states, position_ids)
-        given: dict[str, Any] = {
-            "attention_mask": self._mask(hidden_states, attention_mask, positions),
-            "position_ids": positions,
-        }
+        mask = self._mask(hidden_states, attention_mask, positions)
+        given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if self.rotary is not None:
             given["position_embeddings"] = self.get_submodule(self.rotary)(hidden_states, positions)
         if not self.takes_all:
@@ -191,24 +190,24 @@ class TransformerBlock(Part):
         return result
 
     def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
-        from transformers import masking_utils
-
-        common = {
-            "config": self.config,
-            "inputs_embeds": hidden_states,
-            "attention_mask": attention_mask,
-        }
-        if not self.causal:
-            return masking_utils.create_bidirectional_mask(**common)
-        make: Any = masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[self.pattern]
-        return make(**common, cache=None, position_ids=positions)
+        more = {"cache": None, "position_ids": positions} if self.causal else {}
+        return self.make_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **more
+        )
 
 
-def _pattern(config: Any, index: int) -> str:
-    """Return which of the tokens before it a token of a causal block attends to, in the words of configurations."""
-    if getattr(config, "layer_types", None):
-        return str(config.layer_types[index])
-    return "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:
+    """Return what makes a block's mask of that of the data."""
+    masks = import_module("transformers.masking_utils")
+    if not causal:
+        return masks.create_bidirectional_mask  # type: ignore[no-any-return]
+    types = getattr(config, "layer_types", None)
+    usual = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    pattern = types[index] if types else usual
+    if pattern not in ("full_attention", "sliding_attention"):
+        expected = "blocks with full or sliding attention"
+        raise InputError("model.args.layers", f"block {index} with {pattern}", expected)
+    return masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[pattern]  # type: ignore[no-any-return]
 
 
 class Output(Part):

@@ -75,9 +75,6 @@ def _untie(network: HuggingFaceNetwork, tied: str) -> None:
             own = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
             holder, _, last = name.rpartition(".")
             setattr(layer.get_submodule(holder), last, own)
-            layer.notice = (
-                f"{name} is tied to {first} in a {network.kind.__name__}, but each learns by itself here: two weights "
-                "that begin alike (model.args.tied)"
-            )
+            layer.notice = f"{name} is tied to {first}: here each learns by itself, from the same start"
     if copies:
         network.config.tie_word_embeddings = False

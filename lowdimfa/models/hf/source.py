@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +40,7 @@ def library() -> ModuleType:
         It isn't installed.
     """
     try:
-        import transformers
+        return import_module("transformers")
     except ImportError as error:
         raise InputError(
             "model.factory",
@@ -47,7 +48,6 @@ def library() -> ModuleType:
             "the package",
             "Install it: pip install 'lowdimfa[hf]'.",
         ) from error
-    return transformers  # type: ignore[no-any-return]
 
 
 def read_config(given: Mapping[str, Any] | str | None, path: str | None) -> Any:
@@ -80,7 +80,9 @@ def _parsed(values: dict[str, Any], key: str, own: bool) -> Any:
     if values.get("quantization_config"):
         raise InputError(key, "quantised weights", "weights that can be trained")
     # What a folder brings of its own code is never run.
-    values = {name: value for name, value in values.items() if name != "auto_map"}
+    values = {
+        name: value for name, value in values.items() if name not in ("auto_map", "transformers_weights")
+    }
     attention = values.setdefault("attn_implementation", _ATTENTION[0])
     if attention not in _ATTENTION:
         raise InputError(key, f"attn_implementation {attention!r}", " or ".join(_ATTENTION))
@@ -236,8 +238,7 @@ def _listed(names: list[str]) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what ``transformers`` says to itself: what matters of it is an error here."""
-    from transformers.utils import logging as own
-
+    own = import_module("transformers.utils.logging")
     before, bars = own.get_verbosity(), own.is_progress_bar_enabled()
     own.set_verbosity(logging.CRITICAL)
     own.disable_progress_bar()
