@@ -71,16 +71,17 @@ class Reader:
 
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
         """Return the targets of both splits, but of items, which may be costly to read, only so many, evenly spread."""
-        return (samples.targets() for samples in self._known(at_most))
+        return self._known(at_most, lambda samples: samples.targets())
 
     def known_inputs(self, at_most: int) -> Iterator[Tensor]:
         """Return the inputs of the samples whose targets are `known_targets`."""
-        return (samples.inputs() for samples in self._known(at_most))
+        return self._known(at_most, lambda samples: samples.inputs())
 
-    def _known(self, at_most: int) -> Iterator[Samples]:
+    def _known(self, at_most: int, part: Callable[[Samples], Tensor]) -> Iterator[Tensor]:
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
             indices = _spread(len(split), at_most) if _of_items(split) else torch.arange(len(split))
-            yield from map(samples, torch.split(indices, _CHUNK))
+            for chunk in torch.split(indices, _CHUNK):
+                yield part(samples(chunk))
 
     def require_repeatable(self, samples: int = 16) -> None:
         """Refuse data that give other values when they are read again with the same random numbers.
