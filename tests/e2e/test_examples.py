@@ -10,6 +10,7 @@ from command import EXAMPLES, settings
 from forks import Forks
 
 from lowdimfa.data.sources import SOURCES, data_folder, missing_files
+from lowdimfa.paths import expand
 
 SPECIFICATIONS = sorted([*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*/spec.yaml")])
 
@@ -20,7 +21,10 @@ def name(spec: Path) -> str:
 
 def require_data(spec: Path) -> None:
     """Skip an example whose data have not been fetched."""
-    factory = yaml.safe_load(spec.read_text())["data"]["factory"].rpartition(":")[2]
+    data = yaml.safe_load(spec.read_text())["data"]
+    factory = data["factory"].rpartition(":")[2]
+    if factory == "tokens" and not expand(data["args"]["path"]).exists():
+        pytest.skip("the token files aren't there: the example says how to make them")
     source = SOURCES.get(factory)
     if source is not None and missing_files(source, data_folder(source, None)):
         pytest.skip(f"the files of {factory} aren't there: lowdimfa data fetch {factory}")
