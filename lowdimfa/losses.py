@@ -150,6 +150,20 @@ def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IG
         )
 
 
+def validate_tokens(tokens: Tensor, vocabulary: int) -> None:
+    """Refuse tokens that an embedding has no room for.
+
+    Raises
+    ------
+    InputError
+        A token is below 0 or not below ``vocabulary``.
+    """
+    low, high = (int(value) for value in torch.aminmax(tokens))
+    if low < 0 or high >= vocabulary:
+        found = f"an embedding of {vocabulary} tokens"
+        raise InputError("model.args", found, f"room for the tokens {low} to {high} of the data")
+
+
 @dataclass(frozen=True)
 class Objective:
     """What the head minimises.

@@ -114,14 +114,23 @@ class Reader:
 
         These are items, and splits that know a digest of their own and their extremes, which come first.
         """
-        for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
+        for split in (self.dataset.train, self.dataset.test):
             whole = _whole(split)
             if isinstance(whole, DigestedSplit):
                 yield whole.extremes()
+        yield from self._known(at_most, lambda samples: samples.targets())
+
+    def known_inputs(self, at_most: int) -> Iterator[Inputs]:
+        """Return the inputs of the samples whose targets are `known_targets`."""
+        return self._known(at_most, lambda samples: samples.inputs())
+
+    def _known(self, at_most: int, part: Callable[[Samples], T]) -> Iterator[T]:
+        for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
+            whole = _whole(split)
             few = isinstance(whole, DigestedSplit | ItemSplit)
             indices = _spread(len(split), at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
-                yield samples(chunk).targets()
+                yield part(samples(chunk))
 
     def require_repeatable(self, samples: int = 16) -> None:
         """Refuse data that give other values when they are read again with the same random numbers.

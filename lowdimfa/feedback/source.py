@@ -129,7 +129,8 @@ def starts_as_identity(
         raise InputError(
             "feedback.q_start",
             f"'identity' at {plan.layers[-1].name!r} of block {plan.index}, whose tap {tap.name!r} has "
-            f"{'several tensors' if features is None else f'{features} features'} under an error of width {shape.task_dim}",
+            f"{'several tensors' if features is None else f'{features} features'} under an error of width "
+            f"{shape.task_dim}",
             "blocks whose outputs have the width of the error",
             "'auto' takes the identity where it fits.",
         )

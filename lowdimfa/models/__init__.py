@@ -9,13 +9,16 @@ before feedback meets it.
 
 An embedding has ``cut_after = False``: an automatic cut keeps it with what follows, unless more blocks are
 asked for than that leaves. Alone it is too little of the network for a feedback that is linear in its output
-(docs/negative-results.md has figures). Modules of your own may carry both attributes.
+(docs/negative-results.md has figures). One of tokens has ``vocabulary``, how many it has room for: the tokens of the
+data are compared with it before a run. Any layer may have a ``notice``, a line that is shown when a run starts.
+Modules of your own may carry all of these attributes.
 """
 
 from lowdimfa.models.char_transformer import char_transformer
 from lowdimfa.models.cnn import cnn
+from lowdimfa.models.hf.making import hugging_face
 from lowdimfa.models.mlp import mlp
 from lowdimfa.models.resnet import resnet
 from lowdimfa.models.vit import vit
 
-__all__ = ["char_transformer", "cnn", "mlp", "resnet", "vit"]
+__all__ = ["char_transformer", "cnn", "hugging_face", "mlp", "resnet", "vit"]

@@ -229,7 +229,9 @@ def _plan(event: Event) -> str:
 {event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
 {event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {epoch}
-window {event["window"]}, staleness {event["staleness"]}"""
+window {event["window"]}, staleness {event["staleness"]}""" + "".join(
+        f"\n{notice}" for notice in event["notices"]
+    )
 
 
 def _last_batch(event: Event) -> str:

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lowdimfa.services.cli.options import RunDirArgument, expanded
-from lowdimfa.services.trainer.run_dir import read_run
+from lowdimfa.services.trainer.run_dir import read_plan, read_run
+
+
+class ExportFormat(StrEnum):
+    """What is written."""
+
+    state_dict = "state-dict"
+    hugging_face = "hugging-face"
 
 
 def export(
     run_dir: RunDirArgument,
     output: Annotated[
-        Path, typer.Option(metavar="FILE.safetensors", parser=expanded, help="Where to write the state dict.")
+        Path,
+        typer.Option(
+            metavar="FILE.safetensors|DIR",
+            parser=expanded,
+            help="Where to write the state dict, or the folder.",
+        ),
     ],
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="A state dict, or a folder that Hugging Face's from_pretrained loads."),
+    ] = ExportFormat.state_dict,
 ) -> None:
-    """Write the plain model's state dict of a run's newest checkpoint."""
+    """Write the plain model's weights of a run's newest checkpoint."""
     from lowdimfa.services.run.checkpoint import CheckpointStore
     from lowdimfa.services.run.manifest import export_file, left_out
 
-    read_run(run_dir)
+    specification = read_run(run_dir)
     manifest = CheckpointStore(run_dir).load(None)
+    done = f"step {manifest.step:,} of {run_dir} written to {output}"
+    if form is ExportFormat.hugging_face:
+        from lowdimfa.services.run.pretrained import export_folder
+        from lowdimfa.services.run.user_code import UserCode
+
+        UserCode(read_plan(run_dir).get("user_code")).install()
+        files, notices = export_folder(specification, manifest, output)
+        print(f"{done}: {', '.join(files)}")
+        print("".join(f"{notice}\n" for notice in notices), end="")
+        return
     export_file(manifest, output)
-    print(f"step {manifest.step:,} of {run_dir} written to {output}")
+    print(done)
     if names := left_out(manifest):
         print(
             f"left out, since such a file holds tensors alone: {', '.join(names)}; load it with strict=False"

@@ -6,7 +6,7 @@ between blocks are handed on, because measured costs may differ from machine to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import channels_last
 from lowdimfa.loss_check import checked_loss
-from lowdimfa.losses import counts, make_loss, validate_class_targets
+from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, partition
 from lowdimfa.services.run.example import Example
@@ -68,6 +68,12 @@ class NetworkPlan:
     def boundaries(self) -> list[str]:
         """Names of the layers at which the second and later blocks start."""
         return [block.name for block in self.blocks[1:]]
+
+    @property
+    def notices(self) -> list[str]:
+        """What whoever starts the run has to know of its layers."""
+        modules = [layer.module for block in self.blocks for layer in block.layers]
+        return [notice for module in modules if (notice := getattr(module, "notice", ""))]
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
@@ -112,6 +118,7 @@ class NetworkPlan:
             "steps": self.training.total_steps,
             "steps_per_epoch": steps_per_epoch,
             "balance": self._describe_balance(),
+            "notices": self.notices,
         }
 
     def _describe_balance(self) -> dict[str, Any]:
@@ -186,6 +193,7 @@ def make_run_plan(
     example = Example.of(reader)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
     network = make_network_plan(specification, example, steps, boundaries)
+    _check_tokens(network, reader)
     if boundaries is None and _measures(specification):
         network = _balanced(specification, network, reader, example)
     _check_targets(network, reader)
@@ -279,6 +287,14 @@ def build_model(specification: Specification) -> nn.Module:
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
     return channels_last(made) if model.channels_last else made
+
+
+def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
+    """Look at the tokens of the data, if the network begins with an embedding that says how many it has room for."""
+    vocabulary = getattr(network.blocks[0].layers[0].module, "vocabulary", None)
+    if vocabulary is not None:
+        for inputs in reader.known_inputs(_ITEMS_CHECKED):
+            validate_tokens(inputs["input_ids"] if isinstance(inputs, Mapping) else inputs, vocabulary)
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:

@@ -139,6 +139,8 @@ class TrainingLoop:
             step=self._done,
             **places,
         )
+        for notice in plan.network.notices:
+            self._emit("warning", message=notice)
 
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)

@@ -1,0 +1,248 @@
+"""Layers made of the modules of a network of Hugging Face; each makes what it needs, such as masks, by itself.
+
+A layer keeps its modules under their names in the original network: ``transformer.h.0.ln_1.weight`` there is
+``layer_0.transformer.h.0.ln_1.weight`` in the layers' state.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.errors import InputError
+
+
+class Part(nn.Module):
+    """Some modules of the original network, under their names there.
+
+    Parameters
+    ----------
+    original
+        The network; the part shares their parameters.
+    names
+        Of the modules, in the order in which they run.
+
+    Attributes
+    ----------
+    notice
+        What whoever starts a run has to know of the layer; empty if there is nothing.
+    """
+
+    notice: str = ""
+
+    def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.config: Any = original.config
+        self.names = tuple(names)
+        for name in names:
+            self.keep(name, original.get_submodule(name))
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Register a module under a dotted name."""
+        *parents, last = name.split(".")
+        holder: nn.Module = self
+        for parent in parents:
+            if parent not in holder._modules:
+                holder.add_module(parent, nn.Module())
+            holder = holder.get_submodule(parent)
+        holder.add_module(last, module)
+
+    def run(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Run modules one after the other."""
+        for name in names:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+class TokenEmbedding(Part):
+    """Map tokens to vectors.
+
+    Attributes
+    ----------
+    vocabulary
+        Different tokens that there is room for.
+    """
+
+    residual_stream: ClassVar[bool] = True
+    cut_after: ClassVar[bool] = False
+
+    def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(original, names)
+        self.vocabulary: int = original.get_input_embeddings().num_embeddings  # type: ignore[operator]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
+        return self.run(input_ids, self.names)
+
+
+class PositionedEmbedding(TokenEmbedding):
+    """Map tokens to vectors and add those of positions, and of token types if there are any."""
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
+        _refuse_long(input_ids, self.config, position_ids)
+        first, *others = self.names
+        embedded = self.get_submodule(first)(
+            input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids
+        )
+        return self.run(embedded, others)
+
+
+class GPT2Embedding(TokenEmbedding):
+    """Add the vectors of tokens, of positions, and of token types, which GPT-2 takes from the tokens' table."""
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
+        _refuse_long(input_ids, self.config, position_ids)
+        tokens, places, dropout = (self.get_submodule(name) for name in self.names)
+        embedded = tokens(input_ids) + places(_positions(input_ids, position_ids))
+        if token_type_ids is not None:
+            embedded = embedded + tokens(token_type_ids)
+        output: Tensor = dropout(embedded)
+        return output
+
+
+class ImageEmbedding(Part):
+    """Map images to vectors of their patches."""
+
+    residual_stream: ClassVar[bool] = True
+    cut_after: ClassVar[bool] = False
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map ``(batch, channels, height, width)`` to ``(batch, tokens, width)``."""
+        return self.run(pixel_values, self.names)
+
+
+def _refuse_long(input_ids: Tensor, config: Any, position_ids: Tensor | None) -> None:
+    most = config.max_position_embeddings
+    if position_ids is None and input_ids.shape[1] > most:
+        found = f"positions for {most} tokens"
+        raise InputError("model.args", found, f"room for the data's sequences of {input_ids.shape[1]}")
+
+
+def _positions(sequence: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Return the positions, by default those from the start of each sequence, shape ``(1, length)``."""
+    if position_ids is None:
+        return torch.arange(sequence.shape[1], device=sequence.device).unsqueeze(0)
+    return position_ids
+
+
+class TransformerBlock(Part):
+    """One transformer block with what the original makes once for all of them: its mask and its rotary embedding.
+
+    Parameters
+    ----------
+    original, name
+        The network, and the block's name in it.
+    index
+        Position of the block.
+    rotary
+        Name of the network's rotary embedding, of which the block gets a copy; None if there is none.
+    """
+
+    residual_stream: ClassVar[bool] = True
+
+    def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None) -> None:
+        super().__init__(original, [name])
+        self.rotary = rotary
+        if rotary is not None:
+            self.keep(rotary, deepcopy(original.get_submodule(rotary)))
+        block = self.get_submodule(name)
+        parameters = inspect.signature(block.forward).parameters.values()
+        self.takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self.takes = frozenset(parameter.name for parameter in parameters)
+        self.causal = any(getattr(module, "is_causal", False) for module in block.modules())
+        self.make_mask = _mask_maker(self.config, index, self.causal)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Map ``(batch, tokens, width)`` to the same shape.
+
+        Parameters
+        ----------
+        hidden_states
+            Of the block before.
+        attention_mask
+            1 for tokens and 0 for padding, ``(batch, tokens)``; None if there is no padding.
+        position_ids
+            Of the tokens, ``(batch, tokens)``; None for 0, 1, ….
+        """
+        positions = _positions(hidden_states, position_ids)
+        mask = self._mask(hidden_states, attention_mask, positions)
+        given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        if self.rotary is not None:
+            given["position_embeddings"] = self.get_submodule(self.rotary)(hidden_states, positions)
+        if not self.takes_all:
+            given = {name: value for name, value in given.items() if name in self.takes}
+        output = self.get_submodule(self.names[0])(hidden_states, **given)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
+        more = {"cache": None, "position_ids": positions} if self.causal else {}
+        return self.make_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **more
+        )
+
+
+def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:
+    """Return what makes a block's mask of that of the data."""
+    masks = import_module("transformers.masking_utils")
+    if not causal:
+        return masks.create_bidirectional_mask  # type: ignore[no-any-return]
+    types = getattr(config, "layer_types", None)
+    usual = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    pattern = types[index] if types else usual
+    if pattern not in ("full_attention", "sliding_attention"):
+        expected = "blocks with full or sliding attention"
+        raise InputError("model.args.layers", f"block {index} with {pattern}", expected)
+    return masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[pattern]  # type: ignore[no-any-return]
+
+
+class Output(Part):
+    """The last layers: from the hidden states of all tokens, or of the first, to the network's output."""
+
+    def __init__(self, original: nn.Module, names: Sequence[str], first: bool) -> None:
+        super().__init__(original, names)
+        self.first = first
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(batch, tokens, width)`` to ``(batch, tokens, outputs)`` or ``(batch, outputs)``."""
+        return self.run(hidden_states[:, 0] if self.first else hidden_states, self.names)
+
+
+class LastTokenOutput(Part):
+    """The last layers: from the hidden states of each sequence's last token that isn't padding to the output."""
+
+    def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(original, names)
+        self.padding = self.config.pad_token_id
+        if self.padding is None:
+            expected = "one: the output is that of the last token before padding"
+            raise InputError("model.args.config.pad_token_id", "none", expected)
+
+    def forward(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        """Map ``(batch, tokens, width)`` to ``(batch, outputs)``.
+
+        Raises
+        ------
+        InputError
+            There is no telling what is padding.
+        """
+        if input_ids is None:
+            expected = "this name too: the output is that of the last token before padding"
+            raise InputError("data.factory", "inputs without the name 'input_ids'", expected)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (places * (input_ids != self.padding)).argmax(-1)
+        return self.run(hidden_states[torch.arange(len(last), device=last.device), last], self.names)

@@ -1,0 +1,89 @@
+"""A run's network as a folder of Hugging Face."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowdimfa.block_module import BlockModule
+from lowdimfa.errors import InputError
+from lowdimfa.layers import list_layers
+from lowdimfa.models.hf.network import HuggingFaceNetwork
+from lowdimfa.models.hf.saving import save_pretrained
+from lowdimfa.paths import expand
+from lowdimfa.services.run.manifest import Manifest, export_state
+from lowdimfa.services.run.plan import build_model
+from lowdimfa.services.spec import Specification
+
+_TOKENIZER = "tokenizer.json"
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def export_folder(
+    specification: Specification, manifest: Manifest, output: Path
+) -> tuple[list[str], list[str]]:
+    """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and the notices of its layers.
+
+    Parameters
+    ----------
+    specification
+        Of the run; its model's factory is called once more.
+    manifest
+        Of the checkpoint.
+    output
+        A folder that isn't there yet.
+
+    Raises
+    ------
+    InputError
+        The model isn't one of Hugging Face, or the folder can't be written.
+    """
+    network = build_model(specification)
+    if not isinstance(network, HuggingFaceNetwork):
+        found = f"a run whose model is {specification.model.factory}"
+        raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
+    state = export_state(manifest)
+    BlockModule(list_layers(network)).load_plain_state_dict(state, state)
+    with _appearing(output) as folder:
+        save_pretrained(network, folder)
+        _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
+    notices = [notice for layer in network if (notice := getattr(layer, "notice", ""))]
+    return sorted(path.name for path in output.iterdir()), notices
+
+
+def _copy_tokenizer(places: list[object], folder: Path) -> None:
+    """Copy the tokenizer of the first place that has one: the data's own, or what the network came with."""
+    for place in places:
+        if isinstance(place, str) and (expand(place) / _TOKENIZER).is_file():
+            for name in (_TOKENIZER, *_BESIDE):
+                if (expand(place) / name).is_file():
+                    shutil.copyfile(expand(place) / name, folder / name)
+            return
+
+
+@contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """Give a folder to write in, which gets the name of the output once all is in it."""
+    if output.exists():
+        raise InputError(str(output), "something that is already there", "a folder to be made")
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(
+            str(output), f"a path that can't be written ({error})", "a writable folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""Networks of Hugging Face train in blocks, go on from checkpoints, and come back as a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sequences import TOKENS, following
+from torch import Tensor
+from typer.testing import CliRunner
+
+from lowdimfa.data import digits
+from lowdimfa.encoding import same
+from lowdimfa.errors import InputError
+from lowdimfa.models import hugging_face
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer.api import DecoupledTrainer
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = {"vocab_size": TOKENS, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_layer": 3,
+    "n_head": 4,
+    "n_embd": 16,
+    "vocab_size": TOKENS,
+    "n_positions": 12,
+}
+LLAMA = {"model_type": "llama", **WORDS, "intermediate_size": 32, "num_key_value_heads": 2}
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_channels": 1,
+    "num_labels": 10,
+    "hidden_dropout_prob": 0.1,
+}
+FOLLOWING = {"factory": "sequences:following"}
+NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "gpt2": ({"config": GPT2}, FOLLOWING, "AutoModelForCausalLM"),
+    "llama": ({"config": LLAMA}, FOLLOWING, "AutoModelForCausalLM"),
+    "vit": (
+        {"config": VIT, "task": "image-classification"},
+        {"factory": "lowdimfa.data:digits"},
+        "AutoModelForImageClassification",
+    ),
+}
+
+
+def fit(name: str, run_dir: Path, engine: Any = "local", resume_step: int | None = None, **train: Any) -> Any:
+    args, data, _ = NETWORKS[name]
+    plain: dict[str, Any] = {
+        "model": {
+            "factory": "lowdimfa.models:hugging_face",
+            "args": args,
+            "blocks": 2 if name == "gpt2" else 4,
+        },
+        "data": data,
+        "train": {
+            "steps": 24,
+            "batch_size": 32,
+            "microbatches": 2,
+            "optimizer": {"args": {"lr": 0.01}},
+            "log_every": 1,
+        }
+        | train,
+        "run": {"checkpoint_every": 12, "keep": 2, "liveness_seconds": 30.0},
+    }
+    events: list[dict[str, Any]] = []
+    own = Path(__file__).parent
+    DecoupledTrainer(
+        plain, engine=engine, run_dir=run_dir, resume_step=resume_step, on_event=events.append, user_code=own
+    ).fit()
+    return events
+
+
+def bits(run_dir: Path) -> dict[str, Any]:
+    """Return all that the last checkpoint has."""
+    manifest = CheckpointStore(run_dir).load(None)
+    scalars = [entry.scalars for entry in manifest.entries]
+    return {"tensors": manifest.tensors(lambda name: True), "scalars": scalars}
+
+
+def inputs(name: str) -> Tensor:
+    return following()[0][:5] if name != "vit" else digits().test.inputs(torch.arange(5))
+
+
+def export(run_dir: Path, output: Path) -> Any:
+    return CliRunner().invoke(
+        app, ["export", str(run_dir), "--format", "hugging-face", "--output", str(output)]
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_learns_goes_on_and_comes_back(name: str, tmp_path: Path) -> None:
+    events = fit(name, tmp_path / "run")
+    losses = [event["loss"] for event in events if event["event"] == "progress"]
+    assert losses[-1] < 0.9 * losses[0]
+    told = [event["message"] for event in events if event["event"] == "warning"]
+    tied = "lm_head.weight is tied to transformer.wte.weight: here each learns by itself, from the same start"
+    assert told == ([tied] if name == "gpt2" else [])
+
+    whole = bits(tmp_path / "run")
+    fit(name, tmp_path / "run", resume_step=12)
+    assert same(bits(tmp_path / "run"), whole)
+
+    outcome = export(tmp_path / "run", tmp_path / "folder")
+    assert outcome.exit_code == 0, outcome.output
+    assert told == [line for line in outcome.output.splitlines() if "tied" in line]
+    network, loading = getattr(transformers, NETWORKS[name][2]).from_pretrained(
+        tmp_path / "folder", output_loading_info=True
+    )
+    assert not any(loading.values())
+    again = hugging_face(**NETWORKS[name][0]).eval()
+    again.load_state_dict(
+        {key[6:]: value for key, value in whole["tensors"].items() if key.startswith("model/")}
+    )
+    torch.testing.assert_close(network(inputs(name)).logits, again(inputs(name)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_over_ray_it_has_the_bits_of_in_process(tmp_path: Path) -> None:
+    fit("gpt2", tmp_path / "local", steps=6)
+    fit("gpt2", tmp_path / "ray", "ray", steps=6)
+    assert same(bits(tmp_path / "ray"), bits(tmp_path / "local"))
+
+
+def test_a_language_model_writes_on(tmp_path: Path) -> None:
+    fit("gpt2", tmp_path / "run", steps=120)
+    assert export(tmp_path / "run", tmp_path / "folder").exit_code == 0
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    whole = following()[0][3:4]
+    assert torch.equal(network.generate(whole[:, :4], max_new_tokens=8, do_sample=False), whole)
+
+
+def test_another_network_or_place_is_refused(tmp_path: Path) -> None:
+    plain = {
+        "model": {"factory": "lowdimfa.models:mlp", "blocks": 2}
+        | {"args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10}},
+        "data": {"factory": "lowdimfa.data:digits"},
+        "train": {"steps": 1, "batch_size": 32},
+    }
+    DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit()
+    outcome = export(tmp_path / "run", tmp_path / "folder")
+    assert isinstance(outcome.exception, InputError)
+    assert "--format hugging-face: found a run whose model is lowdimfa.models:mlp" in str(outcome.exception)
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"vocab_size": 10},
+            "model.args: found an embedding of 10 tokens; expected room for the tokens 0 to 10",
+        ),
+        (
+            {"n_positions": 11},
+            "model.args: found positions for 11 tokens; expected room for the data's sequences of 12",
+        ),
+    ],
+)
+def test_a_network_that_is_too_small_for_the_data_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "gpt2", ({"config": GPT2 | change}, FOLLOWING, ""))
+    with pytest.raises(InputError) as caught:
+        fit("gpt2", tmp_path / "run")
+    assert message in caught.value.message
+    assert not (tmp_path / "run").exists()
