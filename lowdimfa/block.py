@@ -49,6 +49,11 @@ class Block(Stage):
         super().__init__(index, module, updater, sites, config, parts)
         self._kept: dict[Ticket, _Kept] = {}
 
+    @property
+    def learns(self) -> bool:
+        """Whether the block has anything to learn: one that has not is sent no errors, and keeps nothing for them."""
+        return bool(self.sites)
+
     def forward(self, inputs: Tensor, ticket: Ticket) -> Tensor:
         """Run the layers, keep under the ticket what the update needs, and return the detached output.
 
@@ -59,14 +64,20 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
+            if self.learns:
+                self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = outputs[-1].detach().contiguous()
         self.check_finite(detached, "the output", ticket.step)
         return self._leaving(detached)
 
     def probe(self, inputs: Tensor, ticket: Ticket) -> Tensor:
-        """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`."""
-        output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
+        """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`.
+
+        A block that has nothing to learn adds none.
+        """
+        output, moved = self.run_perturbed(inputs, ticket)
+        if self.learns:
+            self._kept[ticket].moved = moved
         return self._leaving(output.contiguous())
 
     def evaluate(self, inputs: Tensor, batch: int = 0) -> Tensor:

@@ -42,7 +42,7 @@ class BlockPlan:
     layer_shares
         Each layer's part of the cost of the whole model, from 0 to 1.
     parameters
-        Number of values to learn.
+        Number of values in parameters, learned and frozen ones.
     """
 
     index: int
@@ -64,6 +64,16 @@ class BlockPlan:
     def cost_share(self) -> float:
         """The block's part of the cost of the whole model, from 0 to 1."""
         return sum(self.layer_shares)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any parameter of the block requires a gradient, as frozen ones don't."""
+        return any(value.requires_grad for layer in self.layers for value in layer.module.parameters())
+
+    @property
+    def frozen(self) -> int:
+        """Number of values in frozen parameters."""
+        return sum(value.numel() for value in self.build().parameters() if not value.requires_grad)
 
     def build(self) -> BlockModule:
         """Return the block as a module; it shares the layers with the model."""

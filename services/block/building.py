@@ -118,9 +118,10 @@ def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
     return SampleLimit(tuple(plan.input_shape), plan.input_dtype, samples)
 
 
-def make_topology(specification: Specification) -> Topology:
+def make_topology(specification: Specification, network: NetworkPlan) -> Topology:
     """Return who is who among the workers of a run."""
-    return Topology(specification.replicas, specification.train.microbatches)
+    learning = [plan.index for plan in network.blocks if plan.learns]
+    return Topology(specification.replicas, specification.train.microbatches, learning)
 
 
 def windows_of(specification: Specification) -> list[int]:
@@ -142,6 +143,7 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
         probe_every=network.feedback.probe_interval,
         replicas=specification.replicas[job.index],
         rank=job.rank,
+        learns=network.blocks[job.index].learns,
     )
 
 

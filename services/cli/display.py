@@ -221,18 +221,22 @@ def _recovered(event: Event) -> str:
 
 def _plan(event: Event) -> str:
     header = ("block", "layers", "parameters", "input", "output", "cost", "tap", "feedback")
-    rows = [_plan_row(block, event["feedback_columns"]) for block in event["blocks"]]
+    rows = [
+        _plan_row(block, event["feedback_columns"], block is event["blocks"][-1]) for block in event["blocks"]
+    ]
+    number = sum(block["frozen_parameters"] for block in event["blocks"])
+    frozen = f", {number:,} of them frozen," if number else ""
     parts = _counted(event["microbatches"], "micro-batch", "micro-batches")
     return f"""{aligned([header, *rows])}
 
-{event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
+{event["parameters"]:,} parameters{frozen} and {event["feedback_parameters"]:,} feedback weights
 {event["error_dim"]} numbers per error for {event["task_dim"]} outputs
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {event["steps_per_epoch"]:,} steps per epoch
 window {event["window"]}, staleness {event["staleness"]}"""
 
 
-def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
-    layers = block["layers"]
+def _plan_row(block: dict[str, Any], columns: int, head: bool) -> tuple[str, ...]:
+    layers, without = block["layers"], "exact" if head else "-"
     return (
         str(block["index"]),
         layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}",
@@ -240,7 +244,7 @@ def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
         *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
         f"{100 * block['cost_share']:.0f} %",
         block["tap"] or "-",
-        f"{block['tap_features']}×{columns}" if block["tap"] else "exact",
+        f"{block['tap_features']}×{columns}" if block["tap"] else without,
     )
 
 

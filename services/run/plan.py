@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import error_shape, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import error_shape, parts_of, refuse_unlearnable, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
@@ -75,6 +75,11 @@ class NetworkPlan:
     seconds: list[float] | None = None
 
     @property
+    def broadcasts(self) -> bool:
+        """Whether a block before the head learns from a broadcast error."""
+        return self.feedback.form == "broadcast" and any(block.learns for block in self.blocks[:-1])
+
+    @property
     def boundaries(self) -> list[str]:
         """Names of the layers at which the second and later blocks start."""
         return [block.name for block in self.blocks[1:]]
@@ -93,6 +98,7 @@ class NetworkPlan:
                 "name": block.name,
                 "layers": [layer.name for layer in block.layers],
                 "parameters": block.parameters,
+                "frozen_parameters": block.frozen,
                 "input_shape": list(block.input_shape),
                 "output_shape": list(block.output_shape),
                 "cost_share": round(block.cost_share, 4),
@@ -212,6 +218,7 @@ def make_network_plan(
     if specification.train.activations == "bf16":
         blocks = _coarser_between(blocks)
     feedback = feedback_config(specification)
+    refuse_unlearnable(blocks, feedback)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
     return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
 

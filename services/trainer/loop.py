@@ -70,7 +70,7 @@ class TrainingLoop:
         self._unsaved = 0  # checkpoints without room since the last that was written
         run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
-            (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
+            (run.alignment_every if plan.network.broadcasts else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
             (run.checkpoint_every, self._save_on_the_way),
         ]
