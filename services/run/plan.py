@@ -22,7 +22,7 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import channels_last
+from lowdimfa.layers import as_module, channels_last
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
 from lowdimfa.network import computing_threads
@@ -30,6 +30,7 @@ from lowdimfa.partitioning import BlockPlan, block_starts, partition
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import feedback_config, training_config
+from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
 
@@ -273,7 +274,9 @@ def build_model(specification: Specification) -> nn.Module:
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
-    return channels_last(made) if model.channels_last else made
+    module = channels_last(made) if model.channels_last else as_module(made)
+    freeze(module, model.frozen)
+    return module
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:

@@ -14,7 +14,15 @@ from pydantic import AfterValidator, Field, model_validator
 from lowdimfa.services.spec.carriers import CARRIERS
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
-from lowdimfa.services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
+from lowdimfa.services.spec.section import (
+    Args,
+    ImportPath,
+    LayerName,
+    Patterns,
+    Section,
+    refusal,
+    shortened,
+)
 
 
 class ModelSection(Section):
@@ -41,6 +49,13 @@ class ModelSection(Section):
         True,
         description="Keep the weights of two-dimensional convolutions, and with them the feature maps, with channels "
         "last in memory, which is faster. Other models are not affected.",
+    )
+
+    frozen: Patterns = Field(
+        [],
+        description="Patterns of names of parameters, such as `0.*`, that stay as they are: `*` is any number of "
+        "characters. So do those to which the factory gives `requires_grad=False`. A block with nothing to learn gets no "
+        "errors and makes no updates.",
     )
 
     @model_validator(mode="after")
