@@ -172,6 +172,16 @@ def partition(
     return plans
 
 
+def coarser_between(blocks: Sequence[BlockPlan]) -> list[BlockPlan]:
+    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
+    inner = [torch.bfloat16 if b.output_dtype == torch.float32 else b.output_dtype for b in blocks[:-1]]
+    arriving, leaving = [blocks[0].input_dtype, *inner], [*inner, blocks[-1].output_dtype]
+    return [
+        replace(block, input_dtype=into, output_dtype=out)
+        for block, into, out in zip(blocks, arriving, leaving, strict=True)
+    ]
+
+
 def block_starts(layers: list[Layer], blocks: int) -> list[int]:
     """Return the indexes of the layers at which an automatic cut into so many blocks lets one begin; 0 is the first.
 

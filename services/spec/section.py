@@ -22,10 +22,6 @@ ImportPath = Annotated[
     ),
 ]
 LayerName = Annotated[str, Field(min_length=1)]
-Patterns = Annotated[
-    list[Annotated[str, Field(min_length=1)]],
-    Field(json_schema_extra={"expected": "a list of names or patterns of names"}),
-]
 Args = Annotated[
     dict[str, JsonValue], Field(json_schema_extra={"expected": "a mapping of arguments by name"})
 ]

@@ -116,7 +116,7 @@ def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manif
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
     with other_peoples_code("the run can't be planned"):
-        plan = make_run_plan(specification, boundaries, rehearsed)
+        plan = make_run_plan(specification, boundaries, rehearsed, resumed=manifest is not None)
         if manifest is not None:
             require_resumable(plan, manifest)
     return plan, manifest

@@ -68,9 +68,10 @@ class TrainingLoop:
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
-        run = plan.specification.run
+        run, network = plan.specification.run, plan.network
+        aligned = network.feedback.form == "broadcast" and any(block.learns for block in network.blocks[:-1])
         periods: list[tuple[int, Callable[[], None]]] = [
-            (run.alignment_every if plan.network.broadcasts else 0, self._align),
+            (run.alignment_every if aligned else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
             (run.checkpoint_every, self._save_on_the_way),
         ]

@@ -11,6 +11,7 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.manifest import export_file
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STEPS = 8
@@ -147,3 +148,43 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     whole = in_process(plain, tmp_path / "whole")
     resumed = DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "whole", resume_step=4).fit()
     assert_same_bits(exported(resumed.path), whole)
+
+
+def fine_tuned(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    """Return the specification of a run on a trained body, of which the first block is frozen, with a new head."""
+    before = specification("mlp", 2, train={"steps": 4})
+    DecoupledTrainer(before, engine="local", run_dir=tmp_path / "before").fit()
+    export_file(CheckpointStore(tmp_path / "before").load(None), tmp_path / "body.safetensors")
+    plain = frozen("0.*", q_rule="readout", **sections)
+    plain["model"] |= {"weights": {"path": str(tmp_path / "body.safetensors"), "missing": ["3.*"]}}
+    return plain
+
+
+def test_blocks_begin_with_their_part_of_a_file(tmp_path: Path) -> None:
+    plain = fine_tuned(tmp_path)
+    before = exported(tmp_path / "before")
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        begun = fleet.model_state()
+        assert {name for name in begun if torch.equal(begun[name], before[name])} == {
+            name for name in before if not name.startswith("3.")
+        }
+        fleet.run(0, STEPS)
+        found = fleet.model_state()
+    assert_same_bits(found, in_process(plain, tmp_path / "local"))
+    assert torch.equal(found["0.1.weight"], before["0.1.weight"])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_frozen_block_that_is_lost_costs_no_step_and_no_bit(tmp_path: Path) -> None:
+    steps = {"steps": 60}
+    undisturbed = fine_tuned(tmp_path, train=steps)
+    crash = {"kind": "crash", "block": 0, "step": 20}
+    plain = undisturbed | {
+        "run": {"on_failure": "rejoin", "liveness_seconds": 60.0, "evaluate_every_epochs": 0},
+        "drill": {"faults": [crash]},
+    }
+    events: list[dict[str, Any]] = []
+    DecoupledTrainer(plain, run_dir=tmp_path / "ray", on_event=events.append).fit()
+    (recovered,) = [event for event in events if event["event"] == "recovered"]
+    assert recovered["blocks"] == [0] and recovered["missed"] == {}
+    assert_same_bits(exported(tmp_path / "ray"), in_process(undisturbed, tmp_path / "local"))
