@@ -44,7 +44,7 @@ class BlockAlignment:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Alignment of all blocks but the head (whose gradient is exact), and what the projection keeps of the error."""
+    """Alignment of all blocks that learn from broadcast errors, and what the projection keeps of the output's."""
 
     blocks: list[BlockAlignment]
     explained_error_energy: float
@@ -77,7 +77,8 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Activation, t
         for block, truth in zip(blocks, true_gradients, strict=True):
             outputs = block.run_parts(inputs.detach(), ticket)
             follow(block.sites, head.projection.weights)  # as with the next error
-            found.append(_compare(block.index, _update(block, outputs, sent), truth))
+            if block.learns:
+                found.append(_compare(block.index, _update(block, outputs, sent), truth))
             inputs = onward(inputs, outputs[-1])
     return Alignment(found, head.projection.explained_energy(error))
 
@@ -85,8 +86,6 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Activation, t
 def _update(block: Block, outputs: Sequence[Value], sent: Tensor) -> Sequence[Tensor]:
     """Return the gradients that a block makes of a broadcast error, given the outputs of its parts."""
     parameters = [value for value in block.module.parameters() if value.requires_grad]
-    if not parameters:
-        return ()
     tapped = tap_all(block.sites, outputs)
     pairs = zip(tapped, delivered(block.sites, tapped, sent), strict=True)
     learning = [(value, fed) for value, fed in pairs if value.requires_grad]
@@ -124,8 +123,6 @@ def _leaf(value: Tensor) -> Tensor:
 
 
 def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> BlockAlignment:
-    if not update:
-        return BlockAlignment(index, math.nan, math.nan, 0.0, 0.0)
     ours = torch.cat([value.flatten().float() for value in update])
     true = torch.cat([value.flatten().float() for value in truth])
     norms = float(ours.norm()), float(true.norm())

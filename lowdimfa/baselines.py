@@ -52,18 +52,20 @@ class LocalForm:
     def __init__(self, blocks: Sequence[Block], head: Head) -> None:
         self._blocks = blocks
         self._head = head
-        self._sites = [block.sites[-1] for block in blocks]
 
     def run(
         self, inputs: Activation, targets: Tensor, ticket: Ticket, weight: float | None = None
     ) -> tuple[float, int, int]:
         """Run each block on the detached output of the one before, and learn from the readout's loss."""
-        for block, (_, tap, feedback) in zip(self._blocks, self._sites, strict=True):
+        for block in self._blocks:
             with block.learning():
                 output = block.run(inputs.detach(), ticket)
-                prediction = cast(LocalReadout, feedback).predict(tap_at(tap, opened(output)[0]))
-            _, error = self._head.output_error(prediction, targets, weight)
-            torch.autograd.backward(prediction, error)
+                if block.learns:
+                    _, tap, feedback = block.sites[-1]
+                    prediction = cast(LocalReadout, feedback).predict(tap_at(tap, opened(output)[0]))
+            if block.learns:
+                _, error = self._head.output_error(prediction, targets, weight)
+                torch.autograd.backward(prediction, error)
             inputs = output.detach()
         sent = self._head.forward(inputs, targets, ticket, weight=weight)
         return float(sent.loss), int(sent.correct), int(sent.counted)

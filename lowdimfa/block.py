@@ -63,6 +63,11 @@ class Block(Stage):
         super().__init__(index, module, updater, sites, config, parts, ports)
         self._kept: dict[Ticket, _Kept] = {}
 
+    @property
+    def learns(self) -> bool:
+        """Whether the block has anything to learn: one that has not is sent no errors, and keeps nothing for them."""
+        return bool(self.sites)
+
     def forward(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers, keep under the ticket what the update needs, and return the detached output.
 
@@ -75,7 +80,8 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
+            if self.learns:
+                self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
             if (tapped := named(detached).get(name)) is not None:
@@ -83,8 +89,13 @@ class Block(Stage):
         return onward(inputs, self._leaving(detached))
 
     def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
-        """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`."""
-        output, self._kept[ticket].moved = self.run_perturbed(inputs, ticket)
+        """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`.
+
+        A block that has nothing to learn adds none.
+        """
+        output, moved = self.run_perturbed(inputs, ticket)
+        if self.learns:
+            self._kept[ticket].moved = moved
         return onward(inputs, self._leaving(mapped(output, Tensor.contiguous)))
 
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:

@@ -71,6 +71,25 @@ def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorSh
     return ErrorShape(task_dim, error_dim, len(output) - 1, output[0] if len(output) == 2 else 1)
 
 
+def refuse_unlearnable(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> None:
+    """Refuse a network in which nothing would be learned.
+
+    Raises
+    ------
+    InputError
+        All parameters of the blocks that the form of feedback lets learn are frozen.
+    """
+    learning = plans[-1:] if feedback.form == "frozen" else plans
+    if not any(plan.learns for plan in learning):
+        where = "a head" if feedback.form == "frozen" else "a model"
+        raise InputError(
+            "model.factory",
+            f"{where} in which no parameter requires a gradient",
+            "at least one to learn",
+            "Parameters are frozen by the factory (requires_grad=False), or by model.frozen.",
+        )
+
+
 def resolve_feedback(
     feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
 ) -> FeedbackConfig:
@@ -134,7 +153,12 @@ class Parts(NamedTuple):
 
 
 def parts_of(plan: BlockPlan, feedback: FeedbackConfig, is_head: bool) -> Parts:
-    """Return the parts of a block: itself, or with ``every_layer`` as many as can be."""
+    """Return the parts of a block: itself, or with ``every_layer`` as many as can be.
+
+    No error enters a block that has nothing to learn.
+    """
+    if not (is_head or plan.learns):
+        return Parts([0], [])
     starts = plan.starts if feedback.every_layer else [0]
     parts = plan.parts(starts)
     return Parts(starts, parts[:-1] if is_head else parts)
@@ -232,6 +256,7 @@ def build_stages(
     device: torch.device | None = None,
 ) -> tuple[list[Block], Head]:
     """Build all blocks of a network in this process."""
+    refuse_unlearnable(plans, feedback)
     shape = error_shape(plans, feedback)
     feedback = resolve_feedback(feedback, shape, training, task)
     blocks = [build_block(plan, shape, feedback, training, device) for plan in plans[:-1]]

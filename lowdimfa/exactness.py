@@ -7,7 +7,7 @@ may an update of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -74,6 +74,12 @@ class _Checked:
         for site in self.block.sites:  # which may have started at zero, and would show nothing
             site.feedback.weights.data.normal_(generator=torch.Generator(self.block.device).manual_seed(0))
         outputs = _trying(self.block, self._outputs)
+        if self.block.learns:
+            self._compare_orders(outputs, overlapping, stale)
+        first, second = outputs.values()
+        return first, second
+
+    def _compare_orders(self, outputs: Mapping[Ticket, Activation], overlapping: bool, stale: bool) -> None:
         self.errors = {ticket: self._error(output) for ticket, output in outputs.items()}
         alone = _trying(self.block, partial(self._learn, "f0 u0"))
         plain = _trying(self.block, partial(_restored, self.block, self._plain))
@@ -88,8 +94,6 @@ class _Checked:
             _compare(
                 self.block, fresh, late, "others once the weights have changed since its forward", _STALE
             )
-        first, second = outputs.values()
-        return first, second
 
     def _outputs(self) -> dict[Ticket, Activation]:
         return _restored(self.block, lambda: {t: self.block.forward(x, t) for t, x in self.inputs.items()})
@@ -218,10 +222,10 @@ def _restored(stage: Block | Head, run: Callable[[], T]) -> T:
             parameter.grad = None
 
 
-def _move(module: nn.Module) -> None:
-    """Change all weights in place, as an optimiser does."""
+def _move(module: BlockModule) -> None:
+    """Change all learned weights in place, as an optimiser does."""
     with torch.no_grad():
-        for parameter in module.parameters():
+        for _, parameter in _learned(module):
             parameter.mul_(0.5).add_(0.1)
 
 

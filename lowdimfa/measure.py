@@ -146,7 +146,7 @@ class _Run:
     def update(self, step: int) -> None:
         """Let all blocks learn from the errors of a step."""
         sent = {ticket: self._sent.pop(ticket) for ticket in sorted(self._sent) if ticket.step == step}
-        for block in self._blocks:
+        for block in (block for block in self._blocks if block.learns):
             for ticket, broadcast in sent.items():
                 with self._timing(block, "update", ticket):
                     block.receive_error(ticket, broadcast.error, projection=broadcast.projection)

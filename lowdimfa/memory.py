@@ -76,7 +76,7 @@ def measure_memory(stage: Block | Head, inputs: Activation, staleness: int) -> S
         optimizer=_bytes(stage.updater.state().tensors.values()),
         feedback=_bytes(feedback),
         kept=_kept_bytes(stage, inputs, own),
-        stale=weights * staleness if isinstance(stage, Block) else 0,
+        stale=_bytes(learned) * staleness if isinstance(stage, Block) else 0,
     )
 
 

@@ -71,6 +71,7 @@ class BroadcastForm:
 
     def __init__(self, blocks: Sequence[Block], head: Head, feedback: FeedbackConfig) -> None:
         self._blocks = blocks
+        self._learning = [block for block in blocks if block.learns]
         self._head = head
         self._feedback = feedback
 
@@ -86,7 +87,7 @@ class BroadcastForm:
                 perturbed = block.probe(perturbed, ticket)
             clean = output
         sent = self._head.forward(clean, targets, ticket, perturbed if probed else None, weight)
-        for block in self._blocks:
+        for block in self._learning:
             block.receive_error(ticket, sent.error, projection=sent.projection)
             if sent.response is not None:
                 block.receive_error(ticket, sent.response, "probe")

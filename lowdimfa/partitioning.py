@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -51,7 +52,7 @@ class BlockPlan:
     layer_shares
         Each layer's part of the cost of the whole model, from 0 to 1.
     parameters
-        Number of values to learn.
+        Number of values in parameters, learned and frozen ones.
     """
 
     index: int
@@ -105,6 +106,16 @@ class BlockPlan:
     def cost_share(self) -> float:
         """The block's part of the cost of the whole model, from 0 to 1."""
         return sum(self.layer_shares)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any parameter of the block requires a gradient, as frozen ones don't."""
+        return any(value.requires_grad for layer in self.layers for value in layer.module.parameters())
+
+    @property
+    def frozen(self) -> int:
+        """Number of values in frozen parameters."""
+        return sum(value.numel() for value in self.build().parameters() if not value.requires_grad)
 
     def build(self) -> BlockModule:
         """Return the block as a module; it shares the layers with the model."""
@@ -213,6 +224,22 @@ def partition(
 
 def _of_samples(types: Types) -> Types:
     return {name: TensorType(kind.shape[1:], kind.dtype) for name, kind in types.items()}
+
+
+def coarser_between(blocks: Sequence[BlockPlan]) -> list[BlockPlan]:
+    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
+    inner = [
+        {
+            name: kind._replace(dtype=torch.bfloat16) if kind.dtype == torch.float32 else kind
+            for name, kind in block.outputs.items()
+        }
+        for block in blocks[:-1]
+    ]
+    arriving, leaving = [blocks[0].inputs, *inner], [*inner, blocks[-1].outputs]
+    return [
+        replace(block, inputs=into, outputs=out)
+        for block, into, out in zip(blocks, arriving, leaving, strict=True)
+    ]
 
 
 def block_starts(layers: list[Layer], blocks: int) -> list[int]:

@@ -80,7 +80,7 @@ class Stage:
         self._coarse_between = config.activations == "bf16"
         modules = [module] if len(parts) == 1 else module.parts(parts)
         self._parts = [compiling.compiled(part, index) if config.compiled else part for part in modules]
-        self._stash = WeightStash(module) if config.staleness else None
+        self._stash = WeightStash(module) if config.staleness and sites else None
         self._untouched = Untouched(index)
         self._learned = Ticket(0, 0)
 
@@ -162,7 +162,7 @@ class Stage:
         moved: list[Tensor] = []
 
         def perturb(part: int, output: Value) -> Value:
-            if part >= len(self.sites):  # the head's last part, whose output is the network's
+            if part >= len(self.sites):  # the head's last part, or a block that learns nothing
                 return output
             perturbed, change = perturb_at(self.sites[part].tap, output, self._probe_noise, generator)
             moved.append(change)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 
 class StashedWeights:
-    """The parameters' storages as they are now; a copy of them once they are about to change."""
+    """The storages of learned parameters as they are now; a copy of them once they are about to change."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._parameters = [(parameter, _Place.of(parameter)) for parameter in module.parameters()]
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._parameters = [(parameter, _Place.of(parameter)) for parameter in learned]
         self.storages = {place.pointer: _whole(parameter) for parameter, place in self._parameters}
         self._copied = False
 

@@ -45,6 +45,13 @@ JOB_ROWS: Rows = [
                 "stat",
             ),
             Panel(
+                "Tokens",
+                "Training tokens that count, per second; of language models.",
+                [(f"lowdimfa_trainer_throughput_tokens_per_second{_JOB}", "")],
+                "short",
+                "stat",
+            ),
+            Panel(
                 "Test accuracy",
                 "Of the latest evaluation.",
                 [(f"lowdimfa_trainer_test_accuracy_ratio{_JOB}", "")],
@@ -80,6 +87,22 @@ JOB_ROWS: Rows = [
                 ],
                 "percentunit",
                 bounds=(0, 1),
+            ),
+            Panel(
+                "Perplexity",
+                "Of a language model: since the last progress report, and of the test split.",
+                [
+                    (f"lowdimfa_trainer_training_perplexity_value{_JOB}", "training"),
+                    (f"lowdimfa_trainer_test_perplexity_value{_JOB}", "test"),
+                ],
+            ),
+            Panel(
+                "Bits per byte",
+                "Of a language model, where the data tells how many bytes a token has.",
+                [
+                    (f"lowdimfa_trainer_training_bpb_value{_JOB}", "training"),
+                    (f"lowdimfa_trainer_test_bpb_value{_JOB}", "test"),
+                ],
             ),
             Panel(
                 "Samples per second",

@@ -34,6 +34,18 @@ alert fires.
 
 Names read `lowdimfa_<subsystem>_<name>_<unit>`; a counter ends in `_total`, and what is 1 or 0 has no unit.
 Counters start at zero; losses, accuracies, progress and checkpoints appear when they have a value.
+
+## Language models
+
+A run whose task is `tokens` and whose loss is the built-in cross-entropy has three numbers more: in the progress line,
+the [events](command-line.md#events), the metrics below, TensorBoard and the report.
+
+- Perplexity: exp of the mean loss, in nats, over the targets that count (not those of `train.ignore_index`): of training
+  in the last `train.log_every` steps, of an evaluation in all of it. What no floating-point number holds is `inf` in text
+  and for Prometheus, and `null` in events.
+- Bits per byte (bpb): that mean in bits, divided by the bytes of text that a target stands for, and so comparable between
+  tokenizers; only where the [data](data.md#bytes-of-text) tells them.
+- Tokens per second: targets of training that count, in the time of their steps. Samples per second stay beside it.
 """
 
 _SECTIONS = {

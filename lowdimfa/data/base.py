@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,6 +29,8 @@ class Split(Protocol):
     processes: so each has its own method. What they return may depend on the indices and on the default generators of
     torch, NumPy and Python alone, which are seeded alike before each call for the same samples in the same epoch: a draw
     that inputs and targets share comes first in both methods.
+
+    A split of text may also have ``bytes_per_target``: see `bytes_per_target`.
     """
 
     def __len__(self) -> int: ...
@@ -84,6 +87,11 @@ class SubSplit:
     split: Split
     chosen: Tensor
 
+    @property
+    def bytes_per_target(self) -> float | None:
+        """That of the whole split."""
+        return bytes_per_target(self.split)
+
     def __len__(self) -> int:
         return len(self.chosen)
 
@@ -138,6 +146,23 @@ class Dataset:
             train=SubSplit(self.train, torch.arange(kept)),
             test=SubSplit(self.train, torch.arange(kept, kept + held_out)),
         )
+
+
+def bytes_per_target(split: Split) -> float | None:
+    """Return how many bytes of text a target of a split stands for on average, or None where it doesn't tell.
+
+    Raises
+    ------
+    InputError
+        What it tells is no positive number.
+    """
+    told: object = getattr(split, "bytes_per_target", None)
+    if told is None:
+        return None
+    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < math.inf:
+        found = f"a split whose bytes_per_target is {told!r}"
+        raise InputError("data.factory", found, "a number above 0, or none")
+    return float(told)
 
 
 def as_dataset(value: object, where: str) -> Dataset:

@@ -35,11 +35,14 @@ class WindowSplit:
         Characters per window.
     stride
         Characters from the start of one window to the start of the next.
+    bytes_per_target
+        1, as for all characters of ASCII.
     """
 
     text: Tensor
     context: int
     stride: int
+    bytes_per_target: float = 1.0
 
     def __len__(self) -> int:
         return max(0, (len(self.text) - 1 - self.context) // self.stride + 1)

@@ -125,9 +125,10 @@ def source_width(network: NetworkPlan) -> int | None:
     return network.shape.task_dim if sends_projection(network.shape, network.feedback) else None
 
 
-def make_topology(specification: Specification) -> Topology:
+def make_topology(specification: Specification, network: NetworkPlan) -> Topology:
     """Return who is who among the workers of a run."""
-    return Topology(specification.replicas, specification.train.microbatches)
+    learning = [plan.index for plan in network.blocks if plan.learns]
+    return Topology(specification.replicas, specification.train.microbatches, learning)
 
 
 def windows_of(specification: Specification) -> list[int]:
@@ -149,6 +150,7 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
         probe_every=network.feedback.probe_interval,
         replicas=specification.replicas[job.index],
         rank=job.rank,
+        learns=network.blocks[job.index].learns,
     )
 
 

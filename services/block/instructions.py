@@ -31,6 +31,9 @@ class Policy:
         Data-parallel replicas of the block, a divisor of ``microbatches``.
     rank
         Which of them this is: it works on the micro-batches ``rank``, ``rank + replicas`` and so on of every step.
+    learns
+        Whether the block has anything to learn. Otherwise it only runs forward, as far as the next block takes what it
+        sends; a step is done once its micro-batches are forwarded.
     """
 
     first: bool
@@ -41,6 +44,12 @@ class Policy:
     probe_every: int = 0
     replicas: int = 1
     rank: int = 0
+    learns: bool = True
+
+    @property
+    def updates(self) -> bool:
+        """Whether the block makes updates from broadcast errors."""
+        return self.learns and not self.head
 
     @property
     def share(self) -> int:

@@ -10,6 +10,7 @@ from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.plan import NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.run.weights import Origin, Weights
 from lowdimfa.services.spec import Specification, parse_specification
 
 
@@ -39,6 +40,8 @@ class BlockJob:
         The files beside the specification.
     rank
         Which replica of the block this is.
+    weights
+        Where the trainer found the weights with which the run begins; None if not in files.
     """
 
     run: str
@@ -51,6 +54,7 @@ class BlockJob:
     evaluation_batches: int
     user_code: UserCode
     rank: int = 0
+    weights: Origin | None = None
 
     @classmethod
     def of(cls, plan: RunPlan, seat: Seat, run: str, run_dir: str, user_code: UserCode) -> Self:
@@ -66,6 +70,7 @@ class BlockJob:
             total_steps=plan.network.training.total_steps,
             evaluation_batches=plan.reader.evaluation_batches,
             user_code=user_code,
+            weights=plan.network.weights,
         )
 
     @property
@@ -84,4 +89,8 @@ class BlockJob:
 
     def network(self) -> NetworkPlan:
         """Plan the network as the trainer did."""
-        return make_network_plan(self.parsed(), self.example, self.total_steps, self.boundaries)
+        specification = self.parsed()
+        weights = None if self.weights is None else Weights.of(specification, self.weights)
+        return make_network_plan(
+            specification, self.example, self.total_steps, self.boundaries, weights, own=self.index
+        )

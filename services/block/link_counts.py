@@ -75,7 +75,7 @@ class LinkCounts:
     def report_lags(self, metrics: BlockMetrics, topology: Topology) -> None:
         """In the head, let metrics read each subscriber's lag when they are asked; training pays nothing for it."""
         if self._ends.publisher is not None:
-            for seat in topology.seats[:-1]:
+            for seat in topology.subscribers:
                 metrics.lag(str(seat.block), str(seat.rank), partial(self._ends.publisher.lag, seat))
 
     def count_into(self, metrics: BlockMetrics) -> None:

@@ -30,6 +30,9 @@ from lowdimfa.values import TensorType
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
 
+PATIENCE_LIVENESS = 2.0
+"""A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
+
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
 
@@ -104,7 +107,7 @@ class Links:
         for sibling in topology.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
             self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
-        if mine.role == "head" and topology.head.block > 0:
+        if mine.role == "head" and topology.subscribers:
             self.ends.publisher = ErrorPublisher(mine.run, topology, self._errors_kept())
             self._server.add(self.ends.publisher)
         self._server.start()
@@ -162,10 +165,15 @@ class Links:
             greet(addresses[peer], self._security, mine, self._liveness)
         for sibling in siblings:
             self._reach(sibling, addresses[sibling], SHARD_WINDOW, self._shard_limit)
-        if mine.role == "head":
-            return
+        if seat in topology.subscribers:
+            self._subscribe(addresses[topology.head])
+        for peer in downstream:
+            self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
+
+    def _subscribe(self, head: str) -> None:
+        mine = self._mine
         self.ends.subscriber = ErrorSubscriber(
-            addresses[topology.head],
+            head,
             self._security,
             mine.run,
             mine.block,
@@ -174,12 +182,10 @@ class Links:
             self._inbox.put,
             self._inbox.abort,
             self._arriving,
-            rank=seat.rank,
+            rank=self._seat.rank,
             source_width=self._source_width,
         )
         self.ends.subscriber.start()
-        for peer in downstream:
-            self._reach(peer, addresses[peer], self._windows[mine.block], self._output_limit)
 
     def _reach(self, peer: Seat, address: str, window: int, limit: SampleLimit) -> None:
         sender = self.ends.senders[peer] = Sender(
@@ -194,8 +200,15 @@ class Links:
             rank=self._seat.rank,
             name=self._topology.name(peer),
             carrier=self._carrier_to(peer).upstream(address, window, limit),
+            patience=self._patience_for_room,
         )
         sender.start()
+
+    @property
+    def _patience_for_room(self) -> float:
+        """Seconds to wait for room in a window: where nothing else holds a block back, as long as for an error."""
+        paced = self._seat in (*self._topology.subscribers, self._topology.head)
+        return self._liveness if paced else PATIENCE_LIVENESS * self._liveness
 
     def _carrier_to(self, peer: Seat) -> Carrier:
         """Return what moves tensors to and from a worker; replicas' are in the host's memory."""
@@ -245,7 +258,7 @@ class Links:
     def publish(
         self, ticket: Ticket, kind: ErrorKind, error: Tensor, projection: Tensor | None = None
     ) -> None:
-        """Broadcast an error to all blocks; a head that is the only block has none to tell."""
+        """Broadcast an error to all blocks that learn from it; where none does, nobody is told."""
         if self.ends.publisher is not None:
             self.ends.publisher.publish(ticket, kind, error, projection)
 

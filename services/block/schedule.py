@@ -82,8 +82,8 @@ class Schedule:
 
     @property
     def in_flight(self) -> int:
-        """Micro-batches forwarded whose train update has not finished; always 0 in the head."""
-        if self._policy.head:
+        """Micro-batches forwarded whose train update has not finished; always 0 where there are no updates."""
+        if not self._policy.updates:
             return 0
         forwarded, updated = self._policy.index(self._forward), self._policy.index(self._update.ticket)
         return forwarded - updated - (self._update.kind == "probe")
@@ -146,7 +146,7 @@ class Schedule:
     def _decide(self) -> Compute | Wait | Done:
         if self._applied_steps == self._last_step:
             return Done()
-        completed = self._forward if self._policy.head else self._update.ticket
+        completed = self._update.ticket if self._policy.updates else self._forward
         if completed.step > self._applied_steps:
             return ApplyStep(self._applied_steps)
         if self._update in self._errors:
@@ -157,7 +157,7 @@ class Schedule:
         return Wait(cause) if cause else RunForward(self._forward, self._policy.probed(self._forward))
 
     def _awaits(self, last: RunUpdate | None) -> bool:
-        return last is not None and self._order(self._update) <= self._order(last)
+        return self._policy.updates and last is not None and self._order(self._update) <= self._order(last)
 
     def _forward_held_back_by(self) -> Cause | None:
         if self._forward.step == self._last_step:
@@ -181,7 +181,9 @@ class Schedule:
 
     def _record_error(self, update: RunUpdate) -> bool:
         ticket = update.ticket
-        self._require(not self._policy.head, ticket, "an error for the head")
+        self._require(
+            self._policy.updates, ticket, "an error for the head, or for a block that learns nothing"
+        )
         if not self._policy.owns(ticket):
             return False  # it may come when the run of steps has ended here
         self._require_in_range(ticket, "an error")

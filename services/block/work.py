@@ -167,7 +167,10 @@ class Work:
     def send(self, ticket: Ticket) -> None:
         """Send the output of a forward to the next block."""
         began = time.time()
-        self._observer.begin("send", str(ticket))
+        if isinstance(self.stage, Block) and not self.stage.learns:  # held back by the next block alone
+            self._observer.begin("wait", f"next block to take {ticket}")
+        else:
+            self._observer.begin("send", str(ticket))
         self._outbox.put(self._outputs.pop(ticket), partial(self._send, ticket))
         self._observer.did("send", ticket, began)
 

@@ -32,7 +32,7 @@ from lowdimfa.services.block.devices import copies_for
 from lowdimfa.services.block.exchange import Exchange
 from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.links import Links
+from lowdimfa.services.block.links import PATIENCE_LIVENESS, Links
 from lowdimfa.services.block.mailboxes import Inbox, delivery_for
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.reports import LastWords, Reachable, Status, stacks
@@ -48,9 +48,6 @@ from lowdimfa.services.run.checkpoint import write_block
 from lowdimfa.services.run.state import stage_state
 from lowdimfa.services.stream.carriers import Here, carrier_class
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
-
-PATIENCE_LIVENESS = 2.0
-"""A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
 
 
 class BlockWorker:
@@ -77,7 +74,8 @@ class BlockWorker:
         self._specification = job.parsed()
         self._use_threads()
         network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
-        self._topology, self._windows = make_topology(self._specification), windows_of(self._specification)
+        self._topology = make_topology(self._specification, network)
+        self._windows = windows_of(self._specification)
         self._stem = self._topology.file_stem(job.seat)
         self._data = draw_data(job, network)
         self._hello = describe(job, network, self._data)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -15,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowdimfa.services.cli.words import Number, clock, finite, fitted, joined, language, loss, numbers_of
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.monitoring.line_file import to_json
 
@@ -114,11 +114,11 @@ class TextDisplay:
         self._bar.update(self._task, completed=step, description="training", numbers=[])
 
     def _progress(self, event: Event) -> None:
-        self._bar.update(self._task, completed=event["step"], numbers=_numbers(event))
+        self._bar.update(self._task, completed=event["step"], numbers=numbers_of(event))
         last = event["step"] == event["steps"]
         if not self._console.is_terminal and (last or time.monotonic() >= self._next_line):
             self._next_line = time.monotonic() + QUIET_SECONDS
-            self._say(f"step {_joined(_numbers(event))}")
+            self._say(f"step {joined(numbers_of(event))}")
 
     def _say(self, text: str, table: bool = False) -> None:
         if self._console.is_terminal and not table:
@@ -163,45 +163,14 @@ class Course(ProgressColumn):
         return line
 
 
-class Number(NamedTuple):
-    """One of the numbers of a run in words; where there is no room for all, those of the highest rank go first."""
-
-    text: str
-    rank: int
-
-
-def fitted(numbers: Sequence[Number], width: int) -> str:
-    """Return a line of the numbers that fit into a width, in their order; the most important one is always there."""
-    kept = list(numbers)
-    while len(kept) > 1 and len(_joined(kept)) > width:
-        kept.remove(max(kept, key=lambda number: number.rank))
-    return _joined(kept)[: max(1, width)]
-
-
-def _joined(numbers: Sequence[Number]) -> str:
-    return "  ".join(number.text for number in numbers)
-
-
-def _numbers(event: Event) -> list[Number]:
-    accuracy, seconds = event["accuracy"], event["eta_seconds"]
-    return [
-        Number(f"{event['step']:,}/{event['steps']:,}", 0),
-        Number(f"epoch {event['epoch']}", 4),
-        Number(f"loss {_loss(event['loss'])}", 1),
-        *([] if accuracy is None else [Number(f"accuracy {100 * accuracy:5.1f} %", 3)]),
-        Number(f"{event['samples_per_second']:,.0f}/s", 5),
-        *([] if seconds is None else [Number(f"{_clock(seconds)} left", 2)]),
-    ]
-
-
 def _evaluated(event: Event) -> str:
     accuracy = "" if event["test_accuracy"] is None else f", accuracy {100 * event['test_accuracy']:.2f} %"
-    return f"test at step {event['step']:,}: loss {_loss(event['test_loss'])}{accuracy}"
+    return f"test at step {event['step']:,}: loss {loss(event['test_loss'])}{language(event)}{accuracy}"
 
 
 def _alignment(event: Event) -> str:
     angles = ", ".join(
-        f"block {entry['block']} {_number_of(entry['angle_degrees']):.0f}°" for entry in event["blocks"]
+        f"block {entry['block']} {finite(entry['angle_degrees']):.0f}°" for entry in event["blocks"]
     )
     return f"angle between update and true gradient: {angles}"
 
@@ -221,12 +190,16 @@ def _recovered(event: Event) -> str:
 
 def _plan(event: Event) -> str:
     header = ("block", "layers", "parameters", "input", "output", "cost", "tap", "feedback")
-    rows = [_plan_row(block, event["feedback_columns"]) for block in event["blocks"]]
+    rows = [
+        _plan_row(block, event["feedback_columns"], block is event["blocks"][-1]) for block in event["blocks"]
+    ]
+    number = sum(block["frozen_parameters"] for block in event["blocks"])
+    frozen = f", {number:,} of them frozen," if number else ""
     parts = _counted(event["microbatches"], "micro-batch", "micro-batches")
     epoch = f"{event['steps_per_epoch']:,} steps per epoch{_last_batch(event)}"
     return f"""{aligned([header, *rows])}
 
-{event["parameters"]:,} parameters and {event["feedback_parameters"]:,} feedback weights
+{event["parameters"]:,} parameters{frozen} and {event["feedback_parameters"]:,} feedback weights
 {event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {epoch}
 window {event["window"]}, staleness {event["staleness"]}""" + "".join(
@@ -242,8 +215,8 @@ def _last_batch(event: Event) -> str:
     return ""
 
 
-def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
-    layers = block["layers"]
+def _plan_row(block: dict[str, Any], columns: int, head: bool) -> tuple[str, ...]:
+    layers, without = block["layers"], "exact" if head else "-"
     return (
         str(block["index"]),
         layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}",
@@ -251,13 +224,11 @@ def _plan_row(block: dict[str, Any], columns: int) -> tuple[str, ...]:
         *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
         f"{100 * block['cost_share']:.0f} %",
         block["tap"] or "-",
-        _feedback(block, columns),
+        _feedback(block, columns) if block["tap"] else without,
     )
 
 
 def _feedback(block: dict[str, Any], columns: int) -> str:
-    if not block["tap"]:
-        return "exact"
     return f"{block['tap_features']}×{columns}" + (", identity" if block["q_start"] == "identity" else "")
 
 
@@ -287,24 +258,9 @@ def _finished(event: Event) -> str:
         "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
     )
     return (
-        f"finished: {accuracy}test loss {_loss(event['test_loss'])} after {event['steps']:,} steps in "
-        f"{_clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
+        f"finished: {accuracy}test loss {loss(event['test_loss'])}{language(event)} after {event['steps']:,} steps in "
+        f"{clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
     )
-
-
-def _loss(value: float | None) -> str:
-    return f"{_number_of(value):.4f}"
-
-
-def _number_of(value: float | None) -> float:
-    """Return a number of an event; JSON, by which events travel, has null for one that isn't finite."""
-    return math.nan if value is None else value
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lowdimfa.services.cli.display import JsonDisplay
 from lowdimfa.services.cli.options import Format, FormatOption, RunDirArgument
 from lowdimfa.services.cli.output import claim_stdout
+from lowdimfa.services.cli.words import language
 
 
 def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
@@ -19,5 +20,6 @@ def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
         "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
     )
     print(
-        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{accuracy} ({event['samples']:,} samples)"
+        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{language(event)}{accuracy} "
+        f"({event['samples']:,} samples)"
     )

@@ -6,7 +6,7 @@ accuracies, progress and checkpoints appear when they have a value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +22,15 @@ DIRECTIONS = ("sent", "received")
 
 POLICIES = ("restart", "rejoin")
 """How a job recovers."""
+
+LANGUAGE = {
+    "tokens_per_second": "throughput_tokens_per_second",
+    "perplexity": "training_perplexity_value",
+    "bits_per_byte": "training_bpb_value",
+    "test_perplexity": "test_perplexity_value",
+    "test_bits_per_byte": "test_bpb_value",
+}
+"""By field of an event, the trainer's metric that shows it."""
 
 STATES = ("pending", "running", "recovering", "finished", "failed", "stopped")
 """The states of a job."""
@@ -156,6 +165,13 @@ class TrainerMetrics(_Metrics):
         self._number("lowdimfa_trainer_completed_steps").set(step)
         self._number("lowdimfa_trainer_completed_epochs").set(epoch)
         self._number("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
+
+    def language(self, numbers: Mapping[str, float | None]) -> None:
+        """Set what says how well a language model does: of `LANGUAGE`, what there is."""
+        for field, name in LANGUAGE.items():
+            value = numbers.get(field)
+            if value is not None:
+                self._number(f"lowdimfa_trainer_{name}").set(value)
 
     def evaluated(self, loss: float, accuracy: float | None) -> None:
         """Set the result of an evaluation."""

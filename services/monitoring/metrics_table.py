@@ -143,6 +143,36 @@ METRICS = (
         "Training samples per second since the last progress report.",
     ),
     Metric(
+        "lowdimfa_trainer_throughput_tokens_per_second",
+        "gauge",
+        _JOB,
+        "Training tokens that count, per second since the last progress report; language models alone.",
+    ),
+    Metric(
+        "lowdimfa_trainer_training_perplexity_value",
+        "gauge",
+        _JOB,
+        "Perplexity of the training tokens since the last progress report; language models alone.",
+    ),
+    Metric(
+        "lowdimfa_trainer_training_bpb_value",
+        "gauge",
+        _JOB,
+        "The same in bits per byte of text (bpb), where the data tells how many bytes a token has.",
+    ),
+    Metric(
+        "lowdimfa_trainer_test_perplexity_value",
+        "gauge",
+        _JOB,
+        "Perplexity of the latest evaluation; language models alone.",
+    ),
+    Metric(
+        "lowdimfa_trainer_test_bpb_value",
+        "gauge",
+        _JOB,
+        "The same in bits per byte of text (bpb), where the data tells how many bytes a token has.",
+    ),
+    Metric(
         "lowdimfa_trainer_test_loss_value",
         "gauge",
         _JOB,

@@ -35,6 +35,7 @@ def way_back(
     workers: int,
     checkpoint: int | None,
     snapshots: Mapping[int, Snapshot],
+    learning: Collection[int] | None = None,
 ) -> WayBack:
     """Say where each worker's state comes from.
 
@@ -52,16 +53,22 @@ def way_back(
         Step of the newest good checkpoint, or None if there is none.
     snapshots
         The newest ones, by the workers' numbers.
+    learning
+        Numbers of the workers that learn, all by default: the others lack no step, and may be steps ahead.
     """
     if policy == "restart":
         return WayBack(checkpoint or 0, [Checkpointed(checkpoint)] * workers, {})
     sources = [
         _newest(snapshots.get(number), checkpoint) if number in lost else Own() for number in range(workers)
     ]
-    has = [_step_of(source, applied.get(number, 0)) for number, source in enumerate(sources)]
+    has = {
+        number: _step_of(source, applied.get(number, 0))
+        for number, source in enumerate(sources)
+        if learning is None or number in learning
+    }
     # The others may be behind a lost head's snapshot: errors that it broadcast are lost with it.
-    step = max(has)
-    return WayBack(step, sources, {number: step - steps for number, steps in enumerate(has) if steps != step})
+    step = max(has.values())
+    return WayBack(step, sources, {number: step - steps for number, steps in has.items() if steps != step})
 
 
 def _newest(snapshot: Snapshot | None, checkpoint: int | None) -> Source:

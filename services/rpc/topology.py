@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from lowdimfa.tickets import Ticket
@@ -36,6 +36,8 @@ class Topology:
         How many each block has, in order; the last one is the head, which has one.
     microbatches
         Of a step; a multiple of each of them. Micro-batch ``j`` is worked on by rank ``j mod replicas`` of each block.
+    learning
+        Indexes of the blocks that have something to learn; all by default.
 
     Attributes
     ----------
@@ -43,15 +45,23 @@ class Topology:
         In order; a worker's number is its place here.
     """
 
-    def __init__(self, replicas: Sequence[int], microbatches: int) -> None:
+    def __init__(
+        self, replicas: Sequence[int], microbatches: int, learning: Collection[int] | None = None
+    ) -> None:
         self.replicas = tuple(replicas)
         self._microbatches = microbatches
+        self._learning = range(len(self.replicas)) if learning is None else frozenset(learning)
         self.seats = [Seat(block, rank) for block, number in enumerate(replicas) for rank in range(number)]
 
     @property
     def head(self) -> Seat:
         """The seat of the head."""
         return self.seats[-1]
+
+    @property
+    def subscribers(self) -> list[Seat]:
+        """The seats to which the head sends errors: those before it that have something to learn."""
+        return [seat for seat in self.seats if seat != self.head and seat.block in self._learning]
 
     @property
     def leaders(self) -> list[int]:

@@ -6,7 +6,7 @@ between blocks are handed on, because measured costs may differ from machine to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import error_shape, features_of, parts_of, resolve_feedback, tap_of
+from lowdimfa.build import error_shape, features_of, parts_of, refuse_unlearnable, resolve_feedback, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
@@ -23,15 +23,16 @@ from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.feedback.source import source_of, starts_as_identity
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import channels_last
+from lowdimfa.layers import as_module, channels_last
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
 from lowdimfa.network import computing_threads
-from lowdimfa.partitioning import BlockPlan, block_starts, partition
+from lowdimfa.partitioning import BlockPlan, block_starts, coarser_between, partition
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
+from lowdimfa.services.run.weights import Origin, Weights, freeze
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import ONE, Types
@@ -56,6 +57,8 @@ class NetworkPlan:
         What the blocks need to know of it.
     seconds
         What each block was measured to take per micro-batch; None where the cut goes by counted operations.
+    weights
+        Where those came from with which the run begins; None if not from files.
     """
 
     blocks: list[BlockPlan]
@@ -63,6 +66,7 @@ class NetworkPlan:
     feedback: FeedbackConfig
     training: TrainingConfig
     seconds: list[float] | None = None
+    weights: Origin | None = None
 
     @property
     def boundaries(self) -> list[str]:
@@ -93,6 +97,7 @@ class NetworkPlan:
                 "name": block.name,
                 "layers": [layer.name for layer in block.layers],
                 "parameters": block.parameters,
+                "frozen_parameters": block.frozen,
                 "input_shape": _shapes(block.inputs),
                 "output_shape": _shapes(block.outputs),
                 "cost_share": round(block.cost_share, 4),
@@ -167,7 +172,10 @@ class RunPlan:
 
 @unchanged_generators()
 def make_run_plan(
-    specification: Specification, boundaries: Sequence[str] | None = None, rehearsed: bool = True
+    specification: Specification,
+    boundaries: Sequence[str] | None = None,
+    rehearsed: bool = True,
+    resumed: bool = False,
 ) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
 
@@ -179,6 +187,8 @@ def make_run_plan(
         Of an earlier run that is resumed, in place of an automatic cut.
     rehearsed
         Whether a step is made on copies, as for everything that is to train.
+    resumed
+        Whether the weights will be those of a checkpoint.
 
     Raises
     ------
@@ -192,10 +202,15 @@ def make_run_plan(
     reader.require_repeatable()
     example = Example.of(reader)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
-    network = make_network_plan(specification, example, steps, boundaries)
+    weights = None if resumed else Weights.of(specification)
+
+    def planned(boundaries: Sequence[str] | None) -> NetworkPlan:
+        return make_network_plan(specification, example, steps, boundaries, weights)
+
+    network = planned(boundaries)
     _check_tokens(network, reader)
     if boundaries is None and _measures(specification):
-        network = _balanced(specification, network, reader, example)
+        network = _balanced(specification, network, reader, planned)
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
@@ -204,16 +219,21 @@ def make_run_plan(
             specification,
             network.blocks,
             make_bench(specification, network.feedback, training, reader),
-            lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
+            lambda: planned(network.boundaries).blocks,
             order.smallest_microbatch,
         )
     return RunPlan(specification, dataset, order, example, network)
 
 
 def make_network_plan(
-    specification: Specification, example: Example, total_steps: int, boundaries: Sequence[str] | None = None
+    specification: Specification,
+    example: Example,
+    total_steps: int,
+    boundaries: Sequence[str] | None = None,
+    weights: Weights | None = None,
+    own: int | None = None,
 ) -> NetworkPlan:
-    """Build the model with the run's seed and cut it into blocks."""
+    """Build the model with the run's seed and cut it into blocks; load weights, of the block ``own`` or of all."""
     model, train = build_model(specification), specification.train
     cut = specification.model.blocks if boundaries is None else list(boundaries)
     # Lazy layers draw their weights when they first see a batch, which is here.
@@ -223,27 +243,15 @@ def make_network_plan(
                 blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
         else:
             blocks = partition(model, cut, example.batch())
+    if weights is not None:
+        weights.load(blocks, own)
     if specification.train.activations == "bf16":
-        blocks = _coarser_between(blocks)
+        blocks = coarser_between(blocks)
     feedback = feedback_config(specification)
+    refuse_unlearnable(blocks, feedback)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
-    return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
-
-
-def _coarser_between(blocks: list[BlockPlan]) -> list[BlockPlan]:
-    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
-    inner = [
-        {
-            name: kind._replace(dtype=torch.bfloat16) if kind.dtype == torch.float32 else kind
-            for name, kind in block.outputs.items()
-        }
-        for block in blocks[:-1]
-    ]
-    arriving, leaving = [blocks[0].inputs, *inner], [*inner, blocks[-1].outputs]
-    return [
-        replace(block, inputs=into, outputs=out)
-        for block, into, out in zip(blocks, arriving, leaving, strict=True)
-    ]
+    feedback = resolve_feedback(feedback, shape, training, example.task)
+    return NetworkPlan(blocks, shape, feedback, training, weights=weights.origin if weights else None)
 
 
 def _measures(specification: Specification) -> bool:
@@ -252,20 +260,18 @@ def _measures(specification: Specification) -> bool:
 
 
 def _balanced(
-    specification: Specification, network: NetworkPlan, reader: Reader, example: Example
+    specification: Specification,
+    network: NetworkPlan,
+    reader: Reader,
+    planned: Callable[[Sequence[str]], NetworkPlan],
 ) -> NetworkPlan:
     """Return the plan with its boundaries where whole blocks, as they were timed, take the most equal time."""
     if network.feedback.form != "broadcast" or len(network.blocks) == 1:
         return network
-    steps = network.training.total_steps
-
-    def cut_at(boundaries: Sequence[str]) -> list[BlockPlan]:
-        return make_network_plan(specification, example, steps, boundaries).blocks
-
     # Compiling every cut that is tried would take longer than it could gain.
     training = replace(network.training, compile=False)
     bench = make_bench(specification, network.feedback, training, reader)
-    blocks, seconds = balance_by_time(bench, network.blocks, cut_at)
+    blocks, seconds = balance_by_time(bench, network.blocks, lambda boundaries: planned(boundaries).blocks)
     return replace(network, blocks=blocks, seconds=seconds)
 
 
@@ -286,7 +292,9 @@ def build_model(specification: Specification) -> nn.Module:
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
-    return channels_last(made) if model.channels_last else made
+    module = channels_last(made) if model.channels_last else as_module(made)
+    freeze(module, model.frozen)
+    return module
 
 
 def _check_tokens(network: NetworkPlan, reader: Reader) -> None:

@@ -15,6 +15,7 @@ from lowdimfa.services.spec.carriers import CARRIERS
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
+from lowdimfa.services.spec.weights import Patterns, WeightsSection
 
 
 class ModelSection(Section):
@@ -43,6 +44,20 @@ class ModelSection(Section):
         "last in memory, which is faster. Other models are not affected.",
     )
 
+    weights: Annotated[str, Field(min_length=1)] | WeightsSection | None = Field(
+        None,
+        description="Weights with which a new run begins in place of those that the factory draws: a safetensors file "
+        "with the plain model's names, as `lowdimfa export` writes it, or a folder with some, with or without an index. "
+        "Each process reads those of its own block; on a cluster every node needs them at this path. A run that is "
+        "resumed has its weights from the checkpoint. A mapping says what may be missing, or left over.",
+    )
+    frozen: Patterns = Field(
+        [],
+        description="Patterns of names of parameters, such as `0.*`, that stay as they are: `*` is any number of "
+        "characters. So do those to which the factory gives `requires_grad=False`. A block with nothing to learn gets no "
+        "errors and makes no updates.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.blocks, list):
@@ -50,6 +65,11 @@ class ModelSection(Section):
             if twice is not None:
                 raise refusal(("blocks",), f"{shortened(twice)} more than once", "each layer name once")
         return self
+
+    @property
+    def weights_section(self) -> WeightsSection | None:
+        """The weights as a section, however they are given."""
+        return WeightsSection(path=self.weights) if isinstance(self.weights, str) else self.weights
 
     @property
     def block_count(self) -> int:

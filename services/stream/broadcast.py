@@ -1,4 +1,4 @@
-"""The error broadcast, always by gRPC: the head publishes errors, and every other block subscribes to all of them."""
+"""The error broadcast, always by gRPC: the head publishes errors, and every other block that learns subscribes to all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ErrorPublisher:
     run
         Identifier of the run.
     topology
-        All workers of the run; those before the head subscribe.
+        All workers of the run; those that learn from the errors subscribe.
     capacity
         Errors that are kept. A subscriber that misses more than these can't go on.
 
@@ -80,7 +80,7 @@ class ErrorPublisher:
         self._run = run
         self._fingerprint = run_fingerprint(run)
         self._topology = topology
-        self._subscribers = [seat for seat in topology.seats if seat != topology.head]
+        self._subscribers = topology.subscribers
         self._changed = threading.Condition()
         self._replay = Replay(capacity)
         self._connections: dict[Seat, _Queue] = {}

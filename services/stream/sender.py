@@ -51,6 +51,8 @@ class Sender:
         Of the other block, in errors, where it is not simply ``block <peer>``.
     carrier
         Takes the tensors. It is this object's to close.
+    patience
+        Seconds with a full window after which the other block counts as lost, where that isn't the liveness.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class Sender:
         rank: int = 0,
         name: str | None = None,
         carrier: Upstream | None = None,
+        patience: float | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._run = run_fingerprint(run)
@@ -79,6 +82,7 @@ class Sender:
         self._on_failure = on_failure
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._carrier = carrier or Upstream()
+        self._patience = liveness if patience is None else patience
         self._metadata = (*security.metadata, (SENDER_KEY, str(Seat(block, rank))), *self._carrier.offer)
         self._channel = security.channel(address, liveness)
         self._transfer = self._channel.stream_stream(METHOD, response_deserializer=pb.Ack.FromString)
@@ -130,7 +134,7 @@ class Sender:
         Raises
         ------
         PeerError
-            The other block is lost, or made no room in the window for ``liveness`` seconds.
+            The other block is lost, or made no room in the window for ``patience`` seconds.
         HandshakeError, ProtocolError
             The other block refused this one or a message of it.
         """
@@ -265,7 +269,7 @@ class Sender:
 
     def _wait_for_room(self) -> bool:
         """Wait for room in the window, or until nothing will be sent; return whether there is either in time."""
-        end = time.monotonic() + self._peer.liveness
+        end = time.monotonic() + self._patience
         while True:
             with self._lock:
                 if self._failure or self._dropping or self._outstanding() < self._replay.capacity:

@@ -13,6 +13,7 @@ from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.run.weights import located
 from lowdimfa.services.spec import Specification, load_specification, parse_specification
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
@@ -95,6 +96,7 @@ class DecoupledTrainer:
             path = Path(specification)
             self.specification = load_specification(path, overrides)
             name, folder = path.stem, folder or path.resolve().parent
+        self.specification = located(self.specification)
         resume = resume or resume_step is not None
         if resume and run_dir is None:
             raise InputError(

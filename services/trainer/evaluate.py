@@ -7,6 +7,7 @@ from pathlib import Path
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.execute import RunRequest, prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
@@ -46,4 +47,4 @@ def evaluate_run(run_dir: Path) -> Event:
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "samples": result.samples,
-    }
+    } | Language.of(plan).evaluated(result)

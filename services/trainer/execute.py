@@ -12,6 +12,7 @@ from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peop
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
@@ -116,7 +117,8 @@ def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manif
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
     with other_peoples_code("the run can't be planned"):
-        plan = make_run_plan(specification, boundaries, rehearsed)
+        plan = make_run_plan(specification, boundaries, rehearsed, resumed=manifest is not None)
+        Language.of(plan)  # which refuses what the data tells of itself
         if manifest is not None:
             require_resumable(plan, manifest)
     return plan, manifest

@@ -12,6 +12,7 @@ from typing import Any
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
@@ -68,14 +69,16 @@ class TrainingLoop:
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
-        run = plan.specification.run
+        run, network = plan.specification.run, plan.network
+        aligned = network.feedback.form == "broadcast" and any(block.learns for block in network.blocks[:-1])
         periods: list[tuple[int, Callable[[], None]]] = [
-            (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
+            (run.alignment_every if aligned else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
             (run.checkpoint_every, self._save_on_the_way),
         ]
         self._periods = [(period, action) for period, action in periods if period]
         self._evaluated: dict[str, Any] = {}
+        self._language = Language.of(plan)
         self._recovery = Recovery(plan.specification, engine, self._store, self._emit)
         self._meter = ProgressMeter(
             self._emit,
@@ -83,6 +86,7 @@ class TrainingLoop:
             steps_per_epoch=plan.order.steps_per_epoch,
             total_steps=self._total,
             every=plan.specification.train.log_every,
+            language=self._language,
         )
 
     def run(self, manifest: Manifest | None) -> Event:
@@ -203,7 +207,8 @@ class TrainingLoop:
                 step=self._done,
                 setting=update.rate_key,
             )
-        self._evaluated = {"step": self._done, "test_loss": result.loss, "test_accuracy": result.accuracy}
+        found = {"test_loss": result.loss, "test_accuracy": result.accuracy}
+        self._evaluated = {"step": self._done} | found | self._language.evaluated(result)
         self._emit("evaluated", **self._evaluated)
 
     def _align(self) -> None:
@@ -256,8 +261,7 @@ class TrainingLoop:
             samples=samples,
             seconds=self._seconds,
             samples_per_second=samples / self._seconds if self._seconds else 0.0,
-            test_loss=self._evaluated["test_loss"],
-            test_accuracy=self._evaluated["test_accuracy"],
+            **{key: value for key, value in self._evaluated.items() if key != "step"},
             blocks=len(self._plan.network.blocks),
             error_dim=self._plan.network.shape.error_dim,
             broadcast_payload_bytes_per_sample=traffic.payload,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.run.language import Language
 
 
 class ProgressMeter:
@@ -23,6 +24,8 @@ class ProgressMeter:
         Of the run.
     every
         Steps between events.
+    language
+        Makes the numbers of a language model.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class ProgressMeter:
         steps_per_epoch: int,
         total_steps: int,
         every: int,
+        language: Language | None = None,
     ) -> None:
         self._emit = emit
         self._drawn = drawn
         self._steps_per_epoch = steps_per_epoch
         self._total = total_steps
         self._every = every
+        self._language = language or Language()
         self._recent: deque[StepResult] = deque(maxlen=every)
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)
         self.last_step = 0
@@ -76,4 +81,5 @@ class ProgressMeter:
             samples=self._drawn(done),
             samples_per_second=samples / seconds if seconds > 0 else 0.0,
             eta_seconds=(self._total - done) / rate if rate else None,
+            **self._language.trained(self._recent, rate),
         )

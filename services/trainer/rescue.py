@@ -64,11 +64,15 @@ class Rescue:
         gone = rest.lost | _at_fault(
             group, loss, NotFiniteError
         )  # its state is doubtful, though its process is well
-        way = way_back(policy, rest.applied, gone, len(group.workers), checkpoint, self._snapshots)
+        seats = group.topology.seats
+        # The head among them, though it may be frozen: the steps that it has come to are the run's.
+        learning = [
+            group.topology.number(seat) for seat in (*group.topology.subscribers, group.topology.head)
+        ]
+        way = way_back(policy, rest.applied, gone, len(seats), checkpoint, self._snapshots, learning)
         connected = group.connect()
         group.load(way.step, way.sources)
         self.keep_snapshots()
-        seats = group.topology.seats
         missed = {seats[number].block: steps for number, steps in way.missed.items()}
         return Recovered(
             way.step, sorted({seats[number].block for number in rest.lost}), missed, connected.pids

@@ -26,9 +26,17 @@ _SCALARS = {
     "progress": {
         "loss": "train/loss",
         "accuracy": "train/accuracy",
+        "perplexity": "train/perplexity",
+        "bits_per_byte": "train/bits_per_byte",
         "samples_per_second": "train/samples_per_second",
+        "tokens_per_second": "train/tokens_per_second",
     },
-    "evaluated": {"test_loss": "test/loss", "test_accuracy": "test/accuracy"},
+    "evaluated": {
+        "test_loss": "test/loss",
+        "test_accuracy": "test/accuracy",
+        "test_perplexity": "test/perplexity",
+        "test_bits_per_byte": "test/bits_per_byte",
+    },
 }
 
 

@@ -39,8 +39,10 @@ class TrainerWatch:
                 metrics.state("running")
             case "progress":
                 metrics.progress(event["step"], event["epoch"], event["samples_per_second"])
+                metrics.language(event)
             case "evaluated":
                 metrics.evaluated(event["test_loss"], event["test_accuracy"])
+                metrics.language(event)
             case "alignment":
                 for entry in event["blocks"]:
                     metrics.aligned(entry["block"], entry["angle_degrees"])

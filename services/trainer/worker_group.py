@@ -100,7 +100,7 @@ class WorkerGroup:
     def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode) -> None:
         self._plan, self._run_dir, self._user_code = plan, run_dir, user_code
         specification = plan.specification
-        self.topology = make_topology(specification)
+        self.topology = make_topology(specification, plan.network)
         self.liveness = specification.run.liveness_seconds
         self._placement = Placement(specification, self.topology)
         self.workers = [self._placement.start(number) for number in range(len(self.topology.seats))]

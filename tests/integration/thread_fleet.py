@@ -25,7 +25,7 @@ class ThreadFleet:
     def __init__(self, specification: dict[str, Any], run_dir: Path, security: Security) -> None:
         parsed = parse_specification(specification, "test")
         plan = make_run_plan(parsed)
-        seats = make_topology(parsed).seats
+        seats = make_topology(parsed, plan.network).seats
         self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
         self.workers = [

@@ -7,7 +7,7 @@ rule fails, and so does a wait while the rules would let the block work.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
 from lowdimfa.services.block.instructions import (
@@ -42,6 +42,7 @@ def policy(
     probe_every: int = 0,
     replicas: int = 1,
     rank: int = 0,
+    learns: bool = True,
 ) -> Policy:
     return Policy(
         first,
@@ -52,6 +53,7 @@ def policy(
         probe_every=probe_every,
         replicas=replicas,
         rank=rank,
+        learns=learns,
     )
 
 
@@ -86,10 +88,14 @@ class Node:
         self.updates: list[Compute] = []
         for ticket in tickets:
             last = ticket.microbatch == own[-1]
-            if not self.rules.head:
+            if self.updating:
                 self.updates.append(RunUpdate(ticket, "train"))
                 self.updates += [RunUpdate(ticket, "probe")] * is_probed(self.rules, ticket)
             self.updates += [ApplyStep(ticket.step)] * last
+
+    @property
+    def updating(self) -> bool:
+        return self.rules.learns and not self.rules.head
 
     def of(self, *kinds: type) -> list[Compute]:
         return [item for item in self.finished if isinstance(item, kinds)]
@@ -102,10 +108,9 @@ class Node:
             update = self.updates[len(updated)]
             if isinstance(update, RunUpdate) and (update.ticket, update.kind) in self.errors:
                 return update
-            last_forward = (
-                self.rules.head and forwarded == (applied - self.steps.start + 1) * self.rules.microbatches
-            )
-            if isinstance(update, ApplyStep) and (last_forward or not self.rules.head):
+            share = self.rules.microbatches // self.rules.replicas
+            last_forward = forwarded == (applied - self.steps.start + 1) * share
+            if isinstance(update, ApplyStep) and (last_forward or self.updating):
                 return update
         if self.halt is None and forwarded < len(self.forwards) and self.held_back_by() is None:
             return self.forwards[forwarded]
@@ -113,7 +118,9 @@ class Node:
 
     def at_rest(self) -> bool:
         """Whether a halted block that has nothing to do has done all that it was halted after."""
-        return self.halt is not None and self.halt.through in (None, *self.of(RunUpdate))
+        if self.halt is None or not self.updating:
+            return self.halt is not None
+        return self.halt.through in (None, *self.of(RunUpdate))
 
     def held_back_by(self) -> str | None:
         if self.halt is not None:
@@ -133,7 +140,7 @@ class Node:
 
     def in_flight(self) -> int:
         trained = sum(isinstance(item, RunUpdate) and item.kind == "train" for item in self.finished)
-        return 0 if self.rules.head else len(self.of(RunForward)) - trained
+        return len(self.of(RunForward)) - trained if self.updating else 0
 
     def end_at(self, step: int) -> bool:
         """Shorten the plan as far as a request to end early may; return whether that changed anything."""
@@ -179,6 +186,7 @@ class Simulation:
         seed: int,
         stop_turn: int | None = None,
         replicas: Sequence[int] | None = None,
+        frozen: Container[int] = (),
     ) -> None:
         self.random = random.Random(seed)
         self.stop_turn = stop_turn  # after so many events somebody asks for an early end
@@ -196,6 +204,7 @@ class Simulation:
                 head=block == blocks - 1,
                 replicas=replicas[block] if replicas else 1,
                 rank=rank,
+                learns=block not in frozen,
             )
             self.nodes.append(Node(role, steps))
         self.summed: list[dict[int, int]] = [{} for _ in range(blocks)]  # by step: the end that rank 0 knew
@@ -307,7 +316,7 @@ class Simulation:
         return ranks[ticket.microbatch % len(ranks)]
 
     def publish(self, forward: RunForward) -> None:
-        for block in range(len(self.nodes) - 1):
+        for block in (number for number, node in enumerate(self.nodes) if node.updating):
             self.mail.append((block, ErrorArrived(forward.ticket, "train")))
             if forward.probe:
                 self.mail.append((block, ErrorArrived(forward.ticket, "probe")))

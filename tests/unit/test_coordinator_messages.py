@@ -38,8 +38,18 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "samples": steps,
         "samples_per_second": numbers,
         "eta_seconds": st.none() | numbers,
+        "perplexity": st.none() | numbers,
+        "bits_per_byte": st.none() | numbers,
+        "tokens_per_second": st.none() | numbers,
     },
-    "evaluated": {"step": steps, "test_loss": st.none() | numbers, "test_accuracy": st.none() | numbers},
+    "evaluated": {
+        "step": steps,
+        "test_loss": st.none() | numbers,
+        "test_accuracy": st.none() | numbers,
+        "test_perplexity": st.none() | numbers,
+        "test_bits_per_byte": st.none() | numbers,
+        "test_tokens": st.none() | steps,
+    },
     "alignment": {
         "step": steps,
         "blocks": st.lists(

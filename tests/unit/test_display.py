@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowdimfa.services.cli.display import JsonDisplay, TextDisplay, _joined, _numbers, fitted, wrapped
+from lowdimfa.services.cli.display import JsonDisplay, TextDisplay, wrapped
+from lowdimfa.services.cli.words import fitted, joined, numbers_of
 
 STARTED: dict[str, Any] = {
     "event": "started",
@@ -124,7 +125,7 @@ PROGRESS: dict[str, Any] = {
     ],
 )
 def test_a_narrow_terminal_shows_the_numbers_that_matter_most(width: int, line: str) -> None:
-    assert fitted(_numbers(PROGRESS), width) == line
+    assert fitted(numbers_of(PROGRESS), width) == line
 
 
 class Terminal(io.StringIO):
@@ -150,7 +151,7 @@ def test_no_line_on_a_terminal_is_longer_than_it_or_ends_within_a_word(
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, said)) <= width
     words = file.getvalue().split()
-    words = [word for word in words if word not in set(_joined(_numbers(PROGRESS)).split()) | {"step"}]
+    words = [word for word in words if word not in set(joined(numbers_of(PROGRESS)).split()) | {"step"}]
     assert set(words) <= set(" ".join(said).split())
 
 

@@ -12,15 +12,22 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
 from lowdimfa.services.monitoring.exporter import write_targets
-from lowdimfa.services.monitoring.metrics import BUSY_KINDS, POLICIES, STATES, BlockMetrics, TrainerMetrics
+from lowdimfa.services.monitoring.metrics import (
+    BUSY_KINDS,
+    LANGUAGE,
+    POLICIES,
+    STATES,
+    BlockMetrics,
+    TrainerMetrics,
+)
 from lowdimfa.services.monitoring.metrics_table import METRICS
 from lowdimfa.services.monitoring.timeline import CAUSES
 from tools import metrics_page
 
 SUBSYSTEMS = "block|broadcast|activation|head|trainer|coordinator"
 UNITS = (
-    "steps|samples|seconds|bytes|messages|microbatches|failures|recoveries|epochs|samples_per_second|value|ratio|up|state|jobs|streams|calls|"
-    "degrees"
+    "steps|samples|seconds|bytes|messages|microbatches|failures|recoveries|epochs|samples_per_second|tokens_per_second|"
+    "value|ratio|up|state|jobs|streams|calls|degrees"
 )
 
 
@@ -62,6 +69,7 @@ def used_trainer() -> TrainerMetrics:
     metrics.planned(100)
     metrics.progress(10, 0.5, 1234.5)
     metrics.evaluated(0.6, 0.75)
+    metrics.language(dict.fromkeys(LANGUAGE, 1.5))
     metrics.aligned(0, 60.0)
     metrics.checkpointed(1_700_000_000.0, 1.5)
     metrics.checkpoint_failed()

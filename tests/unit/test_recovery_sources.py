@@ -20,13 +20,15 @@ def snapshot(step: int) -> Snapshot:
     lost=st.sets(st.integers(0, 5)),
     checkpoint=st.none() | st.integers(0, 50),
     kept=st.dictionaries(st.integers(0, 5), st.integers(0, 50)),
+    frozen=st.sets(st.integers(0, 4)),
 )
 def test_with_rejoin_only_the_lost_go_back_and_to_the_newest_state_there_is(
-    applied: list[int], lost: set[int], checkpoint: int | None, kept: dict[int, int]
+    applied: list[int], lost: set[int], checkpoint: int | None, kept: dict[int, int], frozen: set[int]
 ) -> None:
     left = {number: steps for number, steps in enumerate(applied) if number not in lost}
     snapshots = {number: snapshot(step) for number, step in kept.items()}
-    way = way_back("rejoin", left, lost, len(applied), checkpoint, snapshots)
+    learning = set(range(len(applied))) - frozen or {0}
+    way = way_back("rejoin", left, lost, len(applied), checkpoint, snapshots, learning)
     has = []
     for number, source in enumerate(way.sources):
         if number in left:
@@ -37,8 +39,12 @@ def test_with_rejoin_only_the_lost_go_back_and_to_the_newest_state_there_is(
             assert source == snapshots.get(number) or source == Checkpointed(checkpoint)
             assert (source.step if isinstance(source, Snapshot | Checkpointed) else None) in (newest, None)
             has.append(newest)
-    assert way.step == max(has)
-    assert way.missed == {number: way.step - steps for number, steps in enumerate(has) if steps < way.step}
+    assert way.step == max(steps for number, steps in enumerate(has) if number in learning)
+    assert way.missed == {
+        number: way.step - steps
+        for number, steps in enumerate(has)
+        if number in learning and steps < way.step
+    }
 
 
 @given(st.none() | st.integers(0, 50), st.integers(1, 6))

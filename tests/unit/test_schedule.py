@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Container
 
 import pytest
 from hypothesis import given
@@ -30,13 +31,13 @@ from lowdimfa.services.block.schedule import Schedule
 from lowdimfa.tickets import Ticket
 
 
-def check(blocks: int, rules: Policy, steps: range, seed: int) -> None:
-    simulation = Simulation(blocks, rules, steps, seed)
+def check(blocks: int, rules: Policy, steps: range, seed: int, frozen: Container[int] = ()) -> None:
+    simulation = Simulation(blocks, rules, steps, seed, frozen=frozen)
     simulation.run()
     for node in simulation.nodes:
         assert node.of(RunForward) == node.forwards
         assert node.of(RunUpdate, ApplyStep) == node.updates
-        if rules.staleness == 0:
+        if rules.staleness == 0 or not node.rules.learns:
             sequential: list[Compute] = []
             for t in steps:
                 sequential += [x for x in node.forwards if isinstance(x, RunForward) and x.ticket.step == t]
@@ -64,11 +65,12 @@ def test_every_small_combination_completes_by_the_rules(blocks: int, staleness: 
     first_step=st.integers(0, 7),
     steps=st.integers(0, 5),
     seed=st.integers(0, 2**32),
+    frozen=st.sets(st.integers(0, 4)),
 )
 def test_any_interleaving_completes_by_the_rules(
-    blocks: int, rules: Policy, first_step: int, steps: int, seed: int
+    blocks: int, rules: Policy, first_step: int, steps: int, seed: int, frozen: set[int]
 ) -> None:
-    check(blocks, rules, range(first_step, first_step + steps), seed)
+    check(blocks, rules, range(first_step, first_step + steps), seed, frozen)
 
 
 def drive(schedule: Schedule, *events: Event) -> list[Instruction]:
@@ -123,6 +125,17 @@ def test_updates_and_steps_come_before_forwards() -> None:
     assert schedule.handle(Finished(ApplyStep(0))) == [RunForward(Ticket(2, 0), False)]
 
 
+def test_a_block_with_nothing_to_learn_waits_for_no_error() -> None:
+    schedule = Schedule(policy(first=True, m=1, w=1, probe_every=1, learns=False), 0, 2)
+    answer = schedule.start()
+    for step in range(2):
+        ticket = Ticket(step, 0)
+        assert answer == [RunForward(ticket, True)]
+        assert schedule.handle(Finished(RunForward(ticket, True))) == [Send(ticket), ApplyStep(step)]
+        answer = schedule.handle(Finished(ApplyStep(step)))
+    assert answer == [Done()]
+
+
 @pytest.mark.parametrize(
     ("rules", "before", "event", "step"),
     [
@@ -136,6 +149,7 @@ def test_updates_and_steps_come_before_forwards() -> None:
         (policy(first=True), [FORWARDED], ErrorArrived(Ticket(7, 0), "train"), 7),
         (policy(first=True), [FORWARDED], ErrorArrived(ZERO, "probe"), 0),
         (policy(first=True, head=True), [FORWARDED], ErrorArrived(ZERO, "train"), 0),
+        (policy(first=True, m=2, learns=False), [FORWARDED], ErrorArrived(ZERO, "train"), 0),
         (policy(), [], FORWARDED, 0),
         (policy(first=True), [FORWARDED], FORWARDED, 0),
         (policy(first=True), [], Finished(ApplyStep(1)), 1),

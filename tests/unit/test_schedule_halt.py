@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Container
 
 import pytest
 from hypothesis import given
@@ -42,8 +43,9 @@ class Loss(Simulation):
         lost: int,
         turn: int,
         stop_turn: int | None = None,
+        frozen: Container[int] = (),
     ) -> None:
-        super().__init__(blocks, rules, steps, seed, stop_turn)
+        super().__init__(blocks, rules, steps, seed, stop_turn, frozen=frozen)
         self.head = self.nodes[-1]
         self.lost, self.turn = self.nodes[lost], turn
         self.head_told = self.others_told = False
@@ -93,12 +95,16 @@ class Loss(Simulation):
 def check(loss: Loss) -> int:
     """Run a simulation, hold it to what a halt promises, and return the step that most is applied of."""
     loss.run()
-    applied = [loss.nodes[index].schedule.applied_steps for index in loss.left]
+    learning = [index for index in loss.left if loss.nodes[index].rules.learns]
+    applied = [loss.nodes[index].schedule.applied_steps for index in learning] or [0]
     if loss.head.dead:
         assert max(applied) - min(applied) <= loss.head.rules.staleness + 1
     else:
         assert set(applied) == {loss.head.schedule.applied_steps}
-        assert loss.lost.schedule.applied_steps <= applied[0]  # so it lacks steps, and has none too many
+        if loss.lost.rules.learns:
+            assert loss.lost.schedule.applied_steps <= applied[0]  # so it lacks steps, and has none too many
+        for index in set(loss.left) - set(learning):
+            assert loss.nodes[index].schedule.applied_steps >= applied[0]
     return max(applied)
 
 
@@ -120,7 +126,9 @@ def test_a_block_that_is_not_the_head_dies_and_all_others_have_the_heads_steps(
     data: st.DataObject, blocks: int, rules: Policy, first_step: int, steps: int, seed: int, turn: int
 ) -> None:
     lost = data.draw(st.integers(0, blocks - 2))
-    check(Loss(blocks, rules, range(first_step, first_step + steps), seed, lost=lost, turn=turn))
+    frozen = data.draw(st.sets(st.integers(0, blocks - 2)))
+    course = range(first_step, first_step + steps)
+    check(Loss(blocks, rules, course, seed, lost=lost, turn=turn, frozen=frozen))
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Container
 
 import pytest
 from hypothesis import given
@@ -26,9 +27,16 @@ from lowdimfa.services.block.schedule import Schedule
 from lowdimfa.tickets import Ticket
 
 
-def check(replicas: list[int], rules: Policy, steps: range, seed: int, stop_turn: int | None = None) -> int:
+def check(
+    replicas: list[int],
+    rules: Policy,
+    steps: range,
+    seed: int,
+    stop_turn: int | None = None,
+    frozen: Container[int] = (),
+) -> int:
     """Run a simulation; return the step that all workers reached."""
-    simulation = Simulation(len(replicas), rules, steps, seed, stop_turn, replicas)
+    simulation = Simulation(len(replicas), rules, steps, seed, stop_turn, replicas, frozen)
     simulation.run()
     (reached,) = {node.schedule.last_step for node in simulation.nodes}
     whole = [Ticket(t, j) for t in range(steps.start, reached) for j in range(rules.microbatches)]
@@ -75,11 +83,12 @@ def test_any_interleaving_completes_by_the_rules(
     steps=st.integers(0, 6),
     seed=st.integers(0, 2**32),
     turn=st.integers(0, 200),
+    frozen=st.sets(st.integers(0, 3)),
 )
 def test_any_interleaving_with_an_early_end_ends_all_replicas_at_one_step(
-    shape: tuple[list[int], Policy], first_step: int, steps: int, seed: int, turn: int
+    shape: tuple[list[int], Policy], first_step: int, steps: int, seed: int, turn: int, frozen: set[int]
 ) -> None:
-    reached = check(*shape, range(first_step, first_step + steps), seed, turn)
+    reached = check(*shape, range(first_step, first_step + steps), seed, turn, frozen)
     assert first_step + min(steps, 1) <= reached <= first_step + steps
 
 

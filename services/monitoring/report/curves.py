@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -12,29 +14,47 @@ from lowdimfa.services.monitoring.report.recoveries import mark_recoveries
 from lowdimfa.services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
 
 
+class _Curve(NamedTuple):
+    key: str
+    title: str
+    label: str
+
+
+_CURVES = (
+    _Curve("loss", "Loss", "loss per sample"),
+    _Curve("perplexity", "Perplexity", "perplexity per token"),
+    _Curve("accuracy", "Accuracy", "share of samples"),
+)
+
+
 def draw_curves(record: Record) -> Picture | None:
-    """Draw loss, accuracy and throughput over the steps; return nothing where no progress was recorded."""
+    """Draw loss, perplexity, accuracy and throughput over the steps; return nothing where no progress was recorded."""
     steps, loss = record.series("progress", "loss")
     if not len(steps):
         return None
-    with_accuracy = len(record.series("progress", "accuracy")[0]) > 0
+    drawn = [one for one in _CURVES if len(record.series("progress", one.key)[0])]
     figure = new_figure(5.6)
-    grid = figure.add_gridspec(2, 2, height_ratios=[3, 1])
-    loss_axes = figure.add_subplot(grid[0, 0] if with_accuracy else grid[0, :])
-    _learning(loss_axes, record, "loss", "test_loss")
-    quiet(loss_axes, "Loss", "step", "loss per sample")
-    if with_accuracy:
-        axes = figure.add_subplot(grid[0, 1])
-        _learning(axes, record, "accuracy", "test_accuracy")
-        quiet(axes, "Accuracy", "step", "share of samples")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    loss_axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
+    grid = figure.add_gridspec(2, len(drawn), height_ratios=[3, 1])
+    for place, curve in enumerate(drawn):
+        axes = figure.add_subplot(grid[0, place])
+        _learning(axes, record, curve.key, f"test_{curve.key}")
+        quiet(axes, curve.title, "step", curve.label)
+        if curve.key == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if curve.key == "perplexity":
+            axes.set_yscale("log")
+        if place == 0:
+            axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
 
     axes = figure.add_subplot(grid[1, :])
-    axes.plot(*record.series("progress", "samples_per_second"), color=GREEN, linewidth=1.2)
+    tokens = record.series("progress", "tokens_per_second")
+    speed, unit = (
+        (tokens, "tokens") if len(tokens[0]) else (record.series("progress", "samples_per_second"), "samples")
+    )
+    axes.plot(*speed, color=GREEN, linewidth=1.2)
     axes.set_ylim(bottom=0)
     mark_recoveries(axes, record)
-    quiet(axes, "Throughput", "step", "samples / s")
+    quiet(axes, "Throughput", "step", f"{unit} / s")
     return Picture(figure, _caption(record, smooth(loss)))
 
 
@@ -62,6 +82,10 @@ def _caption(record: Record, loss: NDArray[np.float64]) -> str:
     caption += (
         f"; the last evaluation, after step {evaluated['step']}, gave a loss of {evaluated['test_loss']:.3g}"
     )
+    if evaluated.get("test_perplexity") is not None:
+        caption += f", a perplexity of {evaluated['test_perplexity']:,.2f}"
+    if evaluated.get("test_bits_per_byte") is not None:
+        caption += f", {evaluated['test_bits_per_byte']:.3f} bits per byte"
     if evaluated.get("test_accuracy") is not None:
         caption += f" and an accuracy of {evaluated['test_accuracy']:.2%}"
     return f"{caption}."

@@ -156,6 +156,9 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
         "samples_per_second": latest["progress"].get("samples_per_second"),
         "test_loss": latest["evaluated"].get("test_loss"),
         "test_accuracy": latest["evaluated"].get("test_accuracy"),
+        "test_perplexity": latest["evaluated"].get("test_perplexity"),
+        "test_bits_per_byte": latest["evaluated"].get("test_bits_per_byte"),
+        "tokens_per_second": latest["progress"].get("tokens_per_second"),
         **end,
     }
     planned = record.steps_planned
@@ -164,8 +167,11 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
     texts = [
         ("Test accuracy", "test_accuracy", ".2%", ""),
         ("Test loss", "test_loss", ".4f", ""),
+        ("Test perplexity", "test_perplexity", ",.2f", ""),
+        ("Test bits per byte", "test_bits_per_byte", ".4f", ""),
         ("Steps", "steps", ",d", of),
         ("Samples per second", "samples_per_second", ",.0f", ""),
+        ("Tokens per second", "tokens_per_second", ",.0f", ""),
         ("Seconds of training", "seconds", ",.1f", ""),
         ("Seconds since the start", "since", ",.1f", ""),
         ("Blocks", "blocks", "d", ""),

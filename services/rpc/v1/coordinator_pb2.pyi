@@ -214,7 +214,7 @@ class Pids(_message.Message):
     def __init__(self, trainer: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("step", "steps", "epoch", "loss", "accuracy", "samples", "samples_per_second", "eta_seconds")
+    __slots__ = ("step", "steps", "epoch", "loss", "accuracy", "samples", "samples_per_second", "eta_seconds", "perplexity", "bits_per_byte", "tokens_per_second")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,9 @@ class Progress(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     step: int
     steps: int
     epoch: int
@@ -231,17 +234,26 @@ class Progress(_message.Message):
     samples: int
     samples_per_second: float
     eta_seconds: float
-    def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., epoch: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+    perplexity: float
+    bits_per_byte: float
+    tokens_per_second: float
+    def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., epoch: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., perplexity: _Optional[float] = ..., bits_per_byte: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class Evaluated(_message.Message):
-    __slots__ = ("step", "test_loss", "test_accuracy")
+    __slots__ = ("step", "test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte", "test_tokens")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TEST_LOSS_FIELD_NUMBER: _ClassVar[int]
     TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    TEST_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    TEST_BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    TEST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     step: int
     test_loss: float
     test_accuracy: float
-    def __init__(self, step: _Optional[int] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ...) -> None: ...
+    test_perplexity: float
+    test_bits_per_byte: float
+    test_tokens: int
+    def __init__(self, step: _Optional[int] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ...) -> None: ...
 
 class Alignment(_message.Message):
     __slots__ = ("step", "blocks", "explained_error_energy")
@@ -329,7 +341,7 @@ class Recovered(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., missed: _Optional[_Mapping[int, int]] = ..., seconds: _Optional[float] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters")
+    __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters", "test_perplexity", "test_bits_per_byte", "test_tokens")
     RUN_DIR_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -342,6 +354,9 @@ class Finished(_message.Message):
     BROADCAST_PAYLOAD_BYTES_PER_SAMPLE_FIELD_NUMBER: _ClassVar[int]
     BROADCAST_WIRE_BYTES_PER_SAMPLE_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    TEST_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    TEST_BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    TEST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     run_dir: str
     steps: int
     samples: int
@@ -354,7 +369,10 @@ class Finished(_message.Message):
     broadcast_payload_bytes_per_sample: float
     broadcast_wire_bytes_per_sample: float
     parameters: int
-    def __init__(self, run_dir: _Optional[str] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seconds: _Optional[float] = ..., samples_per_second: _Optional[float] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., blocks: _Optional[int] = ..., error_dim: _Optional[int] = ..., broadcast_payload_bytes_per_sample: _Optional[float] = ..., broadcast_wire_bytes_per_sample: _Optional[float] = ..., parameters: _Optional[int] = ...) -> None: ...
+    test_perplexity: float
+    test_bits_per_byte: float
+    test_tokens: int
+    def __init__(self, run_dir: _Optional[str] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seconds: _Optional[float] = ..., samples_per_second: _Optional[float] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., blocks: _Optional[int] = ..., error_dim: _Optional[int] = ..., broadcast_payload_bytes_per_sample: _Optional[float] = ..., broadcast_wire_bytes_per_sample: _Optional[float] = ..., parameters: _Optional[int] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("code", "message", "exit_code", "block", "step", "setting")

@@ -1,0 +1,169 @@
+"""Frozen parameters keep their bits, the rest learns as in plain torch; a run without anything to learn is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowdimfa.alignment import measure_alignment
+from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.errors import InputError
+from lowdimfa.network import DecoupledNetwork, decouple
+from lowdimfa.services.run.weights import freeze
+from lowdimfa.tickets import Ticket
+
+STEPS, BATCH, CLASSES = 6, 16, 5
+BLOCKS = ["3", "6", "9"]
+BODY = ["0.*", "1.*", "3.*", "4.*", "6.*", "7.*"]
+
+
+def network_of(*patterns: str) -> nn.Sequential:
+    """Return three blocks with batch norm, and a head, with some of it frozen."""
+    torch.manual_seed(1)
+    layers: list[nn.Module] = []
+    for width in (6, 12, 12):
+        layers += [nn.Linear(width, 12), nn.BatchNorm1d(12), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(12, CLASSES))
+    freeze(model, patterns)
+    return model
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(BATCH, 6, generator=generator), torch.randint(CLASSES, (BATCH,), generator=generator))
+        for _ in range(STEPS)
+    ]
+
+
+UPDATE = UpdateConfig(FactoryConfig("torch.optim.AdamW", {"lr": 0.01, "weight_decay": 0.1}), grad_clip=None)
+
+
+def cut(model: nn.Module, **feedback: Any) -> DecoupledNetwork:
+    training = TrainingConfig(total_steps=STEPS, update=UPDATE)
+    return decouple(
+        model,
+        batches()[0][0][:2],
+        blocks=BLOCKS,
+        total_steps=STEPS,
+        feedback=FeedbackConfig(**feedback),
+        training=training,
+    )
+
+
+def trained(network: DecoupledNetwork) -> dict[str, Tensor]:
+    for step, batch in enumerate(batches()):
+        network.train_step(step, [batch])
+    return network.state_dict()
+
+
+def plainly_trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model that plain torch has trained."""
+    optimizer = torch.optim.AdamW(
+        [value for value in model.parameters() if value.requires_grad],
+        fused=True,
+        **dict(UPDATE.optimizer.args),
+    )
+    model.train()
+    for inputs, targets in batches():
+        optimizer.zero_grad()
+        torch.autograd.backward(functional.cross_entropy(model(inputs), targets))
+        optimizer.step()
+    return model.state_dict()
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+@pytest.mark.parametrize("patterns", [["0.*"], ["3.*", "4.*"], ["1.weight", "6.*", "9.bias"], BODY])
+def test_exact_gradients_are_those_of_plain_torch(patterns: list[str]) -> None:
+    network = cut(network_of(*patterns), form="backprop")
+    assert_same(trained(network), plainly_trained(network_of(*patterns)))
+
+
+@pytest.mark.parametrize("q_rule", ["hebbian", "probed", "readout", "fixed"])
+def test_a_head_on_a_frozen_body_is_plain_torch_whatever_the_rule(q_rule: str) -> None:
+    network = cut(network_of(*BODY), q_rule=q_rule, probe_every=2)
+    assert_same(trained(network), plainly_trained(network_of(*BODY)))
+    assert not any(block.sites or block._kept for block in network.blocks)
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+@pytest.mark.parametrize("q_rule", ["hebbian", "probed", "readout"])
+@pytest.mark.parametrize("patterns", [["0.*", "1.*"], ["3.*", "4.*"], ["1.weight", "6.*"], ["9.*"]])
+def test_the_rest_learns_and_what_is_frozen_keeps_its_bits(
+    patterns: list[str], q_rule: str, every_layer: bool
+) -> None:
+    model = network_of(*patterns)
+    before = deepcopy(model.state_dict())
+    learning = {name for name, value in model.named_parameters() if value.requires_grad}
+    network = cut(model, q_rule=q_rule, probe_every=2, every_layer=every_layer)
+    after = trained(network)
+    for name, _ in model.named_parameters():
+        assert torch.equal(after[name], before[name]) == (name not in learning), name
+    assert int(after["4.num_batches_tracked"]) == STEPS
+    for stage in network.stages:
+        own = {name for name, _ in stage.module.named_plain_parameters()}
+        updated = {name for name in stage.updater.parameters if not name.endswith(".Q")}
+        assert updated == own & learning
+        assert bool(stage.sites) == bool(own & learning) or stage is network.head
+        assert not [name for name in stage.state().tensors if "feedback" in name and not stage.sites]
+
+
+def test_a_partly_frozen_block_learns_what_it_would_learn_whole() -> None:
+    whole, part = cut(network_of(), q_rule="fixed"), cut(network_of("0.weight"), q_rule="fixed")
+    for network in (whole, part):
+        network.form.run(*batches()[0], Ticket(0, 0))
+    gradients = [dict(network.blocks[0].module.named_plain_parameters()) for network in (whole, part)]
+    assert gradients[1]["0.weight"].grad is None
+    for name in ("0.bias", "1.weight", "1.bias"):
+        assert gradients[0][name].grad is not None
+        assert torch.equal(gradients[0][name].grad, gradients[1][name].grad)  # type: ignore[arg-type]
+
+
+def test_greedy_local_losses_pass_frozen_blocks_by() -> None:
+    model = network_of("3.*", "4.*")
+    before = deepcopy(model.state_dict())
+    after = trained(cut(model, form="local"))
+    changed = {name for name, _ in model.named_parameters() if not torch.equal(after[name], before[name])}
+    assert changed == {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("form", "patterns"), [("broadcast", ["*"]), ("backprop", ["*"]), ("local", ["*"]), ("frozen", ["9.*"])]
+)
+def test_a_network_with_nothing_to_learn_is_refused(form: str, patterns: list[str]) -> None:
+    with pytest.raises(InputError, match="no parameter requires a gradient"):
+        cut(network_of(*patterns), form=form)
+
+
+def test_only_blocks_that_learn_have_an_alignment() -> None:
+    network = cut(network_of("3.*", "4.*"))
+    found = measure_alignment(network.blocks, network.head, *batches()[0]).blocks
+    assert [entry.block for entry in found] == [0, 2]
+
+
+@pytest.mark.parametrize("make", [lambda: network_of(), lambda: nn.Sequential(nn.LazyLinear(3), nn.ReLU())])
+def test_a_pattern_that_fits_nothing_is_refused(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(
+        InputError, match=r"model\.frozen: found the pattern 'body\.\*'.* such as '0\.weight'"
+    ):
+        freeze(make(), ["0.*", "body.*"])
+
+
+def test_lazy_and_tied_layers_freeze_by_any_of_their_names() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3))
+    freeze(lazy, ["0.weight"])
+    lazy(torch.zeros(2, 5))
+    assert [value.requires_grad for value in lazy.parameters()] == [False, True, True, True]
+    shared = nn.Linear(3, 3)
+    freeze(nn.Sequential(shared, nn.ReLU(), shared), ["2.weight"])
+    assert not shared.weight.requires_grad and shared.bias.requires_grad
