@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Ports(NamedTuple):
     """
 
     arrives: tuple[str, ...] = (ONE,)
-    leaves: Types = {}
+    leaves: Mapping[str, TensorType] = MappingProxyType({})
     side: tuple[str, ...] = ()
     tapped: tuple[str, ...] = (ONE,)
 

@@ -121,7 +121,7 @@ class NetworkPlan:
 
 def _shapes(types: Types) -> list[int] | dict[str, list[int]]:
     shapes = {name: list(kind.shape) for name, kind in types.items()}
-    return shapes[ONE] if ONE in shapes else shapes
+    return shapes.get(ONE, shapes)
 
 
 @dataclass(frozen=True)
