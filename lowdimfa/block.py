@@ -74,7 +74,8 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            self._refuse_changed(outputs[-1])
+            if self.ports.leaves or not isinstance(outputs[-1], Tensor):
+                self._refuse_changed(outputs[-1])
             self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
@@ -89,7 +90,8 @@ class Block(Stage):
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         output, _ = opened(super().evaluate(inputs, batch))
-        self._refuse_changed(output)
+        if self.ports.leaves or not isinstance(output, Tensor):
+            self._refuse_changed(output)
         return onward(inputs, self._leaving(output))
 
     def _leaving(self, output: Value) -> Value:
@@ -99,8 +101,6 @@ class Block(Stage):
 
     def _refuse_changed(self, output: Value) -> None:
         """Refuse another set than the one that the next block expects."""
-        if isinstance(output, Tensor) and not self.ports.leaves:
-            return
         found = types_of(output, leading=1)
         for name in {**self.ports.leaves, **found}:
             kinds = self.ports.leaves.get(name), found.get(name)
