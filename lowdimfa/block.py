@@ -26,7 +26,6 @@ from lowdimfa.values import (
     Activation,
     Ports,
     TensorType,
-    Types,
     Value,
     mapped,
     named,
@@ -80,12 +79,13 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
+            if self.ports.leaves or not isinstance(outputs[-1], Tensor):
+                self._refuse_changed(outputs[-1])
             if self.learns:
                 self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
-            if (tapped := named(detached).get(name)) is not None:
-                self.check_finite(tapped, f"the output{name and f' {name!r}'}", ticket.step)
+            self.check_finite(named(detached)[name], f"the output{name and f' {name!r}'}", ticket.step)
         return onward(inputs, self._leaving(detached))
 
     def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
@@ -100,25 +100,28 @@ class Block(Stage):
 
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
-        return onward(inputs, self._leaving(opened(super().evaluate(inputs, batch))[0]))
+        output, _ = opened(super().evaluate(inputs, batch))
+        if self.ports.leaves or not isinstance(output, Tensor):
+            self._refuse_changed(output)
+        return onward(inputs, self._leaving(output))
 
     def _leaving(self, output: Value) -> Value:
         if self._coarse_between:
             output = mapped(output, lambda each: each.bfloat16() if each.dtype == torch.float32 else each)
-        if self.ports.leaves or not isinstance(output, Tensor):
-            self._refuse_changed(types_of(output, leading=1))
         return output
 
-    def _refuse_changed(self, found: Types) -> None:
+    def _refuse_changed(self, output: Value) -> None:
         """Refuse another set than the one that the next block expects."""
+        found = types_of(output, leading=1)
         for name in {**self.ports.leaves, **found}:
             kinds = self.ports.leaves.get(name), found.get(name)
             if self._coarse_between:  # which the plan of a run tells, but not that of `decouple`
                 kinds = _fine(kinds[0]), _fine(kinds[1])
             if kinds[0] != kinds[1]:
+                where = f"{repr(name) if name else 'the output'} of block {self.index} ({self.boundary})"
                 raise InputError(
                     "model.factory",
-                    f"{kinds[1] or 'nothing'} as {name or 'the output'!r} of block {self.index} ({self.boundary})",
+                    f"{kinds[1] or 'nothing'} as {where}",
                     f"{kinds[0] or 'nothing'}, as when the network was cut",
                     "What goes from block to block keeps its names, shapes and types.",
                 )

@@ -190,8 +190,12 @@ def tap_of(plan: BlockPlan, feedback: FeedbackConfig, shape: ErrorShape) -> Tap 
 
 def features_of(tap: Tap | SetTap, plan: BlockPlan) -> int:
     """Return the number of features of the tap of a block."""
-    taps = tap.taps.values() if isinstance(tap, SetTap) else [(tap, plan.output_shape)]
-    return sum(operator.index(each.features(shape)) for each, shape in taps)
+    return sum(operator.index(each.features(shape)) for each, shape in _single(tap, plan))
+
+
+def _single(tap: Tap | SetTap, plan: BlockPlan) -> list[tuple[Tap, tuple[int, ...]]]:
+    """Return each tap of a block with the shape of what it is for."""
+    return list(tap.taps.values()) if isinstance(tap, SetTap) else [(tap, plan.output_shape)]
 
 
 def build_block(
@@ -275,10 +279,11 @@ def _site(
     """Return where the error enters a block, or a part of one, with freshly drawn feedback weights."""
     tap, boundary = tap_of(plan, feedback, shape), plan.layers[-1].name
     shapes = [plan.outputs[name].shape for name in plan.tapped]
-    kind = type(next(iter(tap.taps.values()))[0]) if isinstance(tap, SetTap) else type(tap)
-    with TAPS.trying(kind, f"on outputs of shape {', '.join(map(str, shapes))} per sample"):
+    with TAPS.trying(
+        type(_single(tap, plan)[0][0]), f"on outputs of shape {', '.join(map(str, shapes))} per sample"
+    ):
         features = features_of(tap, plan)
-        keeps_places = not isinstance(tap, SetTap) and tap.keeps_places(plan.output_shape)
+        keeps_places = any(each.keeps_places(shape) for each, shape in _single(tap, plan))
     identity = starts_as_identity(plan, tap, feedback, shape)
     own = at_site(feedback, identity)
     rule = make_q_rule(features, shape, own, training, derive_seed(training.seed, "Q", boundary))

@@ -99,7 +99,9 @@ def _named_set(takes: Takes, output: object, others: Mapping[str, Tensor]) -> di
     found = _needed(takes, together)
     for name, part in found.items():
         if not isinstance(part, Tensor):
-            raise _not_named(takes, f"a {type(output).__name__} with a {type(part).__name__} as {name!r}")
+            raise _not_named(
+                takes, f"a {type(output).__name__} whose {name!r} is of type {type(part).__name__}"
+            )
     if not found:
         names = ", ".join(map(repr, together)) or "nothing"
         raise _not_named(takes, f"a {type(output).__name__} of {names}, of which later layers take nothing")

@@ -157,6 +157,11 @@ def some_tensor(activation: Activation) -> Tensor:
     return next(iter((*tensors_of(value), *side.values())))
 
 
+def travelling(activation: Activation) -> tuple[Tensor, ...]:
+    """Return what goes to the next block, which reads for itself what went beside."""
+    return tensors_of(opened(activation)[0])
+
+
 def types_of(value: Inputs, leading: int = 0) -> Types:
     """Return shapes, without so many leading dimensions, and types."""
     return {

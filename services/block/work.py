@@ -23,7 +23,7 @@ from lowdimfa.services.stream.broadcast import ErrorVector
 from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Inputs, opened, put_together, some_tensor, tensors_of, with_side
+from lowdimfa.values import Activation, Inputs, put_together, some_tensor, travelling, with_side
 
 
 class _Drawn(NamedTuple):
@@ -128,8 +128,8 @@ class Work:
             self._broadcasts[ticket] = computed, len(errors)
             self._measured.append(computed)
         else:
-            output = _leaving(self._block.forward(clean, ticket))
-            noisy = _leaving(self._block.probe(perturbed, ticket)) if probe else ()
+            output = travelling(self._block.forward(clean, ticket))
+            noisy = travelling(self._block.probe(perturbed, ticket)) if probe else ()
             self._outputs[ticket] = self._copies.to_next_block(*output, *noisy, checks=self._take_checks())
         if activation is not None:
             self._neighbours.release(activation)
@@ -191,7 +191,7 @@ class Work:
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             self.stage.evaluate_outputs(inputs, targets, totals, index)
         else:
-            output = self._copies.to_next_block(*_leaving(self.stage.evaluate(inputs, index)))
+            output = self._copies.to_next_block(*travelling(self.stage.evaluate(inputs, index)))
             self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)
@@ -274,8 +274,3 @@ class Work:
 def _present(drawn: Tensor | None) -> Tensor:
     assert drawn is not None, "the head draws targets"
     return drawn
-
-
-def _leaving(activation: Activation) -> tuple[Tensor, ...]:
-    """Return what travels: what went beside it the next block reads itself."""
-    return tensors_of(opened(activation)[0])

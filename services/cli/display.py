@@ -221,7 +221,7 @@ def _plan_row(block: dict[str, Any], columns: int, head: bool) -> tuple[str, ...
         str(block["index"]),
         layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}",
         f"{block['parameters']:,}",
-        *("×".join(map(str, block[key])) or "1" for key in ("input_shape", "output_shape")),
+        *(_shape(block[key]) for key in ("input_shape", "output_shape")),
         f"{100 * block['cost_share']:.0f} %",
         block["tap"] or "-",
         _feedback(block, columns) if block["tap"] else without,
@@ -237,6 +237,13 @@ _SOURCES = {
     "head_input": "numbers at the head's input",
     "hidden": "numbers at the output layer's input",
 }
+
+
+def _shape(shape: list[int] | dict[str, list[int]]) -> str:
+    """Return a shape, or those of a set by name; what comes from the data by name has none here."""
+    if isinstance(shape, dict):
+        return ", ".join(f"{name} {_shape(own)}" for name, own in shape.items()) or "data"
+    return "×".join(map(str, shape)) or "1"
 
 
 def _counted(number: int, one: str, more: str) -> str:

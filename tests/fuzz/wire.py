@@ -22,6 +22,7 @@ from lowdimfa.services.stream.frames import HEADER_AT, Message, pack, run_finger
 from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import TensorType
 from tests.fuzz.guard import Finding
 from tests.fuzz.mutate import change_bytes, change_list, change_message, cut, join
 
@@ -34,8 +35,8 @@ MINE = Hello(
     RUN,
     1,
     "block",
-    SampleType("float32", (2, 3)),
-    SampleType("float32", (4,)),
+    (SampleType("float32", (2, 3)),),
+    (SampleType("float32", (4,)),),
     ERROR_DIM,
     "d1",
 )
@@ -109,8 +110,8 @@ def decode_activations(data: bytes) -> None:
         if taken and len(taken) % 2:
             receiver.release(taken[-1])
     for sequence, activation in enumerate(taken):
-        shapes = {(tensor.dtype, tuple(tensor.shape[1:])) for tensor in activation.tensors}
-        if activation.sequence != sequence or shapes != {(LIMIT.dtype, LIMIT.shape)}:
+        shapes = {TensorType(tuple(tensor.shape[1:]), tensor.dtype) for tensor in activation.tensors}
+        if activation.sequence != sequence or shapes != {*LIMIT.types}:
             raise Finding(f"activation {sequence} was delivered as {activation.sequence}, {shapes}")
     if asked is not None and not taken:
         raise asked
@@ -193,12 +194,12 @@ def decode_handshake(data: bytes) -> None:
 
 def handshake_seeds() -> Iterator[bytes]:
     """Yield descriptions of both neighbours and of the head, that fit and that don't."""
-    sample = SampleType("float32", (2, 3))
+    sample = (SampleType("float32", (2, 3)), SampleType("int64", (3,), "ids"))
     for block, role in ((0, "block"), (2, "block"), (3, "head")):
         for software in ("1.0.0", "2.0.0"):
             theirs = Hello(software, "2.6", RUN, block, role, MINE.output, MINE.input, ERROR_DIM, "d1")  # type: ignore[arg-type]
             yield handshake_pb2.HelloRequest(caller=handshake._to_message(theirs)).SerializeToString()
-    theirs = Hello("1.0.0", "2.6", RUN, 0, "block", sample, SampleType("float64", ()), ERROR_DIM)
+    theirs = Hello("1.0.0", "2.6", RUN, 0, "block", sample, (SampleType("float64", ()),), ERROR_DIM)
     yield handshake_pb2.HelloRequest(caller=handshake._to_message(theirs)).SerializeToString()
 
 

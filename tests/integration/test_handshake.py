@@ -21,8 +21,8 @@ UPSTREAM = Hello(
     run="run-7",
     block=0,
     role="block",
-    input=SampleType("uint8", (28, 28)),
-    output=SampleType("float32", (32, 14, 14)),
+    input=(SampleType("uint8", (28, 28)),),
+    output=(SampleType("float32", (32, 14, 14)),),
     error_dim=10,
     data="abc",
 )
@@ -31,7 +31,7 @@ DOWNSTREAM = replace(
     block=1,
     role="head",
     input=UPSTREAM.output,
-    output=SampleType("float32", (10,)),
+    output=(SampleType("float32", (10,)),),
     software="0.2.0",
 )
 
@@ -60,8 +60,13 @@ def test_neighbours_that_fit_learn_of_each_other() -> None:
         ({"software": "1.0.0"}, ("0", "1")),
         ({"error_dim": 9}, ("10", "9")),
         ({"data": "abd"}, ("abc", "abd")),
-        ({"input": SampleType("float32", (7, 7))}, ("[32, 14, 14]", "[7, 7]")),
-        ({"input": SampleType("bfloat16", (32, 14, 14))}, ("float32", "bfloat16")),
+        ({"input": (SampleType("float32", (7, 7)),)}, ("[32, 14, 14]", "[7, 7]")),
+        ({"input": (SampleType("bfloat16", (32, 14, 14)),)}, ("float32", "bfloat16")),
+        ({"input": (SampleType("float32", (32, 14, 14), "x"),)}, ("0 has float32", "1 has 'x': float32")),
+        (
+            {"input": (SampleType("float32", (32, 14, 14)), SampleType("int64", (3,), "ids"))},
+            ("has float32 of shape [32, 14, 14],", "[32, 14, 14], 'ids': int64 of shape [3]"),
+        ),
     ],
 )
 def test_differences_name_both_blocks_and_values(change: dict[str, Any], values: tuple[str, str]) -> None:
@@ -77,7 +82,7 @@ def test_differences_name_both_blocks_and_values(change: dict[str, Any], values:
 def test_only_neighbours_compare_activations_and_only_readers_compare_data() -> None:
     security = Security.loopback()
     with block(replace(DOWNSTREAM, block=3, data=""), security) as (address, _):
-        greet(address, security, replace(UPSTREAM, output=SampleType("float32", (1,))), LIVENESS)
+        greet(address, security, replace(UPSTREAM, output=(SampleType("float32", (1,)),)), LIVENESS)
 
 
 def test_greeting_waits_for_a_server_that_starts_later() -> None:

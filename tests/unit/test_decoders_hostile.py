@@ -100,7 +100,14 @@ def test_a_shape_of_a_million_sizes_makes_no_long_message() -> None:
 @given(st.text(max_size=20) | st.just("x" * 10**6), shapes | st.just([7] * 10**5))
 def test_a_stranger_s_description_makes_no_long_message(word: str, shape: list[int]) -> None:
     theirs = Hello(
-        word, word, word, 0, "block", SampleType(word, tuple(shape)), SampleType(word, tuple(shape)), 3
+        word,
+        word,
+        word,
+        0,
+        "block",
+        (SampleType(word, tuple(shape), word),) * 2,
+        (SampleType(word, tuple(shape)),),
+        3,
     )
     with pytest.raises(HandshakeError) as caught:
         check_compatible(wire.MINE, theirs)

@@ -110,6 +110,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "found an object as the input of item \\d+; expected a tensor",
     ),
     "too few": (lambda: WrongNumber(MAKERS["tensors"]), "found .* items from __getitems__ for .* indices"),
+    "names that change": (
+        lambda: Items(lambda index: ({"x" if index % 2 else "y": torch.zeros(3)}, 0)),
+        r"found \['[xy]'\] as the inputs of item \d+, and \['[xy]'\] as those of item \d+; expected inputs of the same",
+    ),
+    "a mapping and a tensor": (
+        lambda: Items(lambda index: ({"x": torch.zeros(3)} if index % 2 else torch.zeros(3), 0)),
+        "found .*a Tensor.* item \\d+; expected inputs of the same names",
+    ),
+    "a text by name": (
+        lambda: Items(lambda index: {"x": torch.zeros(3), "title": "cat", "labels": 0}),
+        "found a str as the input 'title' of item \\d+; expected a tensor",
+    ),
+    "lengths by name": (
+        lambda: Items(lambda index: {"x": torch.zeros(index % 5), "labels": 0}),
+        r"found inputs 'x' of shape \(\d,\) in item \d+ and \(\d,\) in item \d+.*pad or crop",
+    ),
     "lengths": (
         lambda: Items(lambda index: (torch.zeros(index % 5), 0)),
         r"found inputs of shape \(\d,\) in item \d+ and \(\d,\) in item \d+.*pad or crop",
@@ -164,3 +180,31 @@ def test_a_plan_refuses_them_too() -> None:
     ) as refusal:
         make_run_plan(parse_specification(plain, "test"))
     assert refusal.value.exit_code == 2
+
+
+def named_item(index: int) -> dict[str, Any]:
+    return {
+        "ids": torch.arange(3) + index,
+        "mask": numpy.arange(3) < index,
+        "weight": 0.5 * index,
+        "labels": index % 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [named_item, lambda index: ({k: v for k, v in named_item(index).items() if k != "labels"}, index % 2)],
+)
+def test_items_that_are_mappings_are_inputs_by_name(make: Callable[[int], Any]) -> None:
+    data = as_dataset((Items(make), Items(make)), "data.factory")
+    indices = torch.tensor([4, 2])
+    inputs = Reader(data, BatchOrder(20, 4, 1, seed=0)).training(indices).inputs()
+    assert not isinstance(inputs, torch.Tensor)
+    assert {name: value.dtype for name, value in inputs.items()} == {
+        "ids": torch.int64,
+        "mask": torch.bool,
+        "weight": torch.float64,
+    }
+    assert torch.equal(inputs["ids"], torch.tensor([[4, 5, 6], [2, 3, 4]]))
+    assert torch.equal(data.train.targets(indices), torch.tensor([0, 0]))
+    assert data.task == "classification"

@@ -318,3 +318,88 @@ def test_the_fingerprint_and_the_check_of_targets_read_few_of_many_items() -> No
     assert once == again
     assert sum(map(len, reader(data).known_targets(1000))) == 2000
     assert sum(data[0].read.values()) < 2000
+
+
+def tensors_by_name() -> dict[str, Tensor]:
+    ids = torch.arange(3 * SAMPLES).view(SAMPLES, 3)
+    return {"ids": ids, "mask": ids % 2 == 0}
+
+
+class Named:
+    """A split of one's own whose inputs change when told to."""
+
+    def __init__(self) -> None:
+        self.change: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def inputs(self, indices: Tensor) -> dict[str, Any]:
+        return self.change({"ids": indices[:, None].repeat(1, 3), "mask": torch.ones(len(indices), 3).bool()})
+
+    def targets(self, indices: Tensor) -> Tensor:
+        return indices % 2
+
+
+LATER: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "a mask of another length": (
+        lambda inputs: inputs | {"mask": inputs["mask"][:, :2]},
+        r"found bool of shape \[2\] as the input 'mask'; expected bool of shape \[3\], as in every sample. Pad",
+    ),
+    "another type": (
+        lambda inputs: inputs | {"ids": inputs["ids"].int()},
+        r"found int32 of shape \[3\] as the input 'ids'; expected int64 of shape \[3\]",
+    ),
+    "a name less": (
+        lambda inputs: {"ids": inputs["ids"]},
+        r"found nothing as the input 'mask'; expected bool of shape \[3\]",
+    ),
+    "a new name": (
+        lambda inputs: inputs | {"more": inputs["ids"]},
+        r"found int64 of shape \[3\] as the input 'more'; expected none of that name",
+    ),
+    "fewer samples": (
+        lambda inputs: inputs | {"ids": inputs["ids"][:1]},
+        r"found a tensor of shape \(1, 3\) for 4 samples as the input 'ids'",
+    ),
+    "a list": (lambda inputs: inputs | {"ids": [1, 2]}, "found a list as the input 'ids'"),
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+def test_inputs_by_name_that_change_later_are_refused_with_name_found_and_expected(kind: str) -> None:
+    change, message = LATER[kind]
+    split = Named()
+    reader = Reader(Dataset("named", split, split, "classification"), BatchOrder(SAMPLES, 4, 1, seed=0))
+    reader.microbatch(Ticket(0, 0)).inputs()
+    split.change = change
+    with pytest.raises(InputError, match=f"^data.factory: {message}"):
+        reader.microbatch(Ticket(1, 0)).inputs()
+
+
+def test_four_parts_may_have_inputs_by_name_and_the_fingerprint_tells_them_apart() -> None:
+    def read(**changes: Any) -> Reader:
+        inputs = tensors_by_name() | changes
+        parts = (inputs, torch.arange(SAMPLES) % 2)
+        return Reader(as_dataset((*parts, *parts), "data.factory"), BatchOrder(SAMPLES, 4, 1, seed=0))
+
+    inputs = read().training(torch.tensor([1, 3])).inputs()
+    assert torch.equal(inputs["ids"], torch.tensor([[3, 4, 5], [9, 10, 11]]))  # type: ignore[call-overload, index]
+    first = read().fingerprint()
+    assert read().fingerprint() == first
+    others = [
+        read(ids=-tensors_by_name()["ids"]),
+        read(mask=torch.ones(SAMPLES, 3)),
+        read(third=torch.ones(SAMPLES)),
+    ]
+    assert first not in {other.fingerprint() for other in others}
+    with pytest.raises(InputError, match=f"found 3 inputs 'ids' and {SAMPLES} targets"):
+        read(ids=torch.zeros(3))
+
+
+def test_a_transform_gets_all_inputs_by_name() -> None:
+    def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs | {"ids": 2 * inputs["ids"]}
+
+    split = TensorSplit(tensors_by_name(), torch.zeros(SAMPLES), double)
+    assert torch.equal(split.inputs(torch.tensor([1]))["ids"], torch.tensor([[6, 8, 10]]))  # type: ignore[call-overload, index]

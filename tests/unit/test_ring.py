@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.stream.handover import Line
-from lowdimfa.services.stream.ring import RING_KEY, Ring, RingView, Shape, slot_bytes, take_offer
+from lowdimfa.services.stream.ring import PREFIX, RING_KEY, Ring, RingView, Shape, slot_bytes, take_offer
 
 LARGEST = 40_000
 SLOTS = 3
@@ -123,7 +123,7 @@ def test_a_message_outlives_the_sender_s_end() -> None:
 
 def test_a_message_larger_than_announced_is_refused() -> None:
     ring = Ring(SLOTS, LARGEST)
-    room = slot_bytes(LARGEST) - 512
+    room = slot_bytes(LARGEST) - PREFIX
     ring.write(0, b"", (torch.zeros(room, dtype=torch.uint8),))
     with pytest.raises(ProtocolError, match=f"{room + 1} bytes, where at most {room} were announced"):
         ring.write(1, b"", (torch.zeros(room + 1, dtype=torch.uint8),))
@@ -133,7 +133,7 @@ def test_a_message_larger_than_announced_is_refused() -> None:
 @given(st.integers(0, 2**64 - 1) | st.integers(0, slot_bytes(LARGEST)))
 def test_no_message_is_longer_than_its_slot(nbytes: int) -> None:
     with pair() as (_, there):
-        room = slot_bytes(LARGEST) - 512
+        room = slot_bytes(LARGEST) - PREFIX
         if nbytes <= room:
             assert len(there.read(0, nbytes)) == nbytes
         else:
@@ -151,7 +151,7 @@ def test_no_announcement_leads_out_of_a_slot(sequence: int, prefix: bytes) -> No
         sender.line.ring()
         if sequence < 2**64 - 1:
             frame = next(there.frames(sequence))
-            assert len(frame) == min(int.from_bytes(prefix[8:12], "little"), 500)
+            assert len(frame) == min(int.from_bytes(prefix[8:12], "little"), PREFIX - 12)
             assert frame.startswith(prefix[12 : 12 + len(frame)])
 
 

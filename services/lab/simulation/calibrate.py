@@ -192,7 +192,9 @@ def _latency(spans: dict[int, Spans]) -> float:
 
 def _activation_bytes(specification: Specification, block: dict[str, Any]) -> float:
     size = 2 if specification.train.activations == "bf16" else 4
-    return float(size * math.prod(block["output_shape"]))
+    shape = block["output_shape"]
+    shapes = shape.values() if isinstance(shape, dict) else [shape]
+    return float(size * sum(map(math.prod, shapes)))
 
 
 def _error_bytes(record: Record) -> float:

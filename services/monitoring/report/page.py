@@ -191,9 +191,16 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
     ]
 
 
+def _shape(shape: list[int] | dict[str, list[int]]) -> str:
+    """Return a shape, or those of a set by name; what comes from the data by name has none here."""
+    if isinstance(shape, dict):
+        return ", ".join(f"{name} {_shape(own)}" for name, own in shape.items()) or "data"
+    return " × ".join(map(str, shape))
+
+
 def _describe_block(block: dict[str, Any]) -> list[str]:
     """Return the cells of a block's row."""
-    shapes = (" × ".join(str(size) for size in block[key]) for key in ("input_shape", "output_shape"))
+    shapes = (_shape(block[key]) for key in ("input_shape", "output_shape"))
     tap = f"{block['tap']}, {block['tap_features']:,}" if block.get("tap") else ABSENT
     return [
         str(block["index"]),
