@@ -15,9 +15,9 @@ from lowdimfa.chunks import chunks
 from lowdimfa.config import StageConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
-from lowdimfa.feedback.making import projected_by
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.projection import PRule, projected_by
 from lowdimfa.feedback.readout import with_classes
+from lowdimfa.feedback.source import mean_over_pixels, over_pixels
 from lowdimfa.losses import Objective, precise
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Broadcast, Evaluation, Sends
@@ -111,8 +111,9 @@ class Head(Stage):
                 loss, error, correct, counted = self.learn_by_chunks(outputs[-1], targets, weight)
             self.seed_for("update", *ticket)
             self._learn(entering, outputs, error)
-        if self._source is not None and self._source < len(entering):
-            error = _gradient_of(entering[self._source])
+        if self._source is not None:
+            error = error if self._source == len(entering) else _gradient_of(entering[self._source])
+            error = over_pixels(error)
         self._check_finite_loss(loss, error, ticket.step)
         with torch.no_grad():
             self.projection.accumulate(error)
@@ -142,15 +143,12 @@ class Head(Stage):
 
     def _at_source(self, entering: Sequence[Tensor], output: Tensor) -> Tensor:
         """Return the tensor whose error is broadcast; in chunks, what the parts put out enters the output layer."""
-        return output if self._source is None else [*entering, output][self._source]
+        return output if self._source is None else mean_over_pixels([*entering, output][self._source])
 
     def learn_by_chunks(
         self, hidden: Tensor, targets: Tensor, weight: float | None = None, learn: bool = True
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run the output layer and the loss on some positions at a time, and accumulate the layer's gradients.
-
-        Return loss, error of the hidden state, right predictions and how many count.
-        """
+        """Learn the output layer, some positions at a time; return loss, the hidden state's error, right and counted."""
         assert self.chunk is not None, "asked for where outputs come in chunks"
         (weight,) = self.weights([targets]) if weight is None else (weight,)
         pieces = list(chunks(hidden.detach(), targets, self.chunk))
@@ -212,7 +210,7 @@ class Head(Stage):
         (found,) = torch.autograd.grad(
             outputs, entering[self._source], given, retain_graph=True, materialize_grads=True
         )
-        return found.float()
+        return over_pixels(found.float())
 
     def weights(self, targets: Sequence[Tensor]) -> list[float]:
         """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.

@@ -111,29 +111,6 @@ def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: Train
     return made
 
 
-def projected_by(rule: PRule, error: Tensor) -> Tensor:
-    """Return what a rule makes of an error.
-
-    Raises
-    ------
-    InputError
-        It is something else than it is to be.
-    """
-    found: object = rule.project(error)
-    shape = (*error.shape[:-1], len(rule.weights))
-    if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
-        returned = (
-            f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-        )
-        name = P_RULES.name_of(type(rule))
-        raise InputError(
-            P_RULES.key,
-            f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
-            f"torch.float32 of shape {shape}",
-        )
-    return found
-
-
 def _without_weights(registry: Registry[Any], made: object, expected: str) -> InputError:
     found = f"{registry.name_of(type(made))!r}, whose constructor leaves no such 'weights'"
     return InputError(registry.key, found, expected, "Call that of its base class.")
