@@ -102,7 +102,7 @@ def _reference(
         inputs = stage.run(inputs, ticket)
     entering: list[Value] = []
     outputs = one(head.run_parts(inputs, ticket, cut=partial(_noted, entering))[-1])
-    _, error = head.output_error(outputs, targets)
+    error = head.last_error(outputs, targets)
     source = head.source_error(entering, outputs, error)
     groups = [[value for value in block.module.parameters() if value.requires_grad] for block in blocks]
     flat = [value for group in groups for value in group]

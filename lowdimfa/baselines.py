@@ -31,10 +31,13 @@ class BackpropForm:
             for stage in self._stages:
                 inputs = stage.run(inputs, ticket)
             outputs = one(inputs)
-        loss, error = self._head.output_error(outputs, targets, weight)
+        if self._head.chunk is None:
+            loss, error = self._head.output_error(outputs, targets, weight)
+            correct, counted = self._head.objective.score(outputs, targets)
+        else:
+            loss, error, correct, counted = self._head.learn_by_chunks(outputs, targets, weight)
         self._head.require_finite(loss, "the loss", ticket.step)
         torch.autograd.backward(outputs, error.to(outputs.dtype))
-        correct, counted = self._head.score(outputs, targets)
         return float(loss), int(correct), int(counted)
 
     def step(self) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
+from lowdimfa.chunks import refuse_whole
 from lowdimfa.config import FeedbackConfig, StageConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
@@ -232,12 +233,12 @@ def build_head(
     device: torch.device | None = None,
 ) -> Head:
     """Build the last block."""
+    refuse_whole(plan, feedback, training, task)
     parts = parts_of(plan, feedback, is_head=True)
     sites = [_site(part, shape, feedback, training, device) for part in parts.sites]
     module = plan.build().to(device or torch.device("cpu"))
-    source = source_of(feedback)
-    apart = output_start(plan) if source == "hidden" else 0
-    starts = [*parts.starts, apart] if apart > parts.starts[-1] else parts.starts
+    source, apart, chunk = source_of(feedback), output_start(plan), training.loss_chunk
+    separate = chunk is not None or (source == "hidden" and apart > parts.starts[-1])
     return Head(
         plan.index,
         module,
@@ -246,9 +247,10 @@ def build_head(
         Objective.of(training, task),
         sites,
         StageConfig.of(training, feedback),
-        starts,
+        [*parts.starts, apart] if separate else parts.starts,
         Sends(source, sends_classes(shape, feedback), sends_projection(shape, feedback)),
         plan.ports,
+        chunk,
     )
 
 

@@ -224,6 +224,13 @@ class TrainingConfig:
         "out; a loss of your own has to, as neither accuracy nor the weights of micro-batches and evaluation batches in "
         "a mean count it.",
     )
+    loss_chunk: int | None = setting(
+        None,
+        "Positions (tokens) of which the head computes outputs and loss at once, in training and in evaluation; null "
+        "means all of a micro-batch. The mathematics is the same, in less memory. It needs `cross_entropy`, an output "
+        "layer that works position by position, and a `feedback.source` other than `logits`.",
+        ge=1,
+    )
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
 

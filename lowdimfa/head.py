@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
+from lowdimfa.chunks import chunks
 from lowdimfa.config import StageConfig
-from lowdimfa.encoding import Encoder, State, decode
-from lowdimfa.errors import InputError, NotFiniteError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.encoding import State
+from lowdimfa.errors import NotFiniteError
+from lowdimfa.feedback.projection import PRule, projected_by
 from lowdimfa.feedback.readout import with_classes
-from lowdimfa.losses import Objective, right_predictions
+from lowdimfa.feedback.source import mean_over_pixels, over_pixels
+from lowdimfa.losses import Objective, precise
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Broadcast, Evaluation, Sends
-from lowdimfa.rules import P_RULES
-from lowdimfa.sites import FeedbackSite, deliver, follow, tap_all
+from lowdimfa.sites import FeedbackSite, deliver, follow, load_projection, pack_projection, tap_all
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import PLAIN, Activation, Ports, Value, one, without_past
+from lowdimfa.values import PLAIN, Activation, Ports, Value, one, opened, without_past
+
+_BODY, _LAST = -1, -2
+"""Numbers under which evaluation in chunks knows the layers before the output layer, and that."""
 
 __all__ = ["Broadcast", "Evaluation", "Head"]
 
@@ -41,6 +45,9 @@ class Head(Stage):
         What is broadcast.
     ports
         What enters; one tensor leaves.
+    chunk
+        Positions of which outputs and loss are computed at once; None for all. The last part, which may be all of the
+        head but has what enters it for itself, is then the output layer.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Head(Stage):
         parts: Sequence[int] = (0,),
         sends: Sends = Sends(),  # noqa: B008 (it can't change)
         ports: Ports = PLAIN,
+        chunk: int | None = None,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
         super().__init__(index, module, updater, sites, replace(config, staleness=0), parts, ports)
@@ -65,6 +73,10 @@ class Head(Stage):
         self._exact = len(self.sites)
         exact = {"logits": None, "head_input": self._exact, "hidden": len(self._parts) - 1}
         self._source = exact[sends.source]
+        self.chunk = chunk
+        if chunk is not None:
+            self._output = self._parts.pop()
+            self._body, self._last = module.parts([0, parts[-1]])
         self._told = self.projection.weights._version
 
     def forward(
@@ -79,10 +91,8 @@ class Head(Stage):
 
         Parameters
         ----------
-        inputs, targets
+        inputs, targets, ticket
             Of the micro-batch.
-        ticket
-            The micro-batch.
         perturbed
             On a probe, the same micro-batch's activations under the noise of all blocks before.
         weight
@@ -98,12 +108,17 @@ class Head(Stage):
         with self.learning():
             *inner, last = self.run_parts(inputs.detach(), ticket, cut=partial(self._enter, entering))
             outputs = one(last)
-            tapped = tap_all(self.sites, inner)
-            loss, error = self.output_error(outputs, targets, weight)
+            tapped = tap_all(self.sites, [*inner, last])
+            if self.chunk is None:
+                loss, error = self.output_error(outputs, targets, weight)
+                correct, counted = self.objective.score(outputs, targets)
+            else:
+                loss, error, correct, counted = self.learn_by_chunks(outputs, targets, weight)
             self.seed_for("update", *ticket)
             self._learn(entering, [*inner, outputs], error)
         if self._source is not None:
-            error = _gradient_of(one(entering[self._source]))
+            error = error if self._source == len(entering) else _gradient_of(one(entering[self._source]))
+            error = over_pixels(error)
         self._check_finite_loss(loss, error, ticket.step)
         with torch.no_grad():
             self.projection.accumulate(error)
@@ -111,9 +126,8 @@ class Head(Stage):
         if projection is not None:
             follow(self.sites, projection)
         deliver(self.sites, tapped, sent)
-        clean = outputs if self._source is None else one(entering[self._source])
+        clean = self._at_source(entering, outputs)
         response = None if perturbed is None else self._response(clean.detach(), perturbed, ticket)
-        correct, counted = self.score(outputs, targets)
         return Broadcast(sent, response, loss, correct, counted, projection)
 
     def _enter(self, entering: list[Value], value: Value) -> Value:
@@ -133,6 +147,49 @@ class Head(Stage):
                 torch.autograd.backward(output, error.to(output.dtype))
             if part > self._exact:
                 error = _gradient_of(one(entering[part]))
+
+    def _at_source(self, entering: Sequence[Value], output: Tensor) -> Tensor:
+        """Return the tensor whose error is broadcast; in chunks, what the parts put out enters the output layer."""
+        return output if self._source is None else mean_over_pixels(one([*entering, output][self._source]))
+
+    def learn_by_chunks(
+        self, hidden: Tensor, targets: Tensor, weight: float | None = None, learn: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Learn the output layer, some positions at a time; return loss, the hidden state's error, right and counted."""
+        assert self.chunk is not None, "asked for where outputs come in chunks"
+        (weight,) = self.weights([targets]) if weight is None else (weight,)
+        pieces = list(chunks(hidden.detach(), targets, self.chunk))
+        numbers = [self.objective.count(labels) for _, labels in pieces]
+        errors, sums = [], []
+        for (rows, labels), number in zip(pieces, numbers, strict=True):
+            leaf = rows.detach().requires_grad_()
+            outputs = self._run_output(leaf)
+            loss, error = self.output_error(outputs, labels, weight * number / (sum(numbers) or 1))
+            given = error.to(outputs.dtype)
+            if learn and outputs.requires_grad:
+                torch.autograd.backward(outputs, given)
+                errors.append(_gradient_of(leaf))
+            else:
+                errors += torch.autograd.grad(outputs, leaf, given, materialize_grads=True)
+            sums.append((loss, *self.objective.score(outputs, labels)))
+        loss, correct, counted = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
+        return loss, torch.cat(errors).view(hidden.shape), correct, counted
+
+    def run_whole(self, inputs: Activation, ticket: Ticket, cut: Callable[[Value], Value]) -> list[Value]:
+        """Do as `run_parts`, and run the output layer on all positions at once where it isn't one of the parts."""
+        outputs = self.run_parts(inputs, ticket, cut=cut)
+        if self.chunk is not None:
+            outputs.append(self._run_output(one(cut(outputs[-1]))))
+        return outputs
+
+    def _run_output(self, hidden: Tensor) -> Tensor:
+        return one(self._full_precision(self._call(len(self._parts), self._output, hidden, {})))
+
+    def last_error(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Return the error of what the last of the parts puts out."""
+        if self.chunk is None:
+            return self.output_error(output, targets)[1]
+        return self.learn_by_chunks(output, targets, learn=False)[1]
 
     def _news(self) -> Tensor | None:
         """Return ``P`` if blocks follow it and it isn't that of the last step. All of a step's errors have it."""
@@ -154,31 +211,27 @@ class Head(Stage):
         outputs, error
             Of the network.
         """
-        if self._source is None:
+        if self._source is None or self._source == len(entering):
             return error
         given = error.to(outputs.dtype)
         (found,) = torch.autograd.grad(
             outputs, one(entering[self._source]), given, retain_graph=True, materialize_grads=True
         )
-        return found.float()
+        return over_pixels(found.float())
 
     def weights(self, targets: Sequence[Tensor]) -> list[float]:
         """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.
 
         Where nothing counts, in a micro-batch or in all of them, the weight is 0.
         """
-        counted = [self._count(part) for part in targets]
+        counted = [self.objective.count(part) for part in targets]
         return [len(counted) * number / (sum(counted) or 1) for number in counted]
-
-    def _count(self, targets: Tensor) -> int:
-        counted = self.objective.counts(targets)
-        return targets.numel() if counted is None else int(counted.sum())
 
     def output_error(
         self, outputs: Tensor, targets: Tensor, weight: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the micro-batch's weighted mean loss and ``e``, the gradient of the batch's mean loss, both detached."""
-        leaf = _precise(outputs.detach()).requires_grad_()
+        leaf = precise(outputs.detach()).requires_grad_()
         (weight,) = self.weights([targets]) if weight is None else (weight,)
         if not weight:  # the mean over nothing isn't a number
             return torch.zeros((), device=outputs.device), torch.zeros_like(leaf)
@@ -189,16 +242,11 @@ class Head(Stage):
             loss, error = weight * loss, weight * error
         return loss.detach(), error / self.objective.microbatches
 
-    def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many predictions are right, and how many count, as `right_predictions` does."""
-        return right_predictions(outputs, targets, self.objective.task, self.objective.counts(targets))
-
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Activation, ticket: Ticket) -> Tensor:
         entering: list[Value] = []
-        outputs, moved = self.run_perturbed(perturbed, ticket, entering)
-        reached = one(outputs if self._source is None else entering[self._source])
-        response = self.projected(reached.float() - clean.float())
+        output, moved = self.run_perturbed(perturbed, ticket, entering)
+        response = self.projected(self._at_source(entering, one(output)).float() - clean.float())
         self.accumulate_probe(moved, response, ticket)
         return response
 
@@ -211,48 +259,35 @@ class Head(Stage):
         InputError
             The projection makes something else of it.
         """
-        found: object = self.projection.project(error)
-        shape = (*error.shape[:-1], len(self.projection.weights))
-        if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
-            returned = (
-                f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-            )
-            name = P_RULES.name_of(type(self.projection))
-            raise InputError(
-                P_RULES.key,
-                f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
-                f"torch.float32 of shape {shape}",
-            )
+        found = projected_by(self.projection, error)
         return with_classes(found, error) if self._sends.classes else found
 
+    @torch.no_grad()
     def evaluate_outputs(
         self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0
     ) -> None:
         """Add the evaluation batch of that number to the totals."""
-        outputs = _precise(one(self.evaluate(inputs, batch)))
-        share = self._count(targets) / targets.numel()
-        if share:
-            totals.loss_sum += float(self.objective.loss(outputs, targets)) * len(targets) * share
         totals.samples += len(targets)
-        totals.ignored += len(targets) * (1 - share)
-        correct, counted = self.score(outputs, targets)
-        totals.correct += int(correct)
-        totals.counted += int(counted)
+        totals.ignored += len(targets) * (1 - self.objective.count(targets) / targets.numel())
+        if self.chunk is None:
+            totals.add(one(self.evaluate(inputs, batch)), targets, self.objective, len(targets))
+            return
+        self.module.eval()
+        self.seed_for("evaluate", batch)
+        hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
+        for rows, labels in chunks(hidden, targets, self.chunk):
+            outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
+            totals.add(outputs, labels, self.objective, len(targets) * labels.numel() / targets.numel())
 
     def state(self) -> State:
         """Return everything that the head needs to go on."""
-        (tensors, scalars), rule, encoder = super().state(), self.projection, Encoder(P_RULES.key)
-        kept = {"rule": P_RULES.name_of(type(rule)), "state": encoder.encode(rule.state(), "projection")}
-        return State(tensors | {"head/P": rule.weights} | encoder.tensors, scalars | {"projection": kept})
+        own, kept = super().state(), pack_projection(self.projection)
+        return State(own.tensors | kept.tensors, own.scalars | kept.scalars)
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore the state; what another rule for ``P`` kept is left."""
         super().load(tensors, *scalars)
-        rule = self.projection
-        rule.weights.copy_(tensors["head/P"])
-        for kept in (part["projection"] for part in scalars if "projection" in part):
-            if kept["rule"] == P_RULES.name_of(type(rule)):
-                rule.load(decode(kept["state"], tensors, rule.state()))
+        load_projection(self.projection, tensors, *scalars)
 
     def _check_finite_loss(self, loss: Tensor, error: Tensor, step: int) -> None:
         for what, value in (("loss", loss), ("error", error)):
@@ -270,8 +305,3 @@ class Head(Stage):
 
 def _gradient_of(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _precise(outputs: Tensor) -> Tensor:
-    """Return outputs in the precision of the loss: at least single."""
-    return outputs if outputs.dtype == torch.float64 else outputs.float()

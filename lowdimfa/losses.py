@@ -99,9 +99,14 @@ def _counted(ignore_index: int, targets: Tensor) -> Tensor | None:
     return None if targets.is_floating_point() else targets != ignore_index
 
 
+def is_cross_entropy(name: str, task: Task) -> bool:
+    """Return whether a loss is softmax cross-entropy, the mean over what counts of the positions."""
+    return (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
+
+
 def shows_targets(name: str, task: Task) -> bool:
     """Return whether one output error tells the target: softmax minus one-hot, whose one negative number is at it."""
-    return task != "regression" and (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
+    return task != "regression" and is_cross_entropy(name, task)
 
 
 def right_predictions(
@@ -185,8 +190,22 @@ class Objective:
     counts: Callable[[Tensor], Tensor | None]
     microbatches: int
 
+    def count(self, targets: Tensor) -> int:
+        """Return how many of the targets the loss counts."""
+        counted = self.counts(targets)
+        return targets.numel() if counted is None else int(counted.sum())
+
+    def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many predictions are right, and how many count, as `right_predictions` does."""
+        return right_predictions(outputs, targets, self.task, self.counts(targets))
+
     @classmethod
     def of(cls, training: TrainingConfig, task: Task) -> Objective:
         """Return what a network is trained for."""
         settings = training.loss, task, training.ignore_index
         return cls(make_loss(*settings), task, counts(*settings), training.microbatches)
+
+
+def precise(outputs: Tensor) -> Tensor:
+    """Return outputs in the precision of the loss: at least single."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lowdimfa.config import Source
+from lowdimfa.losses import Objective, precise
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ class Evaluation:
     correct: int = 0
     counted: int = 0
     ignored: float = 0.0
+
+    def add(self, outputs: Tensor, targets: Tensor, objective: Objective, samples: float) -> None:
+        """Take in loss and score of some outputs, which are so many samples' worth."""
+        outputs = precise(outputs)
+        share = objective.count(targets) / targets.numel()
+        if share:
+            self.loss_sum += float(objective.loss(outputs, targets)) * samples * share
+        correct, counted = objective.score(outputs, targets)
+        self.correct += int(correct)
+        self.counted += int(counted)
 
     @property
     def loss(self) -> float:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.rules import QRule, TransposedFeedback
-from lowdimfa.rules import Q_RULES
+from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.set_taps import SetTap, tap_at
 from lowdimfa.taps import Tap
 from lowdimfa.values import Value
@@ -127,3 +128,18 @@ def load_rules(
             rule.weights.data.copy_(saved)
         if boundary in kept:
             rule.load(decode(kept[boundary], tensors, rule.state()))
+
+
+def pack_projection(rule: PRule) -> State:
+    """Return ``P``, and what its rule keeps beside it; it raises as `pack_rules` does."""
+    encoder = Encoder(P_RULES.key)
+    kept = {"rule": P_RULES.name_of(type(rule)), "state": encoder.encode(rule.state(), "projection")}
+    return State({"head/P": rule.weights} | encoder.tensors, {"projection": kept})
+
+
+def load_projection(rule: PRule, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
+    """Restore what `pack_projection` returned; what another rule kept is left."""
+    rule.weights.copy_(tensors["head/P"])
+    for kept in (part["projection"] for part in scalars if "projection" in part):
+        if kept["rule"] == P_RULES.name_of(type(rule)):
+            rule.load(decode(kept["state"], tensors, rule.state()))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowdimfa.errors import InputError
 from lowdimfa.feedback.kept import Kept
+from lowdimfa.rules import P_RULES
 
 
 def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -169,3 +171,26 @@ class PcaProjection(PRule):
         leading = torch.linalg.eigh(running)[1][:, -len(old) :].t()
         left, _, right = torch.linalg.svd(old @ leading.t())
         self.weights.copy_(left @ right @ leading)
+
+
+def projected_by(rule: PRule, error: Tensor) -> Tensor:
+    """Return what a rule makes of an error.
+
+    Raises
+    ------
+    InputError
+        It is something else than it is to be.
+    """
+    found: object = rule.project(error)
+    shape = (*error.shape[:-1], len(rule.weights))
+    if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
+        returned = (
+            f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        )
+        name = P_RULES.name_of(type(rule))
+        raise InputError(
+            P_RULES.key,
+            f"{name!r}, which makes {returned} of an error of shape {tuple(error.shape)}",
+            f"torch.float32 of shape {shape}",
+        )
+    return found

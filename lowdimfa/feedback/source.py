@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from lowdimfa.config import FeedbackConfig, Source
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape
@@ -20,6 +22,9 @@ from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.set_taps import SetTap
 from lowdimfa.taps import FlatTap, PooledTap, Tap
 from lowdimfa.values import ONE
+
+_MAPS = 4
+"""Dimensions of a batch of feature maps."""
 
 
 def source_of(feedback: FeedbackConfig) -> Source:
@@ -34,7 +39,7 @@ def output_start(head: BlockPlan) -> int:
 
 
 def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
-    """Return the shape, for one sample, of the tensor whose error is broadcast.
+    """Return the shape, for one sample, of the error that is broadcast: of feature maps a number for each channel.
 
     With ``every_layer`` the head's exact part begins at the last of its layers at which a block may begin, and so does
     what counts as the head's input.
@@ -64,15 +69,23 @@ def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
             "a last block that is reached by the output of another one",
             "With a single block there is nothing to broadcast.",
         )
-    if not 1 <= len(shape) <= 2:
+    if not 1 <= len(shape) <= 3:
         raise InputError(
             "feedback.source",
             f"{source!r} where that tensor has shape {shape} per sample",
-            "one of shape (width,) or (tokens, width)",
-            "Of feature maps the error can be had behind the pooling: make that a layer of its own before the output "
-            "layer, and set it to 'hidden'. Or broadcast the error of the 'logits'.",
+            "one of shape (width,), (tokens, width) or (channels, height, width)",
         )
-    return shape
+    return shape[:1] if len(shape) == 3 else shape
+
+
+def over_pixels(error: Tensor) -> Tensor:
+    """Return the error of a hidden state with that of a feature map added up over its pixels: of each channel's shift."""
+    return error.flatten(2).sum(-1) if error.dim() == _MAPS else error
+
+
+def mean_over_pixels(hidden: Tensor) -> Tensor:
+    """Return a hidden state with the mean of each channel in place of a feature map."""
+    return hidden.flatten(2).mean(-1) if hidden.dim() == _MAPS else hidden
 
 
 def wants_identity(feedback: FeedbackConfig) -> bool:
@@ -145,8 +158,12 @@ def at_site(feedback: FeedbackConfig, identity: bool) -> FeedbackConfig:
     return replace(feedback, q_rule=rule, q_start="identity" if identity else "random")
 
 
+def stays_transposed(feedback: FeedbackConfig) -> bool:
+    """Whether a ``Q`` that starts as ``Pᵀ`` remains it, and has no weights of its own."""
+    return feedback.q_rule == "auto" or Q_RULES.find(feedback.q_rule) is QRule
+
+
 def sends_projection(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
     """Whether ``P`` goes with the errors of a step before which it has changed, for the blocks whose ``Q`` is ``Pᵀ``."""
-    stays = feedback.q_rule == "auto" or Q_RULES.find(feedback.q_rule) is QRule
     learns = P_RULES.find(feedback.p_rule) is not PRule and shape.error_dim < shape.task_dim
-    return wants_identity(feedback) and stays and learns
+    return wants_identity(feedback) and stays_transposed(feedback) and learns

@@ -20,7 +20,7 @@ from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
-from lowdimfa.feedback.source import source_of, starts_as_identity
+from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import as_module, channels_last
@@ -82,15 +82,8 @@ class NetworkPlan:
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
         sites = [parts_of(block, self.feedback, block is self.blocks[-1]).sites for block in self.blocks]
-        taps = [[tap_of(part, self.feedback, self.shape) for part in parts] for parts in sites]
-        features = [
-            sum(features_of(tap, part) for tap, part in zip(own, parts, strict=True))
-            for own, parts in zip(taps, sites, strict=True)
-        ]
-        starts = [
-            starts_as_identity(parts[-1], own[-1], self.feedback, self.shape) if parts else False
-            for own, parts in zip(taps, sites, strict=True)
-        ]
+        entries = [[self._describe_entry(part) for part in parts] for parts in sites]
+        features = [sum(entry["tap_features"] for entry in own) for own in entries]
         blocks = [
             {
                 "index": block.index,
@@ -104,8 +97,8 @@ class NetworkPlan:
                 "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
             | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
-            | {"tap": taps[i][-1].name if taps[i] else None, "tap_features": features[i]}
-            | {"q_start": ("identity" if starts[i] else "random") if taps[i] else None}
+            | (entries[i][-1] if entries[i] else {"tap": None, "q_start": None})
+            | {"tap_features": features[i]}
             for i, block in enumerate(self.blocks)
         ]
         columns = feedback_columns(self.shape, self.feedback)
@@ -115,7 +108,8 @@ class NetworkPlan:
             "error_dim": self.shape.error_dim,
             "task_dim": self.shape.task_dim,
             "parameters": sum(block.parameters for block in self.blocks),
-            "feedback_parameters": sum(features) * columns,
+            "feedback_parameters": columns
+            * sum(self._own_features(entry) for own in entries for entry in own),
             "feedback_columns": columns,
             "microbatches": self.training.microbatches,
             "window": window,
@@ -125,6 +119,18 @@ class NetworkPlan:
             "balance": self._describe_balance(),
             "notices": self.notices,
         }
+
+    def _describe_entry(self, part: BlockPlan) -> dict[str, Any]:
+        """Return how the error enters at the end of a part of a block."""
+        tap = tap_of(part, self.feedback, self.shape)
+        identity = starts_as_identity(part, tap, self.feedback, self.shape)
+        start = "identity" if identity else "random"
+        return {"tap": tap.name, "q_start": start, "tap_features": features_of(tap, part)}
+
+    def _own_features(self, entry: dict[str, Any]) -> int:
+        """Return the features of an entry that have feedback weights of their own, which `Pᵀ` isn't."""
+        borrowed = entry["q_start"] == "identity" and stays_transposed(self.feedback)
+        return 0 if borrowed else int(entry["tap_features"])
 
     def _describe_balance(self) -> dict[str, Any]:
         shares = [block.cost_share for block in self.blocks]

@@ -73,7 +73,7 @@ class Bench:
         found, inputs = [], self.batches[0][0].to(self.device)
         for stage in stages:
             found.append(measure_memory(stage, inputs, self.training.staleness))
-            inputs = stage.evaluate(inputs)
+            inputs = inputs if stage is head else stage.evaluate(inputs)
         return found
 
     def stages(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:

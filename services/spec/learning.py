@@ -157,6 +157,7 @@ class TrainSection(Section):
         TrainingConfig, "loss", {"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"}
     )
     ignore_index: int = of(TrainingConfig, "ignore_index")
+    loss_chunk: int | None = of(TrainingConfig, "loss_chunk")
     optimizer: Optimizer = Field(Optimizer(), description="Optimiser of every block.")
     scheduler: Scheduler | None = Field(
         None, description="Learning-rate schedule of every block; null keeps the learning rate constant."

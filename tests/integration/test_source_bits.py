@@ -58,13 +58,16 @@ def test_over_ray_too(tmp_path: Path) -> None:
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
-def test_what_does_not_count_changes_no_bit(tmp_path: Path) -> None:
-    data, train = {"factory": "drawing:padded"}, {"ignore_index": 0, "microbatches": 4}
+@pytest.mark.parametrize("chunk", [None, 50])
+def test_what_does_not_count_and_a_loss_in_chunks_change_no_bit(chunk: int | None, tmp_path: Path) -> None:
+    data = {"factory": "drawing:padded"}
+    train = {"ignore_index": 0, "microbatches": 4, "loss_chunk": chunk}
     plain = specification("mlp", 3, "auto", data=data, train=train, feedback={"source": "hidden"})
     plain["model"] = {"factory": "drawing:tagger", "blocks": 3}
     with thread_fleet(plain, tmp_path / "threads") as fleet:
         fleet.run(0, STEPS)
-        found = fleet.model_state()
+        found, evaluation = fleet.model_state(), fleet.evaluate()
+    assert evaluation.counted > 0
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 

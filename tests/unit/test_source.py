@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedF
 from lowdimfa.models import char_transformer, mlp, resnet, vit
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.partitioning import partition
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 
@@ -268,6 +271,28 @@ def test_an_error_per_sample_enters_at_the_mean_over_tokens() -> None:
     assert sent.error.shape == (6, WIDTH)
 
 
+def test_before_a_pooling_the_error_of_channels_is_backpropagation() -> None:
+    torch.manual_seed(0)
+    layers = resnet(1, [4, 4, 6], CLASSES, 1)  # stem, three stages, pooling and output
+    example = torch.randn(6, 1, 8, 8)
+    targets = torch.randint(0, CLASSES, (6,))
+    found, expected = (
+        decouple(deepcopy(layers), example, blocks=["4"], total_steps=1, feedback=FeedbackConfig(**feedback))
+        for feedback in ({"source": "hidden"}, {"form": "backprop"})
+    )
+    assert found.blocks[0].sites[0].tap.name == "pooled"
+    torch.testing.assert_close(learn(found, [(example, targets)]), learn(expected, [(example, targets)]))
+    deeper = decouple(
+        layers, example, blocks=["2", "3", "4"], total_steps=1, feedback=FeedbackConfig(source="hidden")
+    )
+    kinds = [type(block.sites[0].feedback) for block in deeper.blocks]
+    assert kinds == [HebbianFeedback, HebbianFeedback, TransposedFeedback]
+    clean = torch.randn(6, 6, 2, 2)
+    sent = deeper.head.forward(clean, targets, Ticket(0, 0), clean + 0.5)
+    assert sent.error.shape == (6, 6)
+    torch.testing.assert_close(sent.response, torch.full((6, 6), 0.5))
+
+
 class Mean(nn.Module):
     """The mean over tokens."""
 
@@ -299,9 +324,10 @@ def test_what_does_not_fit_is_refused(kind: str, feedback: dict[str, Any], messa
 
 
 def test_a_source_without_an_error_is_refused() -> None:
-    maps = partition(resnet(1, [4, 4], CLASSES, 1), 2, torch.zeros(2, 1, 8, 8))
-    with pytest.raises(InputError, match=r"shape \(4, 8, 8\) per sample"):
-        error_shape(maps, FeedbackConfig(source="head_input"))
+    layers = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    volumes = partition(layers, 2, torch.zeros(2, 1, 2, 2, 2))
+    with pytest.raises(InputError, match=r"shape \(2, 2, 2, 2\) per sample"):
+        error_shape(volumes, FeedbackConfig(source="head_input"))
     alone = partition(model("tokens"), 1, batch("tokens")[0])
     with pytest.raises(InputError, match="nothing to broadcast"):
         error_shape(alone, FeedbackConfig(source="head_input"))
@@ -312,6 +338,26 @@ def test_rules_for_p_of_a_users_own_leave_q_random() -> None:
     plans = partition(model("mlp"), 3, batch("mlp")[0])
     found = resolve_feedback(feedback, error_shape(plans, feedback), TrainingConfig(1), "classification")
     assert found.q_rule == "hebbian"
+
+
+def test_a_plan_says_where_q_starts() -> None:
+    plain = {
+        "model": {
+            "factory": "lowdimfa.models:mlp",
+            "args": {"in_features": 64, "width": 8, "depth": 4, "classes": 10},
+        },
+        "data": {"factory": "lowdimfa.data:digits"},
+        "feedback": {"source": "hidden"},
+        "train": {"steps": 1},
+    }
+    plain["model"]["blocks"] = 3
+    found = make_run_plan(parse_specification(plain, "test"), rehearsed=False).describe()
+    assert [block["q_start"] for block in found["blocks"]] == ["identity", "identity", None]
+    assert (found["source"], found["task_dim"], found["feedback_parameters"]) == ("hidden", 8, 0)
+    plain["feedback"] = {"source": "hidden", "q_start": "random"}
+    found = make_run_plan(parse_specification(plain, "test"), rehearsed=False).describe()
+    assert [block["q_start"] for block in found["blocks"]] == ["random", "random", None]
+    assert found["feedback_parameters"] == 2 * 8 * 8
 
 
 def test_baselines_learn_as_without_it() -> None:

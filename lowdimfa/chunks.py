@@ -1,0 +1,98 @@
+"""An output layer and its loss on some positions at a time, so that the outputs of all never lie in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError
+from lowdimfa.feedback.source import output_start, source_of, source_shape
+from lowdimfa.layers import Layer, runs_children
+from lowdimfa.losses import is_cross_entropy
+from lowdimfa.partitioning import BlockPlan
+
+_KEY = "train.loss_chunk"
+_BY_POSITION = (nn.Linear, nn.Identity, nn.RMSNorm, nn.LayerNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+_ROWS = 3
+
+
+def chunks(hidden: Tensor, targets: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the positions of all samples, at most so many at once.
+
+    Parameters
+    ----------
+    hidden
+        What enters the output layer, shape ``(batch, *positions, width)``.
+    targets
+        Shape ``(batch, *positions)``.
+    most
+        Positions of a chunk, whose tensors have shapes ``(positions, width)`` and ``(positions,)``.
+    """
+    rows, labels = (torch.split(value, most) for value in (hidden.flatten(0, -2), targets.flatten()))
+    return zip(rows, labels, strict=True)
+
+
+def refuse_whole(plan: BlockPlan, feedback: FeedbackConfig, training: TrainingConfig, task: Task) -> None:
+    """Refuse ``train.loss_chunk`` where the head's outputs are needed as a whole.
+
+    Raises
+    ------
+    InputError
+        The error of the outputs is broadcast, the loss isn't a mean over positions for certain, or a layer may mix
+        them.
+    """
+    if training.loss_chunk is None:
+        return
+    if source_of(feedback) == "logits":
+        found = f"{training.loss_chunk} with form {feedback.form!r} and the error of the logits"
+        expected = "feedback.source 'hidden' or 'head_input'"
+        raise InputError(_KEY, found, expected, "The error of the logits is as wide as they are.")
+    if not is_cross_entropy(training.loss, task):
+        raise InputError(_KEY, f"{training.loss_chunk} with the loss {training.loss!r}", "cross_entropy")
+    layers = plan.layers[output_start(plan) :]
+    beside = [name for flow in plan.flows[output_start(plan) :] for name in flow.side]
+    if beside:
+        raise _refused(layers[0], f"takes {beside[0]!r} from the data")
+    mixing = next((layer for layer in layers if not _works_by_position(layer.module)), None)
+    if mixing is not None:
+        raise _refused(mixing, "isn't known to work position by position")
+    _try(layers, source_shape(plan, replace(feedback, source="hidden", every_layer=False))[-1])
+
+
+def _works_by_position(module: nn.Module) -> bool:
+    if getattr(module, "by_position", False):
+        return True
+    if runs_children(module):
+        return all(map(_works_by_position, module.children()))
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
+        return False
+    return type(module) in _BY_POSITION
+
+
+@torch.no_grad()
+def _try(layers: Sequence[Layer], width: int) -> None:
+    """Refuse a module that declares what it doesn't do."""
+    like = next((value for layer in layers for value in layer.module.parameters()), torch.zeros(()))
+    whole = torch.randn(_ROWS, width, generator=torch.Generator().manual_seed(0)).to(like)
+    single = list(torch.split(whole, 1))
+    for layer in layers:
+        mode = layer.module.training
+        layer.module.eval()
+        whole, single = layer.module(whole.clone()), [layer.module(row.clone()) for row in single]
+        layer.module.train(mode)
+        if not torch.allclose(whole, torch.cat(single), rtol=1e-3, atol=1e-5):
+            raise _refused(layer, "makes something else of one position alone")
+
+
+def _refused(layer: Layer, what: str) -> InputError:
+    return InputError(
+        _KEY,
+        f"an output layer {layer.name!r} ({type(layer.module).__name__}) that {what}",
+        "one of nn.Linear, norms over features and activations",
+        "A module of your own says by a class attribute 'by_position = True' that it maps (positions, width) row by row.",
+    )
