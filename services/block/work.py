@@ -115,7 +115,6 @@ class Work:
         drawn = self._draw(ticket)
         inputs = (arrived or self._copies.to_device(_present(drawn.inputs))).use()
         clean, perturbed = inputs[0], inputs[-1]
-        self._observer.forwarded(ticket, clean.shape[0])
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
@@ -124,10 +123,12 @@ class Work:
             computed = self._copies.to_host(*measured, *errors, checks=self._take_checks())
             self._broadcasts[ticket] = computed
             self._measured.append(computed)
+            self._observer.forwarded(ticket, sent.error.shape[0])
         else:
             output = self._block.forward(clean, ticket)
             noisy = (self._block.probe(perturbed, ticket),) if probe else ()
             self._outputs[ticket] = self._copies.to_next_block(output, *noisy, checks=self._take_checks())
+            self._observer.forwarded(ticket, output.shape[0])
         if activation is not None:
             self._neighbours.release(activation)
 
