@@ -23,7 +23,7 @@ from lowdimfa.services.stream.broadcast import ErrorVector
 from lowdimfa.services.stream.frames import Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Inputs, put_together, some_tensor, travelling, with_side
+from lowdimfa.values import Activation, Inputs, put_together, travelling, with_side
 
 
 class _Drawn(NamedTuple):
@@ -117,7 +117,6 @@ class Work:
         activation, arrived = self._activations.pop(ticket, (None, None))
         drawn = self._draw(ticket)
         clean, perturbed = self._entering(arrived, drawn.inputs)
-        self._observer.forwarded(ticket, len(some_tensor(clean)))
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
@@ -127,10 +126,12 @@ class Work:
             computed = self._copies.to_host(*measured, *errors, *responses, checks=self._take_checks())
             self._broadcasts[ticket] = computed, len(errors)
             self._measured.append(computed)
+            self._observer.forwarded(ticket, sent.error.shape[0])
         else:
             output = travelling(self._block.forward(clean, ticket))
             noisy = travelling(self._block.probe(perturbed, ticket)) if probe else ()
             self._outputs[ticket] = self._copies.to_next_block(*output, *noisy, checks=self._take_checks())
+            self._observer.forwarded(ticket, len(output[0]))
         if activation is not None:
             self._neighbours.release(activation)
 
