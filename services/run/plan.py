@@ -82,8 +82,7 @@ class NetworkPlan:
     @property
     def notices(self) -> list[str]:
         """What whoever starts the run has to know of its layers."""
-        modules = [layer.module for block in self.blocks for layer in block.layers]
-        return [module.notice for module in modules if getattr(module, "notice", "")]
+        return [layer.notice for block in self.blocks for layer in block.layers if layer.notice]
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
