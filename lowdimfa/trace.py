@@ -96,8 +96,6 @@ def _run(layer: Layer, before: Layer | None, x: Tensor) -> Tensor:
     source = f"the output of layer {before.name!r}" if before else "the example input"
     try:
         y: object = layer.module(x.clone())  # the layer may work in place
-    except InputError:
-        raise
     except (Exception, SystemExit) as error:  # a user's layer may fail in any way
         raise InputError(
             FACTORY_KEY,

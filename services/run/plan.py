@@ -281,7 +281,7 @@ def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
     vocabulary = getattr(network.blocks[0].layers[0].module, "vocabulary", None)
     if vocabulary is not None:
         for inputs in reader.known_inputs(_ITEMS_CHECKED):
-            validate_tokens(inputs if isinstance(inputs, Tensor) else inputs["input_ids"], vocabulary)
+            validate_tokens(inputs, vocabulary)
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:
