@@ -44,6 +44,11 @@ class Layer:
         """Whether the layer has something to learn."""
         return next(self.module.parameters(), None) is not None
 
+    @property
+    def notice(self) -> str:
+        """What whoever starts a run has to know of the layer; empty if there is nothing."""
+        return str(getattr(self.module, "notice", ""))
+
 
 def as_module(model: object) -> nn.Module:
     """Return what a factory gave as one module; a list of modules becomes an `nn.Sequential`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -155,14 +155,17 @@ def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IG
         )
 
 
-def validate_tokens(tokens: Tensor, vocabulary: int) -> None:
-    """Refuse tokens that an embedding has no room for.
+def validate_tokens(inputs: Tensor | Mapping[str, Tensor], vocabulary: int) -> None:
+    """Refuse tokens, of inputs by name those called ``input_ids``, that an embedding has no room for.
 
     Raises
     ------
     InputError
         A token is below 0 or not below ``vocabulary``.
     """
+    tokens = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
+    if tokens is None:
+        return
     low, high = (int(value) for value in torch.aminmax(tokens))
     if low < 0 or high >= vocabulary:
         found = f"an embedding of {vocabulary} tokens"

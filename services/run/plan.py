@@ -6,7 +6,7 @@ between blocks are handed on, because measured costs may differ from machine to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,8 +76,7 @@ class NetworkPlan:
     @property
     def notices(self) -> list[str]:
         """What whoever starts the run has to know of its layers."""
-        modules = [layer.module for block in self.blocks for layer in block.layers]
-        return [notice for module in modules if (notice := getattr(module, "notice", ""))]
+        return [layer.notice for block in self.blocks for layer in block.layers if layer.notice]
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""
@@ -308,7 +307,7 @@ def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
     vocabulary = getattr(network.blocks[0].layers[0].module, "vocabulary", None)
     if vocabulary is not None:
         for inputs in reader.known_inputs(_ITEMS_CHECKED):
-            validate_tokens(inputs["input_ids"] if isinstance(inputs, Mapping) else inputs, vocabulary)
+            validate_tokens(inputs, vocabulary)
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:

@@ -51,13 +51,12 @@ def export_folder(
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
-    state = export_state(manifest)
-    BlockModule(list_layers(network)).load_plain_state_dict(state, state)
+    layers, state = list_layers(network), export_state(manifest)
+    BlockModule(layers).load_plain_state_dict(state)
     with _appearing(output) as folder:
         save_pretrained(network, folder)
         _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
-    notices = [notice for layer in network if (notice := getattr(layer, "notice", ""))]
-    return sorted(path.name for path in output.iterdir()), notices
+    return sorted(path.name for path in output.iterdir()), [layer.notice for layer in layers if layer.notice]
 
 
 def _copy_tokenizer(places: list[object], folder: Path) -> None:

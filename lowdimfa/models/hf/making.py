@@ -7,8 +7,9 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from lowdimfa.errors import InputError
+from lowdimfa.models.hf.check import refuse_other_function
 from lowdimfa.models.hf.layers import Part
-from lowdimfa.models.hf.network import HuggingFaceNetwork, refuse_other_function
+from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
 from lowdimfa.models.hf.source import load, make, read_config
 
@@ -49,8 +50,9 @@ def hugging_face(
     """
     settings = read_config(config, path)
     original = make(settings, task) if path is None else load(settings, task, path)
-    network = HuggingFaceNetwork(original, outline_of(original, task, layers), task)
-    refuse_other_function(original, network, task)
+    outline = outline_of(original, task, layers)
+    refuse_other_function(settings, outline, task)
+    network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
     network.folder = path
     return network.train()

@@ -6,11 +6,8 @@ import inspect
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lowdimfa.errors import InputError, in_words
-from lowdimfa.generators import reproducible
 from lowdimfa.models.hf.layers import (
     GPT2Embedding,
     ImageEmbedding,
@@ -22,8 +19,6 @@ from lowdimfa.models.hf.layers import (
     TransformerBlock,
 )
 from lowdimfa.models.hf.outlines import Outline, Task
-
-_SAMPLES, _TOKENS = 2, 6
 
 
 class HuggingFaceNetwork(nn.Sequential):
@@ -90,55 +85,3 @@ def _embedding(original: Any, names: tuple[str, ...], task: Task) -> Part:
         return GPT2Embedding(original, names)
     takes = inspect.signature(original.get_submodule(names[0]).forward).parameters
     return (PositionedEmbedding if "position_ids" in takes else TokenEmbedding)(original, names)
-
-
-def refuse_other_function(original: nn.Module, network: HuggingFaceNetwork, task: Task) -> None:
-    """Compare the layers with the network that they were taken from, on a few tokens or images, padding included.
-
-    Raises
-    ------
-    InputError
-        They don't compute the same, or leave out weights.
-    """
-    kind = network.kind.__name__
-    owned = set(network.original_state())
-    missed = [name for name in original.state_dict() if name not in owned]
-    if missed:
-        found = f"layers of a {kind} that leave out {', '.join(missed[:5])}"
-        raise InputError("model.args.layers", found, "all that the network has")
-    if any(parameter.is_meta for parameter in original.parameters()):
-        return
-    inputs = _inputs(network.config, task)
-    original.train()  # so that a dropout left out shows too; both runs draw the same random numbers
-    network.train()
-    try:
-        with torch.no_grad(), reproducible(0):
-            whole = original(**inputs).logits
-        with torch.no_grad(), reproducible(0):
-            composed = network.run(**inputs)
-    except InputError:
-        raise
-    except Exception as error:  # modules that aren't made for each other
-        found = f"layers of a {kind} that don't fit together ({in_words(error)})"
-        raise InputError("model.args.layers", found, "those through which its hidden states go") from error
-    if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
-        raise InputError(
-            "model.args.layers",
-            f"layers that, run in order, don't compute what the {kind} does",
-            "all that happens to its hidden states, with nothing in between",
-        )
-
-
-def _inputs(config: Any, task: Task) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if task == "image-classification":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return {
-            "pixel_values": torch.randn(_SAMPLES, config.num_channels, height, width, generator=generator)
-        }
-    length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
-    tokens = torch.randint(config.vocab_size, (_SAMPLES, length), generator=generator)
-    mask = torch.ones_like(tokens)
-    mask[-1, length - 1 :] = 0
-    return {"input_ids": tokens, "attention_mask": mask}
