@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from lowdimfa.services.monitoring.report.reading import Record
@@ -22,7 +22,7 @@ class _Curve(NamedTuple):
 
 _CURVES = (
     _Curve("loss", "Loss", "loss per sample"),
-    _Curve("perplexity", "Perplexity", "perplexity per token"),
+    _Curve("perplexity", "Perplexity", "exp of the loss per token"),
     _Curve("accuracy", "Accuracy", "share of samples"),
 )
 
@@ -42,7 +42,7 @@ def draw_curves(record: Record) -> Picture | None:
         if curve.key == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if curve.key == "perplexity":
-            axes.set_yscale("log")
+            _logarithmic(axes)
         if place == 0:
             axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
 
@@ -72,6 +72,16 @@ def _learning(axes: Axes, record: Record, key: str, test_key: str) -> None:
     if len(test[0]):
         axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label="test")
     mark_recoveries(axes, record)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Give an axis a logarithmic scale with plain numbers, as many as it has room for."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = range(1, 10) if high < 10 * low else (1, 3)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _caption(record: Record, loss: NDArray[np.float64]) -> str:
