@@ -304,10 +304,7 @@ class ErrorSubscriber:
 
     def _came(self, message: Message) -> None:
         if not all(numpy.isfinite(tensor.numpy()).all() for tensor in message.tensors):
-            raise NotFiniteError(
-                f"block {self._block} received a broadcast error that is not finite at {message.ticket}",
-                block=self._block,
-                step=message.ticket.step,
-            )
+            found = f"block {self._block} received a broadcast error that is not finite at {message.ticket}"
+            raise NotFiniteError(found, block=self._block, step=message.ticket.step)
         kind: ErrorKind = "train" if message.kind == "error" else "probe"
         self._on_error(ErrorVector(message.ticket, kind, message.sequence, message.tensors))

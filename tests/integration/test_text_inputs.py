@@ -16,8 +16,6 @@ from lowdimfa.data.token_files import Manifest
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
-pytest.importorskip("lowdimfa.values", reason="layers don't take inputs by name yet")
-
 STEPS, WIDTH, VOCABULARY, CONTEXT = 6, 16, 270, 8
 
 
