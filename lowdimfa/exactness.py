@@ -7,7 +7,7 @@ may an update of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -33,15 +33,15 @@ _FIRST, _SECOND = Ticket(0, 0), Ticket(0, 1)
 
 
 def refuse_inexact(
-    blocks: Sequence[Block], head: Head, batches: Sequence[Batch], *, overlapping: bool, stale: bool
+    stages: Iterable[Block | Head], batches: Sequence[Batch], *, overlapping: bool, stale: bool
 ) -> None:
     """Compare the gradients of every block with those of plain torch.
 
     Parameters
     ----------
-    blocks, head
-        The network, as it is before the first step. Afterwards parameters and buffers are as before, but its feedback
-        isn't.
+    stages
+        The network, as it is before the first step, the head last; each is dropped before the next is asked for.
+        Afterwards parameters and buffers are as before, but its feedback isn't.
     batches
         Two micro-batches, on the network's device.
     overlapping
@@ -55,9 +55,12 @@ def refuse_inexact(
         A block's gradients are others than those of plain torch, or its layers fail; names its layers.
     """
     (first, targets), (second, _) = batches
-    for block in blocks:
-        first, second = _Checked(block, (first, second)).checked(overlapping, stale)
-    _check_head(head, first, targets)
+    for stage in stages:
+        if isinstance(stage, Head):
+            _check_head(stage, first, targets)
+        else:
+            first, second = _Checked(stage, (first, second)).checked(overlapping, stale)
+        del stage
 
 
 class _Checked:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Container, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -109,9 +108,9 @@ class Outline:
         if building.alive() - held:
             raise UnfitError("large tensors that no layer holds")
 
-    def running(self) -> AbstractContextManager[None]:
-        """Let the model run within, on made-up weights, with memory for what one operation needs."""
-        return Emptied(self._building.slots).active()
+    def running(self) -> Emptied:
+        """Return a mode under which the model runs, on made-up weights, with memory for what one operation needs."""
+        return Emptied(self._building.slots)
 
     def share(self, names: Sequence[str]) -> Share:
         """Return how to build some of the layers alone."""

@@ -1,8 +1,9 @@
-"""What a block's process is told: plain data, from which it plans the same network as every other process."""
+"""What a block's process is told: plain data, from which it plans its part of the same network as every other process."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +11,12 @@ import torch
 
 from lowdimfa.data.base import Task
 from lowdimfa.services.rpc.topology import Seat
+from lowdimfa.services.run.large import build_some
+from lowdimfa.services.run.model import build_model
 from lowdimfa.services.run.plan import Example, NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.sparse import Share
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class BlockJob:
         The files beside the specification.
     rank
         Which replica of the block this is.
+    shapes, share
+        Of a large network: the plan without layers, and how to build those of this block.
     """
 
     run: str
@@ -57,10 +63,14 @@ class BlockJob:
     evaluation_batches: int
     user_code: UserCode
     rank: int = 0
+    shapes: NetworkPlan | None = None
+    share: Share | None = None
 
     @classmethod
     def of(cls, plan: RunPlan, seat: Seat, run: str, run_dir: str, user_code: UserCode) -> Self:
         """Return the job of one worker of a planned run."""
+        network, own = plan.network, plan.network.blocks[seat.block]
+        outline = network.outline
         return cls(
             run=run,
             run_dir=run_dir,
@@ -74,6 +84,8 @@ class BlockJob:
             total_steps=plan.network.training.total_steps,
             evaluation_batches=plan.reader.evaluation_batches,
             user_code=user_code,
+            shapes=None if outline is None else network.shapes,
+            share=None if outline is None else outline.share([layer.name for layer in own.layers]),
         )
 
     @property
@@ -91,6 +103,11 @@ class BlockJob:
         return parse_specification(self.specification, "the run's specification")
 
     def network(self) -> NetworkPlan:
-        """Plan the network as the trainer did."""
+        """Plan the network as the trainer did, or take its plan; of a large network only this block has layers."""
+        if self.shapes is not None and self.share is not None:
+            blocks = list(self.shapes.blocks)
+            make = partial(build_model, self.parsed())
+            blocks[self.index] = build_some(make, self.share, blocks[self.index])
+            return replace(self.shapes, blocks=blocks)
         example = Example(self.input_shape, getattr(torch, self.input_dtype), self.task)
         return make_network_plan(self.parsed(), example, self.total_steps, self.boundaries)

@@ -1,7 +1,8 @@
 """Everything about a run that follows from its specification alone: data, model, cut, feedback, steps.
 
 Each process of a run makes the plan anew from the same specification and gets the same one; only the boundaries
-between blocks are handed on, because measured costs may differ from machine to machine.
+between blocks are handed on, because measured costs may differ from machine to machine. Of a large network the trainer
+makes the plan alone, and hands on shapes and how to build each block.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +24,18 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import channels_last
+from lowdimfa.layers import Layer
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets
-from lowdimfa.network import computing_threads
-from lowdimfa.partitioning import BlockPlan, block_starts, partition
+from lowdimfa.partitioning import BlockPlan, block_starts
+from lowdimfa.services.run.in_turn import rehearse_in_turn
+from lowdimfa.services.run.large import build_and_cut
+from lowdimfa.services.run.model import build_model, coarser_between, cut_model, measures
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import feedback_config, training_config
 from lowdimfa.services.spec import Specification
+from lowdimfa.sparse import Outline
 from lowdimfa.tickets import Ticket, derive_seed
 
 _ITEMS_CHECKED = 1024
@@ -66,6 +71,10 @@ class NetworkPlan:
         What the blocks need to know of it.
     seconds
         What each block was measured to take per micro-batch; None where the cut goes by counted operations.
+    outline
+        In a trainer whose network is too large for one process: how to build some layers. The blocks then have none.
+    note
+        What people should know before the start.
     """
 
     blocks: list[BlockPlan]
@@ -73,6 +82,15 @@ class NetworkPlan:
     feedback: FeedbackConfig
     training: TrainingConfig
     seconds: list[float] | None = None
+    outline: Outline | None = None
+    note: str = ""
+
+    @property
+    def shapes(self) -> NetworkPlan:
+        """The same without any layer, as plain data."""
+        named = [tuple(Layer(layer.name, nn.Identity()) for layer in block.layers) for block in self.blocks]
+        blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
+        return replace(self, blocks=blocks, outline=None)
 
     @property
     def boundaries(self) -> list[str]:
@@ -154,7 +172,10 @@ class RunPlan:
 
 @unchanged_generators()
 def make_run_plan(
-    specification: Specification, boundaries: Sequence[str] | None = None, rehearsed: bool = True
+    specification: Specification,
+    boundaries: Sequence[str] | None = None,
+    rehearsed: bool = True,
+    whole: bool = True,
 ) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
 
@@ -166,6 +187,8 @@ def make_run_plan(
         Of an earlier run that is resumed, in place of an automatic cut.
     rehearsed
         Whether a step is made on copies, as for everything that is to train.
+    whole
+        Whether this process is to hold the network, however large it is.
 
     Raises
     ------
@@ -180,55 +203,48 @@ def make_run_plan(
     first = reader.training(torch.tensor([0])).inputs()
     example = Example(tuple(first.shape[1:]), first.dtype, dataset.task)
     steps = train.steps or (train.epochs or 0) * order.steps_per_epoch
-    network = make_network_plan(specification, example, steps, boundaries)
-    if boundaries is None and _measures(specification):
+    network = make_network_plan(specification, example, steps, boundaries, whole)
+    if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, example)
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
         training = replace(network.training, compile=False)
-        rehearse(
-            specification,
-            network.blocks,
-            make_bench(specification, network.feedback, training, reader),
-            lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
-        )
+        bench = make_bench(specification, network.feedback, training, reader)
+        if network.outline is None:
+            rehearse(
+                specification,
+                network.blocks,
+                bench,
+                lambda: make_network_plan(specification, example, steps, network.boundaries).blocks,
+            )
+        else:
+            make = partial(build_model, specification)
+            rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
+    if network.outline is not None:
+        network.outline.close()
     return RunPlan(specification, dataset, order, example, network)
 
 
 def make_network_plan(
-    specification: Specification, example: Example, total_steps: int, boundaries: Sequence[str] | None = None
+    specification: Specification,
+    example: Example,
+    total_steps: int,
+    boundaries: Sequence[str] | None = None,
+    whole: bool = True,
 ) -> NetworkPlan:
-    """Build the model with the run's seed and cut it into blocks."""
-    model, train = build_model(specification), specification.train
-    cut = specification.model.blocks if boundaries is None else list(boundaries)
-    # Lazy layers draw their weights when they first see a batch, which is here.
-    with reproducible(derive_seed(train.seed, "lazy layers")):
-        if boundaries is None and _measures(specification):
-            with computing_threads(specification.placement.threads_per_block):
-                blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
-        else:
-            blocks = partition(model, cut, example.batch())
+    """Build the model with the run's seed and cut it; blocks of a large one have no weights unless it is wanted whole."""
+    make, cut = (
+        partial(build_model, specification),
+        partial(cut_model, specification, example.batch, boundaries),
+    )
+    blocks, outline, note = build_and_cut(make, cut, whole)
     if specification.train.activations == "bf16":
-        blocks = _coarser_between(blocks)
+        blocks = coarser_between(blocks)
     feedback = feedback_config(specification)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
-    return NetworkPlan(blocks, shape, resolve_feedback(feedback, shape, training, example.task), training)
-
-
-def _coarser_between(blocks: list[BlockPlan]) -> list[BlockPlan]:
-    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
-    inner = [torch.bfloat16 if b.output_dtype == torch.float32 else b.output_dtype for b in blocks[:-1]]
-    arriving, leaving = [blocks[0].input_dtype, *inner], [*inner, blocks[-1].output_dtype]
-    return [
-        replace(block, input_dtype=into, output_dtype=out)
-        for block, into, out in zip(blocks, arriving, leaving, strict=True)
-    ]
-
-
-def _measures(specification: Specification) -> bool:
-    """Whether it is for this machine's clock to say where the model is cut."""
-    return specification.model.balance == "time" and isinstance(specification.model.blocks, int)
+    feedback = resolve_feedback(feedback, shape, training, example.task)
+    return NetworkPlan(blocks, shape, feedback, training, outline=outline, note=note)
 
 
 def _balanced(
@@ -259,14 +275,6 @@ def load_dataset(specification: Specification) -> Dataset:
         dataset = dataset.with_validation(data.validation)
     limit = specification.train.limit_samples
     return dataset if limit is None else dataset.limited(limit)
-
-
-def build_model(specification: Specification) -> nn.Module:
-    """Call the model factory with random numbers that depend on the run's seed alone."""
-    model = specification.model
-    with reproducible(derive_seed(specification.train.seed, "model")):
-        made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
-    return channels_last(made) if model.channels_last else made
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> None:

@@ -9,19 +9,20 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from lowdimfa.build import build_block, build_head, error_shape
+from lowdimfa.block import Block
+from lowdimfa.build import error_shape
 from lowdimfa.encoding import first_difference, same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
 from lowdimfa.exactness import refuse_inexact
-from lowdimfa.generators import reproducible
+from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.head import Head
-from lowdimfa.network import DecoupledNetwork, computing_threads
+from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan, copies
 from lowdimfa.rule_check import refuse_drifting, refuse_forgetful, refuse_shared
@@ -54,9 +55,11 @@ class Rehearsal:
     bench
         Data, threads and device, and how stages are built.
     stages
-        Copies of all blocks, the head last, that have made one step.
+        Copies of these blocks, the head last, that have made one step.
     rebuild
         Calls the model's factory and returns the same blocks anew.
+    shape
+        Of the broadcast error.
     """
 
     specification: Specification
@@ -64,15 +67,32 @@ class Rehearsal:
     bench: Bench
     stages: Sequence[Stage]
     rebuild: Callable[[], Sequence[BlockPlan]]
+    shape: ErrorShape
 
-    def untrained(self, index: int) -> Stage:
-        """Build a block once more as it is before the first step."""
-        bench, (plan,) = self.bench, _copies(self.blocks, slice(index, index + 1), self.rebuild)
-        shape = error_shape(self.blocks, bench.feedback)
-        arguments = plan, shape, bench.feedback, bench.training
-        if index == len(self.blocks) - 1:
-            return build_head(*arguments, bench.task, bench.device)
-        return build_block(*arguments, bench.device)
+    def untrained(self, index: int) -> Block | Head:
+        """Build one of the blocks once more as it is before the first step."""
+        (plan,) = copies_of(self.blocks, slice(index, index + 1), self.rebuild)
+        return self.bench.build_one(plan, self.shape, is_head=isinstance(self.stages[index], Head))
+
+    def step(self, make: Callable[[], object]) -> bool:
+        """Let the stages make their step, and return whether they could.
+
+        Raises
+        ------
+        InputError
+            Names whose code failed.
+        """
+        try:
+            make()
+        except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+            return False
+        except LowdimfaError:
+            raise
+        except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
+            if self.specification.placement.gpus_per_block > 0 and self.bench.device.type == "cpu":
+                return False
+            raise _refusal(error, self.stages) from error
+        return True
 
 
 def rehearse(
@@ -100,30 +120,23 @@ def rehearse(
     InputError
         A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
     """
-    seed = derive_seed(specification.train.seed, "rehearsal")
-    some = [(x[:SAMPLES].to(bench.device), y[:SAMPLES].to(bench.device)) for x, y in bench.batches]
-    bench = replace(bench, batches=some)
-    with computing_threads(bench.threads), reproducible(seed, bench.device):
-        learning, head = bench.build(_copies(blocks, slice(None), rebuild))
-        rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
-        try:
-            DecoupledNetwork(learning, head, bench.feedback).train_step(0, some)
-        except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+    bench = bench.with_samples(SAMPLES)
+    with bench.computing(derive_seed(specification.train.seed, "rehearsal")):
+        learning, head = bench.build(copies_of(blocks, slice(None), rebuild))
+        shape = error_shape(blocks, bench.feedback)
+        rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild, shape)
+        network = DecoupledNetwork(learning, head, bench.feedback)
+        if not rehearsal.step(lambda: network.train_step(0, bench.batches)):
             return
-        except LowdimfaError:
-            raise
-        except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
-            if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
-                return
-            raise _refusal(error, rehearsal.stages) from error
         with suppress(NotFiniteError, MemoryError, torch.OutOfMemoryError):
             for check in CHECKS:
                 check(rehearsal)
 
 
-def _copies(
+def copies_of(
     blocks: Sequence[BlockPlan], chosen: slice, rebuild: Callable[[], Sequence[BlockPlan]]
 ) -> list[BlockPlan]:
+    """Return some of the blocks with layers of their own, as they are before the first step."""
     try:
         return copies(blocks[chosen])
     except Exception:  # modules may hold what can't be copied, such as a lock, but they can be made again
@@ -208,7 +221,7 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
     replicas = rehearsal.specification.replicas
     if max(replicas) == 1:
         return
-    for plan, again in zip(rehearsal.blocks, rehearsal.rebuild(), strict=True):
+    for index, (plan, again) in enumerate(zip(rehearsal.blocks, rehearsal.rebuild(), strict=True)):
         ours, theirs = plan.build().plain_state(), again.build().plain_state()
         if replicas[plan.index] > 1 and not same(ours._asdict(), theirs._asdict()):
             raise InputError(
@@ -218,9 +231,9 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
                 "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
             )
         if replicas[plan.index] > 1:
-            twins = rehearsal.untrained(plan.index), rehearsal.untrained(plan.index)
+            twins = rehearsal.untrained(index), rehearsal.untrained(index)
             refuse_drifting(*twins, replicas[plan.index])
-        trained = rehearsal.stages[plan.index].module.plain_state().extra
+        trained = rehearsal.stages[index].module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
         if replicas[plan.index] > 1 and changed:
             raise InputError(
@@ -235,12 +248,12 @@ def gradients_are_exact(rehearsal: Rehearsal) -> None:
     bench, train = rehearsal.bench, rehearsal.specification.train
     if bench.feedback.form != "broadcast":
         return
-    blocks, head = bench.build(_copies(rehearsal.blocks, slice(None), rehearsal.rebuild))
     batches = list(bench.batches)
     if len(batches) == 1:  # the same samples in another order will do
         batches.append((batches[0][0].flip(0), batches[0][1].flip(0)))
     stale = train.staleness > 0
-    refuse_inexact(blocks, head, batches, overlapping=stale or train.effective_window > 1, stale=stale)
+    stages = (rehearsal.untrained(index) for index in range(len(rehearsal.stages)))
+    refuse_inexact(stages, batches, overlapping=stale or train.effective_window > 1, stale=stale)
 
 
 CHECKS: list[Callable[[Rehearsal], None]] = [

@@ -13,6 +13,7 @@ from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
 from lowdimfa.services.trainer.engine import Engine
@@ -70,7 +71,7 @@ class TrainingLoop:
         self._unsaved = 0  # checkpoints without room since the last that was written
         run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
-            (run.alignment_every if plan.network.feedback.form == "broadcast" else 0, self._align),
+            (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
             (run.checkpoint_every, self._save_on_the_way),
         ]
@@ -139,6 +140,9 @@ class TrainingLoop:
             step=self._done,
             **places,
         )
+
+        for note in notes(plan):
+            self._log.emit("warning", message=note)
 
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)

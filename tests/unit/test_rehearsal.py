@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from lowdimfa import sparse
 from lowdimfa.errors import InputError
-from lowdimfa.services.run import rehearsal
+from lowdimfa.services.run import in_turn, large, rehearsal
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -304,6 +305,38 @@ def test_refused_before_anything_of_the_run_is_there(
     assert str(caught.value).startswith(f"{key}: "), caught.value
     assert words in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def no_process_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every network for a large one."""
+    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(sparse, "SMALLEST", 64)
+    monkeypatch.setattr(in_turn, "PIECE", 0)
+
+
+@pytest.mark.usefixtures("no_process_holds_it")
+@pytest.mark.parametrize(("train", "key", "words"), REFUSED)
+def test_refused_with_memory_for_one_piece_at_a_time(train: dict[str, Any], key: str, words: str) -> None:
+    parsed = parse_specification(specification(**train), "test")
+    with pytest.raises(InputError) as caught:
+        make_run_plan(parsed, whole=False)
+    assert str(caught.value).startswith(f"{key}: "), caught.value
+
+
+@pytest.mark.usefixtures("no_process_holds_it")
+@pytest.mark.parametrize("kind", ["Locked", "Extra"])
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_a_plan_of_a_network_that_no_process_holds_is_that_of_one_that_it_does(
+    kind: str, every_layer: bool
+) -> None:
+    given = specification(model=f"{__name__}:made_of", args={"kind": kind})
+    given["feedback"] = {"every_layer": every_layer}
+    parsed = parse_specification(given, "test")
+    ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
+    assert ours.network.outline is not None and theirs.network.outline is None
+    assert ours.describe() == theirs.describe()
+    assert all(p.device.type == "meta" for b in ours.network.blocks for p in b.build().parameters() if p.dim() > 1)
 
 
 def test_an_error_of_the_users_code_is_told_with_its_place() -> None:

@@ -216,7 +216,7 @@ def test_an_outline_runs_on_made_up_weights_the_same_each_time() -> None:
     x = torch.rand(2, 3, 32, 32)
     plain = seeded(factory)()
     found = outlined(factory)
-    with found.running():
+    with found.running().active():
         outlined_trace = trace(found.model, found.layers, x, "flops")
         first, again = found.model(x), found.model(x)
         composed = x
