@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule, unchanged_buffers
-from lowdimfa.errors import InputError, LowdimfaError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, finds_no_memory, in_words
 from lowdimfa.head import Head
 from lowdimfa.layers import FACTORY_KEY
 from lowdimfa.sites import delivered, tap_all
@@ -174,9 +174,11 @@ _STALE = (
 def _trying(stage: Block | Head, run: Callable[[], T], advice: tuple[str, str] | None = None) -> T:
     try:
         return run()
-    except (LowdimfaError, MemoryError, torch.OutOfMemoryError):
+    except LowdimfaError:
         raise
     except (Exception, SystemExit) as error:  # a user's layers may fail in any way
+        if finds_no_memory(error):
+            raise MemoryError(str(error)) from error
         if "saved tensor hooks" in str(
             error
         ):  # by which stale weights are kept, and which torch.func refuses

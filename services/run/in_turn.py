@@ -32,7 +32,7 @@ from lowdimfa.sparse import Outline
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket, derive_seed
 
-PIECE = 128 << 20
+PIECE = 32 << 20
 """Bytes of parameters of a piece that is rehearsed at a time, where layers are no larger."""
 
 
@@ -53,7 +53,7 @@ def rehearse_in_turn(
         specification, bench.with_samples(SAMPLES), make, outline, error_shape(blocks, bench.feedback)
     )
     seed = derive_seed(specification.train.seed, "rehearsal")
-    with bench.computing(seed), suppress(NotFiniteError, MemoryError, torch.OutOfMemoryError):
+    with bench.computing(seed), suppress(NotFiniteError, MemoryError):
         turns.run([piece for block in blocks for piece in pieces(block, block is blocks[-1])])
 
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from lowdimfa.block import Block
 from lowdimfa.build import error_shape
 from lowdimfa.encoding import first_difference, same, same_bits
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, finds_no_memory, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.head import Head
@@ -48,12 +46,10 @@ class Rehearsal:
 
     Attributes
     ----------
-    specification
-        Of the run.
+    specification, bench
+        Of the run: its data, threads and device, and how stages are built.
     blocks
         The run's own, as they are before the first step; not to be changed.
-    bench
-        Data, threads and device, and how stages are built.
     stages
         Copies of these blocks, the head last, that have made one step.
     rebuild
@@ -84,12 +80,13 @@ class Rehearsal:
         """
         try:
             make()
-        except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
+        except NotFiniteError:
             return False
         except LowdimfaError:
             raise
         except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
-            if self.specification.placement.gpus_per_block > 0 and self.bench.device.type == "cpu":
+            elsewhere = self.specification.placement.gpus_per_block > 0 and self.bench.device.type == "cpu"
+            if elsewhere or finds_no_memory(error):
                 return False
             raise _refusal(error, self.stages) from error
         return True
@@ -128,7 +125,7 @@ def rehearse(
         network = DecoupledNetwork(learning, head, bench.feedback)
         if not rehearsal.step(lambda: network.train_step(0, bench.batches)):
             return
-        with suppress(NotFiniteError, MemoryError, torch.OutOfMemoryError):
+        with suppress(NotFiniteError, MemoryError):
             for check in CHECKS:
                 check(rehearsal)
 
@@ -191,6 +188,8 @@ def states_come_back(rehearsal: Rehearsal) -> None:
         except LowdimfaError:
             raise
         except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
+            if finds_no_memory(error):
+                raise MemoryError(str(error)) from error
             raise _refusal(error, [stage, restored], "when its state is saved and loaded") from error
         names, ours, theirs = {**tensors, **back.tensors}, tensors, back.tensors
         lost = (n for n in names if n not in ours or n not in theirs or not same_bits(ours[n], theirs[n]))

@@ -89,6 +89,15 @@ class Failing(nn.Linear):
         return super().forward(x)
 
 
+class Greedy(nn.Linear):
+    """Finds no memory in training, as on a machine that is smaller than those of the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(x) > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return super().forward(x)
+
+
 class Locked(nn.Linear):
     """Can't be copied."""
 
@@ -112,7 +121,7 @@ class FailingBackward(nn.Module):
 
 
 def made_of(kind: str, first: bool = False) -> list[nn.Module]:
-    sizes = (8, 8) if kind in ("Growing", "Failing") else ()
+    sizes = (8, 8) if kind in ("Growing", "Failing", "Greedy") else ()
     made = globals()[kind](*sizes)
     return [made, *layers()] if first else layers(made)
 
@@ -336,7 +345,9 @@ def test_a_plan_of_a_network_that_no_process_holds_is_that_of_one_that_it_does(
     ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
     assert ours.network.outline is not None and theirs.network.outline is None
     assert ours.describe() == theirs.describe()
-    assert all(p.device.type == "meta" for b in ours.network.blocks for p in b.build().parameters() if p.dim() > 1)
+    assert all(
+        p.device.type == "meta" for b in ours.network.blocks for p in b.build().parameters() if p.dim() > 1
+    )
 
 
 def test_an_error_of_the_users_code_is_told_with_its_place() -> None:
@@ -377,6 +388,10 @@ def test_what_can_not_be_copied_is_built_again(tmp_path: Path) -> None:
     given = specification(model=f"{__name__}:made_of", args={"kind": "Locked"})
     finished = DecoupledTrainer(given, engine="local", run_dir=tmp_path / "run").fit()
     assert finished.metrics["steps"] == STEPS
+
+
+def test_memory_that_a_rehearsal_does_not_find_is_for_the_run_to_find() -> None:
+    assert planned(model=f"{__name__}:made_of", args={"kind": "Greedy"}).network.blocks
 
 
 def test_further_checks_see_trained_copies(monkeypatch: pytest.MonkeyPatch) -> None:
