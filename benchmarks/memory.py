@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.memory --json`` trains some steps in 4 blocks. Each process that calls the model's factory limits
 its own private memory (``RLIMIT_DATA``): the trainer and every block must stay within. Then one process is given the same
-limit and the whole network, which must fail if what it has to hold is more. The peaks are the kernel's own (``VmHWM``). Needs the extra ``hf``.
+limit and the whole network, which must fail if what it has to hold is more. The peaks are the kernel's own (``VmHWM``).
+Needs the extra ``hf``.
 """
 
 from __future__ import annotations
