@@ -215,6 +215,13 @@ def in_words(error: BaseException) -> str:
     return (f"{kind}: {said}" if said else kind).encode("utf-8", "backslashreplace").decode()
 
 
+def finds_no_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left: torch has none of its own for that of a processor."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
 def unforeseen(error: BaseException, what: str = "", **fields: Any) -> LowdimfaError:
     """Return the typed error for one that other people's code raised.
 

@@ -7,7 +7,7 @@ may an update of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.calling import FACTORY_KEY
-from lowdimfa.errors import InputError, LowdimfaError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, finds_no_memory, in_words
 from lowdimfa.head import Head
 from lowdimfa.set_taps import tap_at
 from lowdimfa.sites import delivered, tap_all
@@ -38,15 +38,15 @@ _FIRST, _SECOND = Ticket(0, 0), Ticket(0, 1)
 
 
 def refuse_inexact(
-    blocks: Sequence[Block], head: Head, batches: Sequence[Batch], *, overlapping: bool, stale: bool
+    stages: Iterable[Block | Head], batches: Sequence[Batch], *, overlapping: bool, stale: bool
 ) -> None:
     """Compare the gradients of every block with those of plain torch.
 
     Parameters
     ----------
-    blocks, head
-        The network, as it is before the first step. Afterwards parameters and buffers are as before, but its feedback
-        isn't.
+    stages
+        The network, as it is before the first step, the head last; each is dropped before the next is asked for.
+        Afterwards parameters and buffers are as before, but its feedback isn't.
     batches
         Two micro-batches, on the network's device.
     overlapping
@@ -60,9 +60,12 @@ def refuse_inexact(
         A block's gradients are others than those of plain torch, or its layers fail; names its layers.
     """
     (first, targets), (second, _) = batches
-    for block in blocks:
-        first, second = _Checked(block, (first, second)).checked(overlapping, stale)
-    _check_head(head, first, targets)
+    for stage in stages:
+        if isinstance(stage, Head):
+            _check_head(stage, first, targets)
+        else:
+            first, second = _Checked(stage, (first, second)).checked(overlapping, stale)
+        del stage
 
 
 class _Checked:
@@ -188,9 +191,11 @@ _STALE = (
 def _trying(stage: Block | Head, run: Callable[[], T], advice: tuple[str, str] | None = None) -> T:
     try:
         return run()
-    except (LowdimfaError, MemoryError, torch.OutOfMemoryError):
+    except LowdimfaError:
         raise
     except (Exception, SystemExit) as error:  # a user's layers may fail in any way
+        if finds_no_memory(error):
+            raise MemoryError(str(error)) from error
         if "saved tensor hooks" in str(
             error
         ):  # by which stale weights are kept, and which torch.func refuses

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.imports import resolve
 from lowdimfa.losses import make_loss
-from lowdimfa.services.run.plan import RunPlan, build_model, make_run_plan
+from lowdimfa.services.run.model import build_model
+from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.tickets import Ticket
 

@@ -1,17 +1,21 @@
-"""What a block's process is told: plain data, from which it plans the same network as every other process."""
+"""What a block's process is told: plain data, from which it plans its part of the same network as every other process."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.example import Example
+from lowdimfa.services.run.large import build_some
+from lowdimfa.services.run.model import build_model
 from lowdimfa.services.run.plan import NetworkPlan, RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.run.weights import Origin, Weights
 from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.sparse import Share
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class BlockJob:
         Which replica of the block this is.
     weights
         Where the trainer found the weights with which the run begins; None if not in files.
+    shapes, share
+        Of a large network: the plan without layers, and how to build those of this block.
     """
 
     run: str
@@ -55,10 +61,14 @@ class BlockJob:
     user_code: UserCode
     rank: int = 0
     weights: Origin | None = None
+    shapes: NetworkPlan | None = None
+    share: Share | None = None
 
     @classmethod
     def of(cls, plan: RunPlan, seat: Seat, run: str, run_dir: str, user_code: UserCode) -> Self:
         """Return the job of one worker of a planned run."""
+        network, own = plan.network, plan.network.blocks[seat.block]
+        outline = network.outline
         return cls(
             run=run,
             run_dir=run_dir,
@@ -70,7 +80,9 @@ class BlockJob:
             total_steps=plan.network.training.total_steps,
             evaluation_batches=plan.reader.evaluation_batches,
             user_code=user_code,
-            weights=plan.network.weights,
+            weights=network.weights,
+            shapes=None if outline is None else network.shapes,
+            share=None if outline is None else outline.share([layer.name for layer in own.layers]),
         )
 
     @property
@@ -88,9 +100,17 @@ class BlockJob:
         return parse_specification(self.specification, "the run's specification")
 
     def network(self) -> NetworkPlan:
-        """Plan the network as the trainer did."""
+        """Plan the network as the trainer did, or take its plan; of a large network only this block has layers."""
         specification = self.parsed()
         weights = None if self.weights is None else Weights.of(specification, self.weights)
-        return make_network_plan(
-            specification, self.example, self.total_steps, self.boundaries, weights, own=self.index
+        if self.shapes is None or self.share is None:
+            return make_network_plan(
+                specification, self.example, self.total_steps, self.boundaries, weights, own=self.index
+            )
+        blocks = list(self.shapes.blocks)
+        own = blocks[self.index] = build_some(
+            partial(build_model, specification), self.share, blocks[self.index]
         )
+        if weights is not None:
+            weights.load_alone(own)
+        return replace(self.shapes, blocks=blocks)

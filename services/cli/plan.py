@@ -27,7 +27,7 @@ def plan(
     from lowdimfa.services.trainer.api import DecoupledTrainer
 
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no result
-        found = forecast(DecoupledTrainer(spec, overrides=overrides or []).plan())
+        found = forecast(DecoupledTrainer(spec, overrides=overrides or []).plan(whole=True))
     print(json.dumps({"event": "forecast"} | found) if form is Format.json else _text(found))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
+from lowdimfa.services.run.tensor_file import Kind, write_tensors
 
 MANIFEST_FILE = "manifest.json"
 MODEL_PREFIX = "model/"
@@ -135,15 +134,20 @@ class Manifest:
                     found |= {name: file.get_tensor(name).clone() for name in names}
         return found
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of the model, by its plain name."""
-        found: dict[str, tuple[int, ...]] = {}
+    def kinds(self, select: Callable[[str], bool]) -> dict[str, Kind]:
+        """Return type and shape of the tensors whose names are selected."""
+        found: dict[str, Kind] = {}
         for entry in self.entries:
             with _opened(self.path / entry.file) as file:
-                for name in entry.tensors:
-                    if name.startswith(MODEL_PREFIX):
-                        found[name.removeprefix(MODEL_PREFIX)] = tuple(file.get_slice(name).get_shape())
+                for name in filter(select, entry.tensors):
+                    part = file.get_slice(name)
+                    found[name] = Kind(part.get_dtype(), tuple(part.get_shape()))
         return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the model, by its plain name."""
+        kinds = self.kinds(lambda name: name.startswith(MODEL_PREFIX))
+        return {name.removeprefix(MODEL_PREFIX): kind.shape for name, kind in kinds.items()}
 
     def require_same_model(self, parameter_shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse a checkpoint of another model.
@@ -178,11 +182,18 @@ class Manifest:
 
 def export_state(manifest: Manifest) -> dict[str, Tensor]:
     """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor."""
-    saved = manifest.tensors(lambda name: name.startswith(MODEL_PREFIX))
-    names = {name: tensor_name(data) for name, data in extra_state(manifest).items()}
-    extra = manifest.tensors(set(names.values()).__contains__)
-    state = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in saved.items()}
-    return state | {name: extra[kept] for name, kept in names.items() if kept is not None}
+    names = _exported(manifest)
+    found = manifest.tensors(set(names.values()).__contains__)
+    return {name: found[kept] for name, kept in names.items()}
+
+
+def _exported(manifest: Manifest) -> dict[str, str]:
+    """Return the name in the checkpoint of each tensor in the plain model's state dict."""
+    saved = [name for entry in manifest.entries for name in entry.tensors if name.startswith(MODEL_PREFIX)]
+    extra = {name: tensor_name(data) for name, data in extra_state(manifest).items()}
+    return {name.removeprefix(MODEL_PREFIX): name for name in saved} | {
+        name: kept for name, kept in extra.items() if kept is not None
+    }
 
 
 def extra_state(manifest: Manifest) -> dict[str, Any]:
@@ -197,7 +208,7 @@ def left_out(manifest: Manifest) -> list[str]:
 
 
 def export_file(manifest: Manifest, output: Path) -> None:
-    """Write the plain model's state dict as one safetensors file, whole or not at all.
+    """Write the plain model's state dict as one safetensors file, whole or not at all, with memory for one tensor.
 
     Raises
     ------
@@ -207,7 +218,13 @@ def export_file(manifest: Manifest, output: Path) -> None:
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_durably(export_state(manifest), partial)
+        names = _exported(manifest)
+        kinds = manifest.kinds(set(names.values()).__contains__)
+        write_tensors(
+            partial,
+            {name: kinds[kept] for name, kept in names.items()},
+            lambda name: manifest.tensors(names[name].__eq__)[names[name]],
+        )
         partial.replace(output)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -217,14 +234,7 @@ def export_file(manifest: Manifest, output: Path) -> None:
 
 def save_durably(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that survives a power cut once this returns."""
-    path.touch()
-    rights = stat.S_IMODE(
-        path.stat().st_mode
-    )  # as the umask says; the library leaves a file for its owner alone
-    # Copies: the format refuses tensors that share memory, as tied weights do.
-    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, path)
-    path.chmod(rights)
-    sync(path)
+    write_tensors(path, {name: Kind.of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Everything about a run that follows from its specification alone: data, model, cut, feedback, steps.
 
 Each process of a run makes the plan anew from the same specification and gets the same one; only the boundaries
-between blocks are handed on, because measured costs may differ from machine to machine.
+between blocks are handed on, because measured costs may differ from machine to machine. Of a large network the trainer
+makes the plan alone, and hands on shapes and how to build each block.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,17 +25,20 @@ from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import as_module, channels_last
+from lowdimfa.layers import Layer
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
-from lowdimfa.network import computing_threads
-from lowdimfa.partitioning import BlockPlan, block_starts, coarser_between, partition
+from lowdimfa.partitioning import BlockPlan, block_starts, coarser_between
 from lowdimfa.services.run.example import Example
+from lowdimfa.services.run.in_turn import rehearse_in_turn
+from lowdimfa.services.run.large import build_and_cut
+from lowdimfa.services.run.model import build_model, cut_model, measures
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
-from lowdimfa.services.run.weights import Origin, Weights, freeze
+from lowdimfa.services.run.weights import NO_BLOCK, Origin, Weights
 from lowdimfa.services.spec import Specification
+from lowdimfa.sparse import Outline
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import ONE, Types
 
@@ -59,6 +64,10 @@ class NetworkPlan:
         What each block was measured to take per micro-batch; None where the cut goes by counted operations.
     weights
         Where those came from with which the run begins; None if not from files.
+    outline
+        In a trainer whose network is too large for one process: how to build some layers. The blocks then have none.
+    note
+        What people should know before the start.
     """
 
     blocks: list[BlockPlan]
@@ -67,6 +76,15 @@ class NetworkPlan:
     training: TrainingConfig
     seconds: list[float] | None = None
     weights: Origin | None = None
+    outline: Outline | None = None
+    note: str = ""
+
+    @property
+    def shapes(self) -> NetworkPlan:
+        """The same without any layer, as plain data."""
+        named = [tuple(map(_stand_in, block.layers)) for block in self.blocks]
+        blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
+        return replace(self, blocks=blocks, outline=None)
 
     @property
     def boundaries(self) -> list[str]:
@@ -181,6 +199,7 @@ def make_run_plan(
     boundaries: Sequence[str] | None = None,
     rehearsed: bool = True,
     resumed: bool = False,
+    whole: bool = True,
 ) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
 
@@ -194,6 +213,8 @@ def make_run_plan(
         Whether a step is made on copies, as for everything that is to train.
     resumed
         Whether the weights will be those of a checkpoint.
+    whole
+        Whether this process is to hold the network, however large it is.
 
     Raises
     ------
@@ -210,23 +231,30 @@ def make_run_plan(
     weights = None if resumed else Weights.of(specification)
 
     def planned(boundaries: Sequence[str] | None) -> NetworkPlan:
-        return make_network_plan(specification, example, steps, boundaries, weights)
+        return make_network_plan(specification, example, steps, boundaries, weights, whole=whole)
 
     network = planned(boundaries)
     _check_tokens(network, reader)
-    if boundaries is None and _measures(specification):
+    if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
         training = replace(network.training, compile=False)
-        rehearse(
-            specification,
-            network.blocks,
-            make_bench(specification, network.feedback, training, reader),
-            lambda: planned(network.boundaries).blocks,
-            order.smallest_microbatch,
-        )
+        bench = make_bench(specification, network.feedback, training, reader)
+        if network.outline is None:
+            rehearse(
+                specification,
+                network.blocks,
+                bench,
+                lambda: planned(network.boundaries).blocks,
+                order.smallest_microbatch,
+            )
+        else:
+            make = partial(build_model, specification)
+            rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
+    if network.outline is not None:
+        network.outline.close()
     return RunPlan(specification, dataset, order, example, network)
 
 
@@ -237,31 +265,27 @@ def make_network_plan(
     boundaries: Sequence[str] | None = None,
     weights: Weights | None = None,
     own: int | None = None,
+    whole: bool = True,
 ) -> NetworkPlan:
-    """Build the model with the run's seed and cut it into blocks; load weights, of the block ``own`` or of all."""
-    model, train = build_model(specification), specification.train
-    cut = specification.model.blocks if boundaries is None else list(boundaries)
-    # Lazy layers draw their weights when they first see a batch, which is here.
-    with reproducible(derive_seed(train.seed, "lazy layers")):
-        if boundaries is None and _measures(specification):
-            with computing_threads(specification.placement.threads_per_block):
-                blocks = partition(model, cut, example.batch(train.batch_size // train.microbatches), "time")
-        else:
-            blocks = partition(model, cut, example.batch())
+    """Build the model with the run's seed and cut it; load weights, of the block ``own`` or of all.
+
+    Blocks of a large network have no weights unless it is wanted whole.
+    """
+    make, cut = (
+        partial(build_model, specification),
+        partial(cut_model, specification, example.batch, boundaries),
+    )
+    blocks, outline, note = build_and_cut(make, cut, whole)
     if weights is not None:
-        weights.load(blocks, own)
+        weights.load(blocks, own if outline is None else NO_BLOCK)
     if specification.train.activations == "bf16":
         blocks = coarser_between(blocks)
     feedback = feedback_config(specification)
     refuse_unlearnable(blocks, feedback)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
     feedback = resolve_feedback(feedback, shape, training, example.task)
-    return NetworkPlan(blocks, shape, feedback, training, weights=weights.origin if weights else None)
-
-
-def _measures(specification: Specification) -> bool:
-    """Whether it is for this machine's clock to say where the model is cut."""
-    return specification.model.balance == "time" and isinstance(specification.model.blocks, int)
+    origin = weights.origin if weights else None
+    return NetworkPlan(blocks, shape, feedback, training, None, origin, outline, note)
 
 
 def _balanced(
@@ -292,14 +316,13 @@ def load_dataset(specification: Specification) -> Dataset:
     return dataset if limit is None else dataset.limited(limit)
 
 
-def build_model(specification: Specification) -> nn.Module:
-    """Call the model factory with random numbers that depend on the run's seed alone."""
-    model = specification.model
-    with reproducible(derive_seed(specification.train.seed, "model")):
-        made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
-    module = channels_last(made) if model.channels_last else as_module(made)
-    freeze(module, model.frozen)
-    return module
+def _stand_in(layer: Layer) -> Layer:
+    """Return a layer without memory, of which one can tell whether there is something to learn."""
+    parameters, module = list(layer.module.parameters()), nn.Identity()
+    if parameters:
+        learns = any(parameter.requires_grad for parameter in parameters)
+        module.register_parameter("stand_in", nn.Parameter(torch.empty(0), requires_grad=learns))
+    return replace(layer, module=module)
 
 
 def _check_tokens(network: NetworkPlan, reader: Reader) -> None:

@@ -14,7 +14,7 @@ from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.paths import expand
 from lowdimfa.services.run.manifest import Manifest, export_state
-from lowdimfa.services.run.plan import build_model
+from lowdimfa.services.run.model import build_model
 from lowdimfa.services.spec import Specification
 
 _TOKENIZER = "tokenizer.json"

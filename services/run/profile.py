@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from lowdimfa.balance import Cut, recut
 from lowdimfa.block import Block
-from lowdimfa.build import build_stages
+from lowdimfa.build import build_block, build_head, build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError, LowdimfaError, in_words
+from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.generators import reproducible
 from lowdimfa.head import Head
 from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
@@ -22,7 +25,7 @@ from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, copies
 from lowdimfa.services.spec import Specification
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, entering
+from lowdimfa.values import Activation, entering, everywhere
 
 BETTER = 0.02
 """Share of the bottleneck's time that another cut has to save to be taken."""
@@ -98,6 +101,27 @@ class Bench:
     def build(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
         """Build blocks that nobody needs, for they will learn."""
         return build_stages(blocks, self.feedback, self.training, self.task, self.device)
+
+    def build_one(self, plan: BlockPlan, shape: ErrorShape, is_head: bool) -> Block | Head:
+        """Build one such block."""
+        arguments = plan, shape, self.feedback, self.training
+        if is_head:
+            return build_head(*arguments, self.task, self.device)
+        return build_block(*arguments, self.device)
+
+    @contextmanager
+    def computing(self, seed: int) -> Iterator[None]:
+        """Compute as a block does, with random numbers that leave no trace."""
+        with computing_threads(self.threads), reproducible(seed, self.device):
+            yield
+
+    def with_samples(self, most: int) -> Bench:
+        """Return a bench with the first samples of the batches, on its device."""
+        some = [
+            (everywhere(x, lambda part: part[:most].to(self.device)), y[:most].to(self.device))
+            for x, y in self.batches
+        ]
+        return replace(self, batches=some)
 
 
 def make_bench(

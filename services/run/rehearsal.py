@@ -8,18 +8,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
-
-from lowdimfa.build import build_block, build_head, error_shape
+from lowdimfa.block import Block
+from lowdimfa.build import error_shape
 from lowdimfa.encoding import first_difference, same, same_bits
-from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, in_words
+from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, finds_no_memory, in_words
 from lowdimfa.exactness import refuse_inexact
-from lowdimfa.generators import reproducible
-from lowdimfa.network import DecoupledNetwork, computing_threads
+from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.head import Head
+from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan, copies
 from lowdimfa.rule_check import refuse_drifting, refuse_forgetful, refuse_shared
@@ -41,22 +41,25 @@ _AT_ONCE = 64
 """Steps of a schedule between looks at the clock."""
 
 
+FIRST_STEP = "in a first training step"
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     """What checks look at.
 
     Attributes
     ----------
-    specification
-        Of the run.
+    specification, bench
+        Of the run: its data, threads and device, and how stages are built.
     blocks
         The run's own, as they are before the first step; not to be changed.
-    bench
-        Data, threads and device, and how stages are built.
     stages
-        Copies of all blocks, the head last, that have made one step.
+        Copies of these blocks, the head last, that have made one step.
     rebuild
         Calls the model's factory and returns the same blocks anew.
+    shape
+        Of the broadcast error.
     """
 
     specification: Specification
@@ -64,15 +67,33 @@ class Rehearsal:
     bench: Bench
     stages: Sequence[Stage]
     rebuild: Callable[[], Sequence[BlockPlan]]
+    shape: ErrorShape
 
-    def untrained(self, index: int) -> Stage:
-        """Build a block once more as it is before the first step."""
-        bench, (plan,) = self.bench, _copies(self.blocks, slice(index, index + 1), self.rebuild)
-        shape = error_shape(self.blocks, bench.feedback)
-        arguments = plan, shape, bench.feedback, bench.training
-        if index == len(self.blocks) - 1:
-            return build_head(*arguments, bench.task, bench.device)
-        return build_block(*arguments, bench.device)
+    def untrained(self, index: int) -> Block | Head:
+        """Build one of the blocks once more as it is before the first step."""
+        (plan,) = copies_of(self.blocks, slice(index, index + 1), self.rebuild)
+        return self.bench.build_one(plan, self.shape, is_head=isinstance(self.stages[index], Head))
+
+    def step(self, make: Callable[[], object], when: str = FIRST_STEP) -> bool:
+        """Let the stages make their step, and return whether they could.
+
+        Raises
+        ------
+        InputError
+            Names whose code failed.
+        """
+        try:
+            make()
+        except NotFiniteError:
+            return False
+        except LowdimfaError:
+            raise
+        except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
+            elsewhere = self.specification.placement.gpus_per_block > 0 and self.bench.device.type == "cpu"
+            if elsewhere or finds_no_memory(error):
+                return False
+            raise refusal(error, self.stages, when) from error
+        return True
 
 
 def rehearse(
@@ -103,16 +124,15 @@ def rehearse(
     InputError
         A layer, the loss, an optimiser or a schedule fails, or has a state that can't be kept in a checkpoint.
     """
-    seed = derive_seed(specification.train.seed, "rehearsal")
     size = min(SAMPLES, len(bench.batches[0][1]))
-    with computing_threads(bench.threads), reproducible(seed, bench.device):
+    with bench.computing(derive_seed(specification.train.seed, "rehearsal")):
         if smallest < size:
             when = f"in a step of {_samples(smallest)}, as data.last_batch: keep leaves for a micro-batch"
-            _one_step(specification, blocks, _few(bench, smallest), rebuild, when)
-        rehearsal = _one_step(specification, blocks, _few(bench, size), rebuild, "in a first training step")
+            _one_step(specification, blocks, bench.with_samples(smallest), rebuild, when)
+        rehearsal = _one_step(specification, blocks, bench.with_samples(size), rebuild, FIRST_STEP)
         if rehearsal is None:
             return
-        with suppress(NotFiniteError, MemoryError, torch.OutOfMemoryError):
+        with suppress(NotFiniteError, MemoryError):
             for check in CHECKS:
                 check(rehearsal)
 
@@ -125,36 +145,21 @@ def _one_step(
     when: str,
 ) -> Rehearsal | None:
     """Make a step on copies; return None where it is for the run itself to meet what comes of it."""
-    learning, head = bench.build(_copies(blocks, slice(None), rebuild))
-    rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild)
-    try:
-        DecoupledNetwork(learning, head, bench.feedback).train_step(0, bench.batches)
-    except (NotFiniteError, MemoryError, torch.OutOfMemoryError):
-        return None
-    except LowdimfaError:
-        raise
-    except (Exception, SystemExit) as error:  # layers, loss and optimiser are the user's
-        if specification.placement.gpus_per_block > 0 and bench.device.type == "cpu":
-            return None
-        raise refusal(error, rehearsal.stages, when) from error
-    return rehearsal
+    learning, head = bench.build(copies_of(blocks, slice(None), rebuild))
+    shape = error_shape(blocks, bench.feedback)
+    rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild, shape)
+    network = DecoupledNetwork(learning, head, bench.feedback)
+    return rehearsal if rehearsal.step(lambda: network.train_step(0, bench.batches), when) else None
 
 
 def _samples(number: int) -> str:
     return f"{number} sample{'s' if number > 1 else ''}"
 
 
-def _few(bench: Bench, samples: int) -> Bench:
-    batches = [
-        (everywhere(x, lambda part: part[:samples].to(bench.device)), y[:samples].to(bench.device))
-        for x, y in bench.batches
-    ]
-    return replace(bench, batches=batches)
-
-
-def _copies(
+def copies_of(
     blocks: Sequence[BlockPlan], chosen: slice, rebuild: Callable[[], Sequence[BlockPlan]]
 ) -> list[BlockPlan]:
+    """Return some of the blocks with layers of their own, as they are before the first step."""
     try:
         return copies(blocks[chosen])
     except Exception:  # modules may hold what can't be copied, such as a lock, but they can be made again
@@ -209,6 +214,8 @@ def states_come_back(rehearsal: Rehearsal) -> None:
         except LowdimfaError:
             raise
         except (Exception, SystemExit) as error:  # state_dict, set_extra_state and the like may be the user's
+            if finds_no_memory(error):
+                raise MemoryError(str(error)) from error
             raise refusal(error, [stage, restored], "when its state is saved and loaded") from error
         names, ours, theirs = {**tensors, **back.tensors}, tensors, back.tensors
         lost = (n for n in names if n not in ours or n not in theirs or not same_bits(ours[n], theirs[n]))
@@ -239,7 +246,7 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
     replicas = rehearsal.specification.replicas
     if max(replicas) == 1:
         return
-    for plan, again in zip(rehearsal.blocks, rehearsal.rebuild(), strict=True):
+    for index, (plan, again) in enumerate(zip(rehearsal.blocks, rehearsal.rebuild(), strict=True)):
         ours, theirs = plan.build().plain_state(), again.build().plain_state()
         if replicas[plan.index] > 1 and not same(ours._asdict(), theirs._asdict()):
             raise InputError(
@@ -249,9 +256,9 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
                 "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
             )
         if replicas[plan.index] > 1:
-            twins = rehearsal.untrained(plan.index), rehearsal.untrained(plan.index)
+            twins = rehearsal.untrained(index), rehearsal.untrained(index)
             refuse_drifting(*twins, replicas[plan.index])
-        trained = rehearsal.stages[plan.index].module.plain_state().extra
+        trained = rehearsal.stages[index].module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
         if replicas[plan.index] > 1 and changed:
             raise InputError(
@@ -266,13 +273,13 @@ def gradients_are_exact(rehearsal: Rehearsal) -> None:
     bench, train = rehearsal.bench, rehearsal.specification.train
     if bench.feedback.form != "broadcast":
         return
-    blocks, head = bench.build(_copies(rehearsal.blocks, slice(None), rehearsal.rebuild))
     batches = list(bench.batches)
     if len(batches) == 1:  # the same samples in another order will do
         inputs, targets = batches[0]
         batches.append((everywhere(inputs, lambda part: part.flip(0)), targets.flip(0)))
     stale = train.staleness > 0
-    refuse_inexact(blocks, head, batches, overlapping=stale or train.effective_window > 1, stale=stale)
+    stages = (rehearsal.untrained(index) for index in range(len(rehearsal.stages)))
+    refuse_inexact(stages, batches, overlapping=stale or train.effective_window > 1, stale=stale)
 
 
 CHECKS: list[Callable[[Rehearsal], None]] = [

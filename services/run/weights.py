@@ -19,6 +19,9 @@ from lowdimfa.services.run.tensor_files import KEY, TensorFiles
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.weights import WeightsSection
 
+NO_BLOCK = -1
+"""In place of a block's index, where a network has no memory for its weights."""
+
 _NAMED = 5
 """Names that a message has at most."""
 
@@ -79,7 +82,7 @@ class Weights:
         blocks
             The whole network: all of its names are looked at.
         own
-            Index of the one block whose weights are read; None is all.
+            Index of the one block whose weights are read; None is all, and `NO_BLOCK` none.
 
         Raises
         ------
@@ -91,6 +94,21 @@ class Weights:
         for block in blocks:
             for layer in block.layers if own in (None, block.index) else ():
                 self._load(layer, taken)
+
+    def load_alone(self, block: BlockPlan) -> None:
+        """Give a block its weights where no other block has layers: the trainer has looked at the names of all.
+
+        Raises
+        ------
+        InputError
+            A layer doesn't take them.
+        """
+        wanted = {name for layer in block.layers for name, _ in _state(layer)}
+        taken = {
+            name for name in wanted & self._files.entries.keys() if not _fits(name, self._section.missing)
+        }
+        for layer in block.layers:
+            self._load(layer, taken)
 
     def _fitting(self, wanted: dict[str, Tensor]) -> set[str]:
         """Return the names to take from the files, once it is sure that these are the model's."""

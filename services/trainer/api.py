@@ -120,10 +120,16 @@ class DecoupledTrainer:
             resume_step=resume_step,
         )
 
-    def plan(self) -> RunPlan:
-        """Check everything and return the plan of the run, without running it."""
+    def plan(self, *, whole: bool = False) -> RunPlan:
+        """Check everything and return the plan of the run, without running it.
+
+        Parameters
+        ----------
+        whole
+            Whether its blocks are to have their weights, however large the network is.
+        """
         require_run_dir(Path(self.request.run_dir), self.request.resume)
-        return prepare(self.request)[0]
+        return prepare(self.request, whole=whole)[0]
 
     def fit(self) -> Result:
         """Run to the end.

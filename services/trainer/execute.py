@@ -94,7 +94,9 @@ class RunRequest:
         return parse_specification(self.specification, "the run's specification")
 
 
-def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manifest | None]:
+def prepare(
+    request: RunRequest, rehearsed: bool = True, whole: bool = False
+) -> tuple[RunPlan, Manifest | None]:
     """Check everything that can be checked before the first block starts.
 
     Parameters
@@ -103,6 +105,8 @@ def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manif
         What to run.
     rehearsed
         Whether a step is made on copies: not for a run that is only evaluated.
+    whole
+        Whether this process is to hold the network, however large it is; with the engine ``local`` it is.
 
     Raises
     ------
@@ -117,7 +121,8 @@ def prepare(request: RunRequest, rehearsed: bool = True) -> tuple[RunPlan, Manif
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
     with other_peoples_code("the run can't be planned"):
-        plan = make_run_plan(specification, boundaries, rehearsed, resumed=manifest is not None)
+        whole = whole or request.engine == "local"
+        plan = make_run_plan(specification, boundaries, rehearsed, resumed=manifest is not None, whole=whole)
         Language.of(plan)  # which refuses what the data tells of itself
         if manifest is not None:
             require_resumable(plan, manifest)

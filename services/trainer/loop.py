@@ -14,6 +14,7 @@ from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
 from lowdimfa.services.trainer.engine import Engine
@@ -69,10 +70,9 @@ class TrainingLoop:
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
-        run, network = plan.specification.run, plan.network
-        aligned = network.feedback.form == "broadcast" and any(block.learns for block in network.blocks[:-1])
+        run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
-            (run.alignment_every if aligned else 0, self._align),
+            (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
             (run.checkpoint_every, self._save_on_the_way),
         ]
@@ -143,8 +143,8 @@ class TrainingLoop:
             step=self._done,
             **places,
         )
-        for notice in plan.network.notices:
-            self._emit("warning", message=notice)
+        for note in notes(plan):
+            self._emit("warning", message=note)
 
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)

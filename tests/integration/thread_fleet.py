@@ -22,9 +22,11 @@ from lowdimfa.services.spec import parse_specification
 class ThreadFleet:
     """Workers, and calls to all of them at once."""
 
-    def __init__(self, specification: dict[str, Any], run_dir: Path, security: Security) -> None:
+    def __init__(
+        self, specification: dict[str, Any], run_dir: Path, security: Security, whole: bool = True
+    ) -> None:
         parsed = parse_specification(specification, "test")
-        plan = make_run_plan(parsed)
+        plan = make_run_plan(parsed, whole=whole)
         seats = make_topology(parsed, plan.network).seats
         self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
@@ -76,7 +78,7 @@ def thread_fleet(
     *,
     connect: bool = True,
     security: Security | None = None,
-    kind: type[ThreadFleet] = ThreadFleet,
+    kind: Callable[..., ThreadFleet] = ThreadFleet,
 ) -> Iterator[ThreadFleet]:
     """Start workers for a specification, and end them."""
     fleet = kind(specification, run_dir, security or Security.loopback())

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from lowdimfa import sparse
 from lowdimfa.errors import InputError
-from lowdimfa.services.run import rehearsal
+from lowdimfa.services.run import in_turn, large, rehearsal
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -88,6 +89,15 @@ class Failing(nn.Linear):
         return super().forward(x)
 
 
+class Greedy(nn.Linear):
+    """Finds no memory in training, as on a machine that is smaller than those of the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(x) > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return super().forward(x)
+
+
 class Locked(nn.Linear):
     """Can't be copied."""
 
@@ -111,7 +121,7 @@ class FailingBackward(nn.Module):
 
 
 def made_of(kind: str, first: bool = False) -> list[nn.Module]:
-    sizes = (8, 8) if kind in ("Growing", "Failing") else ()
+    sizes = (8, 8) if kind in ("Growing", "Failing", "Greedy") else ()
     made = globals()[kind](*sizes)
     return [made, *layers()] if first else layers(made)
 
@@ -306,6 +316,40 @@ def test_refused_before_anything_of_the_run_is_there(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def no_process_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every network for a large one."""
+    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(sparse, "SMALLEST", 64)
+    monkeypatch.setattr(in_turn, "PIECE", 0)
+
+
+@pytest.mark.usefixtures("no_process_holds_it")
+@pytest.mark.parametrize(("train", "key", "words"), REFUSED)
+def test_refused_with_memory_for_one_piece_at_a_time(train: dict[str, Any], key: str, words: str) -> None:
+    parsed = parse_specification(specification(**train), "test")
+    with pytest.raises(InputError) as caught:
+        make_run_plan(parsed, whole=False)
+    assert str(caught.value).startswith(f"{key}: "), caught.value
+
+
+@pytest.mark.usefixtures("no_process_holds_it")
+@pytest.mark.parametrize("kind", ["Locked", "Extra"])
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_a_plan_of_a_network_that_no_process_holds_is_that_of_one_that_it_does(
+    kind: str, every_layer: bool
+) -> None:
+    given = specification(model=f"{__name__}:made_of", args={"kind": kind})
+    given["feedback"] = {"every_layer": every_layer}
+    parsed = parse_specification(given, "test")
+    ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
+    assert ours.network.outline is not None and theirs.network.outline is None
+    assert ours.describe() == theirs.describe()
+    assert all(
+        p.device.type == "meta" for b in ours.network.blocks for p in b.build().parameters() if p.dim() > 1
+    )
+
+
 def test_an_error_of_the_users_code_is_told_with_its_place() -> None:
     with pytest.raises(InputError, match=r"KeyError: 'lost', in .*test_rehearsal\.py, line \d+"):
         planned(model=f"{__name__}:made_of", args={"kind": "Failing"})
@@ -344,6 +388,10 @@ def test_what_can_not_be_copied_is_built_again(tmp_path: Path) -> None:
     given = specification(model=f"{__name__}:made_of", args={"kind": "Locked"})
     finished = DecoupledTrainer(given, engine="local", run_dir=tmp_path / "run").fit()
     assert finished.metrics["steps"] == STEPS
+
+
+def test_memory_that_a_rehearsal_does_not_find_is_for_the_run_to_find() -> None:
+    assert planned(model=f"{__name__}:made_of", args={"kind": "Greedy"}).network.blocks
 
 
 def test_further_checks_see_trained_copies(monkeypatch: pytest.MonkeyPatch) -> None:

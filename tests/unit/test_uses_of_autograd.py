@@ -120,7 +120,7 @@ def test_uses_that_work_are_not_refused(use: str) -> None:
     before = {
         name: value.clone() for block in blocks for name, value in block.module.plain_state_dict().items()
     }
-    refuse_inexact(blocks, head, BATCHES, overlapping=True, stale=stale)
+    refuse_inexact([*blocks, head], BATCHES, overlapping=True, stale=stale)
     after = {name: value for block in blocks for name, value in block.module.plain_state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not [value for block in blocks for value in block.module.parameters() if value.grad is not None]
@@ -181,7 +181,7 @@ def test_what_would_learn_something_else_is_refused(use: str) -> None:
     model = nn.Sequential(linear(), make(), nn.Linear(WIDTH, 4))
     with pytest.raises(InputError) as caught:
         blocks, head = built(model, ["1", "2"])
-        refuse_inexact(blocks, head, BATCHES, overlapping=True, stale=False)
+        refuse_inexact([*blocks, head], BATCHES, overlapping=True, stale=False)
     assert words in str(caught.value)
     assert "'1'" in str(caught.value)
 
@@ -190,4 +190,4 @@ def test_what_would_learn_something_else_is_refused(use: str) -> None:
 def test_what_no_stale_weights_can_be_kept_for_is_refused_with_staleness(use: str) -> None:
     blocks, head = built(network(use), ["1", "2"], staleness=1)
     with pytest.raises(InputError, match=r"train\.staleness to 0"):
-        refuse_inexact(blocks, head, BATCHES, overlapping=True, stale=True)
+        refuse_inexact([*blocks, head], BATCHES, overlapping=True, stale=True)

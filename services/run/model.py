@@ -1,0 +1,50 @@
+"""The run's model: built with its seed, and cut as its specification says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+from torch import nn
+
+from lowdimfa.generators import reproducible
+from lowdimfa.imports import call_factory
+from lowdimfa.layers import as_module, channels_last
+from lowdimfa.network import computing_threads
+from lowdimfa.partitioning import BlockPlan, partition
+from lowdimfa.services.run.weights import freeze
+from lowdimfa.services.spec import Specification
+from lowdimfa.tickets import derive_seed
+from lowdimfa.values import Inputs
+
+
+def build_model(specification: Specification) -> nn.Module:
+    """Call the model factory with random numbers that depend on the run's seed alone."""
+    model = specification.model
+    with reproducible(derive_seed(specification.train.seed, "model")):
+        made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
+    module = channels_last(made) if model.channels_last else as_module(made)
+    freeze(module, model.frozen)
+    return module
+
+
+def cut_model(
+    specification: Specification,
+    example: Callable[[int], Inputs],
+    boundaries: Sequence[str] | None,
+    model: nn.Module,
+) -> list[BlockPlan]:
+    """Cut a model into blocks, by an example batch of some samples; boundaries are those of an earlier run."""
+    train = specification.train
+    cut = specification.model.blocks if boundaries is None else list(boundaries)
+    # Lazy layers draw their weights when they first see a batch, which is here.
+    with reproducible(derive_seed(train.seed, "lazy layers")):
+        if boundaries is None and measures(specification):
+            with computing_threads(specification.placement.threads_per_block):
+                return partition(model, cut, example(train.batch_size // train.microbatches), "time")
+        return partition(model, cut, example(2))
+
+
+def measures(specification: Specification) -> bool:
+    """Whether it is for this machine's clock to say where the model is cut."""
+    return specification.model.balance == "time" and isinstance(specification.model.blocks, int)
