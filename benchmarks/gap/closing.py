@@ -13,7 +13,7 @@ from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
 from benchmarks.claims.comparison import STANDARD_ERRORS, result_of, scores_of
 from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
-from benchmarks.gap.networks import BITS, NETWORKS, Network
+from benchmarks.gap.networks import ACCURACY, BITS, NETWORKS, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
 from benchmarks.gap.trials import runs_of
 from benchmarks.reporting import markdown_table, mean_and_spread
@@ -31,10 +31,12 @@ def run(settings: RunSettings) -> dict[str, Any]:
     return run_on([network.scaled(work) for network in NETWORKS.values()], settings)
 
 
-def run_on(networks: Sequence[Network], settings: RunSettings) -> dict[str, Any]:
+def run_on(
+    networks: Sequence[Network], settings: RunSettings, rules: Sequence[Rule] = RULES
+) -> dict[str, Any]:
     """Train networks by every rule."""
-    runs = [run for network in networks for rule in RULES for run in runs_of(network, rule, settings)]
-    return result_of(networks, RULES, runs)
+    runs = [run for network in networks for rule in rules for run in runs_of(network, rule, settings)]
+    return result_of(networks, rules, runs)
 
 
 def judge(result: Result) -> tuple[Verdict, str]:
@@ -154,7 +156,7 @@ def _gap(result: Result, network: Network, label: str = READOUT.label) -> float:
     score, reference = (
         statistics.fmean(scores_of(result, network.label, name)) for name in (label, _reference(label))
     )
-    return score / reference - 1 if network.score == BITS else reference - score
+    return reference - score if network.score == ACCURACY else score / reference - 1
 
 
 def _reference(label: str) -> str:
@@ -171,7 +173,7 @@ def _beats(result: Result, network: Network, rule: Rule) -> bool:
 
 
 def _amount(network: Network, gap: float) -> str:
-    return f"{100 * gap:.1f} %" if network.score == BITS else f"{gap:.2f}"
+    return f"{gap:.2f}" if network.score == ACCURACY else f"{100 * gap:.1f} %"
 
 
 def _short(network: Network) -> str:
@@ -212,7 +214,7 @@ def draw(result: Result) -> Figure:
 
 def _spread(result: Result, network: Network, rule: Rule) -> float:
     mean, spread = mean_spread(scores_of(result, network.label, rule.label))
-    return spread / mean if network.score == BITS else spread
+    return spread if network.score == ACCURACY else spread / mean
 
 
 CLAIM = Claim(

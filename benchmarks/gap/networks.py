@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.claims.settings import Setting, Update
-from lowdimfa.data import SHAKESPEARE_VOCABULARY, Dataset, shakespeare
+from lowdimfa.data import SHAKESPEARE_VOCABULARY, Dataset, shakespeare, tokens
+from lowdimfa.data.preparing import Recipe, prepare
 from lowdimfa.head import Evaluation
 from lowdimfa.models import char_transformer, cnn, mlp, vit
 
 GRID = tuple(Update(rate) for rate in (1e-3, 2e-3, 4e-3))
-ACCURACY, BITS = "accuracy (%)", "bits per character"
+ACCURACY, BITS, PERPLEXITY = "accuracy (%)", "bits per character", "perplexity"
 CONTEXT, CHARACTERS = 64, 2_900_000
+VOCABULARY = 8_192
+TOKENS = f"Shakespeare in tokens of a vocabulary of {VOCABULARY:,} trained on it, in windows of {CONTEXT}"
 TEXT = f"the first {CHARACTERS:,} characters of Shakespeare, in windows of {CONTEXT}"
 
 
@@ -28,9 +32,9 @@ class Network(Setting):
     Attributes
     ----------
     target
-        Largest gap to backpropagation that counts as closed: in points, or for text as a share of its bits.
+        Largest gap to backpropagation that counts as closed: in points, or for text as a share of its bits or perplexity.
     score
-        `ACCURACY` or `BITS`.
+        `ACCURACY`, `BITS` or `PERPLEXITY`.
     """
 
     grid: tuple[Update, ...] = GRID
@@ -40,7 +44,7 @@ class Network(Setting):
     @property
     def sign(self) -> int:
         """1 where a higher score is better, -1 where a lower one is."""
-        return -1 if self.score == BITS else 1
+        return 1 if self.score == ACCURACY else -1
 
     def network(self) -> nn.Sequential:
         """Return the network, drawn from torch's global generator; images keep their channels last, which is faster."""
@@ -49,10 +53,13 @@ class Network(Setting):
 
     def dataset(self) -> Dataset:
         """Return the data, all training samples included."""
-        return text() if self.data == TEXT else super().dataset()
+        own = {TEXT: text, TOKENS: token_windows}
+        return own[self.data]() if self.data in own else super().dataset()
 
     def score_of(self, evaluation: Evaluation) -> float:
         """Return the score of an evaluation."""
+        if self.score == PERPLEXITY:
+            return math.exp(evaluation.loss)
         return evaluation.loss / math.log(2) if self.score == BITS else 100 * (evaluation.accuracy or 0.0)
 
     def configuration(self) -> dict[str, Any]:
@@ -71,6 +78,14 @@ class Network(Setting):
 def text() -> Dataset:
     """Return the text, in windows."""
     return shakespeare(CONTEXT, limit_chars=CHARACTERS)
+
+
+@cache
+def token_windows() -> Dataset:
+    """Return the tokens, which are made at the first use."""
+    folder = Path("runs/data") / f"shakespeare-{VOCABULARY}"
+    prepare(Recipe(["shakespeare"], vocabulary=VOCABULARY), folder)
+    return tokens(str(folder), CONTEXT)
 
 
 NETWORKS = {

@@ -12,11 +12,17 @@ BLOCKS = 4
 
 @dataclass(frozen=True)
 class Rule:
-    """A form of feedback on a network that is cut into blocks, by AdamW, or by Muon for the matrices of hidden layers."""
+    """A form of feedback on a network that is cut into blocks, by AdamW, or by Muon for the matrices of hidden layers.
+
+    Attributes
+    ----------
+    blocks
+        How many, or at which layers the later ones begin.
+    """
 
     label: str
     feedback: FeedbackConfig
-    blocks: int = BLOCKS
+    blocks: int | tuple[str, ...] = BLOCKS
     muon: bool = False
 
     def configuration(self) -> dict[str, Any]:

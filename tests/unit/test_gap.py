@@ -16,14 +16,18 @@ from benchmarks.claims.settings import Update
 from benchmarks.claims.storing import Places
 from benchmarks.claims.training import Trained
 from benchmarks.gap import __main__ as long_grids
-from benchmarks.gap import blocks, closing, dimension, trials
+from benchmarks.gap import blocks, closing, dimension, residual, trials
 from benchmarks.gap.long import ROWS
-from benchmarks.gap.networks import BITS, NETWORKS, TEXT, Network
+from benchmarks.gap.networks import ACCURACY, BITS, CONTEXT, NETWORKS, TEXT, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, HEBBIAN, LOCAL, READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Sweep
 from benchmarks.gap.trials import BlockTrial, in_blocks, runs_of, train
+from lowdimfa.build import error_shape, resolve_feedback
+from lowdimfa.config import TrainingConfig
+from lowdimfa.data import Task
 from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
+from lowdimfa.partitioning import partition
 
 TINY = Network("tiny", mlp, (32, 16, 5, 10), "teacher", 128, 2, 32, (Update(1e-3), Update(3e-3)), target=1.0)
 IN_POINTS = [network for network in NETWORKS.values() if network.score != BITS]
@@ -191,7 +195,8 @@ def test_the_frozen_control_changes_no_block_and_muon_is_what_it_says() -> None:
 def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(long_grids, "ROWS", {"mlp": TINY})
+    gap = long_grids._GRIDS["gap"]
+    monkeypatch.setattr(long_grids, "_GRIDS", {"gap": replace(gap, networks={"mlp": TINY})})
     places = Places(tmp_path / "results", tmp_path / "docs", tmp_path / "runs.jsonl")
     made: list[str] = []
     limits = [5, 1000]
@@ -205,7 +210,7 @@ def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
     monkeypatch.setattr(trials, "train", counted)
     while limits:
         with suppress(KeyboardInterrupt):
-            assert long_grids.main(["gap", "--seeds", "1"], places) == 0
+            assert long_grids.main(["gap", "--rows", "mlp", "--seeds", "1"], places) == 0
         limits.pop(0)
     grid = [f"{rule.label} {update}" for rule in closing.RULES for update in TINY.grid]
     # The best of each rule is trained again where an earlier call had only validated it.
@@ -236,3 +241,25 @@ def test_every_network_has_four_blocks_to_give_and_a_target(name: str) -> None:
     assert len(network.network()) >= 4
     assert 0 < network.target < torch.inf
     assert network.configuration()["data"] in ("Fashion-MNIST", "CIFAR-10", TEXT)
+
+
+@pytest.mark.parametrize("row", residual.ROWS)
+def test_every_rule_of_a_residual_row_can_be_built_on_its_network(row: str) -> None:
+    network, rules = residual.ROWS[row]
+    labels = [rule.label for rule in rules]
+    assert len(set(labels)) == len(labels)
+    example = (
+        torch.zeros(2, 3, 32, 32)
+        if network.data == "CIFAR-10"
+        else torch.zeros(2, CONTEXT, dtype=torch.int64)
+    )
+    task: Task = "classification" if network.score == ACCURACY else "tokens"
+    model = network.network()
+    for rule in rules[: len(rules) // 2]:  # the rest is the same with Muon
+        plans = partition(model, rule.blocks, example)
+        shape = error_shape(plans, rule.feedback)
+        assert resolve_feedback(rule.feedback, shape, TrainingConfig(1), task)
+        if row == "lm" and rule.feedback.source == "head_input":
+            learning = [[layer.name for layer in plan.layers] for plan in plans]
+            assert len({len(names) for names in learning[1:-1]}) == 1
+            assert shape.task_dim == residual.WIDTH
