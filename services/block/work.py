@@ -19,8 +19,7 @@ from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
 from lowdimfa.services.block.mailboxes import Delivery
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.snapshot import SnapshotShelf
-from lowdimfa.services.stream.broadcast import ErrorVector
-from lowdimfa.services.stream.frames import Kind, Message
+from lowdimfa.services.stream.frames import ErrorVector, Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import Activation, Inputs, put_together, travelling, with_side
