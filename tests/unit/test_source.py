@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.alignment import measure_alignment
-from lowdimfa.build import error_shape, resolve_feedback
 from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
 from lowdimfa.models import char_transformer, mlp, resnet, vit
 from lowdimfa.network import DecoupledNetwork, decouple
