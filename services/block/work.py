@@ -224,7 +224,7 @@ class Work:
             return self._parts(self._source.microbatch(ticket))
         if ticket not in self._drawn:
             read = [self._parts(samples) for samples in self._source.step(ticket.step)]
-            weights = self.stage.weights([_present(drawn.targets) for drawn in read])
+            weights = self.stage.objective.weights([_present(drawn.targets) for drawn in read])
             self._drawn = {
                 Ticket(ticket.step, part): drawn._replace(weight=weight)
                 for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))

@@ -76,7 +76,7 @@ def gradients(stages: Sequence[Stage]) -> dict[str, Tensor]:
 
 def learn(made: DecoupledNetwork, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Return all gradients of one step."""
-    weights = made.head.weights([targets for _, targets in parts])
+    weights = made.head.objective.weights([targets for _, targets in parts])
     for number, ((inputs, targets), weight) in enumerate(zip(parts, weights, strict=True)):
         made.form.run(inputs, targets, Ticket(0, number), weight)
     return gradients(made.stages)
