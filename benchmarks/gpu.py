@@ -15,8 +15,9 @@ from torch import nn
 
 from benchmarks.reporting import environment, markdown_table
 from lowdimfa.block import Block
-from lowdimfa.build import build_block, error_shape
+from lowdimfa.build import build_block
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.partitioning import partition
 from lowdimfa.services.block.devices import Cuda, NoCopies, StreamedCopies
 from lowdimfa.services.rpc.security import Security

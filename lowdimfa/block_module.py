@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lowdimfa.calling import call
+from lowdimfa.encoding import Encoder, State, decode, require_storable
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer
 from lowdimfa.values import Value
 
 _EXTRA_STATE = "_extra_state"
 """How the keys end under which torch keeps what ``get_extra_state`` returns."""
+
+_TENSORS = "model/"
+"""How the names of layers' tensors begin in a block's state."""
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -143,6 +147,36 @@ class BlockModule(nn.Module):
 def _metadata(named: Mapping[str, Any]) -> dict[str, Any]:
     """Return what torch notes of modules beside their state, unless a hook of theirs has made another dictionary."""
     return dict(getattr(named, "_metadata", {}))
+
+
+def pack_layers(module: BlockModule) -> State:
+    """Return what layers keep: tensors as ``model/<name>``, and in the scalars ``extra`` and ``versions``.
+
+    Raises
+    ------
+    InputError
+        A module keeps something that a checkpoint can't hold.
+    """
+    state, encoder = module.plain_state(), Encoder("model.factory")
+    for name, value in state.tensors.items():
+        require_storable(value, name, "model.factory")
+    tensors = {f"{_TENSORS}{name}": value for name, value in state.tensors.items()}
+    extra = {name: encoder.encode(value, "extra", name) for name, value in state.extra.items()}
+    versions = {name: encoder.encode(value, "versions", name) for name, value in state.versions.items()}
+    return State(tensors | encoder.tensors, {"extra": extra, "versions": versions})
+
+
+def load_layers(module: BlockModule, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
+    """Restore what `pack_layers` returned, maybe of several blocks."""
+    encoded = {name: data for part in scalars for name, data in part["extra"].items()}
+    own = module.plain_state().extra.items()
+    extra = {name: decode(encoded[name], tensors, value) for name, value in own if name in encoded}
+    encoded = {name: data for part in scalars for name, data in part["versions"].items()}
+    versions = {name: decode(data, tensors) for name, data in encoded.items()}
+    plain = {
+        name.removeprefix(_TENSORS): value for name, value in tensors.items() if name.startswith(_TENSORS)
+    }
+    module.load_plain_state_dict(plain, extra, versions)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,125 +16,41 @@ from lowdimfa.config import FeedbackConfig, StageConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
-from lowdimfa.feedback.projection import PRule
-from lowdimfa.feedback.readout import ReadoutFeedback
+from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.feedback.source import (
     at_site,
     identity_tap,
     output_start,
-    refuse_unknown_identity,
     sends_projection,
     source_of,
-    source_shape,
     starts_as_identity,
     wants_identity,
 )
 from lowdimfa.head import Head
-from lowdimfa.losses import Objective, shows_targets
+from lowdimfa.losses import Objective
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Sends
 from lowdimfa.partitioning import BlockPlan
-from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.rules import Q_RULES, TAPS
 from lowdimfa.set_taps import SetTap
 from lowdimfa.sites import FeedbackSite
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import ONE
 
-
-def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorShape:
-    """Return the shape of the broadcast error of a partitioned network.
-
-    Raises
-    ------
-    InputError
-        The tensor whose error it is has more than one position dimension, or ``error_dim`` isn't between 1 and its width.
-    """
-    output = source_shape(plans[-1], feedback)
-    if not 1 <= len(output) <= 2:
-        raise InputError(
-            "model.factory",
-            f"an output of shape {output} per sample",
-            "(outputs,) for one error per sample or (tokens, outputs) for one per token",
-        )
-    task_dim = output[-1]
-    error_dim = task_dim if feedback.error_dim is None else feedback.error_dim
-    whose = "task" if source_of(feedback) == "logits" else "hidden state"
-    if not 1 <= error_dim <= task_dim:
-        raise InputError(
-            "feedback.error_dim",
-            str(error_dim),
-            f"between 1 and the {whose}'s dimension, {task_dim}",
-            "More than that carries no information.",
-        )
-    return ErrorShape(task_dim, error_dim, len(output) - 1, output[0] if len(output) == 2 else 1)
-
-
-def refuse_unlearnable(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> None:
-    """Refuse a network in which nothing would be learned.
-
-    Raises
-    ------
-    InputError
-        All parameters of the blocks that the form of feedback lets learn are frozen.
-    """
-    learning = plans[-1:] if feedback.form == "frozen" else plans
-    if not any(plan.learns for plan in learning):
-        where = "a head" if feedback.form == "frozen" else "a model"
-        raise InputError(
-            "model.factory",
-            f"{where} in which no parameter requires a gradient",
-            "at least one to learn",
-            "Parameters are frozen by the factory (requires_grad=False), or by model.frozen.",
-        )
-
-
-def resolve_feedback(
-    feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
-) -> FeedbackConfig:
-    """Return the feedback with ``auto`` replaced: ``readout`` where blocks can be told the targets, else ``hebbian``.
-
-    Where some blocks may start as the identity it stays ``auto``, and each has its own
-    (`lowdimfa.feedback.source.at_site`).
-
-    Raises
-    ------
-    InputError
-        There is no such rule; or one that needs the targets is asked for where blocks can't be told them.
-    """
-    if feedback.form != "broadcast":
-        return replace(feedback, q_rule="fixed")
-    refuse_unknown_identity(feedback)
-    p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim
-    # Below the task's dimension each block needs P itself; of a rule of the user's own c may be anything.
-    known = P_RULES.is_built_in(p_rule) if whole else p_rule is PRule
-    possible = known and feedback.source == "logits" and shows_targets(training.loss, task)
-    if feedback.q_rule == "auto" and wants_identity(feedback):
-        return feedback
-    if feedback.q_rule == "auto":
-        return replace(feedback, q_rule="readout" if possible else "hebbian")
-    rule = Q_RULES.find(feedback.q_rule)
-    if not rule.needs_targets or (
-        possible and (whole or (issubclass(rule, ReadoutFeedback) and not rule.probed))
-    ):
-        return feedback
-    name = Q_RULES.name_of(rule)
-    found, expected = f"{name!r} with a loss {training.loss!r} on {task}", "softmax cross-entropy"
-    if feedback.source != "logits":
-        found, expected = f"{name!r} with the error of {feedback.source!r}", "source 'logits'"
-    elif shows_targets(training.loss, task) and whole:
-        found, expected = f"{name!r} with a p_rule of your own", "a built-in p_rule"
-    elif shows_targets(training.loss, task):
-        p_name = P_RULES.name_of(p_rule)
-        found = f"{name!r} with {shape.error_dim} of {shape.task_dim} error numbers and p_rule {p_name!r}"
-        expected = "'readout' with p_rule 'fixed', or error_dim the task's"
-    raise InputError(
-        "feedback.q_rule",
-        found,
-        f"{expected}: only so can a block be told the targets",
-        "'auto' takes 'hebbian' elsewhere.",
-    )
+__all__ = [
+    "Parts",
+    "build_block",
+    "build_head",
+    "build_stages",
+    "error_shape",
+    "features_of",
+    "parts_of",
+    "refuse_unlearnable",
+    "resolve_feedback",
+    "tap_of",
+]
 
 
 class Parts(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.source import output_start, source_of, source_shape
 from lowdimfa.layers import Layer, runs_children
-from lowdimfa.losses import is_cross_entropy
+from lowdimfa.losses import Objective, is_cross_entropy
 from lowdimfa.partitioning import BlockPlan
 
 _KEY = "train.loss_chunk"
@@ -35,6 +35,52 @@ def chunks(hidden: Tensor, targets: Tensor, most: int) -> Iterator[tuple[Tensor,
     """
     rows, labels = (torch.split(value, most) for value in (hidden.flatten(0, -2), targets.flatten()))
     return zip(rows, labels, strict=True)
+
+
+def over_chunks(
+    pieces: Iterable[tuple[Tensor, Tensor]],
+    run: Callable[[Tensor], Tensor],
+    objective: Objective,
+    weight: float | None = None,
+    learn: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run an output layer forwards and backwards on some positions at a time.
+
+    Parameters
+    ----------
+    pieces
+        What `chunks` yields of a micro-batch.
+    run
+        The output layer.
+    objective
+        What is minimised.
+    weight
+        Of the micro-batch: see `Objective.error`.
+    learn
+        Whether the layer's gradients are accumulated.
+
+    Returns
+    -------
+    loss, error, correct, counted
+        Of the micro-batch; the error is that of what enters, shape ``(positions, width)``.
+    """
+    pieces = list(pieces)
+    numbers = [objective.count(labels) for _, labels in pieces]
+    weight = float(any(numbers)) if weight is None else weight
+    errors, sums = [], []
+    for (rows, labels), number in zip(pieces, numbers, strict=True):
+        leaf = rows.detach().requires_grad_()
+        outputs = run(leaf)
+        loss, error = objective.error(outputs, labels, weight * number / (sum(numbers) or 1))
+        given = error.to(outputs.dtype)
+        if learn and outputs.requires_grad:
+            torch.autograd.backward(outputs, given)
+            errors.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        else:
+            errors += torch.autograd.grad(outputs, leaf, given, materialize_grads=True)
+        sums.append((loss, *objective.score(outputs, labels)))
+    loss, correct, counted = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
+    return loss, torch.cat(errors), correct, counted
 
 
 def refuse_whole(plan: BlockPlan, feedback: FeedbackConfig, training: TrainingConfig, task: Task) -> None:

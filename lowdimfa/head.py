@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
-from lowdimfa.chunks import chunks
+from lowdimfa.chunks import chunks, over_chunks
 from lowdimfa.config import StageConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import PRule, projected_by
 from lowdimfa.feedback.readout import with_classes
 from lowdimfa.feedback.source import mean_over_pixels, over_pixels
-from lowdimfa.losses import Objective, precise
+from lowdimfa.losses import Objective
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Broadcast, Evaluation, Sends
 from lowdimfa.sites import FeedbackSite, deliver, follow, load_projection, pack_projection, tap_all
@@ -96,7 +96,7 @@ class Head(Stage):
         perturbed
             On a probe, the same micro-batch's activations under the noise of all blocks before.
         weight
-            One of those that `weights` returns for the step; by default that of a micro-batch that counts as all others.
+            One of those that `Objective.weights` returns; by default that of a micro-batch that counts as all others.
 
         Raises
         ------
@@ -157,23 +157,10 @@ class Head(Stage):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Learn the output layer, some positions at a time; return loss, the hidden state's error, right and counted."""
         assert self.chunk is not None, "asked for where outputs come in chunks"
-        (weight,) = self.weights([targets]) if weight is None else (weight,)
-        pieces = list(chunks(hidden.detach(), targets, self.chunk))
-        numbers = [self.objective.count(labels) for _, labels in pieces]
-        errors, sums = [], []
-        for (rows, labels), number in zip(pieces, numbers, strict=True):
-            leaf = rows.detach().requires_grad_()
-            outputs = self._run_output(leaf)
-            loss, error = self.output_error(outputs, labels, weight * number / (sum(numbers) or 1))
-            given = error.to(outputs.dtype)
-            if learn and outputs.requires_grad:
-                torch.autograd.backward(outputs, given)
-                errors.append(_gradient_of(leaf))
-            else:
-                errors += torch.autograd.grad(outputs, leaf, given, materialize_grads=True)
-            sums.append((loss, *self.objective.score(outputs, labels)))
-        loss, correct, counted = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
-        return loss, torch.cat(errors).view(hidden.shape), correct, counted
+        pieces = chunks(hidden.detach(), targets, self.chunk)
+        run, objective = self._run_output, self.objective
+        loss, error, correct, counted = over_chunks(pieces, run, objective, weight, learn)
+        return loss, error.view(hidden.shape), correct, counted
 
     def run_whole(self, inputs: Activation, ticket: Ticket, cut: Callable[[Value], Value]) -> list[Value]:
         """Do as `run_parts`, and run the output layer on all positions at once where it isn't one of the parts."""
@@ -219,28 +206,11 @@ class Head(Stage):
         )
         return over_pixels(found.float())
 
-    def weights(self, targets: Sequence[Tensor]) -> list[float]:
-        """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.
-
-        Where nothing counts, in a micro-batch or in all of them, the weight is 0.
-        """
-        counted = [self.objective.count(part) for part in targets]
-        return [len(counted) * number / (sum(counted) or 1) for number in counted]
-
     def output_error(
         self, outputs: Tensor, targets: Tensor, weight: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the micro-batch's weighted mean loss and ``e``, the gradient of the batch's mean loss, both detached."""
-        leaf = precise(outputs.detach()).requires_grad_()
-        (weight,) = self.weights([targets]) if weight is None else (weight,)
-        if not weight:  # the mean over nothing isn't a number
-            return torch.zeros((), device=outputs.device), torch.zeros_like(leaf)
-        with torch.enable_grad():
-            loss = self.objective.loss(leaf, targets)
-        (error,) = torch.autograd.grad(loss, leaf)
-        if weight != 1:
-            loss, error = weight * loss, weight * error
-        return loss.detach(), error / self.objective.microbatches
+        """Return loss and error of the outputs, as `Objective.error` does."""
+        return self.objective.error(outputs, targets, weight)
 
     @torch.no_grad()
     def _response(self, clean: Tensor, perturbed: Activation, ticket: Ticket) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -201,6 +201,30 @@ class Objective:
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many predictions are right, and how many count, as `right_predictions` does."""
         return right_predictions(outputs, targets, self.task, self.counts(targets))
+
+    def weights(self, targets: Sequence[Tensor]) -> list[float]:
+        """Return what each micro-batch of a step weighs in the mean over what counts in its batch: 1 on average.
+
+        Where nothing counts, in a micro-batch or in all of them, the weight is 0.
+        """
+        counted = [self.count(part) for part in targets]
+        return [len(counted) * number / (sum(counted) or 1) for number in counted]
+
+    def error(self, outputs: Tensor, targets: Tensor, weight: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's weighted mean loss and ``e``, the gradient of the batch's mean loss, both detached.
+
+        ``weight`` is one of those that `weights` returns; by default that of a micro-batch that counts as all others.
+        """
+        leaf = precise(outputs.detach()).requires_grad_()
+        (weight,) = self.weights([targets]) if weight is None else (weight,)
+        if not weight:  # the mean over nothing isn't a number
+            return torch.zeros((), device=outputs.device), torch.zeros_like(leaf)
+        with torch.enable_grad():
+            loss = self.loss(leaf, targets)
+        (error,) = torch.autograd.grad(loss, leaf)
+        if weight != 1:
+            loss, error = weight * loss, weight * error
+        return loss.detach(), error / self.microbatches
 
     @classmethod
     def of(cls, training: TrainingConfig, task: Task) -> Objective:

@@ -145,7 +145,7 @@ class DecoupledNetwork:
             and targets.
         """
         result, batches = StepResult(step), list(batches)
-        weights = self.head.weights([targets for _, targets in batches])
+        weights = self.head.objective.weights([targets for _, targets in batches])
         for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
             result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
         self.form.step()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,16 +13,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lowdimfa.block_module import BlockModule
-from lowdimfa.calling import FACTORY_KEY
+from lowdimfa.boundaries import BLOCKS_KEY, cuts_at, refuse_end, refuse_set, refuse_shared
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
-from lowdimfa.layers import Layer, as_module, list_layers, named_tensors
+from lowdimfa.layers import Layer, as_module, list_layers
 from lowdimfa.trace import TracedLayer, trace
-from lowdimfa.values import MAX_MEMBERS, ONE, Inputs, Ports, TensorType, Types, entering, some_tensor
+from lowdimfa.values import ONE, Inputs, Ports, TensorType, Types, entering, some_tensor
 
 __all__ = ["BlockPlan", "Flow", "Layer", "as_module", "list_layers", "partition"]
-
-_BLOCKS_KEY = "model.blocks"
 
 
 class Flow(NamedTuple):
@@ -87,7 +84,7 @@ class BlockPlan:
         if set(types) == {ONE}:
             return types[ONE].shape
         found = f"block {self.index} ({self.name}), which {does} {', '.join(map(repr, types)) or 'the data by name'}"
-        raise InputError(_BLOCKS_KEY, found, "one tensor there")
+        raise InputError(BLOCKS_KEY, found, "one tensor there")
 
     @property
     def ports(self) -> Ports:
@@ -189,37 +186,35 @@ def partition(
     start_with = entering(example)
     traced = trace(module, layers, start_with, balance)
     cuts = (
-        _automatic_cuts(layers, [entry.cost for entry in traced], blocks)
+        cuts_between([entry.cost for entry in traced], block_starts(layers, blocks), blocks)
         if isinstance(blocks, int)
-        else _explicit_cuts(layers, blocks)
+        else cuts_at(layers, blocks)
     )
     total = sum(entry.cost for entry in traced)
-    plans = []
-    for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)])):
-        own, first, last = tuple(layers[start:stop]), traced[start], traced[stop - 1]
-        _refuse_end(own[-1], last, len(some_tensor(start_with)))
-        plans.append(
-            BlockPlan(
-                index=index,
-                layers=own,
-                inputs=_of_samples(first.inputs),
-                outputs=_of_samples(last.outputs),
-                flows=tuple(
-                    Flow(_of_samples(entry.outputs), entry.side, entry.learned)
-                    for entry in traced[start:stop]
-                ),
-                layer_shares=tuple(entry.cost / total for entry in traced[start:stop]),
-                parameters=sum(parameter.numel() for parameter in BlockModule(own).parameters()),
-            )
-        )
-    if set(plans[-1].outputs) != {ONE}:
-        raise InputError(
-            FACTORY_KEY,
-            f"layer {layers[-1].name!r} at the end, which puts out {', '.join(map(repr, plans[-1].outputs))}",
-            "one tensor, of which the loss is computed",
-        )
-    _refuse_shared(plans)
+    shares = [entry.cost / total for entry in traced]
+    for stop in (*cuts, len(layers)):
+        refuse_end(layers[stop - 1], traced[stop - 1], len(some_tensor(start_with)))
+    plans = [
+        _plan(index, layers[start:stop], traced[start:stop], shares[start:stop])
+        for index, (start, stop) in enumerate(pairwise([0, *cuts, len(layers)]))
+    ]
+    refuse_set(layers[-1], plans[-1].outputs)
+    refuse_shared([plan.layers for plan in plans])
     return plans
+
+
+def _plan(
+    index: int, layers: Sequence[Layer], traced: Sequence[TracedLayer], shares: Sequence[float]
+) -> BlockPlan:
+    return BlockPlan(
+        index=index,
+        layers=tuple(layers),
+        inputs=_of_samples(traced[0].inputs),
+        outputs=_of_samples(traced[-1].outputs),
+        flows=tuple(Flow(_of_samples(entry.outputs), entry.side, entry.learned) for entry in traced),
+        layer_shares=tuple(shares),
+        parameters=sum(parameter.numel() for parameter in BlockModule(layers).parameters()),
+    )
 
 
 def _of_samples(types: Types) -> Types:
@@ -254,7 +249,7 @@ def block_starts(layers: list[Layer], blocks: int) -> list[int]:
     starts = [0, *learning[1:]]
     if not 1 <= blocks <= len(starts):
         raise InputError(
-            _BLOCKS_KEY,
+            BLOCKS_KEY,
             str(blocks),
             f"a number from 1 to {len(starts)}, since a block begins at a layer with parameters",
         )
@@ -262,63 +257,3 @@ def block_starts(layers: list[Layer], blocks: int) -> list[int]:
         start for start in starts if start == 0 or getattr(layers[start - 1].module, "cut_after", True)
     ]
     return preferred if blocks <= len(preferred) else starts
-
-
-def _automatic_cuts(layers: list[Layer], costs: list[float], blocks: int) -> list[int]:
-    return cuts_between(costs, block_starts(layers, blocks), blocks)
-
-
-def _explicit_cuts(layers: list[Layer], names: Sequence[str]) -> list[int]:
-    positions = {layer.name: index for index, layer in enumerate(layers)}
-    unknown = [name for name in names if name not in positions]
-    if unknown:
-        near = get_close_matches(unknown[0], positions, cutoff=0.0)
-        raise InputError(
-            _BLOCKS_KEY,
-            f"the layer name {unknown[0]!r}",
-            f"names of layers, such as {', '.join(map(repr, near))}",
-        )
-    cuts = [positions[name] for name in names]
-    if any(start >= stop for start, stop in pairwise([0, *cuts])):
-        raise InputError(
-            _BLOCKS_KEY,
-            str(list(names)),
-            f"different names in the order of the layers, after {layers[0].name!r}",
-        )
-    return cuts
-
-
-def _refuse_end(layer: Layer, traced: TracedLayer, batch: int) -> None:
-    if traced.odd:
-        raise InputError(
-            FACTORY_KEY,
-            f"layer {layer.name!r} at a block's end, whose output is {traced.odd}",
-            "a dense torch.Tensor of real numbers",
-            "Name other boundaries in model.blocks, or convert it within the layer.",
-        )
-    if len(traced.outputs) > MAX_MEMBERS:
-        found = f"layer {layer.name!r} at the end of a block, which puts out {len(traced.outputs)} tensors"
-        raise InputError(FACTORY_KEY, found, f"at most {MAX_MEMBERS}")
-    for name, kind in traced.outputs.items():
-        if kind.shape[:1] != (batch,):
-            raise InputError(
-                FACTORY_KEY,
-                f"layer {layer.name!r} at the end of a block, whose output {name and f'{name!r} '}is {kind.shape} for "
-                f"{batch} samples",
-                "one entry per sample along the first dimension",
-            )
-
-
-def _refuse_shared(plans: list[BlockPlan]) -> None:
-    owners: dict[int, tuple[int, str]] = {}
-    for plan in plans:
-        for layer in plan.layers:
-            for name, tensor in named_tensors(layer.module, layer.name):
-                block, first_name = owners.setdefault(id(tensor), (plan.index, name))
-                if block != plan.index:
-                    raise InputError(
-                        _BLOCKS_KEY,
-                        f"{first_name} in block {block}, which block {plan.index} shares as {name}",
-                        "blocks that share nothing, since each learns in a process of its own",
-                        "Untie the two, or move the boundaries so that one block holds both.",
-                    )

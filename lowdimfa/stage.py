@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lowdimfa import compiling
-from lowdimfa.block_module import BlockModule, unchanged_buffers
+from lowdimfa.block_module import BlockModule, load_layers, pack_layers, unchanged_buffers
 from lowdimfa.config import StageConfig
-from lowdimfa.encoding import Encoder, State, decode, require_storable
+from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.kept import Kept
 from lowdimfa.generators import seed_generators
@@ -264,16 +264,10 @@ class Stage:
         InputError
             A module, the optimiser, the schedule or a rule keeps something that a checkpoint can't hold.
         """
-        module, encoder = self.module.plain_state(), Encoder("model.factory")
-        for name, value in module.tensors.items():
-            require_storable(value, name, "model.factory")
-        tensors = {f"model/{name}": value for name, value in module.tensors.items()}
-        extra = {name: encoder.encode(value, "extra", name) for name, value in module.extra.items()}
-        versions = {name: encoder.encode(value, "versions", name) for name, value in module.versions.items()}
+        of_layers, layers = pack_layers(self.module)
         of_updater, updater = self.updater.state()
         of_rules, rules = pack_rules(self.sites)
-        scalars = {"updater": updater, "extra": extra, "versions": versions, "rules": rules}
-        return State(tensors | encoder.tensors | of_rules | of_updater, scalars)
+        return State(of_layers | of_rules | of_updater, {"updater": updater, **layers, "rules": rules})
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore what `state` returned; feedback weights of a new site stay as they were drawn.
@@ -285,13 +279,7 @@ class Stage:
         scalars
             Of the block; where the network was cut otherwise, of every block that had some of its layers.
         """
-        current = self.module.plain_state()
-        encoded = {name: data for part in scalars for name, data in part["extra"].items()}
-        own = current.extra.items()
-        extra = {name: decode(encoded[name], tensors, value) for name, value in own if name in encoded}
-        encoded = {name: data for part in scalars for name, data in part["versions"].items()}
-        versions = {name: decode(data, tensors) for name, data in encoded.items()}
-        self.module.load_plain_state_dict(_under(tensors, "model/"), extra, versions)
+        load_layers(self.module, tensors, *scalars)
         self.updater.load(tensors, *(part["updater"] for part in scalars))
         load_rules(self.sites, tensors, *(part.get("rules", {}) for part in scalars))
 
@@ -302,7 +290,3 @@ def _single(output: Tensor) -> Tensor:
 
 def _finite_sum(values: Tensor) -> Tensor:
     return torch.isfinite(values.sum(dtype=torch.float32))
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -22,8 +22,10 @@ import torch
 from benchmarks.transport.remote import each, processes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
-from lowdimfa.services.rpc.topology import Topology
-from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
+from lowdimfa.services.rpc.topology import Seat, Topology
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.frames import ErrorVector
+from lowdimfa.services.stream.limits import ErrorLimit
 from lowdimfa.tickets import Ticket
 
 LIVENESS = 30.0
@@ -126,7 +128,7 @@ class Subscriber:
     def __init__(self, security: Security, run: str, address: str, block: int) -> None:
         self._arrived: list[float] = []
         self._subscriber = ErrorSubscriber(
-            address, security, run, block, ERROR[1], LIVENESS, self._take, _fail
+            address, security, run, Seat(block), ErrorLimit(ERROR[1]), LIVENESS, self._take, _fail
         )
         self._subscriber.start()
 

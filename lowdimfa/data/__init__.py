@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING
 from lowdimfa.on_demand import on_demand
 
 if TYPE_CHECKING:
-    from lowdimfa.data.base import (
-        BatchOrder,
-        Dataset,
-        DigestedSplit,
-        Split,
-        SubSplit,
-        Task,
-        TensorSplit,
-        as_dataset,
-    )
+    from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
     from lowdimfa.data.fetching import fetch
     from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
     from lowdimfa.data.items import ItemSplit
     from lowdimfa.data.reading import Reader
     from lowdimfa.data.sources import SOURCES, Source
+    from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
     from lowdimfa.data.synthetic import teacher
     from lowdimfa.data.tabular import diamonds
     from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
@@ -56,12 +48,13 @@ __all__ = [
 __getattr__, __dir__ = on_demand(
     __name__,
     {
-        "base": "BatchOrder Dataset DigestedSplit Split SubSplit Task TensorSplit as_dataset",
+        "base": "BatchOrder Dataset Task as_dataset",
         "fetching": "fetch",
         "images": "cifar10 digits fashion_mnist mnist",
         "items": "ItemSplit",
         "reading": "Reader",
         "sources": "SOURCES Source",
+        "splits": "DigestedSplit Split SubSplit TensorSplit",
         "synthetic": "teacher",
         "tabular": "diamonds",
         "text": "SHAKESPEARE_VOCABULARY shakespeare",

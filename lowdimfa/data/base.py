@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -13,95 +13,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.data.items import ItemSplit
+from lowdimfa.data.splits import Split, SubSplit, TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import Inputs, named
+from lowdimfa.values import named
 
 Task = Literal["classification", "tokens", "regression"]
 LastBatch = Literal["drop", "keep"]
-
-
-class Split(Protocol):
-    """A set of samples that can be drawn by index, inputs and targets apart.
-
-    The head draws targets, and the first block inputs, with every block whose layers name inputs, in different
-    processes: so each has its own method. What they return may depend on the indices and on the default generators of
-    torch, NumPy and Python alone, which are seeded alike before each call for the same samples in the same epoch: a draw
-    that inputs and targets share comes first in both methods.
-
-    A split of text may also have ``bytes_per_target``: see `bytes_per_target`.
-    """
-
-    def __len__(self) -> int: ...
-
-    def inputs(self, indices: Tensor) -> Inputs:
-        """Return the inputs of the samples ``indices`` (int64, shape ``(batch,)``): shape ``(batch, …)``, or by name."""
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Return the targets of the samples ``indices``, shape ``(batch,)`` or ``(batch, …)``."""
-
-
-@runtime_checkable
-class DigestedSplit(Split, Protocol):
-    """A split too large to be read before a run, which knows of its samples what is looked at there."""
-
-    @property
-    def digest(self) -> str:
-        """A checksum of all samples, by which two processes know that theirs are the same."""
-
-    def extremes(self) -> Tensor:
-        """Return the smallest and the largest target that may occur."""
-
-
-@dataclass(frozen=True)
-class TensorSplit:
-    """Samples held in tensors, of inputs one or several by name, with an optional transform of a batch of inputs."""
-
-    input_data: Inputs
-    target_data: Tensor
-    transform: Callable[[Any], Inputs] | None = None
-
-    def __len__(self) -> int:
-        return len(self.target_data)
-
-    def inputs(self, indices: Tensor) -> Inputs:
-        """Return the transformed inputs of the given samples."""
-        data = self.input_data
-        batch = (
-            data[indices]
-            if isinstance(data, Tensor)
-            else {name: part[indices] for name, part in data.items()}
-        )
-        return batch if self.transform is None else self.transform(batch)
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Return the targets of the given samples."""
-        return self.target_data[indices]
-
-
-@dataclass(frozen=True)
-class SubSplit:
-    """Some samples of another split."""
-
-    split: Split
-    chosen: Tensor
-
-    @property
-    def bytes_per_target(self) -> float | None:
-        """That of the whole split."""
-        return bytes_per_target(self.split)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def inputs(self, indices: Tensor) -> Inputs:
-        """Return the inputs of the given samples."""
-        return self.split.inputs(self.chosen[indices])
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Return the targets of the given samples."""
-        return self.split.targets(self.chosen[indices])
 
 
 @dataclass(frozen=True)

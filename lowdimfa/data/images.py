@@ -12,8 +12,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from lowdimfa.data.base import Dataset, TensorSplit
+from lowdimfa.data.base import Dataset
 from lowdimfa.data.sources import SOURCES, Source, read_file
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.tickets import derive_seed
 

@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lowdimfa.data.base import BatchOrder, Dataset, DigestedSplit, Split, SubSplit
+from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.items import ItemSplit, Samples
+from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import Ticket, derive_seed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lowdimfa.data.base import Dataset, Task, TensorSplit
+from lowdimfa.data.base import Dataset, Task
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.tickets import derive_seed
 

@@ -7,8 +7,9 @@ import csv
 import torch
 from torch import Tensor
 
-from lowdimfa.data.base import Dataset, TensorSplit
+from lowdimfa.data.base import Dataset
 from lowdimfa.data.sources import SOURCES, read_file
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.tickets import derive_seed
 
 _NUMBERS = ("carat", "depth", "table", "x", "y", "z")

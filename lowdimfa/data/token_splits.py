@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowdimfa.data.base import Dataset, Split
+from lowdimfa.config import IGNORED
+from lowdimfa.data.base import Dataset
+from lowdimfa.data.splits import Split
 from lowdimfa.data.token_files import SPLITS, Manifest, TokenFile
 from lowdimfa.errors import InputError
 from lowdimfa.paths import expand
-
-IGNORED = -100
-"""Target of what isn't to be predicted, as torch and ``train.ignore_index`` have it."""
-
-Inputs = Tensor | dict[str, Tensor]
+from lowdimfa.values import Inputs
 
 
 @dataclass(frozen=True)
@@ -193,8 +191,7 @@ def tokens(
     def split(name: str) -> Split:
         part, file = manifest.part(name), TokenFile.open(folder, name, manifest.dtype)
         digest = " ".join(part.sha256)
-        # A type checker wants the splits' inputs to be tensors alone.
-        made: Any = (
+        made: Split = (
             PackedSplit(file, context, documents == "mask", position_ids, digest, manifest.vocabulary)
             if pack
             else DocumentSplit(file, context, position_ids, digest, manifest.vocabulary, manifest.pad)
@@ -202,7 +199,7 @@ def tokens(
         if len(made) == 0:
             found = f"a {name} split of {part.tokens:,} tokens"
             raise InputError(str(folder), found, f"more than the {context:,} of tokens: context")
-        return cast(Split, made)
+        return made
 
     train, test = map(split, SPLITS)
     return Dataset(folder.name, train, test, "tokens")

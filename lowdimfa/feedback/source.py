@@ -100,25 +100,6 @@ def wants_identity(feedback: FeedbackConfig) -> bool:
     return feedback.source != "logits" and built_in
 
 
-def refuse_unknown_identity(feedback: FeedbackConfig) -> None:
-    """Refuse an identity where a block can't know ``P``, or has something else to start as.
-
-    Raises
-    ------
-    InputError
-        The rule for ``P`` is the user's own, or that for ``Q`` a readout.
-    """
-    if feedback.q_start != "identity":
-        return
-    p_rule = P_RULES.find(feedback.p_rule)
-    if not P_RULES.is_built_in(p_rule):
-        found = f"'identity' with the p_rule {P_RULES.name_of(p_rule)!r}"
-        raise InputError("feedback.q_start", found, "a built-in p_rule, whose P a block can know")
-    if feedback.q_rule != "auto" and Q_RULES.find(feedback.q_rule).needs_targets:
-        found = f"'identity' with the q_rule {Q_RULES.name_of(Q_RULES.find(feedback.q_rule))!r}"
-        raise InputError("feedback.q_start", found, "another q_rule: a readout is one of the classes")
-
-
 def identity_tap(output: Sequence[int], shape: ErrorShape) -> Tap | None:
     """Return the tap, without normalisation, whose features are the error's own: at each token, or the mean over them."""
     taps: list[Tap] = [FlatTap(shape.position_dims), PooledTap(shape.position_dims)]

@@ -20,7 +20,7 @@ from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
 from lowdimfa.services.stream.carriers import Carrier
 from lowdimfa.services.stream.frames import Kind, Message
-from lowdimfa.services.stream.limits import SampleLimit
+from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 from lowdimfa.services.stream.sender import Sender
@@ -176,14 +176,12 @@ class Links:
             head,
             self._security,
             mine.run,
-            mine.block,
-            mine.error_dim,
+            self._seat,
+            ErrorLimit(mine.error_dim, self._source_width),
             self._liveness,
             self._inbox.put,
             self._inbox.abort,
             self._arriving,
-            rank=self._seat.rank,
-            source_width=self._source_width,
         )
         self.ends.subscriber.start()
 

@@ -16,8 +16,7 @@ from lowdimfa.services.block.devices import Copies, OnHost
 from lowdimfa.services.block.exchange import Shard
 from lowdimfa.services.block.instructions import EndAt, Halt
 from lowdimfa.services.rpc.connection import failure_of_thread
-from lowdimfa.services.stream.broadcast import ErrorVector
-from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.frames import ErrorVector, Message
 
 
 @dataclass(frozen=True)

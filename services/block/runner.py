@@ -34,8 +34,7 @@ from lowdimfa.services.block.mailboxes import Abort, Arrived, Inbox
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.schedule import Schedule
 from lowdimfa.services.block.work import Neighbours, Work
-from lowdimfa.services.stream.broadcast import ErrorVector
-from lowdimfa.services.stream.frames import Message
+from lowdimfa.services.stream.frames import ErrorVector, Message
 from lowdimfa.tickets import Ticket
 
 LOOKS = 8

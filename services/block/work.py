@@ -19,8 +19,7 @@ from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
 from lowdimfa.services.block.mailboxes import Delivery
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.snapshot import SnapshotShelf
-from lowdimfa.services.stream.broadcast import ErrorVector
-from lowdimfa.services.stream.frames import Kind, Message
+from lowdimfa.services.stream.frames import ErrorVector, Kind, Message
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import Activation, Inputs, put_together, travelling, with_side
@@ -225,7 +224,7 @@ class Work:
             return self._parts(self._source.microbatch(ticket))
         if ticket not in self._drawn:
             read = [self._parts(samples) for samples in self._source.step(ticket.step)]
-            weights = self.stage.weights([_present(drawn.targets) for drawn in read])
+            weights = self.stage.objective.weights([_present(drawn.targets) for drawn in read])
             self._drawn = {
                 Ticket(ticket.step, part): drawn._replace(weight=weight)
                 for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy
@@ -19,7 +19,7 @@ from lowdimfa.services.rpc.connection import Peer, StreamThread
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
-from lowdimfa.services.stream.frames import Message, run_fingerprint, split
+from lowdimfa.services.stream.frames import ErrorVector, Message, run_fingerprint, split
 from lowdimfa.services.stream.limits import ErrorLimit
 from lowdimfa.services.stream.resumable import Arriving, Incoming, Replay, Sent, Traffic, as_it_came
 from lowdimfa.tickets import Ticket
@@ -31,30 +31,6 @@ _HEAD = 0
 
 _Queue = queue.SimpleQueue[Sent | None]
 """What a subscriber's stream has still to send; None ends it. Its thread wakes for that alone, without a lock."""
-
-
-class ErrorVector(NamedTuple):
-    """The broadcast error of one micro-batch.
-
-    Attributes
-    ----------
-    ticket, kind
-        What it belongs to and what it is for.
-    sequence
-        Position in the broadcast.
-    tensors
-        The error, float32, shape ``(samples, …, error_dim)``, and maybe ``P``, shape ``(error_dim, source_width)``.
-    """
-
-    ticket: Ticket
-    kind: ErrorKind
-    sequence: int
-    tensors: tuple[Tensor, ...]
-
-    @property
-    def error(self) -> Tensor:
-        """The error itself."""
-        return self.tensors[0]
 
 
 class ErrorPublisher:
@@ -215,10 +191,10 @@ class ErrorSubscriber:
     ----------
     address, security
         Where the head listens, and the secrets of the run.
-    run, block
-        Identifier of the run and index of this block.
-    error_dim
-        Numbers per sample that an error must have.
+    run, seat
+        Identifier of the run, and who subscribes.
+    limit
+        What an error must be.
     liveness
         Seconds without connection after which the head counts as lost.
     on_error
@@ -229,10 +205,6 @@ class ErrorSubscriber:
         `NotFiniteError`.
     arriving
         Stands for the network in drills: returns what arrives in place of a frame.
-    rank
-        Of this replica of the block.
-    source_width
-        Of the tensor whose error it is, where ``P`` may come with an error.
 
     Attributes
     ----------
@@ -245,21 +217,17 @@ class ErrorSubscriber:
         address: str,
         security: Security,
         run: str,
-        block: int,
-        error_dim: int,
+        seat: Seat,
+        limit: ErrorLimit,
         liveness: float,
         on_error: Callable[[ErrorVector], None],
         on_failure: Callable[[LowdimfaError], None],
         arriving: Arriving = as_it_came,
-        *,
-        rank: int = 0,
-        source_width: int | None = None,
     ) -> None:
         source = run_fingerprint(run), _HEAD
-        limit = ErrorLimit(error_dim, source_width)
-        self._incoming = Incoming("broadcast error", block, *source, limit, self._came, arriving)
+        self._incoming = Incoming("broadcast error", seat.block, *source, limit, self._came, arriving)
         self.traffic = self._incoming.traffic
-        self._run, self._block, self._rank = run, block, rank
+        self._run, self._seat = run, seat
         self._on_error = on_error
         self._on_failure = on_failure
         self._metadata = security.metadata
@@ -267,9 +235,9 @@ class ErrorSubscriber:
         self._call = self._channel.unary_stream(
             f"/{SERVICE}/{METHOD}", request_serializer=pb.SubscribeRequest.SerializeToString
         )
-        peer = Peer(block, "the head", address, liveness)
+        peer = Peer(seat.block, "the head", address, liveness)
         self._thread = StreamThread(
-            f"block-{block}-errors", peer, self._subscribe, self._incoming.take, self._on_end
+            f"block-{seat.block}-errors", peer, self._subscribe, self._incoming.take, self._on_end
         )
 
     def start(self) -> None:
@@ -293,8 +261,9 @@ class ErrorSubscriber:
     def _subscribe(self) -> Any:
         """Begin a connection with what has not come over those before."""
         self._incoming.restart()
+        block, rank = self._seat
         request = pb.SubscribeRequest(
-            run=self._run, block=self._block, rank=self._rank, next_sequence=self._incoming.expected
+            run=self._run, block=block, rank=rank, next_sequence=self._incoming.expected
         )
         return self._call(request, metadata=self._metadata)
 
@@ -304,7 +273,9 @@ class ErrorSubscriber:
 
     def _came(self, message: Message) -> None:
         if not all(numpy.isfinite(tensor.numpy()).all() for tensor in message.tensors):
-            found = f"block {self._block} received a broadcast error that is not finite at {message.ticket}"
-            raise NotFiniteError(found, block=self._block, step=message.ticket.step)
+            found = (
+                f"block {self._seat.block} received a broadcast error that is not finite at {message.ticket}"
+            )
+            raise NotFiniteError(found, block=self._seat.block, step=message.ticket.step)
         kind: ErrorKind = "train" if message.kind == "error" else "probe"
         self._on_error(ErrorVector(message.ticket, kind, message.sequence, message.tensors))

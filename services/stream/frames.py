@@ -11,6 +11,7 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from lowdimfa.block import ErrorKind
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.tensors import (
     MAX_DIMENSIONS,
@@ -66,6 +67,30 @@ class Message(NamedTuple):
     ticket: Ticket
     tensors: tuple[Tensor, ...]
     sequence: int
+
+
+class ErrorVector(NamedTuple):
+    """The broadcast error of one micro-batch.
+
+    Attributes
+    ----------
+    ticket, kind
+        What it belongs to and what it is for.
+    sequence
+        Position in the broadcast.
+    tensors
+        The error, float32, shape ``(samples, …, error_dim)``, and maybe ``P``, shape ``(error_dim, source_width)``.
+    """
+
+    ticket: Ticket
+    kind: ErrorKind
+    sequence: int
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def error(self) -> Tensor:
+        """The error itself."""
+        return self.tensors[0]
 
 
 def run_fingerprint(run: str) -> int:

@@ -15,11 +15,19 @@ from lowdimfa.services.rpc import handshake
 from lowdimfa.services.rpc.connection import Resend
 from lowdimfa.services.rpc.handshake import HandshakeServicer, Hello, SampleType, check_compatible
 from lowdimfa.services.rpc.security import Security
-from lowdimfa.services.rpc.topology import Topology
+from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.rpc.v1 import handshake_pb2, stream_pb2
-from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber, ErrorVector
-from lowdimfa.services.stream.frames import HEADER_AT, Message, pack, run_fingerprint, split, unpack
-from lowdimfa.services.stream.limits import SampleLimit
+from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.frames import (
+    HEADER_AT,
+    ErrorVector,
+    Message,
+    pack,
+    run_fingerprint,
+    split,
+    unpack,
+)
+from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import TensorType
@@ -54,12 +62,16 @@ class NoNetwork(Security):
         return lambda *_, **__: None
 
 
+def error_subscriber(take: Callable[[ErrorVector], None]) -> ErrorSubscriber:
+    """Return a subscriber that reaches nobody."""
+    limit, network = ErrorLimit(ERROR_DIM), NoNetwork("")
+    return ErrorSubscriber("127.0.0.1:1", network, RUN, Seat(1), limit, 1.0, take, lambda failure: None)
+
+
 def decode_errors(data: bytes) -> None:
     """Give a subscriber the messages of one stream, and again after each request to repeat some."""
     taken: list[ErrorVector] = []
-    subscriber = ErrorSubscriber(
-        "127.0.0.1:1", NoNetwork(""), RUN, 1, ERROR_DIM, 1.0, taken.append, lambda failure: None
-    )
+    subscriber = error_subscriber(taken.append)
     asked: Resend | None = None
     subscriber._subscribe()
     for piece in cut(data):

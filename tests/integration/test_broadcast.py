@@ -14,6 +14,7 @@ from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Seat, Topology
 from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.limits import ErrorLimit
 from lowdimfa.tickets import Ticket
 
 RUN = "run-7"
@@ -34,10 +35,11 @@ class Broadcast:
         self.subscribers: list[ErrorSubscriber] = []
 
     def subscribe(self, block: int = 0, **changes: Any) -> ErrorSubscriber:
-        settings = {"run": RUN, "block": block, "error_dim": 3, "liveness": LIVENESS} | changes
+        settings = {"run": RUN, "limit": ErrorLimit(3), "liveness": LIVENESS} | changes
         subscriber = ErrorSubscriber(
             self.relay.address,
             self.security,
+            seat=Seat(block),
             on_error=self.errors.put,
             on_failure=self.failures.put,
             **settings,
@@ -115,7 +117,7 @@ def test_a_cut_connection_loses_and_repeats_nothing() -> None:
 
 def test_large_errors_travel_in_parts() -> None:
     with broadcast() as head:
-        subscriber = head.subscribe(error_dim=300)
+        subscriber = head.subscribe(limit=ErrorLimit(300))
         error = torch.randn(2000, 300)
         head.publish(0, error)
         assert torch.equal(head.errors.get().error, error)
@@ -201,7 +203,7 @@ def test_missing_subscribers_are_named() -> None:
 def test_overhead_on_the_wire_is_below_ten_per_cent() -> None:
     count, payload = 300, 64 * 10 * 4
     with broadcast(capacity=count + 1) as head:
-        subscriber = head.subscribe(error_dim=10)
+        subscriber = head.subscribe(limit=ErrorLimit(10))
         head.publish(0, torch.zeros(64, 10))
         head.errors.get()  # the connection is set up
         before, counted = head.relay.downstream, subscriber.traffic.count().wire_bytes

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from lowdimfa.block import Block
-from lowdimfa.build import build_block, error_shape
+from lowdimfa.build import build_block
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 

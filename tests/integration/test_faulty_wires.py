@@ -16,6 +16,7 @@ from test_broadcast import broadcast
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.connection import Resends
 from lowdimfa.services.stream.frames import HEADER_AT, unpack
+from lowdimfa.services.stream.limits import ErrorLimit
 
 COUNT, DIM = 5, 3
 
@@ -92,7 +93,7 @@ def test_errors_in_several_parts_come_whole(kind: str, position: int) -> None:
     wire = Wire(kind, position, garbled_error)
     errors = [torch.randn(1000, 700) for _ in range(2)]
     with broadcast() as head:
-        subscriber = head.subscribe(arriving=wire, error_dim=700)
+        subscriber = head.subscribe(arriving=wire, limit=ErrorLimit(700))
         for step, error in enumerate(errors):
             head.publish(step, error)
         assert wire.happened.wait(30)

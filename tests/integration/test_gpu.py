@@ -10,8 +10,9 @@ import torch
 from specifications import specification
 from thread_fleet import thread_fleet
 
-from lowdimfa.build import build_block, error_shape
+from lowdimfa.build import build_block
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.models import mlp
 from lowdimfa.partitioning import partition
 from lowdimfa.services.block.devices import Check, Cuda, StreamedCopies, block_device

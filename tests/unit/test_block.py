@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lowdimfa import stash
 from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
-from lowdimfa.build import build_block, error_shape
+from lowdimfa.build import build_block
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import NotFiniteError, ProtocolError
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.partitioning import partition
 from lowdimfa.tickets import Ticket
 

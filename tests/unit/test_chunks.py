@@ -78,7 +78,7 @@ def network(
 
 def learn(made: DecoupledNetwork, parts: list[tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
     """Return gradients, and what each micro-batch of one step counted."""
-    weights = made.head.weights([targets for _, targets in parts])
+    weights = made.head.objective.weights([targets for _, targets in parts])
     counted = [
         made.form.run(*part, Ticket(0, number), weight)
         for number, (part, weight) in enumerate(zip(parts, weights, strict=True))

@@ -63,9 +63,7 @@ def test_parts_in_any_order_and_number_are_joined_right_or_asked_for_again(
         for part in range(parts)
     ]
     taken: list[Any] = []
-    subscriber = wire.ErrorSubscriber(
-        "127.0.0.1:1", wire.NoNetwork(""), wire.RUN, 1, 3, 1.0, taken.append, lambda failure: None
-    )
+    subscriber = wire.error_subscriber(taken.append)
     for index in [*(at for at in order if at < parts), *range(parts)]:
         try:
             subscriber._incoming.take(messages[index])

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.build import build_head, error_shape
+from lowdimfa.build import build_head
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError, NotFiniteError
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import Loss, make_loss, right_predictions, validate_class_targets

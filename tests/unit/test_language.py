@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.data.base import Dataset, TensorSplit, bytes_per_target
+from lowdimfa.data.base import Dataset, bytes_per_target
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.data.text import WindowSplit
 from lowdimfa.errors import InputError
 from lowdimfa.head import Evaluation

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.block import Block
-from lowdimfa.build import error_shape
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.data.base import BatchOrder, Dataset, TensorSplit
+from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.reading import evaluation_batches
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.models import cnn, mlp, vit
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads, decouple
 from lowdimfa.partitioning import partition

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.build import resolve_feedback
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.projection import orthonormal_rows
 from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback, with_classes
+from lowdimfa.feedback.resolving import resolve_feedback
 from lowdimfa.losses import make_loss
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.sites import FeedbackSite, deliver

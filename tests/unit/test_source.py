@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.alignment import measure_alignment
-from lowdimfa.build import error_shape, resolve_feedback
 from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
 from lowdimfa.models import char_transformer, mlp, resnet, vit
 from lowdimfa.network import DecoupledNetwork, decouple
@@ -76,7 +76,7 @@ def gradients(stages: Sequence[Stage]) -> dict[str, Tensor]:
 
 def learn(made: DecoupledNetwork, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Return all gradients of one step."""
-    weights = made.head.weights([targets for _, targets in parts])
+    weights = made.head.objective.weights([targets for _, targets in parts])
     for number, ((inputs, targets), weight) in enumerate(zip(parts, weights, strict=True)):
         made.form.run(inputs, targets, Ticket(0, number), weight)
     return gradients(made.stages)
