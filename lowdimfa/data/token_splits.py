@@ -40,6 +40,8 @@ class PackedSplit:
         Of all tokens, so that nobody has to read them to compare two splits.
     vocabulary
         One more than the largest token.
+    bytes_per_target
+        Bytes of text for each token of the file, those that end documents included; None of a file without text.
     """
 
     file: TokenFile
@@ -48,6 +50,7 @@ class PackedSplit:
     positions: bool
     digest: str
     vocabulary: int
+    bytes_per_target: float | None
 
     def __len__(self) -> int:
         return max(0, len(self.file.tokens) - 1) // self.context
@@ -96,7 +99,7 @@ class DocumentSplit:
 
     Attributes
     ----------
-    file, context, positions, digest, vocabulary
+    file, context, positions, digest, vocabulary, bytes_per_target
         As those of `PackedSplit`.
     pad
         Token that fills up.
@@ -107,6 +110,7 @@ class DocumentSplit:
     positions: bool
     digest: str
     vocabulary: int
+    bytes_per_target: float | None
     pad: int
     _ends: NDArray[np.int64] = field(init=False, repr=False)
     """How many samples there are up to and with each document."""
@@ -192,12 +196,12 @@ def tokens(
 
     def split(name: str) -> Split:
         part, file = manifest.part(name), TokenFile.open(folder, name, manifest.dtype)
-        digest = " ".join(part.sha256)
+        known = " ".join(part.sha256), manifest.vocabulary, part.bytes_per_token
         # A type checker wants the splits' inputs to be tensors alone.
         made: Any = (
-            PackedSplit(file, context, documents == "mask", position_ids, digest, manifest.vocabulary)
+            PackedSplit(file, context, documents == "mask", position_ids, *known)
             if pack
-            else DocumentSplit(file, context, position_ids, digest, manifest.vocabulary, manifest.pad)
+            else DocumentSplit(file, context, position_ids, *known, manifest.pad)
         )
         if len(made) == 0:
             found = f"a {name} split of {part.tokens:,} tokens"
