@@ -44,6 +44,11 @@ class Part:
     bytes: int
     sha256: tuple[str, str]
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text for each token, those that end documents included; None where there is no text."""
+        return self.bytes / self.tokens if self.bytes else None
+
 
 @dataclass(frozen=True)
 class Manifest:

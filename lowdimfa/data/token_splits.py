@@ -38,6 +38,8 @@ class PackedSplit:
         Of all tokens, so that nobody has to read them to compare two splits.
     vocabulary
         One more than the largest token.
+    bytes_per_target
+        Bytes of text for each token of the file, those that end documents included; None of a file without text.
     """
 
     file: TokenFile
@@ -46,6 +48,7 @@ class PackedSplit:
     positions: bool
     digest: str
     vocabulary: int
+    bytes_per_target: float | None
 
     def __len__(self) -> int:
         return max(0, len(self.file.tokens) - 1) // self.context
@@ -94,7 +97,7 @@ class DocumentSplit:
 
     Attributes
     ----------
-    file, context, positions, digest, vocabulary
+    file, context, positions, digest, vocabulary, bytes_per_target
         As those of `PackedSplit`.
     pad
         Token that fills up.
@@ -105,6 +108,7 @@ class DocumentSplit:
     positions: bool
     digest: str
     vocabulary: int
+    bytes_per_target: float | None
     pad: int
     _ends: NDArray[np.int64] = field(init=False, repr=False)
     """How many samples there are up to and with each document."""
@@ -190,11 +194,11 @@ def tokens(
 
     def split(name: str) -> Split:
         part, file = manifest.part(name), TokenFile.open(folder, name, manifest.dtype)
-        digest = " ".join(part.sha256)
+        known = " ".join(part.sha256), manifest.vocabulary, part.bytes_per_token
         made: Split = (
-            PackedSplit(file, context, documents == "mask", position_ids, digest, manifest.vocabulary)
+            PackedSplit(file, context, documents == "mask", position_ids, *known)
             if pack
-            else DocumentSplit(file, context, position_ids, digest, manifest.vocabulary, manifest.pad)
+            else DocumentSplit(file, context, position_ids, *known, manifest.pad)
         )
         if len(made) == 0:
             found = f"a {name} split of {part.tokens:,} tokens"

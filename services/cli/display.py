@@ -104,7 +104,8 @@ class TextDisplay:
         where = "one Ray actor each" if event["engine"] == "ray" else "in this process"
         self._say(
             f"{_counted(event['blocks'], 'block', 'blocks')}, {where}; {event['parameters']:,} parameters, "
-            f"{_counted(event['error_dim'], 'number', 'numbers')} per error; {event['steps']:,} steps\n"
+            f"{_counted(event['error_dim'], 'number', 'numbers')} per error{_OF[event['source']]}; "
+            f"{event['steps']:,} steps\n"
             f"run directory {event['run_dir']}"
         )
         self._bar.update(self._task, total=event["steps"])
@@ -231,6 +232,8 @@ def _plan_row(block: dict[str, Any], columns: int, head: bool) -> tuple[str, ...
 def _feedback(block: dict[str, Any], columns: int) -> str:
     return f"{block['tap_features']}×{columns}" + (", identity" if block["q_start"] == "identity" else "")
 
+
+_OF = {"logits": "", "head_input": " of the head's input", "hidden": " of the output layer's input"}
 
 _SOURCES = {
     "logits": "outputs",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
+from lowdimfa.feedback.source import source_of
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
@@ -139,6 +140,7 @@ class TrainingLoop:
             blocks=len(plan.network.blocks),
             parameters=self._parameters,
             error_dim=plan.network.shape.error_dim,
+            source=source_of(plan.network.feedback),
             steps=self._total,
             step=self._done,
             **places,

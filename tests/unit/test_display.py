@@ -20,6 +20,7 @@ STARTED: dict[str, Any] = {
     "blocks": 2,
     "parameters": 1000,
     "error_dim": 1,
+    "source": "logits",
     "steps": 1000,
     "step": 0,
     "run_dir": "/runs/a",
@@ -54,6 +55,17 @@ def shown(*events: dict[str, Any]) -> list[str]:
         for event in events:
             display.show(event)
         return stream.getvalue()[before:].splitlines()
+
+
+def test_the_start_says_what_is_broadcast_where_it_is_not_the_outputs_error() -> None:
+    stream = io.StringIO()
+    with TextDisplay(stream) as display:
+        display.show({"event": "starting"})
+        display.show(STARTED)
+        display.show(STARTED | {"error_dim": 96, "source": "head_input"})
+    plain, other = stream.getvalue().splitlines()[::2]
+    assert plain == "2 blocks, one Ray actor each; 1,000 parameters, 1 number per error; 1,000 steps"
+    assert ", 96 numbers per error of the head's input; " in other
 
 
 def test_a_recovery_is_a_line_when_it_begins_and_one_when_it_is_done() -> None:

@@ -204,6 +204,15 @@ def test_a_sequence_beyond_the_positions_is_refused(config: dict[str, Any]) -> N
         network(torch.zeros(2, 25, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("config", [GPT2, LLAMA, BERT], ids=["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("length", [5, 7])
+def test_a_mask_of_another_length_is_refused(config: dict[str, Any], length: int) -> None:
+    network = hugging_face(config=config, task="masked-lm" if config is BERT else "causal-lm")
+    tokens, mask = torch.zeros(2, 6, dtype=torch.int64), torch.ones(2, length, dtype=torch.int64)
+    with pytest.raises(InputError, match=rf"attention_mask of length {length} for sequences of 6; expected"):
+        network.run(input_ids=tokens, attention_mask=mask)
+
+
 def test_classes_of_sequences_need_to_tell_padding() -> None:
     with pytest.raises(InputError, match="inputs without the name 'input_ids'"):
         made(CASES["gpt2, classes"])(torch.zeros(2, 5, dtype=torch.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import tempfile
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowdimfa.data import BatchOrder, Dataset, Reader, tokens
+from lowdimfa.data.base import bytes_per_target
 from lowdimfa.data.preparing import Recipe, prepare
 from lowdimfa.data.token_files import Manifest, Part, PartWriter
 from lowdimfa.errors import InputError
@@ -108,6 +110,23 @@ def test_few_indices_are_read_alone_and_in_any_order(tmp_path: Path) -> None:
         assert torch.equal(data.train.targets(some), targets[some])
         for name, values in data.train.inputs(some).items():
             assert torch.equal(values, inputs[name][some])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_target_stands_for_the_bytes_of_its_split_over_its_tokens(pack: bool, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("Ich weiß nicht, was soll es bedeuten. " * 50, encoding="utf-8")
+    (tmp_path / "short.txt").write_text("– nothing –", encoding="utf-8")
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.txt"))
+    folder = tmp_path / "tokens"
+    manifest, _ = prepare(Recipe([str(tmp_path)], vocabulary=300, validation=0.3), folder)
+    data = tokens(str(folder), 8, pack=pack)
+    told = [bytes_per_target(split) or 0.0 for split in (data.train, data.test)]
+    lengths = [len(np.fromfile(folder / f"{name}.bin", "<u2")) for name in ("train", "test")]
+    assert told == [manifest.train.bytes / lengths[0], manifest.test.bytes / lengths[1]]
+    assert sum(map(math.prod, zip(told, lengths, strict=True))) == pytest.approx(size, rel=1e-12)
+
+    nothing = tokens(str(written(tmp_path / "empty", [[]] * 9)), 1)
+    assert bytes_per_target(nothing.train) is None
 
 
 def test_a_pickled_split_carries_no_tokens(tmp_path: Path) -> None:

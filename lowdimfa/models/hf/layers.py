@@ -190,6 +190,11 @@ class TransformerBlock(Part):
         return result
 
     def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
+        tokens = hidden_states.shape[1]
+        # The package would fill up a shorter mask with padding, and cut a longer one, without a word.
+        if attention_mask is not None and attention_mask.shape[-1] != tokens:
+            found = f"an attention_mask of length {attention_mask.shape[-1]} for sequences of {tokens}"
+            raise InputError("data.factory", found, "one number for each token")
         more = {"cache": None, "position_ids": positions} if self.causal else {}
         return self.make_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **more

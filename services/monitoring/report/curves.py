@@ -21,9 +21,9 @@ class _Curve(NamedTuple):
 
 
 _CURVES = (
-    _Curve("loss", "Loss", "loss per sample"),
+    _Curve("loss", "Loss", "mean loss"),
     _Curve("perplexity", "Perplexity", "exp of the loss per token"),
-    _Curve("accuracy", "Accuracy", "share of samples"),
+    _Curve("accuracy", "Accuracy", "share of right predictions"),
 )
 
 
