@@ -20,7 +20,8 @@ from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.handshake import Hello, SampleType
 from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.plan import NetworkPlan, load_dataset
+from lowdimfa.services.run.network_plan import NetworkPlan
+from lowdimfa.services.run.plan import load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.run.training import batch_order
 from lowdimfa.services.spec import Specification

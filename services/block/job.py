@@ -11,7 +11,8 @@ from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.large import build_some
 from lowdimfa.services.run.model import build_model
-from lowdimfa.services.run.plan import NetworkPlan, RunPlan, make_network_plan
+from lowdimfa.services.run.network_plan import NetworkPlan
+from lowdimfa.services.run.plan import RunPlan, make_network_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.run.weights import Origin, Weights
 from lowdimfa.services.spec import Specification, parse_specification

@@ -156,7 +156,9 @@ class _Turns:
         tickets = [Ticket(0, number) for number in range(len(inputs))]
         if isinstance(stage, Head):
             targets = [targets for _, targets in self.bench.batches]
-            for x, y, ticket, weight in zip(inputs, targets, tickets, stage.weights(targets), strict=True):
+            for x, y, ticket, weight in zip(
+                inputs, targets, tickets, stage.objective.weights(targets), strict=True
+            ):
                 probed = x if self.bench.feedback.probes(ticket) else None
                 sent.append(stage.forward(x, y, ticket, probed, weight))
         elif isinstance(stage, Block):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lowdimfa.services.run.plan import NetworkPlan, RunPlan
+from lowdimfa.services.run.network_plan import NetworkPlan
+from lowdimfa.services.run.plan import RunPlan
 
 
 def aligns(network: NetworkPlan) -> bool:

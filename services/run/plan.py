@@ -14,156 +14,29 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import error_shape, features_of, parts_of, refuse_unlearnable, resolve_feedback, tap_of
-from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.build import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
-from lowdimfa.feedback.making import ErrorShape, feedback_columns
-from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import Layer
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
-from lowdimfa.partitioning import BlockPlan, block_starts, coarser_between
+from lowdimfa.partitioning import coarser_between
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
 from lowdimfa.services.run.large import build_and_cut
 from lowdimfa.services.run.model import build_model, cut_model, measures
+from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.profile import balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
-from lowdimfa.services.run.weights import NO_BLOCK, Origin, Weights
+from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
-from lowdimfa.sparse import Outline
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import ONE, Types
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
-
-
-@dataclass(frozen=True)
-class NetworkPlan:
-    """The cut network and its feedback, without data.
-
-    Attributes
-    ----------
-    blocks
-        In order, the head last.
-    shape
-        Of the broadcast error.
-    feedback
-        With ``auto`` resolved.
-    training
-        What the blocks need to know of it.
-    seconds
-        What each block was measured to take per micro-batch; None where the cut goes by counted operations.
-    weights
-        Where those came from with which the run begins; None if not from files.
-    outline
-        In a trainer whose network is too large for one process: how to build some layers. The blocks then have none.
-    note
-        What people should know before the start.
-    """
-
-    blocks: list[BlockPlan]
-    shape: ErrorShape
-    feedback: FeedbackConfig
-    training: TrainingConfig
-    seconds: list[float] | None = None
-    weights: Origin | None = None
-    outline: Outline | None = None
-    note: str = ""
-
-    @property
-    def shapes(self) -> NetworkPlan:
-        """The same without any layer, as plain data."""
-        named = [tuple(map(_stand_in, block.layers)) for block in self.blocks]
-        blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
-        return replace(self, blocks=blocks, outline=None)
-
-    @property
-    def boundaries(self) -> list[str]:
-        """Names of the layers at which the second and later blocks start."""
-        return [block.name for block in self.blocks[1:]]
-
-    @property
-    def notices(self) -> list[str]:
-        """What whoever starts the run has to know of its layers."""
-        return [layer.notice for block in self.blocks for layer in block.layers if layer.notice]
-
-    def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
-        """Return the plan as the run directory's ``plan.json``."""
-        sites = [parts_of(block, self.feedback, block is self.blocks[-1]).sites for block in self.blocks]
-        entries = [[self._describe_entry(part) for part in parts] for parts in sites]
-        features = [sum(entry["tap_features"] for entry in own) for own in entries]
-        blocks = [
-            {
-                "index": block.index,
-                "name": block.name,
-                "layers": [layer.name for layer in block.layers],
-                "parameters": block.parameters,
-                "frozen_parameters": block.frozen,
-                "input_shape": _shapes(block.inputs),
-                "output_shape": _shapes(block.outputs),
-                "cost_share": round(block.cost_share, 4),
-                "layer_shares": [round(share, 6) for share in block.layer_shares],
-            }
-            | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
-            | (entries[i][-1] if entries[i] else {"tap": None, "q_start": None})
-            | {"tap_features": features[i]}
-            for i, block in enumerate(self.blocks)
-        ]
-        columns = feedback_columns(self.shape, self.feedback)
-        return {
-            "blocks": blocks,
-            "source": source_of(self.feedback),
-            "error_dim": self.shape.error_dim,
-            "task_dim": self.shape.task_dim,
-            "parameters": sum(block.parameters for block in self.blocks),
-            "feedback_parameters": columns
-            * sum(self._own_features(entry) for own in entries for entry in own),
-            "feedback_columns": columns,
-            "microbatches": self.training.microbatches,
-            "window": window,
-            "staleness": self.training.staleness,
-            "steps": self.training.total_steps,
-            "steps_per_epoch": steps_per_epoch,
-            "balance": self._describe_balance(),
-            "notices": self.notices,
-        }
-
-    def _describe_entry(self, part: BlockPlan) -> dict[str, Any]:
-        """Return how the error enters at the end of a part of a block."""
-        tap = tap_of(part, self.feedback, self.shape)
-        identity = starts_as_identity(part, tap, self.feedback, self.shape)
-        start = "identity" if identity else "random"
-        return {"tap": tap.name, "q_start": start, "tap_features": features_of(tap, part)}
-
-    def _own_features(self, entry: dict[str, Any]) -> int:
-        """Return the features of an entry that have feedback weights of their own, which `Pᵀ` isn't."""
-        borrowed = entry["q_start"] == "identity" and stays_transposed(self.feedback)
-        return 0 if borrowed else int(entry["tap_features"])
-
-    def _describe_balance(self) -> dict[str, Any]:
-        shares = [block.cost_share for block in self.blocks]
-        layers = [layer for block in self.blocks for layer in block.layers]
-        starts = {layers[index].name for index in block_starts(layers, 1)[1:]} | set(self.boundaries)
-        return {
-            "by": "flops" if self.seconds is None else "time",
-            "bottleneck": bottleneck(shares),
-            "predicted": round(balance(shares), 4),
-            "starts": [layer.name for layer in layers if layer.name in starts],
-        }
-
-
-def _shapes(types: Types) -> list[int] | dict[str, list[int]]:
-    shapes = {name: list(kind.shape) for name, kind in types.items()}
-    return shapes.get(ONE, shapes)
 
 
 @dataclass(frozen=True)
@@ -314,15 +187,6 @@ def load_dataset(specification: Specification) -> Dataset:
         dataset = dataset.with_validation(data.validation)
     limit = specification.train.limit_samples
     return dataset if limit is None else dataset.limited(limit)
-
-
-def _stand_in(layer: Layer) -> Layer:
-    """Return a layer without memory, of which one can tell whether there is something to learn."""
-    parameters, module = list(layer.module.parameters()), nn.Identity()
-    if parameters:
-        learns = any(parameter.requires_grad for parameter in parameters)
-        module.register_parameter("stand_in", nn.Parameter(torch.empty(0), requires_grad=learns))
-    return replace(layer, module=module)
 
 
 def _check_tokens(network: NetworkPlan, reader: Reader) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
-from lowdimfa.services.run.plan import build_model, make_run_plan
+from lowdimfa.services.run.model import build_model
+from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.tensor_files import TensorFiles
 from lowdimfa.services.run.weights import Origin, Weights
 from lowdimfa.services.spec import parse_specification
