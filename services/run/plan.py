@@ -28,7 +28,7 @@ from lowdimfa.services.run.in_turn import rehearse_in_turn
 from lowdimfa.services.run.large import build_and_cut
 from lowdimfa.services.run.model import build_model, cut_model, measures
 from lowdimfa.services.run.network_plan import NetworkPlan
-from lowdimfa.services.run.profile import balance_by_time, make_bench
+from lowdimfa.services.run.profile import Bench, balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
@@ -113,19 +113,9 @@ def make_run_plan(
     _check_targets(network, reader)
     if rehearsed:
         # Compiling takes longer than all the rest.
-        training = replace(network.training, compile=False)
-        bench = make_bench(specification, network.feedback, training, reader)
-        if network.outline is None:
-            rehearse(
-                specification,
-                network.blocks,
-                bench,
-                lambda: planned(network.boundaries).blocks,
-                order.smallest_microbatch,
-            )
-        else:
-            make = partial(build_model, specification)
-            rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
+        bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
+        again = partial(planned, network.boundaries)
+        _rehearse(specification, network, bench, lambda: again().blocks, order.smallest_microbatch)
     if network.outline is not None:
         network.outline.close()
     return RunPlan(specification, dataset, order, example, network)
@@ -187,6 +177,21 @@ def load_dataset(specification: Specification) -> Dataset:
         dataset = dataset.with_validation(data.validation)
     limit = specification.train.limit_samples
     return dataset if limit is None else dataset.limited(limit)
+
+
+def _rehearse(
+    specification: Specification,
+    network: NetworkPlan,
+    bench: Bench,
+    rebuild: Callable[[], list[BlockPlan]],
+    smallest: int,
+) -> None:
+    """Make a step on copies, of a large network with memory for one piece at a time."""
+    if network.outline is None:
+        rehearse(specification, network.blocks, bench, rebuild, smallest)
+    else:
+        make = partial(build_model, specification)
+        rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
 
 
 def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
