@@ -18,6 +18,7 @@ from lowdimfa.services.block.instructions import Policy
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.rpc.handshake import Hello, SampleType
+from lowdimfa.services.rpc.tensors import dtype_name
 from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.network_plan import NetworkPlan
@@ -156,6 +157,4 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
 
 
 def _sample_types(types: Types) -> tuple[SampleType, ...]:
-    return tuple(
-        SampleType(str(kind.dtype).removeprefix("torch."), kind.shape, name) for name, kind in types.items()
-    )
+    return tuple(SampleType(dtype_name(kind.dtype), kind.shape, name) for name, kind in types.items())
