@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.feedback.source import output_start, source_of, source_shape
 from lowdimfa.layers import Layer, runs_children
 from lowdimfa.losses import Objective, is_cross_entropy
@@ -129,7 +129,10 @@ def _try(layers: Sequence[Layer], width: int) -> None:
     for layer in layers:
         mode = layer.module.training
         layer.module.eval()
-        whole, single = layer.module(whole.clone()), [layer.module(row.clone()) for row in single]
+        try:
+            whole, single = layer.module(whole.clone()), [layer.module(row.clone()) for row in single]
+        except Exception as error:  # a user's module may fail in any way
+            raise _refused(layer, f"fails on positions alone ({in_words(error)})") from error
         layer.module.train(mode)
         if not torch.allclose(whole, torch.cat(single), rtol=1e-3, atol=1e-5):
             raise _refused(layer, "makes something else of one position alone")

@@ -55,6 +55,8 @@ def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
     exact = head.starts[-1] if feedback.every_layer else 0
     start = exact if source == "head_input" else output_start(head)
     types = head.flows[start - 1].outputs if start else head.inputs
+    if not types:
+        raise _refused_inputs(source, "by name")
     if set(types) != {ONE}:
         raise InputError(
             "feedback.source",
@@ -63,12 +65,7 @@ def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
         )
     shape, dtype = types[ONE]
     if not start and not dtype.is_floating_point:
-        raise InputError(
-            "feedback.source",
-            f"{source!r} in a network whose last block begins with its inputs of type {dtype}",
-            "a last block that is reached by the output of another one",
-            "With a single block there is nothing to broadcast.",
-        )
+        raise _refused_inputs(source, f"of type {dtype}")
     if not 1 <= len(shape) <= 3:
         raise InputError(
             "feedback.source",
@@ -76,6 +73,15 @@ def source_shape(head: BlockPlan, feedback: FeedbackConfig) -> tuple[int, ...]:
             "one of shape (width,), (tokens, width) or (channels, height, width)",
         )
     return shape[:1] if len(shape) == 3 else shape
+
+
+def _refused_inputs(source: Source, inputs: str) -> InputError:
+    return InputError(
+        "feedback.source",
+        f"{source!r} in a network whose last block begins with its inputs {inputs}",
+        "a last block that is reached by the output of another one",
+        "With a single block there is nothing to broadcast.",
+    )
 
 
 def over_pixels(error: Tensor) -> Tensor:

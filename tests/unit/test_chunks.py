@@ -38,6 +38,29 @@ class Centred(nn.Linear):
         return made - made.mean(0)
 
 
+class Folded(nn.Linear):
+    """One that says so of rows whose number it needs."""
+
+    by_position: ClassVar[bool] = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x.view(-1, TOKENS, WIDTH))
+        return made
+
+
+class Shifted(nn.Module):
+    """Adds what it takes away again: the shift's gradient is nothing but rounding, as that of a key's bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.map = nn.Parameter(torch.zeros(1)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = self.map(x) + self.shift
+        made: Tensor = x + shifted - shifted.mean(-1, keepdim=True)
+        return made
+
+
 def batch(seed: int = 0, ignored: list[bool] | None = None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = (torch.randint(0, CLASSES, (SAMPLES, TOKENS), generator=generator) for _ in range(2))
@@ -175,6 +198,29 @@ def test_what_looks_at_a_head_sees_the_same() -> None:
     refuse_inexact(made.blocks, made.head, [batch(), batch(1)], overlapping=False, stale=False)
 
 
+def test_gradients_that_are_rounding_may_differ_in_chunks() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Embedding(CLASSES, WIDTH), Shifted(), nn.Linear(WIDTH, CLASSES))
+    made = decouple(
+        layers,
+        batch()[0],
+        blocks=["1"],
+        total_steps=1,
+        feedback=FeedbackConfig(source="hidden"),
+        training=TrainingConfig(1, loss_chunk=1),
+        task="tokens",
+    )
+    refuse_inexact(made.blocks, made.head, [batch(), batch(1)], overlapping=False, stale=False)
+    shift = dict(made.head.module.named_plain_parameters())["1.shift"]
+    learned: list[Tensor] = []
+    for chunk in (1, 1000):
+        made.head.chunk, shift.grad = chunk, None
+        learn(made, [batch()])
+        assert shift.grad is not None
+        learned.append(shift.grad)
+    assert not torch.allclose(learned[0], learned[1], rtol=1e-3, atol=0.0)
+
+
 def test_a_probe_ends_at_the_hidden_state() -> None:
     found, expected = (network(size, q_rule="probed", q_start="random").head for size in (4, None))
     clean, noisy = torch.randn(2, SAMPLES, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -198,6 +244,7 @@ def test_a_module_of_ones_own_may_say_that_it_works_by_position() -> None:
         ({"loss": "bce"}, "cross_entropy"),
         ({"output": nn.Sequential(nn.Linear(WIDTH, CLASSES), nn.Dropout(0.1))}, "isn't known"),
         ({"output": Centred(WIDTH, CLASSES)}, "one position alone"),
+        ({"output": Folded(WIDTH, CLASSES)}, "fails on positions alone"),
     ],
 )
 def test_what_needs_all_outputs_at_once_is_refused(settings: dict[str, Any], message: str) -> None:

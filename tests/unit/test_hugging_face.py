@@ -105,6 +105,16 @@ def test_layers_can_be_copied_and_pickled(name: str) -> None:
         assert torch.equal(again.run(**inputs(case)), expected)
 
 
+def test_an_output_for_each_token_is_made_position_by_position() -> None:
+    for name, case in CASES.items():
+        output: Any = pair(case)[1].output
+        by_position = getattr(output, "by_position", False)
+        assert by_position == case.task.endswith("-lm"), name
+        if by_position:
+            hidden = torch.randn(2, 5, 16)
+            torch.testing.assert_close(output.eval()(hidden).flatten(0, 1), output(hidden.flatten(0, 1)))
+
+
 def test_what_padding_holds_changes_nothing() -> None:
     for name in ("gpt2", "llama", "bert"):
         case = CASES[name]

@@ -331,6 +331,9 @@ def test_a_source_without_an_error_is_refused() -> None:
     alone = partition(model("tokens"), 1, batch("tokens")[0])
     with pytest.raises(InputError, match="nothing to broadcast"):
         error_shape(alone, FeedbackConfig(source="head_input"))
+    by_name = partition(nn.Sequential(nn.Linear(3, 2)), 1, {"input": torch.zeros(2, 3)})
+    with pytest.raises(InputError, match="begins with its inputs by name"):
+        error_shape(by_name, FeedbackConfig(source="head_input"))
 
 
 def test_rules_for_p_of_a_users_own_leave_q_random() -> None:

@@ -216,11 +216,20 @@ def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:
 
 
 class Output(Part):
-    """The last layers: from the hidden states of all tokens, or of the first, to the network's output."""
+    """The last layers: from the hidden states of all tokens, or of the first, to the network's output.
 
-    def __init__(self, original: nn.Module, names: Sequence[str], first: bool) -> None:
+    Attributes
+    ----------
+    by_position
+        Whether there is an output for each token, so that the loss can be computed in chunks.
+    """
+
+    def __init__(
+        self, original: nn.Module, names: Sequence[str], first: bool, by_position: bool = False
+    ) -> None:
         super().__init__(original, names)
         self.first = first
+        self.by_position = by_position and not first
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``(batch, tokens, width)`` to ``(batch, tokens, outputs)`` or ``(batch, outputs)``."""

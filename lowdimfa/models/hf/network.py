@@ -46,7 +46,7 @@ class HuggingFaceNetwork(nn.Sequential):
         layers["output"] = (
             LastTokenOutput(original, outline.after)
             if outline.token == "last"
-            else Output(original, outline.after, outline.token == "first")
+            else Output(original, outline.after, outline.token == "first", by_position=task.endswith("-lm"))
         )
         super().__init__(layers)
         self.kind: Any = type(original)
