@@ -39,19 +39,6 @@ from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import ONE
 
-__all__ = [
-    "Parts",
-    "build_block",
-    "build_head",
-    "build_stages",
-    "error_shape",
-    "features_of",
-    "parts_of",
-    "refuse_unlearnable",
-    "resolve_feedback",
-    "tap_of",
-]
-
 
 class Parts(NamedTuple):
     """The parts of a block between which no gradient passes.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule, unchanged_buffers
-from lowdimfa.build import error_shape
 from lowdimfa.errors import InputError, NotFiniteError, in_words
 from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.head import Broadcast, Head
 from lowdimfa.muon import Muon, refuse_unused_patterns
 from lowdimfa.partitioning import BlockPlan

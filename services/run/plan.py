@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from lowdimfa.build import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
-from lowdimfa.partitioning import coarser_between
+from lowdimfa.partitioning import BlockPlan, coarser_between
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
 from lowdimfa.services.run.large import build_and_cut

@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 from lowdimfa.block import Block
-from lowdimfa.build import error_shape
 from lowdimfa.encoding import first_difference, same, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, finds_no_memory, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater

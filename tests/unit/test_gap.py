@@ -22,9 +22,9 @@ from benchmarks.gap.networks import ACCURACY, BITS, CONTEXT, NETWORKS, TEXT, Net
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, HEBBIAN, LOCAL, READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Sweep
 from benchmarks.gap.trials import BlockTrial, in_blocks, runs_of, train
-from lowdimfa.build import error_shape, resolve_feedback
 from lowdimfa.config import TrainingConfig
 from lowdimfa.data import Task
+from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
 from lowdimfa.partitioning import partition
