@@ -7,6 +7,7 @@ may an update of the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -217,7 +218,7 @@ def _compare(
 
 
 def _norm(gradients: Gradients) -> float:
-    return sum(float(value.double().square().sum()) for value in gradients.values()) ** 0.5
+    return math.hypot(*(float(value.double().norm()) for value in gradients.values()))
 
 
 def _named(stage: Block | Head) -> str:
