@@ -223,7 +223,7 @@ def _compare(
 
 
 def _norm(gradients: Gradients) -> float:
-    return math.sqrt(sum(float(value.double().square().sum()) for value in gradients.values()))
+    return math.hypot(*(float(value.double().norm()) for value in gradients.values()))
 
 
 def _named(stage: Block | Head) -> str:
