@@ -195,7 +195,7 @@ def test_what_looks_at_a_head_sees_the_same() -> None:
         assert one.angle_degrees == pytest.approx(other.angle_degrees, abs=0.1)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
     made = network(4, every_layer=True)
-    refuse_inexact(made.blocks, made.head, [batch(), batch(1)], overlapping=False, stale=False)
+    refuse_inexact([*made.blocks, made.head], [batch(), batch(1)], overlapping=False, stale=False)
 
 
 def test_gradients_that_are_rounding_may_differ_in_chunks() -> None:
@@ -210,7 +210,7 @@ def test_gradients_that_are_rounding_may_differ_in_chunks() -> None:
         training=TrainingConfig(1, loss_chunk=1),
         task="tokens",
     )
-    refuse_inexact(made.blocks, made.head, [batch(), batch(1)], overlapping=False, stale=False)
+    refuse_inexact([*made.blocks, made.head], [batch(), batch(1)], overlapping=False, stale=False)
     shift = dict(made.head.module.named_plain_parameters())["1.shift"]
     learned: list[Tensor] = []
     for chunk in (1, 1000):

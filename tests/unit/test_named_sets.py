@@ -105,8 +105,7 @@ def test_gradients_are_those_of_autograd_at_the_same_taps(
     layers = model()
     net = network(layers, sorted(cuts), tap=tap, every_layer=every_layer, q_rule="readout")
     refuse_inexact(
-        net.blocks,
-        net.head,
+        [*net.blocks, net.head],
         [(entering(data(seed)[0]), data(seed)[1]) for seed in (0, 1)],
         overlapping=True,
         stale=False,

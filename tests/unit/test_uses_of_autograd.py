@@ -77,16 +77,17 @@ def learned_gradients(
     """Return what a block learns: all forward passes, then, if stale with other weights, all errors."""
     for number, x in enumerate(inputs):
         block.forward(x, Ticket(0, number))
-    before = [value.detach().clone() for value in block.module.parameters()]
+    learned = [value for value in block.module.parameters() if value.requires_grad]
+    before = [value.detach().clone() for value in learned]
     if staleness:  # the weights change between, and come back for the gradients
         block.before_update()
         with torch.no_grad():
-            for value in block.module.parameters():
+            for value in learned:
                 value.add_(1.0)
     for number, error in enumerate(errors):
         block.receive_error(Ticket(0, number), error)
     if staleness:
-        for value, old in zip(block.module.parameters(), before, strict=True):
+        for value, old in zip(learned, before, strict=True):
             assert torch.equal(value, old + 1.0)
     return gradients(block)
 
