@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 FINISHED = {
     "event", "time", "run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss",
     "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample",
-    "broadcast_wire_bytes_per_sample", "parameters",
+    "broadcast_wire_bytes_per_sample", "parameters", "test_perplexity", "test_bits_per_byte", "test_tokens",
 }  # fmt: skip
 COURSE = settings(run__checkpoint_every=100)
 UNBROKEN = settings(train__epochs=None, train__steps=1_000_000, run__evaluate_every_epochs=0)
