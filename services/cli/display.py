@@ -104,7 +104,7 @@ class TextDisplay:
         where = "one Ray actor each" if event["engine"] == "ray" else "in this process"
         self._say(
             f"{_counted(event['blocks'], 'block', 'blocks')}, {where}; {event['parameters']:,} parameters, "
-            f"{_counted(event['error_dim'], 'number', 'numbers')} per error{_OF[event['source']]}; "
+            f"{_counted(event['error_dim'], 'number', 'numbers')} per error{_OF.get(event['source'], '')}; "
             f"{event['steps']:,} steps\n"
             f"run directory {event['run_dir']}"
         )

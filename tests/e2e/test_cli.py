@@ -31,6 +31,8 @@ from command import (
 from forks import Forks
 from safetensors.torch import load_file
 
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+
 FINISHED = {
     "event", "time", "run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss",
     "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample",
@@ -45,6 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """An uninterrupted run of the digits example."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     return run_dir, train(DIGITS, run_dir, *COURSE)
+
+
+def test_the_service_has_room_for_all_that_a_run_tells(run: tuple[Path, Outcome]) -> None:
+    for event in run[1].events:
+        kind = pb.JobEvent.DESCRIPTOR.fields_by_name[event["event"]].message_type
+        assert event.keys() - {"event", "time"} <= {field.name for field in kind.fields}, event["event"]
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,8 @@ def test_a_value_that_is_not_finite_names_its_block_and_step_and_reaches_no_weig
         stage = fleet.workers[bad].stage
         run = stage.run_parts
 
-        def spoiled(inputs, ticket):  # type: ignore[no-untyped-def]
-            outputs = run(inputs, ticket)
+        def spoiled(inputs, ticket, **others):  # type: ignore[no-untyped-def]
+            outputs = run(inputs, ticket, **others)
             return [output * torch.nan for output in outputs] if ticket.step == 2 else outputs
 
         stage.run_parts = spoiled  # type: ignore[method-assign]

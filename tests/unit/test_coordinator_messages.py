@@ -102,6 +102,7 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "steps": steps,
         "step": steps,
         "nodes": small,
+        "source": words,
         "pids": st.fixed_dictionaries({"trainer": small, "blocks": st.lists(small, max_size=3)}),
     },
 }

@@ -184,7 +184,7 @@ class StateChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[JobState, str]] = ..., detail: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("run_dir", "engine", "blocks", "parameters", "error_dim", "steps", "step", "nodes", "pids")
+    __slots__ = ("run_dir", "engine", "blocks", "parameters", "error_dim", "steps", "step", "nodes", "pids", "source")
     RUN_DIR_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,7 @@ class Started(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     run_dir: str
     engine: str
     blocks: int
@@ -203,7 +204,8 @@ class Started(_message.Message):
     step: int
     nodes: int
     pids: Pids
-    def __init__(self, run_dir: _Optional[str] = ..., engine: _Optional[str] = ..., blocks: _Optional[int] = ..., parameters: _Optional[int] = ..., error_dim: _Optional[int] = ..., steps: _Optional[int] = ..., step: _Optional[int] = ..., nodes: _Optional[int] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ...) -> None: ...
+    source: str
+    def __init__(self, run_dir: _Optional[str] = ..., engine: _Optional[str] = ..., blocks: _Optional[int] = ..., parameters: _Optional[int] = ..., error_dim: _Optional[int] = ..., steps: _Optional[int] = ..., step: _Optional[int] = ..., nodes: _Optional[int] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Pids(_message.Message):
     __slots__ = ("trainer", "blocks")
