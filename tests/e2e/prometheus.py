@@ -43,8 +43,14 @@ class Prometheus:
             return [target["scrapeUrl"] for target in json.load(answer)["data"]["activeTargets"]]
 
 
+_OF_TEXT = re.compile("perplexity|bpb|tokens_per")
+
+
 def dashboard_expressions(folder: Path, **variables: str) -> dict[str, str]:
-    """Return every expression of every dashboard, by dashboard and panel, with the variables filled in."""
+    """Return the expressions of every dashboard, by dashboard and panel, with the variables filled in.
+
+    Those of language models are left out: the jobs here have no text.
+    """
     values = variables | dict.fromkeys(("__rate_interval", "__interval", "__range"), WINDOW)
 
     def filled(expression: str) -> str:
@@ -56,7 +62,8 @@ def dashboard_expressions(folder: Path, **variables: str) -> dict[str, str]:
             for number, target in enumerate(panel.get("targets", [])):
                 place = f"{path.name}: {panel.get('title')} [{number}]"
                 expressions[place] = filled(target["expr"])
-    return expressions
+    assert expressions
+    return {place: query for place, query in expressions.items() if not _OF_TEXT.search(query)}
 
 
 def _panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
