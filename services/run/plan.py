@@ -114,8 +114,8 @@ def make_run_plan(
     if rehearsed:
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
-        again = partial(planned, network.boundaries)
-        _rehearse(specification, network, bench, lambda: again().blocks, order.smallest_microbatch)
+        smallest = order.smallest_microbatch
+        _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
     if network.outline is not None:
         network.outline.close()
     return RunPlan(specification, dataset, order, example, network)
