@@ -1,4 +1,4 @@
-"""Packages of Hugging Face and Arrow, which are needed for text alone and imported when they are used."""
+"""Packages of Hugging Face and Arrow, which not everybody has: imported when they are used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from lowdimfa.errors import InputError
 
 
-def package(name: str) -> Any:
-    """Import a package of the extra ``hf``.
+def package(name: str, key: str = "") -> Any:
+    """Import a package of the extra ``hf``; ``key`` is what of a specification needs it.
 
     Raises
     ------
@@ -20,8 +20,8 @@ def package(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise InputError(
-            name.partition(".")[0],
-            f"a package that can't be imported ({error})",
+            key or name.partition(".")[0],
+            f"a package that can't be imported, {name} ({error})",
             "that it is installed",
             "Install it with: pip install 'lowdimfa[hf]'",
         ) from error

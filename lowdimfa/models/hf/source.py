@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowdimfa.data.extra import package
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.models.hf.outlines import Task
 from lowdimfa.paths import expand
@@ -31,7 +31,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _MOST_NAMED = 5
 
 
-def library() -> ModuleType:
+def library() -> Any:
     """Return the package ``transformers``.
 
     Raises
@@ -39,15 +39,7 @@ def library() -> ModuleType:
     InputError
         It isn't installed.
     """
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise InputError(
-            "model.factory",
-            f"a network of Hugging Face without the package transformers ({in_words(error)})",
-            "the package",
-            "Install it: pip install 'lowdimfa[hf]'.",
-        ) from error
+    return package("transformers", "model.factory")
 
 
 def read_config(given: Mapping[str, Any] | str | None, path: str | None) -> Any:
