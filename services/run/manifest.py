@@ -20,15 +20,12 @@ from torch import Tensor
 
 from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
-from lowdimfa.services.run.tensor_file import Kind, write_tensors
+from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
 
 MANIFEST_FILE = "manifest.json"
 MODEL_PREFIX = "model/"
 
 _LONGEST_REASON = 200
-_PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
-"""Types of which torch shows another shape than the header."""
-
 _OF_TORCH = (RuntimeError, TypeError, ValueError, OverflowError, AttributeError)
 """What torch raises for types and shapes that a file's header may have but no tensor can."""
 
@@ -262,13 +259,13 @@ def _verify(path: Path, entry: BlockEntry) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            packed = any(file.get_slice(name).get_dtype() in _PACKED for name in names)
+            strange = {file.get_slice(name).get_dtype() for name in names} - TYPES.keys()
     except SafetensorError as error:
         raise DamagedError(path, str(error), "a safetensors file") from error
     if names != set(entry.tensors):
         raise DamagedError(path, "other tensors", "the tensors that the manifest lists")
-    if packed:
-        raise DamagedError(path, "numbers of less than a byte", "types that a checkpoint is written with")
+    if strange:
+        raise DamagedError(path, f"numbers of type {min(strange)}", "types that a checkpoint is written with")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Kind(NamedTuple):
         SafetensorError
             The format has no name for its type.
         """
-        name = next((name for name, (dtype, _) in _TYPES.items() if dtype == tensor.dtype), None)
+        name = next((name for name, (dtype, _) in TYPES.items() if dtype == tensor.dtype), None)
         if name is None:
             raise SafetensorError(f"the format has no {tensor.dtype}")
         return cls(name, tuple(tensor.shape))
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's values."""
-        return prod(self.shape) * _TYPES[self.dtype][1]
+        return prod(self.shape) * TYPES[self.dtype][1]
 
 
 def write_tensors(path: Path, kinds: Mapping[str, Kind], read: Callable[[str], Tensor]) -> None:
@@ -55,7 +55,7 @@ def write_tensors(path: Path, kinds: Mapping[str, Kind], read: Callable[[str], T
         Returns one of them, on any device; it is asked for each once.
     """
     # The widest numbers first, as the format's own writer does: so all lie at multiples of their size.
-    names = sorted(kinds, key=lambda name: (-_TYPES[kinds[name].dtype][1], name))
+    names = sorted(kinds, key=lambda name: (-TYPES[kinds[name].dtype][1], name))
     header, offset = {}, 0
     for name in names:
         end = offset + kinds[name].nbytes
@@ -78,7 +78,7 @@ def write_tensors(path: Path, kinds: Mapping[str, Kind], read: Callable[[str], T
         os.fsync(file.fileno())
 
 
-_TYPES = {
+TYPES = {
     "F64": (torch.float64, 8),
     "I64": (torch.int64, 8),
     "U64": (torch.uint64, 8),
@@ -98,3 +98,4 @@ _TYPES = {
     "F8_E4M3FNUZ": (torch.float8_e4m3fnuz, 1),
     "F8_E5M2FNUZ": (torch.float8_e5m2fnuz, 1),
 }
+"""The types that are written: how torch calls each, and its bytes."""
