@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _PATTERN = 1 << 16
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h of glibc numbers them
+_KEPT = 32 << 20
 
 
 class UnfitError(Exception):
@@ -122,7 +125,7 @@ class Emptied(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def active(self) -> Iterator[None]:
         """Enter the mode, and refuse what reads memory past torch's operations."""
-        with _Guard(self), self:
+        with _given_back(), _Guard(self), self:
             yield
 
 
@@ -207,6 +210,26 @@ def forget(tensor: Tensor) -> None:
         gone = nn.Parameter(gone, tensor.requires_grad)
     with suppress(RuntimeError):  # somebody has a weak reference to it
         torch.utils.swap_tensors(tensor, gone)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _given_back() -> Iterator[None]:
+    """Let the C library give large tensors' memory back to the system as soon as it is free.
+
+    Where it may choose, glibc keeps what is as large as something that was freed before in one heap, in which the next
+    small thing behind each large one pins it: a network built piece by piece would take the memory of the whole.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _PATTERN)
+    try:
+        yield
+    finally:
+        # What it would have chosen by itself: for training, which frees and takes the same sizes again and again.
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, 2 * _KEPT)
 
 
 def _make_up(storage: torch.UntypedStorage, dtype: torch.dtype) -> None:

@@ -73,6 +73,7 @@ def make_run_plan(
     rehearsed: bool = True,
     resumed: bool = False,
     whole: bool = True,
+    in_turn: bool = True,
 ) -> RunPlan:
     """Load the data, build and cut the model, and check that everything fits.
 
@@ -88,6 +89,8 @@ def make_run_plan(
         Whether the weights will be those of a checkpoint.
     whole
         Whether this process is to hold the network, however large it is.
+    in_turn
+        Whether a network that it doesn't hold is rehearsed too, piece by piece.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def make_run_plan(
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     _check_targets(network, reader)
-    if rehearsed:
+    if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
         smallest = order.smallest_microbatch

@@ -128,8 +128,11 @@ class DecoupledTrainer:
         whole
             Whether its blocks are to have their weights, however large the network is.
         """
+        return self._planned(whole=whole)
+
+    def _planned(self, *, whole: bool = False, in_turn: bool = True) -> RunPlan:
         require_run_dir(Path(self.request.run_dir), self.request.resume)
-        return prepare(self.request, whole=whole)[0]
+        return prepare(self.request, whole=whole, in_turn=in_turn)[0]
 
     def fit(self) -> Result:
         """Run to the end.
@@ -171,7 +174,7 @@ class DecoupledTrainer:
 
     def _fit_on_ray(self) -> Event:
         if self._address is None:  # what is wrong shows before a cluster starts
-            self.plan()
+            self._planned(in_turn=False)  # what takes minutes is left to the trainer alone
         # Only here: 'local' needs no Ray.
         from ray.exceptions import RayTaskError
 

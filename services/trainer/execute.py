@@ -95,7 +95,7 @@ class RunRequest:
 
 
 def prepare(
-    request: RunRequest, rehearsed: bool = True, whole: bool = False
+    request: RunRequest, rehearsed: bool = True, whole: bool = False, in_turn: bool = True
 ) -> tuple[RunPlan, Manifest | None]:
     """Check everything that can be checked before the first block starts.
 
@@ -107,6 +107,8 @@ def prepare(
         Whether a step is made on copies: not for a run that is only evaluated.
     whole
         Whether this process is to hold the network, however large it is; with the engine ``local`` it is.
+    in_turn
+        Whether a network that it doesn't hold is rehearsed too, piece by piece: it takes minutes.
 
     Raises
     ------
@@ -122,7 +124,8 @@ def prepare(
         boundaries = boundaries_of(manifest.entries)
     with other_peoples_code("the run can't be planned"):
         whole = whole or request.engine == "local"
-        plan = make_run_plan(specification, boundaries, rehearsed, resumed=manifest is not None, whole=whole)
+        resumed = manifest is not None
+        plan = make_run_plan(specification, boundaries, rehearsed, resumed, whole, in_turn)
         Language.of(plan)  # which refuses what the data tells of itself
         if manifest is not None:
             require_resumable(plan, manifest)
