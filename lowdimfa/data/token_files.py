@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 
 MANIFEST = "tokens.json"
 SPLITS = ("train", "test")
@@ -103,8 +103,10 @@ class Manifest:
                 fields[split] = Part(**part | {"sha256": tuple(part["sha256"])})
             manifest = cls(**fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            expected = f"a folder that 'lowdimfa data tokens' wrote, with a {MANIFEST}"
-            raise InputError(str(folder), f"no token files ({error!r})", expected) from error
+            reason = error.strerror if isinstance(error, OSError) else in_words(error)
+            found, expected = f"no {MANIFEST} to read ({reason})", "a folder that 'lowdimfa data tokens' wrote"
+            hint = f"Make it: lowdimfa data tokens FILES --out {folder}"
+            raise InputError(str(folder), found, expected, hint) from error
         manifest._check_sizes(folder)
         return manifest
 

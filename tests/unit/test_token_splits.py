@@ -169,7 +169,7 @@ def test_processes_with_other_tokens_are_told_apart(tmp_path: Path) -> None:
         ({"documents": "apart"}, "tokens: documents: found 'apart'"),
         ({"documents": "mask", "pack": False}, "'mask' with pack: false"),
         ({"context": 500}, "a train split of 101 tokens; expected more than the 500"),
-        ({"path": "/nowhere"}, "no token files.*lowdimfa data tokens"),
+        ({"path": "/nowhere"}, "no tokens.json.*lowdimfa data tokens"),
         ({"path": "$NOT_THERE"}, "tokens: path.*NOT_THERE is not set"),
     ],
 )
