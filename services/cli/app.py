@@ -19,6 +19,7 @@ from lowdimfa.services.cli.output import UNREAD, OutputLostError
 from lowdimfa.version import VERSION
 
 _COMMANDS = {
+    "init": "init:init",
     "train": "train:train",
     "plan": "plan:plan",
     "drill": "drill:drill",
@@ -36,6 +37,7 @@ _COMMANDS = {
     "logs": "jobs:logs",
     "certs": "secrets:certs",
     "data": "data:app",
+    "doctor": "doctor.command:doctor",
     "tokens": "secrets:tokens",
 }
 """The module of each, and its function or group of commands there, in the order of the help."""
