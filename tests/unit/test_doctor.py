@@ -140,4 +140,6 @@ def test_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         .splitlines()[0]
         .endswith("  no answer")
     )
+    path = "/a/path/without/blanks" * 4
+    assert f"temporary folder  {path}" in as_text(problem("temporary folder", path, "Set TMPDIR."))
     assert json.loads(as_json(finding))["state"] == "problem"

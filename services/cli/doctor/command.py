@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -112,9 +113,12 @@ def as_text(finding: Finding) -> str:
     head = f"{finding.state:<{_STATE_WIDTH}}{finding.check:<{_CHECK_WIDTH}}  "
     indent = " " * (_STATE_WIDTH + _CHECK_WIDTH + 2)
     width = max(len(head) + 30, shutil.get_terminal_size().columns)
-    texts = [text for text in (f"{' ' * len(head)}{finding.found}", indent + finding.todo) if text.strip()]
-    lines = [
-        textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        for text in texts
-    ]
-    return head + "\n".join(lines)[len(head) :]
+    wrapped = partial(
+        textwrap.fill,
+        width=width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = [wrapped(finding.found, initial_indent=head)]
+    return "\n".join(lines + [wrapped(finding.todo, initial_indent=indent)] * bool(finding.todo))
