@@ -7,6 +7,9 @@ TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
+DIST_VENV := .venv-dist
+DIST_TOOLS := build==1.6.1 twine==7.0.0
+LOWEST_VENV := .venv-lowest
 STUBS_VENV := .venv-stubs
 STUBS_TOOLS := grpcio-tools==$(shell sed -n 's/^TOOLS_VERSION = "\(.*\)"/\1/p' tools/stubs.py)
 
@@ -15,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Hundreds of processes start in the tests, and each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-unit test-slow fuzz lint stubs check-stubs docs check-docs clean
+.PHONY: help venv demo dist test test-unit test-slow test-lowest fuzz lint stubs check-stubs docs check-docs clean
 
 help:
 	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
@@ -23,10 +26,12 @@ help:
 	@echo 'make test         run the tests but the slow ones (9 minutes on 2 cores)'
 	@echo 'make test-unit    run those that start no process (2 minutes)'
 	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
+	@echo 'make test-lowest  run the unit tests with the oldest versions of what is needed; downloads 3 GB; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
 	@echo 'make docs         generate the reference pages and the dashboards; make check-docs compares them'
+	@echo 'make dist         build the wheel and the source distribution into dist/, and check them'
 	@echo 'make clean        remove environments, caches and build products; runs and data stay'
 
 # --- environment ------------------------------------------------------------------------------------------------------
@@ -58,6 +63,20 @@ $(STUBS_VENV)/complete: tools/stubs.py
 	@$(STUBS_VENV)/bin/pip install --quiet $(STUBS_TOOLS)
 	@touch $@
 
+$(DIST_VENV)/complete: Makefile constraints.txt
+	@rm -rf $(DIST_VENV)
+	@$(PYTHON) -m venv $(DIST_VENV)
+	@$(DIST_VENV)/bin/pip install --quiet $(DIST_TOOLS) $(shell grep '^setuptools==' constraints.txt)
+	@touch $@
+
+# As pyproject.toml allows it: all extras that the unit tests need, and no tools that need newer versions.
+$(LOWEST_VENV)/complete: pyproject.toml constraints.txt constraints-lowest.txt
+	@rm -rf $(LOWEST_VENV)
+	@$(PYTHON) -m venv $(LOWEST_VENV)
+	@$(LOWEST_VENV)/bin/pip install --quiet $(shell grep -E '^(setuptools|pytest|hypothesis|kubernetes)' constraints.txt)
+	@$(LOWEST_VENV)/bin/pip install --quiet --no-build-isolation -c constraints-lowest.txt -e '.[hf]'
+	@touch $@
+
 # --- use --------------------------------------------------------------------------------------------------------------
 
 demo: venv
@@ -68,6 +87,12 @@ demo: venv
 	echo "open $$run/report/index.html in a browser; the result, from $$run/result.json:" && \
 	cat "$$run/result.json"
 
+# The wheel is made of the source distribution: what that lacks fails here.
+dist: $(DIST_VENV)/complete
+	@rm -rf dist
+	@$(DIST_VENV)/bin/python -m build --no-isolation --outdir dist . >/dev/null
+	@$(DIST_VENV)/bin/twine check --strict dist/*
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 test: venv
@@ -75,6 +100,9 @@ test: venv
 
 test-unit: venv
 	@$(PYTEST) $(PARALLEL) -m 'not slow' tests/unit
+
+test-lowest: $(LOWEST_VENV)/complete
+	@OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) -m 'not slow' tests/unit
 
 test-slow: venv
 	@$(PYTEST) -m slow tests
@@ -112,5 +140,5 @@ check-docs: venv
 	@$(BIN)/python -m tools.prometheus_rule --check
 
 clean:
-	@rm -rf $(VENV) $(STUBS_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(STUBS_VENV) $(DIST_VENV) $(LOWEST_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

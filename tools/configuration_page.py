@@ -1,9 +1,13 @@
-"""Make the reference of the specification from its schema: ``python -m tools.configuration_page [--check]``."""
+"""Make the reference of the specification, and the settings that a shell completes, from its schema.
+
+``python -m tools.configuration_page [--check]``
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 from lowdimfa.services.spec.expectations import ROOT, Schema, describe, keys, resolved
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "configuration.md"
+SETTINGS = Path(__file__).parents[1] / "services" / "cli" / "setting_words.py"
 
 _INTRODUCTION = """\
 <!-- Made by `python -m tools.configuration_page` from services/spec and lowdimfa/config.py: change it there. -->
@@ -106,6 +111,52 @@ def render_reference() -> str:
     return "\n".join(parts)
 
 
+def render_settings() -> str:
+    """Return a module with ``key=`` and ``key=value`` for each key: values are those to choose from, or the default."""
+    words = "\n".join(
+        word for section in ROOT["properties"] for word in _words(ROOT["properties"][section], section)
+    )
+    return f'{_MODULE}WORDS = """\\\n{words}\n"""\n'
+
+
+_MODULE = '''\
+"""What may follow ``--set``; made by `python -m tools.configuration_page` from services/spec: change it there."""
+
+from __future__ import annotations
+
+'''
+
+
+_PLAIN = re.compile(r"[\w.+-]+")
+"""A value that no shell takes apart."""
+
+
+def _words(section: Schema, prefix: str) -> Iterator[str]:
+    for name, schema in resolved(section)["properties"].items():
+        key = f"{prefix}.{name}"
+        if keys(schema):
+            if any(branch.get("type") == "string" for branch in schema.get("anyOf", ())):
+                yield f"{key}="
+            yield from _words(schema, key)
+            continue
+        values = list(dict.fromkeys(_values(schema)))
+        if not values and schema.get("default") is not None:
+            values = [_inline(schema["default"])]
+        yield f"{key}="
+        yield from (f"{key}={value}" for value in values if _PLAIN.fullmatch(value))
+
+
+def _values(schema: Schema) -> Iterator[str]:
+    """Yield the values to choose from, where these are all that there are, or all but null."""
+    for branch in map(resolved, schema.get("anyOf", [schema])):
+        if "enum" in branch or "const" in branch:
+            yield from map(_inline, branch.get("enum", [branch.get("const")]))
+        elif branch.get("type") == "boolean":
+            yield from ("true", "false")
+        elif branch.get("type") != "null":
+            return
+
+
 _HEADER = "| key | type | default | meaning |\n| --- | --- | --- | --- |"
 
 
@@ -133,16 +184,17 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Write the reference, or with ``--check`` say whether it is up to date; return the exit code."""
+    """Write both files, or with ``--check`` say whether they are up to date; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.configuration_page", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
-    reference = render_reference()
-    if not parser.parse_args().check:
-        REFERENCE.write_text(reference, encoding="utf-8")
-    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != reference:
-        print(f"{REFERENCE.name} is out of date: run python -m tools.configuration_page", file=sys.stderr)
-        return 1
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
+    check, code = parser.parse_args().check, 0
+    for path, text in ((REFERENCE, render_reference()), (SETTINGS, render_settings())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{path.name} is out of date: run python -m tools.configuration_page", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -160,9 +160,20 @@ def data_folder(source: Source, root: str | None = None) -> Path:
     InputError
         The path names a variable that is not set.
     """
+    return cache_folder(root) / source.name
+
+
+def cache_folder(root: str | None = None) -> Path:
+    """Return the folder of all data sets: ``root`` or the default data folder.
+
+    Raises
+    ------
+    InputError
+        The path names a variable that is not set.
+    """
     written = root or os.environ.get("LOWDIMFA_DATA") or "~/.cache/lowdimfa/data"
     try:
-        return expand(written) / source.name
+        return expand(written)
     except ValueError as error:
         where = "the data folder" if root else "LOWDIMFA_DATA"
         raise InputError(where, f"{written!r} ({error})", "the path of a folder") from error

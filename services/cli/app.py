@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lowdimfa.errors import LowdimfaError, ResourceError
 from lowdimfa.services.cli.output import UNREAD, OutputLostError
 from lowdimfa.version import VERSION
 
 _COMMANDS = {
+    "init": "init:init",
     "train": "train:train",
     "plan": "plan:plan",
     "drill": "drill:drill",
@@ -36,6 +37,7 @@ _COMMANDS = {
     "logs": "jobs:logs",
     "certs": "secrets:certs",
     "data": "data:app",
+    "doctor": "doctor.command:doctor",
     "tokens": "secrets:tokens",
 }
 """The module of each, and its function or group of commands there, in the order of the help."""
@@ -57,6 +59,12 @@ class _Commands(TyperGroup):
         super().__init__(**settings)
         # Among these names typer looks for one that a mistyped one may have meant.
         self.commands = cast(Any, dict.fromkeys(_COMMANDS))
+        self._names_alone = False
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what completes a word here, names without help: no command's module is loaded for its name."""
+        self._names_alone = True
+        return super().shell_complete(ctx, incomplete)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all names."""
@@ -66,6 +74,8 @@ class _Commands(TyperGroup):
         """Load a command; None if there is none of this name."""
         if cmd_name not in _COMMANDS:
             return None
+        if self._names_alone:
+            return TyperCommand(cmd_name)
         module, _, name = _COMMANDS[cmd_name].partition(":")
         found = getattr(import_module(f"lowdimfa.services.cli.{module}"), name)
         alone = typer.Typer(**_STYLE)
@@ -79,7 +89,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     help="Train networks in blocks that learn from one low-dimensional error broadcast.",
-    **_STYLE,
+    **_STYLE | {"add_completion": True},
 )
 
 

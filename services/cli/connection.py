@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.options import expanded
+
+if TYPE_CHECKING:
+    from lowdimfa.services.coordinator.client import Connection
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -99,25 +102,43 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
-        from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+        from lowdimfa.services.coordinator.client import CoordinatorClient
 
         given = {name: arguments.pop(name) for name in _OPTIONS}
-        connection = Connection(
-            address=_address(given["coordinator"]),
-            token=_token(given["token_file"]),
-            authority=given["ca"],
-            tls=given["tls"],
-            certificate=given["client_cert"],
-            key=given["client_key"],
-            insecure=given["insecure"],
-            liveness=given["liveness"],
-        )
-        with CoordinatorClient(connection) as client:
+        with CoordinatorClient(connection_of(given)) as client:
             command(client, **arguments)
 
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def connection_of(given: Mapping[str, Any]) -> Connection:
+    """Return the connection that the options ask for.
+
+    Parameters
+    ----------
+    given
+        Their values by name; where one is missing, its default.
+
+    Raises
+    ------
+    InputError
+        An address or a file can't be used.
+    """
+    from lowdimfa.services.coordinator.client import Connection
+
+    values = {name: given.get(name, default) for name, (_, default) in _OPTIONS.items()}
+    return Connection(
+        address=_address(values["coordinator"]),
+        token=_token(values["token_file"]),
+        authority=values["ca"],
+        tls=values["tls"],
+        certificate=values["client_cert"],
+        key=values["client_key"],
+        insecure=values["insecure"],
+        liveness=values["liveness"],
+    )
 
 
 def _address(text: str) -> str:

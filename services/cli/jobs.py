@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lowdimfa.errors import InputError, StoppedError
+from lowdimfa.services.cli import completing
 from lowdimfa.services.cli.connection import connected
 from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
 from lowdimfa.services.cli.jobs_display import file_lines, job_lines, jobs_table
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from lowdimfa.services.coordinator.client import CoordinatorClient
 
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id of a job, or its beginning if no other begins so.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        autocompletion=completing.jobs,
+        help="Id of a job, or its beginning if no other begins so.",
+    ),
 ]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Show the job's progress until its end.")]
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lowdimfa.paths import expand
+from lowdimfa.services.cli.completing import settings
 
 
 class Format(StrEnum):
@@ -35,7 +36,12 @@ SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The specific
 
 OverridesOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=settings,
+        help="Replace a value, such as train.epochs=1.",
+    ),
 ]
 
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]

@@ -10,8 +10,7 @@ from typing import Any
 
 from lowdimfa.services.cli.display import aligned
 from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+from lowdimfa.services.cli.words import size
 
 
 def plan(
@@ -33,13 +32,13 @@ def plan(
 
 def _text(found: dict[str, Any]) -> str:
     parts = "micro-batch" if found["microbatches"] == 1 else "micro-batches"
-    size = found["batch_size"] // found["microbatches"]
+    samples = found["batch_size"] // found["microbatches"]
     threads = "1 thread" if found["threads_per_block"] == 1 else f"{found['threads_per_block']} threads"
     slowest = found["blocks"][found["bottleneck"]]
     lines = [
         aligned([("block", "layers", "parameters", *_TIMES), *map(_time_row, found["blocks"])]),
-        f"milliseconds for a micro-batch of {size} samples (step: for a whole step of {found['microbatches']} {parts}), "
-        f"{threads} per block on {found['device']}",
+        f"milliseconds for a micro-batch of {samples} samples (step: for a whole step of {found['microbatches']} "
+        f"{parts}), {threads} per block on {found['device']}",
         "",
         aligned([("block", *_MEMORY, "in flight", "sends"), *map(_memory_row, found["blocks"])]),
         f"activations of window {found['window']}; sends: per micro-batch",
@@ -89,13 +88,5 @@ def _memory_row(block: dict[str, Any]) -> tuple[str, ...]:
         weights,
         *(memory[key] for key in ("gradients", "optimizer", "feedback", "activations", "total")),
     )
-    sent = _size(block["sent_bytes_per_microbatch"]) if block["sent_bytes_per_microbatch"] else "-"
-    return str(block["index"]), *map(_size, sizes), str(block["in_flight"]), sent
-
-
-def _size(count: float) -> str:
-    """Return a number of bytes for people, such as ``1.4 MiB``."""
-    unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
+    sent = size(block["sent_bytes_per_microbatch"]) if block["sent_bytes_per_microbatch"] else "-"
+    return str(block["index"]), *map(size, sizes), str(block["in_flight"]), sent

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from lowdimfa.services.monitoring.journal import Event
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
 
 class Number(NamedTuple):
     """One of the numbers of a run in words; where there is no room for all, those of the highest rank go first."""
@@ -84,3 +86,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people, such as ``1.4 MiB``."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"

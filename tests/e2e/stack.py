@@ -20,8 +20,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
-    "pyproject.toml", "constraints.txt", "README.md", ".dockerignore", "docker-compose.yml", "lowdimfa", "services",
-    "deploy",
+    "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE", ".dockerignore", "docker-compose.yml",
+    "lowdimfa", "services", "deploy",
 )  # fmt: skip
 WHEELS = "deploy/docker/wheels"
 T = TypeVar("T")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -53,17 +54,30 @@ def pip(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of the tree: the build leaves folders there."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for part in ("lowdimfa", "services"):
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution from a copy of the tree: the build leaves folders there."""
+    folder = tmp_path_factory.mktemp("source")
+    for part in ("lowdimfa", "services", "proto", "docs", "examples", "tests"):
         shutil.copytree(
             ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for part in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / part, folder)
-    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist", folder)
-    (built,) = (folder / "dist").glob("*.whl")
+    for path in (ROOT / "pyproject.toml", ROOT / "MANIFEST.in", ROOT / "LICENSE", ROOT / "NOTICE"):
+        shutil.copy(path, folder)
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("constraints*.txt")):
+        shutil.copy(path, folder)
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, "dist"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = (folder / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """Build the wheel from the source distribution alone."""
+    folder = source.parents[1] / "wheel"
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    (built,) = folder.glob("*.whl")
     return built
 
 
@@ -101,8 +115,57 @@ def test_one_top_level_package(wheel: Path) -> None:
         (top_level,) = (name for name in names if name.endswith("/top_level.txt"))
         assert archive.read(top_level).decode().split() == ["lowdimfa"]
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"lowdimfa"}
-    for needed in ("services/rpc/v1/coordinator_pb2.py", "services/monitoring/report/templates", "py.typed"):
-        assert any(name.startswith(f"lowdimfa/{needed}") for name in names), needed
+    for needed in (
+        "services/rpc/v1/coordinator_pb2.py", "services/monitoring/report/templates/report.html", "py.typed",
+        "services/cli/templates/spec.yaml", "services/cli/templates/gitignore",
+    ):  # fmt: skip
+        assert f"lowdimfa/{needed}" in names, needed
+    assert [name.split("/")[-1] for name in names if "/licenses/" in name] == ["LICENSE", "NOTICE"]
+
+
+def test_the_source_distribution_has_what_one_reads_and_no_tests(source: Path) -> None:
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "LICENSE", "NOTICE", "CHANGELOG.md", "SECURITY.md", "docs/index.md", "examples/digits_mlp.yaml",
+        "proto/lowdimfa/services/rpc/v1/coordinator.proto", "lowdimfa/services/cli/main.py",
+    } <= names  # fmt: skip
+    assert not {name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "runs")}
+
+
+def test_a_new_project_trains_without_the_repository(tmp_path: Path, installed: Path) -> None:
+    def python(*words: str) -> Outcome:
+        return lowdimfa(*words, cwd=tmp_path / "mine", command=installed.with_name("python"))
+
+    made = lowdimfa("init", "mine", cwd=tmp_path, command=installed)
+    assert made.code == 0 and "made mine: spec.yaml" in made.stdout
+    trained = lowdimfa("train", "spec.yaml", "--format", "json", cwd=tmp_path / "mine", command=installed)
+    (finished,) = trained.of("finished")
+    assert finished["blocks"] == 3 and finished["test_accuracy"] > 0.9
+    checked = python("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert checked.code == 0 and "2 passed" in checked.stdout, checked
+    again = lowdimfa("init", "mine", cwd=tmp_path, command=installed)
+    assert again.code == 2 and "expected a new folder" in again.stderr
+
+
+def test_the_doctor_names_what_would_fail(tmp_path: Path, installed: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    examined = lowdimfa(
+        "doctor",
+        "--format",
+        "json",
+        cwd=tmp_path,
+        command=installed,
+        TMPDIR=str(deep),
+        LOWDIMFA_STORAGE="/proc/runs",
+    )
+    states = {event["check"]: event["state"] for event in examined.of("finding")}
+    wrong = {check for check, state in states.items() if state == "problem"}
+    assert {"temporary folder", "storage"} == wrong
+    assert states["packages"] == states["torch and ray"] == states["loopback"] == "ok"
+    assert examined.code == 5
+    assert examined.stderr == "lowdimfa: 2 problems would stop a run: storage, temporary folder\n"
 
 
 @pytest.mark.slow

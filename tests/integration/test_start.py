@@ -28,7 +28,7 @@ for words in json.loads(sys.argv[1]):
 """
 GROUPS = {"data": ("list", "fetch", "tokens"), "tokens": ("add", "list", "remove")}
 OTHERS = (
-    "train", "plan", "drill", "evaluate", "export", "report", "simulate", "serve",
+    "init", "doctor", "train", "plan", "drill", "evaluate", "export", "report", "simulate", "serve",
     "submit", "jobs", "status", "watch", "stop", "resume", "logs", "certs",
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from lowdimfa import measure
 from lowdimfa.errors import InputError
 from lowdimfa.measure import StageTime
 from lowdimfa.services.cli.app import app
-from lowdimfa.services.cli.plan import _size
+from lowdimfa.services.cli.words import size
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -137,7 +137,7 @@ def test_what_cannot_run_is_refused_as_bad_input(spec: Path, setting: str, word:
 
 
 def test_sizes_have_the_largest_unit_that_fits() -> None:
-    assert [_size(count) for count in (0, 1023, 1024, 1.5 * 1024**2, 2048 * 1024**4)] == [
+    assert [size(count) for count in (0, 1023, 1024, 1.5 * 1024**2, 2048 * 1024**4)] == [
         "0 B",
         "1023 B",
         "1.0 KiB",

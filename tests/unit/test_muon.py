@@ -47,6 +47,7 @@ def trained(shapes: dict[str, tuple[int, ...]], config: UpdateConfig, *, last: b
 
 
 @pytest.mark.parametrize("args", [{}, {"adjust_lr_fn": "original", "nesterov": False, "ns_steps": 3}])
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_matrices_take_torchs_own_steps(
     precision: torch.dtype, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from tools import configuration_page
 
 def test_the_reference_is_up_to_date() -> None:
     assert configuration_page.REFERENCE.read_text(encoding="utf-8") == configuration_page.render_reference()
+    assert configuration_page.SETTINGS.read_text(encoding="utf-8") == configuration_page.render_settings()
 
 
 def test_every_key_is_described() -> None:
