@@ -88,14 +88,13 @@ class FeedbackSection(Section):
 
 
 _DEFAULT = UpdateConfig().optimizer
-assert isinstance(_DEFAULT.factory, str)
 
 
 class Optimizer(Section):
     """An optimiser by import path."""
 
     factory: Factory = Field(
-        _DEFAULT.factory,
+        _DEFAULT.name,
         description="What makes a block's optimiser: called with its parameters and `args`.",
     )
     args: Args = Field(
