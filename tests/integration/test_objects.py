@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -129,6 +130,19 @@ def test_the_trained_model_predicts_what_the_run_evaluated(tmp_path: Path) -> No
     )
     (row,) = result.metrics_by_epoch
     assert row["test_loss"] == result.metrics["test_loss"] and row["loss"] > 0
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text("utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 4
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(example, names)
+    assert names["again"].metrics["steps"] == 120
+    assert [row["step"] for row in names["again"].metrics_by_epoch] == [20, 40, 60, 80, 100, 120]
+    assert names["again"].metrics["test_accuracy"] > 0.8
 
 
 @pytest.mark.usefixtures("cluster")
