@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -47,22 +48,23 @@ def trial(settings: dict[str, Any]) -> None:
     ).fit()
 
 
-def search(trials: int, epochs: int, storage: Path, concurrent: int) -> tune.ResultGrid:
+SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "error_dim": tune.choice([2, 4, 10])}
+
+
+def search(
+    space: dict[str, Any], trials: int, epochs: int, storage: Path, concurrent: int
+) -> tune.ResultGrid:
     """Return what the trials found."""
     places = tune.PlacementGroupFactory([{"CPU": 1}] + [{"CPU": 1}] * BLOCKS)
     tuner = tune.Tuner(
         tune.with_resources(trial, places),
-        param_space={
-            "lr": tune.loguniform(1e-4, 1e-1),
-            "error_dim": tune.choice([2, 4, 10]),
-            "epochs": epochs,
-        },
+        param_space=space | {"epochs": epochs},
         tune_config=tune.TuneConfig(
             metric="loss",
             mode="min",
             num_samples=trials,
             max_concurrent_trials=concurrent,
-            scheduler=tune.schedulers.ASHAScheduler(max_t=epochs, grace_period=2),
+            scheduler=tune.schedulers.ASHAScheduler(max_t=epochs, grace_period=2, reduction_factor=2),
         ),
         run_config=tune.RunConfig(name="lowdimfa", storage_path=str(storage.resolve()), verbose=1),
     )
@@ -75,9 +77,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--concurrent", type=int, default=2, help="trials at a time")
+    parser.add_argument(
+        "--cpus", type=int, help="to count on this machine, if it has fewer than 3 for each trial"
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs/tune"))
     given = parser.parse_args()
-    found = search(given.trials, given.epochs, given.storage, given.concurrent)
+    if given.cpus:
+        ray.init(num_cpus=given.cpus)
+    found = search(SPACE, given.trials, given.epochs, given.storage, given.concurrent)
     columns = ["config/lr", "config/error_dim", "step", "loss", "accuracy"]
     print(found.get_dataframe()[columns].sort_values("loss").to_string(index=False))
     best = found.get_best_result()

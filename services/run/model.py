@@ -11,7 +11,7 @@ from lowdimfa.block_module import BlockModule, load_layers
 from lowdimfa.encoding import references
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import as_module, channels_last, list_layers
+from lowdimfa.layers import as_module, channels_last, list_layers, named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
 from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest
@@ -35,10 +35,13 @@ def build_model(specification: Specification) -> nn.Module:
 def trained_model(specification: Specification, manifest: Manifest) -> nn.Module:
     """Return the uncut model with the weights and buffers of a checkpoint."""
     model = build_model(specification)
+    kinds = manifest.kinds(lambda name: name.startswith(MODEL_PREFIX))
+    for name, value in named_tensors(model):
+        if nn.parameter.is_lazy(value):
+            value.materialize(kinds[f"{MODEL_PREFIX}{name}"].shape)
     module = BlockModule(list_layers(model))
     scalars = [{key: entry.scalars[key] for key in ("extra", "versions")} for entry in manifest.entries]
-    kept = {name for entry in manifest.entries for name in entry.tensors if name.startswith(MODEL_PREFIX)}
-    kept |= set(references(scalars))
+    kept = kinds.keys() | set(references(scalars))
     load_layers(module, manifest.tensors(kept.__contains__), *scalars)
     return model
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig
 from lowdimfa.data.base import Dataset
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import named_tensors
 from lowdimfa.services.spec.given import Given
 
@@ -33,8 +33,19 @@ class Copies:
     original: object
 
     def __call__(self) -> object:
-        """Return one."""
-        made = deepcopy(self.original)
+        """Return one.
+
+        Raises
+        ------
+        InputError
+            There can be none.
+        """
+        try:
+            made = deepcopy(self.original)
+        except Exception as error:  # whatever the user's modules raise
+            found = f"a {type(self.original).__name__} that can't be copied ({in_words(error)})"
+            hint = "Give what makes the model instead of the model."
+            raise InputError("model.factory", found, "one that copy.deepcopy can copy", hint) from error
         for module in _modules(made):
             module.zero_grad(set_to_none=True)
             if any(value.device.type != "cpu" for _, value in named_tensors(module)):

@@ -106,6 +106,13 @@ class Odd(nn.Module):
         self.layers = [self.first, self.second]
 
 
+def remembering() -> nn.Module:
+    """Return a network with a tensor that belongs to a graph, which no copy can have."""
+    made = network()
+    made[0].kept = made[0].weight * 2
+    return made
+
+
 OPTIMISER = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
 ELSEWHERE = nn.Linear(4, 4, device="meta")
 
@@ -116,6 +123,7 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"model": 3}, r"model: found a int; expected an nn\.Module"),
         ({"model": []}, r"model: found a list"),
         ({"model": Odd()}, r"model: found 'first\.weight' and 'second\.weight', which share memory"),
+        ({"model": remembering()}, r"model: found a Sequential that can't be copied"),
         ({"model": ELSEWHERE}, r"model: found 'weight' on the meta device"),
         ({"model": lambda: 3}, r"model: found a int; expected an nn\.Sequential"),
         ({"model": lambda: 1 / 0}, r"model: found '.*<lambda>', which fails .*division by zero"),

@@ -66,18 +66,18 @@ OBJECTS: list[dict[str, Any]] = [
 ]
 PATHS: list[dict[str, Any]] = [
     {
-        "model": "test_objects:network",
+        "model": "test_object_runs:network",
         "data": "lowdimfa.data:digits",
         "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
         "scheduler": {"factory": "torch.optim.lr_scheduler.OneCycleLR", "args": {"max_lr": 0.003}},
         "loss": "auto",
     },
     {
-        "model": {"factory": "test_objects:drawn"},
+        "model": {"factory": "test_object_runs:drawn"},
         "data": {"factory": "lowdimfa.data:digits", "args": {}},
-        "optimizer": {"factory": "test_objects:NoisySGD", "args": {"lr": 0.1}},
+        "optimizer": {"factory": "test_object_runs:NoisySGD", "args": {"lr": 0.1}},
         "scheduler": None,
-        "loss": "test_objects:loss",
+        "loss": "test_object_runs:loss",
     },
 ]
 
@@ -130,6 +130,30 @@ def test_the_trained_model_predicts_what_the_run_evaluated(tmp_path: Path) -> No
     )
     (row,) = result.metrics_by_epoch
     assert row["test_loss"] == result.metrics["test_loss"] and row["loss"] > 0
+
+
+class Remembering(nn.Linear):
+    """Keeps what is no tensor beside its weights: how often it was trained."""
+
+    kept = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept += self.training
+        return super().forward(x)
+
+    def get_extra_state(self) -> int:
+        return self.kept
+
+    def set_extra_state(self, state: int) -> None:
+        self.kept = state
+
+
+def test_the_trained_model_has_what_lazy_and_odd_layers_keep(tmp_path: Path) -> None:
+    layers = [nn.Flatten(), nn.LazyLinear(16), nn.Tanh(), Remembering(16, 10)]
+    model = fit(tmp_path / "run", OBJECTS[0] | {"model": layers}).model()
+    assert isinstance(model, nn.Sequential) and isinstance(model[3], Remembering)
+    assert model[1].weight.shape == (16, 64) and model[3].kept == 16 and layers[3].kept == 0  # type: ignore[union-attr]
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
