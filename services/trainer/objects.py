@@ -48,7 +48,7 @@ class Copies:
             raise InputError("model.factory", found, "one that copy.deepcopy can copy", hint) from error
         for module in _modules(made):
             module.zero_grad(set_to_none=True)
-            if any(value.device.type != "cpu" for _, value in named_tensors(module)):
+            if _is_elsewhere(module):
                 module.to("cpu")
         return made
 
@@ -111,7 +111,9 @@ def model_section(model: object) -> dict[str, Any]:
     """
     if modules := _modules(model):
         _refuse_shared(modules)
-        return {"factory": Given.of(_name(model), Copies(model), whole=True), "args": {}}
+        # Another process may have no such device.
+        held = Copies(model)() if any(map(_is_elsewhere, modules)) else model
+        return {"factory": Given.of(_name(model), Copies(held), whole=True), "args": {}}
     if isinstance(model, str | Mapping) or callable(model):
         return _section(model)
     expected = "an nn.Module, a list of modules, what returns one of these, or an import path"
@@ -255,6 +257,10 @@ def _modules(model: object) -> list[nn.Module]:
     parts = list(model) if isinstance(model, list | tuple) else [model]
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return modules if len(modules) == len(parts) else []
+
+
+def _is_elsewhere(module: nn.Module) -> bool:
+    return any(value.device.type != "cpu" for _, value in named_tensors(module))
 
 
 def _refuse_shared(modules: list[nn.Module]) -> None:

@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, QRule
+from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
 from lowdimfa.data import digits
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import export_file
 from lowdimfa.services.trainer.api import Result
+from lowdimfa.services.trainer.evaluate import evaluate_run
 
 ADAMW = partial(torch.optim.AdamW, lr=0.003)
 ONE_CYCLE = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.003)
@@ -128,6 +131,9 @@ def test_the_trained_model_predicts_what_the_run_evaluated(tmp_path: Path) -> No
     assert (predicted == split.targets(indices)).double().mean() == pytest.approx(
         result.metrics["test_accuracy"]
     )
+    with pytest.raises(InputError, match="an object of the program that began the run"):
+        evaluate_run(result.path)
+    export_file(CheckpointStore(result.path).load(None), tmp_path / "model.safetensors")
     (row,) = result.metrics_by_epoch
     assert row["test_loss"] == result.metrics["test_loss"] and row["loss"] > 0
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
 from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
 from lowdimfa.services.spec.given import Given
-from lowdimfa.services.spec.load import parse_text
+from lowdimfa.services.spec.load import parse_text, violations
 from lowdimfa.services.trainer.objects import Copies
 from lowdimfa.services.trainer.run_dir import read_run
 
@@ -92,6 +92,8 @@ def test_a_file_can_hold_no_object_but_a_run_knows_that_it_had_some(tmp_path: Pa
         InputError, match=r"model\.factory: found the string '<object Sequential>'.*no file can hold"
     ):
         load_specification(file)
+    ((key, words), _) = violations(file.read_text())  # as the job service answers
+    assert key == "model.factory" and "no file can hold" in words
     kept = read_run(tmp_path)
     assert isinstance(kept.model.factory, Given)
     with pytest.raises(InputError, match=r"<object Sequential>, an object of the program that began the run"):
