@@ -6,8 +6,9 @@ specification's sections are made of that (`lowdimfa.services.spec.learning`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from lowdimfa.rules import Q_RULES
@@ -39,7 +40,9 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
 
 @dataclass(frozen=True)
 class FactoryConfig:
-    """An import path and the arguments to call it with.
+    """What is called, by import path or itself, and the arguments to call it with.
+
+    A `functools.partial` becomes what it calls and its arguments, as if they had been given apart.
 
     Attributes
     ----------
@@ -47,9 +50,25 @@ class FactoryConfig:
         Of the specification, for messages; "" where there is none.
     """
 
-    factory: str
+    factory: str | Callable[..., Any]
     args: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.factory, partial) and not self.factory.args:
+            object.__setattr__(self, "args", {**self.factory.keywords, **self.args})
+            object.__setattr__(self, "factory", self.factory.func)
+
+    @property
+    def name(self) -> str:
+        """What is called, in words: its import path, or that of its definition."""
+        return self.factory if isinstance(self.factory, str) else path_of(self.factory)
+
+
+def path_of(factory: Callable[..., Any]) -> str:
+    """Return where a callable, or its class, is defined: the same in every process that has it."""
+    named = factory if hasattr(factory, "__qualname__") else type(factory)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -212,7 +231,7 @@ class TrainingConfig:
         "Compile each block's layers with `torch.compile`. It needs a C++ compiler on every node, takes up "
         "to minutes before the first step, and pays for blocks of many small operations.",
     )
-    loss: str = setting(
+    loss: str | Callable[..., Any] = setting(
         "auto",
         "Loss of the head. `auto` is `cross_entropy` for classes and tokens and `mse` (half the "
         "squared error, summed over outputs) for regression; `bce` is the logistic loss. An import path "

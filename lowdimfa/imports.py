@@ -9,18 +9,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from lowdimfa.config import path_of
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import derive_seed
 
 
-def resolve(path: str, where: str) -> Callable[..., Any]:
+def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
     """Import the callable that ``package.module:name`` or ``package.module.name`` names.
 
     Parameters
     ----------
     path
-        Import path of a callable, for example ``lowdimfa.models:mlp`` or ``torch.optim.AdamW``.
+        Import path of a callable, for example ``lowdimfa.models:mlp`` or ``torch.optim.AdamW``; or the callable itself.
     where
         The key that holds the path, for the message.
 
@@ -29,6 +30,8 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
     InputError
         The path has no module part, the module can't be imported, or the name is missing or can't be called.
     """
+    if not isinstance(path, str):
+        return path
     module_name, colon, name = path.partition(":")
     if not colon:
         module_name, _, name = path.rpartition(".")
@@ -62,8 +65,8 @@ def resolve(path: str, where: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-def call_factory(path: str, args: dict[str, Any], where: str) -> Any:
-    """Import and call a factory; whatever it raises becomes an `InputError` that names the key.
+def call_factory(path: str | Callable[..., Any], args: dict[str, Any], where: str) -> Any:
+    """Import and call a factory, or call it; whatever it raises becomes an `InputError` that names the key.
 
     Raises
     ------
@@ -76,10 +79,10 @@ def call_factory(path: str, args: dict[str, Any], where: str) -> Any:
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # a user's factory may fail in any way
-        ended = isinstance(error, SystemExit)
+        ended, name = isinstance(error, SystemExit), path if isinstance(path, str) else path_of(path)
         raise InputError(
             where,
-            f"{path!r}, which {'ends the program' if ended else 'fails'} with arguments {args!r} ({in_words(error)})",
+            f"{name!r}, which {'ends the program' if ended else 'fails'} with arguments {args!r} ({in_words(error)})",
             "a factory that returns what it makes" if ended else "a factory that accepts these arguments",
         ) from error
 

@@ -68,14 +68,16 @@ _DEFAULTS: dict[Task, str] = {
 }
 
 
-def make_loss(name: str, task: Task, ignore_index: int = IGNORED) -> Loss:
-    """Return the loss that a specification names: ``auto``, a name in `LOSSES`, or an import path.
+def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss:
+    """Return the loss that a specification names: ``auto``, a name in `LOSSES`, an import path, or the loss itself.
 
     Raises
     ------
     InputError
         The name is none of these, the import fails, or ``ignore_index`` was given for a loss that knows no classes.
     """
+    if not isinstance(name, str):
+        return name
     name = _DEFAULTS[task] if name == "auto" else name
     if name == "cross_entropy":
         return partial(cross_entropy, ignore_index=ignore_index)
@@ -89,7 +91,7 @@ def make_loss(name: str, task: Task, ignore_index: int = IGNORED) -> Loss:
     return resolve(name, "train.loss")
 
 
-def counts(name: str, task: Task, ignore_index: int) -> Callable[[Tensor], Tensor | None]:
+def counts(name: str | Loss, task: Task, ignore_index: int) -> Callable[[Tensor], Tensor | None]:
     """Return which of the targets a loss counts, as booleans, or None for all: what is ignored counts nowhere else."""
     ignores = (_DEFAULTS[task] if name == "auto" else name) not in ("mse", "bce")
     return partial(_counted, ignore_index) if ignores else lambda targets: None
@@ -99,12 +101,12 @@ def _counted(ignore_index: int, targets: Tensor) -> Tensor | None:
     return None if targets.is_floating_point() else targets != ignore_index
 
 
-def is_cross_entropy(name: str, task: Task) -> bool:
+def is_cross_entropy(name: str | Loss, task: Task) -> bool:
     """Return whether a loss is softmax cross-entropy, the mean over what counts of the positions."""
     return (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
 
 
-def shows_targets(name: str, task: Task) -> bool:
+def shows_targets(name: str | Loss, task: Task) -> bool:
     """Return whether one output error tells the target: softmax minus one-hot, whose one negative number is at it."""
     return task != "regression" and is_cross_entropy(name, task)
 

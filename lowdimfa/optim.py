@@ -81,12 +81,12 @@ class Updater:
         if "kinds" in _signature(factory):
             filled["kinds"] = self._kinds
         made = self._call(factory, self.trained, given, filled, where)
-        _require(made, _OF_OPTIMISERS, "an optimiser", given.factory, where)
+        _require(made, _OF_OPTIMISERS, "an optimiser", given.name, where)
         needed = [one for one in _signature(made.step).values() if one.default is inspect.Parameter.empty]
         if any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed):
             raise InputError(
                 f"{where}.factory",
-                f"{given.factory!r}, whose step needs the argument {needed[0].name!r}",
+                f"{given.name!r}, whose step needs the argument {needed[0].name!r}",
                 "an optimiser whose step takes the gradients as they are",
                 "One that evaluates the loss again, such as LBFGS, can't train blocks that learn apart.",
             )
@@ -98,7 +98,7 @@ class Updater:
         spans = "total_steps" in _signature(factory) and not given.args.keys() & {"total_steps", "epochs"}
         filled = {"total_steps": total_steps} if spans else {}
         made = self._call(factory, self.optimizer, given, filled, where)
-        _require(made, _OF_SCHEDULES, "a schedule", given.factory, where)
+        _require(made, _OF_SCHEDULES, "a schedule", given.name, where)
         if isinstance(made, ReduceLROnPlateau):
             raise InputError(f"{where}.factory", *FOLLOWS_A_LOSS)
         return made  # type: ignore[no-any-return]

@@ -214,7 +214,7 @@ def _saved(updater: Updater) -> dict[str, Any]:
     if not isinstance(saved, Mapping) or "param_groups" not in saved:
         raise InputError(
             f"{updater.config.optimizer_key}.factory",
-            f"{updater.config.optimizer.factory!r}, whose state_dict has no 'param_groups'",
+            f"{updater.config.optimizer.name!r}, whose state_dict has no 'param_groups'",
             "an optimiser whose state is by parameter, as those of torch",
         )
     return dict(saved)
@@ -246,7 +246,7 @@ def _names_in(state: Mapping[str, Any]) -> set[str]:
 
 def _factories(updater: Updater) -> list[str | None]:
     scheduler = updater.config.scheduler
-    return [updater.config.optimizer.factory, None if scheduler is None else scheduler.factory]
+    return [updater.config.optimizer.name, None if scheduler is None else scheduler.name]
 
 
 def _require_same_factories(updater: Updater, scalars: Sequence[Mapping[str, Any]]) -> None:

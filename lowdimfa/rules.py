@@ -58,11 +58,11 @@ class Registry(Generic[T]):
                 self.key, repr(given), "a name, an import path, or a FactoryConfig with arguments", hint
             )
         name, where = (given, self.key) if isinstance(given, str) else (given.factory, f"{self.key}.factory")
-        if name not in self.built_in and "." not in name and ":" not in name:
+        if isinstance(name, str) and name not in self.built_in and "." not in name and ":" not in name:
             near = get_close_matches(name, self.built_in, n=1)
             expected = f"one of {', '.join(self.built_in)}, or an import path such as 'package.module:Class'"
             raise InputError(where, repr(name), expected, f"Did you mean {near[0]!r}?" if near else "")
-        found = resolve(self.built_in.get(name, name), where)
+        found = resolve(self.built_in.get(name, name) if isinstance(name, str) else name, where)
         base = resolve(self._base, where)
         if not (inspect.isclass(found) and issubclass(found, cast(type, base))):
             raise InputError(

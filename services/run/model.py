@@ -7,13 +7,17 @@ from copy import deepcopy
 
 from torch import nn
 
+from lowdimfa.block_module import BlockModule, load_layers
+from lowdimfa.encoding import references
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import as_module, channels_last
+from lowdimfa.layers import as_module, channels_last, list_layers, named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
+from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest
 from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.given import opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
 
@@ -22,10 +26,24 @@ def build_model(specification: Specification) -> nn.Module:
     """Call the model factory with random numbers that depend on the run's seed alone."""
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
-        made = call_factory(model.factory, deepcopy(dict(model.args)), "model.factory")
+        made = call_factory(opened(model.factory), deepcopy(dict(model.args)), "model.factory")
     module = channels_last(made) if model.channels_last else as_module(made)
     freeze(module, model.frozen)
     return module
+
+
+def trained_model(specification: Specification, manifest: Manifest) -> nn.Module:
+    """Return the uncut model with the weights and buffers of a checkpoint."""
+    model = build_model(specification)
+    kinds = manifest.kinds(lambda name: name.startswith(MODEL_PREFIX))
+    for name, value in named_tensors(model):
+        if nn.parameter.is_lazy(value):
+            value.materialize(kinds[f"{MODEL_PREFIX}{name}"].shape)
+    module = BlockModule(list_layers(model))
+    scalars = [{key: entry.scalars[key] for key in ("extra", "versions")} for entry in manifest.entries]
+    kept = kinds.keys() | set(references(scalars))
+    load_layers(module, manifest.tensors(kept.__contains__), *scalars)
+    return model
 
 
 def cut_model(

@@ -20,12 +20,13 @@ from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
+from lowdimfa.layers import named_tensors
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
 from lowdimfa.partitioning import BlockPlan, coarser_between
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
-from lowdimfa.services.run.large import build_and_cut
+from lowdimfa.services.run.large import LARGE, build_and_cut
 from lowdimfa.services.run.model import build_model, cut_model, measures
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.profile import Bench, balance_by_time, make_bench
@@ -33,6 +34,7 @@ from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.given import Given, opened
 from lowdimfa.tickets import Ticket, derive_seed
 
 _ITEMS_CHECKED = 1024
@@ -141,7 +143,12 @@ def make_network_plan(
         partial(build_model, specification),
         partial(cut_model, specification, example.batch, boundaries),
     )
-    blocks, outline, note = build_and_cut(make, cut, whole)
+    given = isinstance(specification.model.factory, Given) and specification.model.factory.whole
+    blocks, outline, note = build_and_cut(make, cut, whole or given)
+    if given and not whole and sum(map(_nbytes, blocks)) > LARGE:
+        note = (
+            "every process holds the whole network, which was given as a module: give what makes it instead"
+        )
     if weights is not None:
         weights.load(blocks, own if outline is None else NO_BLOCK)
     if specification.train.activations == "bf16":
@@ -152,6 +159,10 @@ def make_network_plan(
     feedback = resolve_feedback(feedback, shape, training, example.task)
     origin = weights.origin if weights else None
     return NetworkPlan(blocks, shape, feedback, training, None, origin, outline, note)
+
+
+def _nbytes(block: BlockPlan) -> int:
+    return sum(value.nbytes for layer in block.layers for _, value in named_tensors(layer.module))
 
 
 def _balanced(
@@ -174,7 +185,7 @@ def load_dataset(specification: Specification) -> Dataset:
     """Call the data factory, and apply the limits that the specification sets."""
     data = specification.data
     with reproducible(derive_seed(specification.train.seed, "data")):
-        made = call_factory(data.factory, deepcopy(dict(data.args)), "data.factory")
+        made = call_factory(opened(data.factory), deepcopy(dict(data.args)), "data.factory")
     dataset = as_dataset(made, "data.factory")
     if data.validation:
         dataset = dataset.with_validation(data.validation)

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lowdimfa.block_module import BlockModule
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.paths import expand
-from lowdimfa.services.run.manifest import Manifest, export_state
-from lowdimfa.services.run.model import build_model
+from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.model import trained_model
 from lowdimfa.services.spec import Specification
 
 _TOKENIZER = "tokenizer.json"
@@ -47,16 +46,16 @@ def export_folder(
     InputError
         The model isn't one of Hugging Face, or the folder can't be written.
     """
-    network = build_model(specification)
+    network = trained_model(specification, manifest)
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
-    layers, state = list_layers(network), export_state(manifest)
-    BlockModule(layers).load_plain_state_dict(state)
     with _appearing(output) as folder:
         save_pretrained(network, folder)
         _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
-    return sorted(path.name for path in output.iterdir()), [layer.notice for layer in layers if layer.notice]
+    return sorted(path.name for path in output.iterdir()), [
+        layer.notice for layer in list_layers(network) if layer.notice
+    ]
 
 
 def _copy_tokenizer(places: list[object], folder: Path) -> None:

@@ -196,7 +196,7 @@ def _advance(updater: Updater, step: int, total: int) -> None:
         assert schedule is not None
         raise InputError(
             f"{updater.config.scheduler_key}.args",
-            f"{dict(schedule.args)!r}, with which {schedule.factory} fails at {where} ({in_words(error)})",
+            f"{dict(schedule.args)!r}, with which {schedule.name} fails at {where} ({in_words(error)})",
             "a schedule for all steps of the run",
         ) from error
 

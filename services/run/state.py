@@ -80,7 +80,7 @@ def _of_interest(state: Mapping[str, Any], parameters: Container[str]) -> list[A
 
 def resume_meta(plan: RunPlan) -> dict[str, Any]:
     """Return what a resumed run must agree on with the run that wrote a checkpoint."""
-    specification = plan.specification
+    specification, update = plan.specification, plan.network.training.update
     return {
         "data_order": {
             "samples": len(plan.dataset.train),
@@ -96,8 +96,8 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
             "q_start": plan.network.feedback.q_start,
             "tap": _plain(TAPS, plan.network.feedback.tap),
         },
-        "optimizer": specification.train.optimizer.factory,
-        "scheduler": None if specification.train.scheduler is None else specification.train.scheduler.factory,
+        "optimizer": update.optimizer.name,
+        "scheduler": update.scheduler and update.scheduler.name,
         "total_steps": plan.network.training.total_steps,
     }
 

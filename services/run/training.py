@@ -7,6 +7,7 @@ from typing import Any
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.given import opened
 from lowdimfa.services.spec.section import Rule, taken
 
 
@@ -15,7 +16,7 @@ def feedback_config(specification: Specification) -> FeedbackConfig:
     given = taken(specification.feedback, FeedbackConfig)
     for key, value in given.items():
         if isinstance(value, Rule):
-            given[key] = FactoryConfig(value.factory, dict(value.args))
+            given[key] = FactoryConfig(opened(value.factory), dict(value.args))
     return FeedbackConfig(**given)
 
 
@@ -36,7 +37,7 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
 
     return TrainingConfig(
         total_steps=total_steps,
-        **taken(train, TrainingConfig),
+        **taken(train, TrainingConfig) | {"loss": opened(train.loss)},
         update=update(train, "train"),
         per_block={
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()
@@ -51,4 +52,4 @@ def batch_order(specification: Specification, samples: int) -> BatchOrder:
 
 
 def _factory(section: Any, key: str) -> FactoryConfig:
-    return FactoryConfig(section.factory, dict(section.args), key)
+    return FactoryConfig(opened(section.factory), dict(section.args), key)

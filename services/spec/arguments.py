@@ -29,6 +29,7 @@ import lowdimfa.data.text
 import lowdimfa.models  # noqa: F401
 from lowdimfa.optim import FOLLOWS_A_LOSS
 from lowdimfa.services.spec.expectations import Path, listed
+from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, shown
 from lowdimfa.services.spec.schema import Specification
 from lowdimfa.services.spec.section import nearest, shortened
@@ -54,7 +55,7 @@ class _Use(NamedTuple):
     """A factory in a specification; ``given`` are the arguments that it gets by position."""
 
     path: Path
-    factory: str
+    factory: str | Given
     args: Mapping[str, Any]
     given: int = 0
 
@@ -75,7 +76,7 @@ def argument_refusals(specification: Specification) -> tuple[list[Refusal], bool
     return found[:MOST_NAMED], len(found) > MOST_NAMED
 
 
-def _of(section: Any) -> tuple[str, Mapping[str, Any]]:
+def _of(section: Any) -> tuple[str | Given, Mapping[str, Any]]:
     return section.factory, section.args
 
 
@@ -119,8 +120,10 @@ def _of_arguments(use: _Use, factory: Callable[..., Any]) -> Iterator[Refusal]:
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _found(name: str, where: Path) -> Callable[..., Any] | Refusal | None:
+def _found(name: str | Given, where: Path) -> Callable[..., Any] | Refusal | None:
     """Return what an import path names, or why it can't be had; None if that is for the cluster to find out."""
+    if isinstance(name, Given):
+        return None
     module_name, colon, attribute = name.partition(":")
     if not colon:
         module_name, _, attribute = name.rpartition(".")
@@ -151,9 +154,9 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _of_loss(name: str) -> Iterator[Refusal]:
+def _of_loss(name: str | Given) -> Iterator[Refusal]:
     where = ("train", "loss")
-    loss = _found(name, where) if "." in name or ":" in name else None
+    loss = _found(name, where) if isinstance(name, str) and set(".:") & set(name) else None
     if isinstance(loss, Refusal):
         yield loss
     elif inspect.isclass(loss):

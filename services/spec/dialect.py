@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.spec.given import Given
 
 _FLOAT = re.compile(
     r"""^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?
@@ -148,6 +149,7 @@ for _kind in (_Loader, _Dumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_representer(Given, lambda dumper, given: dumper.represent_str(repr(given)))
 
 
 def read_yaml(text: str, source: str) -> Any:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from lowdimfa.config import FeedbackConfig, Form, Precision, Source, Start, TrainingConfig, UpdateConfig
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
+from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.section import (
     IMPORT_PATTERN,
     Args,
-    ImportPath,
+    Factory,
     Rule,
     Section,
     nearest,
@@ -91,8 +93,8 @@ _DEFAULT = UpdateConfig().optimizer
 class Optimizer(Section):
     """An optimiser by import path."""
 
-    factory: ImportPath = Field(
-        _DEFAULT.factory,
+    factory: Factory = Field(
+        _DEFAULT.name,
         description="What makes a block's optimiser: called with its parameters and `args`.",
     )
     args: Args = Field(
@@ -104,7 +106,7 @@ class Optimizer(Section):
 class Scheduler(Section):
     """A learning-rate schedule by import path."""
 
-    factory: ImportPath = Field(
+    factory: Factory = Field(
         description="What makes a block's learning-rate schedule: called with its optimiser and `args`, "
         "stepped once per optimiser step."
     )
@@ -153,9 +155,10 @@ class TrainSection(Section):
         ge=1,
         description="Micro-batches in flight at most; null means `microbatches * (staleness + 1)`.",
     )
-    loss: Annotated[str, Field(pattern=f"^(auto|cross_entropy|mse|bce|{IMPORT_PATTERN})$")] = of(
-        TrainingConfig, "loss", {"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"}
-    )
+    loss: (
+        Annotated[str, Field(pattern=f"^(auto|cross_entropy|mse|bce|{IMPORT_PATTERN})$")]
+        | SkipJsonSchema[Given]
+    ) = of(TrainingConfig, "loss", {"expected": "'auto', 'cross_entropy', 'mse', 'bce' or an import path"})
     ignore_index: int = of(TrainingConfig, "ignore_index")
     loss_chunk: int | None = of(TrainingConfig, "loss_chunk")
     optimizer: Optimizer = Field(Optimizer(), description="Optimiser of every block.")

@@ -11,14 +11,17 @@ from pydantic import ValidationError
 from lowdimfa.errors import InputError
 from lowdimfa.services.spec.dialect import read_yaml, write_yaml
 from lowdimfa.services.spec.expectations import Path, describe, find
+from lowdimfa.services.spec.given import KEPT
 from lowdimfa.services.spec.refusals import Refusal, as_input_error, dotted, named, refusals_of, shown
 from lowdimfa.services.spec.schema import Specification
+
+Overrides = Sequence[str] | Mapping[str, Any]
 
 _BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
 """Where the keys are indexes of blocks."""
 
 
-def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specification:
+def load_specification(path: FilePath, overrides: Overrides = (), *, kept: bool = False) -> Specification:
     """Load a specification from a YAML file.
 
     Parameters
@@ -26,7 +29,10 @@ def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specifi
     path
         The file. Callers that import modules beside it keep its directory: it isn't part of the result.
     overrides
-        Settings ``a.b=value`` that replace or add to those of the file, in order. The value is YAML.
+        Settings ``a.b=value`` that replace or add to those of the file, in order, where the value is YAML; or values by
+        ``a.b``.
+    kept
+        Whether a run has written it, which may have been given objects: they stay as what can't be called any more.
 
     Raises
     ------
@@ -42,10 +48,10 @@ def load_specification(path: FilePath, overrides: Sequence[str] = ()) -> Specifi
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(source, f"a file that can't be read ({reason})", "a readable YAML file") from error
-    return parse_text(text, source, overrides)
+    return parse_text(text, source, overrides, kept=kept)
 
 
-def parse_text(text: str, source: str, overrides: Sequence[str] = ()) -> Specification:
+def parse_text(text: str, source: str, overrides: Overrides = (), *, kept: bool = False) -> Specification:
     """Make a specification of YAML text, as `load_specification` does of a file's.
 
     Raises
@@ -56,10 +62,7 @@ def parse_text(text: str, source: str, overrides: Sequence[str] = ()) -> Specifi
     value = read_yaml(text, source)
     if not isinstance(value, dict):
         raise _not_a_mapping(value, source)
-    settings = [_setting(override) for override in overrides]
-    for where, setting in settings:
-        value = _with(value, where, setting, ())
-    return _validated(value, source, [where for where, _ in settings])
+    return _overridden(value, source, overrides, KEPT if kept else None)
 
 
 def violations(text: str) -> list[tuple[str, str]]:
@@ -84,7 +87,7 @@ def violations(text: str) -> list[tuple[str, str]]:
     return [*said, *([("", "and more is wrong")] if more else [])]
 
 
-def parse_specification(mapping: Mapping[str, Any], source: str) -> Specification:
+def parse_specification(mapping: Mapping[str, Any], source: str, overrides: Overrides = ()) -> Specification:
     """Make a specification of plain values, as `load_specification` does of a file's.
 
     Parameters
@@ -93,6 +96,8 @@ def parse_specification(mapping: Mapping[str, Any], source: str) -> Specificatio
         The sections.
     source
         What to call it in messages.
+    overrides
+        As there.
 
     Raises
     ------
@@ -101,17 +106,26 @@ def parse_specification(mapping: Mapping[str, Any], source: str) -> Specificatio
     """
     if not isinstance(mapping, Mapping):
         raise _not_a_mapping(mapping, source)
-    return _validated(dict(mapping), source, [])
+    return _overridden(dict(mapping), source, overrides)
 
 
 def to_yaml(spec: Specification) -> str:
-    """Return the specification with every default written out; it loads back to an equal object."""
+    """Return the specification with every default written out; without objects it loads back to an equal one."""
     return write_yaml(spec.model_dump())
 
 
-def _validated(mapping: dict[str, Any], source: str, overridden: list[Path]) -> Specification:
+def _overridden(
+    mapping: dict[Any, Any], source: str, overrides: Overrides, context: Mapping[str, Any] | None = None
+) -> Specification:
+    given = overrides.items() if isinstance(overrides, Mapping) else None
+    settings = (
+        list(map(_setting, overrides)) if given is None else [(_path(key), value) for key, value in given]
+    )
+    for where, setting in settings:
+        mapping = _with(mapping, where, setting, ())
+    overridden = [where for where, _ in settings]
     try:
-        specification = Specification.model_validate(mapping)
+        specification = Specification.model_validate(mapping, context=context)
     except ValidationError as error:
         raise as_input_error(error, mapping, source, overridden) from error
     wrong, more = _unfit(specification)
@@ -130,13 +144,17 @@ def _unfit(specification: Specification) -> tuple[list[Refusal], bool]:
 def _setting(override: str) -> tuple[Path, Any]:
     """Split ``a.b=value`` into a path and a value."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(_path(key)):
         raise InputError(f"--set {override}", "no key and value", "a setting such as train.steps=100")
+    return _path(key), read_yaml(text, f"--set {key}")
+
+
+def _path(key: str) -> Path:
+    parts = key.strip().split(".")
     # The indexes of blocks are the only keys that are not strings.
     if parts[:2] in _BY_BLOCK and len(parts) > 2 and parts[2].isdecimal():
-        return (*parts[:2], int(parts[2]), *parts[3:]), read_yaml(text, f"--set {key}")
-    return tuple(parts), read_yaml(text, f"--set {key}")
+        return (*parts[:2], int(parts[2]), *parts[3:])
+    return tuple(parts)
 
 
 def _with(mapping: dict[Any, Any], path: Path, value: Any, above: Path) -> dict[Any, Any]:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.spec.expectations import ROOT, Path, describe, find, keys, resolved
+from lowdimfa.services.spec.given import IN_A_FILE, is_marker
 from lowdimfa.services.spec.section import nearest, shortened
 
 MOST_NAMED = 10
@@ -135,7 +136,7 @@ def _meant(word: str, known: Iterable[str]) -> str:
 def _quoting(kind: str, value: object) -> str:
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "Quote it if a string is meant."
-    return ""
+    return IN_A_FILE if is_marker(value) else ""
 
 
 def shown(value: object) -> str:

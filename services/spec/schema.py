@@ -14,14 +14,14 @@ from pydantic import Field, model_validator
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.placement import PlacementSection
-from lowdimfa.services.spec.section import Args, ImportPath, LayerName, Section, refusal, shortened
+from lowdimfa.services.spec.section import Args, Factory, LayerName, Section, refusal, shortened
 from lowdimfa.services.spec.weights import Patterns, WeightsSection
 
 
 class ModelSection(Section):
     """The network and where it is cut into blocks."""
 
-    factory: ImportPath = Field(
+    factory: Factory = Field(
         description="What makes the model: called with `args`, returns a `torch.nn.Module`."
     )
     args: Args = Field({}, description="Keyword arguments of the factory.")
@@ -80,7 +80,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """What the model is trained on."""
 
-    factory: ImportPath = Field(
+    factory: Factory = Field(
         description="What makes the data: called with `args`, returns a `lowdimfa.data.Dataset`, four "
         "tensors or NumPy arrays (training inputs and targets, test inputs and targets), or a training and a test "
         "map-style `torch.utils.data.Dataset`; [data.md](data.md) has the details."

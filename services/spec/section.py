@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
+
+from lowdimfa.services.spec.given import Given
 
 _NAME = r"[^\W\d]\w*"
 IMPORT_PATTERN = rf"{_NAME}(\.{_NAME})*[.:]{_NAME}"
@@ -21,6 +24,9 @@ ImportPath = Annotated[
         json_schema_extra={"expected": "an import path such as 'package.module:factory'"},
     ),
 ]
+Factory = ImportPath | SkipJsonSchema[Given]
+"""In a file, an import path; from Python, an object in its place."""
+
 LayerName = Annotated[str, Field(min_length=1)]
 Args = Annotated[
     dict[str, JsonValue], Field(json_schema_extra={"expected": "a mapping of arguments by name"})
@@ -84,9 +90,7 @@ class Section(BaseModel):
 class Rule(Section):
     """A rule of the user's own by import path, with arguments."""
 
-    factory: ImportPath = Field(
-        description="The class: called with what all of its kind are given, and `args`."
-    )
+    factory: Factory = Field(description="The class: called with what all of its kind are given, and `args`.")
     args: Args = Field({}, description="Keyword arguments of the class.")
 
 

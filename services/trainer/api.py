@@ -1,21 +1,25 @@
-"""The Python interface: ``result = DecoupledTrainer(spec).fit()``."""
+"""The Python interface: ``result = DecoupledTrainer(…).fit()``, of a specification or of Python objects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from lowdimfa.config import FeedbackConfig
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.run.weights import located
-from lowdimfa.services.spec import Specification, load_specification, parse_specification
+from lowdimfa.services.trainer.arguments import Model, Spelt, near_misses, said_of_arguments, specified
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
+from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
@@ -37,15 +41,53 @@ class Result:
     metrics: dict[str, Any]
     checkpoint: Path
     path: Path
+    _request: RunRequest = field(repr=False, compare=False)
+
+    def model(self) -> nn.Module:
+        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time."""
+        manifest = CheckpointStore(self.path).load(self.metrics["steps"])
+        return load_model(self._request.parsed(), self._request.user_code, manifest)
+
+    @property
+    def metrics_by_epoch(self) -> list[dict[str, Any]]:
+        """One row for each evaluation: epoch, step, what it found, and what training last reported before it.
+
+        `pandas.DataFrame` makes a table of them.
+        """
+        return metrics_by_epoch(self.path)
 
 
 class DecoupledTrainer:
-    """Trains the network that a specification describes.
+    """Trains a network in blocks: one that a specification describes, or one that is given as Python objects.
 
     Parameters
     ----------
     specification
-        A YAML file, plain data, or a `Specification`.
+        A YAML file, plain data, or a `Specification`; or nothing, and instead the arguments up to ``seed``. Of these,
+        ``model``, ``data``, ``optimizer`` and ``scheduler`` may also be import paths, or mappings with ``factory`` and
+        ``args``.
+    model
+        An `nn.Module`, which isn't changed: the run begins with its weights. Or a list of modules, or a callable that
+        returns one of these, called with random numbers that depend on ``seed`` alone.
+    data
+        Four tensors or arrays (training inputs and targets, test inputs and targets), two map-style data sets, a
+        `lowdimfa.data.Dataset`, or a callable that returns one of these.
+    blocks
+        How many blocks to cut the model into, or the names of the layers at which the second and later ones start.
+    optimizer
+        Called with the parameters of a block, such as ``functools.partial(torch.optim.SGD, lr=0.1)``.
+    scheduler
+        Called with the optimiser of a block.
+    loss
+        A name, or a function of outputs and targets.
+    feedback
+        A `FeedbackConfig`, or a mapping with its keys.
+    steps, epochs
+        Length of the run: one of them.
+    batch_size, microbatches
+        Samples per optimiser step, and in how many parts they go through the blocks.
+    seed
+        Of all that is drawn.
     engine
         ``ray`` for an actor per block, ``local`` for all blocks in this process.
     address
@@ -57,7 +99,8 @@ class DecoupledTrainer:
     resume_step
         Go on from the checkpoint of this step in ``run_dir``; what came after it is given up.
     overrides
-        Settings ``a.b=value`` on top of a YAML file.
+        Further settings by their keys in a specification, such as ``{"run.checkpoint_every": 100}``; or as the command
+        line has them, ``["run.checkpoint_every=100"]``.
     user_code
         Folder with the user's own modules; by default that of the YAML file.
     on_event
@@ -66,7 +109,7 @@ class DecoupledTrainer:
     Raises
     ------
     InputError
-        The specification isn't valid.
+        The specification isn't valid, or something given is none of the above.
 
     Examples
     --------
@@ -74,28 +117,48 @@ class DecoupledTrainer:
     >>> result.metrics["test_accuracy"]  # doctest: +SKIP
     """
 
+    @near_misses
     def __init__(
         self,
-        specification: Specification | Mapping[str, Any] | str | Path,
+        specification: Spelt | None = None,
         *,
+        model: Model | Callable[[], Model] | str | Mapping[str, Any] | None = None,
+        data: object = None,
+        blocks: int | Sequence[str] | None = None,
+        optimizer: Callable[..., Any] | str | Mapping[str, Any] | None = None,
+        scheduler: Callable[..., Any] | str | Mapping[str, Any] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | str | None = None,
+        feedback: FeedbackConfig | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        microbatches: int | None = None,
+        seed: int | None = None,
         engine: EngineName = "ray",
         address: str | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
         resume_step: int | None = None,
-        overrides: Sequence[str] = (),
+        overrides: Sequence[str] | Mapping[str, Any] = (),
         user_code: str | Path | None = None,
         on_event: Sink | None = None,
     ) -> None:
+        objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback}
+        objects |= {
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "loss": loss,
+            "steps": steps,
+            "epochs": epochs,
+        }
+        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
         name, folder = "run", None if user_code is None else Path(user_code)
-        if isinstance(specification, Specification):
-            self.specification = specification
-        elif isinstance(specification, Mapping):
-            self.specification = parse_specification(specification, "the specification")
-        else:
+        if isinstance(specification, str | Path):
             path = Path(specification)
-            self.specification = load_specification(path, overrides)
             name, folder = path.stem, folder or path.resolve().parent
+        self._speaks = said_of_arguments if specification is None else nullcontext
+        with self._speaks():
+            self.specification = specified(specification, objects, overrides)
         self.specification = located(self.specification)
         resume = resume or resume_step is not None
         if resume and run_dir is None:
@@ -132,7 +195,8 @@ class DecoupledTrainer:
 
     def _planned(self, *, whole: bool = False, in_turn: bool = True) -> RunPlan:
         require_run_dir(Path(self.request.run_dir), self.request.resume)
-        return prepare(self.request, whole=whole, in_turn=in_turn)[0]
+        with self._speaks():
+            return prepare(self.request, whole=whole, in_turn=in_turn)[0]
 
     def fit(self) -> Result:
         """Run to the end.
@@ -146,7 +210,7 @@ class DecoupledTrainer:
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
-        with self._own_directory():
+        with self._own_directory(), self._speaks():
             finished = (
                 execute(self.request, self.request.journal(self._on_event), self._stop)
                 if self.request.engine == "local"
@@ -155,7 +219,7 @@ class DecoupledTrainer:
         path = Path(self.request.run_dir)
         checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
-        return Result(metrics, checkpoint, path)
+        return Result(metrics, checkpoint, path, self.request)
 
     def stop(self) -> None:
         """Let `fit` finish its step, write a checkpoint and end; any thread may call, or a signal handler."""
@@ -180,6 +244,7 @@ class DecoupledTrainer:
 
         from lowdimfa.services.trainer.cluster import start_ray
         from lowdimfa.services.trainer.replacement import run_in_actor
+        from lowdimfa.services.trainer.sending import sent
 
         specification = self.specification
         disconnect = start_ray(
@@ -189,7 +254,7 @@ class DecoupledTrainer:
             specification.run.liveness_seconds,
         )
         try:
-            outcome = run_in_actor(self.request, self._on_event, self._stop)
+            outcome = run_in_actor(sent(self.request), self._on_event, self._stop)
         except KeyboardInterrupt:
             self._note_stop()
             raise

@@ -1,4 +1,8 @@
-"""Room in the cluster for the workers of a run: one placement group, whose places outlive the processes in them."""
+"""Room in the cluster for the workers of a run: one placement group, whose places outlive the processes in them.
+
+A trainer that is itself in a placement group, such as that of a trial of Ray Tune, has its workers in the last places of
+it: what is counted for the trial is then what it takes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class Placement:
     Raises
     ------
     NoRoomError
-        The cluster has no room within the liveness setting.
+        The cluster has no room within the liveness setting, or the placement group that the trainer is in has none.
     """
 
     def __init__(self, specification: Specification, topology: Topology) -> None:
@@ -39,13 +43,21 @@ class Placement:
         resources = {"CPU": float(placement.cpus_per_block)}
         if placement.gpus_per_block:
             resources["GPU"] = float(placement.gpus_per_block)
-        context = ray.get_runtime_context()
+        context, workers = ray.get_runtime_context(), len(topology.seats)
         self._trainer = context.get_actor_name() or context.get_actor_id() or "driver"
-        free_places(self._trainer)  # those of an earlier part of the run whose trainer was killed
-        self._group = placement_group(
-            [resources] * len(topology.seats), strategy=placement.strategy, name=_group_name(self._trainer)
-        )
         self._options = {"num_cpus": placement.cpus_per_block, "num_gpus": placement.gpus_per_block}
+        self._around = ray.util.get_current_placement_group()
+        if self._around is not None:
+            self._group, self._first = self._around, self._around.bundle_count - workers
+            _require_places(self._around.bundle_specs[1:], [resources] * workers)
+            return
+        free_places(self._trainer)  # those of an earlier part of the run whose trainer was killed
+        self._group, self._first = (
+            placement_group(
+                [resources] * workers, strategy=placement.strategy, name=_group_name(self._trainer)
+            ),
+            0,
+        )
         try:
             self._await_room(resources, placement.strategy)
         except NoRoomError:
@@ -54,7 +66,8 @@ class Placement:
 
     def start(self, number: int) -> Worker:
         """Start a worker's actor, where Ray has its place now."""
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+        bundle = self._first + number
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
         seat = self._topology.seats[number]
         name, stem = self._topology.name(seat), self._topology.file_stem(seat)
         options = {"name": f"{stem}-{self._trainer}-{time.time_ns()}", **self._options}
@@ -73,8 +86,9 @@ class Placement:
         )
 
     def free(self) -> None:
-        """Give all places back."""
-        remove_placement_group(self._group)
+        """Give all places back, unless they are those of whom the trainer belongs to."""
+        if self._around is None:
+            remove_placement_group(self._group)
 
     def _await_room(self, resources: dict[str, float], strategy: str) -> None:
         try:
@@ -91,6 +105,20 @@ class Placement:
                 f"{have or 'nothing'}. Add nodes, use fewer {fewer}, or lower placement.cpus_per_block",
                 setting="placement",
             ) from None
+
+
+def _require_places(places: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
+    """Refuse a placement group without places for the workers at its end, after at least one for who runs the trainer."""
+    pairs = zip(reversed(places), wanted, strict=False)
+    if len(places) < len(wanted) or any(
+        place.get(name, 0.0) < amount for place, need in pairs for name, amount in need.items()
+    ):
+        raise NoRoomError(
+            f"the placement group that this trial is in has {1 + len(places)} bundles, {len(places)} of them beside its "
+            f"own; it needs {len(wanted)} of {wanted[0]}: tune.with_resources(trial, "
+            f"tune.PlacementGroupFactory([{{'CPU': 1}}] + [{wanted[0]}] * {len(wanted)}))",
+            setting="placement",
+        )
 
 
 def free_places(trainer: str) -> None:

@@ -243,7 +243,7 @@ def read_run(path: Path) -> Specification:
             "a directory without spec.yaml" if path.is_dir() else "no directory",
             "the directory of a run",
         )
-    return load_specification(path / "spec.yaml")
+    return load_specification(path / "spec.yaml", kept=True)
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ class Spans:
         )
 
 
+def by_step(events: Iterable[Event], event: str) -> dict[int, Event]:
+    """Return the events of a kind in the order of their steps.
+
+    Where the run went back to an earlier step, by a recovery or when it was resumed, what came after that step
+    no longer counts.
+    """
+    lines: dict[int, Event] = {}
+    for line in events:
+        if line.get("event") in _GOES_ON:
+            lines = {step: kept for step, kept in lines.items() if step <= line.get("step", step)}
+        elif line.get("event") == event:
+            lines[line["step"]] = line
+    return dict(sorted(lines.items()))
+
+
 @dataclass(frozen=True)
 class Record:
     """What a run directory holds.
@@ -104,18 +120,8 @@ class Record:
         return next((line["step"] for line in reversed(self.events) if line.get("step") is not None), None)
 
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
-        """Return the events of a kind in the order of their steps.
-
-        Where the run went back to an earlier step, by a recovery or when it was resumed, what came after that step
-        no longer counts.
-        """
-        lines: dict[int, dict[str, Any]] = {}
-        for line in self.events:
-            if line.get("event") in _GOES_ON:
-                lines = {step: kept for step, kept in lines.items() if step <= line.get("step", step)}
-            elif line.get("event") == event:
-                lines[line["step"]] = line
-        return dict(sorted(lines.items()))
+        """Return the events of a kind in the order of their steps: see `by_step`."""
+        return by_step(self.events, event)
 
     def lasting_spans(self) -> dict[int, Spans]:
         """Return the timeline without the work of steps that were taken back."""

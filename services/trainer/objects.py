@@ -1,0 +1,288 @@
+"""What is given to `DecoupledTrainer` as Python objects, as the sections of a specification."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lowdimfa.config import FactoryConfig, FeedbackConfig
+from lowdimfa.data.base import Dataset
+from lowdimfa.errors import InputError, in_words
+from lowdimfa.layers import named_tensors
+from lowdimfa.services.spec.given import Given
+
+_EVERYWHERE = ("torch", "lowdimfa")
+"""Packages that every process has in the same version: what is theirs can be written down."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Makes copies of a model with its weights, on the processor and without gradients."""
+
+    original: object
+
+    def __call__(self) -> object:
+        """Return one.
+
+        Raises
+        ------
+        InputError
+            There can be none.
+        """
+        try:
+            made = deepcopy(self.original)
+        except Exception as error:  # whatever the user's modules raise
+            found = f"a {type(self.original).__name__} that can't be copied ({in_words(error)})"
+            hint = "Give what makes the model instead of the model."
+            raise InputError("model.factory", found, "one that copy.deepcopy can copy", hint) from error
+        for module in _modules(made):
+            module.zero_grad(set_to_none=True)
+            if _is_elsewhere(module):
+                module.to("cpu")
+        return made
+
+
+@dataclass(frozen=True)
+class Itself:
+    """Returns what it was given."""
+
+    value: object
+
+    def __call__(self) -> object:
+        """Return it."""
+        return self.value
+
+
+def described(
+    model: object = None,
+    data: object = None,
+    blocks: object = None,
+    feedback: FeedbackConfig | Mapping[str, Any] | None = None,
+    **train: object,
+) -> dict[str, Any]:
+    """Return the specification of what was given; what is None was not.
+
+    Parameters
+    ----------
+    model, data, blocks, feedback, train
+        As `DecoupledTrainer` takes them; ``train`` are the keys of that section.
+
+    Raises
+    ------
+    InputError
+        Something is no such thing, and no file can say what it is.
+    """
+    makers = {"optimizer": optimizer_section, "scheduler": scheduler_section, "loss": loss_value}
+    sections: dict[str, Any] = {
+        "model": {} if model is None else model_section(model),
+        "train": {
+            key: makers[key](value) if key in makers else value
+            for key, value in train.items()
+            if value is not None
+        },
+    }
+    if blocks is not None:
+        sections["model"]["blocks"] = list(blocks) if isinstance(blocks, tuple) else blocks
+    if data is not None:
+        sections["data"] = data_section(data)
+    if feedback is not None:
+        sections["feedback"] = feedback_section(feedback)
+    return sections
+
+
+def model_section(model: object) -> dict[str, Any]:
+    """Return a model as the keys ``factory`` and ``args``.
+
+    Raises
+    ------
+    InputError
+        It is nothing that is a model or makes one; or its weights can't be copied.
+    """
+    if modules := _modules(model):
+        _refuse_shared(modules)
+        # Another process may have no such device.
+        held = Copies(model)() if any(map(_is_elsewhere, modules)) else model
+        return {"factory": Given.of(_name(model), Copies(held), whole=True), "args": {}}
+    if isinstance(model, str | Mapping) or callable(model):
+        return _section(model)
+    expected = "an nn.Module, a list of modules, what returns one of these, or an import path"
+    raise InputError("model", f"a {type(model).__name__}", expected)
+
+
+def data_section(data: object) -> dict[str, Any]:
+    """Return data as the keys ``factory`` and ``args``; what they may be is for the plan to say."""
+    if isinstance(data, tuple | list | Dataset) or not (isinstance(data, str | Mapping) or callable(data)):
+        return {"factory": Given.of(_name(data), Itself(data)), "args": {}}
+    return _section(data)
+
+
+def optimizer_section(optimizer: object) -> dict[str, Any]:
+    """Return an optimiser as the keys ``factory`` and ``args``.
+
+    Raises
+    ------
+    InputError
+        It is already made, or nothing that makes one.
+    """
+    if isinstance(optimizer, Optimizer):
+        raise _made(
+            "optimizer", optimizer, "every block has one of its own, for its own parameters", ", lr=…"
+        )
+    return _called("optimizer", optimizer)
+
+
+def scheduler_section(scheduler: object) -> dict[str, Any]:
+    """Return a schedule as the keys ``factory`` and ``args``.
+
+    Raises
+    ------
+    InputError
+        As for an optimiser.
+    """
+    if isinstance(scheduler, LRScheduler):
+        raise _made("scheduler", scheduler, "every block has one of its own, for its own optimiser", ", …")
+    return _called("scheduler", scheduler)
+
+
+def loss_value(loss: object) -> object:
+    """Return what the key ``loss`` holds.
+
+    Raises
+    ------
+    InputError
+        It is no function of outputs and targets, or has parameters, which nothing would train.
+    """
+    if isinstance(loss, str):
+        return loss
+    if inspect.isclass(loss) or not callable(loss):
+        found = f"the class {loss.__name__}" if inspect.isclass(loss) else f"a {type(loss).__name__}"
+        raise InputError("loss", found, "a name, or a function of outputs and targets")
+    if isinstance(loss, nn.Module):
+        if any(parameter.requires_grad for parameter in loss.parameters()):
+            expected = "one without: nothing would train them"
+            raise InputError("loss", f"a {type(loss).__name__} with parameters", expected)
+        loss = deepcopy(loss)
+    return Given.of(_name(loss), loss)
+
+
+def feedback_section(feedback: FeedbackConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return feedback as its section, a rule of one's own as the keys ``factory`` and ``args``."""
+    if isinstance(feedback, Mapping):
+        return dict(feedback)
+    given = {each.name: getattr(feedback, each.name) for each in fields(feedback)}
+    return {key: _rule(value) if isinstance(value, FactoryConfig) else value for key, value in given.items()}
+
+
+def _rule(value: FactoryConfig) -> dict[str, Any]:
+    factory = value.factory
+    return {
+        "factory": factory if isinstance(factory, str) else _section(factory)["factory"],
+        "args": dict(value.args),
+    }
+
+
+def _called(key: str, value: object) -> dict[str, Any]:
+    if isinstance(value, str | Mapping) or callable(value):
+        return _section(value)
+    expected = (
+        f"what makes one, such as functools.partial(torch.optim.{_EXAMPLES[key]}, …), or an import path"
+    )
+    raise InputError(key, f"a {type(value).__name__}", expected)
+
+
+_EXAMPLES = {"optimizer": "AdamW", "scheduler": "lr_scheduler.OneCycleLR"}
+
+
+def _made(key: str, value: object, why: str, arguments: str) -> InputError:
+    kind, path = type(value).__name__, _import_path(type(value))
+    name = f"torch.optim.{'' if key == 'optimizer' else 'lr_scheduler.'}{kind}" if path else kind
+    return InputError(
+        key,
+        f"a {kind} that is already made",
+        f"what makes one: {why}",
+        f"Give functools.partial({name}{arguments}).",
+    )
+
+
+def _section(value: Any) -> dict[str, Any]:
+    """Return the keys ``factory`` and ``args`` of a path, a mapping, or what is called; plain arguments stay readable."""
+    if isinstance(value, str):
+        return {"factory": value, "args": {}}
+    if isinstance(value, Mapping):
+        return dict(value)
+    factory, args = value, {}
+    if isinstance(value, partial) and not value.args and _is_plain(value.keywords):
+        factory, args = value.func, dict(value.keywords)
+    return {"factory": _import_path(factory) or Given.of(_name(value), factory), "args": args}
+
+
+def _import_path(factory: Any) -> str:
+    """Return the shortest import path of something of torch or of this package; nothing for all else."""
+    name, home = getattr(factory, "__qualname__", ""), str(getattr(factory, "__module__", ""))
+    parts = home.split(".")
+    if parts[0] not in _EVERYWHERE or "." in name:
+        return ""
+    modules = (".".join(parts[: length + 1]) for length in range(len(parts)))
+    found = (module for module in modules if getattr(sys.modules.get(module), name, None) is factory)
+    return next((f"{module}.{name}" for module in found), "")
+
+
+def _is_plain(args: Mapping[str, Any]) -> bool:
+    """Return whether arguments are the same once they are written down and read."""
+    try:
+        return bool(json.loads(json.dumps(args, allow_nan=False)) == args)
+    except (TypeError, ValueError):
+        return False
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, partial):
+        return _name(value.func)
+    return str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition("<locals>.")[2]
+
+
+def _modules(model: object) -> list[nn.Module]:
+    """Return the modules of what may be a model; none if it isn't one."""
+    parts = list(model) if isinstance(model, list | tuple) else [model]
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return modules if len(modules) == len(parts) else []
+
+
+def _is_elsewhere(module: nn.Module) -> bool:
+    return any(value.device.type != "cpu" for _, value in named_tensors(module))
+
+
+def _refuse_shared(modules: list[nn.Module]) -> None:
+    """Refuse tensors that share memory without being one, or have none: a copy would part them."""
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    for index, module in enumerate(modules):
+        for name, value in named_tensors(module, str(index) if len(modules) > 1 else ""):
+            if value.is_meta:
+                raise InputError("model", f"{name!r} on the meta device", "weights, or what makes the model")
+            tensors.setdefault(id(value), (name, value))
+    spans = sorted(_span(name, value) for name, value in tensors.values() if not nn.parameter.is_lazy(value))
+    for (_, end, first), (start, _, second) in pairwise(span for span in spans if span[0] < span[1]):
+        if start < end:
+            raise InputError(
+                "model",
+                f"{first!r} and {second!r}, which share memory but are two tensors",
+                "one parameter under both names, or memory of its own for each",
+                "A copy would part them: assign the same nn.Parameter, or give what makes the model.",
+            )
+
+
+def _span(name: str, value: Tensor) -> tuple[int, int, str]:
+    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    first = value.data_ptr()
+    return first, first + (reach + 1) * value.element_size() if value.numel() else first, name

@@ -1,0 +1,194 @@
+"""Python objects in place of import paths: what they become, what is refused, what can be written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
+from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
+from lowdimfa.services.spec.given import Given
+from lowdimfa.services.spec.load import parse_text, violations
+from lowdimfa.services.trainer.objects import Copies
+from lowdimfa.services.trainer.run_dir import read_run
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def data() -> tuple[Tensor, ...]:
+    inputs = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    return inputs[:24], inputs[:24, :3].argmax(1), inputs[24:], inputs[24:, :3].argmax(1)
+
+
+def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+class Rule(QRule):
+    """A rule of one's own."""
+
+
+def trainer(**given: Any) -> DecoupledTrainer:
+    usual = {"model": network(), "data": data(), "blocks": 2, "steps": 2, "batch_size": 8, "engine": "local"}
+    return DecoupledTrainer(**usual | given)  # type: ignore[arg-type]
+
+
+def test_what_can_be_written_down_is_and_the_rest_is_shown() -> None:
+    specification = trainer(
+        data=partial(data),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.0),
+        loss=loss,
+        feedback=FeedbackConfig(error_dim=2, q_rule=FactoryConfig(Rule)),
+        seed=3,
+        overrides={"run.checkpoint_every": 1, "model.frozen": ["0.*"]},
+    ).specification
+    assert repr(specification.model.factory) == "<object Sequential>"
+    assert repr(specification.data.factory) == "<object data>"
+    assert (specification.train.optimizer.factory, specification.train.optimizer.args) == (
+        "torch.optim.SGD",
+        {"lr": 0.1},
+    )
+    assert specification.train.scheduler is not None
+    assert repr(specification.train.scheduler.factory) == "<object LambdaLR>"
+    assert repr(specification.train.loss) == "<object loss>"
+    assert "<object Rule>" in repr(specification.feedback.q_rule)
+    assert (specification.feedback.error_dim, specification.train.seed) == (2, 3)
+    assert (specification.run.checkpoint_every, specification.model.frozen) == (1, ["0.*"])
+    again = parse_specification(specification.model_dump(), "test")
+    assert again == specification
+
+
+def test_what_can_all_be_written_down_is_a_specification_like_any() -> None:
+    from lowdimfa.data import digits
+    from lowdimfa.models import mlp
+
+    made = trainer(
+        model=partial(mlp, in_features=64, width=8, depth=2, classes=10),
+        data=digits,
+        optimizer=torch.optim.SGD,
+        scheduler={"factory": "torch.optim.lr_scheduler.StepLR", "args": {"step_size": 3}},
+        loss="cross_entropy",
+    )
+    text = to_yaml(made.specification)
+    assert parse_text(text, "spec.yaml") == made.specification
+    # A class has its own defaults, and not the arguments of the optimiser that it takes the place of.
+    assert made.specification.train.optimizer.args == {}
+
+
+def test_a_file_can_hold_no_object_but_a_run_knows_that_it_had_some(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(to_yaml(trainer().specification))
+    with pytest.raises(
+        InputError, match=r"model\.factory: found the string '<object Sequential>'.*no file can hold"
+    ):
+        load_specification(file)
+    ((key, words), _) = violations(file.read_text())  # as the job service answers
+    assert key == "model.factory" and "no file can hold" in words
+    kept = read_run(tmp_path)
+    assert isinstance(kept.model.factory, Given)
+    with pytest.raises(InputError, match=r"<object Sequential>, an object of the program that began the run"):
+        kept.model.factory.load()
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = nn.Parameter(self.first.weight.data)
+        self.layers = [self.first, self.second]
+
+
+def remembering() -> nn.Module:
+    """Return a network with a tensor that belongs to a graph, which no copy can have."""
+    made = network()
+    made[0].kept = made[0].weight * 2
+    return made
+
+
+OPTIMISER = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+ELSEWHERE = nn.Linear(4, 4, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": 3}, r"model: found a int; expected an nn\.Module"),
+        ({"model": []}, r"model: found a list"),
+        ({"model": Odd()}, r"model: found 'first\.weight' and 'second\.weight', which share memory"),
+        ({"model": remembering()}, r"model: found a Sequential that can't be copied"),
+        ({"model": ELSEWHERE}, r"model: found 'weight' on the meta device"),
+        ({"model": lambda: 3}, r"model: found a int; expected an nn\.Sequential"),
+        ({"model": lambda: 1 / 0}, r"model: found '.*<lambda>', which fails .*division by zero"),
+        ({"model": "nowhere"}, r"model: found the string 'nowhere'; expected an import path"),
+        ({"model": None}, r"model: found nothing"),
+        ({"blocks": None}, r"^blocks: found nothing"),
+        ({"blocks": 9}, r"^blocks: "),
+        ({"data": 3}, r"data: found int; expected a lowdimfa\.data\.Dataset, four tensors"),
+        ({"data": lambda: data()[:3]}, r"data: found tuple of Tensor, Tensor, Tensor;"),
+        ({"data": (torch.zeros(4, 4), torch.zeros(3), *data()[2:])}, r"data: found 4 inputs and 3 targets"),
+        (
+            {"optimizer": OPTIMISER},
+            r"optimizer: found a SGD that is already made.*partial\(torch\.optim\.SGD, lr=…\)",
+        ),
+        ({"optimizer": 0.1}, r"optimizer: found a float"),
+        ({"optimizer": lambda parameters: 3}, r"optimizer: found .*which returned a int"),
+        ({"optimizer": partial(torch.optim.SGD, rate=1)}, r"optimizer\.args\.rate: found an argument"),
+        (
+            {"scheduler": torch.optim.lr_scheduler.StepLR(OPTIMISER, 1)},
+            r"scheduler: found a StepLR that is already made.*partial\(torch\.optim\.lr_scheduler\.StepLR, …\)",
+        ),
+        ({"loss": nn.CrossEntropyLoss}, r"loss: found the class CrossEntropyLoss"),
+        ({"loss": nn.Linear(1, 1)}, r"loss: found a Linear with parameters"),
+        ({"loss": lambda outputs, targets: outputs}, r"loss: found a loss that returns shape"),
+        ({"steps": None}, r"epochs: found neither 'epochs' nor 'steps'"),
+        ({"batch_size": 99}, r"batch_size: found 99; expected at most the 24 training samples"),
+        ({"feedback": {"error_dims": 3}}, r"feedback\.error_dims: .*Did you mean 'error_dim'"),
+        ({"feedback": FeedbackConfig(error_dim=0)}, r"feedback\.error_dim: found 0"),
+        ({"feedback": FeedbackConfig(tap=FactoryConfig(Rule))}, r"feedback\.tap\.factory: found .*Rule"),
+        ({"overrides": {"run.keeps": 1}}, r"run\.keeps: .*Did you mean 'keep'"),
+        ({"specification": {}}, r"model, data, blocks, steps, batch_size: found a specification beside it"),
+    ],
+)
+def test_refusals_name_the_argument(given: Mapping[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        trainer(**given).plan()
+    assert re.search(words, str(refused.value)), str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimiser", "Did you mean 'optimizer'"),
+        ("checkpoint_every", r"overrides=\{'run\.checkpoint_every'"),
+        ("zzz", "'zzz'$"),
+    ],
+)
+def test_an_unknown_argument_is_refused_as_python_does(name: str, words: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"DecoupledTrainer\.__init__\(\) got an unexpected keyword .*{words}"
+    ):
+        trainer(**{name: 3})
+
+
+def test_copies_are_of_the_weights_alone() -> None:
+    original = network().eval()
+    original[0].weight.requires_grad_(False)
+    original(torch.ones(1, 4)).sum().backward()
+    made = Copies(original)()
+    assert isinstance(made, nn.Sequential) and not made.training
+    for name, value in made.named_parameters():
+        before = original.get_parameter(name)
+        assert torch.equal(value, before) and value.data_ptr() != before.data_ptr() and value.grad is None
+        assert value.requires_grad == before.requires_grad
+    assert original[2].weight.grad is not None
