@@ -143,14 +143,8 @@ class DecoupledTrainer:
         user_code: str | Path | None = None,
         on_event: Sink | None = None,
     ) -> None:
-        objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback}
-        objects |= {
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "loss": loss,
-            "steps": steps,
-            "epochs": epochs,
-        }
+        objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
+        objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
         objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
@@ -162,18 +156,14 @@ class DecoupledTrainer:
         self.specification = located(self.specification)
         resume = resume or resume_step is not None
         if resume and run_dir is None:
-            raise InputError(
-                "--resume" if resume_step is None else "--resume-step",
-                "no --run-dir",
-                "the directory of the run to continue",
-            )
+            where = "--resume" if resume_step is None else "--resume-step"
+            raise InputError(where, "no --run-dir", "the directory of the run to continue")
         self._address = address
         self._stop = StopRequest()
         self._on_event = on_event or (lambda event: None)
         self._named = run_dir is None
-        path = (
-            new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
-        )
+        storage = self.specification.run.storage
+        path = new_run_dir(storage, name) if run_dir is None else Path(run_dir).resolve()
         self.request = RunRequest(
             specification=self.specification.model_dump(),
             run_dir=str(path),
