@@ -267,9 +267,10 @@ def _finished(event: Event) -> str:
     accuracy = (
         "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
     )
+    early = f" early ({event['stopped_early']})" if event.get("stopped_early") else ""
     return (
-        f"finished: {accuracy}test loss {loss(event['test_loss'])}{language(event)} after {event['steps']:,} steps in "
-        f"{clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
+        f"finished{early}: {accuracy}test loss {loss(event['test_loss'])}{language(event)} "
+        f"after {event['steps']:,} steps in {clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
     )
 
 

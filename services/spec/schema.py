@@ -100,6 +100,15 @@ class DataSection(Section):
     )
 
 
+class CallbackSection(Section):
+    """A callback by import path."""
+
+    factory: ImportPath = Field(
+        description="What makes the callback: called with `args`, returns a `lowdimfa.Callback`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the callback.")
+
+
 class RunSection(Section):
     """Where a run is kept and what is recorded."""
 
@@ -149,6 +158,10 @@ class RunSection(Section):
     timeline: bool = Field(True, description="Record when each block computed, sent and waited.")
     tensorboard: bool = Field(
         True, description="Write event files for TensorBoard into the run's directory, under `tensorboard`."
+    )
+    callbacks: list[CallbackSection] = Field(
+        [],
+        description="What is told of the run's events, in this order, and may end it: [callbacks.md](callbacks.md).",
     )
     metrics: Literal["loopback", "node", "off"] = Field(
         "loopback",

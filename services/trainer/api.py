@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
@@ -62,6 +63,8 @@ class DecoupledTrainer:
         Folder with the user's own modules; by default that of the YAML file.
     on_event
         Gets every event as it happens.
+    callbacks
+        Are told of events in the trainer's process, after those of ``run.callbacks``; on Ray copies of them are.
 
     Raises
     ------
@@ -86,6 +89,7 @@ class DecoupledTrainer:
         overrides: Sequence[str] = (),
         user_code: str | Path | None = None,
         on_event: Sink | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, Specification):
@@ -118,6 +122,7 @@ class DecoupledTrainer:
             resume=resume,
             user_code=UserCode.beside(folder, pack=address is not None),
             resume_step=resume_step,
+            callbacks=tuple(callbacks),
         )
 
     def plan(self, *, whole: bool = False) -> RunPlan:
@@ -129,7 +134,7 @@ class DecoupledTrainer:
             Whether its blocks are to have their weights, however large the network is.
         """
         require_run_dir(Path(self.request.run_dir), self.request.resume)
-        return prepare(self.request, whole=whole)[0]
+        return prepare(self.request, whole=whole).plan
 
     def fit(self) -> Result:
         """Run to the end.

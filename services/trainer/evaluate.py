@@ -33,7 +33,7 @@ def evaluate_run(run_dir: Path) -> Event:
     )
     code = UserCode(read_plan(run_dir).get("user_code"))
     request = RunRequest(sequential.model_dump(), str(run_dir), "local", True, code)
-    plan, _ = prepare(request, rehearsed=False)
+    plan = prepare(request, rehearsed=False).plan
     engine = LocalEngine(plan, run_dir)
     with other_peoples_code("the evaluation failed"):
         engine.start(manifest.step)

@@ -18,12 +18,12 @@ from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
+from lowdimfa.services.trainer.callbacks import Callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.progress import ProgressMeter
 from lowdimfa.services.trainer.recovery import Recovery
 from lowdimfa.services.trainer.run_dir import postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
-from lowdimfa.services.trainer.tensorboard import Board
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 
@@ -42,8 +42,8 @@ class TrainingLoop:
         Gets events.
     watch
         Gets what Prometheus sees of the trainer.
-    board
-        Gets what TensorBoard shows.
+    callbacks
+        Are told of all events.
     stop
         Asks for an early end.
     """
@@ -55,7 +55,7 @@ class TrainingLoop:
         run_dir: Path,
         log: Journal,
         watch: TrainerWatch,
-        board: Board,
+        callbacks: Callbacks,
         stop: StopRequest,
     ) -> None:
         self._plan = plan
@@ -63,7 +63,7 @@ class TrainingLoop:
         self._run_dir = run_dir
         self._log = log
         self._watch = watch
-        self._board = board
+        self._callbacks = callbacks
         self._stop = stop
         self._store = CheckpointStore(run_dir, plan.specification.run.keep)
         self._total = plan.network.training.total_steps
@@ -108,18 +108,15 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
-        self._board.begin(self._saved)
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
             pass  # a recovery left steps, or the evaluation of what it came to, to do
-        self._board.close()
-        self._warn()  # while the run's last event is still to come
         return self._finished()
 
     def _train(self) -> bool:
-        """Run all steps that are left, with what is due between them; return False after a step back."""
-        while self._done < self._total:
-            if self._stop.made:
+        """Run all steps that are wanted, with what is due between them; return False after a step back."""
+        while self._done < self._total and (self._stop.asked or self._stop.reason is None):
+            if self._stop.asked:
                 if not self._unharmed(self._save_once):
                     return False
                 raise stopped(self._run_dir)
@@ -185,6 +182,8 @@ class TrainingLoop:
             if _written(words) not in (None, earlier):
                 self._log.emit("warning", message=f"every block's last words are in {words}")
             raise
+        if self._done < step:
+            self._stop.reason = None  # that of a course which is given up
         self._evaluated = {}  # of weights of which blocks may have lost some steps
         if self._saved is not None and self._saved > self._done:
             self._saved = self._done
@@ -256,8 +255,8 @@ class TrainingLoop:
     def _finished(self) -> Event:
         samples = self._plan.order.drawn(self._done)
         traffic = self._engine.traffic()
-        return self._emit(
-            "finished",
+        early = {} if self._done == self._total else {"stopped_early": self._stop.reason}
+        fields = dict(
             run_dir=str(self._run_dir),
             steps=self._done,
             samples=samples,
@@ -269,18 +268,16 @@ class TrainingLoop:
             broadcast_payload_bytes_per_sample=traffic.payload,
             broadcast_wire_bytes_per_sample=traffic.wire,
             parameters=self._parameters,
+            **early,
         )
+        return ended(self._log, self._watch, self._callbacks, "finished", fields)
 
     def _emit(self, event: str, **fields: Any) -> Event:
         entry = self._log.emit(event, **fields)
         self._watch.saw(entry)
-        self._board.saw(entry)
-        self._warn()
-        return entry
-
-    def _warn(self) -> None:
-        if trouble := self._board.trouble():
+        for trouble in self._callbacks.saw(entry):
             self._log.emit("warning", message=trouble)
+        return entry
 
     @property
     def _parameters(self) -> int:
@@ -295,6 +292,12 @@ def _written(file: Path) -> int | None:
         return None
 
 
-def failed(log: Journal, watch: TrainerWatch, error: LowdimfaError) -> None:
-    """Record the end of a run that failed."""
-    watch.saw(log.emit("failed", **error.as_event()))
+def ended(
+    log: Journal, watch: TrainerWatch, callbacks: Callbacks, event: str, fields: dict[str, Any]
+) -> Event:
+    """Record the last event of a run and return it; callbacks are told first, since what fails in them is logged."""
+    for trouble in callbacks.end({"event": event, "time": time.time(), **fields}):
+        log.emit("warning", message=trouble)
+    entry = log.emit(event, **fields)
+    watch.saw(entry)
+    return entry

@@ -50,7 +50,7 @@ _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] 
 )
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, last: dict[str, Any] | None = None) -> Path:
     """Write the report of a run into its folder ``report`` and return the page.
 
     A run may be unfinished or lack parts: the page says so. Pictures are also written beside the page, and the
@@ -60,6 +60,8 @@ def write_report(run_dir: Path) -> Path:
     ----------
     run_dir
         Directory of the run.
+    last
+        Event with which it ends, while its log doesn't have it yet.
 
     Raises
     ------
@@ -67,6 +69,7 @@ def write_report(run_dir: Path) -> Path:
         The directory holds no run.
     """
     record = read_run(run_dir)
+    record.events.extend([] if last is None else [last])
     folder = run_dir / "report"
     folder.mkdir(exist_ok=True)
     sections = []
