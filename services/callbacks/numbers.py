@@ -8,7 +8,7 @@ from typing import Any
 
 from lowdimfa.callback import Event
 from lowdimfa.errors import InputError
-from lowdimfa.services.spec.section import nearest
+from lowdimfa.services.spec.section import TEST_NUMBERS, nearest
 
 PROGRESS = {
     "loss": "train/loss",
@@ -18,12 +18,7 @@ PROGRESS = {
     "samples_per_second": "train/samples_per_second",
     "tokens_per_second": "train/tokens_per_second",
 }
-EVALUATED = {
-    "test_loss": "test/loss",
-    "test_accuracy": "test/accuracy",
-    "test_perplexity": "test/perplexity",
-    "test_bits_per_byte": "test/bits_per_byte",
-}
+EVALUATED = {field: field.replace("_", "/", 1) for field in TEST_NUMBERS}
 """By field of an event, the name under which trackers have it."""
 
 
@@ -35,7 +30,7 @@ def number_in(event: Event, metric: str) -> float:
     InputError
         There is none of this name, or it isn't one finite number.
     """
-    known = {key: event[key] for key in EVALUATED if key in event} | event.get("metrics", {})
+    known = {key: event[key] for key in TEST_NUMBERS if key in event} | event.get("metrics", {})
     value = known.get(metric)
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
@@ -52,7 +47,7 @@ def require_known(metric: str, specification: Mapping[str, Any], where: str) -> 
     InputError
         ``where``, the argument that holds the name, is wrong.
     """
-    known = [*EVALUATED, *specification["train"].get("metrics", {})]
+    known = [*TEST_NUMBERS, *specification["train"].get("metrics", {})]
     if metric not in known:
         raise InputError(where, repr(metric), f"one of {', '.join(known)}", nearest(metric, known))
 

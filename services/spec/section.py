@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+TEST_NUMBERS = ("test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte")
+"""What evaluations tell of any run, or of any language model."""
+
 _NAME = r"[^\W\d]\w*"
 IMPORT_PATTERN = rf"{_NAME}(\.{_NAME})*[.:]{_NAME}"
 

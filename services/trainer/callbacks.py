@@ -15,8 +15,9 @@ from lowdimfa.callback import CALLS, Callback, Run
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import call_factory
 from lowdimfa.services.callbacks.tensorboard import TensorBoard
-from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.watch import TrainerWatch
 
 WAITING_EVENTS = 10_000
 """Most events that wait for a callback in the background; more are dropped."""
@@ -163,3 +164,14 @@ class _Called:
                     self._trouble = self._sentence(f"failed in {event['event']!r} ({in_words(error)})")
                     self._over = True
             done.set()
+
+
+def ended(
+    log: Journal, watch: TrainerWatch, callbacks: Callbacks, event: str, fields: dict[str, Any]
+) -> Event:
+    """Record the last event of a run and return it; callbacks are told first, since what fails in them is logged."""
+    for trouble in callbacks.end({"event": event, "time": time.time(), **fields}):
+        log.emit("warning", message=trouble)
+    entry = log.emit(event, **fields)
+    watch.saw(entry)
+    return entry

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.user_code import UserCode
@@ -14,8 +15,8 @@ from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
-def evaluate_run(run_dir: Path) -> Event:
-    """Return an ``evaluated`` event for the newest checkpoint, with the number of samples.
+def evaluate_run(run_dir: Path, best: bool = False) -> Event:
+    """Return an ``evaluated`` event for the newest checkpoint, or the best one, with the number of samples.
 
     Raises
     ------
@@ -24,7 +25,8 @@ def evaluate_run(run_dir: Path) -> Event:
     """
     run_dir = run_dir.resolve()
     specification = read_run(run_dir)
-    manifest = CheckpointStore(run_dir).load(None)
+    store = CheckpointStore(run_dir)
+    manifest = load_best(store) if best else store.load(None)
     sequential = specification.model_copy(
         update={
             "train": specification.train.model_copy(update={"staleness": 0}),

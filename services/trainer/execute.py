@@ -20,10 +20,10 @@ from lowdimfa.services.run.process_log import keep_output, log_file
 from lowdimfa.services.run.state import boundaries_of, require_resumable
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
-from lowdimfa.services.trainer.callbacks import Callbacks, make_callbacks
+from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
-from lowdimfa.services.trainer.loop import TrainingLoop, ended
+from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 from lowdimfa.services.trainer.watch import TrainerWatch

@@ -12,13 +12,15 @@ from typing import Any
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
 from lowdimfa.feedback.source import source_of
 from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.run.best import KeepBest
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.disk import written_at
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
-from lowdimfa.services.trainer.callbacks import Callbacks
+from lowdimfa.services.trainer.callbacks import Callbacks, ended
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.progress import ProgressMeter
 from lowdimfa.services.trainer.recovery import Recovery
@@ -71,10 +73,12 @@ class TrainingLoop:
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
+        self._best = KeepBest(plan.specification.run.keep_best)
         run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
+            (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._save_if_best),
             (run.checkpoint_every, self._save_on_the_way),
         ]
         self._periods = [(period, action) for period, action in periods if period]
@@ -108,6 +112,7 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
+            self._best.go_on(self._done, manifest.meta)
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
             pass  # a recovery left steps, or the evaluation of what it came to, to do
@@ -175,15 +180,16 @@ class TrainingLoop:
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
         words = postmortem_file(self._run_dir)
-        earlier = _written(words)
+        earlier = written_at(words)
         try:
             self._done = self._recovery.after(loss, step, self._saved)
         except LowdimfaError:
-            if _written(words) not in (None, earlier):
+            if written_at(words) not in (None, earlier):
                 self._log.emit("warning", message=f"every block's last words are in {words}")
             raise
         if self._done < step:
             self._stop.reason = None  # that of a course which is given up
+            self._best.go_on(self._done)
         self._evaluated = {}  # of weights of which blocks may have lost some steps
         if self._saved is not None and self._saved > self._done:
             self._saved = self._done
@@ -225,8 +231,14 @@ class TrainingLoop:
                 self._log.emit("warning", message=f"nor were {self._unsaved:,} checkpoints before it written")
             raise
 
+    def _save_if_best(self) -> None:
+        if self._best.improves(self._evaluated, self._done):
+            self._save_on_the_way()
+
     def _save_on_the_way(self) -> None:
         """Save, if there is room: the last good checkpoint stays, and the run goes on without a new one."""
+        if self._saved == self._done:
+            return
         try:
             self._save()
         except DiskFullError as error:
@@ -244,9 +256,11 @@ class TrainingLoop:
         except LowdimfaError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        meta = resume_meta(self._plan) | {"seconds": self._seconds}
-        path = self._store.commit(self._done, entries, meta)
+        notes, kept = self._best.notes(self._evaluated, self._done)
+        meta = resume_meta(self._plan) | {"seconds": self._seconds} | notes
+        path = self._store.commit(self._done, entries, meta, kept)
         self._saved = self._done
+        self._best.saved(self._evaluated, self._done)
         self._emit("checkpoint", step=self._done, path=str(path), seconds=time.monotonic() - began)
         if self._unsaved > 1:
             self._log.emit("warning", message=f"checkpoints are written again; {self._unsaved:,} were not")
@@ -282,22 +296,3 @@ class TrainingLoop:
     @property
     def _parameters(self) -> int:
         return sum(block.parameters for block in self._plan.network.blocks)
-
-
-def _written(file: Path) -> int | None:
-    """Return when a file was written last, in nanoseconds, or None if it isn't there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def ended(
-    log: Journal, watch: TrainerWatch, callbacks: Callbacks, event: str, fields: dict[str, Any]
-) -> Event:
-    """Record the last event of a run and return it; callbacks are told first, since what fails in them is logged."""
-    for trouble in callbacks.end({"event": event, "time": time.time(), **fields}):
-        log.emit("warning", message=trouble)
-    entry = log.emit(event, **fields)
-    watch.saw(entry)
-    return entry

@@ -79,7 +79,7 @@ def test_after_a_loss_and_a_resume_they_hear_from_which_step_the_run_goes_on(tmp
     assert pairs(again.seen, "started") == [("started", STEPS)]
 
 
-@pytest.mark.parametrize("kind", set(DRIVEN) - {"recovered"})
+@pytest.mark.parametrize("kind", sorted(set(DRIVEN) - {"recovered"}))
 @pytest.mark.parametrize("make", [Noting, Background])
 @pytest.mark.parametrize("error", [ValueError("no luck"), SystemExit(3)], ids=["an error", "an exit"])
 def test_one_that_fails_is_a_warning_once_and_is_left_alone(
