@@ -28,6 +28,7 @@ from lowdimfa.feedback.source import (
 )
 from lowdimfa.head import Head
 from lowdimfa.losses import Objective
+from lowdimfa.metrics import Metrics
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Sends
@@ -153,6 +154,7 @@ def build_head(
         Sends(source, sends_classes(shape, feedback), sends_projection(shape, feedback)),
         plan.ports,
         chunk,
+        Metrics(training.metrics, device),
     )
 
 

@@ -186,6 +186,8 @@ class TrainingConfig:
     ----------
     total_steps
         Optimiser steps of the whole run, for schedulers that need to know.
+    metrics
+        By name, what evaluations measure beside loss and accuracy: `lowdimfa.metrics`.
     """
 
     total_steps: int
@@ -233,6 +235,7 @@ class TrainingConfig:
     )
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
+    metrics: Mapping[str, FactoryConfig] = field(default_factory=dict)
 
     def update_of(self, block: int) -> UpdateConfig:
         """Return how the given block applies its gradients."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowdimfa.callback import Event
 from lowdimfa.errors import InputError
+from lowdimfa.services.spec.learning import metric_names
 from lowdimfa.services.spec.section import TEST_NUMBERS, nearest
 
 PROGRESS = {
@@ -47,7 +48,7 @@ def require_known(metric: str, specification: Mapping[str, Any], where: str) -> 
     InputError
         ``where``, the argument that holds the name, is wrong.
     """
-    known = [*TEST_NUMBERS, *specification["train"].get("metrics", {})]
+    known = [*TEST_NUMBERS, *metric_names(specification["train"]["metrics"])]
     if metric not in known:
         raise InputError(where, repr(metric), f"one of {', '.join(known)}", nearest(metric, known))
 

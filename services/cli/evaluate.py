@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowdimfa.services.cli.display import JsonDisplay
 from lowdimfa.services.cli.options import BestOption, Format, FormatOption, RunDirArgument
 from lowdimfa.services.cli.output import claim_stdout
-from lowdimfa.services.cli.words import language
+from lowdimfa.services.cli.words import language, measured
 
 
 def evaluate(run_dir: RunDirArgument, best: BestOption = False, form: FormatOption = Format.text) -> None:
@@ -20,6 +20,6 @@ def evaluate(run_dir: RunDirArgument, best: BestOption = False, form: FormatOpti
         "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
     )
     print(
-        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{language(event)}{accuracy} "
+        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{language(event)}{accuracy}{measured(event)} "
         f"({event['samples']:,} samples)"
     )

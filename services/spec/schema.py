@@ -242,7 +242,7 @@ class Specification(Section):
     @property
     def test_numbers(self) -> list[str]:
         """Names of the numbers that the run's evaluations may have."""
-        return [*TEST_NUMBERS]
+        return [*TEST_NUMBERS, *self.train.named_metrics]
 
     def replicas_of(self, block: int) -> int:
         """Return the number of data-parallel replicas of a block; the head has one."""

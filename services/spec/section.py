@@ -93,6 +93,16 @@ class Rule(Section):
     args: Args = Field({}, description="Keyword arguments of the class.")
 
 
+class MetricSection(Section):
+    """A metric by import path, with arguments."""
+
+    factory: ImportPath = Field(
+        description="A class with `reset`, `update` and `compute`, called with `args`; or a function of outputs and "
+        "targets, which gets `args` beside them, and whose values are averaged over the samples."
+    )
+    args: Args = Field({}, description="Keyword arguments of the class or function.")
+
+
 _WORDS = {False: {"off", "no", "false"}, True: {"on", "yes", "true"}}
 """What YAML 1.1 reads as false and as true."""
 

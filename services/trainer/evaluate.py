@@ -49,4 +49,6 @@ def evaluate_run(run_dir: Path, best: bool = False) -> Event:
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "samples": result.samples,
-    } | Language.of(plan).evaluated(result)
+        **Language.of(plan).evaluated(result),
+        **({"metrics": result.metrics} if result.metrics else {}),
+    }

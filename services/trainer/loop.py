@@ -216,6 +216,7 @@ class TrainingLoop:
             )
         found = {"test_loss": result.loss, "test_accuracy": result.accuracy}
         self._evaluated = {"step": self._done} | found | self._language.evaluated(result)
+        self._evaluated |= {"metrics": result.metrics} if result.metrics else {}
         self._emit("evaluated", **self._evaluated)
 
     def _align(self) -> None:

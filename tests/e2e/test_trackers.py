@@ -10,7 +10,8 @@ import pytest
 import yaml
 from trackers import run, server, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trackers")]
+# The environment that they need is made once, which takes a minute or two.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SPECIFICATION: dict[str, Any] = {
     "model": {

@@ -35,7 +35,7 @@ def made() -> Path:
             return PYTHON
         shutil.rmtree(FOLDER, ignore_errors=True)
         venv.create(FOLDER, with_pip=True)
-        command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "-r", PINS]
+        command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "-r", PINS]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no environment with MLflow and W&B can be made: {done.stderr.strip()[-300:]}")

@@ -15,6 +15,7 @@ from lowdimfa.services.monitoring.report.alignment import draw_alignment
 from lowdimfa.services.monitoring.report.balance import measure_balance
 from lowdimfa.services.monitoring.report.curves import draw_curves
 from lowdimfa.services.monitoring.report.gantt import draw_timeline
+from lowdimfa.services.monitoring.report.measured import draw_metrics
 from lowdimfa.services.monitoring.report.reading import Record, read_run
 from lowdimfa.services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
 from lowdimfa.services.monitoring.report.style import Picture
@@ -35,6 +36,7 @@ class Section(NamedTuple):
 
 _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] = (
     ("curves", "Learning curves", draw_curves, "No progress was recorded yet."),
+    ("metrics", "Metrics", draw_metrics, ""),
     (
         "alignment",
         "Alignment with the true gradient",
@@ -75,6 +77,8 @@ def write_report(run_dir: Path, last: dict[str, Any] | None = None) -> Path:
     sections = []
     for name, title, draw, absent in _PICTURES:
         picture = draw(record)
+        if picture is None and not absent:  # not every run has it
+            continue
         if picture is None:
             sections.append(Section(name, title, absent, ""))
             continue
