@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lowdimfa.average import Average
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.chunks import refuse_whole
@@ -218,7 +219,8 @@ def _updater(
             kinds[f"{site.boundary}.Q"] = "feedback"
     seed = derive_seed(training.seed, "updater", plan.index)
     update = training.update_of(plan.index)
-    return Updater(trained, list(forward.values()), update, training.total_steps, seed, kinds)
+    average = Average(forward, training.average) if training.average is not None and forward else None
+    return Updater(trained, list(forward.values()), update, training.total_steps, seed, kinds, average)
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:

@@ -251,10 +251,11 @@ class Head(Stage):
             return
         self.module.eval()
         self.seed_for("evaluate", batch)
-        hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
-        for rows, labels in chunks(hidden, targets, self.chunk):
-            outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
-            self._measure(outputs, labels, totals, len(targets) * labels.numel() / targets.numel())
+        with self.evaluated_weights():
+            hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
+            for rows, labels in chunks(hidden, targets, self.chunk):
+                outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
+                self._measure(outputs, labels, totals, len(targets) * labels.numel() / targets.numel())
 
     def _measure(self, outputs: Tensor, targets: Tensor, totals: Evaluation, samples: float) -> None:
         totals.add(outputs, targets, self.objective, samples)

@@ -34,6 +34,10 @@ def export(
         typer.Option("--format", help="A state dict, or a folder that Hugging Face's from_pretrained loads."),
     ] = ExportFormat.state_dict,
     best: BestOption = False,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="Take the moving average of weights, of a run with train.average."),
+    ] = False,
 ) -> None:
     """Write the plain model's weights of a run's newest checkpoint, or of the best one."""
     from lowdimfa.services.run.best import load_best
@@ -49,11 +53,11 @@ def export(
         from lowdimfa.services.run.user_code import UserCode
 
         UserCode(read_plan(run_dir).get("user_code")).install()
-        files, notices = export_folder(specification, manifest, output)
+        files, notices = export_folder(specification, manifest, output, average)
         print(f"{done}: {', '.join(files)}")
         print("".join(f"{notice}\n" for notice in notices), end="")
         return
-    export_file(manifest, output)
+    export_file(manifest, output, average)
     print(done)
     if names := left_out(manifest):
         print(

@@ -29,7 +29,7 @@ _BESIDE = (
 
 
 def export_folder(
-    specification: Specification, manifest: Manifest, output: Path
+    specification: Specification, manifest: Manifest, output: Path, average: bool = False
 ) -> tuple[list[str], list[str]]:
     """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and the notices of its layers.
 
@@ -51,7 +51,7 @@ def export_folder(
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
-    layers, state = list_layers(network), export_state(manifest)
+    layers, state = list_layers(network), export_state(manifest, average)
     BlockModule(layers).load_plain_state_dict(state)
     with _appearing(output) as folder:
         save_pretrained(network, folder)

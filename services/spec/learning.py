@@ -149,6 +149,14 @@ def metric_names(given: Iterable[str]) -> list[str]:
     return [re.split(r"[.:]", each)[-1] for each in given]
 
 
+class AverageSection(Section):
+    """A moving average of the weights."""
+
+    decay: float = Field(
+        0.999, ge=0, lt=1, description="What stays of the average at each step; the rest is the weights'."
+    )
+
+
 class TrainSection(Section):
     """How long, in what portions and with what optimiser the model is trained."""
 
@@ -182,6 +190,11 @@ class TrainSection(Section):
     grad_clip: float | None = of(UpdateConfig, "grad_clip")
     limit_samples: int | None = Field(
         None, ge=1, description="Train on only the first so many samples; null means all."
+    )
+    average: AverageSection | None = Field(
+        None,
+        description="Keep an exponential moving average of each block's weights, and evaluate with it. Checkpoints "
+        "have it beside the weights; `lowdimfa export --average` takes it.",
     )
     metrics: dict[MetricName, ImportPath | MetricSection] | list[ImportPath] = Field(
         {},

@@ -73,7 +73,12 @@ def train(spec: Path, run_dir: Path, *arguments: object) -> list[dict[str, Any]]
 
 def quiet(**more: str) -> dict[str, str]:
     """Return an environment in which nothing asks the network who it is."""
-    told = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+    told = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+    }
     return {
         name: value for name, value in environment(**told, **more).items() if name != "MLFLOW_TRACKING_URI"
     }

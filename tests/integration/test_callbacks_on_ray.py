@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 OWN = """
@@ -43,6 +45,7 @@ SPECIFICATION: dict[str, Any] = {
     "train": {
         "epochs": 6,
         "batch_size": 100,
+        "average": {"decay": 0.9},
         "metrics": {
             "f1": {
                 "factory": "torchmetrics.classification:MulticlassF1Score",
@@ -73,6 +76,10 @@ def test_on_ray_they_do_in_the_trainer_what_they_do_in_process(tmp_path: Path) -
     assert ray.metrics["steps"] == local.metrics["steps"] == 45
     assert ray.metrics["metrics"] == local.metrics["metrics"] and len(ray.metrics["metrics"]["f1"]) == 10
     assert ray.metrics["test_loss"] == local.metrics["test_loss"]
+    ours, theirs = (
+        export_state(CheckpointStore(result.path).load(None), average=True) for result in (ray, local)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     log = [json.loads(line) for line in (ray.path / "events.jsonl").open()]
     assert [event for event in log if event["event"] == "warning"] == []
     calls = [json.loads((tmp_path / name).read_text()) for name in ("ray", "given")]
