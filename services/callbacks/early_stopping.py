@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.callback import Callback, Event, Run
-from lowdimfa.errors import InputError
 from lowdimfa.services.callbacks.numbers import number_in, require_known
 from lowdimfa.services.monitoring.journal import Journal
 
@@ -33,7 +32,7 @@ class EarlyStopping(Callback):
 
     Raises
     ------
-    InputError
+    ValueError
         ``patience`` is below 1, ``min_delta`` below 0, or ``mode`` is neither.
     """
 
@@ -41,11 +40,11 @@ class EarlyStopping(Callback):
         self, metric: str = "test_loss", patience: int = 3, mode: Mode = "min", min_delta: float = 0.0
     ) -> None:
         if patience < 1:
-            raise InputError("patience", str(patience), "an integer of at least 1")
+            raise ValueError(f"patience is {patience}, but is at least 1")
         if not 0 <= min_delta < math.inf:
-            raise InputError("min_delta", str(min_delta), "a number of at least 0")
+            raise ValueError(f"min_delta is {min_delta}, but is at least 0")
         if mode not in ("min", "max"):
-            raise InputError("mode", repr(mode), "'min' or 'max'")
+            raise ValueError(f"mode is {mode!r}, but is 'min' or 'max'")
         self._metric, self._patience, self._delta = metric, patience, min_delta
         self._sign = 1 if mode == "min" else -1
         self._values: dict[int, float] = {}

@@ -54,7 +54,7 @@ class MLflow(Tracker):
         super().__init__()
         if tracking_uri is not None and urlsplit(tracking_uri).password:
             raise InputError(
-                "tracking_uri",
+                "run.callbacks: MLflow: tracking_uri",
                 "an address with a password, which would be in the run's log",
                 "one without",
                 "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the trainer's environment.",

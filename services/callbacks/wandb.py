@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from lowdimfa.callback import Run
-from lowdimfa.errors import InputError
 from lowdimfa.services.callbacks.tracker import Ending, Numbers, Tracker
 
 
@@ -35,7 +34,9 @@ class WandB(Tracker):
     Raises
     ------
     InputError
-        The package isn't installed, or ``mode`` is neither.
+        The package isn't installed.
+    ValueError
+        ``mode`` is neither.
     """
 
     name = "wandb"
@@ -51,7 +52,7 @@ class WandB(Tracker):
     ) -> None:
         super().__init__()
         if mode not in ("online", "offline"):
-            raise InputError("mode", repr(mode), "'online' or 'offline'")
+            raise ValueError(f"mode is {mode!r}, but is 'online' or 'offline'")
         self._settings = {"project": project, "mode": mode, "entity": entity, "group": group}
         self._run_name, self._tags = run_name, tags
 
