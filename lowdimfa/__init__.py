@@ -15,6 +15,7 @@ from lowdimfa.version import VERSION
 if TYPE_CHECKING:
     from lowdimfa.alignment import Alignment, BlockAlignment, measure_alignment
     from lowdimfa.block import Block
+    from lowdimfa.callback import Callback, Run
     from lowdimfa.chain import ChainConfig, convert, feedback_parameters, parameter_groups, revert
     from lowdimfa.chain.rules import ChainRule
     from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from lowdimfa.head import Broadcast, Evaluation, Head
     from lowdimfa.network import DecoupledNetwork, StepResult, decouple
     from lowdimfa.partitioning import BlockPlan, partition
+    from lowdimfa.services.callbacks.early_stopping import EarlyStopping
+    from lowdimfa.services.callbacks.mlflow import MLflow
+    from lowdimfa.services.callbacks.tensorboard import TensorBoard
+    from lowdimfa.services.callbacks.wandb import WandB
     from lowdimfa.services.trainer.api import DecoupledTrainer, Result
     from lowdimfa.taps import Tap
     from lowdimfa.tickets import Ticket
@@ -37,10 +42,12 @@ __all__ = [
     "BlockAlignment",
     "BlockPlan",
     "Broadcast",
+    "Callback",
     "ChainConfig",
     "ChainRule",
     "DecoupledNetwork",
     "DecoupledTrainer",
+    "EarlyStopping",
     "Errors",
     "Evaluation",
     "FactoryConfig",
@@ -49,15 +56,19 @@ __all__ = [
     "InProcessTrainer",
     "InputError",
     "LowdimfaError",
+    "MLflow",
     "NotFiniteError",
     "PRule",
     "QRule",
     "Result",
+    "Run",
     "StepResult",
     "Tap",
+    "TensorBoard",
     "Ticket",
     "TrainingConfig",
     "UpdateConfig",
+    "WandB",
     "convert",
     "decouple",
     "feedback_parameters",
@@ -72,6 +83,7 @@ __getattr__, __dir__ = on_demand(
     {
         "alignment": "Alignment BlockAlignment measure_alignment",
         "block": "Block",
+        "callback": "Callback Run",
         "chain": "ChainConfig convert feedback_parameters parameter_groups revert",
         "chain.rules": "ChainRule",
         "config": "FactoryConfig FeedbackConfig TrainingConfig UpdateConfig",
@@ -81,6 +93,10 @@ __getattr__, __dir__ = on_demand(
         "head": "Broadcast Evaluation Head",
         "network": "DecoupledNetwork StepResult decouple",
         "partitioning": "BlockPlan partition",
+        "services.callbacks.early_stopping": "EarlyStopping",
+        "services.callbacks.mlflow": "MLflow",
+        "services.callbacks.tensorboard": "TensorBoard",
+        "services.callbacks.wandb": "WandB",
         "services.trainer.api": "DecoupledTrainer Result",
         "taps": "Tap",
         "tickets": "Ticket",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lowdimfa.average import Average
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.chunks import refuse_whole
@@ -28,6 +29,7 @@ from lowdimfa.feedback.source import (
 )
 from lowdimfa.head import Head
 from lowdimfa.losses import Objective
+from lowdimfa.metrics import Metrics
 from lowdimfa.muon import kinds_of, refuse_unused_patterns
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Sends
@@ -153,6 +155,7 @@ def build_head(
         Sends(source, sends_classes(shape, feedback), sends_projection(shape, feedback)),
         plan.ports,
         chunk,
+        Metrics(training.metrics, device),
     )
 
 
@@ -216,7 +219,8 @@ def _updater(
             kinds[f"{site.boundary}.Q"] = "feedback"
     seed = derive_seed(training.seed, "updater", plan.index)
     update = training.update_of(plan.index)
-    return Updater(trained, list(forward.values()), update, training.total_steps, seed, kinds)
+    average = Average(forward, training.average) if training.average is not None and forward else None
+    return Updater(trained, list(forward.values()), update, training.total_steps, seed, kinds, average)
 
 
 def _ends_in_residual_stream(plan: BlockPlan) -> bool:

@@ -205,6 +205,10 @@ class TrainingConfig:
     ----------
     total_steps
         Optimiser steps of the whole run, for schedulers that need to know.
+    metrics
+        By name, what evaluations measure beside loss and accuracy: `lowdimfa.metrics`.
+    average
+        Decay of the moving average of weights with which blocks are evaluated; None for none.
     """
 
     total_steps: int
@@ -252,6 +256,8 @@ class TrainingConfig:
     )
     update: UpdateConfig = UpdateConfig()
     per_block: Mapping[int, UpdateConfig] = field(default_factory=dict)
+    metrics: Mapping[str, FactoryConfig] = field(default_factory=dict)
+    average: float | None = None
 
     def update_of(self, block: int) -> UpdateConfig:
         """Return how the given block applies its gradients."""

@@ -19,6 +19,7 @@ from lowdimfa.feedback.projection import PRule, projected_by
 from lowdimfa.feedback.readout import with_classes
 from lowdimfa.feedback.source import mean_over_pixels, over_pixels
 from lowdimfa.losses import Objective
+from lowdimfa.metrics import Metrics
 from lowdimfa.optim import Updater
 from lowdimfa.outcome import Broadcast, Evaluation, Sends
 from lowdimfa.sites import FeedbackSite, deliver, follow, load_projection, pack_projection, tap_all
@@ -48,6 +49,8 @@ class Head(Stage):
     chunk
         Positions of which outputs and loss are computed at once; None for all. The last part, which may be all of the
         head but has what enters it for itself, is then the output layer.
+    metrics
+        What evaluations measure beside loss and accuracy.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class Head(Stage):
         sends: Sends = Sends(),  # noqa: B008 (it can't change)
         ports: Ports = PLAIN,
         chunk: int | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         # Its backward follows at once, whatever the staleness: its weights can't change between.
         super().__init__(index, module, updater, sites, replace(config, staleness=0), parts, ports)
         self.projection = projection
         self._rules.append(projection.to(self.device))
         self.objective = objective
+        self.metrics = metrics or Metrics({})
         self._sends = sends
         self._exact = len(self.sites)
         exact = {"logits": None, "head_input": self._exact, "hidden": len(self._parts) - 1}
@@ -236,18 +241,25 @@ class Head(Stage):
     def evaluate_outputs(
         self, inputs: Activation, targets: Tensor, totals: Evaluation, batch: int = 0
     ) -> None:
-        """Add the evaluation batch of that number to the totals."""
+        """Add the evaluation batch of that number to the totals; metrics begin anew with the first one."""
+        if batch == 0:
+            self.metrics.reset()
         totals.samples += len(targets)
         totals.ignored += len(targets) * (1 - self.objective.count(targets) / targets.numel())
         if self.chunk is None:
-            totals.add(one(self.evaluate(inputs, batch)), targets, self.objective, len(targets))
+            self._measure(one(self.evaluate(inputs, batch)), targets, totals, len(targets))
             return
         self.module.eval()
         self.seed_for("evaluate", batch)
-        hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
-        for rows, labels in chunks(hidden, targets, self.chunk):
-            outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
-            totals.add(outputs, labels, self.objective, len(targets) * labels.numel() / targets.numel())
+        with self.evaluated_weights():
+            hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
+            for rows, labels in chunks(hidden, targets, self.chunk):
+                outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
+                self._measure(outputs, labels, totals, len(targets) * labels.numel() / targets.numel())
+
+    def _measure(self, outputs: Tensor, targets: Tensor, totals: Evaluation, samples: float) -> None:
+        totals.add(outputs, targets, self.objective, samples)
+        self.metrics.update(outputs, targets, self.objective.counts(targets))
 
     def state(self) -> State:
         """Return everything that the head needs to go on."""

@@ -165,6 +165,7 @@ class DecoupledNetwork:
             for block in self.blocks:
                 inputs = block.evaluate(inputs, number)
             self.head.evaluate_outputs(inputs, targets, totals, number)
+        totals.metrics = self.head.metrics.compute()
         return totals
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lowdimfa.average import Average
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
@@ -44,6 +45,8 @@ class Updater:
         For factories that draw random numbers: they draw the same in every process.
     kinds
         What each of the parameters is, as `lowdimfa.muon.kinds_of` says; given to an optimiser that takes ``kinds``.
+    average
+        Follows the parameters.
 
     Raises
     ------
@@ -59,11 +62,13 @@ class Updater:
         total_steps: int,
         seed: int = 0,
         kinds: Mapping[str, str] | None = None,
+        average: Average | None = None,
     ) -> None:
         self._parameters = dict(parameters)
         self._clipped = clipped
         self.config = config
         self._seed = seed
+        self.average = average
         self._kinds = {name: (kinds or {}).get(name, "other") for name in parameters}
         self.optimizer: Optimizer | None = None
         self.scheduler: LRScheduler | None = None
@@ -140,6 +145,8 @@ class Updater:
             torch.nn.utils.clip_grad_norm_(self._clipped, clip)
         self.apply()
         self.advance()
+        if self.average is not None:
+            self.average.step()
 
     def apply(self) -> None:
         """Let the optimiser apply the gradients, and clear them."""
@@ -157,12 +164,18 @@ class Updater:
             self.scheduler.step()
 
     def state(self) -> State:
-        """Return the state: see `lowdimfa.optim_state.pack_state`."""
-        return pack_state(self)
+        """Return the state: see `lowdimfa.optim_state.pack_state`; and that of the average."""
+        state = pack_state(self)
+        if self.average is None:
+            return state
+        averages, notes = self.average.state()
+        return State(state.tensors | averages, state.scalars | notes)
 
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
         """Restore a state: see `lowdimfa.optim_state.load_state`."""
         load_state(self, tensors, scalars)
+        if self.average is not None:
+            self.average.load(tensors, *scalars)
 
 
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lowdimfa.config import Source
 from lowdimfa.losses import Objective, precise
+from lowdimfa.metrics import Measured
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,17 @@ class Sends(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """Sums over an evaluation; ``ignored`` is the part of the samples, by their positions, that does not count."""
+    """Sums over an evaluation; ``ignored`` is the part of the samples, by their positions, that does not count.
+
+    ``metrics`` is there once all batches are: what the run's metrics come to.
+    """
 
     loss_sum: float = 0.0
     samples: int = 0
     correct: int = 0
     counted: int = 0
     ignored: float = 0.0
+    metrics: Measured = field(default_factory=dict)
 
     def add(self, outputs: Tensor, targets: Tensor, objective: Objective, samples: float) -> None:
         """Take in loss and score of some outputs, which are so many samples' worth."""

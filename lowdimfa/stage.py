@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -195,8 +195,13 @@ class Stage:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         self.module.eval()
         self.seed_for("evaluate", batch)
-        output = self._full_precision(self._call(None, self.module, *opened(inputs)))
+        with self.evaluated_weights():
+            output = self._full_precision(self._call(None, self.module, *opened(inputs)))
         return onward(inputs, mapped(output, Tensor.contiguous))
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Let the layers have the weights with which they are evaluated, which are averages where these are kept."""
+        return nullcontext() if self.updater.average is None else self.updater.average.in_place()
 
     def _full_precision(self, output: Value) -> Value:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""

@@ -26,10 +26,14 @@ from tools.stubs import PROTO, ROOT, check_tools
 REFERENCE = ROOT / "docs" / "api.md"
 FIRST = "coordinator.proto"
 ELSEWHERE = {
+    ".google.protobuf.Struct": (
+        "Struct",
+        "https://protobuf.dev/reference/protobuf/google.protobuf/#struct",
+    ),
     ".google.protobuf.Timestamp": (
         "Timestamp",
         "https://protobuf.dev/reference/protobuf/google.protobuf/#timestamp",
-    )
+    ),
 }
 
 _INTRODUCTION = """\

@@ -116,6 +116,11 @@ JOB_ROWS: Rows = [
         8,
         [
             Panel(
+                "Metrics",
+                "Those of train.metrics in the latest evaluation, by class where they have several values.",
+                [(f"lowdimfa_trainer_test_metric_value{_JOB}", "{{metric}} {{class}}")],
+            ),
+            Panel(
                 "Busy",
                 "Share of the time that each block computes, by kind of work.",
                 [

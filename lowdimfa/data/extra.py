@@ -1,4 +1,4 @@
-"""Packages of Hugging Face and Arrow, which not everybody has: imported when they are used."""
+"""Packages that not everybody has, each of an extra: imported when they are used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from lowdimfa.errors import InputError
 
 
-def package(name: str, key: str = "") -> Any:
-    """Import a package of the extra ``hf``; ``key`` is what of a specification needs it.
+def package(name: str, key: str = "", extra: str = "hf") -> Any:
+    """Import a package of an extra; ``key`` is what of a specification needs it.
 
     Raises
     ------
@@ -23,5 +23,5 @@ def package(name: str, key: str = "") -> Any:
             key or name.partition(".")[0],
             f"a package that can't be imported, {name} ({error})",
             "that it is installed",
-            "Install it with: pip install 'lowdimfa[hf]'",
+            f"Install it with: pip install 'lowdimfa[{extra}]'",
         ) from error

@@ -104,7 +104,10 @@ class Manifest:
             manifest = cls(**fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else in_words(error)
-            found, expected = f"no {MANIFEST} to read ({reason})", "a folder that 'lowdimfa data tokens' wrote"
+            found, expected = (
+                f"no {MANIFEST} to read ({reason})",
+                "a folder that 'lowdimfa data tokens' wrote",
+            )
             hint = f"Make it: lowdimfa data tokens FILES --out {folder}"
             raise InputError(str(folder), found, expected, hint) from error
         manifest._check_sizes(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from lowdimfa.errors import PeerError, ProtocolError
-from lowdimfa.head import Evaluation
+from lowdimfa.head import Evaluation, Head
 from lowdimfa.services.block.exchange import Exchange, Shard
 from lowdimfa.services.block.instructions import (
     ActivationArrived,
@@ -127,6 +127,8 @@ class BlockRunner:
         totals = Evaluation()
         for index in range(self._policy.rank, batches, self._policy.replicas):
             self.work.evaluate(index, None if self._policy.first else self._next_evaluation(index), totals)
+        if isinstance(self.work.stage, Head):
+            totals.metrics = self.work.stage.metrics.compute()
         self._observer.rest(self._observer.applied_steps)
         return totals
 

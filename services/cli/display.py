@@ -14,7 +14,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowdimfa.services.cli.words import Number, clock, finite, fitted, joined, language, loss, numbers_of
+from lowdimfa.services.cli.words import (
+    Number,
+    clock,
+    finite,
+    fitted,
+    joined,
+    language,
+    loss,
+    measured,
+    numbers_of,
+)
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.monitoring.line_file import to_json
 
@@ -166,7 +176,7 @@ class Course(ProgressColumn):
 
 def _evaluated(event: Event) -> str:
     accuracy = "" if event["test_accuracy"] is None else f", accuracy {100 * event['test_accuracy']:.2f} %"
-    return f"test at step {event['step']:,}: loss {loss(event['test_loss'])}{language(event)}{accuracy}"
+    return f"test at step {event['step']:,}: loss {loss(event['test_loss'])}{language(event)}{accuracy}{measured(event)}"
 
 
 def _alignment(event: Event) -> str:
@@ -267,9 +277,10 @@ def _finished(event: Event) -> str:
     accuracy = (
         "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
     )
+    early = f" early ({event['stopped_early']})" if event.get("stopped_early") else ""
     return (
-        f"finished: {accuracy}test loss {loss(event['test_loss'])}{language(event)} after {event['steps']:,} steps in "
-        f"{clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
+        f"finished{early}: {accuracy}test loss {loss(event['test_loss'])}{language(event)} "
+        f"after {event['steps']:,} steps in {clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
     )
 
 

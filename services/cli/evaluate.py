@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from lowdimfa.services.cli.display import JsonDisplay
-from lowdimfa.services.cli.options import Format, FormatOption, RunDirArgument
+from lowdimfa.services.cli.options import BestOption, Format, FormatOption, RunDirArgument
 from lowdimfa.services.cli.output import claim_stdout
-from lowdimfa.services.cli.words import language
+from lowdimfa.services.cli.words import language, measured
 
 
-def evaluate(run_dir: RunDirArgument, form: FormatOption = Format.text) -> None:
-    """Evaluate the newest checkpoint of a run on its test split."""
+def evaluate(run_dir: RunDirArgument, best: BestOption = False, form: FormatOption = Format.text) -> None:
+    """Evaluate the newest checkpoint of a run, or the best one, on its test split."""
     from lowdimfa.services.trainer.evaluate import evaluate_run
 
     if form is Format.json:
-        JsonDisplay(claim_stdout()).show(evaluate_run(run_dir))
+        JsonDisplay(claim_stdout()).show(evaluate_run(run_dir, best))
         return
-    event = evaluate_run(run_dir)
+    event = evaluate_run(run_dir, best)
     accuracy = (
         "" if event["test_accuracy"] is None else f", test accuracy {100 * event['test_accuracy']:.2f} %"
     )
     print(
-        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{language(event)}{accuracy} "
+        f"step {event['step']:,}: test loss {event['test_loss']:.4f}{language(event)}{accuracy}{measured(event)} "
         f"({event['samples']:,} samples)"
     )

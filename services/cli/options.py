@@ -24,6 +24,11 @@ FormatOption = Annotated[
 ]
 
 
+BestOption = Annotated[
+    bool, typer.Option("--best", help="Take the best checkpoint, of a run with run.keep_best.")
+]
+
+
 def expanded(text: object) -> Path:
     """Read a path option: ``~`` and variables in it are filled in, since a shell doesn't do that everywhere."""
     try:

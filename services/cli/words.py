@@ -66,6 +66,18 @@ def language(event: Event) -> str:
     )
 
 
+def measured(event: Event) -> str:
+    """Return the metrics of an evaluation, after its other numbers: of one per class the range."""
+    said = ""
+    for name, value in (event.get("metrics") or {}).items():
+        if isinstance(value, list):
+            finite_ones = [number for number in value if number is not None] or [math.nan]
+            said += f", {name} {min(finite_ones):.4g} to {max(finite_ones):.4g}"
+        else:
+            said += f", {name} {finite(value):.4g}"
+    return said
+
+
 def _perplexity(value: float | None) -> str:
     """Return a perplexity in words; one that is infinite has come as null, as JSON has no such number."""
     return "inf" if value is None else f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lowdimfa.errors import LowdimfaError
@@ -129,6 +130,10 @@ def _plain(message: Message) -> dict[str, Any]:
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if isinstance(value, Timestamp):
+            continue
+        if isinstance(value, Struct):
+            if value:
+                plain[field.name] = MessageToDict(value)
             continue
         if isinstance(value, Mapping):  # its keys are text, as in any JSON object
             plain[field.name] = {str(key): entry for key, entry in value.items()}

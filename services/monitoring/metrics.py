@@ -6,6 +6,7 @@ accuracies, progress and checkpoints appear when they have a value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -178,6 +179,16 @@ class TrainerMetrics(_Metrics):
         self._number("lowdimfa_trainer_test_loss_value").set(loss)
         if accuracy is not None:
             self._number("lowdimfa_trainer_test_accuracy_ratio").set(accuracy)
+
+    def measured(self, metrics: Mapping[str, float | list[float | None] | None]) -> None:
+        """Set the metrics of the user's own; what isn't finite is not a number."""
+        for name, value in metrics.items():
+            classes = enumerate(value) if isinstance(value, list) else [("", value)]
+            for index, number in classes:
+                labels = {"metric": name, "class": str(index)}
+                self._number("lowdimfa_trainer_test_metric_value", **labels).set(
+                    math.nan if number is None else number
+                )
 
     def aligned(self, block: int, angle_degrees: float) -> None:
         """Set the angle between a block's update and its true gradient."""

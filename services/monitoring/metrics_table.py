@@ -185,6 +185,12 @@ METRICS = (
         "Accuracy of the latest evaluation, 0 to 1; absent where the task has none.",
     ),
     Metric(
+        "lowdimfa_trainer_test_metric_value",
+        "gauge",
+        (*_JOB, "metric", "class"),
+        "A metric of train.metrics in the latest evaluation; class is empty where it is one number for all.",
+    ),
+    Metric(
         "lowdimfa_trainer_alignment_angle_degrees",
         "gauge",
         (*_JOB, "block"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,13 @@ class CheckpointStore:
             directory.mkdir()
         return directory
 
-    def commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Path:
+    def commit(
+        self,
+        step: int,
+        entries: Sequence[dict[str, Any]],
+        meta: Mapping[str, Any],
+        kept: Collection[int] = (),
+    ) -> Path:
         """Complete the checkpoint that `begin` began, then delete those that are no longer kept.
 
         A checkpoint of a later step is deleted too: it belongs to a course of the run that was given up when
@@ -149,6 +155,8 @@ class CheckpointStore:
             What `write_block` returned in each block.
         meta
             Notes about the run that JSON can hold.
+        kept
+            Steps of checkpoints that stay, beside the newest.
 
         Raises
         ------
@@ -158,7 +166,9 @@ class CheckpointStore:
             The disk refused something; a `DiskFullError` where that is for lack of room.
         """
         with self._attempt(step):
-            return self._commit(step, entries, meta)
+            final = self._commit(step, entries, meta)
+            self._prune(step, kept)
+            return final
 
     def _commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Path:
         directory = self._temporary(step)
@@ -180,7 +190,6 @@ class CheckpointStore:
             final.rename(replaced)
         directory.rename(final)
         sync(self._root)
-        self._prune(step)
         return final
 
     def list(self) -> Sequence[int]:
@@ -250,10 +259,10 @@ class CheckpointStore:
                 found[int(match[1])] = path
         return found
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, wanted: Collection[int]) -> None:
         complete = self._complete()
         steps = sorted(number for number in complete if number <= step)
-        kept = {complete[number] for number in steps[-self._keep :]}
+        kept = {complete[number] for number in steps[-self._keep :] + [at for at in steps if at in wanted]}
         for path in sorted(self._root.iterdir()):
             if _COMPLETE.fullmatch(path.name) and path not in kept:
                 _discard(path)

@@ -73,3 +73,11 @@ def replace_text(path: Path, text: str, what: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise refusal(what, path, error) from error
+
+
+def written_at(file: Path) -> int | None:
+    """Return when a file was written last, in nanoseconds, or None if it isn't there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lowdimfa.average import PREFIX
 from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
@@ -177,20 +178,31 @@ class Manifest:
             )
 
 
-def export_state(manifest: Manifest) -> dict[str, Tensor]:
-    """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor."""
-    names = _exported(manifest)
+def export_state(manifest: Manifest, average: bool = False) -> dict[str, Tensor]:
+    """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor.
+
+    With ``average``, trained weights are their moving average; an `InputError` if the checkpoint has none.
+    """
+    names = _exported(manifest, average)
     found = manifest.tensors(set(names.values()).__contains__)
     return {name: found[kept] for name, kept in names.items()}
 
 
-def _exported(manifest: Manifest) -> dict[str, str]:
+def _exported(manifest: Manifest, average: bool = False) -> dict[str, str]:
     """Return the name in the checkpoint of each tensor in the plain model's state dict."""
+    averages = [name for entry in manifest.entries for name in entry.tensors if name.startswith(PREFIX)]
+    if average and not averages:
+        hint = "Without --average its weights are taken."
+        raise InputError(
+            "--average", f"a checkpoint without ({manifest.path})", "a run with train.average", hint
+        )
     saved = [name for entry in manifest.entries for name in entry.tensors if name.startswith(MODEL_PREFIX)]
     extra = {name: tensor_name(data) for name, data in extra_state(manifest).items()}
-    return {name.removeprefix(MODEL_PREFIX): name for name in saved} | {
-        name: kept for name, kept in extra.items() if kept is not None
-    }
+    return (
+        {name.removeprefix(MODEL_PREFIX): name for name in saved}
+        | {name: kept for name, kept in extra.items() if kept is not None}
+        | ({name.removeprefix(PREFIX): name for name in averages} if average else {})
+    )
 
 
 def extra_state(manifest: Manifest) -> dict[str, Any]:
@@ -204,18 +216,18 @@ def left_out(manifest: Manifest) -> list[str]:
     return sorted(name for name, data in extra_state(manifest).items() if tensor_name(data) is None)
 
 
-def export_file(manifest: Manifest, output: Path) -> None:
+def export_file(manifest: Manifest, output: Path, average: bool = False) -> None:
     """Write the plain model's state dict as one safetensors file, whole or not at all, with memory for one tensor.
 
     Raises
     ------
     InputError
-        The file can't be written there.
+        The file can't be written there, or the checkpoint has no ``average``.
     """
+    names = _exported(manifest, average)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        names = _exported(manifest)
         kinds = manifest.kinds(set(names.values()).__contains__)
         write_tensors(
             partial,

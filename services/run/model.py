@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
+import torch
 from torch import nn
 
 from lowdimfa.block_module import BlockModule, load_layers
@@ -14,7 +15,7 @@ from lowdimfa.imports import call_factory
 from lowdimfa.layers import as_module, channels_last, list_layers, named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
-from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest
+from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest, export_state
 from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
@@ -32,8 +33,8 @@ def build_model(specification: Specification) -> nn.Module:
     return module
 
 
-def trained_model(specification: Specification, manifest: Manifest) -> nn.Module:
-    """Return the uncut model with the weights and buffers of a checkpoint."""
+def trained_model(specification: Specification, manifest: Manifest, average: bool = False) -> nn.Module:
+    """Return the uncut model with the weights and buffers of a checkpoint, or with the weights' moving average."""
     model = build_model(specification)
     kinds = manifest.kinds(lambda name: name.startswith(MODEL_PREFIX))
     for name, value in named_tensors(model):
@@ -43,6 +44,11 @@ def trained_model(specification: Specification, manifest: Manifest) -> nn.Module
     scalars = [{key: entry.scalars[key] for key in ("extra", "versions")} for entry in manifest.entries]
     kept = kinds.keys() | set(references(scalars))
     load_layers(module, manifest.tensors(kept.__contains__), *scalars)
+    if average:
+        averages = export_state(manifest, average=True)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                value.copy_(averages[name])
     return model
 
 

@@ -15,14 +15,23 @@ from typing import Any
 
 import torch
 
-from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
+from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.generators import reproducible, unchanged_generators
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import named_tensors
 from lowdimfa.loss_check import checked_loss
-from lowdimfa.losses import counts, make_loss, validate_class_targets, validate_tokens
+from lowdimfa.losses import (
+    Objective,
+    counts,
+    make_loss,
+    right_predictions,
+    validate_class_targets,
+    validate_tokens,
+)
+from lowdimfa.metrics import Metrics
 from lowdimfa.partitioning import BlockPlan, coarser_between
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
@@ -115,7 +124,7 @@ def make_run_plan(
     _check_tokens(network, reader)
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
-    _check_targets(network, reader)
+    _check_targets(specification, network, reader)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
@@ -216,7 +225,7 @@ def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
             validate_tokens(inputs, vocabulary)
 
 
-def _check_targets(network: NetworkPlan, reader: Reader) -> None:
+def _check_targets(specification: Specification, network: NetworkPlan, reader: Reader) -> None:
     """Run the loss once on an output of the right shape, so that a mismatch is found before the first step."""
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     loss = make_loss(training.loss, task, training.ignore_index)
@@ -228,3 +237,28 @@ def _check_targets(network: NetworkPlan, reader: Reader) -> None:
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
     counted = counts(training.loss, task, training.ignore_index)(targets)
     checked_loss(loss, torch.zeros(len(targets), *shape), targets, counted)
+    _check_metrics(specification, network, targets, task)
+
+
+def _check_metrics(
+    specification: Specification, network: NetworkPlan, targets: torch.Tensor, task: Task
+) -> None:
+    """Measure made-up outputs, so that a metric that can't take them is found before the first step."""
+    training, best = network.training, specification.run.keep_best
+    objective, metrics = Objective.of(training, task), Metrics(training.metrics)
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
+    metrics.update(outputs, targets, objective.counts(targets))
+    found = metrics.compute()
+    if best is not None and isinstance(found.get(best.metric), list):
+        raise InputError(
+            "run.keep_best.metric", f"{best.metric!r}, which has one number per class", "one number"
+        )
+    if (
+        best is not None
+        and best.metric == "test_accuracy"
+        and not right_predictions(outputs, targets, task)[1]
+    ):
+        raise InputError(
+            "run.keep_best.metric", "'test_accuracy' of a task without accuracy", "such as 'test_loss'"
+        )

@@ -28,7 +28,7 @@ _BESIDE = (
 
 
 def export_folder(
-    specification: Specification, manifest: Manifest, output: Path
+    specification: Specification, manifest: Manifest, output: Path, average: bool = False
 ) -> tuple[list[str], list[str]]:
     """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and the notices of its layers.
 
@@ -46,7 +46,7 @@ def export_folder(
     InputError
         The model isn't one of Hugging Face, or the folder can't be written.
     """
-    network = trained_model(specification, manifest)
+    network = trained_model(specification, manifest, average)
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")

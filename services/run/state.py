@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from lowdimfa.average import PREFIX
 from lowdimfa.config import FactoryConfig
 from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
@@ -61,6 +62,7 @@ def _load_stage(stage: Stage, manifest: Manifest) -> None:
         raise LookupError("layers that no block of the checkpoint has")
     scalars = [entry.scalars for entry in entries]
     names = {f"model/{name}" for name in stage.module.plain_state_dict()} | {"head/P"}
+    names |= {f"{PREFIX}{name}" for name in stage.updater.parameters}
     names |= {f"feedback/{site.boundary}/Q" for site in stage.sites}
     for state in scalars:
         names |= set(references(_of_interest(state, stage.updater.parameters)))

@@ -39,6 +39,8 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         total_steps=total_steps,
         **taken(train, TrainingConfig) | {"loss": opened(train.loss)},
         update=update(train, "train"),
+        average=None if train.average is None else train.average.decay,
+        metrics={name: _factory(each, "") for name, each in train.named_metrics.items()},
         per_block={
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()
         },

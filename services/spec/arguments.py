@@ -27,6 +27,7 @@ import lowdimfa.data.synthetic
 import lowdimfa.data.tabular
 import lowdimfa.data.text
 import lowdimfa.models  # noqa: F401
+from lowdimfa.callback import Callback
 from lowdimfa.optim import FOLLOWS_A_LOSS
 from lowdimfa.services.spec.expectations import Path, listed
 from lowdimfa.services.spec.given import Given
@@ -72,6 +73,10 @@ def argument_refusals(specification: Specification) -> tuple[list[Refusal], bool
         for key in ("optimizer", "scheduler")
         if getattr(section, key) is not None
     ]
+    uses += [
+        _Use(("run", "callbacks", index), *_of(each))
+        for index, each in enumerate(specification.run.callbacks)
+    ]
     found = [refusal for use in uses for refusal in _refusals(use)] + list(_of_loss(train.loss))
     return found[:MOST_NAMED], len(found) > MOST_NAMED
 
@@ -86,7 +91,7 @@ def _refusals(use: _Use) -> Iterator[Refusal]:
     if isinstance(factory, Refusal):
         yield factory
     elif factory is not None:
-        kind = _KINDS.get(str(use.path[-1]))
+        kind = next((_KINDS[part] for part in map(str, use.path) if part in _KINDS), None)
         unfit = kind(factory) if kind and inspect.isclass(factory) else None
         if unfit is not None:
             yield Refusal(where, *unfit)
@@ -181,9 +186,18 @@ def _scheduler(factory: type) -> tuple[str, str] | None:
     )
 
 
+def _callback(factory: type) -> tuple[str, str] | None:
+    return (
+        None
+        if issubclass(factory, Callback)
+        else (f"{factory.__name__}, which is no callback", "a class derived from lowdimfa.Callback")
+    )
+
+
 _KINDS: dict[str, Callable[[type], tuple[str, str] | None]] = {
     "optimizer": _optimizer,
     "scheduler": _scheduler,
+    "callbacks": _callback,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -14,8 +15,11 @@ from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.section import (
     IMPORT_PATTERN,
+    TEST_NUMBERS,
     Args,
     Factory,
+    ImportPath,
+    MetricSection,
     Rule,
     Section,
     nearest,
@@ -138,6 +142,24 @@ class BlockTraining:
     grad_clip: float | None
 
 
+MetricName = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", json_schema_extra={"expected": "a name"})
+]
+
+
+def metric_names(given: Iterable[str]) -> list[str]:
+    """Return the names of metrics: those of a mapping, or of a list of import paths each one's last part."""
+    return [re.split(r"[.:]", each)[-1] for each in given]
+
+
+class AverageSection(Section):
+    """A moving average of the weights."""
+
+    decay: float = Field(
+        0.999, ge=0, lt=1, description="What stays of the average at each step; the rest is the weights'."
+    )
+
+
 class TrainSection(Section):
     """How long, in what portions and with what optimiser the model is trained."""
 
@@ -173,6 +195,17 @@ class TrainSection(Section):
     limit_samples: int | None = Field(
         None, ge=1, description="Train on only the first so many samples; null means all."
     )
+    average: AverageSection | None = Field(
+        None,
+        description="Keep an exponential moving average of each block's weights, and evaluate with it. Checkpoints "
+        "have it beside the weights; `lowdimfa export --average` takes it.",
+    )
+    metrics: dict[MetricName, ImportPath | MetricSection] | list[ImportPath] = Field(
+        {},
+        description="What evaluations measure beside loss and accuracy, by name: an import path, or a mapping with "
+        "`factory` and `args`. A list of import paths names each by its last part: [callbacks.md](callbacks.md#metrics).",
+        json_schema_extra={"expected": "a mapping from names to metrics, or a list of import paths"},
+    )
     log_every: int = Field(10, ge=1, description="Optimiser steps between progress reports.")
     per_block: dict[Annotated[int, Field(ge=0)], BlockOverrides] = Field(
         {},
@@ -192,7 +225,19 @@ class TrainSection(Section):
             raise refusal(
                 ("microbatches",), str(self.microbatches), f"a divisor of batch_size ({self.batch_size})"
             )
+        names = metric_names(self.metrics)
+        twice = next((name for name in names if names.count(name) > 1 or name in TEST_NUMBERS), None)
+        if twice is not None:
+            expected = "a name of its own for each metric, and none that every evaluation has"
+            raise refusal(("metrics",), f"the name {twice!r}", expected, "A mapping names them as you like.")
         return self
+
+    @property
+    def named_metrics(self) -> dict[str, MetricSection]:
+        """The metrics by name, however they are given."""
+        given = self.metrics.values() if isinstance(self.metrics, dict) else self.metrics
+        sections = [MetricSection(factory=each) if isinstance(each, str) else each for each in given]
+        return dict(zip(metric_names(self.metrics), sections, strict=True))
 
     @property
     def effective_window(self) -> int:

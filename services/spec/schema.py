@@ -14,7 +14,17 @@ from pydantic import Field, model_validator
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.placement import PlacementSection
-from lowdimfa.services.spec.section import Args, Factory, LayerName, Section, refusal, shortened
+from lowdimfa.services.spec.section import (
+    TEST_NUMBERS,
+    Args,
+    Factory,
+    ImportPath,
+    LayerName,
+    Section,
+    nearest,
+    refusal,
+    shortened,
+)
 from lowdimfa.services.spec.weights import Patterns, WeightsSection
 
 
@@ -100,6 +110,25 @@ class DataSection(Section):
     )
 
 
+class CallbackSection(Section):
+    """A callback by import path."""
+
+    factory: ImportPath = Field(
+        description="What makes the callback: called with `args`, returns a `lowdimfa.Callback`."
+    )
+    args: Args = Field({}, description="Keyword arguments of the callback.")
+
+
+class BestSection(Section):
+    """Which checkpoint is the best."""
+
+    metric: str = Field(
+        "test_loss",
+        description="What is compared: a number of the `evaluated` event, or the name of one in `train.metrics`.",
+    )
+    mode: Literal["min", "max"] = Field("min", description="Whether less or more is better.")
+
+
 class RunSection(Section):
     """Where a run is kept and what is recorded."""
 
@@ -110,6 +139,11 @@ class RunSection(Section):
         0, ge=0, description="Optimiser steps between checkpoints; 0 means only at the end."
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_best: BestSection | None = Field(
+        None,
+        description="Also keep the checkpoint with the best evaluation. An evaluation that is better than all before is "
+        "followed by a checkpoint. `lowdimfa evaluate --best` and `export --best` take it.",
+    )
     on_failure: Literal["fail", "restart", "rejoin"] = Field(
         "fail",
         description="What happens when a block is lost. `fail`: the run ends, and can be resumed from its last "
@@ -149,6 +183,10 @@ class RunSection(Section):
     timeline: bool = Field(True, description="Record when each block computed, sent and waited.")
     tensorboard: bool = Field(
         True, description="Write event files for TensorBoard into the run's directory, under `tensorboard`."
+    )
+    callbacks: list[CallbackSection] = Field(
+        [],
+        description="What is told of the run's events, in this order, and may end it: [callbacks.md](callbacks.md).",
     )
     metrics: Literal["loopback", "node", "off"] = Field(
         "loopback",
@@ -194,10 +232,18 @@ class Specification(Section):
                 expected = "model.blocks of at least 2, as a block alone receives nothing"
                 raise refusal(("drill", "faults", index, "kind"), repr(fault.kind), expected)
         self._check_replicas()
+        if self.run.keep_best is not None and (metric := self.run.keep_best.metric) not in self.test_numbers:
+            expected, hint = f"one of {', '.join(self.test_numbers)}", nearest(metric, self.test_numbers)
+            raise refusal(("run", "keep_best", "metric"), shortened(metric), expected, hint)
         if self.feedback.form == "backprop" and self.train.staleness:
             found = f"{self.train.staleness} with feedback.form 'backprop'"
             raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")
         return self
+
+    @property
+    def test_numbers(self) -> list[str]:
+        """Names of the numbers that the run's evaluations may have."""
+        return [*TEST_NUMBERS, *self.train.named_metrics]
 
     def replicas_of(self, block: int) -> int:
         """Return the number of data-parallel replicas of a block; the head has one."""

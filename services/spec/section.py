@@ -14,6 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from lowdimfa.services.spec.given import Given
 
+TEST_NUMBERS = ("test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte")
+"""What evaluations tell of any run, or of any language model."""
+
 _NAME = r"[^\W\d]\w*"
 IMPORT_PATTERN = rf"{_NAME}(\.{_NAME})*[.:]{_NAME}"
 
@@ -92,6 +95,16 @@ class Rule(Section):
 
     factory: Factory = Field(description="The class: called with what all of its kind are given, and `args`.")
     args: Args = Field({}, description="Keyword arguments of the class.")
+
+
+class MetricSection(Section):
+    """A metric by import path, with arguments."""
+
+    factory: ImportPath = Field(
+        description="A class with `reset`, `update` and `compute`, called with `args`; or a function of outputs and "
+        "targets, which gets `args` beside them, and whose values are averaged over the samples."
+    )
+    args: Args = Field({}, description="Keyword arguments of the class or function.")
 
 
 _WORDS = {False: {"off", "no", "false"}, True: {"on", "yes", "true"}}

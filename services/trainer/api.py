@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowdimfa.callback import Callback
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
@@ -105,6 +106,8 @@ class DecoupledTrainer:
         Folder with the user's own modules; by default that of the YAML file.
     on_event
         Gets every event as it happens.
+    callbacks
+        Are told of events in the trainer's process, after those of ``run.callbacks``; on Ray copies of them are.
 
     Raises
     ------
@@ -142,6 +145,7 @@ class DecoupledTrainer:
         overrides: Sequence[str] | Mapping[str, Any] = (),
         user_code: str | Path | None = None,
         on_event: Sink | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
@@ -171,6 +175,7 @@ class DecoupledTrainer:
             resume=resume,
             user_code=UserCode.beside(folder, pack=address is not None),
             resume_step=resume_step,
+            callbacks=tuple(callbacks),
         )
 
     def plan(self, *, whole: bool = False) -> RunPlan:
@@ -186,7 +191,7 @@ class DecoupledTrainer:
     def _planned(self, *, whole: bool = False, in_turn: bool = True) -> RunPlan:
         require_run_dir(Path(self.request.run_dir), self.request.resume)
         with self._speaks():
-            return prepare(self.request, whole=whole, in_turn=in_turn)[0]
+            return prepare(self.request, whole=whole, in_turn=in_turn).plan
 
     def fit(self) -> Result:
         """Run to the end.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.user_code import UserCode
@@ -14,8 +15,8 @@ from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
-def evaluate_run(run_dir: Path) -> Event:
-    """Return an ``evaluated`` event for the newest checkpoint, with the number of samples.
+def evaluate_run(run_dir: Path, best: bool = False) -> Event:
+    """Return an ``evaluated`` event for the newest checkpoint, or the best one, with the number of samples.
 
     Raises
     ------
@@ -24,7 +25,8 @@ def evaluate_run(run_dir: Path) -> Event:
     """
     run_dir = run_dir.resolve()
     specification = read_run(run_dir)
-    manifest = CheckpointStore(run_dir).load(None)
+    store = CheckpointStore(run_dir)
+    manifest = load_best(store) if best else store.load(None)
     sequential = specification.model_copy(
         update={
             "train": specification.train.model_copy(update={"staleness": 0}),
@@ -33,7 +35,7 @@ def evaluate_run(run_dir: Path) -> Event:
     )
     code = UserCode(read_plan(run_dir).get("user_code"))
     request = RunRequest(sequential.model_dump(), str(run_dir), "local", True, code)
-    plan, _ = prepare(request, rehearsed=False)
+    plan = prepare(request, rehearsed=False).plan
     engine = LocalEngine(plan, run_dir)
     with other_peoples_code("the evaluation failed"):
         engine.start(manifest.step)
@@ -47,4 +49,6 @@ def evaluate_run(run_dir: Path) -> Event:
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "samples": result.samples,
-    } | Language.of(plan).evaluated(result)
+        **Language.of(plan).evaluated(result),
+        **({"metrics": result.metrics} if result.metrics else {}),
+    }

@@ -6,8 +6,9 @@ import shlex
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from lowdimfa.callback import Callback
 from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.monitoring.line_file import to_json
@@ -18,13 +19,13 @@ from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
 from lowdimfa.services.run.state import boundaries_of, require_resumable
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.spec import Specification, parse_specification, to_yaml
+from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
-from lowdimfa.services.trainer.loop import TrainingLoop, failed
+from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
-from lowdimfa.services.trainer.tensorboard import Board, NoBoard, TensorBoard
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]
@@ -53,6 +54,8 @@ class RunRequest:
         Step of the checkpoint to go on from, for a run that is resumed; None is the newest.
     way_on
         Command by which a person resumes the run, for messages; empty for that of ``lowdimfa train``.
+    callbacks
+        Given as objects, beside those of the specification.
     """
 
     specification: dict[str, Any]
@@ -63,6 +66,7 @@ class RunRequest:
     lost_at: float | None = None
     resume_step: int | None = None
     way_on: str = ""
+    callbacks: tuple[Callback, ...] = ()
 
     def again(self, lost_at: float | None = None, *, ready: bool = False) -> RunRequest:
         """Return the request of a further attempt in the same directory.
@@ -94,9 +98,17 @@ class RunRequest:
         return parse_specification(self.specification, "the run's specification")
 
 
+class Prepared(NamedTuple):
+    """What a run begins with: its plan, the checkpoint that it goes on from, if any, and its callbacks."""
+
+    plan: RunPlan
+    manifest: Manifest | None
+    callbacks: list[Callback]
+
+
 def prepare(
     request: RunRequest, rehearsed: bool = True, whole: bool = False, in_turn: bool = True
-) -> tuple[RunPlan, Manifest | None]:
+) -> Prepared:
     """Check everything that can be checked before the first block starts.
 
     Parameters
@@ -104,7 +116,7 @@ def prepare(
     request
         What to run.
     rehearsed
-        Whether a step is made on copies: not for a run that is only evaluated.
+        Whether a step is made on copies, and callbacks: not for a run that is only evaluated.
     whole
         Whether this process is to hold the network, however large it is; with the engine ``local`` it is.
     in_turn
@@ -118,6 +130,7 @@ def prepare(
     request.user_code.install()
     specification = request.parsed()
     require_engine(specification, request.engine)
+    callbacks = make_callbacks(specification, request.callbacks) if rehearsed else []
     manifest = _resumed(request) if request.resume else None
     boundaries = None
     if manifest is not None and specification.model.blocks == len(manifest.entries):
@@ -129,7 +142,7 @@ def prepare(
         Language.of(plan)  # which refuses what the data tells of itself
         if manifest is not None:
             require_resumable(plan, manifest)
-    return plan, manifest
+    return Prepared(plan, manifest, callbacks)
 
 
 def _resumed(request: RunRequest) -> Manifest:
@@ -205,47 +218,46 @@ def execute(
     with RunDir(path, request.resume, patience) as run_dir:
         if own_process:
             keep_output(log_file(path, "trainer"))
-        plan, manifest = fresh or prepare(request)
+        prepared = fresh or prepare(request)
         with opened(journal):
-            return _run(request, plan, manifest, run_dir, journal, stop or StopRequest())
+            return _run(request, prepared, run_dir, journal, stop or StopRequest())
 
 
 def _run(
     request: RunRequest,
-    plan: RunPlan,
-    manifest: Manifest | None,
+    prepared: Prepared,
     run_dir: RunDir,
     journal: Journal,
     stop: StopRequest,
 ) -> Event:
     watch = TrainerWatch(run_dir.path.name)
-    board = make_board(plan.specification, run_dir.path)
+    plan, manifest, made = prepared
+    callbacks = Callbacks(made, plan.specification, run_dir.path, stop.finish)
     engine: Engine | None = None
     try:
         if stop.made:  # before anything of a run is there, so that it may still begin as a new one
             raise stopped(run_dir.path)
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         engine = make_engine(request, plan, watch)
-        finished = TrainingLoop(plan, engine, run_dir.path, journal, watch, board, stop).run(manifest)
+        finished = TrainingLoop(plan, engine, run_dir.path, journal, watch, callbacks, stop).run(manifest)
         run_dir.conclude(to_json(finished))
         return finished
     except BaseException as error:  # the user's own layers, loss or data may raise anything
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            failed(journal, watch, stopped(run_dir.path))
+            ended(journal, watch, callbacks, "failed", stopped(run_dir.path).as_event())
             raise
         failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
         if failure.code == LowdimfaError.code:
             failure = _with_traceback(failure, run_dir)
         elif isinstance(failure, DiskFullError):
             failure = _with_way_on(failure, request)
-        failed(journal, watch, failure)
+        ended(journal, watch, callbacks, "failed", failure.as_event())
         if failure is error:
             raise
         raise failure from error
     finally:
         if engine is not None:
             engine.close()
-        board.close()
         watch.close()
 
 
@@ -266,13 +278,6 @@ def _with_way_on(error: DiskFullError, request: RunRequest) -> DiskFullError:
         else "start the run again, in a new directory"
     )
     return DiskFullError(f"{error.message}; make room, then {way}", block=error.block, setting=error.setting)
-
-
-def make_board(specification: Specification, run_dir: Path) -> Board:
-    """Return what shows the run in TensorBoard, unless the specification doesn't want it."""
-    if not specification.run.tensorboard:
-        return NoBoard()
-    return TensorBoard(run_dir / "tensorboard", to_yaml(specification))
 
 
 def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engine:

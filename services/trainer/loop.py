@@ -12,18 +12,20 @@ from typing import Any
 from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
 from lowdimfa.feedback.source import source_of
 from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.run.best import KeepBest
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.disk import written_at
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
+from lowdimfa.services.trainer.callbacks import Callbacks, ended
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.progress import ProgressMeter
 from lowdimfa.services.trainer.recovery import Recovery
 from lowdimfa.services.trainer.run_dir import postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
-from lowdimfa.services.trainer.tensorboard import Board
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 
@@ -42,8 +44,8 @@ class TrainingLoop:
         Gets events.
     watch
         Gets what Prometheus sees of the trainer.
-    board
-        Gets what TensorBoard shows.
+    callbacks
+        Are told of all events.
     stop
         Asks for an early end.
     """
@@ -55,7 +57,7 @@ class TrainingLoop:
         run_dir: Path,
         log: Journal,
         watch: TrainerWatch,
-        board: Board,
+        callbacks: Callbacks,
         stop: StopRequest,
     ) -> None:
         self._plan = plan
@@ -63,7 +65,7 @@ class TrainingLoop:
         self._run_dir = run_dir
         self._log = log
         self._watch = watch
-        self._board = board
+        self._callbacks = callbacks
         self._stop = stop
         self._store = CheckpointStore(run_dir, plan.specification.run.keep)
         self._total = plan.network.training.total_steps
@@ -71,10 +73,12 @@ class TrainingLoop:
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
+        self._best = KeepBest(plan.specification.run.keep_best)
         run = plan.specification.run
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
+            (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._save_if_best),
             (run.checkpoint_every, self._save_on_the_way),
         ]
         self._periods = [(period, action) for period, action in periods if period]
@@ -108,18 +112,16 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
-        self._board.begin(self._saved)
+            self._best.go_on(self._done, manifest.meta)
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
             pass  # a recovery left steps, or the evaluation of what it came to, to do
-        self._board.close()
-        self._warn()  # while the run's last event is still to come
         return self._finished()
 
     def _train(self) -> bool:
-        """Run all steps that are left, with what is due between them; return False after a step back."""
-        while self._done < self._total:
-            if self._stop.made:
+        """Run all steps that are wanted, with what is due between them; return False after a step back."""
+        while self._done < self._total and (self._stop.asked or self._stop.reason is None):
+            if self._stop.asked:
                 if not self._unharmed(self._save_once):
                     return False
                 raise stopped(self._run_dir)
@@ -178,13 +180,16 @@ class TrainingLoop:
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
         words = postmortem_file(self._run_dir)
-        earlier = _written(words)
+        earlier = written_at(words)
         try:
             self._done = self._recovery.after(loss, step, self._saved)
         except LowdimfaError:
-            if _written(words) not in (None, earlier):
+            if written_at(words) not in (None, earlier):
                 self._log.emit("warning", message=f"every block's last words are in {words}")
             raise
+        if self._done < step:
+            self._stop.reason = None  # that of a course which is given up
+            self._best.go_on(self._done)
         self._evaluated = {}  # of weights of which blocks may have lost some steps
         if self._saved is not None and self._saved > self._done:
             self._saved = self._done
@@ -211,6 +216,7 @@ class TrainingLoop:
             )
         found = {"test_loss": result.loss, "test_accuracy": result.accuracy}
         self._evaluated = {"step": self._done} | found | self._language.evaluated(result)
+        self._evaluated |= {"metrics": result.metrics} if result.metrics else {}
         self._emit("evaluated", **self._evaluated)
 
     def _align(self) -> None:
@@ -226,8 +232,14 @@ class TrainingLoop:
                 self._log.emit("warning", message=f"nor were {self._unsaved:,} checkpoints before it written")
             raise
 
+    def _save_if_best(self) -> None:
+        if self._best.improves(self._evaluated, self._done):
+            self._save_on_the_way()
+
     def _save_on_the_way(self) -> None:
         """Save, if there is room: the last good checkpoint stays, and the run goes on without a new one."""
+        if self._saved == self._done:
+            return
         try:
             self._save()
         except DiskFullError as error:
@@ -245,9 +257,11 @@ class TrainingLoop:
         except LowdimfaError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        meta = resume_meta(self._plan) | {"seconds": self._seconds}
-        path = self._store.commit(self._done, entries, meta)
+        notes, kept = self._best.notes(self._evaluated, self._done)
+        meta = resume_meta(self._plan) | {"seconds": self._seconds} | notes
+        path = self._store.commit(self._done, entries, meta, kept)
         self._saved = self._done
+        self._best.saved(self._evaluated, self._done)
         self._emit("checkpoint", step=self._done, path=str(path), seconds=time.monotonic() - began)
         if self._unsaved > 1:
             self._log.emit("warning", message=f"checkpoints are written again; {self._unsaved:,} were not")
@@ -256,8 +270,8 @@ class TrainingLoop:
     def _finished(self) -> Event:
         samples = self._plan.order.drawn(self._done)
         traffic = self._engine.traffic()
-        return self._emit(
-            "finished",
+        early = {} if self._done == self._total else {"stopped_early": self._stop.reason}
+        fields = dict(
             run_dir=str(self._run_dir),
             steps=self._done,
             samples=samples,
@@ -269,32 +283,17 @@ class TrainingLoop:
             broadcast_payload_bytes_per_sample=traffic.payload,
             broadcast_wire_bytes_per_sample=traffic.wire,
             parameters=self._parameters,
+            **early,
         )
+        return ended(self._log, self._watch, self._callbacks, "finished", fields)
 
     def _emit(self, event: str, **fields: Any) -> Event:
         entry = self._log.emit(event, **fields)
         self._watch.saw(entry)
-        self._board.saw(entry)
-        self._warn()
-        return entry
-
-    def _warn(self) -> None:
-        if trouble := self._board.trouble():
+        for trouble in self._callbacks.saw(entry):
             self._log.emit("warning", message=trouble)
+        return entry
 
     @property
     def _parameters(self) -> int:
         return sum(block.parameters for block in self._plan.network.blocks)
-
-
-def _written(file: Path) -> int | None:
-    """Return when a file was written last, in nanoseconds, or None if it isn't there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def failed(log: Journal, watch: TrainerWatch, error: LowdimfaError) -> None:
-    """Record the end of a run that failed."""
-    watch.saw(log.emit("failed", **error.as_event()))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from ray.cloudpickle import dumps
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from lowdimfa.errors import LowdimfaError, PeerError, RecoveriesUsedUpError
+from lowdimfa.callback import Callback
+from lowdimfa.errors import InputError, LowdimfaError, PeerError, RecoveriesUsedUpError, in_words
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, decide, history_in
 from lowdimfa.services.spec import Specification
@@ -30,7 +33,10 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
         The trainer was lost, and ``run.on_failure`` is ``fail`` or ``run.max_recoveries`` are used up.
     StoppedError
         The trainer was lost after somebody had asked the run to stop.
+    InputError
+        A callback can't travel to the trainer's process.
     """
+    _require_portable(request.callbacks)
     specification = request.parsed()
     liveness = specification.run.liveness_seconds
     while True:
@@ -47,6 +53,19 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
         following.catch_up()
         _recover(specification, following, stop, cause)
         request = request.again(lost_at)
+
+
+def _require_portable(callbacks: Sequence[Callback]) -> None:
+    for index, callback in enumerate(callbacks):
+        try:
+            dumps(callback)
+        except Exception as error:  # whatever it holds may fail in any way
+            raise InputError(
+                f"callbacks[{index}]",
+                f"a {type(callback).__name__} that can't be copied into the trainer's process ({in_words(error)})",
+                "one that can be pickled",
+                "Make what can't be copied, such as a connection or a thread, in 'started'.",
+            ) from error
 
 
 class _Following:

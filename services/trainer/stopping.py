@@ -10,22 +10,34 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 
 
 class StopRequest:
-    """The wish that a run writes a checkpoint after the step that it is in, and ends.
+    """The wish that a run ends after the step that it is in.
 
-    One plain attribute and no lock, so that a signal handler may make it as well as any thread.
+    Plain attributes and no lock, so that a signal handler may make it as well as any thread.
 
     Attributes
     ----------
-    made
-        Whether somebody asked. It is never withdrawn.
+    asked
+        Whether somebody asked: the run writes a checkpoint and ends as stopped. It is never withdrawn.
+    reason
+        Why a callback has the run end as finished; None where none does.
     """
 
     def __init__(self) -> None:
-        self.made = False
+        self.asked = False
+        self.reason: str | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether the run is to end at its next step boundary, in whichever way."""
+        return self.asked or self.reason is not None
 
     def make(self) -> None:
         """Ask; more than once is the same as once."""
-        self.made = True
+        self.asked = True
+
+    def finish(self, reason: str) -> None:
+        """Let the run end as finished; the first reason counts."""
+        self.reason = self.reason or str(reason) or "a callback"
 
 
 def stopped(run_dir: Path) -> StoppedError:

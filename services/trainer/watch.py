@@ -42,6 +42,7 @@ class TrainerWatch:
                 metrics.language(event)
             case "evaluated":
                 metrics.evaluated(event["test_loss"], event["test_accuracy"])
+                metrics.measured(event.get("metrics", {}))
                 metrics.language(event)
             case "alignment":
                 for entry in event["blocks"]:

@@ -43,7 +43,7 @@ class Prometheus:
             return [target["scrapeUrl"] for target in json.load(answer)["data"]["activeTargets"]]
 
 
-_OF_TEXT = re.compile("perplexity|bpb|tokens_per")
+_OF_TEXT = re.compile("perplexity|bpb|tokens_per|test_metric_value")
 
 
 def dashboard_expressions(folder: Path, **variables: str) -> dict[str, str]:

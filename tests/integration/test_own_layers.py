@@ -101,7 +101,7 @@ def test_a_block_resumes_from_its_own_tensors(blocks: int, tmp_path: Path) -> No
     request = RunRequest(
         parse_specification(plain, "test").model_dump(), str(tmp_path / "run"), "ray", True, UserCode()
     )
-    plan, manifest = prepare(request)
+    plan, manifest, _ = prepare(request)
     assert plan.network.outline is not None and manifest is not None and manifest.step == 8
     saved = export_state(manifest)
     for seat in make_topology(plan.specification, plan.network).seats:

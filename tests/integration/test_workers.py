@@ -72,6 +72,42 @@ def test_a_smaller_last_batch_gives_the_same_bits(blocks: int, q_rule: str, tmp_
 
 
 @pytest.mark.parametrize("model", ["mlp", "transformer"])
+def test_averages_and_what_is_measured_with_them_have_the_same_bits(model: str, tmp_path: Path) -> None:
+    metrics = {"spread": "torch.nn.functional.cross_entropy", "own": "test_workers:Spread"}
+    plain = specification(model, 2, "readout", train={"average": {"decay": 0.8}, "metrics": metrics})
+    with thread_fleet(plain, tmp_path / "threads") as fleet:
+        fleet.run(0, STEPS)
+        evaluated = [fleet.evaluate() for _ in range(2)]
+        found = {
+            name.removeprefix("average/"): value
+            for worker in fleet.workers
+            for name, value in worker.state().tensors.items()
+            if name.startswith("average/")
+        }
+    result = DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "local").fit()
+    expected = export_state(CheckpointStore(tmp_path / "local").load(None), average=True)
+    assert_same_bits(found, {name: expected[name] for name in found})
+    assert found and evaluated[0] == evaluated[1]
+    assert evaluated[0].metrics == result.metrics["metrics"] and evaluated[0].metrics["own"]
+
+
+class Spread:
+    """The largest and the smallest output of an evaluation."""
+
+    def reset(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    __init__ = reset
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        assert outputs.shape[:-1] == targets.shape and outputs.dim() == 2
+        self.seen.append(torch.stack([outputs.min(), outputs.max()]))
+
+    def compute(self) -> torch.Tensor:
+        return torch.stack([torch.stack(self.seen).min(), torch.stack(self.seen).max()])
+
+
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) -> None:
     plain = specification(model, 2, "readout", feedback={"every_layer": True})
     with thread_fleet(plain, tmp_path / "threads") as fleet:

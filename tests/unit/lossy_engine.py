@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lowdimfa.callback import Callback
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
@@ -18,11 +19,11 @@ from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.callbacks import Callbacks
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
 from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import opened, postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest
-from lowdimfa.services.trainer.tensorboard import NoBoard
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 STEPS, EVALUATE, SAVE, ALIGN = 12, 4, 3, 5
@@ -156,15 +157,16 @@ def drive(
     *,
     stop: StopRequest | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     **run: Any,
 ) -> list[dict[str, Any]]:
     """Run the loop to its end and return the events; what it raises has them as ``events``."""
     run_dir.mkdir(exist_ok=True)
     manifest = CheckpointStore(run_dir).newest_good().manifest if resume else None
+    stop, made = stop or StopRequest(), plan(**run)
+    told = Callbacks(callbacks, made.specification, run_dir, stop.finish)
     with opened(Journal(run_dir)) as journal:
-        TrainingLoop(
-            plan(**run), engine, run_dir, journal, TrainerWatch("test"), NoBoard(), stop or StopRequest()
-        ).run(manifest)
+        TrainingLoop(made, engine, run_dir, journal, TrainerWatch("test"), told, stop).run(manifest)
     return events(run_dir)
 
 

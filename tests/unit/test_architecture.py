@@ -19,7 +19,7 @@ FLOORS = (
     # What a run is, as plain data and files: the trainer makes it and every block reads it.
     ("lowdimfa.services.run",),
     ("lowdimfa.services.block",),
-    ("lowdimfa.services.recovery",),
+    ("lowdimfa.services.recovery", "lowdimfa.services.callbacks"),
     ("lowdimfa.services.trainer", "lowdimfa.services.lab.simulation"),
     ("lowdimfa.services.coordinator", "lowdimfa.services.lab.drill"),
     ("lowdimfa.services.cli",),
@@ -30,6 +30,10 @@ LIBRARY_ONLY = {"torch", "numpy", "PIL"}
 """What `lowdimfa` may import besides itself and the standard library; all but torch for reading data."""
 
 ABOVE = {
+    "lowdimfa.services.callbacks.early_stopping.EarlyStopping",
+    "lowdimfa.services.callbacks.mlflow.MLflow",
+    "lowdimfa.services.callbacks.tensorboard.TensorBoard",
+    "lowdimfa.services.callbacks.wandb.WandB",
     "lowdimfa.services.trainer.api.DecoupledTrainer",
     "lowdimfa.services.trainer.api.Result",
 }

@@ -22,6 +22,7 @@ from lowdimfa.data.text import WindowSplit
 from lowdimfa.errors import InputError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
+from lowdimfa.services.callbacks.numbers import scalars
 from lowdimfa.services.cli.display import TextDisplay
 from lowdimfa.services.coordinator.messages import event_to_message, message_to_event
 from lowdimfa.services.coordinator.store import JobEvent
@@ -31,7 +32,6 @@ from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.language import Language, perplexity
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
-from lowdimfa.services.trainer.tensorboard import scalars
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 VOCABULARY, CONTEXT, SAMPLES, TESTED = 7, 5, 40, 300

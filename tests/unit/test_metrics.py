@@ -70,6 +70,7 @@ def used_trainer() -> TrainerMetrics:
     metrics.progress(10, 0.5, 1234.5)
     metrics.evaluated(0.6, 0.75)
     metrics.language(dict.fromkeys(LANGUAGE, 1.5))
+    metrics.measured({"f1": [0.5, None], "auroc": 0.75})
     metrics.aligned(0, 60.0)
     metrics.checkpointed(1_700_000_000.0, 1.5)
     metrics.checkpoint_failed()

@@ -13,10 +13,12 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from lowdimfa.callback import Run
 from lowdimfa.errors import StoppedError
+from lowdimfa.services.callbacks.numbers import scalars
+from lowdimfa.services.callbacks.tensorboard import TensorBoard
 from lowdimfa.services.spec import load_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.tensorboard import TensorBoard, scalars
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -121,11 +123,8 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path)
     with pytest.raises(StoppedError):
         run(tmp_path / "run", stop_at=6)
     folder = tmp_path / "run" / "tensorboard"
-    lost = TensorBoard(folder, "lost: part")  # a part that went on and was killed before its next checkpoint
-    lost.begin(6)
-    for step in (8, 10):
-        lost.saw({"event": "progress", "time": 1.0, "step": step, "loss": -1.0})
-    lost.close()
+    # A part that went on and was killed before its next checkpoint.
+    show(tmp_path / "run", started(6), *(progress(step, -1.0) for step in (8, 10)))
     run(tmp_path / "run", resume=True)
     found, _ = shown(tmp_path / "run")
     assert list(found["train/loss"]) == [2, 4, 6, 8, 10, 12]
@@ -133,6 +132,18 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path)
     run(tmp_path / "run", resume=True)  # at its end, where it is only evaluated again
     assert list(shown(tmp_path / "run")[0]["test/loss"]) == [12]
     assert len(list(folder.iterdir())) == 4
+
+
+def show(path: Path, *events: dict[str, Any]) -> None:
+    """Let it be told of these events and of the end."""
+    board, view = TensorBoard(), Run({"a": 1}, path)
+    for event in events:
+        getattr(board, event["event"])(event, view)
+    board.finished({}, view)
+
+
+def started(step: int) -> dict[str, Any]:
+    return {"event": "started", "time": 1.0, "step": step}
 
 
 def progress(step: int, loss: float) -> dict[str, Any]:
@@ -144,31 +155,21 @@ def recovered(step: int) -> dict[str, Any]:
 
 
 def test_a_recovery_takes_back_what_came_after_its_step(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").mkdir()
-    board = TensorBoard(tmp_path / "tensorboard", "a: 1")
-    board.begin(None)
-    for event in (
+    show(
+        tmp_path,
+        started(0),
         *(progress(step, 1.0) for step in (6, 8, 10)),
         recovered(6),
         *(progress(step, 2.0) for step in (8, 10, 12)),
         recovered(12),  # as after a rejoin: nothing is taken back
         progress(14, 3.0),
-    ):
-        board.saw(event)
-    board.close()
+    )
     assert shown(tmp_path)[0]["train/loss"] == {6: 1.0, 8: 2.0, 10: 2.0, 12: 2.0, 14: 3.0}
 
 
 def test_a_recovery_may_go_back_to_the_step_that_the_run_was_resumed_from(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").mkdir()
-    board = TensorBoard(tmp_path / "tensorboard", "a: 1")
-    board.begin(None)
-    board.close()
-    board = TensorBoard(tmp_path / "tensorboard", "a: 1")
-    board.begin(4)
-    for event in (progress(6, 1.0), recovered(4), progress(6, 4.0)):
-        board.saw(event)
-    board.close()
+    show(tmp_path, started(0))
+    show(tmp_path, started(4), progress(6, 1.0), recovered(4), progress(6, 4.0))
     found, events = shown(tmp_path)
     assert found["train/loss"] == {6: 4.0}
     assert [event.step for event in events if event.HasField("session_log")] == [0, 5, 5]
@@ -196,7 +197,7 @@ def test_a_storage_that_fails_is_a_warning_and_nothing_more(
     seen = run(tmp_path / "run")
     assert seen[-1]["event"] == "finished"
     (warning,) = [event["message"] for event in seen if event["event"] == "warning"]
-    assert "TensorBoard" in warning and str(tmp_path / "run" / "tensorboard") in warning
+    assert "the callback TensorBoard failed" in warning and "not called any more" in warning
     assert ("No space left" in warning) == (fault == "the disk is full")
 
 

@@ -15,6 +15,7 @@ from lowdimfa.services.monitoring.report.alignment import draw_alignment
 from lowdimfa.services.monitoring.report.balance import measure_balance
 from lowdimfa.services.monitoring.report.curves import draw_curves
 from lowdimfa.services.monitoring.report.gantt import draw_timeline
+from lowdimfa.services.monitoring.report.measured import draw_metrics
 from lowdimfa.services.monitoring.report.reading import Record, read_run
 from lowdimfa.services.monitoring.report.recoveries import ABSENT, find_recoveries, recovery_cells
 from lowdimfa.services.monitoring.report.style import Picture
@@ -35,6 +36,7 @@ class Section(NamedTuple):
 
 _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] = (
     ("curves", "Learning curves", draw_curves, "No progress was recorded yet."),
+    ("metrics", "Metrics", draw_metrics, ""),
     (
         "alignment",
         "Alignment with the true gradient",
@@ -50,7 +52,7 @@ _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] 
 )
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, last: dict[str, Any] | None = None) -> Path:
     """Write the report of a run into its folder ``report`` and return the page.
 
     A run may be unfinished or lack parts: the page says so. Pictures are also written beside the page, and the
@@ -60,6 +62,8 @@ def write_report(run_dir: Path) -> Path:
     ----------
     run_dir
         Directory of the run.
+    last
+        Event with which it ends, while its log doesn't have it yet.
 
     Raises
     ------
@@ -67,11 +71,14 @@ def write_report(run_dir: Path) -> Path:
         The directory holds no run.
     """
     record = read_run(run_dir)
+    record.events.extend([] if last is None else [last])
     folder = run_dir / "report"
     folder.mkdir(exist_ok=True)
     sections = []
     for name, title, draw, absent in _PICTURES:
         picture = draw(record)
+        if picture is None and not absent:  # not every run has it
+            continue
         if picture is None:
             sections.append(Section(name, title, absent, ""))
             continue

@@ -1,3 +1,4 @@
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -242,20 +243,22 @@ class Progress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., epoch: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., perplexity: _Optional[float] = ..., bits_per_byte: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class Evaluated(_message.Message):
-    __slots__ = ("step", "test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte", "test_tokens")
+    __slots__ = ("step", "test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte", "test_tokens", "metrics")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TEST_LOSS_FIELD_NUMBER: _ClassVar[int]
     TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     TEST_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     TEST_BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
     TEST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     step: int
     test_loss: float
     test_accuracy: float
     test_perplexity: float
     test_bits_per_byte: float
     test_tokens: int
-    def __init__(self, step: _Optional[int] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ...) -> None: ...
+    metrics: _struct_pb2.Struct
+    def __init__(self, step: _Optional[int] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Alignment(_message.Message):
     __slots__ = ("step", "blocks", "explained_error_energy")
@@ -343,7 +346,7 @@ class Recovered(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., missed: _Optional[_Mapping[int, int]] = ..., seconds: _Optional[float] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters", "test_perplexity", "test_bits_per_byte", "test_tokens")
+    __slots__ = ("run_dir", "steps", "samples", "seconds", "samples_per_second", "test_loss", "test_accuracy", "blocks", "error_dim", "broadcast_payload_bytes_per_sample", "broadcast_wire_bytes_per_sample", "parameters", "test_perplexity", "test_bits_per_byte", "test_tokens", "metrics", "stopped_early")
     RUN_DIR_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +362,8 @@ class Finished(_message.Message):
     TEST_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     TEST_BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
     TEST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_EARLY_FIELD_NUMBER: _ClassVar[int]
     run_dir: str
     steps: int
     samples: int
@@ -374,7 +379,9 @@ class Finished(_message.Message):
     test_perplexity: float
     test_bits_per_byte: float
     test_tokens: int
-    def __init__(self, run_dir: _Optional[str] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seconds: _Optional[float] = ..., samples_per_second: _Optional[float] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., blocks: _Optional[int] = ..., error_dim: _Optional[int] = ..., broadcast_payload_bytes_per_sample: _Optional[float] = ..., broadcast_wire_bytes_per_sample: _Optional[float] = ..., parameters: _Optional[int] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ...) -> None: ...
+    metrics: _struct_pb2.Struct
+    stopped_early: str
+    def __init__(self, run_dir: _Optional[str] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., seconds: _Optional[float] = ..., samples_per_second: _Optional[float] = ..., test_loss: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., blocks: _Optional[int] = ..., error_dim: _Optional[int] = ..., broadcast_payload_bytes_per_sample: _Optional[float] = ..., broadcast_wire_bytes_per_sample: _Optional[float] = ..., parameters: _Optional[int] = ..., test_perplexity: _Optional[float] = ..., test_bits_per_byte: _Optional[float] = ..., test_tokens: _Optional[int] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., stopped_early: _Optional[str] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("code", "message", "exit_code", "block", "step", "setting")

@@ -1,0 +1,74 @@
+"""A moving average of a block's weights, with which it is evaluated and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+PREFIX = "average/"
+"""Of the names of the averages in a checkpoint."""
+
+
+class Average:
+    """An exponential moving average: ``a ← decay a + (1 - decay) w`` after each step, ``a = w`` after the first.
+
+    The arithmetic is that of `torch.optim.swa_utils`. Buffers, such as running statistics, are not averaged.
+
+    Parameters
+    ----------
+    parameters
+        Those that are trained, by name.
+    decay
+        Below 1.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._parameters = dict(parameters)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._steps = 0
+        self._weights = [parameter.detach().clone() for parameter in parameters.values()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take in the weights after an optimiser step."""
+        current = [parameter.detach() for parameter in self._parameters.values()]
+        if self._steps:
+            self._update(self._weights, current, self._steps)
+        else:
+            for own, value in zip(self._weights, current, strict=True):
+                own.copy_(value)
+        self._steps += 1
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the layers have the averages for weights in the body."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for index, parameter in enumerate(self._parameters.values()):
+            parameter.data, self._weights[index] = self._weights[index], parameter.data
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the averages by name, and how many steps they have."""
+        names = [f"{PREFIX}{name}" for name in self._parameters]
+        return dict(zip(names, self._weights, strict=True)), {"average": {"steps": self._steps}}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
+        """Restore the state; where there is none, the average begins with the weights as they are."""
+        names = [f"{PREFIX}{name}" for name in self._parameters]
+        steps = [part["average"]["steps"] for part in scalars if "average" in part]
+        whole = len(steps) == len(scalars) and all(name in tensors for name in names)
+        self._steps = min(steps, default=0) if whole else 0
+        found = [tensors[name] for name in names] if whole else list(self._parameters.values())
+        for own, value in zip(self._weights, found, strict=True):
+            own.copy_(value.detach())

@@ -1,0 +1,87 @@
+"""The numbers that events have, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lowdimfa.callback import Event
+from lowdimfa.errors import InputError
+from lowdimfa.services.spec.learning import metric_names
+from lowdimfa.services.spec.section import TEST_NUMBERS, nearest
+
+PROGRESS = {
+    "loss": "train/loss",
+    "accuracy": "train/accuracy",
+    "perplexity": "train/perplexity",
+    "bits_per_byte": "train/bits_per_byte",
+    "samples_per_second": "train/samples_per_second",
+    "tokens_per_second": "train/tokens_per_second",
+}
+EVALUATED = {field: field.replace("_", "/", 1) for field in TEST_NUMBERS}
+"""By field of an event, the name under which trackers have it."""
+
+
+def number_in(event: Event, metric: str) -> float:
+    """Return a number of an ``evaluated`` event: one of its fields, or of its ``metrics``.
+
+    Raises
+    ------
+    InputError
+        There is none of this name, or it isn't one finite number.
+    """
+    known = {key: event[key] for key in TEST_NUMBERS if key in event} | event.get("metrics", {})
+    value = known.get(metric)
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    there = [key for key, each in known.items() if isinstance(each, int | float)]
+    found = f"{metric!r}, which " + (f"is {value!r}" if metric in known else "the evaluation doesn't have")
+    raise InputError("metric", found, f"one of {', '.join(there)}")
+
+
+def require_known(metric: str, specification: Mapping[str, Any], where: str) -> None:
+    """Refuse the name of a number that no evaluation of a run will have.
+
+    Raises
+    ------
+    InputError
+        ``where``, the argument that holds the name, is wrong.
+    """
+    known = [*TEST_NUMBERS, *metric_names(specification["train"]["metrics"])]
+    if metric not in known:
+        raise InputError(where, repr(metric), f"one of {', '.join(known)}", nearest(metric, known))
+
+
+def scalars(event: Event) -> Iterator[tuple[str, float]]:
+    """Yield name and value of all numbers that an event has for a tracker; what isn't finite is left out."""
+    names = {"progress": PROGRESS, "evaluated": EVALUATED}.get(event["event"], {})
+    found: list[tuple[str, Any]] = [(name, event.get(key)) for key, name in names.items()]
+    for name, value in event.get("metrics", {}).items():
+        found += _each(f"test/{name}", value)
+    if event["event"] == "alignment":
+        found = [
+            (f"alignment/block_{entry['block']}_angle_degrees", entry["angle_degrees"])
+            for entry in event["blocks"]
+        ]
+    for name, value in found:
+        if value is not None and math.isfinite(value):
+            yield name, float(value)
+
+
+def _each(name: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, list):
+        return [(name, value)]
+    return [(f"{name}/{index}", each) for index, each in enumerate(value)]
+
+
+def flattened(mapping: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Return a specification as text by dotted key; a list is one value."""
+    found: dict[str, str] = {}
+    for key, value in mapping.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flattened(value, f"{name}.")
+        else:
+            found[name] = str(value)
+    return found

@@ -1,0 +1,85 @@
+"""Which of a run's checkpoints is the best: noted in each of them, so that a resumed run knows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lowdimfa.errors import InputError
+from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.spec.schema import BestSection
+
+
+class Best(NamedTuple):
+    """Step and value of the best checkpoint."""
+
+    step: int
+    value: float
+
+
+class KeepBest:
+    """Follows which checkpoint of a run's present course is the best one.
+
+    Parameters
+    ----------
+    wanted
+        Section of the specification; None where none is kept.
+    """
+
+    def __init__(self, wanted: BestSection | None) -> None:
+        self._wanted = wanted
+        self._by_step: dict[int, Best | None] = {}
+        self._best: Best | None = None
+
+    def go_on(self, step: int, meta: Mapping[str, Any] | None = None) -> None:
+        """Go on from the checkpoint of a step, of another part of the run if its notes are given; 0 may have none."""
+        if meta is not None:
+            known = meta.get("best") or {}
+            same = self._wanted is not None and known.get("by") == self._wanted.model_dump()
+            self._by_step[step] = Best(known["step"], known["value"]) if same else None
+        self._best = self._by_step.get(step)
+
+    def improves(self, evaluated: Mapping[str, Any], step: int) -> bool:
+        """Return whether a checkpoint of this step would be the best one."""
+        return self._with(evaluated, step) != self._best
+
+    def saved(self, evaluated: Mapping[str, Any], step: int) -> None:
+        """Take in that there is a checkpoint of this step."""
+        self._best = self._by_step[step] = self._with(evaluated, step)
+
+    def notes(self, evaluated: Mapping[str, Any], step: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Return what a checkpoint of this step notes of the best one, and which one is to be kept."""
+        best = self._with(evaluated, step)
+        if self._wanted is None or best is None:
+            return {}, ()
+        return {"best": best._asdict() | {"by": self._wanted.model_dump()}}, (best.step,)
+
+    def _with(self, evaluated: Mapping[str, Any], step: int) -> Best | None:
+        """Return the best one if there were one of this step; a tie goes to the earlier one."""
+        if self._wanted is None or evaluated.get("step") != step:
+            return self._best
+        value = {**evaluated, **evaluated.get("metrics", {})}.get(self._wanted.metric)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return self._best
+        sign = 1 if self._wanted.mode == "min" else -1
+        better = self._best is None or sign * value < sign * self._best.value
+        return Best(step, float(value)) if better else self._best
+
+
+def load_best(store: CheckpointStore) -> Manifest:
+    """Return the best checkpoint, as the newest one says.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is damaged.
+    """
+    newest = store.load(None)
+    step = (newest.meta.get("best") or {}).get("step")
+    if step is None:
+        found = f"a checkpoint that says of none which is the best ({newest.path.name})"
+        hint = "Without --best the newest checkpoint is taken."
+        raise InputError("--best", found, "a run with run.keep_best", hint)
+    return store.load(step)

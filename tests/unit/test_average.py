@@ -1,0 +1,118 @@
+"""The moving average of weights: torch's, in checkpoints, in evaluations and in what is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lowdimfa import sparse
+from lowdimfa.errors import InputError
+from lowdimfa.models import mlp
+from lowdimfa.network import DecoupledNetwork, StepResult
+from lowdimfa.services.run import in_turn, large
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_file, export_state
+from lowdimfa.services.run.plan import load_dataset, make_run_plan
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.evaluate import evaluate_run
+
+DECAY = 0.9
+SPECIFICATION: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 16, "depth": 3, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+    "train": {
+        "steps": 20,
+        "batch_size": 32,
+        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.01}},
+        "average": {"decay": DECAY},
+    },
+    "run": {"tensorboard": False, "timeline": False, "evaluate_every_epochs": 0, "checkpoint_every": 10},
+}
+
+
+def with_(**train: Any) -> dict[str, Any]:
+    return SPECIFICATION | {"train": SPECIFICATION["train"] | train}
+
+
+def fit(path: Path, specification: dict[str, Any] = SPECIFICATION, **options: Any) -> dict[str, torch.Tensor]:
+    """Run in this process and return the averages at the end."""
+    DecoupledTrainer(specification, engine="local", run_dir=path, **options).fit()
+    return export_state(CheckpointStore(path).load(None), average=True)
+
+
+@pytest.mark.parametrize("form", ["broadcast", "backprop", "local", "frozen"])
+def test_it_is_torchs_average_of_the_weights_after_every_step_in_every_form(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    courses: dict[DecoupledNetwork, AveragedModel] = {}  # the rehearsal has a network of its own
+    plain = DecoupledNetwork.train_step
+
+    def followed(network: DecoupledNetwork, *arguments: Any) -> StepResult:
+        result = plain(network, *arguments)
+        model = mlp(**SPECIFICATION["model"]["args"])
+        model.load_state_dict(network.state_dict())
+        if network not in courses:
+            courses[network] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        courses[network].update_parameters(model)
+        return result
+
+    monkeypatch.setattr(DecoupledNetwork, "train_step", followed)
+    found = fit(tmp_path / "run", SPECIFICATION | {"feedback": {"form": form}})
+    expected = list(courses.values())[-1].module.state_dict()
+    weights = export_state(CheckpointStore(tmp_path / "run").load(None))
+    assert found.keys() == expected.keys() == weights.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(not torch.equal(found[name], weights[name]) for name in expected)
+
+
+def test_training_is_the_same_with_and_without_it(tmp_path: Path) -> None:
+    fit(tmp_path / "with")
+    DecoupledTrainer(with_(average=None), engine="local", run_dir=tmp_path / "without").fit()
+    ours, theirs = (export_state(CheckpointStore(tmp_path / name).load(None)) for name in ("with", "without"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(InputError, match=r"--average.*train\.average"):
+        export_file(CheckpointStore(tmp_path / "without").load(None), tmp_path / "out", average=True)
+
+
+@pytest.mark.parametrize("frozen", [[], ["0.*"]])
+def test_evaluations_and_exports_have_it(frozen: list[str], tmp_path: Path) -> None:
+    specification = SPECIFICATION | {"model": SPECIFICATION["model"] | {"frozen": frozen}}
+    averages = fit(tmp_path / "run", specification)
+    test = load_dataset(parse_specification(SPECIFICATION, "test")).test
+    everything = torch.arange(len(test))
+    model = mlp(**SPECIFICATION["model"]["args"])
+    model.load_state_dict(averages)
+    outputs = model.eval()(test.inputs(everything)).detach()
+    loss = torch.nn.functional.cross_entropy(outputs, test.targets(everything))
+    assert evaluate_run(tmp_path / "run")["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_resumed_run_has_the_bits_of_one_that_was_never_interrupted(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    again = fit(tmp_path / "whole", resume_step=10)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_it_may_begin_with_a_resumed_part(tmp_path: Path) -> None:
+    """Then it is the average since: after one step, the weights."""
+    DecoupledTrainer(with_(average=None, steps=10), engine="local", run_dir=tmp_path / "run").fit()
+    averages = fit(tmp_path / "run", with_(steps=11), resume=True)
+    weights = export_state(CheckpointStore(tmp_path / "run").load(None))
+    assert all(torch.equal(averages[name], weights[name]) for name in weights)
+
+
+def test_a_network_that_no_process_holds_can_be_planned_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(sparse, "SMALLEST", 64)
+    monkeypatch.setattr(in_turn, "PIECE", 0)
+    parsed = parse_specification(SPECIFICATION, "test")
+    ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
+    assert ours.network.outline is not None and ours.describe() == theirs.describe()

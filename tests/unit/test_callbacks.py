@@ -1,0 +1,380 @@
+"""Callbacks: when they are told of what, what becomes of those that fail or hang, and how they end a run."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lossy_engine import EVALUATE, SPECIFICATION, STEPS, LossyEngine, drive, events, plan
+from lossy_engine import of as pairs
+
+from lowdimfa.callback import CALLS, Callback, Run
+from lowdimfa.errors import BlockLostError, InputError, StoppedError
+from lowdimfa.services.callbacks.early_stopping import EarlyStopping
+from lowdimfa.services.monitoring.journal import Journal
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.callbacks import Callbacks, make_callbacks
+from lowdimfa.services.trainer.run_dir import opened
+
+PATIENT = {"liveness_seconds": 60.0}
+DRIVEN = [name for name in CALLS if name != "failed"]
+
+
+class Noting(Callback):
+    """Notes every call in a list that several may share."""
+
+    def __init__(self, name: str = "", calls: list[tuple[str, str, int]] | None = None) -> None:
+        self.name, self.calls = name, [] if calls is None else calls
+        self.seen: list[dict[str, Any]] = []
+        self.act: Callable[[Any, Run], None] = lambda event, run: None
+
+
+def _note(kind: str) -> Callable[..., None]:
+    def method(self: Noting, event: dict[str, Any], run: Run) -> None:
+        assert event["event"] == kind
+        self.calls.append((self.name, kind, run.step))
+        self.seen.append(event)
+        self.act(event, run)
+
+    return method
+
+
+for each in CALLS:
+    setattr(Noting, each, _note(each))
+
+
+class Background(Noting):
+    background = True
+
+
+def test_all_are_told_of_all_that_is_logged_in_the_order_of_the_list(tmp_path: Path) -> None:
+    calls: list[tuple[str, str, int]] = []
+    first, second, aside = Noting("first", calls), Noting("second", calls), Background("aside")
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=[first, aside, second], **PATIENT)
+    wanted = [event for event in logged if event["event"] in CALLS]
+    assert {event["event"] for event in wanted} == set(DRIVEN) - {"recovered"}
+    assert first.seen[:-1] == second.seen[:-1] == aside.seen[:-1] == wanted[:-1]
+    assert first.seen[-1] | {"time": 0} == wanted[-1] | {"time": 0}  # it is logged after they heard of it
+    assert [name for name, _, _ in calls] == ["first", "second"] * len(wanted)
+    steps = [(kind, step) for name, kind, step in calls if name == "first"]
+    assert steps == [(event["event"], event.get("step", STEPS)) for event in wanted]
+
+
+def test_after_a_loss_and_a_resume_they_hear_from_which_step_the_run_goes_on(tmp_path: Path) -> None:
+    engine, callback = LossyEngine([("run_steps", 8, BlockLostError("lost", block=0))]), Noting()
+    drive(engine, tmp_path / "run", callbacks=[callback], on_failure="restart", **PATIENT)
+    assert pairs(callback.seen, "started", "recovered") == [("started", 0), ("recovered", 6)]
+    again = Noting()
+    engine.close()
+    drive(engine, tmp_path / "run", callbacks=[again], resume=True, **PATIENT)
+    assert pairs(again.seen, "started") == [("started", STEPS)]
+
+
+@pytest.mark.parametrize("kind", sorted(set(DRIVEN) - {"recovered"}))
+@pytest.mark.parametrize("make", [Noting, Background])
+@pytest.mark.parametrize("error", [ValueError("no luck"), SystemExit(3)], ids=["an error", "an exit"])
+def test_one_that_fails_is_a_warning_once_and_is_left_alone(
+    kind: str, make: type[Noting], error: BaseException, tmp_path: Path
+) -> None:
+    def fail(event: dict[str, Any], run: Run) -> None:
+        if event["event"] == kind:
+            raise error
+
+    failing, other = make(), Noting()
+    failing.act = fail
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=[failing, other], **PATIENT)
+    assert logged[-1]["event"] == "finished"
+    (said,) = [event["message"] for event in logged if event["event"] == "warning"]
+    words = (
+        f"callback {make.__name__} failed in '{kind}' ({type(error).__name__}: {error}, in {__file__}, line"
+    )
+    assert words in said and "it is not called any more" in said
+    assert failing.seen[-1]["event"] == kind and [event["event"] for event in failing.seen].count(kind) == 1
+    assert len(other.seen) == len([event for event in logged if event["event"] in CALLS])
+
+
+@pytest.fixture
+def hanging() -> Iterator[Callable[[Noting, str], Noting]]:
+    """Let a callback hang in a method until the test is over."""
+    over = threading.Event()
+
+    def hang(callback: Noting, kind: str) -> Noting:
+        callback.act = lambda event, run: (event["event"] == kind and over.wait()) or None
+        return callback
+
+    yield hang
+    over.set()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(Noting, "evaluated"), (Noting, "finished"), (Background, "started")]
+)
+def test_one_that_hangs_holds_the_run_up_for_its_liveness_at_most(
+    kind: str, make: type[Noting], hanging: Callable[..., Noting], tmp_path: Path
+) -> None:
+    silent, other = hanging(make(), kind), Noting()
+    began = time.monotonic()
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=[silent, other], liveness_seconds=0.3)
+    assert time.monotonic() - began < 0.3 + 5
+    (said,) = [event["message"] for event in logged if event["event"] == "warning"]
+    assert f"callback {make.__name__} gives no answer to" in said
+    assert [event["event"] for event in silent.seen].count(kind) == 1
+    assert other.seen[-1]["event"] == "finished" == logged[-1]["event"]
+
+
+def test_many_that_hang_share_the_time_at_the_end(hanging: Callable[..., Noting], tmp_path: Path) -> None:
+    silent = [hanging(Background(), "started") for _ in range(20)]
+    began = time.monotonic()
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=silent, liveness_seconds=0.5)
+    assert time.monotonic() - began < 20 * 0.5 / 2
+    assert len([event for event in logged if event["event"] == "warning"]) == 20
+
+
+def test_one_in_the_background_does_not_keep_the_run_waiting(tmp_path: Path) -> None:
+    """The last event but one is there while the first is still worked on."""
+    logged = threading.Event()
+    aside, last = Background(), Noting()
+    aside.act = lambda event, run: (
+        event["event"] == "started" and not logged.wait(60) and pytest.fail("held up")
+    )
+    last.act = lambda event, run: event["event"] == "checkpoint" and event["step"] == STEPS and logged.set()
+    drive(LossyEngine(), tmp_path / "run", callbacks=[aside, last], **PATIENT)
+    assert aside.seen == last.seen
+
+
+def stop_at(kind: str, step: int) -> Noting:
+    callback = Noting()
+    callback.act = lambda event, run: event["event"] == kind and run.step == step and run.stop("good enough")
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [("started", 0), ("evaluated", EVALUATE), ("checkpoint", 6), ("progress", 7)]
+)
+def test_one_may_end_the_run_at_its_step_as_finished(kind: str, step: int, tmp_path: Path) -> None:
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=[stop_at(kind, step)], **PATIENT)
+    assert (logged[-1]["event"], logged[-1]["steps"]) == ("finished", step)
+    assert logged[-1]["stopped_early"] == "good enough"
+    assert pairs(logged, "evaluated", "checkpoint")[-2:] in (
+        [("evaluated", step), ("checkpoint", step)],
+        [("checkpoint", step), ("evaluated", step)],
+    )
+
+
+def test_a_wish_at_the_last_step_is_no_early_end(tmp_path: Path) -> None:
+    logged = drive(LossyEngine(), tmp_path / "run", callbacks=[stop_at("evaluated", STEPS)], **PATIENT)
+    assert logged[-1]["steps"] == STEPS and "stopped_early" not in logged[-1]
+
+
+def test_the_wish_of_a_course_that_is_given_up_is_given_up(tmp_path: Path) -> None:
+    engine, callback = LossyEngine([("save", 7, BlockLostError("lost", block=0))]), stop_at("progress", 7)
+    wanted: list[int] = []
+    act = callback.act
+
+    def once(event: Any, run: Run) -> None:
+        if run.step == 7 and not wanted:
+            wanted.append(7)
+            act(event, run)
+
+    callback.act = once
+    logged = drive(engine, tmp_path / "run", callbacks=[callback], on_failure="restart", **PATIENT)
+    assert pairs(logged, "recovered") == [("recovered", 6)]
+    assert wanted == [7] and logged[-1]["steps"] == STEPS and "stopped_early" not in logged[-1]
+
+
+def small(**run: Any) -> dict[str, Any]:
+    return SPECIFICATION | {"run": {"timeline": False, "tensorboard": False} | run}
+
+
+def test_a_person_who_stops_the_run_stops_it_whatever_callbacks_want(tmp_path: Path) -> None:
+    callback = Noting()
+
+    def both(event: Any, run: Run) -> None:
+        if event["event"] == "progress" and event["step"] == 3:
+            run.stop("good enough")
+            trainer.stop()
+
+    callback.act = both
+    trainer = DecoupledTrainer(small(), engine="local", run_dir=tmp_path / "run", callbacks=[callback])
+    with pytest.raises(StoppedError):
+        trainer.fit()
+    assert callback.seen[-1] | {"time": 0} == events(tmp_path / "run")[-1] | {"time": 0}
+    assert (callback.seen[-1]["event"], callback.seen[-1]["code"]) == ("failed", "stopped")
+
+
+def test_they_see_the_run_and_change_nothing_of_it(tmp_path: Path) -> None:
+    clearing, callback = Noting(), Noting()
+    views: set[tuple[Any, ...]] = set()
+
+    def look(event: Any, run: Run) -> None:
+        views.add((run.path, run.specification["train"]["batch_size"], (run.path / "spec.yaml").is_file()))
+
+    def clear(event: Any, run: Run) -> None:
+        run.specification.clear()  # type: ignore[attr-defined]
+
+    clearing.act, callback.act = clear, look
+    trainer = DecoupledTrainer(
+        small(), engine="local", run_dir=tmp_path / "run", callbacks=[clearing, callback]
+    )
+    result = trainer.fit()
+    assert views == {(tmp_path / "run", 375, True)}
+    assert result.metrics["steps"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("section", "where", "words"),
+    [
+        ({"factory": "test_callbacks:Nothing"}, "run.callbacks.0.factory", "has no such name"),
+        ({"factory": "test_callbacks:plan"}, "run.callbacks.0.factory", "no object of a class"),
+        ({"factory": "builtins:dict"}, "run.callbacks.0.factory", "makes an object of dict"),
+        ({"factory": "test_callbacks:Noting", "args": {"nme": 1}}, "run.callbacks.0.factory", "nme"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_a_run(
+    section: dict[str, Any], where: str, words: str, tmp_path: Path
+) -> None:
+    trainer = DecoupledTrainer(small(callbacks=[section]), engine="local", run_dir=tmp_path / "run")
+    with pytest.raises(InputError) as caught:
+        trainer.fit()
+    assert str(caught.value).startswith(where) and (
+        words in str(caught.value) or words.startswith("no object")
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_objects_come_after_those_of_the_specification_and_are_checked() -> None:
+    section = {"factory": "test_callbacks:Noting", "args": {"name": "written"}}
+    specification = parse_specification(small(callbacks=[section]), "test")
+    found = make_callbacks(specification, [Noting("given")])
+    assert [callback.name for callback in found] == ["written", "given"]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"callbacks\[0\].*the class Noting"):
+        make_callbacks(specification, [Noting])  # type: ignore[list-item]
+
+
+def test_what_a_built_in_one_does_not_take_is_refused_with_the_specification() -> None:
+    with pytest.raises(InputError, match="no callback"):
+        parse_specification(small(callbacks=[{"factory": "lowdimfa:InProcessTrainer"}]), "test")
+
+
+def test_the_end_comes_once(tmp_path: Path) -> None:
+    callback = Noting()
+    told = Callbacks([callback], plan(**PATIENT).specification, tmp_path, print)
+    told.end({"event": "finished", "steps": 3})
+    told.end({"event": "failed"})
+    assert [event["event"] for event in callback.seen] == ["finished"]
+
+
+def stopper(**arguments: Any) -> EarlyStopping:
+    return EarlyStopping(**{"metric": "test_loss", "patience": 2} | arguments)
+
+
+def course(
+    path: Path, values: list[float | None], start: int = 0, callback: EarlyStopping | None = None
+) -> int:
+    """Evaluate after each step, None for a loss that goes two steps back; return how many steps the run came to."""
+    path.mkdir(exist_ok=True)
+    reasons: list[str] = []
+    callback, run, step = callback or stopper(), Run({}, path, reasons.append), start
+    with opened(Journal(path)) as journal:
+        callback.started(journal.emit("started", step=step), run)
+        for value in values:
+            if reasons:
+                break
+            if value is None:
+                step = max(0, step - 2)
+                callback.recovered(journal.emit("recovered", step=step), run)
+            else:
+                step += 1
+                callback.evaluated(journal.emit("evaluated", step=step, test_loss=value), run)
+    return step
+
+
+LOSSES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=12)
+
+
+def ends_at(values: list[float], patience: int, delta: float) -> int:
+    """Say by brute force where a run of these evaluations ends: where the best so far is too old."""
+    for end in range(1, len(values) + 1):
+        better = [
+            n for n in range(end) if all(values[n] < values[m] - delta for m in _records(values[:n], delta))
+        ]
+        if end - 1 - better[-1] >= patience:
+            return end
+    return len(values)
+
+
+def _records(values: list[float], delta: float) -> list[int]:
+    """Return the newest of the values that were better than the best before by the least difference."""
+    best: list[int] = []
+    for index, value in enumerate(values):
+        if not best or value < values[best[0]] - delta:
+            best = [index]
+    return best
+
+
+@given(
+    values=LOSSES,
+    patience=st.integers(1, 4),
+    delta=st.sampled_from([0.0, 1.0]),
+    sign=st.sampled_from([1, -1]),
+)
+def test_early_stopping_ends_where_the_best_is_too_old(
+    values: list[float], patience: int, delta: float, sign: int
+) -> None:
+    callback = stopper(patience=patience, min_delta=delta, mode="min" if sign == 1 else "max")
+    with tempfile.TemporaryDirectory() as folder:
+        reached = course(Path(folder), [sign * value for value in values], callback=callback)
+    assert reached == ends_at(values, patience, delta)
+
+
+@given(before=LOSSES, given_up=LOSSES, after=LOSSES, back=st.booleans())
+def test_early_stopping_counts_on_after_a_resume_and_a_step_back(
+    before: list[float], given_up: list[float], after: list[float], back: bool
+) -> None:
+    """Property: whatever was given up in between, it ends where a run that was never interrupted does."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, parts = Path(folder) / "whole", Path(folder) / "parts"
+        expected = course(whole, [*before, *after])
+        reached = course(parts, before)
+        if reached == len(before):
+            lost: list[float | None] = [*given_up[:2], *[None] * (back and len(given_up) > 1)]
+            course(parts, lost, reached, stopper(patience=99))
+        assert course(parts, after, reached) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"patience": 0}, "patience"), ({"min_delta": -1.0}, "min_delta")],
+)
+def test_early_stopping_refuses_what_makes_no_sense(arguments: dict[str, Any], words: str) -> None:
+    section = {"factory": "lowdimfa:EarlyStopping", "args": arguments}
+    parsed = parse_specification(small(callbacks=[section]), "test")
+    with pytest.raises(InputError, match=rf"run\.callbacks\.0\.factory: .*{words} is"):
+        make_callbacks(parsed)
+
+
+def test_early_stopping_refuses_a_number_that_no_evaluation_has(tmp_path: Path) -> None:
+    section = {"factory": "lowdimfa:EarlyStopping", "args": {"metric": "tset_loss"}}
+    with pytest.raises(
+        InputError, match=r"EarlyStopping: metric: found 'tset_loss'.*Did you mean 'test_loss'"
+    ):
+        make_callbacks(parse_specification(small(callbacks=[section]), "test"))
+
+
+@pytest.mark.parametrize("factory", ["lowdimfa:MLflow", "lowdimfa:WandB"])
+def test_a_tracker_that_is_not_installed_is_refused_by_the_name_of_its_extra(
+    factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = factory.partition(":")[2].lower()
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"pip install 'lowdimfa\[{name}\]'"):
+        make_callbacks(parse_specification(small(callbacks=[{"factory": factory}]), "test"))
