@@ -7,7 +7,6 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -19,6 +18,7 @@ from lowdimfa.services.block.reports import Reachable
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.topology import Seat
+from lowdimfa.services.run.mirror import fetch, files_of
 from lowdimfa.services.run.process_log import keep_output, log_file
 
 P = ParamSpec("P")
@@ -53,7 +53,8 @@ class BlockHost:
         """Build the block and start its server. What the process prints goes to the run's logs from here on."""
 
         def build() -> Reachable:
-            keep_output(log_file(Path(job.run_dir), self._stem))
+            own = files_of(self._stem)
+            keep_output(log_file(fetch(job.run_dir, own.__contains__), self._stem))
             # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             faulthandler.enable(file=2)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from lowdimfa.services.cli.options import RunDirArgument, expanded
-from lowdimfa.services.trainer.run_dir import read_plan, read_run
+from lowdimfa.services.run.mirror import fetch
+from lowdimfa.services.trainer.run_dir import DESCRIPTION, read_plan, read_run
 
 
 class ExportFormat(StrEnum):
@@ -38,14 +39,15 @@ def export(
     from lowdimfa.services.run.checkpoint import CheckpointStore
     from lowdimfa.services.run.manifest import export_file, left_out
 
-    specification = read_run(run_dir)
+    folder = fetch(run_dir, DESCRIPTION.__contains__)
+    specification = read_run(folder)
     manifest = CheckpointStore(run_dir).load(None)
     done = f"step {manifest.step:,} of {run_dir} written to {output}"
     if form is ExportFormat.hugging_face:
         from lowdimfa.services.run.pretrained import export_folder
         from lowdimfa.services.run.user_code import UserCode
 
-        UserCode(read_plan(run_dir).get("user_code")).install()
+        UserCode(read_plan(folder).get("user_code")).install()
         files, notices = export_folder(specification, manifest, output)
         print(f"{done}: {', '.join(files)}")
         print("".join(f"{notice}\n" for notice in notices), end="")

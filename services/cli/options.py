@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from lowdimfa.errors import InputError
 from lowdimfa.paths import expand
+from lowdimfa.services.run.storage import located
+from lowdimfa.services.spec.addresses import is_address
 
 
 class Format(StrEnum):
@@ -25,10 +28,20 @@ FormatOption = Annotated[
 
 def expanded(text: object) -> Path:
     """Read a path option: ``~`` and variables in it are filled in, since a shell doesn't do that everywhere."""
+    if is_address(str(text)):
+        raise typer.BadParameter("an address; this has to be a path.")
     try:
         return expand(str(text))
     except ValueError as error:
         raise typer.BadParameter(f"{str(text)!r}: {error}.") from error
+
+
+def placed(text: object) -> str:
+    """Read where a run is kept: a folder, or an address."""
+    try:
+        return located(str(text), "RUN_DIR")
+    except InputError as error:
+        raise typer.BadParameter(error.message.partition(": ")[2]) from error
 
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")]
@@ -38,4 +51,6 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.epochs=1."),
 ]
 
-RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]
+RunDirArgument = Annotated[
+    str, typer.Argument(metavar="RUN_DIR", parser=placed, help="Directory of a run, or its address.")
+]

@@ -10,11 +10,14 @@ from typing import Any
 
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
+from lowdimfa.services.run import weights
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.run.weights import located
 from lowdimfa.services.spec import Specification, load_specification, parse_specification
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
@@ -29,14 +32,14 @@ class Result:
     metrics
         The fields of the ``finished`` event: losses, accuracy, speed, traffic.
     checkpoint
-        Directory of the last checkpoint.
+        Directory of the last checkpoint, or its address.
     path
-        Directory of the run.
+        Directory of the run, or its address.
     """
 
     metrics: dict[str, Any]
-    checkpoint: Path
-    path: Path
+    checkpoint: Place
+    path: Place
 
 
 class DecoupledTrainer:
@@ -51,7 +54,8 @@ class DecoupledTrainer:
     address
         Of a Ray cluster; None starts one on this machine, or uses the connection that this process has.
     run_dir
-        Directory of the run; None makes a new one below ``run.storage``.
+        Directory of the run, or an address in an object store, such as ``s3://bucket/prefix/run``; None makes a new
+        one below ``run.storage``.
     resume
         Go on from the newest checkpoint in ``run_dir``.
     resume_step
@@ -96,7 +100,7 @@ class DecoupledTrainer:
             path = Path(specification)
             self.specification = load_specification(path, overrides)
             name, folder = path.stem, folder or path.resolve().parent
-        self.specification = located(self.specification)
+        self.specification = weights.located(self.specification)
         resume = resume or resume_step is not None
         if resume and run_dir is None:
             raise InputError(
@@ -108,12 +112,14 @@ class DecoupledTrainer:
         self._stop = StopRequest()
         self._on_event = on_event or (lambda event: None)
         self._named = run_dir is None
-        path = (
-            new_run_dir(self.specification.run.storage, name) if run_dir is None else Path(run_dir).resolve()
+        place = (
+            new_run_dir(self.specification.run.storage, name)
+            if run_dir is None
+            else located(run_dir, "--run-dir")
         )
         self.request = RunRequest(
             specification=self.specification.model_dump(),
-            run_dir=str(path),
+            run_dir=place,
             engine=engine,
             resume=resume,
             user_code=UserCode.beside(folder, pack=address is not None),
@@ -128,7 +134,8 @@ class DecoupledTrainer:
         whole
             Whether its blocks are to have their weights, however large the network is.
         """
-        require_run_dir(Path(self.request.run_dir), self.request.resume)
+        liveness = self.specification.run.liveness_seconds
+        require_run_dir(self.request.run_dir, self.request.resume, liveness)
         return prepare(self.request, whole=whole)[0]
 
     def fit(self) -> Result:
@@ -149,10 +156,10 @@ class DecoupledTrainer:
                 if self.request.engine == "local"
                 else self._fit_on_ray()
             )
-        path = Path(self.request.run_dir)
-        checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
+        place = self.request.run_dir
+        checkpoint = CheckpointStore(place).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
-        return Result(metrics, checkpoint, path)
+        return Result(metrics, checkpoint, place if is_address(place) else Path(place))
 
     def stop(self) -> None:
         """Let `fit` finish its step, write a checkpoint and end; any thread may call, or a signal handler."""
@@ -161,7 +168,7 @@ class DecoupledTrainer:
     @contextmanager
     def _own_directory(self) -> Iterator[None]:
         """Reserve the directory of a run whose name nobody gave: another run may have begun in the same second."""
-        if not self._named:
+        if not self._named or is_address(self.request.run_dir):
             yield
             return
         self._named = False  # a second `fit` finds the run of the first there
@@ -202,8 +209,8 @@ class DecoupledTrainer:
 
     def _note_stop(self) -> None:
         """Leave the run directory as a stopped run has it, since the trainer's process gets no chance to."""
-        path = Path(self.request.run_dir)
+        path = work_dir(self.request.run_dir)
         targets_file(path).unlink(missing_ok=True)
         if path.is_dir():
             with opened(self.request.journal()) as journal:
-                journal.emit("failed", **stopped(path).as_event())
+                journal.emit("failed", **stopped(self.request.run_dir).as_event())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
+from lowdimfa.services.run.mirror import fetch
+from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.execute import RunRequest, prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
-from lowdimfa.services.trainer.run_dir import read_plan, read_run
+from lowdimfa.services.trainer.run_dir import DESCRIPTION, read_plan, read_run
 
 
-def evaluate_run(run_dir: Path) -> Event:
+def evaluate_run(place: Place) -> Event:
     """Return an ``evaluated`` event for the newest checkpoint, with the number of samples.
 
     Raises
@@ -22,19 +22,20 @@ def evaluate_run(run_dir: Path) -> Event:
     InputError
         The directory isn't a run's, has no checkpoint, or its data or model can't be had any more.
     """
-    run_dir = run_dir.resolve()
-    specification = read_run(run_dir)
-    manifest = CheckpointStore(run_dir).load(None)
+    place = located(place, "RUN_DIR")
+    folder = fetch(place, DESCRIPTION.__contains__)
+    specification = read_run(folder)
+    manifest = CheckpointStore(place).load(None)
     sequential = specification.model_copy(
         update={
             "train": specification.train.model_copy(update={"staleness": 0}),
             "run": specification.run.model_copy(update={"timeline": False}),
         }
     )
-    code = UserCode(read_plan(run_dir).get("user_code"))
-    request = RunRequest(sequential.model_dump(), str(run_dir), "local", True, code)
+    code = UserCode(read_plan(folder).get("user_code"))
+    request = RunRequest(sequential.model_dump(), place, "local", True, code)
     plan, _ = prepare(request, rehearsed=False)
-    engine = LocalEngine(plan, run_dir)
+    engine = LocalEngine(plan, place)
     with other_peoples_code("the evaluation failed"):
         engine.start(manifest.step)
         try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from lowdimfa.errors import StoppedError
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.storage import Place
 
 
 class StopRequest:
@@ -28,7 +28,7 @@ class StopRequest:
         self.made = True
 
 
-def stopped(run_dir: Path) -> StoppedError:
+def stopped(run_dir: Place) -> StoppedError:
     """Say what a run that the user stopped leaves."""
     steps = CheckpointStore(run_dir).list()
     if steps:
