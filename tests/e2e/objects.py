@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = ROOT / ".venv-objects"
+ENVIRONMENT = ROOT / ".venv-objects" / "store"
 PINS = Path(__file__).with_name("objects.txt")
 SECRET = "a-secret-that-nobody-repeats"
 SIGNED = (
@@ -33,7 +33,8 @@ SECONDS = 60
 def server_program() -> Path:
     """Return moto's server, installed once; skip where it can't be had."""
     done = ENVIRONMENT / "complete"
-    with FileLock(f"{ENVIRONMENT}.lock"):
+    ENVIRONMENT.parent.mkdir(exist_ok=True)
+    with FileLock(ENVIRONMENT.with_name("lock")):
         if not done.exists() or done.read_text() != PINS.read_text():
             venv.create(ENVIRONMENT, clear=True, with_pip=False)
             python = ENVIRONMENT / "bin" / "python"
