@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from lowdimfa.services.cli.options import RunDirArgument, expanded
-from lowdimfa.services.run.mirror import fetch
-from lowdimfa.services.trainer.run_dir import DESCRIPTION, read_plan, read_run
+from lowdimfa.services.run.mirror import DESCRIPTION, fetch
+from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
 class ExportFormat(StrEnum):

@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.checkpoint_files import (
@@ -28,8 +28,10 @@ from lowdimfa.services.run.manifest import (
     MANIFEST_FILE,
     Manifest,
     ManifestFile,
+    NewestGood,
     export_file,
     export_state,
+    way_back,
 )
 from lowdimfa.services.run.objects import PATIENCE, Objects, ObjectsError
 from lowdimfa.services.run.storage import Place, storage_of
@@ -45,22 +47,8 @@ __all__ = [
 ]
 
 _ROOT = "checkpoints"
+_OWNER = f"{_ROOT}/owner"
 _FOLDER = re.compile(r"step-([0-9]{8,})")
-
-
-class NewestGood(NamedTuple):
-    """What `CheckpointStore.newest_good` found.
-
-    Attributes
-    ----------
-    manifest
-        Of the newest checkpoint that is as it was written, or None.
-    damaged
-        What is wrong with each newer one, by its step, the newest first.
-    """
-
-    manifest: Manifest | None
-    damaged: dict[int, DamagedError]
 
 
 class CheckpointStore:
@@ -84,6 +72,23 @@ class CheckpointStore:
     def __init__(self, place: Place, keep: int = 1, patience: float = PATIENCE) -> None:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
+        self._token = ""
+
+    def claim(self) -> None:
+        """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
+
+        Raises
+        ------
+        ResourceError
+            That can't be noted.
+        """
+        if self._storage.shared:
+            self._token = secrets.token_hex(16)
+            try:
+                with self._storage.writing(_OWNER) as file:
+                    file.write(self._token.encode())
+            except OSError as error:
+                raise refusal("the run can't be claimed", self._storage.place(_OWNER), error) from error
 
     def begin(self, step: int) -> Attempt:
         """Begin a checkpoint; what earlier attempts left behind is removed.
@@ -94,6 +99,7 @@ class CheckpointStore:
             That can't be done.
         """
         with self._attempt(step):
+            self._require_own()
             self._sweep()
             taken = self._storage.shared or _named(step) in self._storage.tree(_ROOT)
         mark = f"-{secrets.token_hex(4)}" if taken else ""
@@ -101,8 +107,17 @@ class CheckpointStore:
 
     def abandon(self) -> None:
         """Remove what a checkpoint that isn't completed left, as far as that is possible."""
-        with suppress(OSError):
+        with suppress(OSError, InputError):
+            self._require_own()
             self._sweep()
+
+    def _require_own(self) -> None:
+        if self._token and self._storage.read(_OWNER) != self._token.encode():
+            raise InputError(
+                f"run directory {self._place}",
+                "a run that another trainer has taken over",
+                "one trainer at a time",
+            )
 
     def commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Place:
         """Complete the checkpoint that `begin` began, then delete those that are no longer kept.
@@ -123,12 +138,14 @@ class CheckpointStore:
         Raises
         ------
         InputError
-            A block's file is not there, because the storage is not shared by all blocks.
+            A block's file is not there, because the storage is not shared by all blocks; or another trainer has claimed
+            the run.
         ResourceError
             The storage refused something; a `DiskFullError` where that is for lack of room, a `StorageError` where an
             object store is at fault.
         """
         with self._attempt(step):
+            self._require_own()
             return self._commit(step, entries, meta)
 
     def _commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Place:
@@ -199,7 +216,7 @@ class CheckpointStore:
                 return self._read(chosen)
             except DamagedError as error:
                 older = self._newest_good(number for number in complete if number < chosen)
-                raise error.refused(_way_back(older.manifest)) from error
+                raise error.refused(way_back(older.manifest)) from error
 
     def _read(self, step: int) -> Manifest:
         if isinstance(self._storage, Objects):
@@ -263,10 +280,3 @@ def _named(step: int) -> str:
 
 def _folder(step: int) -> str:
     return f"{_ROOT}/{_named(step)}"
-
-
-def _way_back(older: Manifest | None) -> str:
-    if older is None:
-        return ""
-    option = f"lowdimfa train --resume-step {older.step}"
-    return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."

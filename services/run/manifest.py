@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -180,6 +180,29 @@ class Manifest:
                 "a checkpoint of this model",
                 "Resume with the model that wrote it, or start a new run.",
             )
+
+
+class NewestGood(NamedTuple):
+    """What `CheckpointStore.newest_good` found.
+
+    Attributes
+    ----------
+    manifest
+        Of the newest checkpoint that is as it was written, or None.
+    damaged
+        What is wrong with each newer one, by its step, the newest first.
+    """
+
+    manifest: Manifest | None
+    damaged: dict[int, DamagedError]
+
+
+def way_back(older: Manifest | None) -> str:
+    """Say how to go on from an older checkpoint, if there is a good one."""
+    if older is None:
+        return ""
+    option = f"lowdimfa train --resume-step {older.step}"
+    return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."
 
 
 def export_state(manifest: Manifest) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,9 +17,16 @@ from pathlib import Path, PurePosixPath
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.disk import refusal
-from lowdimfa.services.run.objects import PATIENCE, Objects
+from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.spec.addresses import is_address
+
+_NAMED = "spec.yaml"  # by which a run is known
+DESCRIPTION = {_NAMED, "plan.json"}
+"""Names of the files that say what a run is."""
+
+START_PATIENCE = 15.0
+"""Most seconds for which a store that does not answer is asked again before a run begins."""
 
 _APART = ("checkpoints", "run.lock")
 """What isn't copied: blocks write checkpoints to the store themselves."""
@@ -99,6 +107,51 @@ def forget(place: Place) -> None:
                 shutil.rmtree(path)
             elif path.name != "run.lock":
                 path.unlink()
+
+
+def require_usable(address: str, patience: float) -> bool:
+    """Check that an object can be written at an address, and return whether a run is there.
+
+    Raises
+    ------
+    InputError
+        It can't; with what is needed.
+    """
+    objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
+    try:
+        with objects.writing(probe) as file:
+            file.write(b"\n")
+        objects.delete(probe)
+        objects.files(_NAMED)  # that what is there can be listed, too
+        objects.read(_NAMED)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            KEY,
+            f"{address}, which can't be read and written ({error.strerror})",
+            "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
+            "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
+        ) from error
+    return True
+
+
+def unname(place: Place) -> None:
+    """Let a directory count as that of no run; what is in it stays.
+
+    Raises
+    ------
+    StorageError
+        The store refuses.
+    """
+    (work_dir(place) / _NAMED).unlink(missing_ok=True)
+    if is_address(place):
+        try:
+            Objects(str(place)).delete(_NAMED)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise refusal("the run can't begin anew", str(place), error) from error
 
 
 def files_of(process: str) -> set[str]:

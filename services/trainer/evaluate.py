@@ -6,12 +6,12 @@ from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
-from lowdimfa.services.run.mirror import fetch
+from lowdimfa.services.run.mirror import DESCRIPTION, fetch
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.execute import RunRequest, prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
-from lowdimfa.services.trainer.run_dir import DESCRIPTION, read_plan, read_run
+from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
 def evaluate_run(place: Place) -> Event:

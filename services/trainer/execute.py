@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
-from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
+from lowdimfa.services.run.mirror import Mirror, fetch, unname, work_dir
 from lowdimfa.services.run.objects import KEY
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
@@ -30,11 +29,11 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification, to_yaml
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
-from lowdimfa.services.trainer.loop import TrainingLoop, failed
-from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir, unname
-from lowdimfa.services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.trainer.loop import TrainingLoop
+from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
+from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
 from lowdimfa.services.trainer.tensorboard import Board, NoBoard, TensorBoard
-from lowdimfa.services.trainer.watch import TrainerWatch
+from lowdimfa.services.trainer.watch import TrainerWatch, failed
 
 EngineName = Literal["ray", "local"]
 
@@ -254,7 +253,7 @@ def _run(
         if failure.code == LowdimfaError.code:
             failure = _with_traceback(failure, run_dir)
         elif isinstance(failure, DiskFullError | StorageError):
-            failure = _with_way_on(failure, request)
+            failure = with_way_on(failure, request.run_dir, request.way_on)
         failed(journal, watch, failure)
         if failure is error:
             raise
@@ -276,19 +275,6 @@ def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:
 def _copy(mirror: Mirror, what: str) -> None:
     if trouble := mirror.update():
         raise StorageError(f"{what}: {trouble}", setting=KEY)
-
-
-def _with_way_on(error: LowdimfaError, request: RunRequest) -> LowdimfaError:
-    """Return an error with what to do about it."""
-    command = request.way_on or f"lowdimfa train SPEC --resume --run-dir {shlex.quote(request.run_dir)}"
-    go_on = f"go on with: {command}"
-    if isinstance(error, StorageError):
-        way = f"once it can be reached, {go_on}"
-    elif CheckpointStore(request.run_dir).list():
-        way = f"make room, then {go_on}"
-    else:
-        way = "make room, then start the run again, in a new directory"
-    return type(error)(f"{error.message}; {way}", block=error.block, setting=error.setting)
 
 
 def make_board(specification: Specification, run_dir: Path) -> Board:

@@ -62,8 +62,7 @@ class TrainingLoop:
         stop: StopRequest,
         mirror: Mirror | None = None,
     ) -> None:
-        self._plan = plan
-        self._engine = engine
+        self._plan, self._engine = plan, engine
         self._place = place
         self._log = log
         self._watch = watch
@@ -113,6 +112,7 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
+        self._store.claim()
         self._board.begin(self._saved)
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
@@ -297,12 +297,4 @@ class TrainingLoop:
 
 def _written(file: Path) -> int | None:
     """Return when a file was written last, in nanoseconds, or None if it isn't there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def failed(log: Journal, watch: TrainerWatch, error: LowdimfaError) -> None:
-    """Record the end of a run that failed."""
-    watch.saw(log.emit("failed", **error.as_event()))
+    return file.stat().st_mtime_ns if file.exists() else None

@@ -19,18 +19,11 @@ from filelock import FileLock, Timeout
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
-from lowdimfa.services.run.mirror import forget, work_dir
-from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
+from lowdimfa.services.run.mirror import forget, require_usable, work_dir
+from lowdimfa.services.run.objects import PATIENCE
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.spec import Specification, load_specification, to_yaml
 from lowdimfa.services.spec.addresses import is_address
-
-_NAMED = "spec.yaml"  # by which a run is known
-DESCRIPTION = {_NAMED, "plan.json"}
-"""Names of the files that say what a run is."""
-
-START_PATIENCE = 15.0
-"""Most seconds for which a store that does not answer is asked again before a run begins."""
 
 
 def new_run_dir(storage: str, name: str) -> str:
@@ -191,7 +184,7 @@ def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> N
         A run is there and isn't resumed, none is there to resume, or nothing can be written there.
     """
     apart = is_address(place)
-    taken = _require_objects(str(place), patience) if apart else (Path(place) / "spec.yaml").exists()
+    taken = require_usable(str(place), patience) if apart else (Path(place) / "spec.yaml").exists()
     if taken and not resume:
         raise InputError(
             f"run directory {place}",
@@ -203,27 +196,6 @@ def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> N
         raise InputError(f"run directory {place}", "no run to resume", "the directory of an earlier run")
     if not apart:
         _require_writable(Path(place))
-
-
-def _require_objects(address: str, patience: float) -> bool:
-    """Check that an object can be written at an address, and return whether a run is there."""
-    objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
-    try:
-        with objects.writing(probe) as file:
-            file.write(b"\n")
-        objects.delete(probe)
-        objects.files(_NAMED)  # that what is there can be listed, too
-        objects.read(_NAMED)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise InputError(
-            KEY,
-            f"{address}, which can't be read and written ({error.strerror})",
-            "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
-            "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
-        ) from error
-    return True
 
 
 def _require_writable(path: Path) -> None:
@@ -266,18 +238,6 @@ def opened(journal: Journal) -> Iterator[Journal]:
         yield journal
     finally:
         journal.close()
-
-
-def unname(place: Place) -> None:
-    """Let a directory count as that of no run; what is in it stays."""
-    (work_dir(place) / _NAMED).unlink(missing_ok=True)
-    if is_address(place):
-        try:
-            Objects(str(place)).delete(_NAMED)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise refusal("the run can't begin anew", str(place), error) from error
 
 
 def read_run(path: Path) -> Specification:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from lowdimfa.errors import StoppedError
+from lowdimfa.errors import LowdimfaError, StoppedError, StorageError
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.storage import Place
 
@@ -40,3 +40,15 @@ def stopped(run_dir: Place) -> StoppedError:
         f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
         setting="run.checkpoint_every",
     )
+
+
+def with_way_on(error: LowdimfaError, place: str, command: str) -> LowdimfaError:
+    """Return an error of a disk or a store with what to do about it; ``command`` resumes the run, if one is known."""
+    go_on = f"go on with: {command or f'lowdimfa train SPEC --resume --run-dir {shlex.quote(place)}'}"
+    if isinstance(error, StorageError):
+        way = f"once it can be reached, {go_on}"
+    elif CheckpointStore(place).list():
+        way = f"make room, then {go_on}"
+    else:
+        way = "make room, then start the run again, in a new directory"
+    return type(error)(f"{error.message}; {way}", block=error.block, setting=error.setting)

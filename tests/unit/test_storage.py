@@ -115,6 +115,20 @@ def test_a_course_that_was_given_up_and_old_ones_are_deleted(place: str) -> None
     assert store.list() == [2, 4] and value_of(store) == 4.0
 
 
+def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) -> None:
+    first, second = CheckpointStore(address), CheckpointStore(address)
+    first.claim()
+    attempt = first.begin(3)
+    entries = [write_block(attempt, state(1.0))]
+    second.claim()
+    save(second, 9, 9.0)
+    for late in (lambda: first.commit(3, entries, {}), lambda: first.begin(4)):
+        with pytest.raises(InputError, match="another trainer has taken over"):
+            late()
+    first.abandon()
+    assert second.list() == [9] and value_of(second) == 9.0
+
+
 def test_what_is_wrong_with_an_object_is_found_before_it_is_used(address: str) -> None:
     store, kept = CheckpointStore(address, keep=5), Objects(address)
     for step in (1, 2, 3, 4):

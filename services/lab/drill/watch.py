@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from lowdimfa.services.monitoring.journal import Event
-from lowdimfa.services.run.checkpoint import MANIFEST_FILE
+from lowdimfa.services.run.manifest import MANIFEST_FILE
 from lowdimfa.services.trainer.run_dir import targets_file
 
 PERIOD_SECONDS = 1.0
