@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -168,3 +170,40 @@ def test_blocks_on_ray_write_their_own_files(store: Store, forks: Forks, spec: P
     there = store.ask("GET", "/kept?list-type=2&prefix=ray/").decode()
     for name in ("timeline/block-1.jsonl", "logs/block-0.log", "logs/trainer.log", "result.json"):
         assert f"<Key>ray/{name}</Key>" in there
+
+
+@pytest.mark.slow
+def test_nodes_that_share_no_folder_are_killed_and_go_on_to_the_same_bits(
+    store: Store, forks: Forks, spec: Path, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster  # late: the other tests do without
+
+    run, nodes = f"{store.address}/nodes", [tmp_path / "one", tmp_path / "two"]
+    cluster = Cluster()
+    try:
+        for folder in nodes:
+            cluster.add_node(num_cpus=2, include_dashboard=False, env_vars=machine(store, folder))
+        words = ("train", spec, "--format", "json", "--run-dir", run, "--address", cluster.address)
+        words += ("--set", "placement.strategy=SPREAD")
+        with Going(forks.start(*words, **machine(store, tmp_path / "here"))) as going:
+            started = going.until("started")[-1]
+            while going.until("checkpoint")[-1]["step"] < 20:
+                pass
+            going.process.kill()
+            for pid in (started["pids"]["trainer"], *started["pids"]["blocks"]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert started["nodes"] == 2
+        outcome = forks.run(*words, "--resume", **machine(store, tmp_path / "there"))
+    finally:
+        cluster.shutdown()
+    assert outcome.code == 0 and outcome.of("started")[0]["step"] >= 20, outcome
+    assert forks.run(*local(spec, tmp_path / "folder")).code == 0
+    expected = exported(forks, tmp_path / "folder", tmp_path / "expected.safetensors")
+    found = exported(forks, run, tmp_path / "found.safetensors", **machine(store, tmp_path / "else"))
+    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+    there = store.ask("GET", "/kept?list-type=2&prefix=nodes/").decode()
+    for name in ("timeline/block-0.jsonl", "timeline/block-1.jsonl", "logs/block-0.log", "logs/block-1.log"):
+        assert f"<Key>nodes/{name}</Key>" in there
+    own = [{path.name for path in folder.glob("lowdimfa-*/*/*/logs/block-*.log")} for folder in nodes]
+    assert all(own)
