@@ -160,10 +160,12 @@ def test_what_can_t_be_used_is_refused_before_training(
 
 
 def test_blocks_on_ray_write_their_own_files(store: Store, forks: Forks, spec: Path, tmp_path: Path) -> None:
-    run, here = f"{store.address}/ray", machine(store, tmp_path / "machine")
-    outcome = forks.run("train", spec, "--format", "json", "--run-dir", run, **here)
+    run, here = f"{store.address}/ray", store.environment
+    outcome = forks.run(
+        "train", spec, "--format", "json", "--run-dir", run, "--set", "train.steps=20", **here
+    )
     assert outcome.code == 0, outcome
-    assert forks.run(*local(spec, tmp_path / "folder")).code == 0
+    assert forks.run(*local(spec, tmp_path / "folder"), "--set", "train.steps=20").code == 0
     expected = exported(forks, tmp_path / "folder", tmp_path / "expected.safetensors")
     found = exported(forks, run, tmp_path / "found.safetensors", **here)
     assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
