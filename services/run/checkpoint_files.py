@@ -6,6 +6,7 @@ Of a checkpoint in an object store, a file is fetched when something in it is wa
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.objects import Objects
 from lowdimfa.services.run.storage import Place, storage_of
 from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
+
+_LENGTH_BYTES = 8  # with which a safetensors file begins: those of the header
+_MOST_HEADER = 100 << 20  # bytes; the library takes no larger one
 
 
 class Record(BaseModel):
@@ -170,6 +174,29 @@ class Fetched:
         """Return what a file holds."""
         return self._objects.read(f"{self._folder}/{file}")
 
+    def outline(self, entry: BlockEntry) -> Path:
+        """Return a file that says what lies in a block's file, and has nothing of it: its digest can't be checked.
+
+        Raises
+        ------
+        ResourceError
+            It can't be had.
+        """
+        path = self.path(f"{entry.file}.outline")
+        name = f"{self._folder}/{entry.file}"
+        if self.path(entry.file).exists():
+            return self.path(entry.file)
+        if not path.exists():
+            try:
+                length = self._objects.read(name, _LENGTH_BYTES)
+                header = min(_LENGTH_BYTES + int.from_bytes(length, "little"), entry.bytes, _MOST_HEADER)
+                path.write_bytes(self._objects.read(name, header))
+                os.truncate(path, entry.bytes)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise refusal("a checkpoint can't be read", self._objects.place(name), error) from error
+        return path
+
     def fetch(self, entry: BlockEntry) -> Path:
         """Return a copy of a block's file that is as the manifest says.
 
@@ -191,7 +218,7 @@ class Fetched:
                 raise DamagedError(place, error.found, error.expected).refused(hint) from error
             except OSError as error:
                 path.unlink(missing_ok=True)
-                raise refusal("a checkpoint can't be read", Path(place), error) from error
+                raise refusal("a checkpoint can't be read", place, error) from error
         return path
 
 

@@ -128,15 +128,18 @@ class Manifest:
         found: dict[str, Kind] = {}
         for entry in self.entries:
             if names := [name for name in entry.tensors if select(name)]:
-                with self._opened(entry) as file:
+                with self._opened(entry, whole=False) as file:
                     for name in names:
                         part = file.get_slice(name)
                         found[name] = Kind(part.get_dtype(), tuple(part.get_shape()))
         return found
 
     @contextmanager
-    def _opened(self, entry: BlockEntry) -> Iterator[Any]:
-        path = Path(self.path) / entry.file if self._fetched is None else self._fetched.fetch(entry)
+    def _opened(self, entry: BlockEntry, whole: bool = True) -> Iterator[Any]:
+        if self._fetched is None:
+            path = Path(self.path) / entry.file
+        else:
+            path = self._fetched.fetch(entry) if whole else self._fetched.outline(entry)
         try:
             with safe_open(path, framework="pt") as file:
                 yield file

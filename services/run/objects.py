@@ -68,10 +68,11 @@ class Objects:
             return {}
         return {path.removeprefix(start): int(entry["size"]) for path, entry in found.items()}
 
-    def read(self, name: str) -> bytes:
-        """Return what a file holds."""
+    def read(self, name: str, size: int | None = None) -> bytes:
+        """Return what a file holds, or that many of its first bytes."""
+        part = {} if size is None else {"start": 0, "end": size}
         with self._told(name):
-            return bytes(self._fs.cat_file(self._path(name)))
+            return bytes(self._fs.cat_file(self._path(name), **part))
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to this machine."""

@@ -149,6 +149,24 @@ def test_what_is_wrong_with_an_object_is_found_before_it_is_used(address: str) -
     assert value_of(store, 1) == 1.0
 
 
+def test_shapes_are_known_without_the_tensors(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(address)
+    save(store, 1, 1.0)
+    manifest = store.load(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "fetch", None)
+        assert manifest.shapes() == {"0": (3,), "1": (3,)}
+        with pytest.raises(InputError, match="another model"):
+            manifest.require_same_model({"0": (3,), "1": (4,)})
+    assert manifest.shapes() == {"0": (3,), "1": (3,)} and float(export_state(manifest)["1"][2]) == 1.0
+    kept = Objects(address)
+    (name,) = [name for name in kept.files("checkpoints") if "block-1" in name]
+    with kept.writing(name) as file:
+        file.write(b"\xff" * len(kept.read(name)))
+    with pytest.raises(InputError, match=f"{address}.*block-1"):
+        store.load(1).shapes()
+
+
 def test_a_store_out_of_reach_is_not_taken_for_an_empty_or_a_damaged_one(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
