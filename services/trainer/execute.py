@@ -20,7 +20,7 @@ from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
-from lowdimfa.services.run.mirror import Mirror, fetch, unname, work_dir
+from lowdimfa.services.run.mirror import Mirror, fetch, forget, unname, work_dir
 from lowdimfa.services.run.objects import KEY
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
@@ -209,8 +209,10 @@ def execute(
     # A trainer that was lost to its cluster may work on until it notices.
     patience = 0.0 if request.lost_at is None else liveness
     with RunDir(place, request.resume, patience) as run_dir:
-        if request.resume:
+        if request.resume or request.lost_at is not None:
             fetch(place, patience=liveness)
+        else:
+            forget(place)
         if own_process:
             keep_output(log_file(path, "trainer"))
         plan, manifest = fresh or prepare(request)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
-from lowdimfa.services.run.mirror import forget, require_usable, work_dir
+from lowdimfa.services.run.mirror import require_usable, work_dir
 from lowdimfa.services.run.objects import PATIENCE
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.spec import Specification, load_specification, to_yaml
@@ -129,8 +129,6 @@ class RunDir:
             raise _refusal(self.path, error) from error
         try:
             require_run_dir(self._place, self._resume)  # another trainer may have come and gone
-            if not self._resume:
-                forget(self._place)
         except BaseException:
             self._lock.release()
             raise

@@ -24,6 +24,8 @@ from lowdimfa.services.run.storage import located
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
+from lowdimfa.services.trainer.execute import execute
+from lowdimfa.services.trainer.run_dir import opened
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -259,6 +261,29 @@ def test_a_run_at_an_address_is_resumed_elsewhere_to_the_bits_of_one_in_a_folder
     kinds = [json.loads(line)["event"] for line in lines]
     assert kinds.count("started") == 2 and kinds.count("failed") == 1 and kinds[-1] == "finished"
     assert json.loads(Objects(address).read("result.json"))["steps"] == 8
+
+
+def test_a_trainer_that_is_replaced_before_a_checkpoint_loses_no_event(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address).request
+    with opened(request.journal()) as journal:
+        journal.emit("started", step=0)
+        journal.emit("recovering", lost="trainer")
+    (work_dir(address) / "spec.yaml").write_text("of the first attempt")
+    assert Mirror(address).update() == ""
+    another_machine(tmp_path / "another", monkeypatch)
+    again = request.again(1.0)
+    assert not again.resume and "spec.yaml" not in Objects(address).files()
+    execute(again, again.journal())
+    kinds = [event["event"] for event in request.journal().read()]
+    assert kinds[:4] == ["started", "recovering", "started", "recovered"] and kinds[-1] == "finished"
+    assert (work_dir(address) / "events.jsonl").read_bytes() == Objects(address).read("events.jsonl")
+
+    for name in list(Objects(address).files()):  # somebody deletes the run, and begins anew in its place
+        Objects(address).delete(name)
+    DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address).fit()
+    assert [event["event"] for event in request.journal().read()].count("started") == 1
 
 
 def test_a_failed_upload_costs_its_checkpoint_alone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
