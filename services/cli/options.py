@@ -39,7 +39,8 @@ def expanded(text: object) -> Path:
 def placed(text: object) -> str:
     """Read where a run is kept: a folder, or an address."""
     try:
-        return located(str(text), "RUN_DIR")
+        place = located(str(text), "RUN_DIR")
+        return place if "://" in str(text) else str(expand(str(text)))  # as it was written, for what is printed
     except InputError as error:
         raise typer.BadParameter(error.message.partition(": ")[2]) from error
 
