@@ -48,7 +48,7 @@ $(VENV)/complete: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); this takes a minute or two"
 	@$(BIN)/pip install --quiet -r constraints.txt && \
-	 $(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,hf]' || { \
+	 $(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,hf,s3]' || { \
 	  echo >&2; \
 	  echo "make venv: pip could not install everything; its message above names what is missing." >&2; \
 	  echo "Without access to a package registry, put the wheels of everything in constraints.txt into a" >&2; \

@@ -173,6 +173,10 @@ class DiskFullError(ResourceError):
     """The disk, or the user's share of it, has no room for what has to be written."""
 
 
+class StorageError(ResourceError):
+    """An object store can't be reached, or refuses, for longer than the liveness setting."""
+
+
 class AccessError(LowdimfaError):
     """The job service doesn't let this client in, or its token's role doesn't allow the call."""
 

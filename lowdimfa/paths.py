@@ -24,7 +24,18 @@ def expand(text: str | os.PathLike[str]) -> Path:
         home = str(Path(written).expanduser())
     except RuntimeError:
         raise ValueError(f"the home folder of {written.split('/')[0]} is not known") from None
-    return Path(_VARIABLE.sub(_value, home))
+    return Path(fill_in(home))
+
+
+def fill_in(text: str) -> str:
+    """Return a text with the variables of the environment that it names filled in.
+
+    Raises
+    ------
+    ValueError
+        One is not set, or empty.
+    """
+    return _VARIABLE.sub(_value, text)
 
 
 def _value(found: re.Match[str]) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 
-from lowdimfa.errors import LowdimfaError, unforeseen
+from lowdimfa.errors import LowdimfaError, StorageError, unforeseen
 from lowdimfa.services.block.faults import worker_for
 from lowdimfa.services.block.job import BlockJob
 from lowdimfa.services.block.reports import Reachable
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.topology import Seat
+from lowdimfa.services.run.mirror import fetch, files_of, work_dir
 from lowdimfa.services.run.process_log import keep_output, log_file
 
 P = ParamSpec("P")
@@ -53,7 +54,10 @@ class BlockHost:
         """Build the block and start its server. What the process prints goes to the run's logs from here on."""
 
         def build() -> Reachable:
-            keep_output(log_file(Path(job.run_dir), self._stem))
+            with contextlib.suppress(StorageError):  # what was logged before is not worth a block
+                own = files_of(self._stem)
+                fetch(job.run_dir, own.__contains__, job.parsed().run.liveness_seconds)
+            keep_output(log_file(work_dir(job.run_dir), self._stem))
             # Whoever takes this process for stuck can see where it stands, even if nothing in it answers any more.
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
             faulthandler.enable(file=2)

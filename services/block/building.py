@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -87,7 +86,7 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
         case Snapshot():
             source.restore(stage)
         case Checkpointed(step) if step is not None:
-            load_stage(stage, CheckpointStore(Path(run_dir)).load(step))
+            load_stage(stage, CheckpointStore(run_dir).load(step))
 
 
 def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:

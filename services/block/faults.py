@@ -27,7 +27,9 @@ from lowdimfa.services.block.work import Neighbours, Work
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
+from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
 from lowdimfa.services.stream.frames import HEADER_AT, Kind, unpack
 from lowdimfa.services.stream.resumable import Arriving
@@ -177,7 +179,7 @@ class _FaultyWorker(BlockWorker):
     """A worker around whose parts faults are put."""
 
     def __init__(self, job: BlockJob, security: Security, host: str) -> None:
-        self._faults = FaultInjector(job.parsed().drill.faults, job.index, Path(job.run_dir), job.rank)
+        self._faults = FaultInjector(job.parsed().drill.faults, job.index, work_dir(job.run_dir), job.rank)
         super().__init__(job, security, host)
 
     def _arriving(self) -> Arriving:
@@ -187,13 +189,13 @@ class _FaultyWorker(BlockWorker):
         around = _FaultyNeighbours(neighbours, self._faults)
         return super()._work(around, patience, partial(_FaultyWork, self._faults))
 
-    def _write(self, directory: Path, step: int) -> dict[str, Any]:
+    def _write(self, attempt: Attempt, step: int) -> dict[str, Any]:
         try:
             self._faults.before_save(step)
         except OSError as error:
             what = f"block {self.job.index} can't write its checkpoint"
-            raise refusal(what, directory, error, block=self.job.index) from error
-        return super()._write(directory, step)
+            raise refusal(what, attempt.place, error, block=self.job.index) from error
+        return super()._write(attempt, step)
 
 
 def worker_for(job: BlockJob, security: Security, host: str) -> BlockWorker:

@@ -28,7 +28,7 @@ class BlockJob:
     run
         Identifier of the run, new with every start.
     run_dir
-        Where timeline and checkpoints go; the same path in every process of the run.
+        Where timeline and checkpoints go: the same path in every process of the run, or an address.
     index
         Of the block.
     specification

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +43,8 @@ from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.metrics import BlockMetrics
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.rpc.security import Security
-from lowdimfa.services.run.checkpoint import write_block
+from lowdimfa.services.run.checkpoint import Attempt, write_block
+from lowdimfa.services.run.mirror import Mirror, files_of, work_dir
 from lowdimfa.services.run.state import stage_state
 from lowdimfa.services.stream.carriers import Here, carrier_class
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
@@ -73,7 +73,7 @@ class BlockWorker:
         self.job = job
         self._specification = job.parsed()
         self._use_threads()
-        network, run_dir, run = job.network(), Path(job.run_dir), self._specification.run
+        network, run_dir, run = job.network(), work_dir(job.run_dir), self._specification.run
         self._topology = make_topology(self._specification, network)
         self._windows = windows_of(self._specification)
         self._stem = self._topology.file_stem(job.seat)
@@ -86,6 +86,7 @@ class BlockWorker:
         self._exporter, self._metrics_address = self._serve_metrics(host)
         timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
+        self._mirror = Mirror(job.run_dir, files_of(self._stem).__contains__, run.liveness_seconds)
         self._observer = self._observe()
         self.stage, self._fresh = build_stage(job, network, self._data), True
         self._carrier = carrier_class(self._specification.placement.transport)
@@ -143,9 +144,9 @@ class BlockWorker:
         """Return what the network makes of a frame on its way here."""
         return as_it_came
 
-    def _write(self, directory: Path, step: int) -> dict[str, Any]:
+    def _write(self, attempt: Attempt, step: int) -> dict[str, Any]:
         """Write the state after a step and return its manifest entry."""
-        return write_block(directory, stage_state(self.stage, step))
+        return write_block(attempt, stage_state(self.stage, step))
 
     def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
@@ -252,15 +253,17 @@ class BlockWorker:
         """Return the snapshot after the one of step ``kept``, or None if there is none within ``patience`` seconds."""
         return None if self._snapshots is None else self._snapshots.fetch(kept, patience)
 
-    def save(self, directory: str, step: int) -> dict[str, Any]:
-        """Write the state after a step into a checkpoint's directory and return its manifest entry.
+    def save(self, attempt: Attempt, step: int) -> dict[str, Any]:
+        """Write the state after a step into a checkpoint and return its manifest entry.
 
         Raises
         ------
         ResourceError
             The file can't be written.
         """
-        return self._write(Path(directory), step)
+        entry = self._write(attempt, step)
+        self._mirror.update()  # what it can't copy now, it copies next time
+        return entry
 
     def state(self) -> State:
         """Return the block's state."""
@@ -279,3 +282,4 @@ class BlockWorker:
             self._exporter.close()
         if self._timeline is not None:
             self._timeline.close()
+        self._mirror.update()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from lowdimfa.errors import DrillError, LowdimfaError
+from lowdimfa.errors import DrillError, InputError, LowdimfaError
 from lowdimfa.services.cli.display import Display, TextDisplay, aligned
 from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
 from lowdimfa.services.cli.output import claim_stdout, outlive
@@ -28,6 +28,7 @@ from lowdimfa.services.lab.drill.report import (
 from lowdimfa.services.monitoring.journal import Sink
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.spec import load_specification
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
 
 if TYPE_CHECKING:
@@ -89,7 +90,14 @@ def drill(
     show = _Lines(sys.stdout, seed) if form is Format.text else _Objects(claim_stdout(), seed)
     try:
         specification = load_specification(spec, [*(overrides or []), *policy])
-        own = reserved(new_run_dir(specification.run.storage, f"drill-{spec.stem}"))
+        if is_address(specification.run.storage):
+            raise InputError(
+                "run.storage",
+                "an address of an object store",
+                "a folder, in which a drill sees what a run leaves",
+                "Set run.storage for the drill alone: --set run.storage=runs",
+            )
+        own = reserved(Path(new_run_dir(specification.run.storage, f"drill-{spec.stem}")))
         with own if run_dir is None else nullcontext(run_dir.resolve()) as folder:
             request = DrillRequest(
                 specification=specification,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lowdimfa.services.cli.options import BestOption, RunDirArgument, expanded
+from lowdimfa.services.run.mirror import DESCRIPTION, fetch
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
@@ -44,7 +45,8 @@ def export(
     from lowdimfa.services.run.checkpoint import CheckpointStore
     from lowdimfa.services.run.manifest import export_file, left_out
 
-    specification = read_run(run_dir)
+    folder = fetch(run_dir, DESCRIPTION.__contains__)
+    specification = read_run(folder)
     store = CheckpointStore(run_dir)
     manifest = load_best(store) if best else store.load(None)
     done = f"step {manifest.step:,} of {run_dir} written to {output}"
@@ -52,7 +54,7 @@ def export(
         from lowdimfa.services.run.pretrained import export_folder
         from lowdimfa.services.run.user_code import UserCode
 
-        UserCode(read_plan(run_dir).get("user_code")).install()
+        UserCode(read_plan(folder).get("user_code")).install()
         files, notices = export_folder(specification, manifest, output, average)
         print(f"{done}: {', '.join(files)}")
         print("".join(f"{notice}\n" for notice in notices), end="")

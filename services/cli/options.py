@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from lowdimfa.errors import InputError
 from lowdimfa.paths import expand
 from lowdimfa.services.cli.completing import settings
+from lowdimfa.services.run.storage import located
+from lowdimfa.services.spec.addresses import is_address
 
 
 class Format(StrEnum):
@@ -31,10 +34,23 @@ BestOption = Annotated[
 
 def expanded(text: object) -> Path:
     """Read a path option: ``~`` and variables in it are filled in, since a shell doesn't do that everywhere."""
+    if is_address(str(text)):
+        raise typer.BadParameter("an address; this has to be a path.")
     try:
         return expand(str(text))
     except ValueError as error:
         raise typer.BadParameter(f"{str(text)!r}: {error}.") from error
+
+
+def placed(text: object) -> str:
+    """Read where a run is kept: a folder, or an address."""
+    try:
+        place = located(str(text), "RUN_DIR")
+        return (
+            place if "://" in str(text) else str(expand(str(text)))
+        )  # as it was written, for what is printed
+    except InputError as error:
+        raise typer.BadParameter(error.message.partition(": ")[2]) from error
 
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")]
@@ -49,4 +65,6 @@ OverridesOption = Annotated[
     ),
 ]
 
-RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.")]
+RunDirArgument = Annotated[
+    str, typer.Argument(metavar="RUN_DIR", parser=placed, help="Directory of a run, or its address.")
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
 from lowdimfa.services.cli.jobs_display import file_lines
-from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, placed
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.run.loading import load, loading
@@ -36,9 +35,11 @@ class EngineOption(StrEnum):
 Engine = Annotated[EngineOption, typer.Option(help="An actor per block, or all in this process.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without it a local one is started.")]
 RunDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        metavar="DIR", parser=expanded, help="Directory of the run; without it a new one in run.storage."
+        metavar="DIR",
+        parser=placed,
+        help="Directory of the run, or an address such as s3://bucket/run; without it a new one in run.storage.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")]
@@ -110,4 +111,4 @@ def fit(trainer: DecoupledTrainer) -> Result:
         with graceful_signals(trainer.stop, patience):
             return trainer.fit()
     except KeyboardInterrupt:
-        raise stopped(Path(trainer.request.run_dir)) from None
+        raise stopped(trainer.request.run_dir) from None

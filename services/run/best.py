@@ -79,7 +79,7 @@ def load_best(store: CheckpointStore) -> Manifest:
     newest = store.load(None)
     step = (newest.meta.get("best") or {}).get("step")
     if step is None:
-        found = f"a checkpoint that says of none which is the best ({newest.path.name})"
+        found = f"a checkpoint that says of none which is the best ({newest.path})"
         hint = "Without --best the newest checkpoint is taken."
         raise InputError("--best", found, "a run with run.keep_best", hint)
     return store.load(step)

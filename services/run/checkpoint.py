@@ -1,106 +1,54 @@
 """Writing checkpoints so that a crash at any moment leaves the last good one, and finding them again.
 
-Each block writes its own file into a temporary directory; then the manifest is written, the directory is
-renamed into place, and only after that older checkpoints are deleted. So a name that is in place is complete.
+Each block writes its own file straight to where the run is kept; the manifest comes last, and only after that older
+checkpoints are deleted, each beginning with its manifest. So a checkpoint with a manifest is complete, in a folder and
+in an object store alike. Files of an attempt are called as those of no other attempt that may still be there.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from safetensors import SafetensorError
-from torch import Tensor
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.run.checkpoint_files import (
+    Attempt,
+    BlockEntry,
+    BlockState,
+    DamagedError,
+    Fetched,
+    write_block,
+)
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.manifest import (
     MANIFEST_FILE,
-    BlockEntry,
-    DamagedError,
     Manifest,
     ManifestFile,
-    digest,
+    NewestGood,
     export_file,
     export_state,
-    save_durably,
-    sync,
+    way_back,
 )
+from lowdimfa.services.run.objects import PATIENCE, Objects, ObjectsError
+from lowdimfa.services.run.storage import Place, storage_of
 
-__all__ = ["BlockState", "CheckpointStore", "Manifest", "export_file", "export_state", "write_block"]
+__all__ = [
+    "Attempt",
+    "BlockState",
+    "CheckpointStore",
+    "Manifest",
+    "export_file",
+    "export_state",
+    "write_block",
+]
 
-# While a checkpoint is replaced by a new one of the same step, the old one is found under its second name.
-_COMPLETE = re.compile(r"step-([0-9]{8,})(\.replaced)?")
-_TEMPORARY = ".tmp"
-
-
-@dataclass(frozen=True)
-class BlockState:
-    """Everything one block needs to go on, under names that don't depend on where the model was cut.
-
-    Attributes
-    ----------
-    block, layers
-        The block's position and the names of its layers, for people.
-    tensors
-        ``model/<parameter or buffer>``, ``optimizer/<parameter>/<key>``, ``feedback/<boundary layer>/Q``,
-        ``head/P`` and the like.
-    scalars
-        What JSON can hold: parameter groups, scheduler state. Tuples come back as lists.
-    """
-
-    block: int
-    layers: list[str]
-    tensors: dict[str, Tensor]
-    scalars: dict[str, Any]
-
-
-def write_block(directory: Path, state: BlockState) -> dict[str, Any]:
-    """Write one block's file, in the block's own process, and return its entry for the manifest.
-
-    Raises
-    ------
-    ResourceError
-        The file can't be written; a `DiskFullError` where that is for lack of room.
-    """
-    path = directory / f"block-{state.block}.safetensors"
-    try:
-        save_durably(state.tensors, path)
-        sha256, size = digest(path), path.stat().st_size
-    except (OSError, SafetensorError) as error:
-        what = f"block {state.block} can't write its checkpoint"
-        raise refusal(what, path, error, block=state.block) from error
-    entry = BlockEntry(
-        block=state.block,
-        file=path.name,
-        sha256=sha256,
-        bytes=size,
-        layers=state.layers,
-        tensors=sorted(state.tensors),
-        scalars=state.scalars,
-    )
-    return entry.model_dump()
-
-
-class NewestGood(NamedTuple):
-    """What `CheckpointStore.newest_good` found.
-
-    Attributes
-    ----------
-    manifest
-        Of the newest checkpoint that is as it was written, or None.
-    damaged
-        What is wrong with each newer one, by its step, the newest first.
-    """
-
-    manifest: Manifest | None
-    damaged: dict[int, DamagedError]
+_ROOT = "checkpoints"
+_OWNER = f"{_ROOT}/owner"
+_FOLDER = re.compile(r"step-([0-9]{8,})")
 
 
 class CheckpointStore:
@@ -108,31 +56,68 @@ class CheckpointStore:
 
     Parameters
     ----------
-    run_dir
-        The run's directory, on storage that all blocks share.
+    place
+        Of the run: the directory, on storage that all blocks share, or an address.
     keep
         How many checkpoints `commit` keeps, at least 1; whoever only reads need not say.
+    patience
+        Seconds for which an object store that does not answer is asked again.
+
+    Raises
+    ------
+    InputError
+        No installed package knows addresses of this kind.
     """
 
-    def __init__(self, run_dir: Path, keep: int = 1) -> None:
-        self._root = run_dir / "checkpoints"
-        self._keep = keep
+    def __init__(self, place: Place, keep: int = 1, patience: float = PATIENCE) -> None:
+        self._place, self._keep, self._patience = place, keep, patience
+        self._storage = storage_of(place, patience)
+        self._token = ""
 
-    def begin(self, step: int) -> Path:
-        """Return a fresh directory for the blocks' files; what earlier attempts left behind is removed.
+    def claim(self) -> None:
+        """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
 
         Raises
         ------
         ResourceError
-            It can't be made; a `DiskFullError` where that is for lack of room.
+            That can't be noted.
         """
-        directory = self._temporary(step)
+        if self._storage.shared:
+            self._token = secrets.token_hex(16)
+            try:
+                with self._storage.writing(_OWNER) as file:
+                    file.write(self._token.encode())
+            except OSError as error:
+                raise refusal("the run can't be claimed", self._storage.place(_OWNER), error) from error
+
+    def begin(self, step: int) -> Attempt:
+        """Begin a checkpoint; what earlier attempts left behind is removed.
+
+        Raises
+        ------
+        ResourceError
+            That can't be done.
+        """
         with self._attempt(step):
-            self._root.mkdir(parents=True, exist_ok=True)
-            for leftover in self._root.glob(f"*{_TEMPORARY}"):
-                shutil.rmtree(leftover)
-            directory.mkdir()
-        return directory
+            self._require_own()
+            self._sweep()
+            taken = self._storage.shared or _named(step) in self._storage.tree(_ROOT)
+        mark = f"-{secrets.token_hex(4)}" if taken else ""
+        return Attempt(str(self._place), _folder(step), mark, self._patience)
+
+    def abandon(self) -> None:
+        """Remove what a checkpoint that isn't completed left, as far as that is possible."""
+        with suppress(OSError, InputError):
+            self._require_own()
+            self._sweep()
+
+    def _require_own(self) -> None:
+        if self._token and self._storage.read(_OWNER) != self._token.encode():
+            raise InputError(
+                f"run directory {self._place}",
+                "a run that another trainer has taken over",
+                "one trainer at a time",
+            )
 
     def commit(
         self,
@@ -140,11 +125,11 @@ class CheckpointStore:
         entries: Sequence[dict[str, Any]],
         meta: Mapping[str, Any],
         kept: Collection[int] = (),
-    ) -> Path:
+    ) -> Place:
         """Complete the checkpoint that `begin` began, then delete those that are no longer kept.
 
         A checkpoint of a later step is deleted too: it belongs to a course of the run that was given up when
-        the run resumed before it, and must not be taken for the newest state. If the disk refuses something, the
+        the run resumed before it, and must not be taken for the newest state. If the storage refuses something, the
         checkpoints that were there stay, and nothing is left of an incomplete one.
 
         Parameters
@@ -161,40 +146,44 @@ class CheckpointStore:
         Raises
         ------
         InputError
-            A block's file is not there, because the storage is not shared by all blocks.
+            A block's file is not there, because the storage is not shared by all blocks; or another trainer has claimed
+            the run.
         ResourceError
-            The disk refused something; a `DiskFullError` where that is for lack of room.
+            The storage refused something; a `DiskFullError` where that is for lack of room, a `StorageError` where an
+            object store is at fault.
         """
         with self._attempt(step):
-            final = self._commit(step, entries, meta)
-            self._prune(step, kept)
-            return final
+            self._require_own()
+            return self._commit(step, entries, meta, kept)
 
-    def _commit(self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Path:
-        directory = self._temporary(step)
+    def _commit(
+        self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any], kept: Collection[int]
+    ) -> Place:
         manifest = ManifestFile(step=step, meta=dict(meta), blocks=[BlockEntry(**entry) for entry in entries])
+        there = self._storage.tree(_ROOT).get(_named(step), {})
         for entry in manifest.blocks:
-            path = directory / entry.file
-            if not path.is_file() or path.stat().st_size != entry.bytes:
-                shared = "storage that all blocks and the trainer share"
-                raise InputError("run.storage", f"no complete {path}", shared)
-        # Not pydantic's own JSON, which writes null for infinity, a scheduler's usual "best so far".
-        (directory / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")
-        sync(directory / MANIFEST_FILE)
-        sync(directory)
-        final = self._root / f"step-{step:08d}"
-        if final.exists():
-            replaced = final.with_name(f"{final.name}.replaced")
-            if replaced.exists():
-                _discard(replaced)
-            final.rename(replaced)
-        directory.rename(final)
-        sync(self._root)
-        return final
+            if there.get(entry.file) != entry.bytes:
+                where = self._storage.place(f"{_folder(step)}/{entry.file}")
+                raise InputError(
+                    "run.storage", f"no complete {where}", "storage that all blocks and the trainer share"
+                )
+        with self._storage.writing(f"{_folder(step)}/{MANIFEST_FILE}") as file:
+            # Not pydantic's own JSON, which writes null for infinity, a scheduler's usual "best so far".
+            file.write(json.dumps(manifest.model_dump(), indent=1).encode())
+        steps = [number for number in self._complete() if number <= step]
+        self._sweep({*steps[-self._keep :], *kept})
+        return self._storage.place(_folder(step))
 
     def list(self) -> Sequence[int]:
-        """Return the steps of the complete checkpoints, oldest first."""
-        return sorted(self._complete())
+        """Return the steps of the complete checkpoints, oldest first.
+
+        Raises
+        ------
+        StorageError
+            An object store doesn't say, here and wherever one is read.
+        """
+        with self._asked():
+            return self._complete()
 
     def latest(self) -> Manifest | None:
         """Return the newest checkpoint, or None if there is none.
@@ -214,10 +203,8 @@ class CheckpointStore:
         last
             Step after which none counts, as those of a course of the run that was given up; None counts all.
         """
-        complete = self._complete()
-        return self._newest_good(
-            {step: path for step, path in complete.items() if last is None or step <= last}
-        )
+        with self._asked():
+            return self._newest_good(step for step in self._complete() if last is None or step <= last)
 
     def load(self, step: int | None) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.
@@ -227,67 +214,79 @@ class CheckpointStore:
         InputError
             There is none, or it is damaged; the message names the file and an older good checkpoint, if any.
         """
-        complete = self._complete()
-        chosen = max(complete, default=None) if step is None else step
-        if chosen is None or chosen not in complete:
-            there = ", ".join(str(number) for number in sorted(complete)) or "none"
-            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise InputError(str(self._root), f"no {wanted}", f"a complete one (there: {there})")
-        try:
-            return Manifest.read(complete[chosen], chosen)
-        except DamagedError as error:
-            older = {number: path for number, path in complete.items() if number < chosen}
-            hint = _way_back(self._newest_good(older).manifest)
-            raise InputError(str(error.file), error.found, error.expected, hint) from error
-
-    @staticmethod
-    def _newest_good(complete: Mapping[int, Path]) -> NewestGood:
-        damaged: dict[int, DamagedError] = {}
-        for step, path in sorted(complete.items(), reverse=True):
+        with self._asked():
+            complete = self._complete()
+            chosen = max(complete, default=None) if step is None else step
+            if chosen is None or chosen not in complete:
+                there = ", ".join(map(str, complete)) or "none"
+                wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+                root = str(self._storage.place(_ROOT))
+                raise InputError(root, f"no {wanted}", f"a complete one (there: {there})")
             try:
-                return NewestGood(Manifest.read(path, step), damaged)
+                return self._read(chosen)
+            except DamagedError as error:
+                older = self._newest_good(number for number in complete if number < chosen)
+                raise error.refused(way_back(older.manifest)) from error
+
+    def _read(self, step: int) -> Manifest:
+        if isinstance(self._storage, Objects):
+            return Manifest.read(Fetched(self._storage, _folder(step)), step)
+        return Manifest.read(self._storage.place(_folder(step)), step)
+
+    def _newest_good(self, steps: Iterable[int]) -> NewestGood:
+        damaged: dict[int, DamagedError] = {}
+        for step in sorted(steps, reverse=True):
+            try:
+                return NewestGood(self._read(step), damaged)
             except DamagedError as error:
                 damaged[step] = error
         return NewestGood(None, damaged)
 
-    def _complete(self) -> dict[int, Path]:
-        found: dict[int, Path] = {}
-        # In reverse order of names, so that a replacement beats what it replaces.
-        for path in sorted(self._root.glob("step-*"), reverse=True):
-            match = _COMPLETE.fullmatch(path.name)
-            if match and (path / MANIFEST_FILE).is_file():
-                found[int(match[1])] = path
-        return found
+    def _complete(self) -> Sequence[int]:
+        folders = self._storage.tree(_ROOT).items()
+        found = [
+            match[1]
+            for name, files in folders
+            if MANIFEST_FILE in files and (match := _FOLDER.fullmatch(name))
+        ]
+        return sorted(map(int, found))
 
-    def _prune(self, step: int, wanted: Collection[int]) -> None:
-        complete = self._complete()
-        steps = sorted(number for number in complete if number <= step)
-        kept = {complete[number] for number in steps[-self._keep :] + [at for at in steps if at in wanted]}
-        for path in sorted(self._root.iterdir()):
-            if _COMPLETE.fullmatch(path.name) and path not in kept:
-                _discard(path)
+    def _sweep(self, kept: Collection[int] | None = None) -> None:
+        """Delete what belongs to no complete checkpoint, and whole ones that are not kept; without a word all are."""
+        for name, files in self._storage.tree(_ROOT).items():
+            if (match := _FOLDER.fullmatch(name)) is None:
+                continue
+            step = int(match[1])
+            if MANIFEST_FILE not in files or (kept is not None and step not in kept):
+                self._storage.discard(_folder(step), first=MANIFEST_FILE)
+                continue
+            with suppress(ValueError):  # a damaged manifest says nothing of what belongs to it
+                text = self._storage.read(f"{_folder(step)}/{MANIFEST_FILE}")
+                own = {entry.file for entry in ManifestFile.model_validate_json(text).blocks}
+                for file in sorted(files.keys() - own - {MANIFEST_FILE}):
+                    self._storage.delete(f"{_folder(step)}/{file}")
 
     @contextmanager
     def _attempt(self, step: int) -> Iterator[None]:
-        """Make what the disk refuses a typed error, and leave nothing of the attempt."""
+        """Make what the storage refuses a typed error, and leave nothing of the attempt."""
         try:
             yield
         except OSError as error:
-            for leftover in self._root.glob(f"*{_TEMPORARY}"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            raise refusal(f"the checkpoint of step {step} can't be written", self._root, error) from error
+            self.abandon()
+            where = self._storage.place(_ROOT)
+            raise refusal(f"the checkpoint of step {step} can't be written", where, error) from error
 
-    def _temporary(self, step: int) -> Path:
-        return self._root / f"step-{step:08d}{_TEMPORARY}"
-
-
-def _way_back(older: Manifest | None) -> str:
-    if older is None:
-        return ""
-    option = f"lowdimfa train --resume-step {older.step}"
-    return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            yield
+        except ObjectsError as error:
+            raise refusal("checkpoints can't be read", self._storage.place(_ROOT), error) from error
 
 
-def _discard(path: Path) -> None:
-    # Renamed first, so that a crash halfway leaves no checkpoint with missing files.
-    shutil.rmtree(path.rename(path.with_name(f"{path.name}{_TEMPORARY}")))
+def _named(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _folder(step: int) -> str:
+    return f"{_ROOT}/{_named(step)}"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lowdimfa.errors import DiskFullError, ResourceError
+from lowdimfa.errors import DiskFullError, ResourceError, StorageError
+from lowdimfa.services.run.objects import ObjectsError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")  # the number's only place in an error of safetensors
@@ -25,7 +26,7 @@ def no_room(error: BaseException) -> bool:
 
 
 def refusal(
-    what: str, path: Path, error: OSError | SafetensorError, *, block: int | None = None
+    what: str, path: str | Path, error: OSError | SafetensorError, *, block: int | None = None
 ) -> ResourceError:
     """Return the typed error for something that can't be written.
 
@@ -36,14 +37,17 @@ def refusal(
     path
         The file or directory, unless the error itself names one.
     error
-        What the system said. Where it is about room, the error is a `DiskFullError`.
+        What the system said. Where it is about room, the error is a `DiskFullError`; about an object store, a
+        `StorageError`.
     block
         Whose file it is.
     """
     reason = str(error)
     if isinstance(error, OSError):
-        path, reason = Path(os.fsdecode(error.filename or path)), error.strerror or reason
+        path, reason = os.fsdecode(error.filename or path), error.strerror or reason
     kind = DiskFullError if no_room(error) else ResourceError
+    if isinstance(error, ObjectsError):
+        kind = StorageError
     return kind(f"{what}: {path}: {reason}", block=block, setting="run.storage")
 
 

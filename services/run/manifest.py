@@ -6,22 +6,30 @@ name across all files, so that a run can go on with other block boundaries than 
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lowdimfa.average import PREFIX
 from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
-from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
+from lowdimfa.services.run.checkpoint_files import (
+    BlockEntry,
+    DamagedError,
+    Fetched,
+    Record,
+    file_in,
+    verify_files,
+)
+from lowdimfa.services.run.objects import ObjectsError
+from lowdimfa.services.run.storage import Folder, Place
+from lowdimfa.services.run.tensor_file import Kind, write_tensors
 
 MANIFEST_FILE = "manifest.json"
 MODEL_PREFIX = "model/"
@@ -31,23 +39,7 @@ _OF_TORCH = (RuntimeError, TypeError, ValueError, OverflowError, AttributeError)
 """What torch raises for types and shapes that a file's header may have but no tensor can."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class BlockEntry(_Record):
-    """What the manifest says of one block's file: its name, digest and size, and what lies in it."""
-
-    block: int = Field(ge=0)
-    file: str = Field(pattern=r"^block-[0-9]+\.safetensors$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-    layers: list[str]
-    tensors: list[str]
-    scalars: dict[str, Any]
-
-
-class ManifestFile(_Record):
+class ManifestFile(Record):
     """The contents of ``manifest.json``; ``format`` is its version."""
 
     format: Literal[1] = 1
@@ -56,25 +48,18 @@ class ManifestFile(_Record):
     blocks: list[BlockEntry]
 
 
-@dataclass
-class DamagedError(Exception):
-    """A file of a checkpoint is not what it should be; the store makes it an `InputError` with a way out."""
-
-    file: Path
-    found: str
-    expected: str
-
-
 @dataclass(frozen=True)
 class Manifest:
     """One checkpoint whose manifest, files, sizes and digests have been verified.
+
+    Of one in an object store, digests are verified when a file is wanted.
 
     Attributes
     ----------
     step
         Optimiser steps applied when it was written.
     path
-        Its directory.
+        Its directory, or its address.
     meta
         What the trainer noted about the run.
     entries
@@ -82,22 +67,34 @@ class Manifest:
     """
 
     step: int
-    path: Path
+    path: Place
     meta: Mapping[str, Any]
     entries: Sequence[BlockEntry]
+    _fetched: Fetched | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def read(cls, path: Path, step: int) -> Manifest:
+    def read(cls, source: Path | Fetched, step: int) -> Manifest:
         """Read and verify the checkpoint of one step.
+
+        Parameters
+        ----------
+        source
+            Its directory, or what fetches its files.
+        step
+            Of which it should be.
 
         Raises
         ------
         DamagedError
             A file is missing, not plain, of another size or digest, malformed, or not as the manifest says.
         """
-        file = path / MANIFEST_FILE
+        path = source if isinstance(source, Path) else source.place
+        file = file_in(path, MANIFEST_FILE)
         try:
-            contents = ManifestFile.model_validate_json(file.read_bytes())
+            text = source.read(MANIFEST_FILE) if isinstance(source, Fetched) else Path(file).read_bytes()
+            contents = ManifestFile.model_validate_json(text)
+        except ObjectsError:
+            raise  # that a store can't be reached says nothing of what is in it
         except OSError as error:
             raise DamagedError(file, error.strerror or "no manifest", "a readable manifest") from error
         except ValidationError as error:
@@ -113,21 +110,16 @@ class Manifest:
         names = [name for entry in contents.blocks for name in entry.tensors]
         if any(len(set(listed)) < len(listed) for listed in (blocks, files, names)):
             raise DamagedError(file, "a block, file or tensor listed twice", "each listed once")
-        for entry in contents.blocks:
-            try:
-                _verify(path / entry.file, entry)
-            except OSError as error:  # a bad sector, for example
-                found = error.strerror or str(error)
-                raise DamagedError(path / entry.file, found, "a readable file") from error
+        verify_files(source, contents.blocks)
         entries = sorted(contents.blocks, key=lambda entry: entry.block)
-        return cls(step, path, contents.meta, entries)
+        return cls(step, path, contents.meta, entries, source if isinstance(source, Fetched) else None)
 
     def tensors(self, select: Callable[[str], bool]) -> dict[str, Tensor]:
         """Return the tensors whose names are selected, from whichever files hold them, on the CPU."""
         found: dict[str, Tensor] = {}
         for entry in self.entries:
             if names := [name for name in entry.tensors if select(name)]:
-                with _opened(self.path / entry.file) as file:
+                with self._opened(entry) as file:
                     # Copies: the library's tensors live in the mapped file, which may be deleted meanwhile.
                     found |= {name: file.get_tensor(name).clone() for name in names}
         return found
@@ -136,11 +128,27 @@ class Manifest:
         """Return type and shape of the tensors whose names are selected."""
         found: dict[str, Kind] = {}
         for entry in self.entries:
-            with _opened(self.path / entry.file) as file:
-                for name in filter(select, entry.tensors):
-                    part = file.get_slice(name)
-                    found[name] = Kind(part.get_dtype(), tuple(part.get_shape()))
+            if names := [name for name in entry.tensors if select(name)]:
+                with self._opened(entry, whole=False) as file:
+                    for name in names:
+                        part = file.get_slice(name)
+                        found[name] = Kind(part.get_dtype(), tuple(part.get_shape()))
         return found
+
+    @contextmanager
+    def _opened(self, entry: BlockEntry, whole: bool = True) -> Iterator[Any]:
+        if self._fetched is None:
+            path = Path(self.path) / entry.file
+        else:
+            path = self._fetched.fetch(entry) if whole else self._fetched.outline(entry)
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError, *_OF_TORCH) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                str(file_in(self.path, entry.file)), reason[:_LONGEST_REASON], "tensors that torch can hold"
+            ) from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the model, by its plain name."""
@@ -176,6 +184,29 @@ class Manifest:
                 "a checkpoint of this model",
                 "Resume with the model that wrote it, or start a new run.",
             )
+
+
+class NewestGood(NamedTuple):
+    """What `CheckpointStore.newest_good` found.
+
+    Attributes
+    ----------
+    manifest
+        Of the newest checkpoint that is as it was written, or None.
+    damaged
+        What is wrong with each newer one, by its step, the newest first.
+    """
+
+    manifest: Manifest | None
+    damaged: dict[int, DamagedError]
+
+
+def way_back(older: Manifest | None) -> str:
+    """Say how to go on from an older checkpoint, if there is a good one."""
+    if older is None:
+        return ""
+    option = f"lowdimfa train --resume-step {older.step}"
+    return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."
 
 
 def export_state(manifest: Manifest, average: bool = False) -> dict[str, Tensor]:
@@ -224,70 +255,17 @@ def export_file(manifest: Manifest, output: Path, average: bool = False) -> None
     InputError
         The file can't be written there, or the checkpoint has no ``average``.
     """
-    names = _exported(manifest, average)
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        names = _exported(manifest, average)
         kinds = manifest.kinds(set(names.values()).__contains__)
-        write_tensors(
-            partial,
-            {name: kinds[kept] for name, kept in names.items()},
-            lambda name: manifest.tensors(names[name].__eq__)[names[name]],
-        )
-        partial.replace(output)
+        with Folder(output.parent).writing(output.name) as file:
+            write_tensors(
+                file,
+                {name: kinds[kept] for name, kept in names.items()},
+                lambda name: manifest.tensors(names[name].__eq__)[names[name]],
+            )
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise InputError(str(output), f"a path that can't be written ({error})", "a writable file") from error
-
-
-def save_durably(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that survives a power cut once this returns."""
-    write_tensors(path, {name: Kind.of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's contents, or a directory's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, entry: BlockEntry) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise DamagedError(path, "no such plain file", "the file that the manifest lists")
-    if (size := path.stat().st_size) != entry.bytes:
-        raise DamagedError(path, f"{size} bytes", f"{entry.bytes} bytes")
-    if (found := digest(path)) != entry.sha256:
-        raise DamagedError(path, f"SHA-256 {found}", f"SHA-256 {entry.sha256}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            strange = {file.get_slice(name).get_dtype() for name in names} - TYPES.keys()
-    except SafetensorError as error:
-        raise DamagedError(path, str(error), "a safetensors file") from error
-    if names != set(entry.tensors):
-        raise DamagedError(path, "other tensors", "the tensors that the manifest lists")
-    if strange:
-        raise DamagedError(path, f"numbers of type {min(strange)}", "types that a checkpoint is written with")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError, *_OF_TORCH) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(str(path), reason[:_LONGEST_REASON], "tensors that torch can hold") from error
 
 
 def _words(shape: tuple[int, ...] | None) -> str:

@@ -11,6 +11,7 @@ from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
 from lowdimfa.rules import Q_RULES, TAPS, Registry
 from lowdimfa.services.run.checkpoint import BlockState, Manifest
+from lowdimfa.services.run.checkpoint_files import file_in
 from lowdimfa.services.run.manifest import MANIFEST_FILE, extra_state
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.stage import Stage
@@ -48,7 +49,7 @@ def load_stage(stage: Stage, manifest: Manifest) -> None:
         _load_stage(stage, manifest)
     except _UNFIT as error:
         raise InputError(
-            str(manifest.path / MANIFEST_FILE),
+            str(file_in(manifest.path, MANIFEST_FILE)),
             f"a state that block {stage.index} can't take ({type(error).__name__}: {error})"[:500],
             "the state that a run wrote",
             "Resume from another checkpoint with --resume-step.",

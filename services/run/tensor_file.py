@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from math import prod
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -42,13 +40,13 @@ class Kind(NamedTuple):
         return prod(self.shape) * TYPES[self.dtype][1]
 
 
-def write_tensors(path: Path, kinds: Mapping[str, Kind], read: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file, and wait until it is on the disk.
+def write_tensors(file: BinaryIO, kinds: Mapping[str, Kind], read: Callable[[str], Tensor]) -> None:
+    """Write the contents of a safetensors file.
 
     Parameters
     ----------
-    path
-        Of the file.
+    file
+        Where they go.
     kinds
         Of all tensors, by name.
     read
@@ -67,15 +65,12 @@ def write_tensors(path: Path, kinds: Mapping[str, Kind], read: Callable[[str], T
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            tensor = read(name).detach().cpu().contiguous()
-            if Kind.of(tensor) != kinds[name]:
-                raise SafetensorError(f"{name} changed while it was written")
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        tensor = read(name).detach().cpu().contiguous()
+        if Kind.of(tensor) != kinds[name]:
+            raise SafetensorError(f"{name} changed while it was written")
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 TYPES = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lowdimfa.services.spec.addresses import PLAIN, has_credentials
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.placement import PlacementSection
@@ -133,7 +134,10 @@ class RunSection(Section):
     """Where a run is kept and what is recorded."""
 
     storage: str = Field(
-        "runs", min_length=1, description="Directory in which each run gets a directory of its own."
+        "runs",
+        min_length=1,
+        description="Folder in which each run gets a folder of its own, or an address in an object store, such as "
+        "`s3://bucket/prefix`: [storage.md](storage.md).",
     )
     checkpoint_every: int = Field(
         0, ge=0, description="Optimiser steps between checkpoints; 0 means only at the end."
@@ -193,6 +197,13 @@ class RunSection(Section):
         description="Where each process serves its Prometheus metrics: on its own machine only, on the address by "
         "which other machines reach it (the pages have no authentication), or nowhere.",
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _without_credentials(cls, storage: str) -> str:
+        if has_credentials(storage):
+            raise refusal((), *PLAIN)
+        return storage
 
 
 class Specification(Section):

@@ -14,10 +14,13 @@ from lowdimfa.callback import Callback
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
+from lowdimfa.services.run import weights
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.mirror import fetch, work_dir
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.run.weights import located
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.arguments import Model, Spelt, near_misses, said_of_arguments, specified
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
 from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
@@ -34,14 +37,14 @@ class Result:
     metrics
         The fields of the ``finished`` event: losses, accuracy, speed, traffic.
     checkpoint
-        Directory of the last checkpoint.
+        Directory of the last checkpoint, or its address.
     path
-        Directory of the run.
+        Directory of the run, or its address.
     """
 
     metrics: dict[str, Any]
-    checkpoint: Path
-    path: Path
+    checkpoint: Place
+    path: Place
     _request: RunRequest = field(repr=False, compare=False)
 
     def model(self) -> nn.Module:
@@ -55,7 +58,7 @@ class Result:
 
         `pandas.DataFrame` makes a table of them.
         """
-        return metrics_by_epoch(self.path)
+        return metrics_by_epoch(fetch(self.path))
 
 
 class DecoupledTrainer:
@@ -94,7 +97,8 @@ class DecoupledTrainer:
     address
         Of a Ray cluster; None starts one on this machine, or uses the connection that this process has.
     run_dir
-        Directory of the run; None makes a new one below ``run.storage``.
+        Directory of the run, or an address in an object store, such as ``s3://bucket/prefix/run``; None makes a new
+        one below ``run.storage``.
     resume
         Go on from the newest checkpoint in ``run_dir``.
     resume_step
@@ -157,7 +161,7 @@ class DecoupledTrainer:
         self._speaks = said_of_arguments if specification is None else nullcontext
         with self._speaks():
             self.specification = specified(specification, objects, overrides)
-        self.specification = located(self.specification)
+        self.specification = weights.located(self.specification)
         resume = resume or resume_step is not None
         if resume and run_dir is None:
             where = "--resume" if resume_step is None else "--resume-step"
@@ -167,10 +171,10 @@ class DecoupledTrainer:
         self._on_event = on_event or (lambda event: None)
         self._named = run_dir is None
         storage = self.specification.run.storage
-        path = new_run_dir(storage, name) if run_dir is None else Path(run_dir).resolve()
+        place = new_run_dir(storage, name) if run_dir is None else located(run_dir, "--run-dir")
         self.request = RunRequest(
             specification=self.specification.model_dump(),
-            run_dir=str(path),
+            run_dir=place,
             engine=engine,
             resume=resume,
             user_code=UserCode.beside(folder, pack=address is not None),
@@ -189,7 +193,8 @@ class DecoupledTrainer:
         return self._planned(whole=whole)
 
     def _planned(self, *, whole: bool = False, in_turn: bool = True) -> RunPlan:
-        require_run_dir(Path(self.request.run_dir), self.request.resume)
+        liveness = self.specification.run.liveness_seconds
+        require_run_dir(self.request.run_dir, self.request.resume, liveness)
         with self._speaks():
             return prepare(self.request, whole=whole, in_turn=in_turn).plan
 
@@ -211,10 +216,10 @@ class DecoupledTrainer:
                 if self.request.engine == "local"
                 else self._fit_on_ray()
             )
-        path = Path(self.request.run_dir)
-        checkpoint = CheckpointStore(path).load(int(finished["steps"])).path
+        place = self.request.run_dir
+        checkpoint = CheckpointStore(place).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}
-        return Result(metrics, checkpoint, path, self.request)
+        return Result(metrics, checkpoint, place if is_address(place) else Path(place), self.request)
 
     def stop(self) -> None:
         """Let `fit` finish its step, write a checkpoint and end; any thread may call, or a signal handler."""
@@ -223,7 +228,7 @@ class DecoupledTrainer:
     @contextmanager
     def _own_directory(self) -> Iterator[None]:
         """Reserve the directory of a run whose name nobody gave: another run may have begun in the same second."""
-        if not self._named:
+        if not self._named or is_address(self.request.run_dir):
             yield
             return
         self._named = False  # a second `fit` finds the run of the first there
@@ -265,8 +270,8 @@ class DecoupledTrainer:
 
     def _note_stop(self) -> None:
         """Leave the run directory as a stopped run has it, since the trainer's process gets no chance to."""
-        path = Path(self.request.run_dir)
+        path = work_dir(self.request.run_dir)
         targets_file(path).unlink(missing_ok=True)
         if path.is_dir():
             with opened(self.request.journal()) as journal:
-                journal.emit("failed", **stopped(path).as_event())
+                journal.emit("failed", **stopped(self.request.run_dir).as_event())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from lowdimfa.alignment import Alignment
@@ -12,6 +11,7 @@ from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
 from lowdimfa.services.recovery.policy import RecoveryPolicy
+from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.trainer.stopping import StopRequest
 
 OnSteps = Callable[[Sequence[StepResult]], None]
@@ -76,8 +76,8 @@ class Engine(Protocol):
     def align(self) -> Alignment:
         """Compare each block's update with the true gradient, on one batch of the training split."""
 
-    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
-        """Write every block's state after a step into a directory and return the manifest entries."""
+    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
+        """Write every block's state after a step into a checkpoint and return the manifest entries."""
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Replace what was lost, and bring all blocks to a step from which they can go on.

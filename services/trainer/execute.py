@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowdimfa.callback import Callback
-from lowdimfa.errors import DiskFullError, InputError, LowdimfaError, other_peoples_code, unforeseen
+from lowdimfa.errors import (
+    DiskFullError,
+    InputError,
+    LowdimfaError,
+    StorageError,
+    other_peoples_code,
+    unforeseen,
+)
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.mirror import Mirror, fetch, forget, unname, work_dir
+from lowdimfa.services.run.objects import KEY
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
 from lowdimfa.services.run.state import boundaries_of, require_resumable
@@ -25,7 +32,7 @@ from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
-from lowdimfa.services.trainer.stopping import StopRequest, stopped
+from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]
@@ -40,7 +47,7 @@ class RunRequest:
     specification
         As plain data.
     run_dir
-        Absolute path.
+        Absolute path, or address.
     engine
         ``ray`` or ``local``.
     resume
@@ -80,10 +87,10 @@ class RunRequest:
         ready
             Whether that was done before, and somebody may work there; otherwise nobody does.
         """
-        path = Path(self.run_dir)
-        resume = bool(CheckpointStore(path).list())
+        resume = bool(CheckpointStore(self.run_dir).list())
         if not resume and not ready:
-            (path / "spec.yaml").unlink(missing_ok=True)  # by which a run is known
+            unname(self.run_dir)
+        fetch(self.run_dir, {"events.jsonl"}.__contains__)
         # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
         saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
         resume_step = None if not resume or saved[-1:] == ["checkpoint"] else self.resume_step
@@ -91,7 +98,7 @@ class RunRequest:
 
     def journal(self, sink: Sink | None = None) -> Journal:
         """Return the run's journal, with a sink for what is appended."""
-        return Journal(Path(self.run_dir), sink, self.lost_at)
+        return Journal(work_dir(self.run_dir), sink, self.lost_at)
 
     def parsed(self) -> Specification:
         """Return the specification."""
@@ -146,7 +153,7 @@ def prepare(
 
 
 def _resumed(request: RunRequest) -> Manifest:
-    store, step = CheckpointStore(Path(request.run_dir)), request.resume_step
+    store, step = CheckpointStore(request.run_dir), request.resume_step
     manifest = store.latest() if step is None else store.load(step)
     if manifest is None:
         raise InputError(
@@ -207,20 +214,29 @@ def execute(
     LowdimfaError
         Bad input, or the run failed; the journal has a ``failed`` event.
     """
-    path = Path(request.run_dir)
-    require_run_dir(path, request.resume)
+    place, path = request.run_dir, work_dir(request.run_dir)
+    liveness = request.parsed().run.liveness_seconds
+    require_run_dir(place, request.resume, liveness)
     if own_process and path.is_dir():
         keep_output(log_file(path, "trainer"))
     # Before the directory is made: a refusal leaves none.
     fresh = None if request.resume else prepare(request)
     # A trainer that was lost to its cluster may work on until it notices.
-    patience = 0.0 if request.lost_at is None else request.parsed().run.liveness_seconds
-    with RunDir(path, request.resume, patience) as run_dir:
+    patience = 0.0 if request.lost_at is None else liveness
+    with RunDir(place, request.resume, patience) as run_dir:
+        if request.resume or request.lost_at is not None:
+            fetch(place, patience=liveness)
+        else:
+            forget(place)
         if own_process:
             keep_output(log_file(path, "trainer"))
         prepared = fresh or prepare(request)
-        with opened(journal):
-            return _run(request, prepared, run_dir, journal, stop or StopRequest())
+        mirror = Mirror(place, patience=liveness)
+        try:
+            with opened(journal):
+                return _run(request, prepared, run_dir, journal, stop or StopRequest(), mirror)
+        finally:  # with the last event; a store that is out of reach has been told of
+            mirror.update()
 
 
 def _run(
@@ -229,6 +245,7 @@ def _run(
     run_dir: RunDir,
     journal: Journal,
     stop: StopRequest,
+    mirror: Mirror,
 ) -> Event:
     watch = TrainerWatch(run_dir.path.name)
     plan, manifest, made = prepared
@@ -236,21 +253,24 @@ def _run(
     engine: Engine | None = None
     try:
         if stop.made:  # before anything of a run is there, so that it may still begin as a new one
-            raise stopped(run_dir.path)
+            raise stopped(request.run_dir)
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
+        _copy(mirror, "the run can't be described")
         engine = make_engine(request, plan, watch)
-        finished = TrainingLoop(plan, engine, run_dir.path, journal, watch, callbacks, stop).run(manifest)
+        loop = TrainingLoop(plan, engine, request.run_dir, journal, watch, callbacks, stop, mirror)
+        finished = loop.run(manifest)
         run_dir.conclude(to_json(finished))
+        _copy(mirror, "the run is done, but its result can't be kept")
         return finished
     except BaseException as error:  # the user's own layers, loss or data may raise anything
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            ended(journal, watch, callbacks, "failed", stopped(run_dir.path).as_event())
+            ended(journal, watch, callbacks, "failed", stopped(request.run_dir).as_event())
             raise
         failure = error if isinstance(error, LowdimfaError) else unforeseen(error)
         if failure.code == LowdimfaError.code:
             failure = _with_traceback(failure, run_dir)
-        elif isinstance(failure, DiskFullError):
-            failure = _with_way_on(failure, request)
+        elif isinstance(failure, DiskFullError | StorageError):
+            failure = with_way_on(failure, request.run_dir, request.way_on)
         ended(journal, watch, callbacks, "failed", failure.as_event())
         if failure is error:
             raise
@@ -268,24 +288,17 @@ def _with_traceback(error: LowdimfaError, run_dir: RunDir) -> LowdimfaError:
     return LowdimfaError(f"{error.message}; where it came from: {kept}", **fields)  # type: ignore[arg-type]
 
 
-def _with_way_on(error: DiskFullError, request: RunRequest) -> DiskFullError:
-    """Return an error with what to do about it."""
-    path = Path(request.run_dir)
-    command = request.way_on or f"lowdimfa train SPEC --resume --run-dir {shlex.quote(str(path))}"
-    way = (
-        f"go on with: {command}"
-        if CheckpointStore(path).list()
-        else "start the run again, in a new directory"
-    )
-    return DiskFullError(f"{error.message}; make room, then {way}", block=error.block, setting=error.setting)
+def _copy(mirror: Mirror, what: str) -> None:
+    if trouble := mirror.update():
+        raise StorageError(f"{what}: {trouble}", setting=KEY)
 
 
 def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engine:
     """Return the engine that the request names."""
     if request.engine == "local":
-        return LocalEngine(plan, Path(request.run_dir))
+        return LocalEngine(plan, request.run_dir)
     from lowdimfa.services.trainer.ray_engine import (
         RayEngine,
     )  # Ray takes a second to import, and 'local' needs none of it
 
-    return RayEngine(plan, Path(request.run_dir), request.user_code, watch)
+    return RayEngine(plan, request.run_dir, request.user_code, watch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,11 @@ from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.recovery.policy import RecoveryPolicy
-from lowdimfa.services.run.checkpoint import CheckpointStore, write_block
+from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore, write_block
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, stage_state
+from lowdimfa.services.run.storage import Place
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
@@ -37,15 +38,15 @@ class LocalEngine:
     ----------
     plan
         The run.
-    run_dir
-        For checkpoints to resume from, and the timeline.
+    place
+        Of the run: for checkpoints to resume from, and the timeline.
     """
 
     name = "local"
 
-    def __init__(self, plan: RunPlan, run_dir: Path) -> None:
+    def __init__(self, plan: RunPlan, place: Place) -> None:
         self._plan = plan
-        self._run_dir = run_dir
+        self._place = place
         self._threads = ExitStack()
         self._timeline: TimelineWriter | None = None
 
@@ -61,11 +62,11 @@ class LocalEngine:
         self._network = DecoupledNetwork(blocks, head, network.feedback)
         self._trainer = InProcessTrainer(self._network, self._plan.dataset, self._plan.order)
         if resume_step is not None:
-            manifest = CheckpointStore(self._run_dir).load(resume_step)
+            manifest = CheckpointStore(self._place).load(resume_step)
             for stage in self._network.stages:
                 load_stage(stage, manifest)
         if self._plan.specification.run.timeline:
-            self._timeline = TimelineWriter(self._run_dir / "timeline" / "block-0.jsonl")
+            self._timeline = TimelineWriter(work_dir(self._place) / "timeline" / "block-0.jsonl")
         return {"pids": {"trainer": os.getpid(), "blocks": []}, "nodes": 1}
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
@@ -94,9 +95,9 @@ class LocalEngine:
             self._network.blocks, self._network.head, inputs.to(device), targets.to(device)
         )
 
-    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
+    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
         """Write every block's state."""
-        return [write_block(directory, stage_state(stage, step)) for stage in self._network.stages]
+        return [write_block(attempt, stage_state(stage, step)) for stage in self._network.stages]
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Refuse: blocks in one process are lost all together, and this process with them."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError
+from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError, StorageError
 from lowdimfa.feedback.source import source_of
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.best import KeepBest
@@ -17,9 +15,11 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.disk import written_at
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.mirror import Mirror, work_dir
 from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import resume_meta
+from lowdimfa.services.run.storage import Place
 from lowdimfa.services.trainer.callbacks import Callbacks, ended
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.progress import ProgressMeter
@@ -38,8 +38,8 @@ class TrainingLoop:
         The run.
     engine
         Where the blocks are.
-    run_dir
-        Gets checkpoints.
+    place
+        Of the run; gets checkpoints.
     log
         Gets events.
     watch
@@ -48,33 +48,36 @@ class TrainingLoop:
         Are told of all events.
     stop
         Asks for an early end.
+    mirror
+        Copies the run's small files at each checkpoint, where it is kept in an object store.
     """
 
     def __init__(
         self,
         plan: RunPlan,
         engine: Engine,
-        run_dir: Path,
+        place: Place,
         log: Journal,
         watch: TrainerWatch,
         callbacks: Callbacks,
         stop: StopRequest,
+        mirror: Mirror | None = None,
     ) -> None:
-        self._plan = plan
-        self._engine = engine
-        self._run_dir = run_dir
+        self._plan, self._engine = plan, engine
+        self._place = place
         self._log = log
         self._watch = watch
         self._callbacks = callbacks
         self._stop = stop
-        self._store = CheckpointStore(run_dir, plan.specification.run.keep)
+        self._mirror = mirror or Mirror(place)
+        run = plan.specification.run
+        self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
         self._seconds = 0.0
         self._done = 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
-        self._best = KeepBest(plan.specification.run.keep_best)
-        run = plan.specification.run
+        self._best = KeepBest(run.keep_best)
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
@@ -113,6 +116,7 @@ class TrainingLoop:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
             self._best.go_on(self._done, manifest.meta)
+        self._store.claim()
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
             pass  # a recovery left steps, or the evaluation of what it came to, to do
@@ -124,7 +128,7 @@ class TrainingLoop:
             if self._stop.asked:
                 if not self._unharmed(self._save_once):
                     return False
-                raise stopped(self._run_dir)
+                raise stopped(self._place)
             self._segment(self._next_boundary())
         return True
 
@@ -137,7 +141,7 @@ class TrainingLoop:
         plan = self._plan
         self._emit(
             "started",
-            run_dir=str(self._run_dir),
+            run_dir=str(self._place),
             engine=self._engine.name,
             blocks=len(plan.network.blocks),
             parameters=self._parameters,
@@ -179,7 +183,7 @@ class TrainingLoop:
 
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
-        words = postmortem_file(self._run_dir)
+        words = postmortem_file(work_dir(self._place))
         earlier = written_at(words)
         try:
             self._done = self._recovery.after(loss, step, self._saved)
@@ -227,7 +231,7 @@ class TrainingLoop:
             return
         try:
             self._save()
-        except DiskFullError:
+        except (DiskFullError, StorageError):
             if self._unsaved > 1:
                 self._log.emit("warning", message=f"nor were {self._unsaved:,} checkpoints before it written")
             raise
@@ -237,25 +241,26 @@ class TrainingLoop:
             self._save_on_the_way()
 
     def _save_on_the_way(self) -> None:
-        """Save, if there is room: the last good checkpoint stays, and the run goes on without a new one."""
+        """Save, if that is possible: the last good checkpoint stays, and the run goes on without a new one."""
         if self._saved == self._done:
             return
         try:
             self._save()
-        except DiskFullError as error:
+        except (DiskFullError, StorageError) as error:
             self._emit("checkpoint_failed", step=self._done, message=error.message)
             if not self._unsaved:
-                said = f"no checkpoint of step {self._done}: {error.message}; make room: the run goes on and tries again"
+                advice = "make room: " if isinstance(error, DiskFullError) else ""
+                said = f"no checkpoint of step {self._done}: {error.message}; {advice}the run goes on and tries again"
                 self._log.emit("warning", message=said)
             self._unsaved += 1
 
     def _save(self) -> None:
         began = time.monotonic()
-        directory = self._store.begin(self._done)
+        attempt = self._store.begin(self._done)
         try:
-            entries = self._engine.save(directory, self._done)
+            entries = self._engine.save(attempt, self._done)
         except LowdimfaError:
-            shutil.rmtree(directory, ignore_errors=True)
+            self._store.abandon()
             raise
         notes, kept = self._best.notes(self._evaluated, self._done)
         meta = resume_meta(self._plan) | {"seconds": self._seconds} | notes
@@ -266,13 +271,15 @@ class TrainingLoop:
         if self._unsaved > 1:
             self._log.emit("warning", message=f"checkpoints are written again; {self._unsaved:,} were not")
         self._unsaved = 0
+        if trouble := self._mirror.update():
+            self._log.emit("warning", message=f"events and timeline are not copied: {trouble}")
 
     def _finished(self) -> Event:
         samples = self._plan.order.drawn(self._done)
         traffic = self._engine.traffic()
         early = {} if self._done == self._total else {"stopped_early": self._stop.reason}
         fields = dict(
-            run_dir=str(self._run_dir),
+            run_dir=str(self._place),
             steps=self._done,
             samples=samples,
             seconds=self._seconds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +16,10 @@ from lowdimfa.network import computing_threads
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.exporter import Target, write_targets
 from lowdimfa.services.recovery.policy import RecoveryPolicy
+from lowdimfa.services.run.checkpoint import Attempt
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.storage import Place
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.local_engine import alignment_batch
@@ -37,8 +39,8 @@ class RayEngine:
     ----------
     plan
         The run.
-    run_dir
-        The same path on every node.
+    place
+        Of the run: the same path on every node, or an address.
     user_code
         The user's own files.
     watch
@@ -47,11 +49,11 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode, watch: TrainerWatch) -> None:
+    def __init__(self, plan: RunPlan, place: Place, user_code: UserCode, watch: TrainerWatch) -> None:
         self._plan = plan
         self._watch = watch
-        self._targets = targets_file(run_dir)
-        self._run_dir = run_dir
+        self._place, self._folder = place, work_dir(place)
+        self._targets = targets_file(self._folder)
         self._user_code = user_code
         self._blocks = len(plan.network.blocks)
         self._group: WorkerGroup | None = None
@@ -61,7 +63,7 @@ class RayEngine:
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Place the workers, build the blocks, let them greet and connect, and load a checkpoint if there is one."""
-        group = self._group = WorkerGroup(self._plan, self._run_dir, self._user_code)
+        group = self._group = WorkerGroup(self._plan, self._place, self._user_code)
         rescue = self._rescue = Rescue(group, self._plan.specification.run.on_failure == "rejoin")
         connected = group.start(resume_step)
         rescue.keep_snapshots()
@@ -86,7 +88,7 @@ class RayEngine:
         self._rescue.close()
         self._rescue.show_stacks(loss)
         if self._group.connected is not None:
-            write_postmortem(self._run_dir, self._group, loss)
+            write_postmortem(self._folder, self._group, loss)
         return self._group.abort(loss)
 
     def _announce(self, group: WorkerGroup, connected: Connected) -> None:
@@ -97,7 +99,7 @@ class RayEngine:
         if self._trainer_address is None:
             host = ray.util.get_node_ip_address() if choice == "node" else "127.0.0.1"
             self._trainer_address = self._watch.serve(host)
-        job = self._run_dir.name
+        job = self._folder.name
         blocks = [
             Target(
                 address=block.metrics,
@@ -156,9 +158,9 @@ class RayEngine:
                 stage.load({name: value.cpu() for name, value in state.tensors.items()}, state.scalars)
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
-    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
+    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
         """Let every block's first replica write its state, which is that of all of them."""
-        return self._require().compute_by_block("save", BlockWorker.save, str(directory), step)
+        return self._require().compute_by_block("save", BlockWorker.save, attempt, step)
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the first worker received; every subscriber receives the same."""

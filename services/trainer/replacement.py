@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ray.cloudpickle import dumps
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -14,6 +13,7 @@ from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError, LowdimfaError, PeerError, RecoveriesUsedUpError, in_words
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, decide, history_in
+from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
 from lowdimfa.services.trainer.execute import RunRequest
@@ -40,7 +40,7 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
     specification = request.parsed()
     liveness = specification.run.liveness_seconds
     while True:
-        following = _Following(Path(request.run_dir), sink)
+        following = _Following(request.run_dir, sink)
         trainer = TrainerActor.remote()
         try:
             return follow(trainer, trainer.fit.remote(request), following, stop, liveness)
@@ -73,16 +73,16 @@ class _Following:
 
     Parameters
     ----------
-    run_dir
+    place
         Of the run.
     sink
         Gets the events.
     """
 
-    def __init__(self, run_dir: Path, sink: Sink) -> None:
-        self.run_dir, self.sink = run_dir, sink
+    def __init__(self, place: str, sink: Sink) -> None:
+        self.place, self.folder, self.sink = place, work_dir(place), sink
         self.step = 0
-        self._journal = Journal(run_dir)
+        self._journal = Journal(self.folder)
         # As this process sees it, which may not have the trainer's disk: the trainer's own positions say nothing here.
         self._position = self._journal.end()
 
@@ -111,13 +111,15 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
         There shall be none.
     """
     failure = TrainerLost(silent=isinstance(cause, GetTimeoutError))
-    targets_file(following.run_dir).unlink(missing_ok=True)
-    with opened(Journal(following.run_dir, following.sink)) as journal:
+    targets_file(following.folder).unlink(missing_ok=True)
+    events_alone = {"events.jsonl"}.__contains__
+    fetch(following.place, events_alone)
+    with opened(Journal(following.folder, following.sink)) as journal:
         events = journal.read("failed", "finished", "recovering", "started")
         rules = Rules.of(specification)
         decision = decide(failure, rules, history_in(events), time.time(), random.random())
         try:
-            going = _going_on(decision, following.run_dir, stop)
+            going = _going_on(decision, following.place, stop)
         except LowdimfaError as error:
             journal.emit("failed", **error.as_event())
             raise error from cause
@@ -130,18 +132,19 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
             step=following.step,
             recovery=going.recovery,
         )
+    Mirror(following.place, events_alone).update()
     until = time.monotonic() + going.pause
     while (left := until - time.monotonic()) > 0 and not stop.made:  # the replacement will see to the stop
         time.sleep(min(left, PAUSE_LOOK))
 
 
-def _going_on(decision: GoOn | End, run_dir: Path, stop: StopRequest) -> GoOn:
+def _going_on(decision: GoOn | End, place: str, stop: StopRequest) -> GoOn:
     """Return the decision to go on, or raise why the run ends."""
-    way_on = f"continue with --resume from the last checkpoint in {run_dir}"
+    way_on = f"continue with --resume from the last checkpoint in {place}"
     if isinstance(decision, End) and decision.why == "policy":
         raise PeerError(f"{decision.words}; {way_on}", setting="run.on_failure")
     if stop.made:
-        raise stopped(run_dir)
+        raise stopped(place)
     if isinstance(decision, End):
         raise RecoveriesUsedUpError(f"{decision.words}; {way_on}", setting="run.max_recoveries")
     return decision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,26 +17,27 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
-from lowdimfa.paths import expand
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
+from lowdimfa.services.run.mirror import require_usable, work_dir
+from lowdimfa.services.run.objects import PATIENCE
+from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.spec import Specification, load_specification, to_yaml
+from lowdimfa.services.spec.addresses import is_address
 
 
-def new_run_dir(storage: str, name: str) -> Path:
-    """Return a path for a new run below ``storage``, named after the specification and the time.
+def new_run_dir(storage: str, name: str) -> str:
+    """Return a place for a new run below ``storage``, named after the specification and the time.
 
     Raises
     ------
     InputError
-        ``storage`` names a variable that is not set.
+        ``storage`` names a variable that is not set, or has credentials in it.
     """
-    try:
-        folder = expand(storage).resolve()
-    except ValueError as error:
-        raise InputError("run.storage", f"{storage!r} ({error})", "the path of a folder") from error
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return next(path for path in _names(folder / f"{name}-{stamp}") if not path.exists())
+    parent, named = located(storage), f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if is_address(parent):  # nobody is asked whether the name is free: it is nobody else's
+        return f"{parent}/{named}-{secrets.token_hex(2)}"
+    return str(next(path for path in _names(Path(parent) / named) if not path.exists()))
 
 
 @contextmanager
@@ -85,12 +87,17 @@ class RunDir:
 
     Parameters
     ----------
-    path
-        The directory.
+    place
+        The directory, or the address.
     resume
         Whether an earlier run in it goes on.
     patience
         Seconds to wait for another trainer that uses it.
+
+    Attributes
+    ----------
+    path
+        The folder in which the run works.
 
     Raises
     ------
@@ -100,10 +107,10 @@ class RunDir:
         There is no room for it.
     """
 
-    def __init__(self, path: Path, resume: bool, patience: float = 0.0) -> None:
-        self.path = path
-        self._resume, self._patience = resume, patience
-        self._lock = FileLock(path / "run.lock")
+    def __init__(self, place: Place, resume: bool, patience: float = 0.0) -> None:
+        self.path = work_dir(place)
+        self._place, self._resume, self._patience = place, resume, patience
+        self._lock = FileLock(self.path / "run.lock")
 
     def __enter__(self) -> RunDir:
         try:
@@ -121,8 +128,8 @@ class RunDir:
         except OSError as error:
             raise _refusal(self.path, error) from error
         try:
-            require_run_dir(self.path, self._resume)  # another trainer may have come and gone
-        except InputError:
+            require_run_dir(self._place, self._resume)  # another trainer may have come and gone
+        except BaseException:
             self._lock.release()
             raise
         return self
@@ -166,25 +173,27 @@ class RunDir:
         replace_text(self.path / "result.json", line + "\n", what)
 
 
-def require_run_dir(path: Path, resume: bool) -> None:
-    """Check that a run can use a directory, without touching anything.
+def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> None:
+    """Check that a run can use a directory, without leaving anything there.
 
     Raises
     ------
     InputError
         A run is there and isn't resumed, none is there to resume, or nothing can be written there.
     """
-    taken = (path / "spec.yaml").exists()
+    apart = is_address(place)
+    taken = require_usable(str(place), patience) if apart else (Path(place) / "spec.yaml").exists()
     if taken and not resume:
         raise InputError(
-            f"run directory {path}",
+            f"run directory {place}",
             "a run that is already there",
             "a new directory",
             "Add --resume to continue that run.",
         )
     if resume and not taken:
-        raise InputError(f"run directory {path}", "no run to resume", "the directory of an earlier run")
-    _require_writable(path)
+        raise InputError(f"run directory {place}", "no run to resume", "the directory of an earlier run")
+    if not apart:
+        _require_writable(Path(place))
 
 
 def _require_writable(path: Path) -> None:

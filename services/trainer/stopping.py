@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
-from lowdimfa.errors import StoppedError
+from lowdimfa.errors import LowdimfaError, StoppedError, StorageError
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.storage import Place
 
 
 class StopRequest:
@@ -40,7 +40,7 @@ class StopRequest:
         self.reason = self.reason or str(reason) or "a callback"
 
 
-def stopped(run_dir: Path) -> StoppedError:
+def stopped(run_dir: Place) -> StoppedError:
     """Say what a run that the user stopped leaves."""
     steps = CheckpointStore(run_dir).list()
     if steps:
@@ -52,3 +52,15 @@ def stopped(run_dir: Path) -> StoppedError:
         f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
         setting="run.checkpoint_every",
     )
+
+
+def with_way_on(error: LowdimfaError, place: str, command: str) -> LowdimfaError:
+    """Return an error of a disk or a store with what to do about it; ``command`` resumes the run, if one is known."""
+    go_on = f"go on with: {command or f'lowdimfa train SPEC --resume --run-dir {shlex.quote(place)}'}"
+    if isinstance(error, StorageError):
+        way = f"once it can be reached, {go_on}"
+    elif CheckpointStore(place).list():
+        way = f"make room, then {go_on}"
+    else:
+        way = "make room, then start the run again, in a new directory"
+    return type(error)(f"{error.message}; {way}", block=error.block, setting=error.setting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.metrics import POLICIES, TrainerMetrics
@@ -85,3 +86,8 @@ class TrainerWatch:
         """Stop serving."""
         if self._exporter is not None:
             self._exporter.close()
+
+
+def failed(log: Journal, watch: TrainerWatch, error: LowdimfaError) -> None:
+    """Record the end of a run that failed."""
+    watch.saw(log.emit("failed", **error.as_event()))

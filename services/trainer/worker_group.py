@@ -6,7 +6,6 @@ import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +18,7 @@ from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.recovery.deadlines import START_LIVENESS
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.storage import Place
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.placement import Placement
 from lowdimfa.services.trainer.worker_calls import (
@@ -73,8 +73,8 @@ class WorkerGroup:
     ----------
     plan
         The run.
-    run_dir
-        The same path on every node.
+    place
+        Of the run: the same path on every node, or an address.
     user_code
         The user's own files.
 
@@ -97,8 +97,8 @@ class WorkerGroup:
         The cluster has no room within the liveness setting.
     """
 
-    def __init__(self, plan: RunPlan, run_dir: Path, user_code: UserCode) -> None:
-        self._plan, self._run_dir, self._user_code = plan, run_dir, user_code
+    def __init__(self, plan: RunPlan, place: Place, user_code: UserCode) -> None:
+        self._plan, self._place, self._user_code = plan, place, user_code
         specification = plan.specification
         self.topology = make_topology(specification, plan.network)
         self.liveness = specification.run.liveness_seconds
@@ -232,4 +232,4 @@ class WorkerGroup:
         self._placement.free()
 
     def _job(self, worker: Worker, run: str) -> BlockJob:
-        return BlockJob.of(self._plan, worker.seat, run, str(self._run_dir), self._user_code)
+        return BlockJob.of(self._plan, worker.seat, run, str(self._place), self._user_code)

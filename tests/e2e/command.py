@@ -57,7 +57,7 @@ def lowdimfa(*arguments: object, cwd: Path | None = None, command: Path = COMMAN
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def local(spec: Path, run_dir: Path) -> tuple[object, ...]:
+def local(spec: Path, run_dir: Path | str) -> tuple[object, ...]:
     """Return the arguments of a training in one process."""
     return ("train", spec, "--engine", "local", "--format", "json", "--run-dir", run_dir)
 

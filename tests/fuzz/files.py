@@ -37,10 +37,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     """Return a folder of this process with one good checkpoint; it goes when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="lowdimfa-fuzz-")
     store = CheckpointStore(Path(folder.name))
-    directory = store.begin(STEP)
-    store.commit(
-        STEP, [write_block(directory, block) for block in BLOCKS], {"optimizer": "torch.optim.AdamW"}
-    )
+    attempt = store.begin(STEP)
+    store.commit(STEP, [write_block(attempt, block) for block in BLOCKS], {"optimizer": "torch.optim.AdamW"})
     return folder
 
 
@@ -128,8 +126,9 @@ def safetensors_seeds() -> Iterator[bytes]:
     ]
     for tensors in contents:
         with tempfile.TemporaryDirectory(prefix="lowdimfa-fuzz-") as folder:
-            write_block(Path(folder), BlockState(0, ["a"], tensors, {}))
-            yield (Path(folder) / "block-0.safetensors").read_bytes()
+            attempt = CheckpointStore(folder).begin(STEP)
+            entry = write_block(attempt, BlockState(0, ["a"], tensors, {}))
+            yield (Path(folder) / attempt.folder / entry["file"]).read_bytes()
 
 
 def mutate_safetensors(data: bytes, draw: random.Random) -> bytes | None:

@@ -16,7 +16,7 @@ from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.journal import Journal
-from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
+from lowdimfa.services.run.checkpoint import Attempt, BlockState, CheckpointStore, write_block
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.callbacks import Callbacks
@@ -118,10 +118,10 @@ class LossyEngine:
         self._note("align")
         return Measured()
 
-    def save(self, directory: Path, step: int) -> list[dict[str, Any]]:
+    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
         assert step == self.step
         entry = write_block(
-            directory, BlockState(0, ["0"], {"value": torch.tensor([self.value], dtype=torch.float64)}, {})
+            attempt, BlockState(0, ["0"], {"value": torch.tensor([self.value], dtype=torch.float64)}, {})
         )
         self._note("save")
         self.saved[step] = self.value

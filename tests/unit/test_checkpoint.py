@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowdimfa.errors import InputError, ResourceError
-from lowdimfa.services.run import manifest as manifests
+from lowdimfa.services.run import checkpoint_files
 from lowdimfa.services.run.checkpoint import (
     BlockState,
     CheckpointStore,
@@ -153,7 +153,7 @@ def test_leftovers_are_no_checkpoints_and_go_away(store: CheckpointStore, tmp_pa
     assert store.list() == [1]
     with pytest.raises(InputError, match=r"no checkpoint of step 9; .* \(there: 1\)"):
         store.load(9)
-    assert list(store.begin(2).iterdir()) == []
+    store.begin(2)
     save(store, 3)
     assert sorted(path.name for path in incomplete.parent.iterdir()) == ["step-00000001", "step-00000003"]
 
@@ -176,7 +176,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 
     for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "chmod"):
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    monkeypatch.setattr(Path, "write_text", counted(Path.write_text))
+    monkeypatch.setattr(Path, "open", counted(Path.open))
 
 
 @pytest.mark.parametrize(
@@ -217,30 +217,27 @@ def test_a_crash_at_any_point_leaves_a_good_checkpoint(
             return
 
 
-def test_everything_is_on_the_disk_before_the_name_is(
+def test_everything_is_on_the_disk_before_the_manifest_is(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: set[str] = set()
-    fsync, rename = os.fsync, os.rename
+    synced: list[str] = []
+    fsync, replace = os.fsync, os.replace
 
     def record(descriptor: int) -> None:
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     def check(source: Path, target: Path) -> None:
-        if Path(target).name == "step-00000001":
-            assert synced == {
-                "block-0.safetensors",
-                "block-1.safetensors",
-                "manifest.json",
-                "step-00000001.tmp",
-            }
-        rename(source, target)
+        if Path(target).name == "manifest.json":
+            blocks = {".block-0.safetensors.partial", ".block-1.safetensors.partial"}
+            assert {*blocks, ".manifest.json.partial", "step-00000001", "checkpoints"} == {*synced}
+            synced.clear()
+        replace(source, target)
 
     monkeypatch.setattr(os, "fsync", record)
-    monkeypatch.setattr(os, "rename", check)
+    monkeypatch.setattr(os, "replace", check)
     save(store, 1)
-    assert "checkpoints" in synced
+    assert synced[:2] == ["step-00000001", "checkpoints"]
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -357,14 +354,14 @@ def test_a_file_that_cannot_be_read_is_damage(
 ) -> None:
     save(store, 6)
     path = save(store, 7)
-    read = manifests.digest
+    read = checkpoint_files.digest
 
     def bad_sector(file: Path) -> str:
         if file.parent == path:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
         return read(file)
 
-    monkeypatch.setattr(manifests, "digest", bad_sector)
+    monkeypatch.setattr(checkpoint_files, "digest", bad_sector)
     with pytest.raises(InputError, match=r"block-0\.safetensors: found Input/output error.* --resume-step 6"):
         store.load(None)
 
@@ -383,12 +380,12 @@ def test_another_model_is_refused_by_name(store: CheckpointStore) -> None:
 
 def test_storage_that_is_not_shared_is_named(store: CheckpointStore, tmp_path: Path) -> None:
     store.begin(1)
-    elsewhere = tmp_path / "another-node"
-    elsewhere.mkdir()
+    elsewhere = CheckpointStore(tmp_path / "another-node").begin(1)
     entry = write_block(elsewhere, BlockState(0, [], MODEL[0], {}))
     for visible in (None, b"half a file"):
         if visible:
-            (tmp_path / "checkpoints" / "step-00000001.tmp" / entry["file"]).write_bytes(visible)
+            (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+            (tmp_path / "checkpoints" / "step-00000001" / entry["file"]).write_bytes(visible)
         with pytest.raises(InputError, match=r"run\.storage: found no complete .*block-0"):
             store.commit(1, [entry], {})
     assert store.list() == []
@@ -396,5 +393,7 @@ def test_storage_that_is_not_shared_is_named(store: CheckpointStore, tmp_path: P
 
 def test_a_block_that_cannot_write_says_where(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="block 2 can't write") as caught:
-        write_block(tmp_path / "missing", BlockState(2, [], MODEL[0], {}))
+        attempt = CheckpointStore(tmp_path / "run").begin(1)
+        (tmp_path / "run").touch()
+        write_block(attempt, BlockState(2, [], MODEL[0], {}))
     assert (caught.value.block, caught.value.setting) == (2, "run.storage")

@@ -94,12 +94,12 @@ def test_files_that_stay_are_found(tmp_path: Path) -> None:
     (run_dir / "checkpoints" / "step-00000010").mkdir(parents=True)
     (run_dir / "checkpoints" / "step-00000010" / "manifest.json").touch()
     assert files_left(run_dir) == []
-    (run_dir / "checkpoints" / "step-00000020.tmp").mkdir()
+    (run_dir / "checkpoints" / "step-00000020").mkdir()
     (run_dir / "result.json.partial").touch()
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "round-1.json").touch()
     assert [Path(path).name for path in files_left(run_dir)] == [
-        "step-00000020.tmp",
+        "step-00000020",
         "result.json.partial",
         "round-1.json",
     ]

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import pickle
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -220,12 +219,12 @@ BLOCKS = {k: {f"model/layer{k}.weight": torch.full((1000,), float(k))} for k in 
 
 
 def save(store: CheckpointStore, step: int, meta: dict[str, Any] | None = None) -> Path:
-    directory = store.begin(step)
+    attempt = store.begin(step)
     states = [BlockState(k, [f"layer{k}"], tensors, {}) for k, tensors in BLOCKS.items()]
     try:
-        entries = [write_block(directory, state) for state in states]
+        entries = [write_block(attempt, state) for state in states]
     except ResourceError:  # as the trainer does it, once all blocks have ended
-        shutil.rmtree(directory)
+        store.abandon()
         raise
     return store.commit(step, entries, meta or {})
 
@@ -309,7 +308,7 @@ def test_whatever_the_disk_refuses_is_a_typed_error_and_costs_no_checkpoint(
                     assert call > 10
                     return
                 assert store.list()[-1] == step  # a call that is allowed to fail
-        assert not list(run_dir.rglob("*.tmp"))
+        assert all((path / "manifest.json").exists() for path in (run_dir / "checkpoints").iterdir())
         assert len(export_state(store.load(None))) == 3 and not store.newest_good().damaged
         assert store.list()[-1] in {*before, step}
         save(store, step)

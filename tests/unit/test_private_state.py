@@ -22,7 +22,7 @@ from lowdimfa.services.coordinator.ray_holder import _note
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.rpc.certificates import write_certificates
-from lowdimfa.services.run.manifest import save_durably
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 
 SUBMISSION = Submission("a", "ada", "model: 1", {}, "")
 
@@ -142,8 +142,11 @@ def test_a_place_that_can_not_be_a_folder_is_refused(tmp_path: Path) -> None:
 def test_what_lies_in_the_storage_has_its_rights_by_the_umask(tmp_path: Path, umask: int) -> None:
     os.umask(umask)
     write_targets(tmp_path / "runs" / "targets" / "a.json", [])
-    save_durably({"a": torch.ones(1)}, tmp_path / "a.safetensors")
-    for path in (tmp_path / "runs" / "targets" / "a.json", tmp_path / "a.safetensors"):
+    write_block(CheckpointStore(tmp_path).begin(1), BlockState(0, ["a"], {"a": torch.ones(1)}, {}))
+    for path in (
+        tmp_path / "runs" / "targets" / "a.json",
+        tmp_path / "checkpoints" / "step-00000001" / "block-0.safetensors",
+    ):
         assert rights(path) == 0o666 & ~umask
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.run.manifest import MANIFEST_FILE
 from lowdimfa.services.trainer.run_dir import targets_file
 
 PERIOD_SECONDS = 1.0
@@ -154,8 +155,9 @@ class ProcessWatch:
 
 
 def files_left(run_dir: Path) -> list[str]:
-    """Return what a run that has ended should have removed: unfinished files, and its list for Prometheus."""
-    unfinished = (path for path in sorted(run_dir.rglob("*")) if path.name.endswith((".tmp", ".partial")))
+    """Return what a run that has ended should have removed: what is unfinished, and its list for Prometheus."""
+    torn = {path for path in run_dir.glob("checkpoints/*") if not (path / MANIFEST_FILE).exists()}
+    unfinished = sorted({*torn, *(path for path in run_dir.rglob("*") if path.name.endswith(".partial"))})
     targets = targets_file(run_dir)
     return [str(path) for path in (*unfinished, *([targets] if targets.exists() else []))]
 

@@ -1,0 +1,204 @@
+"""The folder in which the processes of a run work, and the copy of it that an object store has.
+
+Object stores can't append. So what grows (events, timeline, logs) and all other small files lie in a folder of the
+machine, and whole copies of them go to the store: of the trainer's at each checkpoint and at the end, of a block's own
+timeline and log by the block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from lowdimfa.errors import InputError
+from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
+from lowdimfa.services.run.storage import Place
+from lowdimfa.services.spec.addresses import is_address
+
+_NAMED = "spec.yaml"  # by which a run is known
+DESCRIPTION = {_NAMED, "plan.json"}
+"""Names of the files that say what a run is."""
+
+START_PATIENCE = 15.0
+"""Most seconds for which a store that does not answer is asked again before a run begins."""
+
+_APART = ("checkpoints", "run.lock")
+"""What isn't copied: blocks write checkpoints to the store themselves."""
+
+
+def work_dir(place: Place) -> Path:
+    """Return the folder of this machine in which the processes of a run append to files and look things up.
+
+    It is the run's own folder, or for an address one of this user's among the temporary files, which is made; all runs
+    beside each other in a store are beside each other there.
+
+    Raises
+    ------
+    InputError
+        Somebody else has made that folder.
+    """
+    if not is_address(place):
+        return Path(place)
+    parent, _, name = str(place).rstrip("/").rpartition("/")
+    base = Path(tempfile.gettempdir()) / f"lowdimfa-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.is_symlink() or base.stat().st_uid != os.getuid():
+        raise InputError(str(base), "a folder that somebody else made", "your own", "Set TMPDIR.")
+    folder = base / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch(
+    place: Place, wanted: Callable[[str], bool] = lambda name: True, patience: float = PATIENCE
+) -> Path:
+    """Bring a run's small files to this machine, and return the folder in which they are.
+
+    A file that goes on from where its copy ends is left as it is: a process of this machine appends to it.
+
+    Parameters
+    ----------
+    place
+        Of the run; a folder is returned as it is.
+    wanted
+        Which files, by name.
+    patience
+        See `storage_of`.
+
+    Raises
+    ------
+    StorageError
+        The store can't be read.
+    """
+    folder = work_dir(place)
+    if not is_address(place):
+        return folder
+    try:
+        objects = Objects(str(place), patience)
+        for name in objects.files():
+            parts = PurePosixPath(name).parts
+            if parts[0] not in _APART and ".." not in parts and wanted(name):
+                _put(folder / name, objects.read(name))
+    except OSError as error:
+        raise refusal("the files of the run can't be fetched", str(place), error) from error
+    return folder
+
+
+def _put(path: Path, content: bytes) -> None:
+    if path.is_file() and path.read_bytes().startswith(content):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch.write_bytes(content)
+    scratch.replace(path)
+
+
+def forget(place: Place) -> None:
+    """Empty the folder of this machine that belongs to an address, but for its lock: a run begins there."""
+    if is_address(place):
+        for path in work_dir(place).iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "run.lock":
+                path.unlink()
+
+
+def require_usable(address: str, patience: float) -> bool:
+    """Check that an object can be written at an address, and return whether a run is there.
+
+    Raises
+    ------
+    InputError
+        It can't; with what is needed.
+    """
+    objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
+    try:
+        with objects.writing(probe) as file:
+            file.write(b"\n")
+        objects.delete(probe)
+        objects.files(_NAMED)  # that what is there can be listed, too
+        objects.read(_NAMED)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            KEY,
+            f"{address}, which can't be read and written ({error.strerror})",
+            "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
+            "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
+        ) from error
+    return True
+
+
+def unname(place: Place) -> None:
+    """Let a directory count as that of no run; what is in it stays.
+
+    Raises
+    ------
+    StorageError
+        The store refuses.
+    """
+    (work_dir(place) / _NAMED).unlink(missing_ok=True)
+    if is_address(place):
+        try:
+            Objects(str(place)).delete(_NAMED)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise refusal("the run can't begin anew", str(place), error) from error
+
+
+def files_of(process: str) -> set[str]:
+    """Return the names of the files to which a block's process appends."""
+    return {f"timeline/{process}.jsonl", f"logs/{process}.log"}
+
+
+class Mirror:
+    """Copies what has changed to the store; for a run in a folder there is nothing to do.
+
+    Parameters
+    ----------
+    place
+        Of the run.
+    wanted
+        Which files, by name.
+    patience
+        See `storage_of`.
+    """
+
+    def __init__(
+        self, place: Place, wanted: Callable[[str], bool] = lambda name: True, patience: float = PATIENCE
+    ) -> None:
+        self._objects = Objects(str(place), patience) if is_address(place) else None
+        self._folder, self._wanted = work_dir(place), wanted
+        self._sent: dict[str, tuple[int, int]] = {}
+
+    def update(self) -> str:
+        """Copy each file that is new, or has changed since it was copied last; return why that isn't possible, or ""."""
+        if self._objects is None:
+            return ""
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if name.split("/")[0] in _APART or path.name.endswith(".partial") or not self._wanted(name):
+                continue
+            try:
+                if path.is_file() and (stamp := _stamp(path)) != self._sent.get(name):
+                    with self._objects.writing(name) as copy, path.open("rb") as file:
+                        shutil.copyfileobj(file, copy)
+                    self._sent[name] = stamp
+            except FileNotFoundError:
+                continue  # it has gone meanwhile
+            except OSError as error:
+                return f"{self._objects.place(name)} can't be written: {error.strerror}"
+        return ""
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,367 @@
+"""Runs that are kept at an address: what counts as a checkpoint there, and what comes to lie where."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowdimfa.errors import InputError, StorageError
+from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.run import mirror
+from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
+from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
+from lowdimfa.services.run.objects import Objects, ObjectsError
+from lowdimfa.services.run.storage import located
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.evaluate import evaluate_run
+from lowdimfa.services.trainer.execute import execute
+from lowdimfa.services.trainer.run_dir import opened
+
+SPECIFICATION: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+    "train": {
+        "steps": 8,
+        "batch_size": 16,
+        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
+        "log_every": 2,
+    },
+    "run": {"evaluate_every_epochs": 0, "checkpoint_every": 2, "keep": 3, "tensorboard": False},
+}
+
+
+@pytest.fixture(params=["memory", "folder"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{secrets.token_hex(4)}/run" if request.param == "memory" else str(tmp_path / "run")
+
+
+@pytest.fixture
+def address() -> str:
+    return f"memory://{secrets.token_hex(4)}/run"
+
+
+@pytest.fixture(autouse=True)
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another_machine(tmp_path / "machine", monkeypatch)
+
+
+def another_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be one that has nothing of a run yet."""
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+
+def state(value: float, block: int = 0) -> BlockState:
+    return BlockState(block, [f"layer{block}"], {f"model/{block}": torch.full((3,), value)}, {})
+
+
+def save(store: CheckpointStore, step: int, value: float, blocks: int = 2) -> None:
+    attempt = store.begin(step)
+    store.commit(step, [write_block(attempt, state(value, block)) for block in range(blocks)], {})
+
+
+def value_of(store: CheckpointStore, step: int | None = None) -> float:
+    (value,) = {float(each) for tensor in export_state(store.load(step)).values() for each in tensor}
+    return value
+
+
+def test_only_a_manifest_makes_a_checkpoint(place: str) -> None:
+    store = CheckpointStore(place, keep=2)
+    save(store, 1, 1.0)
+    torn = store.begin(2)
+    write_block(torn, state(2.0))
+    assert store.list() == [1] and store.newest_good().manifest is not None
+    with pytest.raises(InputError, match=r"no checkpoint of step 2; .* \(there: 1\)"):
+        store.load(2)
+    save(store, 3, 3.0)
+    assert store.list() == [1, 3] and value_of(store) == 3.0
+    found = store._storage.tree("checkpoints")
+    assert found.keys() == {"step-00000001", "step-00000003"} and all(
+        len(files) == 3 for files in found.values()
+    )
+
+
+def test_one_of_the_same_step_takes_the_place_of_another_at_once(place: str) -> None:
+    store = CheckpointStore(place)
+    save(store, 5, 1.0, blocks=3)
+    attempt = store.begin(5)
+    entries = [write_block(attempt, state(2.0, block)) for block in range(2)]
+    assert value_of(store) == 1.0 and len(store.load(5).entries) == 3
+    store.abandon()
+    assert value_of(store) == 1.0
+    with pytest.raises(InputError, match="no complete"):
+        store.commit(5, entries, {})
+    save(store, 5, 3.0)
+    assert value_of(store) == 3.0 and len(store._storage.tree("checkpoints")["step-00000005"]) == 3
+
+
+def test_a_course_that_was_given_up_and_old_ones_are_deleted(place: str) -> None:
+    store = CheckpointStore(place, keep=2)
+    for step in (1, 2, 9):
+        save(store, step, float(step))
+    save(store, 4, 4.0)
+    assert store.list() == [2, 4] and value_of(store) == 4.0
+
+
+def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) -> None:
+    first, second = CheckpointStore(address), CheckpointStore(address)
+    first.claim()
+    attempt = first.begin(3)
+    entries = [write_block(attempt, state(1.0))]
+    second.claim()
+    save(second, 9, 9.0)
+    for late in (lambda: first.commit(3, entries, {}), lambda: first.begin(4)):
+        with pytest.raises(InputError, match="another trainer has taken over"):
+            late()
+    first.abandon()
+    assert second.list() == [9] and value_of(second) == 9.0
+
+
+def test_what_is_wrong_with_an_object_is_found_before_it_is_used(address: str) -> None:
+    store, kept = CheckpointStore(address, keep=5), Objects(address)
+    for step in (1, 2, 3, 4):
+        save(store, step, float(step))
+    files = {step: sorted(kept.files(f"checkpoints/step-{step:08d}")) for step in (2, 3, 4)}
+    kept.delete(files[4][0])
+    cut = kept.read(files[3][1])[:-1]
+    flipped = bytearray(kept.read(files[2][0]))
+    flipped[-1] ^= 1
+    for name, content in ((files[3][1], cut), (files[2][0], bytes(flipped))):
+        with kept.writing(name) as file:
+            file.write(content)
+    found = store.newest_good()
+    assert [*found.damaged] == [4, 3] and found.manifest is not None
+    assert found.damaged[4].file == f"{address}/{files[4][0]}" and found.damaged[4].found == "no such object"
+    with pytest.raises(InputError, match=r"memory://.*: found SHA-256 .*--resume-step"):
+        value_of(store, 2)
+    assert value_of(store, 1) == 1.0
+
+
+def test_shapes_are_known_without_the_tensors(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(address)
+    save(store, 1, 1.0)
+    manifest = store.load(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "fetch", None)
+        assert manifest.shapes() == {"0": (3,), "1": (3,)}
+        with pytest.raises(InputError, match="another model"):
+            manifest.require_same_model({"0": (3,), "1": (4,)})
+    assert manifest.shapes() == {"0": (3,), "1": (3,)} and float(export_state(manifest)["1"][2]) == 1.0
+    kept = Objects(address)
+    (name,) = [name for name in kept.files("checkpoints") if "block-1" in name]
+    with kept.writing(name) as file:
+        file.write(b"\xff" * len(kept.read(name)))
+    with pytest.raises(InputError, match=f"{address}.*block-1"):
+        store.load(1).shapes()
+
+
+def test_a_store_out_of_reach_is_not_taken_for_an_empty_or_a_damaged_one(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(address)
+    save(store, 1, 1.0)
+    (work_dir(address) / "events.jsonl").touch()
+    Mirror(address).update()
+    file_system = store._storage._fs
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("503 from example.org\nDebug: and much more")
+
+    for name in ("find", "cat_file"):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(file_system), name, refuse)
+            for ask in (store.newest_good, store.latest, lambda: fetch(address), lambda: store.begin(2)):
+                with pytest.raises(StorageError, match=r"503 from example\.org$") as caught:
+                    ask()
+                assert caught.value.exit_code == 5 and caught.value.setting == "run.storage"
+
+
+@given(st.binary(max_size=40), st.binary(max_size=20), st.binary(max_size=20))
+def test_a_local_file_that_goes_on_from_its_copy_is_kept(common: bytes, here: bytes, there: bytes) -> None:
+    folder = Path(tempfile.mkdtemp())
+    (folder / "log").write_bytes(common + here)
+    mirror._put(folder / "log", common + there)
+    expected = common + here if (common + here).startswith(common + there) else common + there
+    assert (folder / "log").read_bytes() == expected
+
+
+def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(CheckpointStore(address), 1, 1.0)
+    files = {"events.jsonl": "a\n", "logs/block-0.log": "b", "run.lock": "", ".x.partial": ""}
+    for name, text in files.items():
+        (work_dir(address) / name).parent.mkdir(exist_ok=True)
+        (work_dir(address) / name).write_text(text)
+    copies = Mirror(address)
+    assert copies.update() == ""
+    (work_dir(address) / "events.jsonl").write_text("a\nc\n")
+    assert copies.update() == ""
+    here = work_dir(address)
+    another_machine(tmp_path / "another", monkeypatch)
+    there = fetch(address)
+    assert there != here and there.name == here.name
+    assert {path.name: path.read_text() for path in there.rglob("*") if path.is_file()} == {
+        "events.jsonl": "a\nc\n",
+        "block-0.log": "b",
+    }
+
+
+def test_a_folder_of_another_user_is_not_used(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir(address)
+    (base,) = (tmp_path / "machine").iterdir()
+    assert base.stat().st_mode & 0o777 == 0o700
+    base.rename(tmp_path / "elsewhere")
+    base.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="somebody else"):
+        work_dir(address)
+
+
+def bits(place: object) -> dict[str, torch.Tensor]:
+    return CheckpointStore(str(place)).load(None).tensors(lambda name: True)
+
+
+def test_a_run_at_an_address_is_resumed_elsewhere_to_the_bits_of_one_in_a_folder(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=f"file://{tmp_path}/whole").fit()
+    assert whole.path == tmp_path / "whole"
+
+    def stop(event: Event) -> None:
+        if event["event"] == "checkpoint" and event["step"] == 4:
+            trainer.stop()
+
+    trainer = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address, on_event=stop)
+    with pytest.raises(Exception, match=f"--resume --run-dir {address}"):
+        trainer.fit()
+    with pytest.raises(InputError, match="already there"):
+        DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address).fit()
+    another_machine(tmp_path / "another", monkeypatch)
+    result = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address, resume=True).fit()
+    assert (result.path, result.checkpoint) == (address, f"{address}/checkpoints/step-00000008")
+    expected, found = bits(whole.path), bits(address)
+    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+    another_machine(tmp_path / "third", monkeypatch)
+    assert evaluate_run(address)["test_loss"] == result.metrics["test_loss"] == whole.metrics["test_loss"]
+    lines = Objects(address).read("events.jsonl").splitlines()
+    kinds = [json.loads(line)["event"] for line in lines]
+    assert kinds.count("started") == 2 and kinds.count("failed") == 1 and kinds[-1] == "finished"
+    assert json.loads(Objects(address).read("result.json"))["steps"] == 8
+
+
+def test_a_trainer_that_is_replaced_before_a_checkpoint_loses_no_event(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address).request
+    with opened(request.journal()) as journal:
+        journal.emit("started", step=0)
+        journal.emit("recovering", lost="trainer")
+    (work_dir(address) / "spec.yaml").write_text("of the first attempt")
+    assert Mirror(address).update() == ""
+    another_machine(tmp_path / "another", monkeypatch)
+    again = request.again(1.0)
+    assert not again.resume and "spec.yaml" not in Objects(address).files()
+    execute(again, again.journal())
+    kinds = [event["event"] for event in request.journal().read()]
+    assert kinds[:4] == ["started", "recovering", "started", "recovered"] and kinds[-1] == "finished"
+    assert (work_dir(address) / "events.jsonl").read_bytes() == Objects(address).read("events.jsonl")
+
+    for name in list(Objects(address).files()):  # somebody deletes the run, and begins anew in its place
+        Objects(address).delete(name)
+    DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address).fit()
+    assert [event["event"] for event in request.journal().read()].count("started") == 1
+
+
+def test_a_failed_upload_costs_its_checkpoint_alone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Event] = []
+    write, refusing = Objects.writing, [False]
+
+    def writing(self: Objects, name: str) -> Any:
+        if refusing[0] and "checkpoints" in name:
+            raise ObjectsError(121, "503 from example.org", str(self.place(name)))
+        return write(self, name)
+
+    monkeypatch.setattr(Objects, "writing", writing)
+
+    def note(event: Event) -> None:
+        seen.append(event)
+        if event["event"] == "checkpoint" and event["step"] == 2:
+            refusing[0] = True
+        if event["event"] == "checkpoint_failed":
+            assert CheckpointStore(address).list() == [2]
+            refusing[0] = event["step"] < 6
+
+    DecoupledTrainer(SPECIFICATION, engine="local", run_dir=address, on_event=note).fit()
+    steps = {
+        kind: [event["step"] for event in seen if event["event"] == kind]
+        for kind in ("checkpoint", "checkpoint_failed")
+    }
+    assert steps == {"checkpoint": [2, 8], "checkpoint_failed": [4, 6]}
+    (first, counted) = [
+        event["message"]
+        for event in seen
+        if "checkpoint" in event.get("message", "") and event["event"] == "warning"
+    ]
+    assert first.endswith("503 from example.org; the run goes on and tries again") and "2 were not" in counted
+
+    refusing[0] = True
+    longer = SPECIFICATION | {"train": SPECIFICATION["train"] | {"steps": 9}}
+    with pytest.raises(
+        StorageError, match="once it can be reached, go on with: lowdimfa train SPEC --resume"
+    ):
+        DecoupledTrainer(longer, engine="local", run_dir=address, resume=True).fit()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIA:verysecret@bucket/runs",
+        "s3://verysecret@bucket/runs",
+        "gs://verysecret@bucket",
+        "https://user:verysecret@host/x",
+        "abfs://container:verysecret@account.dfs.core.windows.net/x",
+        "abfs://container@account.dfs.core.windows.net/x?sig=verysecret",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
+    for ask in (
+        lambda: located(text),
+        lambda: parse_specification(SPECIFICATION | {"run": {"storage": text}}, "spec.yaml"),
+        lambda: DecoupledTrainer(SPECIFICATION, run_dir=text),
+    ):
+        with pytest.raises(InputError, match="credentials or a query") as caught:
+            ask()
+        assert "verysecret" not in caught.value.message and "environment" in caught.value.message
+
+
+def test_places_are_read_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert located("s3://$BUCKET/runs/") == "s3://mine/runs"
+    assert located("abfs://box@account.dfs.core.windows.net/x") == "abfs://box@account.dfs.core.windows.net/x"
+    assert located(f"file://{tmp_path}/a") == located("a") == str(tmp_path / "a")
+    for wrong in ("file://a", "s3://$NOWHERE/x"):
+        with pytest.raises(InputError, match=r"^run\.storage: found"):
+            located(wrong)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.fsspec", None)
+    with pytest.raises(InputError, match=r"run\.storage.*pip install 'lowdimfa\[s3\]'"):
+        CheckpointStore("s3://bucket/run")
+    with pytest.raises(InputError, match=r"run\.storage.*nosuch"):
+        CheckpointStore("nosuch://bucket/run")
