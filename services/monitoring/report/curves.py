@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 from numpy.typing import NDArray
 
 from lowdimfa.services.monitoring.report.reading import Record
-from lowdimfa.services.monitoring.report.recoveries import mark_recoveries
-from lowdimfa.services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
+from lowdimfa.services.monitoring.report.recoveries import find_recoveries
+from lowdimfa.services.monitoring.report.style import BLUE, GREEN, MUTED, ORANGE, Picture, new_figure, quiet
 
 
 class _Curve(NamedTuple):
@@ -53,7 +53,7 @@ def draw_curves(record: Record) -> Picture | None:
     )
     axes.plot(*speed, color=GREEN, linewidth=1.2)
     axes.set_ylim(bottom=0)
-    mark_recoveries(axes, record)
+    _mark_recoveries(axes, record)
     quiet(axes, "Throughput", "step", f"{unit} / s")
     return Picture(figure, _caption(record, smooth(loss)))
 
@@ -71,7 +71,15 @@ def _learning(axes: Axes, record: Record, key: str, test_key: str) -> None:
     test = record.series("evaluated", test_key)
     if len(test[0]):
         axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label="test")
-    mark_recoveries(axes, record)
+    _mark_recoveries(axes, record)
+
+
+def _mark_recoveries(axes: Axes, record: Record) -> None:
+    """Draw a line at every step from which the run went on after a loss."""
+    steps = sorted({recovery.ended["step"] for recovery in find_recoveries(record.events) if recovery.ended})
+    for number, step in enumerate(steps):
+        label = "_" if number else "recovery"  # one entry in the legend
+        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
 
 
 def _logarithmic(axes: Axes) -> None:
