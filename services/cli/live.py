@@ -106,7 +106,8 @@ class RunJob:
         job: Fields = {"id": self.only, "name": run_dir.name, "created": self._began}
         if self._stopping.asked and not over:
             job["state"] = "stopping"
-        self._looked_at = time.monotonic()
+        if visitor.address:  # a browser
+            self._looked_at = time.monotonic()
         if over:
             self._told.set()
         return Look(

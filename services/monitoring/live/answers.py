@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ def _read_files() -> dict[str, tuple[str, bytes]]:
         for path in folder.rglob("*")
         if path.suffix in _TYPES
     }
+
+
+@cache
+def files() -> Files:
+    """Return the templates and files of this process."""
+    return Files()
 
 
 class Files:

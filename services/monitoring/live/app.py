@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from lowdimfa.services.monitoring.live.answers import Answer, Files, as_json, job_path, redirect
+from lowdimfa.services.monitoring.live.answers import Answer, as_json, files, job_path, redirect
 from lowdimfa.services.monitoring.live.sessions import (
     LONGEST_TOKEN,
     Environ,
@@ -42,7 +42,7 @@ class LivePage:
 
     def __init__(self, source: Source, sessions: Sessions) -> None:
         self._source, self._sessions = source, sessions
-        self._files, self.watching = Files(), Watching(source)
+        self._files, self.watching = files(), Watching(source)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request."""

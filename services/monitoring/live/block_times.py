@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,10 +127,10 @@ def _read(address: str) -> dict[tuple[int, int], tuple[float, _Seconds]]:
 
     No proxy, and no redirection: the address is that of a process of a job.
     """
-    connection = http.client.HTTPConnection(address, timeout=PATIENCE)
     try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read(MOST_BYTES).decode()
+        with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read(MOST_BYTES).decode()
         at = time.monotonic()
         found: dict[tuple[int, int], tuple[float, _Seconds]] = {}
         for key, name, seconds in _samples(text):
@@ -137,8 +138,6 @@ def _read(address: str) -> dict[tuple[int, int], tuple[float, _Seconds]]:
         return found
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return {}
-    finally:
-        connection.close()
 
 
 def _samples(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
