@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
@@ -50,6 +51,8 @@ _STATUS = {
 
 T = TypeVar("T")
 
+_access_log = logging.getLogger("lowdimfa.access")
+
 
 class _Context:
     """What the service asks of a call's context; an error of it is a `Refusal`."""
@@ -96,6 +99,8 @@ class ServiceJobs:
         try:
             return self._calls.gate.caller(visitor.authorization).name
         except RefusedError as refused:
+            if visitor.authorization:
+                _access_log.warning("page - %s from %s", refused.status.name, visitor.address)
             raise Refusal(_STATUS[refused.status], refused.message) from refused
 
     def jobs(self, visitor: Visitor, page: str) -> tuple[list[Fields], str]:

@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -15,6 +15,9 @@ from lowdimfa.errors import ResourceError
 
 REQUEST_SECONDS = 10.0
 """A client that sends or takes nothing for so long is cut off."""
+
+MOST_AT_ONCE = 256
+"""Connections; more are closed unheard."""
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 """A WSGI application."""
@@ -102,6 +105,24 @@ def listen(host: str, port: int, application: Application, tls: ssl.SSLContext |
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     tls: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._room = Semaphore(MOST_AT_ONCE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread, or close it where too many have one."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Answer in the connection's own thread, which is also the one that waits for the client's handshake."""

@@ -111,7 +111,8 @@ def test_a_course_says_how_far_a_run_is_and_what_was_lost() -> None:
         ],
         4,
     )
-    assert (course.told["state"], course.told["detail"], done(course.told)) == ("running", "recovering", 0.2)
+    assert (course.told["state"], done(course.told)) == ("running", 0.2)
+    assert shown(course.told | {"id": "x"})["detail"] == "recovering: block 1 was lost"
     recovered = {"policy": "restart", "blocks": [1], "missed": {}, "seconds": 4.0}
     course.take([{"event": "recovered", "time": 7.0, "step": 10} | recovered], 5)
     assert course.curves["loss"].points() == ([10], [2.0]) and course.marks() == [10]

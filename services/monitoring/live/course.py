@@ -87,7 +87,7 @@ class Course:
         stopped = kind == "failed" and event.get("code") == StoppedError.code
         self.told["state"] = _STATES.get(kind) or ("stopped" if stopped else "failed")
         self.told["error"] = event if kind == "failed" else None
-        self.told["detail"] = "recovering" if kind == "recovering" else ""
+        self.told["recovering"] = str(event.get("reason")) if kind == "recovering" else ""
         self.told["ended"] = event.get("time") if kind in ("finished", "failed") else None
         if kind == "started":
             self.told["started"] = event.get("time")

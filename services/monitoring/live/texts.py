@@ -76,7 +76,11 @@ def _detail(job: Fields) -> str:
     error, detail = job.get("error"), str(job.get("detail") or "")
     if isinstance(error, dict) and error.get("message"):
         return str(error["message"])
-    return "" if job["state"] == "running" and detail.startswith("step ") else detail
+    if job["state"] != "running":
+        return detail
+    return (
+        f"recovering: {job['recovering']}" if job.get("recovering") else ""
+    )  # its steps have a place of their own
 
 
 def _steps(job: Fields) -> str:

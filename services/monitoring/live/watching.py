@@ -14,7 +14,7 @@ from lowdimfa.services.monitoring.live.texts import block_row, done, shown
 MOST_JOBS = 32
 """Followed at a time; of others everything is read again."""
 
-LOOKS = 10
+LOOKS = 5
 """At a job's events in one request: a long past comes in several."""
 
 PAUSE, LONG_PAUSE = 1.0, 5.0
