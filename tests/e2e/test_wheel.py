@@ -101,7 +101,12 @@ def test_one_top_level_package(wheel: Path) -> None:
         (top_level,) = (name for name in names if name.endswith("/top_level.txt"))
         assert archive.read(top_level).decode().split() == ["lowdimfa"]
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"lowdimfa"}
-    for needed in ("services/rpc/v1/coordinator_pb2.py", "services/monitoring/report/templates", "py.typed"):
+    for needed in (
+        "services/rpc/v1/coordinator_pb2.py",
+        "services/monitoring/report/templates",
+        "services/monitoring/live/static/uplot/LICENSE",
+        "py.typed",
+    ):
         assert any(name.startswith(f"lowdimfa/{needed}") for name in names), needed
 
 
