@@ -53,6 +53,12 @@ def test_a_run_is_seen_moving_and_stopped_by_keyboard_and_nothing_of_its_name_is
         until(lambda: points(page, "loss") > 1, "no curve")
         before = points(page, "loss")
         until(lambda: points(page, "loss") > before, "the curve stands still")
+        page.context.set_offline(True)
+        until(lambda: "No answer since" in page.locator("#connection").inner_text(), "nothing is said of it")
+        before = points(page, "loss")
+        page.context.set_offline(False)
+        until(lambda: points(page, "loss") > before, "the page does not come back by itself")
+        assert page.locator("#connection").inner_text() == ""
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 400 and page.locator("img").count() == 0
         page.get_by_role("button", name="Stop", exact=True).focus()
