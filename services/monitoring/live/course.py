@@ -129,10 +129,10 @@ def sentence(event: Event) -> str:
         case "started":
             return f"{event['blocks']} blocks, from step {event['step']:,} of {event['steps']:,}"
         case "evaluated":
-            names = ("loss", "accuracy", "perplexity")
-            numbers = [(name, event.get(f"test_{name}")) for name in names]
+            forms = {"loss": ".4g", "accuracy": ".2%", "perplexity": ",.4g"}
+            numbers = [(name, event.get(f"test_{name}"), form) for name, form in forms.items()]
             return f"step {event['step']:,}: test " + ", ".join(
-                f"{name} {value:.4g}" for name, value in numbers if value is not None
+                f"{name} {value:{form}}" for name, value, form in numbers if value is not None
             )
         case "checkpoint":
             return f"step {event['step']:,}, in {event['seconds']:.2f} s"

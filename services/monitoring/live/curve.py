@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+import sys
+from typing import Any, NamedTuple, TypeGuard
 
 BUCKETS = 500
 """Most of a curve; each gives its lowest and its highest point."""
@@ -48,7 +48,7 @@ class Curve:
 
         What is no finite number is left out.
         """
-        if not _is_number(value) or not _is_number(step):
+        if not is_number(value) or not is_number(step):
             return
         point = Point(int(step), float(value))
         self.cut(point.step - 1)
@@ -84,5 +84,6 @@ class Curve:
         return [point.step for point in points], [point.value for point in points]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Say whether a value is a number that a float can hold; infinity and what is not a number aren't."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

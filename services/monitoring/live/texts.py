@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 from lowdimfa.services.monitoring.live.block_times import BlockTime
+from lowdimfa.services.monitoring.live.course import clock
+from lowdimfa.services.monitoring.live.curve import is_number
 from lowdimfa.services.monitoring.live.source import Fields
 
 ABSENT = "–"
@@ -45,7 +46,9 @@ def shown(job: Fields) -> dict[str, str]:
 def done(job: Fields) -> float | None:
     """Return how much of a job is done, from 0 to 1; None before it is known."""
     steps, step = job.get("steps"), job.get("step")
-    return min(1.0, step / steps) if isinstance(step, int) and isinstance(steps, int) and steps > 0 else None
+    if not is_number(step) or not is_number(steps) or steps < 1:
+        return None
+    return min(1.0, max(0.0, step / steps))
 
 
 def block_row(block: BlockTime) -> dict[str, Any]:
@@ -85,26 +88,25 @@ def _detail(job: Fields) -> str:
 
 def _steps(job: Fields) -> str:
     part = done(job)
-    return ABSENT if part is None else f"{job['step']:,} of {job['steps']:,} steps ({part:.0%})"
+    return ABSENT if part is None else f"{int(job['step']):,} of {int(job['steps']):,} steps ({part:.0%})"
 
 
 def _number(value: Any, form: str, unit: str = "") -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         return ABSENT
     return f"{int(value) if form.endswith('d') else value:{form}}{unit}"
 
 
 def _date(unix: Any) -> str:
-    text = _number(unix, "d")
-    return ABSENT if text == ABSENT else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(int(text)))
+    return f"{text[:16]} UTC" if (text := clock(unix)) else ABSENT
 
 
 def _took(job: Fields) -> str:
     """Return how long a job has run, or ran."""
     started, ended = job.get("started"), job.get("ended")
-    if not isinstance(started, int | float):
+    if not is_number(started):
         return ABSENT
-    return _duration((ended if isinstance(ended, int | float) else time.time()) - started)
+    return _duration((ended if is_number(ended) else time.time()) - started)
 
 
 def _duration(seconds: Any) -> str:

@@ -13,6 +13,7 @@ function place(root, texts, done) {
   for (const element of root.querySelectorAll("[data-text]")) {
     const text = texts[element.dataset.text] ?? "";
     put(element, text);
+    element.toggleAttribute("data-empty", text === "–");
     if (element.dataset.state !== undefined) element.dataset.state = text;
     if (element.dataset.hides !== undefined) element.parentElement.hidden = text === "–";
   }
@@ -144,6 +145,7 @@ function watchLogs() {
     texts = await ask(`${main.dataset.job}/logs`);
     const known = new Set(Array.from(process.options, (option) => option.value));
     for (const name of Object.keys(texts)) if (!known.has(name)) process.add(new Option(name, name));
+    logs.querySelector(".tools").hidden = !process.options.length;
     show();
   };
   process.addEventListener("change", show);
