@@ -112,5 +112,5 @@ check-docs: venv
 	@$(BIN)/python -m tools.prometheus_rule --check
 
 clean:
-	@rm -rf $(VENV) $(STUBS_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(STUBS_VENV) .venv-browser build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 PINS = Path(__file__).parent / "browser.txt"
 FOLDER = Path(__file__).parents[2] / ".venv-browser"
+ENVIRONMENT = FOLDER / "environment"
 SECONDS = 60.0
 
 
@@ -27,17 +28,18 @@ def chromium() -> Any:
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium (Debian's package chromium)")
-    with FileLock(f"{FOLDER}.lock"):
-        stamp = FOLDER / "complete"
+    FOLDER.mkdir(exist_ok=True)
+    with FileLock(FOLDER / "lock"):
+        stamp = ENVIRONMENT / "complete"
         if not stamp.exists() or stamp.read_text() != PINS.read_text():
             try:
-                venv.create(FOLDER, clear=True, with_pip=True)
-                install = [FOLDER / "bin/python", "-m", "pip", "install", "--quiet", "-r", PINS]
+                venv.create(ENVIRONMENT, clear=True, with_pip=True)
+                install = [ENVIRONMENT / "bin/python", "-m", "pip", "install", "--quiet", "-r", PINS]
                 subprocess.run(install, check=True, capture_output=True, text=True, timeout=120)
             except (OSError, subprocess.SubprocessError) as error:
                 pytest.skip(f"playwright can't be installed: {getattr(error, 'stderr', None) or error}")
             stamp.write_text(PINS.read_text())
-    packages = sysconfig.get_path("purelib", vars={"base": str(FOLDER)})
+    packages = sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT)})
     if packages not in sys.path:
         sys.path.append(packages)  # last: nothing of this environment gives way
     from playwright.sync_api import sync_playwright
