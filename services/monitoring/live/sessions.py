@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -71,8 +72,9 @@ class Sessions:
         Refusal
         """
         site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
-        own = f"{'https' if self._secure else 'http'}://{environ.get('HTTP_HOST', '')}"
-        if site not in (None, "same-origin", "none") or origin not in (None, own):
+        # By its host alone: a proxy before the page may have added the encryption.
+        foreign = origin is not None and urlsplit(str(origin)).netloc != environ.get("HTTP_HOST", "")
+        if site not in (None, "same-origin", "none") or foreign:
             raise Refusal(HTTPStatus.FORBIDDEN, "the request comes from another site")
         if not environ.get("HTTP_AUTHORIZATION") and not hmac.compare_digest(
             form_token.encode(), self.form_token(environ).encode()
