@@ -140,5 +140,5 @@ check-docs: venv
 	@$(BIN)/python -m tools.prometheus_rule --check
 
 clean:
-	@rm -rf $(VENV) $(STUBS_VENV) $(DIST_VENV) $(LOWEST_VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-* build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

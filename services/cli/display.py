@@ -107,7 +107,7 @@ class TextDisplay:
                 self._go_on(event["step"])
                 self._say(_recovered(event))
             # No "checkpoint_failed": a warning says the same.
-            case "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
+            case "live" | "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
                 self._say(_SENTENCES[kind](event), table=kind == "plan")
 
     def _started(self, event: Event) -> None:
@@ -264,6 +264,7 @@ def _counted(number: int, one: str, more: str) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Event], str]] = {
+    "live": lambda event: f"live page {event['address']}",
     "plan": _plan,
     "evaluated": _evaluated,
     "alignment": _alignment,

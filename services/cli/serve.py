@@ -31,6 +31,13 @@ HttpHost = Annotated[
     str | None, typer.Option(help="Address of /metrics, /targets and /healthz; by default --host.")
 ]
 HttpPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of these pages.")]
+PagePort = Annotated[
+    int,
+    typer.Option(
+        min=0, max=65535, help="Port of the live page, on --host, with the API's certificates and tokens."
+    ),
+]
+Page = Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a live page.")]
 Storage = Annotated[
     Path,
     typer.Option(
@@ -85,6 +92,8 @@ def serve(
     port: Port = 50051,
     http_host: HttpHost = None,
     http_port: HttpPort = 9464,
+    page_port: PagePort = 9465,
+    page: Page = True,
     storage: Storage = Path("runs"),
     state: State = None,
     ray_address: RayAddress = None,
@@ -110,6 +119,7 @@ def serve(
         port=port,
         http_host=http_host or host,
         http_port=http_port,
+        page_port=page_port if page else None,
         storage=storage,
         state=state or storage / ".coordinator",
         ray_address=ray_address,
@@ -133,14 +143,19 @@ def _serve(settings: ServeSettings, form: Format) -> None:
     def say(text: str, **fields: object) -> None:
         print(json.dumps(fields) if form is Format.json else text)
 
-    def serving(address: str, http: str, ray: str) -> None:
+    def serving(address: str, http: str, page: str, ray: str) -> None:
+        shown = f"; live page {page}" if page else ""
         say(
-            f"serving on {address}; metrics, targets and health on http://{http}; Ray cluster {ray}",
+            f"serving on {address}{shown}; metrics, targets and health on http://{http}; Ray cluster {ray}",
             event="serving",
             address=address,
             http=http,
+            page=page,
             ray_address=ray,
         )
+
+    if settings.page_port is not None and not settings.page_is_safe:
+        logging.warning("no live page: beyond loopback, tokens need TLS (--tls-cert and --tls-key)")
 
     say("starting", event="starting")
     active = run(settings, serving)

@@ -18,42 +18,73 @@ _NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop 
 _TOO_LONG = "stopping at once: the step and its checkpoint took longer than {:g} s"
 
 
-@contextmanager
-def graceful_signals(stop: Callable[[], None], patience: float) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request, and what follows into a `KeyboardInterrupt`.
+class Stopping:
+    """An early end that is asked for by a signal, or by any thread.
 
     Parameters
     ----------
     stop
-        Makes the request; called in a signal handler.
+        Makes the request; may be called in a signal handler.
     patience
-        Seconds that the request may take; after that it counts as made twice.
+        Seconds that the request may take; after that the run ends at once.
+
     """
-    asked = False
-    deadline = threading.Timer(patience, _interrupt, [patience])
-    deadline.daemon = True
+
+    def __init__(self, stop: Callable[[], None], patience: float) -> None:
+        self._once = threading.Lock()  # taken without waiting, as a signal handler must, and never given back
+        self._stop = stop
+        self._deadline = threading.Timer(patience, self._give_up, [patience])
+        self._deadline.daemon = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked."""
+        return self._once.locked()
+
+    def ask(self) -> None:
+        """Ask for an end after the step and a checkpoint; more than once is the same as once."""
+        if self._once.acquire(blocking=False):
+            _say(_NOTICE)
+            self._stop()
+            self._deadline.start()
+
+    def now(self) -> None:
+        """End at once, by a `KeyboardInterrupt` in the main thread."""
+        self._once.acquire(blocking=False)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def over(self) -> None:
+        """Note that the end has come."""
+        self._deadline.cancel()
+
+    def _give_up(self, patience: float) -> None:
+        _say(_TOO_LONG.format(patience))
+        self.now()
+
+
+@contextmanager
+def graceful_signals(stop: Callable[[], None], patience: float) -> Iterator[Stopping]:
+    """Turn the first SIGINT or SIGTERM into a request, and what follows into a `KeyboardInterrupt`.
+
+    Parameters
+    ----------
+    stop, patience
+        As for `Stopping`, which is given: whoever has it may make the request too.
+    """
+    stopping = Stopping(stop, patience)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if stopping.asked:
             raise KeyboardInterrupt
-        asked = True
-        _say(_NOTICE)
-        stop()
-        deadline.start()
+        stopping.ask()
 
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
-        yield
+        yield stopping
     finally:
-        deadline.cancel()
+        stopping.over()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(patience: float) -> None:
-    _say(_TOO_LONG.format(patience))
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _say(text: str) -> None:

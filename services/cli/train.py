@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,13 @@ from lowdimfa.services.cli.jobs_display import file_lines
 from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, placed
 from lowdimfa.services.cli.output import claim_stdout, outlive
 from lowdimfa.services.cli.signals import graceful_signals
+from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.loading import load, loading
 from lowdimfa.services.run.user_code import Modules
 from lowdimfa.services.trainer import forks
 
 if TYPE_CHECKING:
+    from lowdimfa.services.cli.live import LiveRun
     from lowdimfa.services.trainer.api import DecoupledTrainer, Result
 
 STOP_LIVENESS = 4.0
@@ -51,6 +54,9 @@ ResumeStep = Annotated[
         help="Go on from the checkpoint of this step in --run-dir, for example because a newer one is damaged.",
     ),
 ]
+Live = Annotated[
+    bool, typer.Option("--live", help="Show the run in a browser on this machine while it goes.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")]
 
 
@@ -62,6 +68,7 @@ def train(
     run_dir: RunDir = None,
     resume: Resume = False,
     resume_step: ResumeStep = None,
+    live: Live = False,
     dry_run: DryRun = False,
     form: FormatOption = Format.text,
 ) -> None:
@@ -74,6 +81,7 @@ def train(
 
     if not dry_run:
         outlive("events.jsonl of the run has everything")
+    page = _page() if live and not dry_run else None
     display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
     with display:
         try:
@@ -85,7 +93,7 @@ def train(
                 resume=resume,
                 resume_step=resume_step,
                 overrides=overrides or [],
-                on_event=display.show,
+                on_event=display.show if page is None else _both(display.show, page.tell),
             )
             if dry_run:
                 if address is not None:
@@ -96,19 +104,46 @@ def train(
                 if own_ray:  # only now: what is wrong in the specification is told without waiting for it
                     forks.prepare()
                 display.show({"event": "starting"})
-                fit(trainer)
+                fit(trainer, page, display.show)
         except LowdimfaError as error:
             display.show({"event": "failed"} | error.as_event())
             raise
 
 
-def fit(trainer: DecoupledTrainer) -> Result:
-    """Run a trainer to its end, which a first Ctrl-C brings about in order, and a second one at once."""
+def _page() -> LiveRun:
+    from lowdimfa.services.cli.live import LiveRun  # only here: what it needs takes a while to import
+
+    return LiveRun()
+
+
+def _both(*sinks: Sink) -> Sink:
+    def tell(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return tell
+
+
+def fit(trainer: DecoupledTrainer, page: LiveRun | None = None, show: Sink = lambda event: None) -> Result:
+    """Run a trainer to its end, which a first Ctrl-C brings about in order, and a second one at once.
+
+    Parameters
+    ----------
+    trainer
+        Of the run.
+    page
+        Shows the run while it goes.
+    show
+        Is told where the page is.
+    """
     from lowdimfa.services.trainer.stopping import stopped
 
     patience = STOP_LIVENESS * trainer.specification.run.liveness_seconds
     try:
-        with graceful_signals(trainer.stop, patience):
+        with graceful_signals(trainer.stop, patience) as stopping, ExitStack() as stack:
+            if page is not None:
+                stack.enter_context(page.served(trainer, stopping))
+                show({"event": "live", "address": page.address})
             return trainer.fit()
     except KeyboardInterrupt:
         raise stopped(trainer.request.run_dir) from None

@@ -186,3 +186,8 @@ def require_role(caller: Caller, needed: Role, method: str) -> None:
             f"{method} needs the role '{needed.name}'; token '{caller.name}' has '{caller.role.name}'",
             "access",
         )
+
+
+def may_change(caller: Caller, owner: str) -> bool:
+    """Say whether a caller may stop and resume the jobs of an owner."""
+    return caller.role >= (Role.submit if caller.name == owner else Role.admin)

@@ -92,7 +92,8 @@ class Calls:
         finally:
             seconds = time.perf_counter() - began
             self.metrics.called(method, code.name, seconds)
-            level = logging.INFO if code is grpc.StatusCode.OK else logging.WARNING
+            routine = logging.DEBUG if getattr(context, "routine", False) else logging.INFO
+            level = routine if code is grpc.StatusCode.OK else logging.WARNING
             _access_log.log(level, "%s %s %s %.1f ms", method, name or "-", code.name, 1000 * seconds)
 
 

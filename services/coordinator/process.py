@@ -24,8 +24,10 @@ from lowdimfa.services.coordinator.store import JobStore
 
 _log = logging.getLogger(__name__)
 
+OnServing = Callable[[str, str, str, str], None]
 
-def serve(settings: ServeSettings, on_serving: Callable[[str, str, str], None]) -> list[str]:
+
+def serve(settings: ServeSettings, on_serving: OnServing) -> list[str]:
     """Run a coordinator until SIGTERM or SIGINT; a second signal cuts its calls short.
 
     Parameters
@@ -33,7 +35,7 @@ def serve(settings: ServeSettings, on_serving: Callable[[str, str, str], None]) 
     settings
         Of the operator.
     on_serving
-        Gets the addresses of the API, the HTTP pages and the cluster once calls are answered.
+        Gets the addresses of the API, the HTTP pages, the live page and the cluster once calls are answered.
 
     Returns
     -------
@@ -76,9 +78,7 @@ def _storage(settings: ServeSettings) -> Path:
     return storage
 
 
-def _serve(
-    settings: ServeSettings, store: SqliteJobStore, on_serving: Callable[[str, str, str], None]
-) -> list[str]:
+def _serve(settings: ServeSettings, store: SqliteJobStore, on_serving: OnServing) -> list[str]:
     if settings.ray_address is None:
         cluster = LocalCluster(settings.state, settings.liveness)
         # A cluster that was started here asks everybody for Ray's own token, which lies in the user's home.
@@ -96,7 +96,7 @@ async def _until_told(
     store: JobStore,
     runner: JobRunner,
     cluster: LocalCluster | None,
-    on_serving: Callable[[str, str, str], None],
+    on_serving: OnServing,
 ) -> None:
     """Serve until a signal, which may come before the cluster is up."""
     loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ async def _until_told(
         if address is not None:
             http = await coordinator.start()
             served = True
-            on_serving(coordinator.address, http, address)
+            on_serving(coordinator.address, http, coordinator.page, address)
             await told.wait()
             _log.info("ending: %d jobs are queued", store.count_by_state()[JobState.queued])
     finally:

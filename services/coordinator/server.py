@@ -16,6 +16,7 @@ from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.calls import Calls
 from lowdimfa.services.coordinator.limits import ClientLimits
 from lowdimfa.services.coordinator.notices import Notices
+from lowdimfa.services.coordinator.page import ServiceJobs, page_of
 from lowdimfa.services.coordinator.runner import JobRunner
 from lowdimfa.services.coordinator.service import CoordinatorService
 from lowdimfa.services.coordinator.settings import ServeSettings
@@ -113,11 +114,25 @@ class Coordinator:
         self._web = Web(
             settings.http_host, settings.http_port, self._metrics.registry, self._store, self._ailing
         )
+        self._page = None
         try:
+            jobs = ServiceJobs(self._service, calls, store, asyncio.get_running_loop())
+            self._page = page_of(settings, jobs)
             self.address = self._bind()
         except BaseException:
-            self._web.close()
+            self._close_pages()
             raise
+
+    @property
+    def page(self) -> str:
+        """Address of the live page; empty if there is none."""
+        scheme = "http" if self._settings.tls_cert is None else "https"
+        return "" if self._page is None else f"{scheme}://{self._page.address}"
+
+    def _close_pages(self) -> None:
+        for pages in (self._page, self._web):
+            if pages is not None:
+                pages.close()
 
     def _bind(self) -> str:
         settings = self._settings
@@ -140,6 +155,8 @@ class Coordinator:
         self._web.start()
         self._supervisor.start()
         await self._server.start()
+        if self._page is not None:
+            self._page.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return self._web.address
@@ -150,7 +167,7 @@ class Coordinator:
         self._notices.close()
         await self._server.stop(grace)
         await asyncio.to_thread(self._supervisor.close)
-        await asyncio.to_thread(self._web.close)
+        await asyncio.to_thread(self._close_pages)
 
     def _reading(self) -> Reading:
         health_of = self._supervisor.health

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from lowdimfa.services.coordinator.access import Caller, Role, require_role
+from lowdimfa.services.coordinator.access import Caller, Role, may_change, require_role
 from lowdimfa.services.coordinator.calls import Calls
 from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
 from lowdimfa.services.coordinator.logs import read_logs
@@ -65,7 +65,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             )
             if created:
                 self._changed(job.id)
-            return pb.SubmitJobResponse(job=self._shown(job), created=created)
+            return pb.SubmitJobResponse(job=self.shown(job), created=created)
 
         return await self._calls.answer("SubmitJob", Role.submit, context, submit)
 
@@ -75,7 +75,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         def get(_caller: Caller) -> pb.GetJobResponse:
             job = self._store.get(request.id)
             return pb.GetJobResponse(
-                job=self._shown(job), specification=self._store.submission(job.id).specification
+                job=self.shown(job), specification=self._store.submission(job.id).specification
             )
 
         return await self._calls.answer("GetJob", Role.read, context, get)
@@ -92,7 +92,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             which = JobFilter(known, request.owner, request.name_prefix)
             jobs, following = self._store.page(which, size, _place(request.page_token))
             return pb.ListJobsResponse(
-                jobs=[self._shown(job) for job in jobs],
+                jobs=[self.shown(job) for job in jobs],
                 next_page_token="" if following is None else _token(following),
             )
 
@@ -117,7 +117,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                     grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
                 )
             self._changed(job.id)
-            return pb.StopJobResponse(job=self._shown(job))
+            return pb.StopJobResponse(job=self.shown(job))
 
         return await self._calls.answer("StopJob", Role.submit, context, stop)
 
@@ -130,7 +130,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 _require_checkpoint(job)
             job = self._store.transition(job.id, JobState.queued, "")
             self._changed(job.id)
-            return pb.ResumeJobResponse(job=self._shown(job))
+            return pb.ResumeJobResponse(job=self.shown(job))
 
         return await self._calls.answer("ResumeJob", Role.submit, context, resume)
 
@@ -172,14 +172,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             async for line in read_logs(Path(job.run_dir), request.sources, request.tail, follow):
                 yield pb.LogLine(source=line.source, text=line.text)
 
-    def _of(self, caller: Caller, job_id: str, method: str) -> Job:
-        """Return a job that the caller may change."""
-        job = self._store.get(job_id)
-        if job.owner != caller.name:
-            require_role(caller, Role.admin, f"{method} of somebody else's job")
-        return job
-
-    def _shown(self, job: Job) -> pb.Job:
+    def shown(self, job: Job) -> pb.Job:
         """Return a job's message, with how many are before it in the queue unless it waits for something of its own."""
         detail = job.detail
         if job.state is JobState.queued and not detail:
@@ -188,6 +181,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         elif job.state is JobState.running and job.steps:
             detail = f"step {job.step:,} of {job.steps:,}"
         return job_to_message(job, detail)
+
+    def _of(self, caller: Caller, job_id: str, method: str) -> Job:
+        """Return a job that the caller may change."""
+        job = self._store.get(job_id)
+        if not may_change(caller, job.owner):
+            require_role(caller, Role.admin, f"{method} of somebody else's job")
+        return job
 
     def _changed(self, job_id: str) -> None:
         self._notices.tell(job_id)

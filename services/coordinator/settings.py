@@ -19,6 +19,8 @@ class ServeSettings:
         Where the API listens; port 0 lets the system choose.
     http_host, http_port
         Where ``/metrics``, ``/targets`` and ``/healthz`` are served; without authentication.
+    page_port
+        Where the live page is served, on ``host``, with the API's certificates and tokens; None for nowhere.
     storage
         Folder that the coordinator and all nodes of the cluster share: run directories.
     state
@@ -47,6 +49,7 @@ class ServeSettings:
     port: int = 50051
     http_host: str = "127.0.0.1"
     http_port: int = 9464
+    page_port: int | None = None
     storage: Path = Path("runs")
     state: Path = Path("runs/.coordinator")
     ray_address: str | None = None
@@ -64,3 +67,8 @@ class ServeSettings:
     def on_loopback(self) -> bool:
         """Whether nobody beyond this machine can reach the API."""
         return is_loopback(self.host)
+
+    @property
+    def page_is_safe(self) -> bool:
+        """Whether nobody's token would travel in the clear to the live page."""
+        return self.on_loopback or self.tls_cert is not None or self.tokens is None

@@ -6,21 +6,19 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from lowdimfa.errors import ResourceError
 from lowdimfa.services.coordinator.jobs import ACTIVE
 from lowdimfa.services.coordinator.store import JobStore
-from lowdimfa.services.monitoring.pages import Application, listen
+from lowdimfa.services.monitoring.pages import Application, Pages
 from lowdimfa.services.trainer.run_dir import targets_file
 
 _log = logging.getLogger(__name__)
 
 
-class Web:
+class Web(Pages):
     """An HTTP server for ``/metrics``, ``/targets`` and ``/healthz``: it listens at once, and answers from `start` on.
 
     Parameters
@@ -50,26 +48,7 @@ class Web:
     ) -> None:
         self._metrics: Application = make_wsgi_app(registry)
         self._store, self._ailing = store, ailing
-        shown = f"[{host}]" if ":" in host else host
-        try:
-            self._server = listen(host, port, self._answer)
-        except OSError as error:
-            raise ResourceError(
-                f"can't serve metrics on {shown}:{port} ({error.strerror or error}); set --http-host or --http-port"
-            ) from error
-        self.address = f"{shown}:{self._server.server_port}"
-        self._thread = Thread(target=self._server.serve_forever, name="web", daemon=True)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        if self._thread.ident is not None:
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
+        super().__init__(host, port, self._answer, what="metrics", settings="--http-host or --http-port")
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -1,21 +1,85 @@
-"""HTTP servers for pages that machines read: metrics, targets, health."""
+"""HTTP servers: for what machines read (metrics, targets, health), and for the live page."""
 
 from __future__ import annotations
 
+import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
+from threading import Semaphore, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from lowdimfa.errors import ResourceError
 
 REQUEST_SECONDS = 10.0
 """A client that sends or takes nothing for so long is cut off."""
 
+MOST_AT_ONCE = 256
+"""Connections; more are closed unheard."""
+
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 """A WSGI application."""
 
+_log = logging.getLogger(__name__)
 
-def listen(host: str, port: int, application: Application) -> WSGIServer:
+
+class Pages:
+    """A server that listens at once, and answers from `start` on.
+
+    Parameters
+    ----------
+    host, port, application, tls
+        As for `listen`.
+    what, settings
+        What it serves and which options set the address, for the message.
+
+    Attributes
+    ----------
+    address
+        ``host:port``.
+
+    Raises
+    ------
+    ResourceError
+        The address or port can't be had.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        application: Application,
+        *,
+        what: str,
+        settings: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            self._server = listen(host, port, application, tls)
+        except OSError as error:
+            raise ResourceError(
+                f"can't serve {what} on {shown}:{port} ({error.strerror or error}); set {settings}"
+            ) from error
+        self.port = self._server.server_port
+        self.address = f"{shown}:{self.port}"
+        self._thread = Thread(target=self._server.serve_forever, name=what, daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        if self._thread.ident is not None:
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+def listen(host: str, port: int, application: Application, tls: ssl.SSLContext | None = None) -> WSGIServer:
     """Return a server that listens, and answers from its ``serve_forever`` on: a thread for each request.
 
     Parameters
@@ -24,6 +88,8 @@ def listen(host: str, port: int, application: Application) -> WSGIServer:
         Where to listen; port 0 lets the system choose.
     application
         Answers GET. HEAD gets the headers of the same answer.
+    tls
+        Certificate and key, where the connections are to be encrypted.
 
     Raises
     ------
@@ -31,12 +97,45 @@ def listen(host: str, port: int, application: Application) -> WSGIServer:
         The address or port can't be had.
     """
     server = (_Server6 if ":" in host else _Server)((host, port), _Handler)
+    server.tls = tls
     server.set_app(_with_head(application))
     return server
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    tls: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._room = Semaphore(MOST_AT_ONCE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread, or close it where too many have one."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer in the connection's own thread, which is also the one that waits for the client's handshake."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(REQUEST_SECONDS)
+        with self.tls.wrap_socket(request, server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say little of connections that break off, and of clients that speak no TLS."""
+        _log.debug("a connection from %s broke off", client_address, exc_info=True)
 
     def server_bind(self) -> None:
         """Bind, without looking the machine's own name up: that may take as long as the resolver does."""

@@ -24,12 +24,13 @@ class Service:
     def __init__(self, folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND) -> None:
         self.storage = folder / "runs"
         self._folder, self._forks, self._arguments, self._command = folder, forks, arguments, command
-        self._port = "0"
+        self._port = self._page_port = "0"
         self.start()
 
     def start(self) -> None:
         """Start it, on the same port after the first time."""
         command = [self._command, "serve", "--format", "json", "--port", self._port, "--http-port", "0"]
+        command += ["--page-port", self._page_port]
         command += ["--storage", self.storage, "--liveness", "60", *self._arguments]
         with (self._folder / "serve.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -49,8 +50,8 @@ class Service:
         if event is None:
             self.process.kill()
             raise AssertionError(f"the service did not start: {(self._folder / 'serve.log').read_text()}")
-        self.address, self.http = event["address"], event["http"]
-        self._port = self.address.rpartition(":")[2]
+        self.address, self.http, self.page = event["address"], event["http"], event["page"]
+        self._port, self._page_port = (name.rpartition(":")[2] for name in (self.address, self.page))
 
     def kill(self) -> None:
         """End it as a lost machine does."""

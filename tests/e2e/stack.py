@@ -112,6 +112,7 @@ class Stack:
             # Of the engine's choice.
             "LOWDIMFA_PORT": "0",
             "LOWDIMFA_HTTP_PORT": "0",
+            "LOWDIMFA_PAGE_PORT": "0",
             "PROMETHEUS_PORT": "0",
         }
 

@@ -156,7 +156,8 @@ def test_the_coordinators_command_is_one_that_serve_takes(objects: list[Object])
     given = command.get_command(None, "serve").make_context("serve", list(container["args"])).params
     cluster, head = ray(objects), selected(objects, {"ray.io/node-type": "head"})[0]
     assert given["ray_address"] == f"ray://{cluster['metadata']['name']}-head-svc:{ports(head)['client']}"
-    assert {"grpc": given["port"], "http": given["http_port"]} == ports(coordinator)
+    expected = {"grpc": given["port"], "http": given["http_port"], "page": given["page_port"]}
+    assert expected == ports(coordinator) and given["page"] is True
     assert given["insecure"] is False
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     files = [given["tls_cert"], given["tls_key"], given["tokens"], *filter(None, [given["client_ca"]])]

@@ -118,6 +118,7 @@ def test_one_top_level_package(wheel: Path) -> None:
     for needed in (
         "services/rpc/v1/coordinator_pb2.py", "services/monitoring/report/templates/report.html", "py.typed",
         "services/cli/templates/spec.yaml", "services/cli/templates/gitignore",
+        "services/monitoring/live/static/uplot/LICENSE",
     ):  # fmt: skip
         assert f"lowdimfa/{needed}" in names, needed
     assert [name.split("/")[-1] for name in names if "/licenses/" in name] == ["LICENSE", "NOTICE"]

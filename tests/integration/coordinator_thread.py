@@ -55,8 +55,11 @@ class MemoryCluster:
 class Running:
     """A coordinator that answers calls."""
 
-    def __init__(self, address: str, http: str, cluster: MemoryCluster, store: SqliteJobStore) -> None:
+    def __init__(
+        self, address: str, http: str, cluster: MemoryCluster, store: SqliteJobStore, page: str = ""
+    ) -> None:
         self.address, self.http, self.cluster, self.store = address, http, cluster, store
+        self.page = page
 
     @property
     def port(self) -> int:
@@ -80,7 +83,7 @@ def coordinator(
 
     async def live() -> None:
         made = Coordinator(replace(settings), store, cluster)
-        running.append(Running(made.address, await made.start(), cluster, store))
+        running.append(Running(made.address, await made.start(), cluster, store, made.page))
         up.set()
         await asyncio.to_thread(end.wait)
         await made.stop(1.0)

@@ -56,7 +56,15 @@ class Served:
 def served(tmp_path: Path) -> Iterator[Served]:
     made = {name: new_token(name, "submit") for name in ("ada", "watcher", "flood")}
     write_tokens(tmp_path / "tokens.json", [entry for _, entry in made.values()])
-    command = [Path(sys.executable).parent / "lowdimfa", "serve", "--port", "0", "--http-port", "0"]
+    command = [
+        Path(sys.executable).parent / "lowdimfa",
+        "serve",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--no-page",
+    ]
     command += ["--storage", tmp_path / "runs", "--tokens", tmp_path / "tokens.json", "--format", "json"]
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(

@@ -90,6 +90,7 @@ def change(settings: ServeSettings, what: str, folder: Path, port: int) -> Serve
     changes = {
         "port": {"port": port},
         "http_port": {"http_port": port},
+        "page_port": {"page_port": port},
         "tokens": {"tokens": nonsense},
         "certificate": {"tls_cert": nonsense, "tls_key": nonsense},
         "storage": {"storage": nonsense},
@@ -107,6 +108,7 @@ def change(settings: ServeSettings, what: str, folder: Path, port: int) -> Serve
     [
         ("port", ResourceError),
         ("http_port", ResourceError),
+        ("page_port", ResourceError),
         ("host", ResourceError),
         *(
             (what, InputError)

@@ -91,6 +91,19 @@ def test_the_pages_need_no_resolver_and_speak_ipv6(tmp_path: Path, monkeypatch: 
         assert answer(pages.address, "GET", "/healthz")[0] == 200
 
 
+def test_connections_beyond_a_number_are_closed_unheard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowdimfa.services.monitoring.pages.MOST_AT_ONCE", 1)
+    with web(tmp_path) as pages:
+        host, _, port = pages.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as first:
+            with pytest.raises((http.client.HTTPException, OSError)):
+                answer(pages.address, "GET", "/healthz")
+            first.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert b"200 OK" in first.recv(1000)
+
+
 def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> None:
     from lowdimfa.services.monitoring.pages import _with_head
 

@@ -106,7 +106,7 @@ def test_a_recovery_is_a_row_with_what_it_cost(tmp_path: Path) -> None:
         recovering(BACK + 1, 1500),
     ]
     write_events(tmp_path, events)
-    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path))]
+    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path).events)]
     assert [row[1:3] for row in rows] == [["rejoin", "–"], ["rejoin", "0, 1"], ["restart", "1"]]
     assert [row[4:] for row in rows] == [
         ["1,412 → –", "–", "–"],  # overtaken by the next
@@ -125,7 +125,7 @@ def test_a_recovery_before_training_began_ends_with_the_start(tmp_path: Path) ->
         started(LOST + 5000, 4),  # resumed by somebody
     ]
     write_events(tmp_path, events)
-    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path))]
+    rows = [recovery_cells(recovery) for recovery in find_recoveries(read_run(tmp_path).events)]
     assert [row[4:6] for row in rows] == [["0 → 0", "3.0"], ["5 → –", "–"]]
 
 

@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 from numpy.typing import NDArray
 
 from lowdimfa.services.monitoring.report.reading import Record
-from lowdimfa.services.monitoring.report.recoveries import mark_recoveries
-from lowdimfa.services.monitoring.report.style import BLUE, GREEN, ORANGE, Picture, new_figure, quiet
+from lowdimfa.services.monitoring.report.recoveries import find_recoveries
+from lowdimfa.services.monitoring.report.style import BLUE, GREEN, MUTED, ORANGE, Picture, new_figure, quiet
 
 
 class _Curve(NamedTuple):
@@ -72,6 +72,14 @@ def _learning(axes: Axes, record: Record, key: str, test_key: str) -> None:
     if len(test[0]):
         axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label="test")
     mark_recoveries(axes, record)
+
+
+def mark_recoveries(axes: Axes, record: Record) -> None:
+    """Draw a line at every step from which the run went on after a loss."""
+    steps = sorted({recovery.ended["step"] for recovery in find_recoveries(record.events) if recovery.ended})
+    for number, step in enumerate(steps):
+        label = "_" if number else "recovery"  # one entry in the legend
+        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -152,7 +152,7 @@ def _draw_excerpt(axes: Axes, spans: dict[int, Spans], excerpt: Excerpt) -> None
 
 
 def _mark_recoveries(axes: Axes, record: Record, excerpt: Excerpt) -> None:
-    for began, ended in find_recoveries(record):
+    for began, ended in find_recoveries(record.events):
         low = max(began["time"], excerpt.low)
         high = min(ended.get("time", began["time"]), excerpt.high)
         if low < high:

@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lowdimfa.services.monitoring.report.curves import mark_recoveries
 from lowdimfa.services.monitoring.report.reading import Record
-from lowdimfa.services.monitoring.report.recoveries import mark_recoveries
 from lowdimfa.services.monitoring.report.style import ORANGE, Picture, new_figure, ordered_colours, quiet
 
 ACROSS = 3

@@ -102,7 +102,7 @@ def _render(record: Record, sections: list[Section], trace: str) -> str:
         sections=sections,
         trace=trace,
         balance=measure_balance(record),
-        recoveries=[recovery_cells(recovery) for recovery in find_recoveries(record)],
+        recoveries=[recovery_cells(recovery) for recovery in find_recoveries(record.events)],
         specification=record.specification,
         notes=[*record.notes, *_failed_checkpoints(record)],
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-
-from lowdimfa.services.monitoring.report.reading import Record
-from lowdimfa.services.monitoring.report.style import MUTED
+from lowdimfa.services.monitoring.journal import Event
 
 ABSENT = "–"
 
@@ -20,11 +18,11 @@ class Recovery(NamedTuple):
     ended: dict[str, Any]
 
 
-def find_recoveries(record: Record) -> list[Recovery]:
-    """Return a run's recoveries in their order; one that another loss or a failure overtook has an empty end."""
+def find_recoveries(events: Iterable[Event]) -> list[Recovery]:
+    """Return the recoveries among events in their order; one that another loss or a failure overtook has an empty end."""
     found: list[Recovery] = []
     under_way = False
-    for event in record.events:
+    for event in events:
         match event.get("event"):
             case "recovering":
                 found.append(Recovery(event, {}))
@@ -55,11 +53,3 @@ def recovery_cells(recovery: Recovery) -> list[str]:
         f"{ended['seconds']:.1f}" if ended else ABSENT,
         ", ".join(missed) or ABSENT,
     ]
-
-
-def mark_recoveries(axes: Axes, record: Record) -> None:
-    """Draw a line at every step from which the run went on after a loss."""
-    steps = sorted({recovery.ended["step"] for recovery in find_recoveries(record) if recovery.ended})
-    for number, step in enumerate(steps):
-        label = "_" if number else "recovery"  # one entry in the legend
-        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=label)

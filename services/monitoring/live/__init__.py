@@ -1,0 +1,1 @@
+"""The live page: jobs, or one run, in a browser while they go."""
