@@ -249,7 +249,9 @@ def _is_plain(args: Mapping[str, Any]) -> bool:
 def _name(value: Any) -> str:
     if isinstance(value, partial):
         return _name(value.func)
-    return str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition("<locals>.")[2]
+    return (
+        str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition("<locals>.")[2].strip("<>")
+    )
 
 
 def _modules(model: object) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from lowdimfa.services.trainer.execute import RunRequest
 class _Stored:
     """Loads an object from Ray's store, into which the program has put it."""
 
+    key: str
     marker: str
     reference: Any
     patience: float
@@ -32,8 +33,8 @@ class _Stored:
             return deepcopy(ray.get(self.reference, timeout=self.patience))  # type: ignore[no-any-return]
         except Exception as error:  # whatever the user's classes raise, or Ray
             raise InputError(
-                self.marker,
-                f"an object that can't be loaded in another process ({in_words(error)})",
+                self.key,
+                f"{self.marker}, which can't be loaded in another process ({in_words(error.__cause__ or error)})",
                 "one whose modules every process can import",
                 "Name the folder of your modules as user_code.",
             ) from error
@@ -49,22 +50,22 @@ def sent(request: RunRequest) -> RunRequest:
     """
     patience = START_LIVENESS * request.parsed().run.liveness_seconds
 
-    def stored(value: Any) -> Any:
+    def stored(value: Any, *path: str) -> Any:
         if isinstance(value, dict):
-            return {key: stored(one) for key, one in value.items()}
-        return _stored(value, patience) if isinstance(value, Given) else value
+            return {key: stored(one, *path, str(key)) for key, one in value.items()}
+        return _stored(value, ".".join(path), patience) if isinstance(value, Given) else value
 
     return replace(request, specification=stored(request.specification))
 
 
-def _stored(given: Given, patience: float) -> Given:
+def _stored(given: Given, key: str, patience: float) -> Given:
     try:
         reference = ray.put(given.load())
     except Exception as error:  # whatever the user's objects raise, or Ray
         raise InputError(
-            repr(given),
-            f"an object that can't be sent to other processes ({in_words(error)})",
+            key,
+            f"{given!r}, which can't be sent to other processes ({in_words(error.__cause__ or error)})",
             "one that can be serialised",
             'Give what makes it instead, or use engine="local".',
         ) from error
-    return Given(given.name, _Stored(repr(given), reference, patience), given.whole)
+    return Given(given.name, _Stored(key, repr(given), reference, patience), given.whole)

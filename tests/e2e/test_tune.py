@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lowdimfa.errors import NoRoomError
+from lowdimfa.services.trainer.placement import _require_places
+
 ray = pytest.importorskip("ray")
 tune = pytest.importorskip("ray.tune", reason='the extra "tune" is not installed')
 
@@ -35,15 +38,9 @@ def test_a_bad_trial_is_stopped_early_and_leaves_nothing(tmp_path: Path) -> None
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_a_trial_without_places_for_its_blocks_is_told_what_to_ask_for(tmp_path: Path) -> None:
-    trial = runpy.run_path(str(EXAMPLE))["trial"]
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 1}),
-        param_space={"lr": 0.01, "error_dim": 4, "epochs": 1},
-        run_config=tune.RunConfig(name="cramped", storage_path=str(tmp_path), verbose=0),
-    )
-    (result,) = tuner.fit()
-    assert "has 1 bundles" in str(result.error)
-    assert "tune.PlacementGroupFactory([{'CPU': 1}] + [{'CPU': 1.0}] * 2)" in str(result.error)
+def test_a_trial_without_places_for_its_blocks_is_told_what_to_ask_for() -> None:
+    one = {"CPU": 1.0}
+    for places in ([], [one], [one, {"CPU": 0.5}]):
+        with pytest.raises(NoRoomError, match=r"PlacementGroupFactory\(\[.*\] \+ \[\{'CPU': 1.0\}\] \* 2\)"):
+            _require_places(places, [one, one])
+    _require_places([{"GPU": 1.0}, one, one], [one, one])

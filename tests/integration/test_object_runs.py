@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,19 @@ def test_on_ray_they_come_back_with_a_lost_trainer(tmp_path: Path) -> None:
     assert_same(ours, fit(tmp_path / "local", given, steps=200))
     for file in (tmp_path / "ray").rglob("*"):
         assert file.suffix not in (".pkl", ".pickle", ".pt"), file
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_what_cannot_be_sent_is_refused_before_training(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def locked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return nn.functional.cross_entropy(outputs, targets)
+
+    with pytest.raises(
+        InputError, match=r"^loss: found <object locked>, which can't be sent .*lock.*engine="
+    ) as refused:
+        fit(tmp_path / "run", OBJECTS[0] | {"loss": locked}, engine="ray")
+    assert "\n" not in refused.value.message
+    assert not (tmp_path / "run").exists()
