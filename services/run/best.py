@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from lowdimfa.errors import InputError
@@ -30,16 +30,18 @@ class KeepBest:
 
     def __init__(self, wanted: BestSection | None) -> None:
         self._wanted = wanted
-        self._by_step: dict[int, Best | None] = {}
+        self._values: dict[int, float] = {}
         self._best: Best | None = None
 
-    def go_on(self, step: int, meta: Mapping[str, Any] | None = None) -> None:
-        """Go on from the checkpoint of a step, of another part of the run if its notes are given; 0 may have none."""
-        if meta is not None:
-            known = meta.get("best") or {}
-            same = self._wanted is not None and known.get("by") == self._wanted.model_dump()
-            self._by_step[step] = Best(known["step"], known["value"]) if same else None
-        self._best = self._by_step.get(step)
+    def go_on(self, step: int, there: Collection[int], meta: Mapping[str, Any] | None = None) -> None:
+        """Go on from a step, with the checkpoints that are there; ``meta`` has the notes of another part of the run."""
+        known = (meta or {}).get("best") or {}
+        if self._wanted is not None and known.get("by") == self._wanted.model_dump():
+            self._values[known["step"]] = known["value"]
+        self._values = {at: value for at, value in self._values.items() if at <= step and at in there}
+        self._best = None
+        for at in sorted(self._values):
+            self._best = self._better(at, self._values[at])
 
     def improves(self, evaluated: Mapping[str, Any], step: int) -> bool:
         """Return whether a checkpoint of this step would be the best one."""
@@ -47,7 +49,9 @@ class KeepBest:
 
     def saved(self, evaluated: Mapping[str, Any], step: int) -> None:
         """Take in that there is a checkpoint of this step."""
-        self._best = self._by_step[step] = self._with(evaluated, step)
+        if (value := self._value(evaluated, step)) is not None:
+            self._values[step] = value
+        self._best = self._with(evaluated, step)
 
     def notes(self, evaluated: Mapping[str, Any], step: int) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Return what a checkpoint of this step notes of the best one, and which one is to be kept."""
@@ -57,15 +61,22 @@ class KeepBest:
         return {"best": best._asdict() | {"by": self._wanted.model_dump()}}, (best.step,)
 
     def _with(self, evaluated: Mapping[str, Any], step: int) -> Best | None:
-        """Return the best one if there were one of this step; a tie goes to the earlier one."""
+        """Return the best one if there were one of this step."""
+        value = self._value(evaluated, step)
+        return self._best if value is None else self._better(step, value)
+
+    def _value(self, evaluated: Mapping[str, Any], step: int) -> float | None:
         if self._wanted is None or evaluated.get("step") != step:
-            return self._best
+            return None
         value = {**evaluated, **evaluated.get("metrics", {})}.get(self._wanted.metric)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return self._best
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def _better(self, step: int, value: float) -> Best:
+        """Return the better one of the best so far and another; a tie goes to the earlier one."""
+        assert self._wanted is not None, "without a metric nothing has a value"
         sign = 1 if self._wanted.mode == "min" else -1
         better = self._best is None or sign * value < sign * self._best.value
-        return Best(step, float(value)) if better else self._best
+        return Best(step, value) if self._best is None or better else self._best
 
 
 def load_best(store: CheckpointStore) -> Manifest:

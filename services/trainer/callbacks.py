@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ class _Called:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=f"callback {self._name}", daemon=True)
             self._thread.start()
-        told = _Told(event, step, last, threading.Event())
+        told = _Told(deepcopy(event), step, last, threading.Event())  # which the callback may change
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(told)
             self._newest = told

@@ -115,7 +115,7 @@ class TrainingLoop:
         if manifest is not None:
             self._done = self._saved = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
-            self._best.go_on(self._done, manifest.meta)
+            self._best.go_on(self._done, self._store.list(), manifest.meta)
         self._store.claim()
         self._started(self._recovery.start(self._saved))
         while not (self._train() and self._conclude()):
@@ -193,7 +193,7 @@ class TrainingLoop:
             raise
         if self._done < step:
             self._stop.reason = None  # that of a course which is given up
-            self._best.go_on(self._done)
+            self._best.go_on(self._done, self._store.list())
         self._evaluated = {}  # of weights of which blocks may have lost some steps
         if self._saved is not None and self._saved > self._done:
             self._saved = self._done

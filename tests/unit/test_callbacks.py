@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from lossy_engine import EVALUATE, SPECIFICATION, STEPS, LossyEngine, drive, events, plan
 from lossy_engine import of as pairs
 
 from lowdimfa.callback import CALLS, Callback, Run
 from lowdimfa.errors import BlockLostError, InputError, StoppedError
-from lowdimfa.services.callbacks.early_stopping import EarlyStopping
-from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.callbacks import Callbacks, make_callbacks
-from lowdimfa.services.trainer.run_dir import opened
 
 PATIENT = {"liveness_seconds": 60.0}
 DRIVEN = [name for name in CALLS if name != "failed"]
@@ -219,6 +213,7 @@ def test_they_see_the_run_and_change_nothing_of_it(tmp_path: Path) -> None:
         views.add((run.path, run.specification["train"]["batch_size"], (run.path / "spec.yaml").is_file()))
 
     def clear(event: Any, run: Run) -> None:
+        event.clear()
         run.specification.clear()  # type: ignore[attr-defined]
 
     clearing.act, callback.act = clear, look
@@ -271,103 +266,6 @@ def test_the_end_comes_once(tmp_path: Path) -> None:
     told.end({"event": "finished", "steps": 3})
     told.end({"event": "failed"})
     assert [event["event"] for event in callback.seen] == ["finished"]
-
-
-def stopper(**arguments: Any) -> EarlyStopping:
-    return EarlyStopping(**{"metric": "test_loss", "patience": 2} | arguments)
-
-
-def course(
-    path: Path, values: list[float | None], start: int = 0, callback: EarlyStopping | None = None
-) -> int:
-    """Evaluate after each step, None for a loss that goes two steps back; return how many steps the run came to."""
-    path.mkdir(exist_ok=True)
-    reasons: list[str] = []
-    callback, run, step = callback or stopper(), Run({}, path, reasons.append), start
-    with opened(Journal(path)) as journal:
-        callback.started(journal.emit("started", step=step), run)
-        for value in values:
-            if reasons:
-                break
-            if value is None:
-                step = max(0, step - 2)
-                callback.recovered(journal.emit("recovered", step=step), run)
-            else:
-                step += 1
-                callback.evaluated(journal.emit("evaluated", step=step, test_loss=value), run)
-    return step
-
-
-LOSSES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=12)
-
-
-def ends_at(values: list[float], patience: int, delta: float) -> int:
-    """Say by brute force where a run of these evaluations ends: where the best so far is too old."""
-    for end in range(1, len(values) + 1):
-        better = [
-            n for n in range(end) if all(values[n] < values[m] - delta for m in _records(values[:n], delta))
-        ]
-        if end - 1 - better[-1] >= patience:
-            return end
-    return len(values)
-
-
-def _records(values: list[float], delta: float) -> list[int]:
-    """Return the newest of the values that were better than the best before by the least difference."""
-    best: list[int] = []
-    for index, value in enumerate(values):
-        if not best or value < values[best[0]] - delta:
-            best = [index]
-    return best
-
-
-@given(
-    values=LOSSES,
-    patience=st.integers(1, 4),
-    delta=st.sampled_from([0.0, 1.0]),
-    sign=st.sampled_from([1, -1]),
-)
-def test_early_stopping_ends_where_the_best_is_too_old(
-    values: list[float], patience: int, delta: float, sign: int
-) -> None:
-    callback = stopper(patience=patience, min_delta=delta, mode="min" if sign == 1 else "max")
-    with tempfile.TemporaryDirectory() as folder:
-        reached = course(Path(folder), [sign * value for value in values], callback=callback)
-    assert reached == ends_at(values, patience, delta)
-
-
-@given(before=LOSSES, given_up=LOSSES, after=LOSSES, back=st.booleans())
-def test_early_stopping_counts_on_after_a_resume_and_a_step_back(
-    before: list[float], given_up: list[float], after: list[float], back: bool
-) -> None:
-    """Property: whatever was given up in between, it ends where a run that was never interrupted does."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole, parts = Path(folder) / "whole", Path(folder) / "parts"
-        expected = course(whole, [*before, *after])
-        reached = course(parts, before)
-        if reached == len(before):
-            lost: list[float | None] = [*given_up[:2], *[None] * (back and len(given_up) > 1)]
-            course(parts, lost, reached, stopper(patience=99))
-        assert course(parts, after, reached) == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"patience": 0}, "patience"), ({"min_delta": -1.0}, "min_delta")],
-)
-def test_early_stopping_refuses_what_makes_no_sense(arguments: dict[str, Any], words: str) -> None:
-    section = {"factory": "lowdimfa:EarlyStopping", "args": arguments}
-    parsed = parse_specification(small(callbacks=[section]), "test")
-    with pytest.raises(InputError, match=rf"run\.callbacks\.0\.factory: .*{words} is"):
-        make_callbacks(parsed)
-
-
-def test_early_stopping_refuses_a_number_that_no_evaluation_has(tmp_path: Path) -> None:
-    section = {"factory": "lowdimfa:EarlyStopping", "args": {"metric": "tset_loss"}}
-    with pytest.raises(
-        InputError, match=r"EarlyStopping: metric: found 'tset_loss'.*Did you mean 'test_loss'"
-    ):
-        make_callbacks(parse_specification(small(callbacks=[section]), "test"))
 
 
 @pytest.mark.parametrize("factory", ["lowdimfa:MLflow", "lowdimfa:WandB"])

@@ -1,0 +1,83 @@
+"""What all trackers share: a run of theirs over all parts of one of ours, each number once, how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from lossy_engine import SAVE, STEPS, LossyEngine, drive, events, of
+
+from lowdimfa.callback import Run
+from lowdimfa.errors import InputError
+from lowdimfa.services.callbacks.mlflow import MLflow
+from lowdimfa.services.callbacks.tracker import Ending, Numbers, Tracker
+
+PATIENT = {"liveness_seconds": 60.0, "alignment_every": 0}
+
+
+class Keeping(Tracker):
+    """Keeps all in memory, over all objects of the class."""
+
+    name = "json"  # any package that can be imported
+    begun: ClassVar[list[str | None]] = []
+    kept: ClassVar[list[Numbers]] = []
+    ends: ClassVar[list[tuple[Ending, set[str]]]] = []
+
+    def begin(self, known: str | None, run: Run) -> str:
+        self.begun.append(known)
+        return "the-run"
+
+    def log(self, numbers: list[Numbers]) -> None:
+        self.kept.extend(numbers)
+
+    def end(self, ending: Ending, files: list[Path], run: Run) -> None:
+        self.ends.append((ending, {path.name for path in files if path.is_file()}))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    for each in (Keeping.begun, Keeping.kept, Keeping.ends):
+        each.clear()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_resumed_run_goes_on_in_the_same_run_with_each_number_once(tmp_path: Path) -> None:
+    path, engine = tmp_path / "run", LossyEngine()
+    path.mkdir()
+    (path / "spec.yaml").write_text("a: 1")
+    engine.script.append(("run_steps", SAVE + 2, KeyboardInterrupt()))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        drive(engine, path, callbacks=[Keeping()], **PATIENT)
+    engine.close()
+    drive(engine, path, callbacks=[Keeping()], resume=True, **PATIENT)
+    assert Keeping.begun == [None, "the-run"]
+    shown = {(each.step, name): value for each in Keeping.kept for name, value in each.values.items()}
+    logged = events(path)
+    assert {step for step, name in shown if name == "train/loss"} == set(range(1, STEPS + 1))
+    tested = sorted(step for step, name in shown if name == "test/loss")
+    assert tested == sorted({step for _, step in of(logged, "evaluated")})
+    times = [(each.step, name) for each in Keeping.kept for name in each.values]
+    again = {step for step, _ in times if times.count((step, "train/loss")) > 1}
+    assert again <= {SAVE + 1, SAVE + 2}  # they were done twice: what a checkpoint had is not told again
+    assert Keeping.ends == [("finished", {"spec.yaml", "index.html", "result.json"})]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("code", "ending"), [("stopped", "stopped"), ("peer_lost", "failed")])
+def test_it_says_how_a_run_ended_that_has_no_result(code: str, ending: Ending, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("a: 1")
+    tracker, run = Keeping(), Run({}, tmp_path)
+    failed: dict[str, Any] = {"event": "failed", "time": 2.0, "code": code, "message": "over", "exit_code": 1}
+    tracker.failed(failed, run)  # before it started there is nothing to end
+    assert Keeping.ends == []
+    tracker.started({"event": "started", "time": 1.0, "step": 0}, run)
+    tracker.failed(failed, run)
+    assert Keeping.ends == [(ending, {"spec.yaml", "index.html"})]
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MLflow, "name", "json")
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        MLflow(tracking_uri="https://me:secret@host")
+    assert "secret" not in str(caught.value)
