@@ -74,7 +74,7 @@ $(LOWEST_VENV)/complete: pyproject.toml constraints.txt constraints-lowest.txt
 	@rm -rf $(LOWEST_VENV)
 	@$(PYTHON) -m venv $(LOWEST_VENV)
 	@$(LOWEST_VENV)/bin/pip install --quiet $(shell grep -E '^(setuptools|pytest|hypothesis|kubernetes)' constraints.txt)
-	@$(LOWEST_VENV)/bin/pip install --quiet --no-build-isolation -c constraints-lowest.txt -e '.[hf]'
+	@$(LOWEST_VENV)/bin/pip install --quiet --no-build-isolation -c constraints-lowest.txt -e '.[hf,s3,metrics]'
 	@touch $@
 
 # --- use --------------------------------------------------------------------------------------------------------------

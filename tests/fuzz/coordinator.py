@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -25,7 +26,7 @@ from lowdimfa.services.coordinator.submissions import checked
 from lowdimfa.services.monitoring.journal import Journal, Position
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from tests.fuzz.guard import Finding
-from tests.fuzz.mutate import change_message, change_tree
+from tests.fuzz.mutate import change_message, change_tree, is_repeated
 from tests.fuzz.specification import SMALL
 from tests.fuzz.specification import mutate as mutate_specification
 
@@ -102,12 +103,12 @@ def event_seeds() -> Iterator[bytes]:
     yield b'{"event": "recovered", "missed": {"1": 7}, "time": null}'
 
 
-def _example(field: object) -> object:
+def _example(field: Any) -> object:
     kind = getattr(field, "type", 0)
     value: object = "words" if kind == 9 else 0.5 if kind in (1, 2) else True if kind == 8 else 3
     if getattr(field, "message_type", None) is not None:
         value = {}
-    return [value] if getattr(field, "is_repeated", False) else value
+    return [value] if is_repeated(field) else value
 
 
 def mutate_event(data: bytes, draw: random.Random) -> bytes | None:

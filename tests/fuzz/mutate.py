@@ -112,10 +112,15 @@ def _leaf(value: Any, draw: random.Random) -> Any:
     return draw.choice((None, True, [], {}, draw.choice(WORDS), draw.choice(INTEGERS), draw.choice(NUMBERS)))
 
 
+def is_repeated(field: Any) -> bool:
+    """Return whether a field has many values; protobuf 5 has a label in place of the property."""
+    return bool(field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED)
+
+
 def change_message(message: Message, draw: random.Random) -> None:
     """Change one field of a message of protobuf, or of one inside it."""
     field = draw.choice(message.DESCRIPTOR.fields)
-    if field.is_repeated:
+    if is_repeated(field):
         _change_repeated(getattr(message, field.name), field, draw)
     elif field.message_type is not None:
         if draw.random() < 0.1:

@@ -195,10 +195,8 @@ class TransformerBlock(Part):
         if attention_mask is not None and attention_mask.shape[-1] != tokens:
             found = f"an attention_mask of length {attention_mask.shape[-1]} for sequences of {tokens}"
             raise InputError("data.factory", found, "one number for each token")
-        more = {"cache": None, "position_ids": positions} if self.causal else {}
-        return self.make_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **more
-        )
+        more = (None, positions) if self.causal else ()  # no cache; its name differs between versions
+        return self.make_mask(self.config, hidden_states, attention_mask, *more)
 
 
 def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:

@@ -16,10 +16,10 @@ FILES_LEAST = 4096
 """Open files below which Ray warns of broken connections; it raises the soft limit to the hard one by itself."""
 
 THREADS_ENOUGH, THREADS_LEAST = 2000, 500
-"""A run of 4 blocks and its Ray have about 500 threads on 2 cores, and more on more cores."""
+"""A run of 3 small blocks and its Ray had 325 threads in 17 processes on 2 cores; on more cores they are more."""
 
 MEMORY_ENOUGH, MEMORY_LEAST = 4 << 30, 1 << 30
-"""A run of 4 small blocks takes about 2 GiB, Ray's own processes among it; one in a single process 0.5 GiB."""
+"""A run of 3 small blocks took 1.4 GiB, its Ray among it."""
 
 DISK_ENOUGH, DISK_LEAST = 1 << 30, 64 << 20
 """Events, logs and checkpoints of a small run are some megabytes; those of large networks are sized by the network."""
@@ -102,7 +102,7 @@ def threads(free: int | None, where: str) -> Finding:
     """
     if free is None or free >= THREADS_ENOUGH:
         return ok("threads", "no limit" if free is None else f"{free:,} more may start")
-    found = f"{free:,} more may start ({where}); a run of 4 blocks takes {THREADS_LEAST} or more"
+    found = f"{free:,} more may start ({where}); a small run and its Ray take 325 and more"
     todo = "Raise that limit, or end other work."
     return (problem if free < THREADS_LEAST else warning)("threads", found, todo)
 
@@ -114,7 +114,7 @@ def memory(available: int) -> Finding:
         return ok("memory", found)
     todo = "End other work, or use fewer blocks; --engine local takes the least."
     return (problem if available < MEMORY_LEAST else warning)(
-        "memory", f"{found}; each block takes 0.3 GiB", todo
+        "memory", f"{found}; a small run and its Ray take 1.4 GiB", todo
     )
 
 
