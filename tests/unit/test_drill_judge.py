@@ -21,7 +21,6 @@ from lowdimfa.services.lab.drill.round import Round
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 from lowdimfa.services.spec.faults import Fault
 from lowdimfa.services.trainer.api import Result
-from lowdimfa.services.trainer.execute import RunRequest
 
 MIB = 2**20
 
@@ -127,7 +126,7 @@ def result(
     entry = write_block(store.begin(5), BlockState(0, ["0"], tensors, {}))
     store.commit(5, [entry], {})
     metrics = {"steps": 5, "test_accuracy": accuracy, "test_loss": loss}
-    return Result(metrics, path, path, RunRequest({}, str(path)))
+    return Result(metrics, path, path, None)
 
 
 def test_tensors_are_compared_bit_for_bit(tmp_path: Path) -> None:
