@@ -156,9 +156,8 @@ def _resumed(request: RunRequest) -> Manifest:
     store, step = CheckpointStore(request.run_dir), request.resume_step
     manifest = store.latest() if step is None else store.load(step)
     if manifest is None:
-        raise InputError(
-            f"--resume with --run-dir {request.run_dir}", "no complete checkpoint", "one to go on from"
-        )
+        where = f"--resume with --run-dir {request.run_dir}"
+        raise InputError(where, "no complete checkpoint", "one to go on from")
     return manifest
 
 
@@ -297,8 +296,7 @@ def make_engine(request: RunRequest, plan: RunPlan, watch: TrainerWatch) -> Engi
     """Return the engine that the request names."""
     if request.engine == "local":
         return LocalEngine(plan, request.run_dir)
-    from lowdimfa.services.trainer.ray_engine import (
-        RayEngine,
-    )  # Ray takes a second to import, and 'local' needs none of it
+    # Ray takes a second to import, and 'local' needs none of it.
+    from lowdimfa.services.trainer.ray_engine import RayEngine
 
     return RayEngine(plan, request.run_dir, request.user_code, watch)

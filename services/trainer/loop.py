@@ -63,18 +63,13 @@ class TrainingLoop:
         stop: StopRequest,
         mirror: Mirror | None = None,
     ) -> None:
-        self._plan, self._engine = plan, engine
-        self._place = place
-        self._log = log
-        self._watch = watch
-        self._callbacks = callbacks
-        self._stop = stop
+        self._plan, self._engine, self._place = plan, engine, place
+        self._log, self._watch, self._callbacks, self._stop = log, watch, callbacks, stop
         self._mirror = mirror or Mirror(place)
         run = plan.specification.run
         self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
-        self._seconds = 0.0
-        self._done = 0
+        self._seconds, self._done = 0.0, 0
         self._saved: int | None = None
         self._unsaved = 0  # checkpoints without room since the last that was written
         self._best = KeepBest(run.keep_best)
