@@ -152,7 +152,8 @@ class ErrorPublisher:
             self._open(seat, connection, request.next_sequence, context)
             while (error := connection.get()) is not None and self._connections.get(seat) is connection:
                 self._require_kept(error.sequence, seat, context)
-                self.traffic.add_sent(error)  # before the block has it, which may be the last thing that a run waits for
+                # Before the block has it: that may be the last thing for which a run waits.
+                self.traffic.add_sent(error)
                 yield from error.frames
                 self._taken[seat] = error.sequence + 1
         finally:
