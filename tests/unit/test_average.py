@@ -116,3 +116,20 @@ def test_a_network_that_no_process_holds_can_be_planned_with_it(monkeypatch: pyt
     parsed = parse_specification(SPECIFICATION, "test")
     ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
     assert ours.network.outline is not None and ours.describe() == theirs.describe()
+
+
+def test_a_block_that_had_nothing_to_learn_lets_none_begin_anew(tmp_path: Path) -> None:
+    """Merged with one that learns when the run is resumed, whose average goes on."""
+
+    def cut(blocks: list[str], **train: Any) -> dict[str, Any]:
+        model = SPECIFICATION["model"] | {"frozen": ["0.*"], "blocks": blocks}
+        return with_(**train) | {"model": model}
+
+    fit(tmp_path / "run", cut(["1", "2"], steps=10))
+    before = CheckpointStore(tmp_path / "run").load(10).tensors(lambda name: name.startswith("average/"))
+    fit(tmp_path / "run", cut(["2"], steps=11), resume=True)
+    newest = CheckpointStore(tmp_path / "run").load(11)
+    after = newest.tensors(lambda name: name.startswith("average/"))
+    for name, value in export_state(newest).items():
+        if (kept := f"average/{name}") in before:
+            assert torch.allclose(after[kept], DECAY * before[kept] + (1 - DECAY) * value)

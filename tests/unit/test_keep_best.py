@@ -131,6 +131,19 @@ def test_a_better_evaluation_is_followed_by_a_checkpoint_and_a_worse_one_is_not(
     assert CheckpointStore(tmp_path / "run").list() == [EVALUATE, STEPS]
 
 
+def test_what_is_evaluated_only_after_it_was_saved_can_be_the_best(tmp_path: Path) -> None:
+    best = frozen(
+        {
+            "keep_best": {"metric": "test_loss", "mode": "min"},
+            "checkpoint_every": 4,
+            "evaluate_every_epochs": 0,
+            "keep": 1,
+        }
+    )
+    drive(Judged([3]), tmp_path / "run", **best)  # saved at 12 before it is evaluated there
+    assert load_best(CheckpointStore(tmp_path / "run")).step == STEPS
+
+
 @pytest.mark.parametrize("metric", ["test_los", "loss"])
 def test_a_number_that_no_evaluation_has_is_refused(metric: str) -> None:
     with pytest.raises(InputError, match=rf"run\.keep_best\.metric: found '{metric}'.*one of test_loss"):
