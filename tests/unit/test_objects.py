@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError
 from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.load import parse_text, violations
-from lowdimfa.services.trainer.objects import Copies
+from lowdimfa.services.trainer.copying import Copies
 from lowdimfa.services.trainer.run_dir import read_run
 
 
@@ -115,6 +116,12 @@ def remembering() -> nn.Module:
     return made
 
 
+def hooked() -> nn.Module:
+    made = network()
+    made[2].weight.register_hook(torch.zeros_like)
+    return made
+
+
 OPTIMISER = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
 ELSEWHERE = nn.Linear(4, 4, device="meta")
 
@@ -126,6 +133,7 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"model": []}, r"model: found a list"),
         ({"model": Odd()}, r"model: found 'first\.weight' and 'second\.weight', which share memory"),
         ({"model": remembering()}, r"model: found a Sequential that can't be copied"),
+        ({"model": hooked()}, r"model: found a hook on '2\.weight'"),
         ({"model": ELSEWHERE}, r"model: found 'weight' on the meta device"),
         ({"model": lambda: 3}, r"model: found a int; expected an nn\.Sequential"),
         ({"model": lambda: 1 / 0}, r"model: found '.*<lambda>', which fails .*division by zero"),
@@ -192,3 +200,11 @@ def test_copies_are_of_the_weights_alone() -> None:
         assert torch.equal(value, before) and value.data_ptr() != before.data_ptr() and value.grad is None
         assert value.requires_grad == before.requires_grad
     assert original[2].weight.grad is not None
+
+
+def test_copies_of_copies_have_what_the_user_noted_on_parameters() -> None:
+    """Such as which of them decay, which an optimiser of the user's own looks up."""
+    original = network()
+    original[0].weight.group = [original[0].bias]
+    made = deepcopy(Copies([original, nn.Linear(3, 2)]))()
+    assert made[0][0].weight.group == [made[0][0].bias] and not vars(made[0][2].weight)
