@@ -186,9 +186,10 @@ def _refuse_unheard_modes(model: nn.Module, layers: list[Layer]) -> None:
                 layer.module.train(mode)
             for (name, module), training in zip(named, wanted, strict=True):
                 if module.training != training:
+                    left = "training" if training else "evaluation"
                     raise InputError(
                         FACTORY_KEY,
-                        f"a train({mode}) of the model's own that leaves {name!r} in {'training' if training else 'evaluation'}",
+                        f"a train({mode}) of the model's own that leaves {name!r} in {left}",
                         "modes that each layer's own train() sets, since blocks call that",
                         "Override train() in the class of that layer.",
                     )

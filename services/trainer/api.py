@@ -21,7 +21,14 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.addresses import is_address
-from lowdimfa.services.trainer.arguments import Model, Spelt, near_misses, said_of_arguments, specified
+from lowdimfa.services.trainer.arguments import (
+    Model,
+    Spelt,
+    near_misses,
+    require_fit,
+    said_of_arguments,
+    specified,
+)
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
 from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
@@ -151,6 +158,9 @@ class DecoupledTrainer:
         on_event: Sink | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        require_fit(
+            engine=engine, run_dir=run_dir, user_code=user_code, on_event=on_event, callbacks=callbacks
+        )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
         objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}

@@ -19,6 +19,7 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig
 from lowdimfa.data.base import Dataset
 from lowdimfa.errors import InputError
 from lowdimfa.services.spec.given import Given
+from lowdimfa.services.spec.section import shortened
 from lowdimfa.services.trainer.copying import Copies, is_elsewhere, modules_of, refuse_uncopied
 
 _EVERYWHERE = ("torch", "lowdimfa")
@@ -149,9 +150,17 @@ def loss_value(loss: object) -> object:
 
 
 def feedback_section(feedback: FeedbackConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Return feedback as its section, a rule of one's own as the keys ``factory`` and ``args``."""
+    """Return feedback as its section, a rule of one's own as the keys ``factory`` and ``args``.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
     if isinstance(feedback, Mapping):
         return dict(feedback)
+    if not isinstance(feedback, FeedbackConfig):
+        raise InputError("feedback", shortened(feedback), "a FeedbackConfig, or a mapping with its keys")
     given = {each.name: getattr(feedback, each.name) for each in fields(feedback)}
     return {key: _rule(value) if isinstance(value, FactoryConfig) else value for key, value in given.items()}
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,19 @@ def test_what_can_all_be_written_down_is_a_specification_like_any() -> None:
     assert parse_text(text, "spec.yaml") == made.specification
     # A class has its own defaults, and not the arguments of the optimiser that it takes the place of.
     assert made.specification.train.optimizer.args == {}
+
+
+def test_numbers_may_be_numpys_as_those_of_a_search_are() -> None:
+    rate = np.float64(0.1)
+    made = trainer(
+        blocks=np.int64(2),
+        seed=np.int32(3),
+        optimizer=partial(torch.optim.SGD, lr=rate),
+        loss="cross_entropy",
+        overrides={"train.grad_clip": np.float32(0.5)},
+    ).specification
+    assert (made.model.blocks, made.train.seed, made.train.grad_clip) == (2, 3, 0.5)
+    assert "lr: 0.1\n" in to_yaml(made)
 
 
 def test_a_file_can_hold_no_object_but_a_run_knows_that_it_had_some(tmp_path: Path) -> None:
@@ -163,6 +177,15 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"feedback": {"error_dims": 3}}, r"feedback\.error_dims: .*Did you mean 'error_dim'"),
         ({"feedback": FeedbackConfig(error_dim=0)}, r"feedback\.error_dim: found 0"),
         ({"feedback": FeedbackConfig(tap=FactoryConfig(Rule))}, r"feedback\.tap\.factory: found .*Rule"),
+        ({"feedback": "fixed"}, r"feedback: found 'fixed'; expected a FeedbackConfig"),
+        ({"engine": "locall"}, r"engine: found 'locall'; expected 'ray' or 'local'"),
+        ({"run_dir": 3}, r"run_dir: found 3; expected the path"),
+        ({"run_dir": ""}, r"run_dir: found ''; expected the path"),
+        ({"user_code": 3}, r"user_code: found 3; expected the path"),
+        ({"on_event": "print"}, r"on_event: found 'print'; expected a function"),
+        ({"callbacks": Rule}, r"callbacks: found .*Rule.*; expected a list"),
+        ({"overrides": "run.keep=1"}, r"overrides: found 'run\.keep=1'; expected a mapping"),
+        ({"overrides": {3: 1}}, r"overrides: found 3; expected a mapping"),
         ({"overrides": {"run.keeps": 1}}, r"run\.keeps: .*Did you mean 'keep'"),
         ({"specification": {}}, r"model, data, blocks, steps, batch_size: found a specification beside it"),
     ],
