@@ -249,6 +249,8 @@ def _check_metrics(
     generator = torch.Generator().manual_seed(0)
     outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
     metrics.update(outputs, targets, objective.counts(targets))
+    outputs, targets = torch.cat([outputs, outputs]), torch.cat([targets, targets])  # another number of rows
+    metrics.update(outputs, targets, objective.counts(targets))
     found = metrics.compute()
     if best is not None and isinstance(found.get(best.metric), list):
         raise InputError(

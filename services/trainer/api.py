@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class DecoupledTrainer:
             raise InputError(where, "no --run-dir", "the directory of the run to continue")
         self._address = address
         self._stop = StopRequest()
-        self._on_event = on_event or (lambda event: None)
+        self._on_event: Sink = (lambda event: on_event(deepcopy(event))) if on_event else lambda event: None
         self._named = run_dir is None
         storage = self.specification.run.storage
         place = new_run_dir(storage, name) if run_dir is None else located(run_dir, "--run-dir")
