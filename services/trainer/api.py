@@ -55,10 +55,21 @@ class Result:
     path: Place
     _request: RunRequest = field(repr=False, compare=False)
 
-    def model(self) -> nn.Module:
-        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time."""
+    def model(self, *, average: bool = False) -> nn.Module:
+        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time.
+
+        Parameters
+        ----------
+        average
+            Whether with the moving average of ``train.average``, which is what evaluations are of, for weights.
+
+        Raises
+        ------
+        InputError
+            The run has no average.
+        """
         manifest = CheckpointStore(self.path).load(self.metrics["steps"])
-        return load_model(self._request.parsed(), self._request.user_code, manifest)
+        return load_model(self._request.parsed(), self._request.user_code, manifest, average)
 
     @property
     def metrics_by_epoch(self) -> list[dict[str, Any]]:

@@ -50,7 +50,11 @@ def _copied(model: object, memo: dict[int, Any]) -> object:
         for _, value in module.named_parameters():
             if (copy := memo.get(id(value))) is not None:  # a module may have copied it in its own way
                 vars(copy).update(deepcopy(vars(value), memo))
-    if any(not value.is_leaf for module in modules_of(made) for value in module.parameters()):
+    copies = [value for module in modules_of(made) for value in module.parameters()]
+    own = {id(value) for module in modules_of(model) for value in module.parameters()}
+    if any(id(value) in own for value in copies):
+        raise TypeError("the copy would have parameters of the original")
+    if any(not value.is_leaf for value in copies):
         raise TypeError("the copy's parameters would be no leaves of autograd's graph")
     return made
 

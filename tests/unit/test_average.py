@@ -85,12 +85,14 @@ def test_training_is_the_same_with_and_without_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frozen", [[], ["0.*"]])
 def test_evaluations_and_exports_have_it(frozen: list[str], tmp_path: Path) -> None:
     specification = SPECIFICATION | {"model": SPECIFICATION["model"] | {"frozen": frozen}}
-    averages = fit(tmp_path / "run", specification)
+    result = DecoupledTrainer(specification, engine="local", run_dir=tmp_path / "run").fit()
+    averages = export_state(CheckpointStore(tmp_path / "run").load(None), average=True)
     test = load_dataset(parse_specification(SPECIFICATION, "test")).test
     everything = torch.arange(len(test))
     model = mlp(**SPECIFICATION["model"]["args"])
     model.load_state_dict(averages)
     outputs = model.eval()(test.inputs(everything)).detach()
+    assert torch.equal(result.model(average=True)(test.inputs(everything)), outputs)
     loss = torch.nn.functional.cross_entropy(outputs, test.targets(everything))
     assert evaluate_run(tmp_path / "run")["test_loss"] == pytest.approx(float(loss), rel=1e-5)
 

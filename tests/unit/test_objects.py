@@ -130,6 +130,11 @@ def remembering() -> nn.Module:
     return made
 
 
+class Only(nn.Linear):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return self
+
+
 def hooked() -> nn.Module:
     made = network()
     made[2].weight.register_hook(torch.zeros_like)
@@ -148,6 +153,7 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"model": Odd()}, r"model: found 'first\.weight' and 'second\.weight', which share memory"),
         ({"model": remembering()}, r"model: found a Sequential that can't be copied"),
         ({"model": hooked()}, r"model: found a hook on '2\.weight'"),
+        ({"model": [Only(4, 3)]}, r"model: found a list that can't be copied .*parameters of the original"),
         ({"model": ELSEWHERE}, r"model: found 'weight' on the meta device"),
         ({"model": lambda: 3}, r"model: found a int; expected an nn\.Sequential"),
         ({"model": lambda: 1 / 0}, r"model: found '.*<lambda>', which fails .*division by zero"),
