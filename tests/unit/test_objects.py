@@ -237,3 +237,14 @@ def test_copies_of_copies_have_what_the_user_noted_on_parameters() -> None:
     original[0].weight.group = [original[0].bias]
     made = deepcopy(Copies([original, nn.Linear(3, 2)]))()
     assert made[0][0].weight.group == [made[0][0].bias] and not vars(made[0][2].weight)
+
+
+def test_a_factory_that_returns_what_an_earlier_run_may_have_trained_is_refused() -> None:
+    same = network()
+    trainer(model=lambda: same).plan()
+    with pytest.raises(
+        InputError, match=r"model: found a factory that returns the module '0' of an earlier call"
+    ):
+        trainer(model=lambda: same).plan()
+    frozen = same[0].requires_grad_(False)  # what stays as it is may be shared
+    trainer(model=lambda: [frozen, nn.Tanh(), nn.Linear(6, 3)]).plan()
