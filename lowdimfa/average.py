@@ -67,7 +67,8 @@ class Average:
         """Restore the state; where there is none, the average begins with the weights as they are."""
         names = [f"{PREFIX}{name}" for name in self._parameters]
         steps = [part["average"]["steps"] for part in scalars if "average" in part]
-        whole = len(steps) == len(scalars) and all(name in tensors for name in names)
+        # A block that had nothing to learn notes none.
+        whole = bool(steps) and all(name in tensors for name in names)
         self._steps = min(steps, default=0) if whole else 0
         found = [tensors[name] for name in names] if whole else list(self._parameters.values())
         for own, value in zip(self._weights, found, strict=True):

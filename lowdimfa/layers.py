@@ -104,6 +104,7 @@ def list_layers(model: object) -> list[Layer]:
         raise _not_layers("a model without layers")
     _refuse_missed(module, layers)
     _refuse_unheard_hooks(module, layers)
+    _refuse_unheard_modes(module, layers)
     needed: frozenset[str] = frozenset()
     for index, layer in reversed(list(enumerate(layers))):
         layers[index] = replace(layer, needed=needed)
@@ -167,6 +168,34 @@ def _refuse_unheard_hooks(model: nn.Module, layers: list[Layer]) -> None:
                 "hooks on layers, or within them",
                 "Register it on the first or the last layer.",
             )
+
+
+def _refuse_unheard_modes(model: nn.Module, layers: list[Layer]) -> None:
+    """Refuse a ``train`` of modules that only hold layers, where it does more than that of the layers does."""
+    called = {id(module) for layer in layers for module in layer.module.modules()}
+    holding = [module for module in model.modules() if id(module) not in called]
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in holding):
+        return
+    named = [(name, module) for name, module in model.named_modules() if id(module) in called]
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for mode in (True, False):
+            model.train(mode)
+            wanted = [module.training for _, module in named]
+            for layer in layers:
+                layer.module.train(mode)
+            for (name, module), training in zip(named, wanted, strict=True):
+                if module.training != training:
+                    left = "training" if training else "evaluation"
+                    raise InputError(
+                        FACTORY_KEY,
+                        f"a train({mode}) of the model's own that leaves {name!r} in {left}",
+                        "modes that each layer's own train() sets, since blocks call that",
+                        "Override train() in the class of that layer.",
+                    )
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def _not_layers(found: str) -> InputError:

@@ -51,16 +51,19 @@ class Mean:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._sum: Tensor | float = 0.0
+        self._sum = torch.zeros(())
         self._samples = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Take in a batch."""
         value = torch.as_tensor(self._function(outputs, targets)).detach().double()
+        if self._samples and value.shape != self._sum.shape:
+            shapes = f"{tuple(value.shape)} after {tuple(self._sum.shape)}"
+            raise ValueError(f"its shape is {shapes}: the mean over the samples has the same for every batch")
         self._sum = self._sum + len(targets) * value
         self._samples += len(targets)
 
-    def compute(self) -> Tensor | float:
+    def compute(self) -> Tensor:
         """Return the mean over all samples since the beginning."""
         return self._sum / max(self._samples, 1)
 

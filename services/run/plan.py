@@ -12,8 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from torch import nn
 
 from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
 from lowdimfa.data.reading import Reader
@@ -149,7 +151,7 @@ def make_network_plan(
     Blocks of a large network have no weights unless it is wanted whole.
     """
     make, cut = (
-        partial(build_model, specification),
+        partial(_made_anew, specification),
         partial(cut_model, specification, example.batch, boundaries),
     )
     given = isinstance(specification.model.factory, Given) and specification.model.factory.whole
@@ -168,6 +170,25 @@ def make_network_plan(
     feedback = resolve_feedback(feedback, shape, training, example.task)
     origin = weights.origin if weights else None
     return NetworkPlan(blocks, shape, feedback, training, None, origin, outline, note)
+
+
+_MADE: WeakSet[nn.Module] = WeakSet()
+"""Modules of models of this process that are there yet."""
+
+
+def _made_anew(specification: Specification) -> nn.Module:
+    """Build the model, and refuse one that was there before: an earlier run may have trained it."""
+    model = build_model(specification)
+    for name, module in model.named_modules():
+        if module in _MADE and any(value.requires_grad for value in module.parameters(recurse=False)):
+            raise InputError(
+                "model.factory",
+                f"a factory that returns the module {name!r} of an earlier call",
+                "new modules at each call",
+                "A module itself is copied where it is given as the model of DecoupledTrainer.",
+            )
+    _MADE.update(model.modules())
+    return model
 
 
 def _nbytes(block: BlockPlan) -> int:
@@ -248,6 +269,8 @@ def _check_metrics(
     objective, metrics = Objective.of(training, task), Metrics(training.metrics)
     generator = torch.Generator().manual_seed(0)
     outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
+    metrics.update(outputs, targets, objective.counts(targets))
+    outputs, targets = torch.cat([outputs, outputs]), torch.cat([targets, targets])  # another number of rows
     metrics.update(outputs, targets, objective.counts(targets))
     found = metrics.compute()
     if best is not None and isinstance(found.get(best.metric), list):

@@ -59,6 +59,15 @@ def opened(factory: str | Given) -> str | Callable[..., Any]:
     return factory.load() if isinstance(factory, Given) else factory
 
 
+def written(value: Any) -> Any:
+    """Return plain data as a run's file has it: with markers in place of objects."""
+    if isinstance(value, dict):
+        return {key: written(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [written(one) for one in value]
+    return repr(value) if isinstance(value, Given) else value
+
+
 def is_marker(value: object) -> bool:
     """Return whether a value is what stands for an object in a file."""
     return isinstance(value, str) and _MARKER.fullmatch(value) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.addresses import is_address
-from lowdimfa.services.trainer.arguments import Model, Spelt, near_misses, said_of_arguments, specified
+from lowdimfa.services.trainer.arguments import (
+    Model,
+    Spelt,
+    near_misses,
+    require_fit,
+    said_of_arguments,
+    specified,
+)
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
 from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
@@ -47,10 +55,21 @@ class Result:
     path: Place
     _request: RunRequest = field(repr=False, compare=False)
 
-    def model(self) -> nn.Module:
-        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time."""
+    def model(self, *, average: bool = False) -> nn.Module:
+        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time.
+
+        Parameters
+        ----------
+        average
+            Whether with the moving average of ``train.average``, which is what evaluations are of, for weights.
+
+        Raises
+        ------
+        InputError
+            The run has no average.
+        """
         manifest = CheckpointStore(self.path).load(self.metrics["steps"])
-        return load_model(self._request.parsed(), self._request.user_code, manifest)
+        return load_model(self._request.parsed(), self._request.user_code, manifest, average)
 
     @property
     def metrics_by_epoch(self) -> list[dict[str, Any]]:
@@ -151,6 +170,9 @@ class DecoupledTrainer:
         on_event: Sink | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        require_fit(
+            engine=engine, run_dir=run_dir, user_code=user_code, on_event=on_event, callbacks=callbacks
+        )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
         objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
@@ -168,7 +190,7 @@ class DecoupledTrainer:
             raise InputError(where, "no --run-dir", "the directory of the run to continue")
         self._address = address
         self._stop = StopRequest()
-        self._on_event = on_event or (lambda event: None)
+        self._on_event: Sink = (lambda event: on_event(deepcopy(event))) if on_event else lambda event: None
         self._named = run_dir is None
         storage = self.specification.run.storage
         place = new_run_dir(storage, name) if run_dir is None else located(run_dir, "--run-dir")

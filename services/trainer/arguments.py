@@ -10,11 +10,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 from torch import nn
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.spec import Specification, load_specification, parse_specification
-from lowdimfa.services.spec.section import nearest
+from lowdimfa.services.spec.section import nearest, shortened
 from lowdimfa.services.trainer.objects import described
 
 Model = nn.Module | Sequence[nn.Module]
@@ -81,8 +82,9 @@ def specified(
     InputError
         It isn't valid, or there are objects beside it.
     """
+    overrides = _of_overrides(overrides)
     if specification is None:
-        return parse_specification(described(**objects), "the arguments", overrides)
+        return parse_specification(_plain(described(**objects)), "the arguments", overrides)
     if beside := [name for name, value in objects.items() if value is not None]:
         expected = "either, as a specification says all of that"
         raise InputError(", ".join(beside), "a specification beside it", expected, "Change it by overrides.")
@@ -90,4 +92,51 @@ def specified(
         return load_specification(Path(specification), overrides)
     if isinstance(specification, Specification):
         specification = specification.model_dump()
-    return parse_specification(specification, "the specification", overrides)
+    return parse_specification(_plain(specification), "the specification", overrides)
+
+
+def _of_overrides(overrides: object) -> Sequence[str] | Mapping[str, Any]:
+    expected = "a mapping by keys, such as {'run.keep': 3}, or a list of words such as 'run.keep=3'"
+    if not isinstance(overrides, Mapping | Sequence) or isinstance(overrides, str):
+        raise InputError("overrides", repr(overrides), expected)
+    for key in overrides:
+        if not isinstance(key, str):
+            raise InputError("overrides", repr(key), expected)
+    return _plain(overrides)  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    """Return plain data with numbers as Python has them, in place of NumPy's."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def require_fit(**given: object) -> None:
+    """Refuse arguments that no run can do with, by their names.
+
+    Raises
+    ------
+    InputError
+        The first one.
+    """
+    for name, value in given.items():
+        fits, expected = _FIT[name]
+        if not fits(value):
+            raise InputError(name, shortened(value), expected)
+
+
+def _is_path(value: object) -> bool:
+    return value is None or (isinstance(value, str | Path) and bool(str(value)))
+
+
+_FIT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "engine": (lambda value: value in ("ray", "local"), "'ray' or 'local'"),
+    "run_dir": (_is_path, "the path of a folder, or an address"),
+    "user_code": (_is_path, "the path of a folder"),
+    "on_event": (lambda value: value is None or callable(value), "a function of an event"),
+    "callbacks": (lambda value: isinstance(value, list | tuple), "a list of callbacks"),
+}
+"""By argument, whether a value fits, and what is expected."""

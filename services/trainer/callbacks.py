@@ -18,6 +18,7 @@ from lowdimfa.imports import call_factory
 from lowdimfa.services.callbacks.tensorboard import TensorBoard
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.given import written
 from lowdimfa.services.trainer.watch import TrainerWatch
 
 WAITING_EVENTS = 10_000
@@ -39,8 +40,21 @@ def make_callbacks(specification: Specification, given: Sequence[Callback] = ())
         made.append(_required(found, f"{where}.factory", f"{section.factory!r}, which makes"))
     made += [_required(one, f"callbacks[{index}]", "") for index, one in enumerate(given)]
     for callback in made:
-        callback.check(specification.model_dump())
+        _check(callback, written(specification.model_dump()))
     return made
+
+
+def _check(callback: Callback, specification: dict[str, Any]) -> None:
+    name = f"the callback {type(callback).__qualname__}"
+    if late := [one for one in (*CALLS, "check") if inspect.iscoroutinefunction(getattr(callback, one))]:
+        raise InputError(name, f"{late[0]!r} as a coroutine", "plain methods, as nothing awaits them")
+    try:
+        callback.check(specification)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's
+        found, expected = f"a check that fails ({in_words(error)})", "an InputError, or nothing"
+        raise InputError(name, found, expected) from error
 
 
 def _required(found: Any, where: str, what: str) -> Callback:
@@ -72,7 +86,9 @@ class Callbacks:
         stop: Callable[[str], None],
     ) -> None:
         self._patience = specification.run.liveness_seconds
-        self._called = [_Called(each, Run(specification.model_dump(), path, stop)) for each in callbacks]
+        self._called = [
+            _Called(each, Run(written(specification.model_dump()), path, stop)) for each in callbacks
+        ]
         self._step = 0
 
     def saw(self, event: Event) -> list[str]:

@@ -222,7 +222,8 @@ class TrainingLoop:
         self._emit("alignment", step=self._done, **self._engine.align().as_event())
 
     def _save_once(self) -> None:
-        if self._saved == self._done:
+        # One that was saved before it was evaluated doesn't know yet that it is the best.
+        if self._saved == self._done and not self._best.improves(self._evaluated, self._done):
             return
         try:
             self._save()

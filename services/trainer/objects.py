@@ -9,48 +9,21 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig
 from lowdimfa.data.base import Dataset
-from lowdimfa.errors import InputError, in_words
-from lowdimfa.layers import named_tensors
+from lowdimfa.errors import InputError
 from lowdimfa.services.spec.given import Given
+from lowdimfa.services.spec.section import shortened
+from lowdimfa.services.trainer.copying import Copies, is_elsewhere, modules_of, refuse_uncopied
 
 _EVERYWHERE = ("torch", "lowdimfa")
 """Packages that every process has in the same version: what is theirs can be written down."""
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Makes copies of a model with its weights, on the processor and without gradients."""
-
-    original: object
-
-    def __call__(self) -> object:
-        """Return one.
-
-        Raises
-        ------
-        InputError
-            There can be none.
-        """
-        try:
-            made = deepcopy(self.original)
-        except Exception as error:  # whatever the user's modules raise
-            found = f"a {type(self.original).__name__} that can't be copied ({in_words(error)})"
-            hint = "Give what makes the model instead of the model."
-            raise InputError("model.factory", found, "one that copy.deepcopy can copy", hint) from error
-        for module in _modules(made):
-            module.zero_grad(set_to_none=True)
-            if _is_elsewhere(module):
-                module.to("cpu")
-        return made
 
 
 @dataclass(frozen=True)
@@ -109,10 +82,10 @@ def model_section(model: object) -> dict[str, Any]:
     InputError
         It is nothing that is a model or makes one; or its weights can't be copied.
     """
-    if modules := _modules(model):
-        _refuse_shared(modules)
+    if modules := modules_of(model):
+        refuse_uncopied(modules)
         # Another process may have no such device.
-        held = Copies(model)() if any(map(_is_elsewhere, modules)) else model
+        held = Copies(model)() if any(map(is_elsewhere, modules)) else model
         return {"factory": Given.of(_name(model), Copies(held), whole=True), "args": {}}
     if isinstance(model, str | Mapping) or callable(model):
         return _section(model)
@@ -177,9 +150,17 @@ def loss_value(loss: object) -> object:
 
 
 def feedback_section(feedback: FeedbackConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Return feedback as its section, a rule of one's own as the keys ``factory`` and ``args``."""
+    """Return feedback as its section, a rule of one's own as the keys ``factory`` and ``args``.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
     if isinstance(feedback, Mapping):
         return dict(feedback)
+    if not isinstance(feedback, FeedbackConfig):
+        raise InputError("feedback", shortened(feedback), "a FeedbackConfig, or a mapping with its keys")
     given = {each.name: getattr(feedback, each.name) for each in fields(feedback)}
     return {key: _rule(value) if isinstance(value, FactoryConfig) else value for key, value in given.items()}
 
@@ -252,39 +233,3 @@ def _name(value: Any) -> str:
     return (
         str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition("<locals>.")[2].strip("<>")
     )
-
-
-def _modules(model: object) -> list[nn.Module]:
-    """Return the modules of what may be a model; none if it isn't one."""
-    parts = list(model) if isinstance(model, list | tuple) else [model]
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    return modules if len(modules) == len(parts) else []
-
-
-def _is_elsewhere(module: nn.Module) -> bool:
-    return any(value.device.type != "cpu" for _, value in named_tensors(module))
-
-
-def _refuse_shared(modules: list[nn.Module]) -> None:
-    """Refuse tensors that share memory without being one, or have none: a copy would part them."""
-    tensors: dict[int, tuple[str, Tensor]] = {}
-    for index, module in enumerate(modules):
-        for name, value in named_tensors(module, str(index) if len(modules) > 1 else ""):
-            if value.is_meta:
-                raise InputError("model", f"{name!r} on the meta device", "weights, or what makes the model")
-            tensors.setdefault(id(value), (name, value))
-    spans = sorted(_span(name, value) for name, value in tensors.values() if not nn.parameter.is_lazy(value))
-    for (_, end, first), (start, _, second) in pairwise(span for span in spans if span[0] < span[1]):
-        if start < end:
-            raise InputError(
-                "model",
-                f"{first!r} and {second!r}, which share memory but are two tensors",
-                "one parameter under both names, or memory of its own for each",
-                "A copy would part them: assign the same nn.Parameter, or give what makes the model.",
-            )
-
-
-def _span(name: str, value: Tensor) -> tuple[int, int, str]:
-    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    first = value.data_ptr()
-    return first, first + (reach + 1) * value.element_size() if value.numel() else first, name

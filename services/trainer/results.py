@@ -15,10 +15,12 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification
 
 
-def load_model(specification: Specification, user_code: UserCode, manifest: Manifest) -> nn.Module:
-    """Return the uncut network with the weights of a checkpoint, in evaluation mode."""
+def load_model(
+    specification: Specification, user_code: UserCode, manifest: Manifest, average: bool = False
+) -> nn.Module:
+    """Return the uncut network with the weights of a checkpoint, or their average, in evaluation mode."""
     user_code.install()
-    return trained_model(specification, manifest).eval()
+    return trained_model(specification, manifest, average).eval()
 
 
 def metrics_by_epoch(run_dir: Path) -> list[dict[str, Any]]:

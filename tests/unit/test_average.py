@@ -85,12 +85,14 @@ def test_training_is_the_same_with_and_without_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frozen", [[], ["0.*"]])
 def test_evaluations_and_exports_have_it(frozen: list[str], tmp_path: Path) -> None:
     specification = SPECIFICATION | {"model": SPECIFICATION["model"] | {"frozen": frozen}}
-    averages = fit(tmp_path / "run", specification)
+    result = DecoupledTrainer(specification, engine="local", run_dir=tmp_path / "run").fit()
+    averages = export_state(CheckpointStore(tmp_path / "run").load(None), average=True)
     test = load_dataset(parse_specification(SPECIFICATION, "test")).test
     everything = torch.arange(len(test))
     model = mlp(**SPECIFICATION["model"]["args"])
     model.load_state_dict(averages)
     outputs = model.eval()(test.inputs(everything)).detach()
+    assert torch.equal(result.model(average=True)(test.inputs(everything)), outputs)
     loss = torch.nn.functional.cross_entropy(outputs, test.targets(everything))
     assert evaluate_run(tmp_path / "run")["test_loss"] == pytest.approx(float(loss), rel=1e-5)
 
@@ -116,3 +118,20 @@ def test_a_network_that_no_process_holds_can_be_planned_with_it(monkeypatch: pyt
     parsed = parse_specification(SPECIFICATION, "test")
     ours, theirs = make_run_plan(parsed, whole=False), make_run_plan(parsed)
     assert ours.network.outline is not None and ours.describe() == theirs.describe()
+
+
+def test_a_block_that_had_nothing_to_learn_lets_none_begin_anew(tmp_path: Path) -> None:
+    """Merged with one that learns when the run is resumed, whose average goes on."""
+
+    def cut(blocks: list[str], **train: Any) -> dict[str, Any]:
+        model = SPECIFICATION["model"] | {"frozen": ["0.*"], "blocks": blocks}
+        return with_(**train) | {"model": model}
+
+    fit(tmp_path / "run", cut(["1", "2"], steps=10))
+    before = CheckpointStore(tmp_path / "run").load(10).tensors(lambda name: name.startswith("average/"))
+    fit(tmp_path / "run", cut(["2"], steps=11), resume=True)
+    newest = CheckpointStore(tmp_path / "run").load(11)
+    after = newest.tensors(lambda name: name.startswith("average/"))
+    for name, value in export_state(newest).items():
+        if (kept := f"average/{name}") in before:
+            assert torch.allclose(after[kept], DECAY * before[kept] + (1 - DECAY) * value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from lossy_engine import EVALUATE, SPECIFICATION, STEPS, LossyEngine, drive, events, plan
 from lossy_engine import of as pairs
+from torch import Tensor, nn
 
 from lowdimfa.callback import CALLS, Callback, Run
 from lowdimfa.errors import BlockLostError, InputError, StoppedError
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.spec.given import Given
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.callbacks import Callbacks, make_callbacks
 
@@ -253,6 +256,38 @@ def test_objects_come_after_those_of_the_specification_and_are_checked() -> None
     assert [callback.name for callback in found] == ["written", "given"]  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"callbacks\[0\].*the class Noting"):
         make_callbacks(specification, [Noting])  # type: ignore[list-item]
+
+
+class Late(Callback):
+    async def evaluated(self, event: Any, run: Run) -> None:  # type: ignore[override]
+        run.stop("never")
+
+
+class Failing(Callback):
+    def check(self, specification: Any) -> None:
+        raise KeyError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [(Late(), r"Late: found 'evaluated' as a coroutine"), (Failing(), r"Failing: found a check .*no luck")],
+)
+def test_one_that_could_not_work_is_refused_before_a_run(callback: Callback, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_callbacks(parse_specification(small(), "test"), [callback])
+
+
+def test_objects_are_no_part_of_what_they_and_listeners_see(tmp_path: Path) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    callback, views = Noting(), []
+    callback.act = lambda event, run: views.append(json.dumps(run.specification))
+    given = small() | {"train": small()["train"] | {"loss": Given.of("loss", loss)}}
+    DecoupledTrainer(
+        given, engine="local", run_dir=tmp_path / "run", callbacks=[callback], on_event=dict.clear
+    ).fit()
+    assert views and all('"loss": "<object loss>"' in view for view in views)
 
 
 def test_what_a_built_in_one_does_not_take_is_refused_with_the_specification() -> None:

@@ -16,6 +16,7 @@ from lowdimfa.head import Evaluation
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.language import Language
 
 
 class Judged(LossyEngine):
@@ -131,7 +132,26 @@ def test_a_better_evaluation_is_followed_by_a_checkpoint_and_a_worse_one_is_not(
     assert CheckpointStore(tmp_path / "run").list() == [EVALUATE, STEPS]
 
 
+def test_what_is_evaluated_only_after_it_was_saved_can_be_the_best(tmp_path: Path) -> None:
+    best = frozen(
+        {
+            "keep_best": {"metric": "test_loss", "mode": "min"},
+            "checkpoint_every": 4,
+            "evaluate_every_epochs": 0,
+            "keep": 1,
+        }
+    )
+    drive(Judged([3]), tmp_path / "run", **best)  # saved at 12 before it is evaluated there
+    assert load_best(CheckpointStore(tmp_path / "run")).step == STEPS
+
+
 @pytest.mark.parametrize("metric", ["test_los", "loss"])
 def test_a_number_that_no_evaluation_has_is_refused(metric: str) -> None:
     with pytest.raises(InputError, match=rf"run\.keep_best\.metric: found '{metric}'.*one of test_loss"):
         plan(**frozen({"keep_best": {"metric": metric, "mode": "min"}}))
+
+
+@pytest.mark.parametrize("metric", ["test_perplexity", "test_bits_per_byte"])
+def test_a_number_of_language_models_is_refused_elsewhere(metric: str) -> None:
+    with pytest.raises(InputError, match=rf"run\.keep_best\.metric: found '{metric}', which this run's"):
+        Language.of(plan(**frozen({"keep_best": {"metric": metric, "mode": "min"}})))

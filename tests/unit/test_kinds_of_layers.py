@@ -72,6 +72,25 @@ def test_hooks_that_no_block_would_call_are_refused(register: str) -> None:
         partition(model, 2, inputs())
 
 
+class Still(nn.Sequential):
+    """Leaves its first layer in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Still:
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def test_modes_that_no_block_would_set_are_refused() -> None:
+    partition(
+        nn.Sequential(Still(linear(), nn.Tanh()), linear(4)), 2, inputs()
+    )  # a layer's own train() is called
+    model = Still(linear(), nn.Tanh(), linear(4))
+    with pytest.raises(InputError, match=r"a train\(True\) of the model's own that leaves '0' in evaluation"):
+        partition(model, 2, inputs())
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_models_compute_in_their_own_precision(dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []

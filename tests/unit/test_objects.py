@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError
 from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.load import parse_text, violations
-from lowdimfa.services.trainer.objects import Copies
+from lowdimfa.services.trainer.copying import Copies
 from lowdimfa.services.trainer.run_dir import read_run
 
 
@@ -85,6 +87,19 @@ def test_what_can_all_be_written_down_is_a_specification_like_any() -> None:
     assert made.specification.train.optimizer.args == {}
 
 
+def test_numbers_may_be_numpys_as_those_of_a_search_are() -> None:
+    rate = np.float64(0.1)
+    made = trainer(
+        blocks=np.int64(2),
+        seed=np.int32(3),
+        optimizer=partial(torch.optim.SGD, lr=rate),
+        loss="cross_entropy",
+        overrides={"train.grad_clip": np.float32(0.5)},
+    ).specification
+    assert (made.model.blocks, made.train.seed, made.train.grad_clip) == (2, 3, 0.5)
+    assert "lr: 0.1\n" in to_yaml(made)
+
+
 def test_a_file_can_hold_no_object_but_a_run_knows_that_it_had_some(tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(to_yaml(trainer().specification))
@@ -115,6 +130,17 @@ def remembering() -> nn.Module:
     return made
 
 
+class Only(nn.Linear):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return self
+
+
+def hooked() -> nn.Module:
+    made = network()
+    made[2].weight.register_hook(torch.zeros_like)
+    return made
+
+
 OPTIMISER = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
 ELSEWHERE = nn.Linear(4, 4, device="meta")
 
@@ -126,6 +152,8 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"model": []}, r"model: found a list"),
         ({"model": Odd()}, r"model: found 'first\.weight' and 'second\.weight', which share memory"),
         ({"model": remembering()}, r"model: found a Sequential that can't be copied"),
+        ({"model": hooked()}, r"model: found a hook on '2\.weight'"),
+        ({"model": [Only(4, 3)]}, r"model: found a list that can't be copied .*parameters of the original"),
         ({"model": ELSEWHERE}, r"model: found 'weight' on the meta device"),
         ({"model": lambda: 3}, r"model: found a int; expected an nn\.Sequential"),
         ({"model": lambda: 1 / 0}, r"model: found '.*<lambda>', which fails .*division by zero"),
@@ -155,6 +183,15 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"feedback": {"error_dims": 3}}, r"feedback\.error_dims: .*Did you mean 'error_dim'"),
         ({"feedback": FeedbackConfig(error_dim=0)}, r"feedback\.error_dim: found 0"),
         ({"feedback": FeedbackConfig(tap=FactoryConfig(Rule))}, r"feedback\.tap\.factory: found .*Rule"),
+        ({"feedback": "fixed"}, r"feedback: found 'fixed'; expected a FeedbackConfig"),
+        ({"engine": "locall"}, r"engine: found 'locall'; expected 'ray' or 'local'"),
+        ({"run_dir": 3}, r"run_dir: found 3; expected the path"),
+        ({"run_dir": ""}, r"run_dir: found ''; expected the path"),
+        ({"user_code": 3}, r"user_code: found 3; expected the path"),
+        ({"on_event": "print"}, r"on_event: found 'print'; expected a function"),
+        ({"callbacks": Rule}, r"callbacks: found .*Rule.*; expected a list"),
+        ({"overrides": "run.keep=1"}, r"overrides: found 'run\.keep=1'; expected a mapping"),
+        ({"overrides": {3: 1}}, r"overrides: found 3; expected a mapping"),
         ({"overrides": {"run.keeps": 1}}, r"run\.keeps: .*Did you mean 'keep'"),
         ({"specification": {}}, r"model, data, blocks, steps, batch_size: found a specification beside it"),
     ],
@@ -192,3 +229,22 @@ def test_copies_are_of_the_weights_alone() -> None:
         assert torch.equal(value, before) and value.data_ptr() != before.data_ptr() and value.grad is None
         assert value.requires_grad == before.requires_grad
     assert original[2].weight.grad is not None
+
+
+def test_copies_of_copies_have_what_the_user_noted_on_parameters() -> None:
+    """Such as which of them decay, which an optimiser of the user's own looks up."""
+    original = network()
+    original[0].weight.group = [original[0].bias]
+    made = deepcopy(Copies([original, nn.Linear(3, 2)]))()
+    assert made[0][0].weight.group == [made[0][0].bias] and not vars(made[0][2].weight)
+
+
+def test_a_factory_that_returns_what_an_earlier_run_may_have_trained_is_refused() -> None:
+    same = network()
+    trainer(model=lambda: same).plan()
+    with pytest.raises(
+        InputError, match=r"model: found a factory that returns the module '0' of an earlier call"
+    ):
+        trainer(model=lambda: same).plan()
+    frozen = same[0].requires_grad_(False)  # what stays as it is may be shared
+    trainer(model=lambda: [frozen, nn.Tanh(), nn.Linear(6, 3)]).plan()

@@ -63,6 +63,10 @@ def worst(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.new_zeros(2, 2)
 
 
+def each(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.argmax(1) == targets
+
+
 def writing(outputs: Tensor, targets: Tensor) -> float:
     outputs.zero_()
     return 1.0
@@ -192,6 +196,7 @@ def test_they_are_wherever_a_run_is_watched(
         ({"f1": PER_CLASS | {"args": {"num_classes": 7}}}, "train.metrics.f1", "preds.shape"),
         ({"f1": PER_CLASS | {"args": {"classes": 7}}}, "train.metrics.f1.factory", "classes"),
         ({"bad": "test_own_metrics:worst"}, "train.metrics.bad", r"a metric of shape \(2, 2\)"),
+        ({"rows": "test_own_metrics:each"}, "train.metrics.rows", r"its shape is \(\d+,\) after \(\d,\)"),
         ({"half": "test_own_metrics:Half"}, "train.metrics.half.factory", "no reset and no compute"),
         ({"gone": "test_own_metrics:gone"}, "train.metrics.gone.factory", "no such name"),
         ({"test_loss": PER_CLASS}, "train.metrics", "the name 'test_loss'"),
