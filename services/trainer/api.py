@@ -31,6 +31,7 @@ from lowdimfa.services.trainer.arguments import (
     specified,
 )
 from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
+from lowdimfa.services.trainer.local_engine import alone
 from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
@@ -232,7 +233,7 @@ class DecoupledTrainer:
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
-        with self._own_directory(), self._speaks():
+        with self._own_directory(), self._speaks(), alone(self.request.engine):
             finished = (
                 execute(self.request, self.request.journal(self._on_event), self._stop)
                 if self.request.engine == "local"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, computing_threads
@@ -29,6 +31,30 @@ from lowdimfa.trainer import InProcessTrainer
 from lowdimfa.values import Activation, entering
 
 ALIGNMENT_SAMPLES = 256
+
+
+_COMPUTING = threading.RLock()
+
+
+@contextmanager
+def alone(engine: str) -> Iterator[None]:
+    """Refuse a run in this process beside one in another thread: each would draw from the generators of the other.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    if engine == "local" and not _COMPUTING.acquire(blocking=False):
+        expected = "one at a time, as torch's random numbers are those of the whole process"
+        raise InputError(
+            "engine 'local'", "a run in another thread of this process", expected, "Start a process for each."
+        )
+    try:
+        yield
+    finally:
+        if engine == "local":
+            _COMPUTING.release()
 
 
 class LocalEngine:

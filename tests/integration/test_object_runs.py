@@ -123,6 +123,25 @@ def test_a_resumed_run_is_given_its_objects_again(tmp_path: Path) -> None:
     assert [row["step"] for row in resumed.metrics_by_epoch] == [3, 8]
 
 
+def test_a_second_run_in_another_thread_of_the_process_is_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def try_another() -> None:
+        with pytest.raises(InputError) as caught:
+            fit(tmp_path / "second", OBJECTS[0])
+        refused.append(str(caught.value))
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "started":
+            thread = threading.Thread(target=try_another)
+            thread.start()
+            thread.join()
+
+    fit(tmp_path / "first", OBJECTS[0], on_event=on_event)
+    assert ["another thread" in words for words in refused] == [True]
+    assert not (tmp_path / "second").exists()
+
+
 def test_the_trained_model_predicts_what_the_run_evaluated(tmp_path: Path) -> None:
     result = fit(tmp_path / "run", OBJECTS[0])
     model, split = result.model(), digits().test
