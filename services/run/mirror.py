@@ -83,7 +83,7 @@ def fetch(
         objects = Objects(str(place), patience)
         for name in objects.files():
             parts = PurePosixPath(name).parts
-            if parts[0] not in _APART and ".." not in parts and wanted(name):
+            if parts[0] not in _APART and not {"..", "/"} & {*parts} and wanted(name):
                 _put(folder / name, objects.read(name))
     except OSError as error:
         raise refusal("the files of the run can't be fetched", str(place), error) from error
