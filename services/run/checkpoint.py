@@ -70,7 +70,7 @@ class CheckpointStore:
     def __init__(self, place: Place, keep: int = 1, patience: float = PATIENCE) -> None:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
-        self._token = ""
+        self._token, self._begun = "", set[int]()
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -100,7 +100,8 @@ class CheckpointStore:
             self._require_own()
             leftovers.sweep(self._storage)
             taken = self._storage.shared or folder_of(step) in leftovers.folders(self._storage)
-        mark = f"-{secrets.token_hex(4)}" if taken else ""
+        mark = f"-{secrets.token_hex(4)}" if taken or step in self._begun else ""
+        self._begun.add(step)  # a block that was given up may write on
         return Attempt(str(self._place), folder_of(step), mark, self._patience)
 
     def abandon(self) -> None:

@@ -60,7 +60,8 @@ def fetch(
 ) -> Path:
     """Bring a run's small files to this machine, and return the folder in which they are.
 
-    A file that goes on from where its copy ends is left as it is: a process of this machine appends to it.
+    A file that goes on from where its copy ends is left as it is: a process of this machine appends to it. Those of runs
+    below this one, at longer addresses, stay where they are: they may go on elsewhere.
 
     Parameters
     ----------
@@ -81,9 +82,12 @@ def fetch(
         return folder
     try:
         objects = Objects(str(place), patience)
-        for name in objects.files():
+        names = objects.files()
+        others = tuple(name.removesuffix(_NAMED) for name in names if name.endswith(f"/{_NAMED}"))
+        for name in names:
             parts = PurePosixPath(name).parts
-            if parts[0] not in _APART and not {"..", "/"} & {*parts} and wanted(name):
+            own = parts[0] not in _APART and not {"..", "/"} & {*parts} and not name.startswith(others)
+            if own and wanted(name):
                 _put(folder / name, objects.read(name))
     except OSError as error:
         raise refusal("the files of the run can't be fetched", str(place), error) from error

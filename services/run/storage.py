@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,7 +58,9 @@ class Folder:
         """Write a file beside its place, wait until it is on the disk, and rename it."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.partial")
+        scratch = path.with_name(
+            f".{path.name}.{secrets.token_hex(4)}.partial"
+        )  # a lost writer may still be at it
         try:
             with scratch.open("wb") as file:
                 yield file

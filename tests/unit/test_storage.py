@@ -8,6 +8,7 @@ import json
 import secrets
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,24 @@ def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) 
             late()
     first.abandon()
     assert second.list() == [9] and value_of(second) == 9.0
+
+
+def test_a_block_that_was_given_up_and_writes_on_spoils_no_later_attempt(place: str) -> None:
+    store, (lost, block) = CheckpointStore(place), (ExitStack(), ExitStack())
+    given_up = store.begin(5)
+    late = lost.enter_context(store._storage.writing(f"{given_up.folder}/block-0{given_up.mark}.safetensors"))
+    late.write(b"half")
+    store.abandon()
+    attempt = store.begin(5)
+    name = f"{attempt.folder}/block-0{attempt.mark}.safetensors"
+    block.enter_context(store._storage.writing(name)).write(b"another block's first half")
+    late.write(b"and half")
+    with suppress(FileNotFoundError):  # what it wrote was swept
+        lost.close()
+    block.close()
+    assert store._storage.read(name) == b"another block's first half"
+    save(store, 5, 5.0)
+    assert value_of(store) == 5.0
 
 
 class Crash(BaseException):
@@ -343,6 +362,18 @@ def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: 
         "events.jsonl": "a\nc\n",
         "block-0.log": "b",
     }
+
+
+def test_a_run_below_another_one_is_not_touched_by_it(address: str) -> None:
+    inner = f"{address}/inner"
+    for place in (address, inner):
+        (work_dir(place) / "spec.yaml").write_text(place)
+        assert Mirror(place).update() == ""
+    save(CheckpointStore(inner), 1, 1.0)
+    assert [path.name for path in fetch(address).rglob("*")] == ["spec.yaml"]
+    save(CheckpointStore(inner), 2, 2.0)
+    Mirror(address).update()
+    assert CheckpointStore(inner).list() == [2]
 
 
 def test_a_folder_of_another_user_is_not_used(

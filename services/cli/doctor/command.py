@@ -36,7 +36,7 @@ Address = Annotated[
 ]
 Liveness = Annotated[float, typer.Option(min=0.1, help="Seconds within which each node has to answer.")]
 
-_PORTS = ((50051, "--port"), (9464, "--http-port"))
+_PORTS = ((50051, "--port"), (9464, "--http-port"), (9465, "--page-port"))
 """Those of 'lowdimfa serve', and the option that sets each."""
 
 _STATE_WIDTH, _CHECK_WIDTH = 9, 16
