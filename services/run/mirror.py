@@ -41,17 +41,22 @@ def work_dir(place: Place) -> Path:
     Raises
     ------
     InputError
-        Somebody else has made that folder.
+        Somebody else has made that folder, or it can't be made.
     """
     if not is_address(place):
         return Path(place)
     parent, _, name = str(place).rstrip("/").rpartition("/")
     base = Path(tempfile.gettempdir()) / f"lowdimfa-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    if base.is_symlink() or base.stat().st_uid != os.getuid():
-        raise InputError(str(base), "a folder that somebody else made", "your own", "Set TMPDIR.")
     folder = base / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not base.is_symlink():
+            base.mkdir(mode=0o700, exist_ok=True)
+        if base.is_symlink() or base.stat().st_uid != os.getuid():
+            raise InputError(str(base), "a folder that somebody else made", "your own", "Set TMPDIR.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"a folder that can't be made ({error.strerror})"
+        raise InputError(str(folder), found, "one for what grows", "Set TMPDIR.") from error
     return folder
 
 

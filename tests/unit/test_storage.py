@@ -386,6 +386,17 @@ def test_a_folder_of_another_user_is_not_used(
     base.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="somebody else"):
         work_dir(address)
+    base.unlink()
+    base.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="somebody else"):
+        work_dir(address)
+    base.unlink()
+    base.touch()
+    with pytest.raises(InputError, match=r"can't be made \(File exists\).*TMPDIR"):
+        work_dir(address)
+    base.unlink()
+    with pytest.raises(InputError, match="File name too long"):
+        work_dir(f"{address}/{'x' * 300}")
 
 
 def bits(place: object) -> dict[str, torch.Tensor]:
