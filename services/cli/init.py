@@ -39,7 +39,8 @@ def init(
         return
     print(f"made {folder}: {', '.join(FILES)}")
     print("next:")
-    print(f"  cd {shlex.quote(str(folder))}")
+    named = f"./{folder}" if str(folder).startswith("-") else str(folder)
+    print(f"  cd {shlex.quote(named)}")
     print("  lowdimfa plan spec.yaml     what each block will take")
     print("  lowdimfa train spec.yaml    train")
     print("  pytest                      check specification, model and data after a change")
@@ -55,6 +56,7 @@ def make_project(folder: Path) -> None:
     ResourceError
         It can't be written.
     """
+    made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = sorted(path.name for path in folder.iterdir())
@@ -65,10 +67,13 @@ def make_project(folder: Path) -> None:
             )
         for name, template in FILES.items():
             with (folder / name).open("x", encoding="utf-8") as file:
+                made.append(folder / name)
                 file.write((_TEMPLATES / template).read_text("utf-8"))
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(str(error.filename), "a file", "a new folder, or an empty one") from error
     except OSError as error:
+        for path in made:  # so that another try finds the folder as this one did
+            path.unlink(missing_ok=True)
         raise ResourceError(
             f"the project can't be written: {error.filename or folder}: {error.strerror or error}"
         ) from error

@@ -22,6 +22,7 @@ from lowdimfa.services.monitoring.live.app import LivePage
 from lowdimfa.services.monitoring.live.sessions import Sessions
 from lowdimfa.services.monitoring.live.source import Fields, Look, Refusal, Visitor
 from lowdimfa.services.monitoring.pages import Pages
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import to_yaml
 from lowdimfa.services.trainer.run_dir import targets_file
 
@@ -66,8 +67,8 @@ class RunJob:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
         self._read = 0
-        for event in Journal(self._run_dir).read():  # of the part of a resumed run before this one
-            self._events.append(event)
+        if trainer.request.resume:  # what is there otherwise, of a deleted run at this address, goes
+            self._events.extend(Journal(self._run_dir).read())
 
     @property
     def visitor(self) -> Visitor:
@@ -76,7 +77,9 @@ class RunJob:
 
     @property
     def _run_dir(self) -> Path:
-        return Path(self._trainer.request.run_dir)  # another one until the run begins, if its name is taken
+        return work_dir(
+            self._trainer.request.run_dir
+        )  # another one until the run begins, if its name is taken
 
     def tell(self, event: Event) -> int:
         """Take in an event; return how many nobody has read yet."""

@@ -46,9 +46,8 @@ def placed(text: object) -> str:
     """Read where a run is kept: a folder, or an address."""
     try:
         place = located(str(text), "RUN_DIR")
-        return (
-            place if "://" in str(text) else str(expand(str(text)))
-        )  # as it was written, for what is printed
+        path = "://" not in str(text) and not is_address(place)
+        return str(expand(str(text))) if path else place  # as it was written, for what is printed
     except InputError as error:
         raise typer.BadParameter(error.message.partition(": ")[2]) from error
 

@@ -7,14 +7,13 @@ in an object store alike. Files of an attempt are called as those of no other at
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.run import leftovers
 from lowdimfa.services.run.checkpoint_files import (
     Attempt,
     BlockEntry,
@@ -24,6 +23,7 @@ from lowdimfa.services.run.checkpoint_files import (
     write_block,
 )
 from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.leftovers import ROOT, folder_of
 from lowdimfa.services.run.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -46,9 +46,7 @@ __all__ = [
     "write_block",
 ]
 
-_ROOT = "checkpoints"
-_OWNER = f"{_ROOT}/owner"
-_FOLDER = re.compile(r"step-([0-9]{8,})")
+_OWNER = f"{ROOT}/owner"
 
 
 class CheckpointStore:
@@ -72,7 +70,7 @@ class CheckpointStore:
     def __init__(self, place: Place, keep: int = 1, patience: float = PATIENCE) -> None:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
-        self._token = ""
+        self._token, self._begun = "", set[int]()
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -100,16 +98,17 @@ class CheckpointStore:
         """
         with self._attempt(step):
             self._require_own()
-            self._sweep()
-            taken = self._storage.shared or _named(step) in self._storage.tree(_ROOT)
-        mark = f"-{secrets.token_hex(4)}" if taken else ""
-        return Attempt(str(self._place), _folder(step), mark, self._patience)
+            leftovers.sweep(self._storage)
+            taken = self._storage.shared or folder_of(step) in leftovers.folders(self._storage)
+        mark = f"-{secrets.token_hex(4)}" if taken or step in self._begun else ""
+        self._begun.add(step)  # a block that was given up may write on
+        return Attempt(str(self._place), folder_of(step), mark, self._patience)
 
     def abandon(self) -> None:
         """Remove what a checkpoint that isn't completed left, as far as that is possible."""
         with suppress(OSError, InputError):
             self._require_own()
-            self._sweep()
+            leftovers.sweep(self._storage)
 
     def _require_own(self) -> None:
         if self._token and self._storage.read(_OWNER) != self._token.encode():
@@ -160,19 +159,18 @@ class CheckpointStore:
         self, step: int, entries: Sequence[dict[str, Any]], meta: Mapping[str, Any], kept: Collection[int]
     ) -> Place:
         manifest = ManifestFile(step=step, meta=dict(meta), blocks=[BlockEntry(**entry) for entry in entries])
-        there = self._storage.tree(_ROOT).get(_named(step), {})
+        there = leftovers.folders(self._storage).get(folder_of(step), {})
         for entry in manifest.blocks:
             if there.get(entry.file) != entry.bytes:
-                where = self._storage.place(f"{_folder(step)}/{entry.file}")
+                where = self._storage.place(f"{folder_of(step)}/{entry.file}")
                 raise InputError(
                     "run.storage", f"no complete {where}", "storage that all blocks and the trainer share"
                 )
-        with self._storage.writing(f"{_folder(step)}/{MANIFEST_FILE}") as file:
-            # Not pydantic's own JSON, which writes null for infinity, a scheduler's usual "best so far".
-            file.write(json.dumps(manifest.model_dump(), indent=1).encode())
-        steps = [number for number in self._complete() if number <= step]
-        self._sweep({*steps[-self._keep :], *kept})
-        return self._storage.place(_folder(step))
+        text = manifest.text()
+        with self._storage.writing(f"{folder_of(step)}/{MANIFEST_FILE}") as file:
+            file.write(text)
+        leftovers.prune(self._storage, step, self._keep, kept)
+        return self._storage.place(folder_of(step))
 
     def list(self) -> Sequence[int]:
         """Return the steps of the complete checkpoints, oldest first.
@@ -183,7 +181,7 @@ class CheckpointStore:
             An object store doesn't say, here and wherever one is read.
         """
         with self._asked():
-            return self._complete()
+            return leftovers.complete(self._storage)
 
     def latest(self) -> Manifest | None:
         """Return the newest checkpoint, or None if there is none.
@@ -204,7 +202,9 @@ class CheckpointStore:
             Step after which none counts, as those of a course of the run that was given up; None counts all.
         """
         with self._asked():
-            return self._newest_good(step for step in self._complete() if last is None or step <= last)
+            return self._newest_good(
+                step for step in leftovers.complete(self._storage) if last is None or step <= last
+            )
 
     def load(self, step: int | None) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.
@@ -215,12 +215,12 @@ class CheckpointStore:
             There is none, or it is damaged; the message names the file and an older good checkpoint, if any.
         """
         with self._asked():
-            complete = self._complete()
+            complete = leftovers.complete(self._storage)
             chosen = max(complete, default=None) if step is None else step
             if chosen is None or chosen not in complete:
                 there = ", ".join(map(str, complete)) or "none"
                 wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-                root = str(self._storage.place(_ROOT))
+                root = str(self._storage.place(ROOT))
                 raise InputError(root, f"no {wanted}", f"a complete one (there: {there})")
             try:
                 return self._read(chosen)
@@ -230,8 +230,8 @@ class CheckpointStore:
 
     def _read(self, step: int) -> Manifest:
         if isinstance(self._storage, Objects):
-            return Manifest.read(Fetched(self._storage, _folder(step)), step)
-        return Manifest.read(self._storage.place(_folder(step)), step)
+            return Manifest.read(Fetched(self._storage, folder_of(step)), step)
+        return Manifest.read(self._storage.place(folder_of(step)), step)
 
     def _newest_good(self, steps: Iterable[int]) -> NewestGood:
         damaged: dict[int, DamagedError] = {}
@@ -242,30 +242,6 @@ class CheckpointStore:
                 damaged[step] = error
         return NewestGood(None, damaged)
 
-    def _complete(self) -> Sequence[int]:
-        folders = self._storage.tree(_ROOT).items()
-        found = [
-            match[1]
-            for name, files in folders
-            if MANIFEST_FILE in files and (match := _FOLDER.fullmatch(name))
-        ]
-        return sorted(map(int, found))
-
-    def _sweep(self, kept: Collection[int] | None = None) -> None:
-        """Delete what belongs to no complete checkpoint, and whole ones that are not kept; without a word all are."""
-        for name, files in self._storage.tree(_ROOT).items():
-            if (match := _FOLDER.fullmatch(name)) is None:
-                continue
-            step = int(match[1])
-            if MANIFEST_FILE not in files or (kept is not None and step not in kept):
-                self._storage.discard(_folder(step), first=MANIFEST_FILE)
-                continue
-            with suppress(ValueError):  # a damaged manifest says nothing of what belongs to it
-                text = self._storage.read(f"{_folder(step)}/{MANIFEST_FILE}")
-                own = {entry.file for entry in ManifestFile.model_validate_json(text).blocks}
-                for file in sorted(files.keys() - own - {MANIFEST_FILE}):
-                    self._storage.delete(f"{_folder(step)}/{file}")
-
     @contextmanager
     def _attempt(self, step: int) -> Iterator[None]:
         """Make what the storage refuses a typed error, and leave nothing of the attempt."""
@@ -273,7 +249,7 @@ class CheckpointStore:
             yield
         except OSError as error:
             self.abandon()
-            where = self._storage.place(_ROOT)
+            where = self._storage.place(ROOT)
             raise refusal(f"the checkpoint of step {step} can't be written", where, error) from error
 
     @contextmanager
@@ -281,12 +257,4 @@ class CheckpointStore:
         try:
             yield
         except ObjectsError as error:
-            raise refusal("checkpoints can't be read", self._storage.place(_ROOT), error) from error
-
-
-def _named(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _folder(step: int) -> str:
-    return f"{_ROOT}/{_named(step)}"
+            raise refusal("checkpoints can't be read", self._storage.place(ROOT), error) from error

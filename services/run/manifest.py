@@ -6,6 +6,7 @@ name across all files, so that a run can go on with other block boundaries than 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,27 @@ class ManifestFile(Record):
     step: int = Field(ge=0)
     meta: dict[str, Any]
     blocks: list[BlockEntry]
+
+    def text(self) -> bytes:
+        """Return the contents, which can be read again: others must not take an older checkpoint's place.
+
+        Raises
+        ------
+        InputError
+            They can't be.
+        """
+        try:
+            # Not pydantic's own JSON, which writes null for infinity, a scheduler's usual "best so far".
+            text = json.dumps(self.model_dump(), indent=1).encode()
+            self.model_validate_json(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise InputError(
+                f"the checkpoint of step {self.step}",
+                f"state that can't be read back ({why[:_LONGEST_REASON]})",
+                "whole characters and no deep nesting in what optimizers, schedulers and modules keep",
+            ) from error
+        return text
 
 
 @dataclass(frozen=True)

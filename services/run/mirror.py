@@ -41,17 +41,22 @@ def work_dir(place: Place) -> Path:
     Raises
     ------
     InputError
-        Somebody else has made that folder.
+        Somebody else has made that folder, or it can't be made.
     """
     if not is_address(place):
         return Path(place)
     parent, _, name = str(place).rstrip("/").rpartition("/")
     base = Path(tempfile.gettempdir()) / f"lowdimfa-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    if base.is_symlink() or base.stat().st_uid != os.getuid():
-        raise InputError(str(base), "a folder that somebody else made", "your own", "Set TMPDIR.")
     folder = base / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not base.is_symlink():
+            base.mkdir(mode=0o700, exist_ok=True)
+        if base.is_symlink() or base.stat().st_uid != os.getuid():
+            raise InputError(str(base), "a folder that somebody else made", "your own", "Set TMPDIR.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"a folder that can't be made ({error.strerror})"
+        raise InputError(str(folder), found, "one for what grows", "Set TMPDIR.") from error
     return folder
 
 
@@ -60,7 +65,8 @@ def fetch(
 ) -> Path:
     """Bring a run's small files to this machine, and return the folder in which they are.
 
-    A file that goes on from where its copy ends is left as it is: a process of this machine appends to it.
+    A file that goes on from where its copy ends is left as it is: a process of this machine appends to it. Those of runs
+    below this one, at longer addresses, stay where they are: they may go on elsewhere.
 
     Parameters
     ----------
@@ -81,9 +87,12 @@ def fetch(
         return folder
     try:
         objects = Objects(str(place), patience)
-        for name in objects.files():
+        names = objects.files()
+        others = tuple(name.removesuffix(_NAMED) for name in names if name.endswith(f"/{_NAMED}"))
+        for name in names:
             parts = PurePosixPath(name).parts
-            if parts[0] not in _APART and ".." not in parts and wanted(name):
+            own = parts[0] not in _APART and not {"..", "/"} & {*parts} and not name.startswith(others)
+            if own and wanted(name):
                 _put(folder / name, objects.read(name))
     except OSError as error:
         raise refusal("the files of the run can't be fetched", str(place), error) from error

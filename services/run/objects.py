@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,8 @@ class Objects:
         try:
             yield cast(BinaryIO, _Chunked(file, lambda: self._told(name)))
         except BaseException:
-            file.closed = True  # closing would complete it
+            with suppress(AttributeError):  # closing would complete it; a file in memory needs no closing
+                file.closed = True
             raise
         with self._told(name):
             file.close()

@@ -6,10 +6,14 @@ Both keep files under names. A file is there whole or not at all, and for good o
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from lowdimfa.errors import InputError
 from lowdimfa.paths import expand, fill_in
@@ -17,6 +21,7 @@ from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
 from lowdimfa.services.spec.addresses import is_address, require_plain
 
 _FILE = "file://"
+_ONE_SLASH = re.compile(r"(s3a?|gc?s|abfss?|az|adl|memory|file):/(?!/)")
 
 Place = str | Path
 """Of a run: the path of a folder, or an address."""
@@ -42,12 +47,7 @@ class Folder:
 
     def tree(self, under: str) -> dict[str, dict[str, int]]:
         """Return the folders in a folder, and in each the sizes of its files."""
-        with suppress(FileNotFoundError):
-            folders = [path for path in (self.root / under).iterdir() if path.is_dir()]
-            return {
-                path.name: {file.name: file.lstat().st_size for file in path.iterdir()} for path in folders
-            }
-        return {}
+        return {path.name: _sizes(path) for path in _entries(self.root / under) if path.is_dir()}
 
     def read(self, name: str) -> bytes:
         """Return what a file holds."""
@@ -58,7 +58,9 @@ class Folder:
         """Write a file beside its place, wait until it is on the disk, and rename it."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.partial")
+        scratch = path.with_name(
+            f".{path.name}.{secrets.token_hex(4)}.partial"
+        )  # a lost writer may still be at it
         try:
             with scratch.open("wb") as file:
                 yield file
@@ -79,12 +81,13 @@ class Folder:
     def discard(self, folder: str, first: str) -> None:
         """Delete a folder with its files; the first is gone for good before any other is touched."""
         path = self.root / folder
+        if path.is_symlink():  # somebody keeps it elsewhere: what is there is theirs
+            path.unlink()
+            return
         if (path / first).exists():
             (path / first).unlink()
             _sync(path)
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+        shutil.rmtree(path)
 
 
 def storage_of(place: Place, patience: float = PATIENCE) -> Folder | Objects:
@@ -115,16 +118,52 @@ def located(text: Place, key: str = KEY) -> str:
     """
     require_plain(str(text), key)
     try:
-        if is_address(text):
-            return fill_in(str(text)).rstrip("/")
-        written = str(text)
+        written = fill_in(str(text))
+        require_plain(written, key)  # a variable may hold all of it
+        if is_address(written):
+            return _address(written)
         if written.startswith(_FILE):
-            written = written.removeprefix(_FILE)
-            if not written.startswith("/"):
+            path = unquote(written.removeprefix(_FILE))
+            if not path.startswith("/") or "\0" in path:
                 raise ValueError("file:// takes an absolute path: file:///…")
-        return str(expand(written).resolve())
+            return str(Path(path).resolve())
+        if found := _ONE_SLASH.match(written):
+            raise ValueError(f"an address begins with {found[1]}://")
+        return str(expand(text).resolve())
     except ValueError as error:
         raise InputError(key, f"{str(text)!r} ({error})", "the path of a folder, or an address") from error
+
+
+def _address(written: str) -> str:
+    """Return an address without the slash at its end.
+
+    Raises
+    ------
+    ValueError
+        Its parts can't be those of one place: ``..`` is a name like others in a store, and leads elsewhere in a folder.
+    """
+    scheme, _, path = written.partition("://")
+    parts = path.rstrip("/").split("/")
+    if not all(parts):
+        raise ValueError("its bucket, or a folder in it, has no name")
+    if {".", ".."} & {*parts} or not path.isprintable():
+        raise ValueError("'.', '..' and control characters can't be in an address")
+    return f"{scheme}://{'/'.join(parts)}"
+
+
+def _entries(folder: Path) -> list[Path]:
+    with suppress(FileNotFoundError):
+        return list(folder.iterdir())
+    return []
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes of a folder's files; one that goes while we look, as a trainer's do, is not there."""
+    found: dict[str, int] = {}
+    for file in _entries(folder):
+        with suppress(FileNotFoundError):
+            found[file.name] = file.lstat().st_size
+    return found
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def test_everything_is_on_the_disk_before_the_manifest_is(
     fsync, replace = os.fsync, os.replace
 
     def record(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(re.sub(r"\.\w{8}\.partial$", ".partial", name))
         fsync(descriptor)
 
     def check(source: Path, target: Path) -> None:

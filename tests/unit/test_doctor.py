@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,15 +113,13 @@ def test_a_port_that_is_taken_and_a_folder_that_cannot_be_written(tmp_path: Path
 
 
 def test_what_a_library_that_ends_the_process_says() -> None:
-    import subprocess
-
     def child(script: str) -> software.Loaded:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-c", script]
-        return software.end_loading(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), 60.0)
+        return software.end_loading(software.begin_loading(script), 60.0)
 
     assert child("import os; os.abort()").errors == {"torch": "ended with exit code -6"}
     assert child("import sys; sys.exit('no such processor')").errors == {"torch": "no such processor"}
+    latin = "import sys; sys.stderr.buffer.write(b'caf\\xe9 lacks'); sys.exit(1)"
+    assert child(latin).errors == {"torch": "caf\ufffd lacks"}
     assert child('print(\'a word\'); print(\'{"errors": {}, "torch": "2.6.0"}\')') == Loaded({}, "2.6.0")
 
 
@@ -143,3 +140,19 @@ def test_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/a/path/without/blanks" * 4
     assert f"temporary folder  {path}" in as_text(problem("temporary folder", path, "Set TMPDIR."))
     assert json.loads(as_json(finding))["state"] == "problem"
+
+
+def test_folders_that_nobody_can_find_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert machine.storage(reading.disk(Path("runs"))).state is PROBLEM
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    found = machine.temporary(reading.temporary())
+    assert (
+        found.state is PROBLEM and "No usable temporary directory" in found.found and "TMPDIR" in found.todo
+    )

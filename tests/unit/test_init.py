@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowdimfa.errors import InputError, ResourceError
-from lowdimfa.services.cli.init import FILES, make_project
+from lowdimfa.services.cli.init import FILES, init, make_project
 from lowdimfa.services.spec import load_specification
 
 
@@ -46,3 +49,26 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="can't be written"):
         make_project(tmp_path / ("x" * 300))
+
+
+def test_a_try_that_fails_halfway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+
+    def full(path: Path, *args: Any) -> str:
+        if path.name == "data.py":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data.py"))
+        return read(path, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", full)
+        with pytest.raises(ResourceError, match=r"data\.py: No space left"):
+            make_project(tmp_path)
+    make_project(tmp_path)
+
+
+def test_the_next_command_works_for_a_name_like_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    init(Path("-x y"))
+    assert "  cd './-x y'\n" in capsys.readouterr().out

@@ -109,6 +109,25 @@ def test_whatever_jobs_are_called_and_log_is_only_ever_text(text: str) -> None:
     assert browser.get("/jobs/job/logs.txt").headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
+def test_whatever_a_run_says_its_page_comes_and_stays_small() -> None:
+    browser = Browser(
+        MemoryJobs({"job": {"state": "running", "name": "\ud800"}}, tokens=False, text="\udcff")
+    )
+    long, nan = "x" * 10**6, float("nan")
+    recovering = {"event": "recovering", "time": 0.0, "policy": long, "reason": long, "step": 1}
+    browser.jobs.events = [
+        {"event": "warning", "time": nan, "message": f"\ud800{long}"},
+        {"event": long, "time": 10**400},
+        *[recovering | {"blocks": [0] * 10**5}, {"event": "recovered", "step": nan, "time": nan}] * 3,
+        {"event": "progress", "step": 10**300, "steps": nan, "loss": float("inf")},
+        {"event": "failed", "time": 0.0, "code": [], "message": long},
+        *("text", 3, None, [], {}),
+    ]
+    for path in ("/", "/jobs.json", "/jobs/job", "/jobs/job/news", "/jobs/job/logs", "/jobs/job/logs.txt"):
+        reply = browser.get(path)
+        assert reply.status == 200 and len(reply.body) < 100_000
+
+
 def test_nobody_sees_anything_without_a_token() -> None:
     browser = Browser()
     for path in PATHS:
@@ -191,6 +210,7 @@ def test_roles_decide_on_stop_and_resume() -> None:
         {"HTTP_ORIGIN": "http://evil.example"},
         {"HTTP_ORIGIN": "http://127.0.0.1:9999"},
         {"HTTP_ORIGIN": "null"},
+        {"HTTP_ORIGIN": "http://[::1"},
         {"HTTP_SEC_FETCH_SITE": "cross-site"},
         {"HTTP_SEC_FETCH_SITE": "same-site"},
     ],
@@ -231,6 +251,22 @@ def test_without_tokens_no_other_name_leads_here() -> None:
         assert browser.get("/jobs/job-1/news", HTTP_HOST=host).status == 403, host
     with_tokens = owner()
     assert with_tokens.get("/jobs/job-1", HTTP_HOST="gpu.example.org:9465").status == 200
+
+
+@pytest.mark.parametrize("other", ['a={"b":1}', 'x="', "a b=c", "\xe9=1", "expires", "f[x]=1", "k=v=w=="])
+def test_cookies_of_other_servers_on_this_host_end_no_session(other: str) -> None:
+    browser = owner()
+    for cookies in (f"{other}; {browser.cookie}", f"{browser.cookie}; {other}"):
+        assert browser.get("/", HTTP_COOKIE=cookies).status == 200
+
+
+def test_a_form_that_does_not_arrive_is_no_failure_of_the_page(caplog: pytest.LogCaptureFixture) -> None:
+    class Silent:
+        def read(self, length: int) -> bytes:
+            raise TimeoutError("timed out")
+
+    environ: dict[str, Any] = {"wsgi.input": Silent()}
+    assert owner().post("/login", **environ).status == 408 and not caplog.records
 
 
 def test_forms_are_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from http import HTTPStatus
 from pathlib import Path
@@ -15,12 +16,15 @@ from lowdimfa.services.cli.live import LAST_LOOK_SECONDS, MOST_UNREAD, LiveRun, 
 from lowdimfa.services.cli.signals import Stopping, graceful_signals
 from lowdimfa.services.monitoring.exporter import start_exporter, write_targets
 from lowdimfa.services.monitoring.journal import Journal
+from lowdimfa.services.monitoring.live import block_times
 from lowdimfa.services.monitoring.live.block_times import BlockTimes
 from lowdimfa.services.monitoring.live.source import Refusal, Visitor
 from lowdimfa.services.monitoring.live.texts import block_row
 from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.run_dir import targets_file
 
 SPECIFICATION = {
     "model": {
@@ -33,9 +37,9 @@ SPECIFICATION = {
 }
 
 
-def trainer_of(run_dir: Path) -> DecoupledTrainer:
+def trainer_of(run_dir: Path | str, resume: bool = True) -> DecoupledTrainer:
     specification = parse_specification(SPECIFICATION, "the test's")
-    request = SimpleNamespace(run_dir=str(run_dir))
+    request = SimpleNamespace(run_dir=str(run_dir), resume=resume)
     return cast(DecoupledTrainer, SimpleNamespace(specification=specification, request=request))
 
 
@@ -75,6 +79,24 @@ def test_a_page_reads_each_event_once_and_those_of_an_earlier_part_too(tmp_path:
     assert run.tell(progress(3)) == 3
     assert [event["step"] for event in run.look(run.visitor, "run", first.position).events] == [3]
     assert run.tell(progress(4)) == 2
+
+
+def test_a_run_at_an_address_has_its_logs_and_no_events_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = work_dir("s3://bucket/run")
+    (folder / "logs").mkdir()
+    (folder / "logs" / "trainer.log").write_text("a line")
+    journal = Journal(folder)
+    journal.open()
+    journal.emit("progress", step=1, steps=9, loss=3.0)
+    journal.close()
+    for resume in (False, True):
+        run = RunJob(trainer_of("s3://bucket/run", resume), Stopping(lambda: None, 60.0))
+        look = run.look(run.visitor, "run", 0)
+        assert run.logs(run.visitor, "run") == {"trainer": "a line"} and len(look.events) == resume
+        assert look.targets == targets_file(folder) and look.job["name"] == "run"
 
 
 def test_what_nobody_reads_becomes_curves(tmp_path: Path) -> None:
@@ -145,6 +167,10 @@ def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path) -> None:
         exporter.close()
     assert block.name == "block 1" and block.busy == pytest.approx(0.75)
     assert block_row(block)["text"] == "75% busy, 25% waiting, most for errors"
+    line = 'lowdimfa_block_busy_seconds_total{block="1",replica="0",kind="forward"}'
+    hostile = "".join(f"{line} {value}\n" for value in ("NaN", "+Inf", "-Inf", "2.0"))
+    counter = "# TYPE lowdimfa_block_busy_seconds_total counter\n"
+    assert [value for *_, value in block_times._samples(counter + hostile)] == [2.0]
     for text in ("", "{}", '[{"targets": 3}]', '[{"labels": {}, "targets": ["x y:z", "127.0.0.1:1"]}]'):
         (tmp_path / "targets.json").write_text(text)
         times._look()

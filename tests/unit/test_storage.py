@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import secrets
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowdimfa.errors import InputError, StorageError
+from lowdimfa.errors import InputError, ResourceError, StorageError
+from lowdimfa.services.cli.options import placed
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import mirror
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.run.objects import Objects, ObjectsError
-from lowdimfa.services.run.storage import located
+from lowdimfa.services.run.storage import Folder, located
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
@@ -131,6 +135,147 @@ def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) 
     assert second.list() == [9] and value_of(second) == 9.0
 
 
+def test_a_block_that_was_given_up_and_writes_on_spoils_no_later_attempt(place: str) -> None:
+    store, (lost, block) = CheckpointStore(place), (ExitStack(), ExitStack())
+    given_up = store.begin(5)
+    late = lost.enter_context(store._storage.writing(f"{given_up.folder}/block-0{given_up.mark}.safetensors"))
+    late.write(b"half")
+    store.abandon()
+    attempt = store.begin(5)
+    name = f"{attempt.folder}/block-0{attempt.mark}.safetensors"
+    block.enter_context(store._storage.writing(name)).write(b"another block's first half")
+    late.write(b"and half")
+    with suppress(FileNotFoundError):  # what it wrote was swept
+        lost.close()
+    block.close()
+    assert store._storage.read(name) == b"another block's first half"
+    save(store, 5, 5.0)
+    assert value_of(store) == 5.0
+
+
+class Crash(BaseException):
+    """The machine stops."""
+
+
+CHANGES = ("writing", "delete", "discard", "tree", "read")
+
+
+@settings(max_examples=20)
+@given(
+    kind=st.sampled_from([Folder, Objects]),
+    earlier=st.lists(st.integers(1, 4), max_size=4),
+    step=st.integers(1, 4),
+    keep=st.integers(1, 2),
+    blocks=st.integers(1, 2),
+    call=st.integers(0, 12),
+    failure=st.sampled_from([Crash, ObjectsError]),
+)
+def test_whatever_stops_a_checkpoint_leaves_the_last_good_one(
+    kind: type[Folder | Objects],
+    earlier: list[int],
+    step: int,
+    keep: int,
+    blocks: int,
+    call: int,
+    failure: type[BaseException],
+) -> None:
+    root = tempfile.mkdtemp() if kind is Folder else f"memory://{secrets.token_hex(4)}/run"
+    store, value, saved = CheckpointStore(root, keep), 0.0, None
+    for value, saved in enumerate(earlier, 1):
+        save(store, saved, float(value))
+    before = {number: value_of(store, number) for number in store.list()}
+    counter, stopped = itertools.count(), False
+
+    def counted(change: Any) -> Any:
+        def stopping(*args: Any, **named: Any) -> Any:
+            number = next(counter)
+            if number == call or (number > call and failure is Crash):
+                raise failure()
+            return change(*args, **named)
+
+        return stopping
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in CHANGES:
+            patched.setattr(kind, name, counted(getattr(kind, name)))
+        try:
+            save(store, step, 9.0, blocks)
+        except (Crash, ResourceError):
+            stopped = True
+    there = {number: value_of(store, number) for number in store.list()}  # each whole, and of one attempt
+    assert all(there[number] == before.get(number, 9.0) for number in there.keys() - {step})
+    assert there.get(step) in ({before.get(step), 9.0} if stopped else {9.0})
+    if stopped and saved is not None and (failure is not Crash or step not in there):
+        assert saved in there or saved > step
+    assert bool(there) or not before
+    again = CheckpointStore(root, keep)
+    save(again, step, 10.0)
+    assert again.list()[-1] == step and value_of(again) == 10.0 and len(again.list()) <= keep
+    assert all(
+        len(files) == 3 or name != f"step-{step:08d}"
+        for name, files in again._storage.tree("checkpoints").items()
+    )
+
+
+@pytest.mark.parametrize(
+    "meta", [{"by": "\ud800"}, {"by": functools.reduce(lambda x, _: [x], range(300), [])}]
+)
+def test_a_checkpoint_that_could_not_be_read_again_takes_no_other_ones_place(
+    place: str, meta: dict[str, Any]
+) -> None:
+    store = CheckpointStore(place)
+    save(store, 1, 1.0)
+    attempt = store.begin(2)
+    with pytest.raises(InputError, match=r"step 2: found state that can't be read back"):
+        store.commit(2, [write_block(attempt, state(2.0))], meta)
+    assert store.list() == [1] and value_of(store) == 1.0
+
+
+def test_what_people_put_beside_checkpoints_is_in_nobodys_way(tmp_path: Path) -> None:
+    store, root = CheckpointStore(tmp_path / "run", keep=2), tmp_path / "run" / "checkpoints"
+    save(store, 1, 1.0)
+    save(store, 2, 2.0)
+    (root / "step-00000001").rename(tmp_path / "elsewhere")  # to a larger disk
+    (root / "step-00000001").symlink_to(tmp_path / "elsewhere")
+    (root / "step-00000002" / "notes").mkdir()
+    (root / "step-00000002" / "note.txt").touch()
+    (root / "step-00000007" / "below").mkdir(parents=True)
+    (root / "step-000000001").mkdir()
+    save(store, 3, 3.0)
+    assert store.list() == [2, 3] and value_of(store, 2) == 2.0
+    assert {path.name for path in root.iterdir()} == {"step-000000001", "step-00000002", "step-00000003"}
+    assert {"notes", "note.txt"} < {path.name for path in (root / "step-00000002").iterdir()}
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 3
+    save(store, 4, 4.0)
+    save(store, 5, 5.0)
+    assert store.list() == [4, 5]
+
+
+def test_files_that_go_while_somebody_lists_them_hide_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1, 1.0)
+    write_block(store.begin(2), state(2.0))
+    lstat = Path.lstat
+
+    def gone(path: Path) -> Any:
+        if path.parent.name == "step-00000002":
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", gone)
+    assert CheckpointStore(tmp_path).list() == [1]
+
+
+def test_names_in_a_store_lead_to_no_other_folder(address: str, tmp_path: Path, monkeypatch: Any) -> None:
+    names = {f"{tmp_path}/evil": 1, "../evil": 1, "logs/../../evil": 1, "events.jsonl": 1}
+    monkeypatch.setattr(Objects, "files", lambda self, under="": names)
+    monkeypatch.setattr(Objects, "read", lambda self, name: b"x")
+    folder = fetch(address)
+    assert [path.name for path in folder.rglob("*")] == ["events.jsonl"] and not (tmp_path / "evil").exists()
+
+
 def test_what_is_wrong_with_an_object_is_found_before_it_is_used(address: str) -> None:
     store, kept = CheckpointStore(address, keep=5), Objects(address)
     for step in (1, 2, 3, 4):
@@ -219,6 +364,18 @@ def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: 
     }
 
 
+def test_a_run_below_another_one_is_not_touched_by_it(address: str) -> None:
+    inner = f"{address}/inner"
+    for place in (address, inner):
+        (work_dir(place) / "spec.yaml").write_text(place)
+        assert Mirror(place).update() == ""
+    save(CheckpointStore(inner), 1, 1.0)
+    assert [path.name for path in fetch(address).rglob("*")] == ["spec.yaml"]
+    save(CheckpointStore(inner), 2, 2.0)
+    Mirror(address).update()
+    assert CheckpointStore(inner).list() == [2]
+
+
 def test_a_folder_of_another_user_is_not_used(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +386,17 @@ def test_a_folder_of_another_user_is_not_used(
     base.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="somebody else"):
         work_dir(address)
+    base.unlink()
+    base.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="somebody else"):
+        work_dir(address)
+    base.unlink()
+    base.touch()
+    with pytest.raises(InputError, match=r"can't be made \(File exists\).*TMPDIR"):
+        work_dir(address)
+    base.unlink()
+    with pytest.raises(InputError, match="File name too long"):
+        work_dir(f"{address}/{'x' * 300}")
 
 
 def bits(place: object) -> dict[str, torch.Tensor]:
@@ -354,9 +522,18 @@ def test_places_are_read_as_people_write_them(tmp_path: Path, monkeypatch: pytes
     assert located("s3://$BUCKET/runs/") == "s3://mine/runs"
     assert located("abfs://box@account.dfs.core.windows.net/x") == "abfs://box@account.dfs.core.windows.net/x"
     assert located(f"file://{tmp_path}/a") == located("a") == str(tmp_path / "a")
-    for wrong in ("file://a", "s3://$NOWHERE/x"):
+    monkeypatch.setenv("RUNS", "s3://mine/runs")
+    assert located("$RUNS/") == "s3://mine/runs" and placed("$RUNS") == "s3://mine/runs"
+    assert located("file:///a%20b c") == "/a b c"
+    wrong = ["file://a", "s3://$NOWHERE/x", "s3://", "s3:///x", "s3:/mine/x", "s3://mine//x", "file:/a"]
+    for text in [*wrong, "s3://mine/x/..", "s3://mine/./x", "s3://mine/x\n", "file:///%00"]:
         with pytest.raises(InputError, match=r"^run\.storage: found"):
-            located(wrong)
+            located(text)
+    for secret in ("s3://verysecret@mine/x", "s3://mine/x?sig=verysecret"):
+        monkeypatch.setenv("RUNS", secret)
+        with pytest.raises(InputError, match="credentials or a query") as caught:
+            located("$RUNS")
+        assert "verysecret" not in caught.value.message
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

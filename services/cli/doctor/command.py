@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ Address = Annotated[
 ]
 Liveness = Annotated[float, typer.Option(min=0.1, help="Seconds within which each node has to answer.")]
 
-_PORTS = ((50051, "--port"), (9464, "--http-port"))
+_PORTS = ((50051, "--port"), (9464, "--http-port"), (9465, "--page-port"))
 """Those of 'lowdimfa serve', and the option that sets each."""
 
 _STATE_WIDTH, _CHECK_WIDTH = 9, 16
@@ -92,7 +91,7 @@ def _of_the_machine(storage: Path) -> Iterator[Finding]:
     yield machine.open_files(reading.most_open_files())
     yield machine.threads(*reading.free_threads())
     yield machine.storage(reading.disk(storage))
-    yield machine.temporary(reading.disk(Path(tempfile.gettempdir())))
+    yield machine.temporary(reading.temporary())
     yield machine.cache(reading.cache())
     own = reading.own_address()
     yield machine.listening("loopback", "127.0.0.1", reading.listen("127.0.0.1"))

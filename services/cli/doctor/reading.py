@@ -71,16 +71,24 @@ def _own_threads() -> int:
 
 def disk(path: Path) -> Disk:
     """Write a file of a moment into a folder, or into the nearest one above it that is there."""
-    there = path.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
     try:
+        there = path.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
         with tempfile.TemporaryFile(dir=there, prefix=".lowdimfa-doctor-") as file:
             file.write(b"\0")
         usage = shutil.disk_usage(there)
     except OSError as error:
         return Disk(path, error=error.strerror or str(error))
     return Disk(path, usage.total, usage.free)
+
+
+def temporary() -> Disk:
+    """Try the folder of temporary files."""
+    try:
+        return disk(Path(tempfile.gettempdir()))
+    except OSError as error:  # none of those that are tried can be written
+        return Disk(Path("$TMPDIR"), error=error.strerror or str(error))
 
 
 def cache() -> Disk:

@@ -178,11 +178,15 @@ print(json.dumps(said))
 """
 
 
-def begin_loading() -> subprocess.Popen[str]:
+def begin_loading(script: str = _LOAD) -> subprocess.Popen[str]:
     """Load torch and Ray in a process of its own: a library for another processor ends the one that loads it."""
-    command = [sys.executable, "-c", _LOAD]
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
 
 
@@ -208,7 +212,9 @@ def read_driver() -> list[str] | None:
         return None
     command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+        )
         return [line.replace(", ", " (driver ") + ")" for line in done.stdout.splitlines() if line.strip()]
     return None
 

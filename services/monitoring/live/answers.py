@@ -80,6 +80,11 @@ def redirect(path: str, *headers: tuple[str, str]) -> Answer:
     return Answer(status=HTTPStatus.SEE_OTHER, headers=[("Location", path), *headers])
 
 
+def as_bytes(text: str) -> bytes:
+    """Return a text as it travels; half of a surrogate pair, which can't, becomes a question mark."""
+    return text.encode(errors="replace")
+
+
 def as_json(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Answer:
     """Return data for the page's own script."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -122,7 +127,7 @@ class Files:
 
     def page(self, template: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Answer:
         """Return a page."""
-        return Answer(self._templates.get_template(template).render(values).encode(), status=status)
+        return Answer(as_bytes(self._templates.get_template(template).render(values)), status=status)
 
     def static(self, name: str) -> Answer:
         """Return a file; its address changes with its content, so that a browser may keep it.

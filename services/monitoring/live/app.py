@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from lowdimfa.services.monitoring.live.answers import Answer, as_json, files, job_path, redirect
+from lowdimfa.services.monitoring.live.answers import Answer, as_bytes, as_json, files, job_path, redirect
 from lowdimfa.services.monitoring.live.sessions import (
     LONGEST_TOKEN,
     Environ,
@@ -92,7 +92,7 @@ class LivePage:
             case ["jobs", job_id, "logs.txt"]:
                 logs = self._source.logs(visitor, job_id)
                 text = "\n".join(f"==> {name} <==\n{lines}" for name, lines in logs.items())
-                return Answer(text.encode(), "text/plain")
+                return Answer(as_bytes(text), "text/plain")
         raise Refusal(HTTPStatus.NOT_FOUND, "there is no such page")
 
     def _post(self, environ: Environ, parts: list[str]) -> Answer:
@@ -184,5 +184,8 @@ def _form(environ: Environ) -> dict[str, str]:
         length = -1
     if not 0 <= length <= LONGEST_FORM:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"forms have at most {LONGEST_FORM} bytes")
-    body = environ["wsgi.input"].read(length).decode("utf-8", "replace")
+    try:
+        body = environ["wsgi.input"].read(length).decode("utf-8", "replace")
+    except OSError as error:
+        raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the form did not arrive") from error
     return {key: values[0] for key, values in parse_qs(body).items()}

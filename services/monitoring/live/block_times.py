@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from lowdimfa.services.monitoring.live.curve import is_number
+
 _KINDS = {"lowdimfa_block_busy_seconds": "kind", "lowdimfa_block_waiting_seconds": "cause"}
 """By metric, without a counter's ``_total``, the label that says what the seconds went into."""
 
@@ -144,6 +146,8 @@ def _samples(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
     for family in text_string_to_metric_families(text):
         label = _KINDS.get(family.name)
         for sample in family.samples if label else ():
+            if not is_number(sample.value):
+                continue
             labels: dict[str, Any] = sample.labels
             name = labels[str(label)] if label == "kind" else f"wait: {labels['cause']}"
             yield (int(labels["block"]), int(labels["replica"])), name[:40], sample.value

@@ -21,6 +21,9 @@ CURVES = (
 NOTES = 100
 """Of what happened last, besides progress, so many are kept."""
 
+LONGEST_NOTE = 2000
+"""Characters."""
+
 _TOLD = {
     "started": ("step", "steps", "blocks", "parameters", "error_dim", "engine", "nodes"),
     "progress": (
@@ -80,7 +83,8 @@ class Course:
         if kind in (*_STATES, "failed"):
             self._turn(kind, event)
         if kind not in ("progress", "alignment"):
-            self._notes.append([clock(when), str(kind).replace("_", " "), sentence(event)])
+            words = str(kind)[:LONGEST_NOTE].replace("_", " ")
+            self._notes.append([clock(when), words, shortened(sentence(event))])
 
     def _turn(self, kind: str, event: Event) -> None:
         """Note that a run began, lost something, went on or ended."""
@@ -100,7 +104,7 @@ class Course:
         cells = []
         for recovery in reversed(find_recoveries(self._turns)):
             try:
-                cells.append(recovery_cells(recovery))
+                cells.append([shortened(str(cell)) for cell in recovery_cells(recovery)])
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 continue  # no event that a run wrote
         return cells
@@ -113,6 +117,11 @@ class Course:
     def notes(self) -> list[list[str]]:
         """Return what happened last, the newest first: when, what kind of event, in words."""
         return list(reversed(self._notes))
+
+
+def shortened(text: str) -> str:
+    """Return a text that a page may show a hundred of."""
+    return text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]}…"
 
 
 def clock(unix: Any) -> str:

@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,7 +72,7 @@ class Sessions:
         """
         site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
         # By its host alone: a proxy before the page may have added the encryption.
-        foreign = origin is not None and urlsplit(str(origin)).netloc != environ.get("HTTP_HOST", "")
+        foreign = origin is not None and _host_of(str(origin)) != environ.get("HTTP_HOST", "")
         if site not in (None, "same-origin", "none") or foreign:
             raise Refusal(HTTPStatus.FORBIDDEN, "the request comes from another site")
         if not environ.get("HTTP_AUTHORIZATION") and not hmac.compare_digest(
@@ -88,11 +87,9 @@ class Sessions:
             return ""
 
     def _cookie(self, environ: Environ) -> str:
-        try:
-            morsel = SimpleCookie(str(environ.get("HTTP_COOKIE", ""))).get(self._name)
-        except CookieError:
-            return ""
-        return "" if morsel is None else morsel.value
+        # Each for itself: what other servers of this host set may be such that a strict parser refuses all of them.
+        pairs = (part.strip().partition("=") for part in str(environ.get("HTTP_COOKIE", "")).split(";"))
+        return next((value for name, _, value in pairs if name == self._name), "")
 
     def _set_cookie(self, value: str, seconds: int) -> tuple[str, str]:
         secure = "; Secure" if self._secure else ""
@@ -100,6 +97,13 @@ class Sessions:
             "Set-Cookie",
             f"{self._name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}",
         )
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def require_known_host(environ: Environ) -> None:

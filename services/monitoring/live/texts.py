@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from lowdimfa.services.monitoring.live.block_times import BlockTime
-from lowdimfa.services.monitoring.live.course import clock
+from lowdimfa.services.monitoring.live.course import clock, shortened
 from lowdimfa.services.monitoring.live.curve import is_number
 from lowdimfa.services.monitoring.live.source import Fields
 
@@ -22,10 +22,10 @@ def shown(job: Fields) -> dict[str, str]:
     )
     going = job.get("state") == "running"
     return {
-        "name": str(job.get("name") or job["id"]),
+        "name": shortened(str(job.get("name") or job["id"])),
         "owner": str(job.get("owner") or ABSENT),
         "state": str(job["state"]),
-        "detail": _detail(job),
+        "detail": shortened(_detail(job)),
         "steps": _steps(job),
         "loss": _number(job.get("loss"), ".4g"),
         "accuracy": _number(job.get("accuracy"), ".1%"),
