@@ -71,8 +71,8 @@ class Folder:
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
-        _sync(path.parent.parent)
+        for folder in dict.fromkeys((path.parent, path.parent.parent, self.root)):
+            _sync(folder)
 
     def delete(self, name: str) -> None:
         """Delete a file."""
