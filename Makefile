@@ -105,8 +105,7 @@ test-lowest: $(LOWEST_VENV)/complete
 	@OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) -m 'not slow' tests/unit
 
 test-slow: venv
-	@$(PYTEST) -m slow tests
-	@$(PYTEST) $(PARALLEL) -m hypothesis --hypothesis-profile many tests/unit
+	@$(PYTEST) $(PARALLEL) -m 'slow or hypothesis' --hypothesis-profile many tests
 
 fuzz: venv
 	@$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[fuzz]'

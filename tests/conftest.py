@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 # How long an example takes says nothing on a busy machine.
-settings.register_profile("some", deadline=None, max_examples=40)
+settings.register_profile("some", deadline=None, max_examples=20)
 settings.register_profile("many", deadline=None, max_examples=300)
 settings.load_profile("some")
 
@@ -63,6 +64,22 @@ def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""
     with computing_threads(1):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_flushes() -> Iterator[None]:
+    """Leave it to the kernel when bytes go to the disk: no test can see it, and a busy disk takes a tenth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a report's figures as they were made: to draw one takes a second, and says nothing of the page's words."""
+    from lowdimfa.services.monitoring.report.style import Picture  # late: it imports Matplotlib
+
+    monkeypatch.setattr(Picture, "png", lambda picture: b"")
 
 
 @pytest.fixture(scope="session")

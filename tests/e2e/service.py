@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ class Service:
         """Submit a specification and return the job's id."""
         return str(self.json("submit", spec, *settings(**overrides))["job"]["id"])
 
+    def stop_all(self) -> list[str]:
+        """Stop every job that is under way; return their names."""
+        jobs = map(json.loads, self.run("jobs", "--format", "json").stdout.splitlines())
+        going = [str(job["id"]) for job in jobs if job["ended"] is None]
+        for job in going:
+            self.run("stop", job, "--now")
+            with self.watching(job) as watch:
+                watch.end()  # its processors are free again
+        return going
+
     def watching(self, job: str) -> Going:
         """Watch a job, as JSON lines; the service may be away for as long as its start takes."""
         command = ("watch", job, "--format", "json", "--liveness", START_SECONDS)
@@ -93,9 +103,7 @@ def service(folder: Path, forks: Forks, *arguments: object, command: Path = COMM
         yield running
     finally:
         if running.process.poll() is None:
-            for job in running.run("jobs", "--format", "json").stdout.splitlines():
-                if json.loads(job)["ended"] is None:
-                    running.run("stop", json.loads(job)["id"], "--now")
+            running.stop_all()
             running.end()
         left = processes_of(folder)
         for process in left:
@@ -104,9 +112,11 @@ def service(folder: Path, forks: Forks, *arguments: object, command: Path = COMM
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes whose arguments name a folder."""
+    """Return the processes whose arguments name a folder; not those that ended and wait for somebody to notice it."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if any(str(folder) in argument for argument in process.info["cmdline"] or ()):
-            found.append(process)
+            with suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
     return found

@@ -10,7 +10,10 @@ import pytest
 from command import DIGITS, Outcome, refused, settings, started
 from forks import Forks
 
-pytestmark = pytest.mark.timeout(3600)  # a drill that hangs is silent, and is ended for that
+pytestmark = [
+    pytest.mark.timeout(3600),  # a drill that hangs is silent, and is ended for that
+    pytest.mark.xdist_group("ray"),
+]
 
 
 def drill(run_dir: Path, *arguments: object, **values: object) -> Outcome:

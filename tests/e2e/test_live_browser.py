@@ -35,7 +35,12 @@ def live_run(forks: Forks, run_dir: Path) -> Iterator[tuple[Going, str]]:
 
 
 def points(page: Any, chart: str) -> int:
-    return int(page.evaluate(f"drawn['{chart}'] ? drawn['{chart}'].plot.data[0].length : 0"))
+    """Return how many points a curve has, 0 before it is drawn."""
+    return int(
+        page.evaluate(
+            f"typeof drawn == 'object' && drawn['{chart}'] ? drawn['{chart}'].plot.data[0].length : 0"
+        )
+    )
 
 
 def test_a_run_is_seen_moving_and_stopped_by_keyboard_and_nothing_of_its_name_is_run(
@@ -74,6 +79,7 @@ def test_a_job_is_submitted_seen_moving_stopped_and_resumed(browser: Any, served
         page.goto(served.page)
         job = served.submit(**LONG)
         page.get_by_role("link", name=job).click()  # which appears by itself
+        page.wait_for_url(f"**/jobs/{job}")  # with all its scripts
         until(lambda: points(page, "loss") > 1, "no curve")
         until(lambda: page.locator(".block").count() == 2, "nothing is known of the blocks")
         before = page.locator("[data-text=steps]").inner_text()

@@ -17,6 +17,7 @@ from forks import Forks
 from ray.cluster_utils import Cluster
 from service import Service, service
 
+pytestmark = pytest.mark.slow
 SOURCES = Path(__file__).parent / "node_client"
 
 

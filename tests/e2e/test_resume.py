@@ -117,6 +117,7 @@ def test_killed_and_resumed_equals_never_interrupted(
     whole.equals(run_dir, finish(again))
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     whole: Whole, shared_ray: Cluster, tmp_path: Path
 ) -> None:

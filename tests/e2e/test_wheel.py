@@ -134,6 +134,7 @@ def test_the_source_distribution_has_what_one_reads_and_no_tests(source: Path) -
     assert not {name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "runs")}
 
 
+@pytest.mark.slow
 def test_a_new_project_trains_without_the_repository(tmp_path: Path, installed: Path) -> None:
     def python(*words: str) -> Outcome:
         return lowdimfa(*words, cwd=tmp_path / "mine", command=installed.with_name("python"))

@@ -93,6 +93,7 @@ def plain(steps: int, on_failure: str, blocks: int = 2) -> dict[str, object]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_jobs_of_a_cluster_that_dies_go_on_in_the_next_one(service: Service, tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ async def pages(stub: coordinator_pb2_grpc.CoordinatorStub, metadata: tuple[tupl
         request.page_token = page.next_page_token
 
 
+@pytest.mark.slow
 def test_the_service_stays_small_and_answers(served: Served) -> None:
     with lateness() as late:
         slowest, memory, codes = asyncio.run(everything_at_once(served))
@@ -192,6 +193,7 @@ def test_the_service_stays_small_and_answers(served: Served) -> None:
     assert codes[grpc.StatusCode.OK] > 0  # and not cut off
 
 
+@pytest.mark.slow
 def test_a_client_has_so_many_streams_and_no_more(served: Served) -> None:
     async def scenario() -> None:
         async with grpc.aio.insecure_channel(served.address) as channel:

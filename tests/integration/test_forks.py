@@ -157,7 +157,9 @@ def test_a_prepared_server_keeps_what_python_was_started_with(worker: Path, tmp_
         assert all(entry in forked for entry in entries) and "default_int_handler" in forked
 
 
-@pytest.mark.parametrize("where", ["too deep for a socket", "mounted noexec"])
+@pytest.mark.parametrize(
+    "where", ["too deep for a socket", pytest.param("mounted noexec", marks=pytest.mark.slow)]
+)
 def test_where_no_server_can_be_nothing_is_left(where: str, tmp_path: Path) -> None:
     folder = tmp_path / (where if "noexec" in where else where.ljust(100, "_"))
     folder.mkdir()

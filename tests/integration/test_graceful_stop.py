@@ -78,7 +78,9 @@ def fit(
     trainer.fit()
 
 
-@pytest.mark.parametrize(("blocks", "staleness"), [(3, 0), (1, 0), (3, 2)])
+@pytest.mark.parametrize(
+    ("blocks", "staleness"), [(3, 0), (1, 0), pytest.param(3, 2, marks=pytest.mark.slow)]
+)
 def test_stopped_in_a_segment_and_resumed(blocks: int, staleness: int, tmp_path: Path) -> None:
     """The only segment is the whole run, which is too long to end before a stop comes, however late that is."""
 

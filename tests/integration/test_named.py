@@ -72,7 +72,10 @@ def test_same_bits_as_in_process(model: str, case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("model", "blocks"), [("masked", 2), ("masked", 3), ("sets", 3)])
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [("sets", 3), *(pytest.param("masked", blocks, marks=pytest.mark.slow) for blocks in (2, 3))],
+)
 def test_same_bits_on_ray_with_dropout_also_resumed(model: str, blocks: int, tmp_path: Path) -> None:
     run = {"checkpoint_every": 4, "alignment_every": 4, "evaluate_every_epochs": 1}
     plain = named(model, blocks, "probed", dropout=0.2, run=run)

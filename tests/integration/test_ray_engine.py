@@ -131,7 +131,7 @@ def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
         for family in text_string_to_metric_families(page)
         for sample in family.samples
     }
-    of_text = ("perplexity", "bpb", "tokens_per_second")  # of which tests/unit/test_language.py is
+    of_text = ("perplexity", "bpb", "tokens_per_second")  # of which tests/integration/test_language.py is
     expected = {
         metric.name
         for metric in METRICS

@@ -65,6 +65,7 @@ def kills(blocks: list[int], seed: int, steps: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [FEW, ALL], ids=str)
 def test_restart_gives_the_bits_of_an_undisturbed_run(killed: list[int], tmp_path: Path) -> None:
     faults = [
@@ -177,6 +178,7 @@ def test_an_error_of_a_layer_is_no_loss_and_keeps_its_words(tmp_path: Path) -> N
     assert "raise OutOfRange(7" in (run_dir / "traceback.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trainer_that_is_stopped_is_replaced_as_a_killed_one_is(tmp_path: Path) -> None:
     """SIGSTOP: the process is there, and gives no answer. So is one whose machine has no memory left for it."""

@@ -124,7 +124,7 @@ def test_replicas_of_a_network_with_batch_norm_train_as_one_does(tmp_path: Path)
         assert not torch.equal(found[0, 0][name], torch.zeros_like(found[0, 0][name]))
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_stale_replicas_stay_alike_and_learn(staleness: int, tmp_path: Path) -> None:
     plain = replicated({0: 2, 1: 4}, staleness=staleness, steps=120)
     with thread_fleet(plain, tmp_path) as fleet:

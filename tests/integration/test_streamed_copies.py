@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerators import LateDevice
 from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.services.block import worker
 from lowdimfa.services.block.devices import StreamedCopies
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from accelerators import LateDevice
 
 STEPS = 6
 

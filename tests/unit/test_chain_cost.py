@@ -15,6 +15,8 @@ from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.step_costs import Network, by_hand, counted
 from lowdimfa.models import cnn, mlp, vit
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "mlp": Network("mlp", mlp, (48, 32, 4, 10), (3, 4, 4), 16, {"r = 4": 4}, "3.0", "C2"),
     "cnn": Network("cnn", cnn, (3, (16, 8, 24), 10, 8, 2), (3, 8, 8), 3, {"r = 1/4": 0.25}, "3.1", "C4"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -73,7 +73,6 @@ json_values = st.recursive(
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
-@settings(max_examples=40)
 @given(
     saved=st.dictionaries(names.map("model/".__add__), tensors, max_size=5),
     cut=st.integers(0, 5),

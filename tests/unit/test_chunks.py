@@ -110,7 +110,7 @@ def learn(made: DecoupledNetwork, parts: list[tuple[Tensor, Tensor]]) -> tuple[A
     return {name: value.grad for name, value in named if value.grad is not None}, counted
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     chunk=st.integers(1, SAMPLES * TOKENS + 3),
     ignored=st.lists(st.booleans(), min_size=SAMPLES * TOKENS, max_size=SAMPLES * TOKENS),

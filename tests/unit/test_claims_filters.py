@@ -14,6 +14,8 @@ from benchmarks.claims.c8 import measures, strongest
 from benchmarks.claims.c8_figure import decoded, encoded
 from benchmarks.claims.filters import centre_surround, oriented, profiles
 
+pytestmark = pytest.mark.slow
+
 GRID = torch.arange(32.0)
 DOWN, ACROSS = torch.meshgrid(GRID, GRID, indexing="ij")
 

@@ -16,6 +16,8 @@ from benchmarks.claims.networks import DEEP_MLP, DEEP_MLP_NORMALISED, VGG, VIT
 from benchmarks.claims.training import augmented
 from lowdimfa import InputError
 
+pytestmark = pytest.mark.slow
+
 STUDIES = {"C2": c2.STUDY, "C4": c4.STUDY, "C5": c5.STUDY}
 each_study = pytest.mark.parametrize("name", STUDIES)
 

@@ -94,6 +94,7 @@ def test_the_page_says_what_is_stored_and_what_is_not(tmp_path: Path) -> None:
     assert "**Reproduced.**" in page(store(tmp_path, 40.0))
 
 
+@pytest.mark.slow
 def test_a_page_that_is_out_of_date_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = store(tmp_path, 39.0)
     assert main(["--check"], places) == 1

@@ -29,6 +29,8 @@ from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
 from lowdimfa.partitioning import partition
 
+pytestmark = pytest.mark.slow
+
 TINY = Network("tiny", mlp, (32, 16, 5, 10), "teacher", 128, 2, 32, (Update(1e-3), Update(3e-3)), target=1.0)
 IN_POINTS = [network for network in NETWORKS.values() if network.score != BITS]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from disks import file_limit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.services.monitoring import journal as module
@@ -29,7 +29,6 @@ def test_a_journal_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert list(Journal(tmp_path).read()) == []
 
 
-@settings(max_examples=40)
 @given(st.lists(st.text(max_size=8), max_size=6), st.data())
 def test_every_event_comes_once_however_the_writer_is_cut(tmp_path_factory, texts, data) -> None:
     journal = Journal(tmp_path_factory.mktemp("run"))

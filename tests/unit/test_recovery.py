@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lossy_engine import ALIGN, EVALUATE, SAVE, STEPS, LossyEngine, drive, events, of
 
@@ -119,7 +119,6 @@ LOSSES = st.lists(
 )
 
 
-@settings(max_examples=40)
 @given(
     policy=st.sampled_from(["restart", "rejoin"]), script=LOSSES, missed=st.booleans(), periodic=st.booleans()
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from descriptors import none_left_open
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
@@ -75,7 +75,6 @@ def pair() -> Iterator[tuple[Sender, RingView]]:
 
 
 @given(st.lists(st.integers(1, LARGEST // 8), min_size=1, max_size=8), st.booleans())
-@settings(max_examples=30)
 def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
     with pair() as (sender, there):
         for sequence, size in enumerate(sizes):
@@ -89,7 +88,6 @@ def test_what_is_written_is_read(sizes: list[int], probe: bool) -> None:
 
 
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=2 * SLOTS))
-@settings(max_examples=30)
 def test_each_announcement_brings_a_frame_to_its_buffers_and_receipts_return(frames: list[bytes]) -> None:
     with pair() as (sender, there):
         arriving = there.frames(0)

@@ -158,7 +158,6 @@ def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Set
         assert 8 * uplink.carried / setting.bandwidth <= machine.clock.now + 1e-6
 
 
-@settings(max_examples=40)
 @given(any_settings())
 def test_every_microbatch_is_forwarded_and_updated_once_in_each_block(setting: Setting) -> None:
     done: Counter[tuple[int, Compute]] = Counter()
@@ -197,6 +196,7 @@ def test_every_order_does_each_pass_of_each_microbatch_once(
         assert counts["weights"] <= counts["backward"] <= counts["forward"]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(2, 6), st.integers(1, 6), st.sampled_from(SCHEDULES), st.floats(0, 0.02))
 def test_more_bandwidth_is_never_slower_between_equal_blocks(
@@ -219,6 +219,7 @@ def test_the_same_setting_gives_the_same_outcome(schedule: str) -> None:
     assert simulate(setting, schedule) == simulate(setting, schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_longer_look_sees_the_same_throughput(schedule: str) -> None:
     setting = uniform(12, 4, STEP, bandwidth=1e8, latency=0.001)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
@@ -82,7 +82,6 @@ def write(folder: Path, text: str) -> Path:
 
 
 @given(specifications)
-@settings(max_examples=30)
 def test_resolved_yaml_loads_back_equal(mapping: dict[str, Any]) -> None:
     before = deepcopy(mapping)
     spec = parse_specification(mapping, "generated")

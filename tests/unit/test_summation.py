@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -82,7 +82,6 @@ def add_up(blocks: Sequence[Block], ends: Sequence[int]) -> list[Summation]:
     return sums
 
 
-@settings(max_examples=30)
 @given(number=st.integers(2, 9))
 def test_all_replicas_get_the_sum_in_the_order_of_ranks_to_the_bit(number: int) -> None:
     blocks = replicas(number)

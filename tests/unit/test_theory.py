@@ -71,6 +71,7 @@ def test_the_factors_of_the_second_generation_follow_gradients(seed: int) -> Non
         assert near(change.q, -0.5 * expected[0], 1e-12) and near(change.p, -0.5 * expected[1], 1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.1]))
 def test_what_the_local_rule_conserves(seed: int, decay: float) -> None:
@@ -99,6 +100,7 @@ def test_the_velocity_is_the_mean_of_the_sampled_rules(rule: str, drive: str) ->
     assert all(near(a, b, 1e-12) for a, b in zip(sampled.tensors(), mean.tensors(), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.1]), rule=st.sampled_from(["q", "q-and-p"]))
 def test_what_learned_feedback_conserves(seed: int, decay: float, rule: str) -> None:
@@ -112,6 +114,7 @@ def test_what_learned_feedback_conserves(seed: int, decay: float, rule: str) -> 
     assert near(final.p @ final.p.mT, torch.eye(2, dtype=torch.float64), 1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.2]))
 def test_learned_q_forgets_its_misalignment_exponentially(seed: int, decay: float) -> None:
@@ -136,6 +139,7 @@ def test_fixed_q_moves_the_first_layer_in_its_own_span_only() -> None:
     assert near(outside @ final.w1, outside @ state.w1 * math.exp(-0.5), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("error_dim", [1, 2, 4, OUTPUTS])
 def test_aligned_feedback_follows_its_closed_form(decay: float, error_dim: int) -> None:
@@ -162,6 +166,7 @@ def test_mode_strength_solves_its_equation(decay: float) -> None:
     assert near(slope, 2 * value * (sigma - decay - value), 1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), time=st.floats(0.1, 4.0))
 def test_oja_flow_has_its_closed_form_whatever_the_weights_do(seed: int, time: float) -> None:

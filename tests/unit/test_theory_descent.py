@@ -10,6 +10,8 @@ import torch
 from lowdimfa.errors import InputError
 from lowdimfa.theory import LinearFeedback, LinearState, LinearTask, Trajectory, descend, integrate
 
+pytestmark = pytest.mark.slow
+
 VALUES = (1.5, 1.0, 0.6)
 HORIZON = 20.0
 BATCH = 16

@@ -22,6 +22,8 @@ from lowdimfa.theory import (
     velocity,
 )
 
+pytestmark = pytest.mark.slow
+
 VALUES = (2.0, 1.5, 1.0, 0.7)
 INPUTS, OUTPUTS, HIDDEN = 7, 5, 8
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -50,7 +50,6 @@ def documents() -> st.SearchStrategy[list[list[int]]]:
 
 
 @given(documents(), st.integers(1, 6))
-@settings(max_examples=60)
 def test_packed_windows_have_every_token_once(own: list[list[int]], context: int) -> None:
     stream = [token for document in own for token in [*document, END]]
     starts = np.cumsum([0, *(len(document) + 1 for document in own)])
@@ -76,7 +75,6 @@ def test_packed_windows_have_every_token_once(own: list[list[int]], context: int
 
 
 @given(documents(), st.integers(1, 6))
-@settings(max_examples=60)
 def test_samples_of_documents_predict_every_token_of_a_document_once(
     own: list[list[int]], context: int
 ) -> None:

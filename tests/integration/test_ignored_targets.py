@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,7 +66,6 @@ def batches(inputs: Tensor, targets: Tensor, microbatches: int) -> list[tuple[Te
 
 
 @given(st.sampled_from([1, 2, 3, 4, 12]), st.floats(0, 1), st.integers(0, 1000), st.booleans())
-@settings(max_examples=30)
 def test_a_step_is_that_of_plain_torch_on_the_whole_batch(
     microbatches: int, share: float, seed: int, own: bool
 ) -> None:
