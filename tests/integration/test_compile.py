@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
-import torch._inductor.config as inductor
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from lowdimfa.block import Block
 from lowdimfa.build import build_block
@@ -27,10 +25,13 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
+def compiler() -> Iterator[Any]:
+    """Give the compiler, with nothing compiled; late, as it takes seconds to import."""
+    import torch._dynamo.utils
+
     torch._dynamo.reset()
-    counters.clear()
-    yield
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo
     torch._dynamo.reset()
 
 
@@ -51,7 +52,7 @@ def make_block(compiled: bool, staleness: int) -> Block:
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_a_compiled_block_learns_what_an_eager_one_does(staleness: int) -> None:
+def test_a_compiled_block_learns_what_an_eager_one_does(staleness: int, compiler: Any) -> None:
     blocks = [make_block(compiled, staleness) for compiled in (False, True)]
     for block in blocks:
         for step in range(3 + staleness):
@@ -61,13 +62,15 @@ def test_a_compiled_block_learns_what_an_eager_one_does(staleness: int) -> None:
                 block.receive_error(Ticket(late, 0), normal(4, 3, seed=late))
                 block.step()
     eager, compiled = blocks
-    assert counters["stats"]["unique_graphs"] >= 1
+    assert compiler.utils.counters["stats"]["unique_graphs"] >= 1
     for expected, found in zip(eager.module.parameters(), compiled.module.parameters(), strict=True):
         torch.testing.assert_close(found, expected)
     assert compiled.state().tensors.keys() == eager.state().tensors.keys()
 
 
 def test_without_a_compiler_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
     with pytest.raises(InputError, match=r"train\.compile.*block 0.*Set it to false") as refusal:

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
-from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
-from torchmetrics.regression import PearsonCorrCoef
 
 from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
@@ -79,6 +77,10 @@ class Half:
 @given(data=st.data())
 def test_batches_are_the_whole_evaluation_at_once(data: st.DataObject) -> None:
     """Property: cut as you like, over positions or not, with some that don't count, as torchmetrics of all at once."""
+    from torchmetrics import (
+        classification,  # late: it takes seconds, and other files of tests share the process
+    )
+
     count, positions, classes = data.draw(st.integers(2, 30)), data.draw(st.integers(0, 3)), 4
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
     shape = (count, positions) if positions else (count,)
@@ -107,14 +109,16 @@ def test_batches_are_the_whole_evaluation_at_once(data: st.DataObject) -> None:
         if not len(labels):
             assert found == {}
             continue
-        assert found["f1"] == MulticlassF1Score(**arguments)(rows, labels).double().tolist()  # type: ignore[arg-type]
-        assert found["auroc"] == MulticlassAUROC(**arguments)(rows, labels).double().tolist()  # type: ignore[arg-type]
+        assert found["f1"] == classification.MulticlassF1Score(**arguments)(rows, labels).double().tolist()  # type: ignore[arg-type]
+        assert found["auroc"] == classification.MulticlassAUROC(**arguments)(rows, labels).double().tolist()  # type: ignore[arg-type]
         assert found["margin"] == pytest.approx(
             margin(rows, labels, 2.0).double().tolist(), rel=1e-5, abs=1e-6
         )
 
 
 def test_targets_of_numbers_come_as_they_are_and_what_is_not_finite_is_none() -> None:
+    from torchmetrics import regression  # late: it takes seconds, and other files of tests share the process
+
     metrics = Metrics({"r": FactoryConfig("torchmetrics.regression:PearsonCorrCoef", {})})
     outputs, targets = torch.randn(20, 1), torch.randn(20, 1)
     with pytest.raises(InputError, match=r"train\.metrics\.r: .*outputs \(20, 3\).*targets \(20, 1\)"):
@@ -122,7 +126,7 @@ def test_targets_of_numbers_come_as_they_are_and_what_is_not_finite_is_none() ->
     metrics.reset()
     metrics.update(outputs, targets, None)
     assert metrics.compute()["r"] == pytest.approx(
-        float(PearsonCorrCoef()(outputs.squeeze(), targets.squeeze()))
+        float(regression.PearsonCorrCoef()(outputs.squeeze(), targets.squeeze()))
     )
     metrics.reset()
     metrics.update(torch.full((4, 1), torch.nan), torch.ones(4, 1), None)
@@ -147,6 +151,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 def test_a_run_measures_what_torchmetrics_does_of_its_plain_model(
     run: tuple[Path, list[dict[str, Any]]],
 ) -> None:
+    from torchmetrics import (
+        classification,  # late: it takes seconds, and other files of tests share the process
+    )
+
     path, seen = run
     evaluated = [event for event in seen if event["event"] == "evaluated"]
     assert len(evaluated) == 2 and evaluated[0]["metrics"] != evaluated[1]["metrics"]
@@ -160,9 +168,11 @@ def test_a_run_measures_what_torchmetrics_does_of_its_plain_model(
     )
     found = evaluated[-1]["metrics"]
     assert found["f1"] == pytest.approx(
-        MulticlassF1Score(10, average=None)(outputs, targets).tolist(), abs=1e-6
+        classification.MulticlassF1Score(10, average=None)(outputs, targets).tolist(), abs=1e-6
     )
-    assert found["auroc"] == pytest.approx(float(MulticlassAUROC(10)(outputs, targets)), abs=1e-6)
+    assert found["auroc"] == pytest.approx(
+        float(classification.MulticlassAUROC(10)(outputs, targets)), abs=1e-6
+    )
     assert found["margin"] == pytest.approx(margin(outputs, targets).tolist(), rel=1e-4)
     assert seen[-1]["metrics"] == found == evaluate_run(path)["metrics"]
 
