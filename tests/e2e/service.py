@@ -84,10 +84,14 @@ class Service:
         jobs = map(json.loads, self.run("jobs", "--format", "json").stdout.splitlines())
         going = [str(job["id"]) for job in jobs if job["ended"] is None]
         for job in going:
-            self.run("stop", job, "--now")
-            with self.watching(job) as watch:
-                watch.end()  # its processors are free again
+            self.stop(job)
         return going
+
+    def stop(self, job: str) -> None:
+        """Stop a job at once, and wait until its processors are free again."""
+        self.run("stop", job, "--now")
+        with self.watching(job) as watch:
+            watch.end()
 
     def watching(self, job: str) -> Going:
         """Watch a job, as JSON lines; the service may be away for as long as its start takes."""

@@ -82,7 +82,7 @@ def test_every_query_of_the_dashboards_finds_data_of_a_running_job(served: Servi
         try:
             look_at(served, prometheus, job)
         finally:
-            served.run("stop", job, "--now")
+            served.stop(job)
 
 
 def look_at(served: Service, prometheus: Prometheus, job: str) -> None:
