@@ -88,3 +88,17 @@ def test_commands_that_ask_a_service(tmp_path: Path) -> None:
         with_address = [[*words, "--coordinator", service.address] for words in asked]
         light(tmp_path, *with_address)
         light(tmp_path, ["watch", job, "--coordinator", service.address], code=130)  # that of a stopped job
+
+
+def test_nothing_that_a_specification_names_is_imported_to_check_its_arguments() -> None:
+    """Not even a module that is there, with a name that begins like one of the project's."""
+    script = (
+        "import sys, lowdimfa.services.spec.arguments; before = set(sys.modules)\n"
+        "from lowdimfa.services.spec.load import violations\n"
+        "text = \"model: {factory: 'this:model', blocks: 2}\\ndata: {factory: 'torch.utils.tensorboard:x'}\\n\"\n"
+        "text += \"train: {steps: 1, loss: 'torch.distributed.pipelining.stage.x'}\"\n"
+        "assert violations(text) == [], violations(text)\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done

@@ -185,7 +185,9 @@ def test_metrics_do_not_depend_on_the_environment(tmp_path: Path) -> None:
     """A program that imports this one may be set up for the many processes of a web server."""
     folder, missing = tmp_path / "multi", tmp_path / "missing"
     folder.mkdir()
-    used = "from tests.unit.test_metrics import *; used_block(), used_trainer(), used_coordinator(); print(samples({}))"
+    used = (
+        "from tests.integration.test_metrics import *; used_block(), used_coordinator(); print(samples({}))"
+    )
     pages = [
         subprocess.run(
             [sys.executable, "-c", used.format("used_trainer().registry")],
