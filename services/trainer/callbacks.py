@@ -48,6 +48,8 @@ def _check(callback: Callback, specification: dict[str, Any]) -> None:
     name = f"the callback {type(callback).__qualname__}"
     if late := [one for one in (*CALLS, "check") if inspect.iscoroutinefunction(getattr(callback, one))]:
         raise InputError(name, f"{late[0]!r} as a coroutine", "plain methods, as nothing awaits them")
+    if isinstance(callback.watches, str):
+        raise InputError(f"{name}: watches", repr(callback.watches), "a tuple of names")
     try:
         callback.check(specification)
     except InputError:

@@ -15,10 +15,10 @@ from lowdimfa.errors import (
     other_peoples_code,
     unforeseen,
 )
+from lowdimfa.services.callbacks.numbers import require_watched
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.mirror import Mirror, fetch, forget, unname, work_dir
 from lowdimfa.services.run.objects import KEY
@@ -146,7 +146,7 @@ def prepare(
         whole = whole or request.engine == "local"
         resumed = manifest is not None
         plan = make_run_plan(specification, boundaries, rehearsed, resumed, whole, in_turn)
-        Language.of(plan)  # which refuses what the data tells of itself
+        require_watched(plan, callbacks)
         if manifest is not None:
             require_resumable(plan, manifest)
     return Prepared(plan, manifest, callbacks)
