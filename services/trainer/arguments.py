@@ -25,12 +25,12 @@ Spelt = Specification | Mapping[str, Any] | str | Path
 _KEYS = "optimizer|scheduler|loss|steps|epochs|batch_size|microbatches|seed"
 _SAID = (
     (re.compile(r"^the arguments: "), ""),
-    (re.compile(r"\b(model|data)\.factory\b"), r"\1"),
-    (re.compile(r"\bmodel\.blocks\b"), "blocks"),
-    (re.compile(rf"\btrain\.({_KEYS})\b(\.factory\b)?"), r"\1"),
+    (re.compile(r"\b(?<!\[')(model|data)\.factory\b"), r"\1"),
+    (re.compile(r"\b(?<!\[')model\.blocks\b"), "blocks"),
+    (re.compile(rf"\b(?<!\[')train\.({_KEYS})\b(\.factory\b)?"), r"\1"),
     (re.compile(r"\ba factory that returned "), ""),
 )
-"""What keys of a specification are called by who gave arguments."""
+"""What keys of a specification are called by who gave arguments, but for those in ``overrides``."""
 
 
 @contextmanager
@@ -135,7 +135,10 @@ def _is_path(value: object) -> bool:
 _FIT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine": (lambda value: value in ("ray", "local"), "'ray' or 'local'"),
     "run_dir": (_is_path, "the path of a folder, or an address"),
-    "user_code": (_is_path, "the path of a folder"),
+    "user_code": (
+        lambda value: value is None or (_is_path(value) and Path(value).is_dir()),
+        "the path of a folder that is there",
+    ),
     "on_event": (lambda value: value is None or callable(value), "a function of an event"),
     "callbacks": (lambda value: isinstance(value, list | tuple), "a list of callbacks"),
 }
