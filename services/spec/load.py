@@ -125,10 +125,10 @@ def to_yaml(spec: Specification) -> str:
 def _overridden(
     mapping: dict[Any, Any], source: str, overrides: Overrides, context: Mapping[str, Any] | None = None
 ) -> Specification:
-    by_key = isinstance(overrides, Mapping)
-    given = [(_path(key), value) for key, value in overrides.items()] if by_key else map(_setting, overrides)
-    form = "overrides['{}']" if by_key else "--set {}"
-    pairs = list(given)
+    if isinstance(overrides, Mapping):
+        form, pairs = "overrides['{}']", [(_path(key), value) for key, value in overrides.items()]
+    else:
+        form, pairs = "--set {}", list(map(_setting, overrides))
     settings = Settings(source, [path for path, _ in pairs], form)
     for path, value in pairs:
         mapping = _with(mapping, path, value, settings)
