@@ -104,6 +104,9 @@ class DecoupledTrainer:
         Called with the optimiser of a block.
     loss
         A name, or a function of outputs and targets.
+    metrics
+        By name, or in a list: objects and classes with ``reset``, ``update`` and ``compute``, as those of torchmetrics, and
+        functions of outputs and targets. Objects are copied, and begin anew.
     feedback
         A `FeedbackConfig`, or a mapping with its keys.
     steps, epochs
@@ -155,6 +158,7 @@ class DecoupledTrainer:
         optimizer: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         scheduler: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | str | None = None,
+        metrics: Mapping[str, Any] | Sequence[Any] | None = None,
         feedback: FeedbackConfig | Mapping[str, Any] | None = None,
         steps: int | None = None,
         epochs: int | None = None,
@@ -176,7 +180,7 @@ class DecoupledTrainer:
         )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
-        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
+        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed, "metrics": metrics}
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
             path = Path(specification)

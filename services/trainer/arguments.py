@@ -22,12 +22,13 @@ Model = nn.Module | Sequence[nn.Module]
 Spelt = Specification | Mapping[str, Any] | str | Path
 """How a specification may be given."""
 
-_KEYS = "optimizer|scheduler|loss|steps|epochs|batch_size|microbatches|seed"
+_KEYS = "optimizer|scheduler|loss|steps|epochs|batch_size|microbatches|seed|metrics"
 _SAID = (
     (re.compile(r"^the arguments: "), ""),
     (re.compile(r"\b(?<!\[')(model|data)\.factory\b"), r"\1"),
     (re.compile(r"\b(?<!\[')model\.blocks\b"), "blocks"),
     (re.compile(rf"\b(?<!\[')train\.({_KEYS})\b(\.factory\b)?"), r"\1"),
+    (re.compile(r"\b(metrics\.\w+)\.factory\b"), r"\1"),
     (re.compile(r"\ba factory that returned "), ""),
 )
 """What keys of a specification are called by who gave arguments, but for those in ``overrides``."""
