@@ -105,8 +105,8 @@ class DecoupledTrainer:
     loss
         A name, or a function of outputs and targets.
     metrics
-        By name, or in a list: objects and classes with ``reset``, ``update`` and ``compute``, as those of torchmetrics, and
-        functions of outputs and targets. Objects are copied, and begin anew.
+        By name, or in a list: objects and classes with ``reset``, ``update`` and ``compute``, as those of torchmetrics,
+        and functions of outputs and targets. Objects are copied, and begin anew.
     feedback
         A `FeedbackConfig`, or a mapping with its keys.
     steps, epochs
