@@ -19,8 +19,8 @@ from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError
 from lowdimfa.data import digits
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import export_file
-from lowdimfa.services.trainer.api import Result
 from lowdimfa.services.trainer.evaluate import evaluate_run
+from lowdimfa.services.trainer.results import Result
 
 ADAMW = partial(torch.optim.AdamW, lr=0.003)
 ONE_CYCLE = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.003)
