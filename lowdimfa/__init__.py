@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lowdimfa.services.callbacks.mlflow import MLflow
     from lowdimfa.services.callbacks.tensorboard import TensorBoard
     from lowdimfa.services.callbacks.wandb import WandB
-    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+    from lowdimfa.services.trainer.api import DecoupledTrainer
+    from lowdimfa.services.trainer.results import Result
     from lowdimfa.taps import Tap
     from lowdimfa.tickets import Ticket
     from lowdimfa.trainer import InProcessTrainer
@@ -97,7 +98,8 @@ __getattr__, __dir__ = on_demand(
         "services.callbacks.mlflow": "MLflow",
         "services.callbacks.tensorboard": "TensorBoard",
         "services.callbacks.wandb": "WandB",
-        "services.trainer.api": "DecoupledTrainer Result",
+        "services.trainer.api": "DecoupledTrainer",
+        "services.trainer.results": "Result",
         "taps": "Tap",
         "tickets": "Ticket",
         "trainer": "InProcessTrainer",

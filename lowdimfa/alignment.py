@@ -123,8 +123,11 @@ def _leaf(value: Tensor) -> Tensor:
 
 
 def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> BlockAlignment:
-    ours = torch.cat([value.flatten().float() for value in update])
-    true = torch.cat([value.flatten().float() for value in truth])
+    ours, true = (torch.cat([_dense(value).flatten().float() for value in each]) for each in (update, truth))
     norms = float(ours.norm()), float(true.norm())
     cosine = float(ours @ true) / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)
     return BlockAlignment(index, cosine, math.degrees(math.acos(max(-1.0, min(1.0, cosine)))), *norms)
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value.to_dense() if value.is_sparse else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,9 +54,13 @@ class Callback:
         Whether the run goes on while a method works: for what waits for a network or a disk. It must then draw nothing
         from the default random generators, which training seeds. Otherwise the run waits, so that `Run.stop` ends it
         right at the step of the event; callbacks are called in the order of their list.
+    watches
+        Names of numbers of the ``evaluated`` event, and of ``train.metrics``, that it can't do without: a run whose
+        evaluations don't have one is refused before training.
     """
 
     background: ClassVar[bool] = False
+    watches: Sequence[str] = ()
 
     def check(self, specification: Mapping[str, Any]) -> None:
         """Raise an `InputError` before training, if a run of this specification can't do with the callback."""

@@ -294,11 +294,5 @@ class StageConfig:
     @classmethod
     def of(cls, training: TrainingConfig, feedback: FeedbackConfig) -> StageConfig:
         """Return what the settings of a network make of it."""
-        return cls(
-            seed=training.seed,
-            precision=training.precision,
-            activations=training.activations,
-            staleness=training.staleness,
-            compiled=training.compile,
-            probe_noise=feedback.probe_noise,
-        )
+        same = {name: getattr(training, name) for name in ("seed", "precision", "activations", "staleness")}
+        return cls(**same, compiled=training.compile, probe_noise=feedback.probe_noise)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -200,6 +200,12 @@ class StoppedError(LowdimfaError):
 
 _LONGEST = 2000
 """Characters of another one's text in a message, which travels in metadata and lists; a traceback has all of it."""
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def in_words(error: BaseException) -> str:

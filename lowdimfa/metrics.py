@@ -144,18 +144,33 @@ def _key(name: str) -> str:
     return f"train.metrics.{name}"
 
 
+_METHODS = ("reset", "update", "compute")
+
+
+def is_metric(value: object) -> bool:
+    """Return whether something is a metric's object, and no class or function."""
+    return not inspect.isclass(value) and all(callable(getattr(value, name, None)) for name in _METHODS)
+
+
 def _made(config: FactoryConfig, key: str, device: torch.device | None) -> Metric:
     if str(config.factory).startswith("torchmetrics"):
         package("torchmetrics", f"{key}.factory", "metrics")
-    target, args = resolve(config.factory, f"{key}.factory"), deepcopy(dict(config.args))
-    if not inspect.isclass(target):
+    args = deepcopy(dict(config.args))
+    target: Any = resolve(config.factory, f"{key}.factory")
+    made: Any
+    if is_metric(target):
+        made = deepcopy(target)
+        made.reset()  # of what it has seen elsewhere
+    elif inspect.isclass(getattr(target, "func", target)):  # or a partial of one
+        made = call_factory(target, args, f"{key}.factory")
+    else:
         return Mean(partial(target, **args))
-    made = call_factory(config.factory, args, f"{key}.factory")
-    lacking = [name for name in ("reset", "update", "compute") if not callable(getattr(made, name, None))]
-    if lacking:
+    if lacking := [name for name in _METHODS if not callable(getattr(made, name, None))]:
         found = f"{config.factory!r}, whose objects have no {' and no '.join(lacking)}"
         raise InputError(f"{key}.factory", found, "a class as torchmetrics has them, or a function")
-    return made.to(device) if device is not None and hasattr(made, "to") else made  # type: ignore[no-any-return]
+    if device is not None and hasattr(made, "to"):
+        made = made.to(device)
+    return made  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -48,6 +48,11 @@ class Updater:
     average
         Follows the parameters.
 
+    Attributes
+    ----------
+    sparse
+        Whether there were sparse gradients, as those of ``nn.Embedding(sparse=True)``.
+
     Raises
     ------
     InputError
@@ -70,6 +75,8 @@ class Updater:
         self._seed = seed
         self.average = average
         self._kinds = {name: (kinds or {}).get(name, "other") for name in parameters}
+        self._chosen: dict[str, Any] = {}
+        self.sparse = False
         self.optimizer: Optimizer | None = None
         self.scheduler: LRScheduler | None = None
         if not parameters:  # a block cut so that it has nothing to learn
@@ -82,7 +89,8 @@ class Updater:
     def _make_optimizer(self) -> Optimizer:
         where, given = self.config.optimizer_key, self.config.optimizer
         factory = resolve(given.factory, f"{where}.factory")
-        filled = _fused(factory, self.trained, given.args)
+        self._chosen = _fused(factory, self.trained, given.args)
+        filled = dict(self._chosen)
         if "kinds" in _signature(factory):
             filled["kinds"] = self._kinds
         made = self._call(factory, self.trained, given, filled, where)
@@ -151,7 +159,14 @@ class Updater:
     def apply(self) -> None:
         """Let the optimiser apply the gradients, and clear them."""
         assert self.optimizer is not None
+        sparse = [group for group in self.optimizer.param_groups if _has_sparse(group)]
+        self.sparse = self.sparse or bool(sparse)
+        apart = sparse if self._chosen else []
+        for group in apart:  # no fused step takes these: let torch choose
+            group["fused"] = None
         self.optimizer.step()
+        for group in apart:  # as in all other blocks, with which this one may be resumed
+            group |= self._chosen
         # A fused step changes weights behind autograd's back, which then can't refuse a backward that comes too late.
         torch.autograd.graph.increment_version(self.trained)
         self.optimizer.zero_grad()
@@ -194,6 +209,10 @@ def _fused(
         return {}
     fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
     return {"fused": True} if fits else {}
+
+
+def _has_sparse(group: Mapping[str, Any]) -> bool:
+    return any(one.grad is not None and one.grad.is_sparse for one in group["params"])
 
 
 def _require(made: object, names: tuple[str, ...], what: str, factory: str, where: str) -> None:

@@ -1,9 +1,12 @@
-"""Paths as people write them."""
+"""Paths as people write them, and folders that are there as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})", re.ASCII)
@@ -43,3 +46,19 @@ def _value(found: re.Match[str]) -> str:
     if not value:
         raise ValueError(f"{found[0]} is {'not set' if value is None else 'empty'}")
     return value
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """Give a folder that becomes ``out`` when the body has ended, and goes away when it fails."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for path in folder.rglob("*"):  # a name in place means that its contents are on the disk
+            if path.is_file():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,12 +6,9 @@ The first counts the text, finds what isn't any, and trains the tokenizer; the s
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -22,6 +19,7 @@ from lowdimfa.data.documents import Piece, TextFile, place_to_cut, text_files
 from lowdimfa.data.token_files import MANIFEST, SPLITS, Manifest, Part, PartWriter
 from lowdimfa.data.tokenizer import Tokenizer
 from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.paths import appearing
 
 VOCABULARY = 8192
 """Tokens of a tokenizer that is trained here, where nothing else is said."""
@@ -118,7 +116,7 @@ def prepare(
     if progress.characters < 2:
         raise InputError(", ".join(recipe.sources), "no text at all", "files with text")
     try:
-        with _appearing(out) as folder:
+        with appearing(out) as folder:
             pieces = chain.from_iterable(file.pieces() for file in files)
             parted = divided(pieces, progress.characters, recipe.validation)
             parts = _encoded(parted, tokenizer, folder, progress)
@@ -252,18 +250,3 @@ def _existing(out: Path, made_from: dict[str, Any]) -> Manifest | None:
         )
     manifest.check_contents(out)
     return manifest
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Give a folder that becomes ``out`` when the body has ended, and goes away when it fails."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for path in folder.iterdir():  # a name in place means that its contents are on the disk
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

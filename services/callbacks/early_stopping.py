@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.callback import Callback, Event, Run
-from lowdimfa.services.callbacks.numbers import number_in, require_known
+from lowdimfa.services.callbacks.numbers import number_in
 from lowdimfa.services.monitoring.journal import Journal
 
 Mode = Literal["min", "max"]
@@ -48,16 +47,7 @@ class EarlyStopping(Callback):
         self._metric, self._patience, self._delta = metric, patience, min_delta
         self._sign = 1 if mode == "min" else -1
         self._values: dict[int, float] = {}
-
-    def check(self, specification: Mapping[str, Any]) -> None:
-        """Refuse a metric that the run's evaluations don't have.
-
-        Raises
-        ------
-        InputError
-            There is none of this name.
-        """
-        require_known(self._metric, specification, "run.callbacks: EarlyStopping: metric")
+        self.watches = (metric,)
 
     def started(self, event: Event, run: Run) -> None:
         """Take up what was evaluated before the step at which the run goes on."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from lowdimfa.callback import Event
+from lowdimfa.callback import Callback, Event
 from lowdimfa.errors import InputError
-from lowdimfa.services.spec.learning import metric_names
+from lowdimfa.services.run.language import Language
 from lowdimfa.services.spec.section import TEST_NUMBERS, nearest
+
+if TYPE_CHECKING:
+    from lowdimfa.services.run.plan import RunPlan
 
 PROGRESS = {
     "loss": "train/loss",
@@ -40,17 +43,24 @@ def number_in(event: Event, metric: str) -> float:
     raise InputError("metric", found, f"one of {', '.join(there)}")
 
 
-def require_known(metric: str, specification: Mapping[str, Any], where: str) -> None:
-    """Refuse the name of a number that no evaluation of a run will have.
+def require_watched(plan: RunPlan, callbacks: Iterable[Callback]) -> None:
+    """Refuse what watches a number that the run's evaluations won't have: callbacks, and ``run.keep_best``.
 
     Raises
     ------
     InputError
-        ``where``, the argument that holds the name, is wrong.
+        There is none of this name, or it is one for each class.
     """
-    known = [*TEST_NUMBERS, *metric_names(specification["train"]["metrics"])]
-    if metric not in known:
-        raise InputError(where, repr(metric), f"one of {', '.join(known)}", nearest(metric, known))
+    best, there = plan.specification.run.keep_best, [*plan.numbers, *Language.of(plan).numbers]
+    watched = [("run.keep_best.metric", best.metric)] if best is not None else []
+    for callback in callbacks:
+        watched += [(f"the callback {type(callback).__qualname__}", name) for name in callback.watches]
+    for where, name in watched:
+        if name not in there:
+            each = name in plan.specification.train.named_metrics
+            found = "which has one number per class" if each else "which this run's evaluations don't have"
+            expected = f"one number: {', '.join(there)}"
+            raise InputError(where, f"{name!r}, {found}", expected, nearest(name, there))
 
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:

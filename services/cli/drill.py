@@ -33,7 +33,8 @@ from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
 
 if TYPE_CHECKING:
     from lowdimfa.services.lab.drill.round import Round
-    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+    from lowdimfa.services.trainer.api import DecoupledTrainer
+    from lowdimfa.services.trainer.results import Result
 
 
 class PolicyOption(StrEnum):

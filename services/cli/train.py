@@ -22,7 +22,8 @@ from lowdimfa.services.trainer import forks
 
 if TYPE_CHECKING:
     from lowdimfa.services.cli.live import LiveRun
-    from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+    from lowdimfa.services.trainer.api import DecoupledTrainer
+    from lowdimfa.services.trainer.results import Result
 
 STOP_LIVENESS = 4.0
 """An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""

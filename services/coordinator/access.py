@@ -112,8 +112,8 @@ def digest(token: str) -> str:
 class Gate:
     """Finds the caller of a call.
 
-    The file is read again when it changes, so that a token can be taken back without a restart; a file that is no
-    longer valid changes nothing.
+    The file is read again when it changes, so that a token can be taken back without a restart. Contents that are no
+    longer valid change nothing; while there is no file, or one that can't be read, nobody gets in.
 
     Parameters
     ----------
@@ -125,6 +125,7 @@ class Gate:
         self._path = path
         self._entries: list[TokenEntry] = []
         self._stamp: tuple[int, int, int] | None = None
+        self._away = False
         if path is not None:
             self._entries, self._stamp = read_tokens(path), _stamp(path)
 
@@ -134,7 +135,7 @@ class Gate:
         Raises
         ------
         RefusedError
-            There is no token, or it is not a known one.
+            There is no token, it is not a known one, or no token is known.
         """
         if self._path is None:
             return Caller("", Role.admin)
@@ -150,19 +151,30 @@ class Gate:
         for entry in self._entries:  # all of them, so that the time says nothing
             if hmac.compare_digest(entry.sha256, hashed):
                 found = entry
+        if self._away:
+            message = "the service can't read its token file: nobody gets in until it is there again"
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, message, "access")
         if found is None:
             raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, "the token is not known here", "access")
         return Caller(found.name, Role[found.role])
 
     def _refresh(self, path: Path) -> None:
         stamp = _stamp(path)
-        if stamp is None or stamp == self._stamp:
+        if stamp is not None and stamp == self._stamp:
             return
-        self._stamp = stamp
+        away = False
         try:
             self._entries = read_tokens(path)
         except InputError as error:
-            _log.error("the tokens stay as they were: %s", error.message)
+            away = isinstance(error.__cause__, OSError)
+            if not away:
+                _log.error("the tokens stay as they were: %s", error.message)
+            elif not self._away:
+                self._entries = []
+                _log.error("nobody gets in any more: %s", error.message)
+        if self._away and not away:
+            _log.warning("token file %s is there again", path)
+        self._stamp, self._away = None if away else stamp, away  # one that is away is looked for at each call
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -170,7 +182,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_ctime_ns, status.st_size, status.st_ino  # of contents and rights
 
 
 def require_role(caller: Caller, needed: Role, method: str) -> None:

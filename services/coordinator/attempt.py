@@ -12,7 +12,7 @@ from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.load import parse_text
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import targets_file
 
 LAST_EVENTS = 50

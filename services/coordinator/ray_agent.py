@@ -22,8 +22,8 @@ from lowdimfa.services.coordinator.runner import AgentCall, Condition
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.actor import TrainerActor
 from lowdimfa.services.trainer.cluster import start_ray
-from lowdimfa.services.trainer.execute import RunRequest
 from lowdimfa.services.trainer.placement import free_places
+from lowdimfa.services.trainer.request import RunRequest
 
 NAMESPACE = "lowdimfa"
 """Ray namespace of the named actors."""

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.coordinator.runner import AgentCall, Capacity, ClusterError, Condition, Look
 from lowdimfa.services.trainer.cluster import unreachable
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 START_LIVENESS = 2.0
 """An agent may take this many times the liveness to start: it imports torch and joins the cluster."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
 
 from lowdimfa.services.coordinator.jobs import Event
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 AgentCall = Literal["capacity", "start", "look", "stop", "release"]
 """What the agent of a `RayRunner` can be called for."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterable
+from io import BufferedReader, RawIOBase
 from socketserver import TCPServer, ThreadingMixIn
 from threading import Semaphore, Thread
 from typing import Any
@@ -14,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from lowdimfa.errors import ResourceError
 
 REQUEST_SECONDS = 10.0
-"""A client that sends or takes nothing for so long is cut off."""
+"""A client that has not sent its whole request in so long, or takes nothing of the answer, is cut off."""
 
 MOST_AT_ONCE = 256
 """Connections; more are closed unheard."""
@@ -149,7 +151,11 @@ class _Server6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_SECONDS
+    def setup(self) -> None:
+        """Bound the whole of what is read, however slowly it drips in."""
+        super().setup()
+        self.connection.settimeout(REQUEST_SECONDS)
+        self.rfile = BufferedReader(_Arriving(self.connection, REQUEST_SECONDS))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: Prometheus asks every few seconds."""
@@ -157,6 +163,27 @@ class _Handler(WSGIRequestHandler):
     def address_string(self) -> str:
         """Return the client's address as it is."""
         return str(self.client_address[0])
+
+
+class _Arriving(RawIOBase):
+    """What a connection receives within some seconds from now, taken together."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection, self._seconds = connection, seconds
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request did not arrive in time")
+        self._connection.settimeout(left)
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(self._seconds)  # for each part of the answer
 
 
 def _with_head(application: Application) -> Application:

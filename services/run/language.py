@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowdimfa.data.base import bytes_per_target
-from lowdimfa.errors import InputError
 from lowdimfa.losses import shows_targets
 
 if TYPE_CHECKING:
@@ -40,17 +39,17 @@ class Language:
         Raises
         ------
         InputError
-            The data tells something else than a number of bytes; or ``run.keep_best`` wants a number that there isn't.
+            The data tells something else than a number of bytes.
         """
         data, loss = plan.dataset, plan.network.training.loss
         sizes = [bytes_per_target(split) for split in (data.train, data.test)]
-        found = cls(data.task == "tokens" and shows_targets(loss, data.task), *sizes)
-        there = {"test_perplexity": found.applies, "test_bits_per_byte": found.applies and found.test_bytes}
-        best = plan.specification.run.keep_best
-        if best is not None and not there.get(best.metric, True):
-            has, key = f"{best.metric!r}, which this run's evaluations don't have", "run.keep_best.metric"
-            raise InputError(key, has, "such as 'test_loss'")
-        return found
+        return cls(data.task == "tokens" and shows_targets(loss, data.task), *sizes)
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of those of which an evaluation has one."""
+        there = {"test_perplexity": self.applies, "test_bits_per_byte": self.applies and self.test_bytes}
+        return [name for name, has in there.items() if has]
 
     def trained(self, results: Sequence[StepResult], steps_per_second: float) -> dict[str, Any]:
         """Return the numbers of a ``progress`` event, over some steps: each token that counts weighs the same."""

@@ -54,13 +54,20 @@ _ITEMS_CHECKED = 1024
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The whole run."""
+    """The whole run.
+
+    Attributes
+    ----------
+    numbers
+        Those of which each evaluation has one, by name; `Language.numbers` are further ones.
+    """
 
     specification: Specification
     dataset: Dataset
     order: BatchOrder
     example: Example
     network: NetworkPlan
+    numbers: list[str]
 
     @property
     def reader(self) -> Reader:
@@ -126,7 +133,7 @@ def make_run_plan(
     _check_tokens(network, reader)
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
-    _check_targets(specification, network, reader)
+    numbers = _check_targets(network, reader)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
@@ -134,7 +141,7 @@ def make_run_plan(
         _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
     if network.outline is not None:
         network.outline.close()
-    return RunPlan(specification, dataset, order, example, network)
+    return RunPlan(specification, dataset, order, example, network, numbers)
 
 
 def make_network_plan(
@@ -246,8 +253,11 @@ def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
             validate_tokens(inputs, vocabulary)
 
 
-def _check_targets(specification: Specification, network: NetworkPlan, reader: Reader) -> None:
-    """Run the loss once on an output of the right shape, so that a mismatch is found before the first step."""
+def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
+    """Run the loss once on an output of the right shape, so that a mismatch is found before the first step.
+
+    Return the names of the numbers that evaluations will have.
+    """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     loss = make_loss(training.loss, task, training.ignore_index)
     if training.loss in ("auto", "cross_entropy") and task != "regression":
@@ -258,30 +268,18 @@ def _check_targets(specification: Specification, network: NetworkPlan, reader: R
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
     counted = counts(training.loss, task, training.ignore_index)(targets)
     checked_loss(loss, torch.zeros(len(targets), *shape), targets, counted)
-    _check_metrics(specification, network, targets, task)
+    return _check_metrics(network, targets, task)
 
 
-def _check_metrics(
-    specification: Specification, network: NetworkPlan, targets: torch.Tensor, task: Task
-) -> None:
+def _check_metrics(network: NetworkPlan, targets: torch.Tensor, task: Task) -> list[str]:
     """Measure made-up outputs, so that a metric that can't take them is found before the first step."""
-    training, best = network.training, specification.run.keep_best
+    training = network.training
     objective, metrics = Objective.of(training, task), Metrics(training.metrics)
     generator = torch.Generator().manual_seed(0)
     outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
     metrics.update(outputs, targets, objective.counts(targets))
     outputs, targets = torch.cat([outputs, outputs]), torch.cat([targets, targets])  # another number of rows
     metrics.update(outputs, targets, objective.counts(targets))
-    found = metrics.compute()
-    if best is not None and isinstance(found.get(best.metric), list):
-        raise InputError(
-            "run.keep_best.metric", f"{best.metric!r}, which has one number per class", "one number"
-        )
-    if (
-        best is not None
-        and best.metric == "test_accuracy"
-        and not right_predictions(outputs, targets, task)[1]
-    ):
-        raise InputError(
-            "run.keep_best.metric", "'test_accuracy' of a task without accuracy", "such as 'test_loss'"
-        )
+    judged = ["test_accuracy"] if right_predictions(outputs, targets, task)[1] else []
+    own = [name for name, value in metrics.compute().items() if not isinstance(value, list)]
+    return ["test_loss", *judged, *own]

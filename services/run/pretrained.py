@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
-from lowdimfa.paths import expand
+from lowdimfa.paths import appearing, expand
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.model import trained_model
 from lowdimfa.services.spec import Specification
@@ -50,9 +48,15 @@ def export_folder(
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
-    with _appearing(output) as folder:
-        save_pretrained(network, folder)
-        _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
+    if output.exists():
+        raise InputError(str(output), "something that is already there", "a folder to be made")
+    try:
+        with appearing(output) as folder:
+            save_pretrained(network, folder)
+            _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
+    except OSError as error:
+        found = f"a path that can't be written ({error})"
+        raise InputError(str(output), found, "a writable folder") from error
     return sorted(path.name for path in output.iterdir()), [
         layer.notice for layer in list_layers(network) if layer.notice
     ]
@@ -66,22 +70,3 @@ def _copy_tokenizer(places: list[object], folder: Path) -> None:
                 if (expand(place) / name).is_file():
                     shutil.copyfile(expand(place) / name, folder / name)
             return
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """Give a folder to write in, which gets the name of the output once all is in it."""
-    if output.exists():
-        raise InputError(str(output), "something that is already there", "a folder to be made")
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(output)
-    except OSError as error:
-        raise InputError(
-            str(output), f"a path that can't be written ({error})", "a writable folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -247,6 +247,12 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
     if max(replicas) == 1:
         return
     for index, (plan, again) in enumerate(zip(rehearsal.blocks, rehearsal.rebuild(), strict=True)):
+        if replicas[plan.index] > 1 and rehearsal.stages[index].updater.sparse:
+            raise InputError(
+                "placement.replicas",
+                f"{replicas[plan.index]} of block {plan.index}, whose layers make sparse gradients",
+                "1 for this block, or layers with sparse=False: replicas send each other dense gradients",
+            )
         ours, theirs = plan.build().plain_state(), again.build().plain_state()
         if replicas[plan.index] > 1 and not same(ours._asdict(), theirs._asdict()):
             raise InputError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.encoding import same_bits
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError, in_words, some_of
 from lowdimfa.partitioning import BlockPlan, Layer
 from lowdimfa.paths import expand
 from lowdimfa.services.run.tensor_files import KEY, TensorFiles
@@ -21,9 +21,6 @@ from lowdimfa.services.spec.weights import WeightsSection
 
 NO_BLOCK = -1
 """In place of a block's index, where a network has no memory for its weights."""
-
-_NAMED = 5
-"""Names that a message has at most."""
 
 
 class Origin(NamedTuple):
@@ -125,14 +122,14 @@ class Weights:
         if missing:
             raise InputError(
                 KEY,
-                f"{self._files.path} without {_some(missing)}{f'; it has {_some(left)}' if left else ''}",
+                f"{self._files.path} without {some_of(missing)}{f'; it has {some_of(left)}' if left else ''}",
                 f"the model's {len(wanted)} tensors under its plain names",
                 f"What may begin as the factory makes it goes to {KEY}.missing, such as the layer of new classes.",
             )
         if left:
             raise InputError(
                 KEY,
-                f"{_some(left)} in {self._files.path}",
+                f"{some_of(left)} in {self._files.path}",
                 f"nothing but the model's {len(wanted)} tensors",
                 f"What isn't needed goes to {KEY}.unexpected.",
             )
@@ -247,11 +244,6 @@ def _state(layer: Layer) -> Iterator[tuple[str, Tensor]]:
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _word(dtype: torch.dtype | str) -> str:

@@ -12,7 +12,15 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.spec.dialect import read_yaml, write_yaml
 from lowdimfa.services.spec.expectations import Path, describe, find
 from lowdimfa.services.spec.given import KEPT
-from lowdimfa.services.spec.refusals import Refusal, as_input_error, dotted, named, refusals_of, shown
+from lowdimfa.services.spec.refusals import (
+    Refusal,
+    Settings,
+    as_input_error,
+    dotted,
+    named,
+    refusals_of,
+    shown,
+)
 from lowdimfa.services.spec.schema import Specification
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -117,20 +125,20 @@ def to_yaml(spec: Specification) -> str:
 def _overridden(
     mapping: dict[Any, Any], source: str, overrides: Overrides, context: Mapping[str, Any] | None = None
 ) -> Specification:
-    given = overrides.items() if isinstance(overrides, Mapping) else None
-    settings = (
-        list(map(_setting, overrides)) if given is None else [(_path(key), value) for key, value in given]
-    )
-    for where, setting in settings:
-        mapping = _with(mapping, where, setting, ())
-    overridden = [where for where, _ in settings]
+    if isinstance(overrides, Mapping):
+        form, pairs = "overrides['{}']", [(_path(key), value) for key, value in overrides.items()]
+    else:
+        form, pairs = "--set {}", list(map(_setting, overrides))
+    settings = Settings(source, [path for path, _ in pairs], form)
+    for path, value in pairs:
+        mapping = _with(mapping, path, value, settings)
     try:
         specification = Specification.model_validate(mapping, context=context)
     except ValidationError as error:
-        raise as_input_error(error, mapping, source, overridden) from error
+        raise as_input_error(error, mapping, settings) from error
     wrong, more = _unfit(specification)
     if wrong:
-        raise named(wrong, more, source, overridden)
+        raise named(wrong, more, settings)
     return specification
 
 
@@ -157,7 +165,9 @@ def _path(key: str) -> Path:
     return tuple(parts)
 
 
-def _with(mapping: dict[Any, Any], path: Path, value: Any, above: Path) -> dict[Any, Any]:
+def _with(
+    mapping: dict[Any, Any], path: Path, value: Any, settings: Settings, above: Path = ()
+) -> dict[Any, Any]:
     """Return the mapping that stands at ``above`` with the value at ``path`` below it replaced or added."""
     key, *rest = path
     here = (*above, key)
@@ -167,10 +177,9 @@ def _with(mapping: dict[Any, Any], path: Path, value: Any, above: Path) -> dict[
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise InputError(
-            f"--set {dotted((*here, *rest))}", f"{shown(inner)} at {dotted(here)}", describe(find(here))
-        )
-    return mapping | {key: _with(inner, tuple(rest), value, here)}
+        name, found = settings.override((*here, *rest)), f"{shown(inner)} at {dotted(here)}"
+        raise InputError(name, found, describe(find(here)))
+    return mapping | {key: _with(inner, tuple(rest), value, settings, here)}
 
 
 def _not_a_mapping(value: object, source: str) -> InputError:

@@ -30,33 +30,57 @@ class Refusal(NamedTuple):
     hint: str = ""
 
 
-def as_input_error(
-    error: ValidationError, mapping: Mapping[str, Any], source: str, overridden: Iterable[Path]
-) -> InputError:
+class Settings(NamedTuple):
+    """Where values come from: a file, or what replaces some of its values.
+
+    Attributes
+    ----------
+    source
+        The file, for messages.
+    overridden
+        Paths whose values are not from there.
+    form
+        How who gave those has said it.
+    """
+
+    source: str
+    overridden: Sequence[Path] = ()
+    form: str = "--set {}"
+
+    def override(self, path: Path) -> str:
+        """Return what to call an override."""
+        return self.form.format(dotted(path))
+
+    def where(self, path: Path) -> str:
+        """Return what to call a place."""
+        for override in self.overridden:
+            shared = min(len(override), len(path))
+            if shared and override[:shared] == path[:shared]:
+                return self.override(path)
+        return f"{self.source}: {dotted(path)}" if path else self.source
+
+
+def as_input_error(error: ValidationError, mapping: Mapping[str, Any], settings: Settings) -> InputError:
     """Return one error that names what is wrong, unknown keys first, at most `MOST_NAMED` things.
 
     Parameters
     ----------
     error, mapping
         What pydantic raised, and for what.
-    source
-        The file, for messages.
-    overridden
-        Paths whose values come from ``--set`` and not from the file.
+    settings
+        Where its values come from.
     """
-    return named(*refusals_of(error, mapping), source, overridden)
+    return named(*refusals_of(error, mapping), settings)
 
 
-def named(
-    refusals: Sequence[Refusal], more: bool, source: str, overridden: Iterable[Path] = ()
-) -> InputError:
+def named(refusals: Sequence[Refusal], more: bool, settings: Settings) -> InputError:
     """Return one error that names all of these things, and says whether there are more."""
     first, *others = refusals
     hint = first.hint
     if others:
-        lines = [f"  {InputError(_where(other.path, source, overridden), *other[1:])}" for other in others]
+        lines = [f"  {InputError(settings.where(other.path), *other[1:])}" for other in others]
         hint = "\n".join([f"{hint} Also wrong:".strip(), *lines, *(["  and more"] if more else [])])
-    return InputError(_where(first.path, source, overridden), first.found, first.expected, hint)
+    return InputError(settings.where(first.path), first.found, first.expected, hint)
 
 
 def refusals_of(error: ValidationError, mapping: Mapping[str, Any]) -> tuple[list[Refusal], bool]:
@@ -79,14 +103,6 @@ def dotted(path: Path) -> str:
     """Write a path as in ``--set``, shortened."""
     text = ".".join(map(str, path))
     return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}…"
-
-
-def _where(path: Path, source: str, overridden: Iterable[Path]) -> str:
-    for override in overridden:
-        shared = min(len(override), len(path))
-        if shared and override[:shared] == path[:shared]:
-            return f"--set {dotted(path)}"
-    return f"{source}: {dotted(path)}" if path else source
 
 
 def _refusal(detail: ErrorDetails, mapping: Mapping[str, Any]) -> Refusal:

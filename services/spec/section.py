@@ -100,7 +100,7 @@ class Rule(Section):
 class MetricSection(Section):
     """A metric by import path, with arguments."""
 
-    factory: ImportPath = Field(
+    factory: Factory = Field(
         description="A class with `reset`, `update` and `compute`, called with `args`; or a function of outputs and "
         "targets, which gets `args` beside them, and whose values are averaged over the samples."
     )

@@ -11,8 +11,9 @@ import ray
 from lowdimfa.errors import LowdimfaError, StoppedError, unforeseen
 from lowdimfa.services.monitoring.journal import Event, Journal, News, Position, Sink
 from lowdimfa.services.recovery.deadlines import longest_silence
-from lowdimfa.services.trainer.execute import RunRequest, execute
+from lowdimfa.services.trainer.execute import execute
 from lowdimfa.services.trainer.placement import free_places
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.stopping import StopRequest
 
 Outcome = Event | LowdimfaError

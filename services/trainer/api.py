@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowdimfa.callback import Callback
 from lowdimfa.config import FeedbackConfig
@@ -17,9 +17,9 @@ from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run import weights
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.mirror import fetch, work_dir
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
-from lowdimfa.services.run.storage import Place, located
+from lowdimfa.services.run.storage import located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.arguments import (
@@ -30,55 +30,12 @@ from lowdimfa.services.trainer.arguments import (
     said_of_arguments,
     specified,
 )
-from lowdimfa.services.trainer.execute import EngineName, RunRequest, execute, prepare
+from lowdimfa.services.trainer.execute import execute, prepare
 from lowdimfa.services.trainer.local_engine import alone
-from lowdimfa.services.trainer.results import load_model, metrics_by_epoch
+from lowdimfa.services.trainer.request import EngineName, RunRequest
+from lowdimfa.services.trainer.results import Result
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run leaves.
-
-    Attributes
-    ----------
-    metrics
-        The fields of the ``finished`` event: losses, accuracy, speed, traffic.
-    checkpoint
-        Directory of the last checkpoint, or its address.
-    path
-        Directory of the run, or its address.
-    """
-
-    metrics: dict[str, Any]
-    checkpoint: Place
-    path: Place
-    _request: RunRequest = field(repr=False, compare=False)
-
-    def model(self, *, average: bool = False) -> nn.Module:
-        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time.
-
-        Parameters
-        ----------
-        average
-            Whether with the moving average of ``train.average``, which is what evaluations are of, for weights.
-
-        Raises
-        ------
-        InputError
-            The run has no average.
-        """
-        manifest = CheckpointStore(self.path).load(self.metrics["steps"])
-        return load_model(self._request.parsed(), self._request.user_code, manifest, average)
-
-    @property
-    def metrics_by_epoch(self) -> list[dict[str, Any]]:
-        """One row for each evaluation: epoch, step, what it found, and what training last reported before it.
-
-        `pandas.DataFrame` makes a table of them.
-        """
-        return metrics_by_epoch(fetch(self.path))
 
 
 class DecoupledTrainer:
@@ -104,6 +61,9 @@ class DecoupledTrainer:
         Called with the optimiser of a block.
     loss
         A name, or a function of outputs and targets.
+    metrics
+        By name, or in a list: objects and classes with ``reset``, ``update`` and ``compute``, as those of torchmetrics,
+        and functions of outputs and targets. Objects are copied, and begin anew.
     feedback
         A `FeedbackConfig`, or a mapping with its keys.
     steps, epochs
@@ -155,6 +115,7 @@ class DecoupledTrainer:
         optimizer: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         scheduler: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | str | None = None,
+        metrics: Mapping[str, Any] | Sequence[Any] | None = None,
         feedback: FeedbackConfig | Mapping[str, Any] | None = None,
         steps: int | None = None,
         epochs: int | None = None,
@@ -176,7 +137,7 @@ class DecoupledTrainer:
         )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
-        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
+        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed, "metrics": metrics}
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
             path = Path(specification)

@@ -22,15 +22,16 @@ Model = nn.Module | Sequence[nn.Module]
 Spelt = Specification | Mapping[str, Any] | str | Path
 """How a specification may be given."""
 
-_KEYS = "optimizer|scheduler|loss|steps|epochs|batch_size|microbatches|seed"
+_KEYS = "optimizer|scheduler|loss|steps|epochs|batch_size|microbatches|seed|metrics"
 _SAID = (
     (re.compile(r"^the arguments: "), ""),
-    (re.compile(r"\b(model|data)\.factory\b"), r"\1"),
-    (re.compile(r"\bmodel\.blocks\b"), "blocks"),
-    (re.compile(rf"\btrain\.({_KEYS})\b(\.factory\b)?"), r"\1"),
+    (re.compile(r"\b(?<!\[')(model|data)\.factory\b"), r"\1"),
+    (re.compile(r"\b(?<!\[')model\.blocks\b"), "blocks"),
+    (re.compile(rf"\b(?<!\[')train\.({_KEYS})\b(\.factory\b)?"), r"\1"),
+    (re.compile(r"\b(metrics\.\w+)\.factory\b"), r"\1"),
     (re.compile(r"\ba factory that returned "), ""),
 )
-"""What keys of a specification are called by who gave arguments."""
+"""What keys of a specification are called by who gave arguments, but for those in ``overrides``."""
 
 
 @contextmanager
@@ -135,7 +136,10 @@ def _is_path(value: object) -> bool:
 _FIT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine": (lambda value: value in ("ray", "local"), "'ray' or 'local'"),
     "run_dir": (_is_path, "the path of a folder, or an address"),
-    "user_code": (_is_path, "the path of a folder"),
+    "user_code": (
+        lambda value: value is None or (_is_path(value) and Path(value).is_dir()),
+        "the path of a folder that is there",
+    ),
     "on_event": (lambda value: value is None or callable(value), "a function of an event"),
     "callbacks": (lambda value: isinstance(value, list | tuple), "a list of callbacks"),
 }

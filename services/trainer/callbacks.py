@@ -8,18 +8,23 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lowdimfa.callback import CALLS, Callback, Run
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.imports import call_factory
 from lowdimfa.services.callbacks.tensorboard import TensorBoard
 from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.recovery.deadlines import START_LIVENESS
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import written
 from lowdimfa.services.trainer.watch import TrainerWatch
+
+T = TypeVar("T")
 
 WAITING_EVENTS = 10_000
 """Most events that wait for a callback in the background; more are dropped."""
@@ -31,25 +36,50 @@ def make_callbacks(specification: Specification, given: Sequence[Callback] = ())
     Raises
     ------
     InputError
-        A factory can't be imported, doesn't take its arguments, fails, or makes something else than a callback.
+        A factory can't be imported, doesn't take its arguments, fails, hangs, or makes something else than a callback;
+        or a callback's check fails or hangs.
     """
+    patience = START_LIVENESS * specification.run.liveness_seconds
     made: list[Callback] = [TensorBoard()] if specification.run.tensorboard else []
     for number, section in enumerate(specification.run.callbacks):
         where = f"run.callbacks.{number}"
-        found = call_factory(section.factory, dict(section.args), f"{where}.factory")
+        make = partial(call_factory, section.factory, dict(section.args), f"{where}.factory")
+        found = _answer(make, f"{where}.factory", repr(section.factory), patience)
         made.append(_required(found, f"{where}.factory", f"{section.factory!r}, which makes"))
     made += [_required(one, f"callbacks[{index}]", "") for index, one in enumerate(given)]
     for callback in made:
-        _check(callback, written(specification.model_dump()))
+        _check(callback, written(specification.model_dump()), patience)
     return made
 
 
-def _check(callback: Callback, specification: dict[str, Any]) -> None:
+def _answer(call: Callable[[], T], where: str, what: str, patience: float) -> T:
+    """Return what a call of the user's comes to, or refuse it when it takes too long."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name=where, daemon=True).start()
+    if not wait([answer], patience).done:
+        found, hint = (
+            f"{what}, which gives no answer in {patience:g} s",
+            "run.liveness_seconds sets how long.",
+        )
+        raise InputError(where, found, "one that comes back", hint)
+    return answer.result()
+
+
+def _check(callback: Callback, specification: dict[str, Any], patience: float) -> None:
     name = f"the callback {type(callback).__qualname__}"
     if late := [one for one in (*CALLS, "check") if inspect.iscoroutinefunction(getattr(callback, one))]:
         raise InputError(name, f"{late[0]!r} as a coroutine", "plain methods, as nothing awaits them")
+    if isinstance(callback.watches, str):
+        raise InputError(f"{name}: watches", repr(callback.watches), "a tuple of names")
     try:
-        callback.check(specification)
+        _answer(partial(callback.check, specification), name, "its check", patience)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # it is the user's

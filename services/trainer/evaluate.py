@@ -10,8 +10,9 @@ from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.mirror import DESCRIPTION, fetch
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.execute import RunRequest, prepare
+from lowdimfa.services.trainer.execute import prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 

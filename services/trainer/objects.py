@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig
 from lowdimfa.data.base import Dataset
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
+from lowdimfa.metrics import is_metric
 from lowdimfa.services.spec.given import Given
+from lowdimfa.services.spec.learning import metric_names
 from lowdimfa.services.spec.section import shortened
 from lowdimfa.services.trainer.copying import Copies, is_elsewhere, modules_of, refuse_uncopied
 
@@ -57,6 +59,7 @@ def described(
         Something is no such thing, and no file can say what it is.
     """
     makers = {"optimizer": optimizer_section, "scheduler": scheduler_section, "loss": loss_value}
+    makers["metrics"] = metric_sections
     sections: dict[str, Any] = {
         "model": {} if model is None else model_section(model),
         "train": {
@@ -147,6 +150,43 @@ def loss_value(loss: object) -> object:
             raise InputError("loss", f"a {type(loss).__name__} with parameters", expected)
         loss = deepcopy(loss)
     return Given.of(_name(loss), loss)
+
+
+def metric_sections(metrics: object) -> dict[str, Any]:
+    """Return metrics by name, each as the keys ``factory`` and ``args``; those of a list are called as they are defined.
+
+    Raises
+    ------
+    InputError
+        One is nothing that measures, or can't be copied; or two have one name.
+    """
+    if isinstance(metrics, Mapping):
+        return {str(name): _metric(f"metrics.{name}", each) for name, each in metrics.items()}
+    if not isinstance(metrics, list | tuple):
+        found = f"a {type(metrics).__name__}"
+        raise InputError("metrics", found, "a mapping from names to metrics, or a list of metrics")
+    named: dict[str, Any] = {}
+    for index, each in enumerate(metrics):
+        name = metric_names([each])[0] if isinstance(each, str) else _name(each)
+        if name in named or isinstance(each, Mapping):
+            twice = f"a second {name!r}" if name in named else "which has no name"
+            expected = "a mapping from names to metrics"
+            raise InputError(f"metrics[{index}]", f"{shortened(each)}, {twice}", expected)
+        named[name] = _metric(f"metrics[{index}]", each)
+    return named
+
+
+def _metric(where: str, value: Any) -> dict[str, Any]:
+    if not is_metric(value):
+        if isinstance(value, str | Mapping) or callable(value):
+            return _section(value)
+        expected = "an object with reset, update and compute, a class of such, a function, or an import path"
+        raise InputError(where, f"a {type(value).__name__}", expected)
+    try:
+        return {"factory": Given.of(_name(value), deepcopy(value)), "args": {}}
+    except Exception as error:  # whatever the user's classes raise
+        found = f"a {type(value).__name__} that can't be copied ({in_words(error)})"
+        raise InputError(where, found, "one that copy.deepcopy can copy, or what makes it") from error
 
 
 def feedback_section(feedback: FeedbackConfig | Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, dec
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import opened, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 

@@ -1,7 +1,8 @@
-"""What can be had of a finished run from its directory."""
+"""What a finished run leaves, and what can be had of its directory."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,61 @@ from torch import nn
 
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.monitoring.report.reading import by_step
+from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.mirror import fetch
 from lowdimfa.services.run.model import trained_model
+from lowdimfa.services.run.storage import Place
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.trainer.request import RunRequest
 
 
-def load_model(
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves.
+
+    Attributes
+    ----------
+    metrics
+        The fields of the ``finished`` event: losses, accuracy, speed, traffic.
+    checkpoint
+        Directory of the last checkpoint, or its address.
+    path
+        Directory of the run, or its address.
+    """
+
+    metrics: dict[str, Any]
+    checkpoint: Place
+    path: Place
+    _request: RunRequest = field(repr=False, compare=False)
+
+    def model(self, *, average: bool = False) -> nn.Module:
+        """Return the trained network uncut: plain PyTorch, on the processor, in evaluation mode, a new one each time.
+
+        Parameters
+        ----------
+        average
+            Whether with the moving average of ``train.average``, which is what evaluations are of, for weights.
+
+        Raises
+        ------
+        InputError
+            The run has no average.
+        """
+        manifest = CheckpointStore(self.path).load(self.metrics["steps"])
+        return _loaded(self._request.parsed(), self._request.user_code, manifest, average)
+
+    @property
+    def metrics_by_epoch(self) -> list[dict[str, Any]]:
+        """One row for each evaluation: epoch, step, what it found, and what training last reported before it.
+
+        `pandas.DataFrame` makes a table of them.
+        """
+        return _by_epoch(fetch(self.path))
+
+
+def _loaded(
     specification: Specification, user_code: UserCode, manifest: Manifest, average: bool = False
 ) -> nn.Module:
     """Return the uncut network with the weights of a checkpoint, or their average, in evaluation mode."""
@@ -23,7 +72,7 @@ def load_model(
     return trained_model(specification, manifest, average).eval()
 
 
-def metrics_by_epoch(run_dir: Path) -> list[dict[str, Any]]:
+def _by_epoch(run_dir: Path) -> list[dict[str, Any]]:
     """Return what each evaluation found, with the training's loss and accuracy as last reported before it."""
     events = list(Journal(run_dir).read("started", "recovered", "progress", "evaluated"))
     reported = by_step(events, "progress")

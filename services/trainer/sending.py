@@ -15,7 +15,7 @@ import ray
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.services.recovery.deadlines import START_LIVENESS
 from lowdimfa.services.spec.given import Given
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.coordinator.server import Coordinator
 from lowdimfa.services.coordinator.settings import ServeSettings
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 SPECIFICATION = """
 model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}

@@ -14,7 +14,8 @@ import yaml
 from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.results import Result
 
 OWN = """
 import json, os

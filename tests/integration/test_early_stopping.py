@@ -16,6 +16,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.callbacks.early_stopping import EarlyStopping
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.spec import Specification, parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.callbacks import make_callbacks
 from lowdimfa.services.trainer.run_dir import opened
 
@@ -112,8 +113,17 @@ def test_early_stopping_refuses_what_makes_no_sense(arguments: dict[str, Any], w
         make_callbacks(with_(**arguments))
 
 
-def test_early_stopping_refuses_a_number_that_no_evaluation_has() -> None:
-    with pytest.raises(
-        InputError, match=r"EarlyStopping: metric: found 'tset_loss'.*Did you mean 'test_loss'"
-    ):
-        make_callbacks(with_(metric="tset_loss"))
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("tset_loss", "'tset_loss', which this run's evaluations don't have; .*Did you mean 'test_loss'"),
+        ("test_perplexity", "'test_perplexity', which .*; expected one number: test_loss, test_accuracy"),
+    ],
+)
+def test_early_stopping_refuses_a_number_that_no_evaluation_has(
+    metric: str, words: str, tmp_path: Path
+) -> None:
+    trainer = DecoupledTrainer(with_(metric=metric), engine="local", run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match=f"the callback EarlyStopping: found {words}"):
+        trainer.fit()
+    assert not (tmp_path / "run").exists()

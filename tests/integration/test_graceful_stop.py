@@ -22,7 +22,7 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.actor import TrainerActor
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 TALKATIVE = '''
 import logging

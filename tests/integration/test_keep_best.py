@@ -13,10 +13,10 @@ from lossy_engine import EVALUATE, SAVE, STEPS, LossyEngine, drive, plan
 
 from lowdimfa.errors import BlockLostError, InputError
 from lowdimfa.head import Evaluation
+from lowdimfa.services.callbacks.numbers import require_watched
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.language import Language
 
 
 class Judged(LossyEngine):
@@ -154,4 +154,4 @@ def test_a_number_that_no_evaluation_has_is_refused(metric: str) -> None:
 @pytest.mark.parametrize("metric", ["test_perplexity", "test_bits_per_byte"])
 def test_a_number_of_language_models_is_refused_elsewhere(metric: str) -> None:
     with pytest.raises(InputError, match=rf"run\.keep_best\.metric: found '{metric}', which this run's"):
-        Language.of(plan(**frozen({"keep_best": {"metric": metric, "mode": "min"}})))
+        require_watched(plan(**frozen({"keep_best": {"metric": metric, "mode": "min"}})), [])

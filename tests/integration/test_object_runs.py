@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchmetrics.classification import MulticlassF1Score
 
 from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
 from lowdimfa.data import digits
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import export_file
-from lowdimfa.services.trainer.api import Result
 from lowdimfa.services.trainer.evaluate import evaluate_run
+from lowdimfa.services.trainer.results import Result
 
 ADAMW = partial(torch.optim.AdamW, lr=0.003)
 ONE_CYCLE = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.003)
@@ -54,12 +55,30 @@ def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(outputs, targets)
 
 
+def highest(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return outputs.max(1).values.mean()
+
+
+def used() -> MulticlassF1Score:
+    """Return a metric that has seen something else before."""
+    metric = MulticlassF1Score(num_classes=10)
+    metric.update(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]))
+    return metric
+
+
 class Slower(QRule):
     """A rule of one's own, which is as fixed as that which it is made of."""
 
 
 OBJECTS: list[dict[str, Any]] = [
-    {"model": network(), "data": digits, "optimizer": ADAMW, "scheduler": ONE_CYCLE, "loss": "auto"},
+    {
+        "model": network(),
+        "data": digits,
+        "optimizer": ADAMW,
+        "scheduler": ONE_CYCLE,
+        "loss": "auto",
+        "metrics": {"f1": used(), "highest": highest},
+    },
     {
         "model": drawn,
         "data": digits(),
@@ -75,6 +94,10 @@ PATHS: list[dict[str, Any]] = [
         "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
         "scheduler": {"factory": "torch.optim.lr_scheduler.OneCycleLR", "args": {"max_lr": 0.003}},
         "loss": "auto",
+        "metrics": {
+            "f1": {"factory": "torchmetrics.classification:MulticlassF1Score", "args": {"num_classes": 10}},
+            "highest": "test_object_runs:highest",
+        },
     },
     {
         "model": {"factory": "test_object_runs:drawn"},
@@ -103,6 +126,7 @@ def assert_same(ours: Result, theirs: Result) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert ours.metrics["test_loss"] == theirs.metrics["test_loss"]
+    assert ours.metrics.get("metrics") == theirs.metrics.get("metrics")
 
 
 @pytest.mark.parametrize("case", [0, 1])
@@ -215,6 +239,7 @@ def test_on_ray_they_come_back_with_a_lost_trainer(tmp_path: Path) -> None:
     data = tuple(tensor.numpy() for half in halves for tensor in half)
     own_loss = lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)  # noqa: E731
     given = {"model": model, "data": data, "optimizer": partial(NoisySGD, lr=0.1), "loss": own_loss}
+    given["metrics"] = [used(), lambda outputs, targets: (outputs.argmax(1) == targets).double().mean()]
     events: list[dict[str, Any]] = []
 
     def kill(event: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.execute import RunRequest, prepare
+from lowdimfa.services.trainer.execute import prepare
+from lowdimfa.services.trainer.request import RunRequest
 
 STEPS = 6
 

@@ -21,7 +21,8 @@ from thread_fleet import thread_fleet
 from lowdimfa.errors import NotFiniteError, PeerError, ResourceError, StoppedError
 from lowdimfa.services.monitoring.metrics_table import METRICS
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.results import Result
 
 LIVENESS = 12.0
 """Long enough for a block that waits for a processor, and short enough to be waited for."""

@@ -16,7 +16,8 @@ from specifications import specification
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, PeerError
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.results import Result
 
 BLOCKS = 4
 HEAD = BLOCKS - 1

@@ -80,6 +80,17 @@ class Growing(nn.Linear):
         return super().forward(x)
 
 
+class Looked(nn.Module):
+    """Adds a row of a table whose gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table((x > 0).sum(dim=1))  # type: ignore[no-any-return]
+
+
 class Failing(nn.Linear):
     """Works on the two samples on which shapes are found."""
 
@@ -300,6 +311,25 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         },
         "placement.replicas",
         "changes 0._extra_state while it trains",
+    ),
+    (
+        {
+            "model": f"{__name__}:made_of",
+            "args": {"kind": "Looked", "first": True},
+            "placement": {"replicas": {0: 2}},
+            "optimizer": own("torch.optim.SGD", lr=0.1),
+        },
+        "placement.replicas",
+        "block 0, whose layers make sparse gradients",
+    ),
+    (
+        {
+            "model": f"{__name__}:made_of",
+            "args": {"kind": "Looked", "first": True},
+            "optimizer": own("torch.optim.SparseAdam", lr=0.1),
+        },
+        "train.optimizer.factory",
+        "SparseAdam does not support dense gradients",
     ),
 ]
 

@@ -13,7 +13,7 @@ from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.supervisor import Supervisor
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 SPECIFICATION = """
 model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}

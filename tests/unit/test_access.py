@@ -61,6 +61,31 @@ def test_tokens_come_and_go_without_a_restart_and_a_bad_file_changes_nothing(tmp
         gate.caller(f"Bearer {token}")
 
 
+@pytest.mark.parametrize("instead", ["nothing", "no file"])
+def test_without_a_token_file_nobody_gets_in_until_it_is_back(
+    instead: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens.json"
+    token, entry = new_token("ada", "admin")
+    write_tokens(path, [entry])
+    gate = Gate(path)
+    path.unlink()
+    if instead == "no file":
+        path.mkdir()
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="can't read its token file") as caught:
+            gate.caller(f"Bearer {token}")
+        assert caught.value.status is grpc.StatusCode.UNAUTHENTICATED
+    assert [record.levelname for record in caplog.records] == ["ERROR"] and str(path) in caplog.text
+    if instead == "no file":
+        path.rmdir()
+    path.write_text("not json")  # what was taken away by the file doesn't come back by a broken one
+    with pytest.raises(RefusedError):
+        gate.caller(f"Bearer {token}")
+    write_tokens(path, [entry])
+    assert gate.caller(f"Bearer {token}") == Caller("ada", Role.admin)
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [

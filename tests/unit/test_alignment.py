@@ -167,6 +167,18 @@ def test_a_block_without_parameters_has_no_direction() -> None:
     assert other.gradient_norm > 0
 
 
+def test_sparse_gradients_are_measured_as_the_dense_ones_that_they_are() -> None:
+    tokens = torch.arange(64).view(16, 4) % 9
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Embedding(9, 3, sparse=sparse), nn.Flatten(), nn.Linear(12, 4))
+        network = decouple(model, tokens, blocks=["2"], total_steps=1)
+        found.append(measure_alignment(network.blocks, network.head, tokens, TARGETS).blocks)
+    assert found[0] == found[1]
+    assert found[0][0].gradient_norm > 0
+
+
 def test_a_network_of_the_head_alone_has_nothing_to_align() -> None:
     network = make_network(linear_model(), 1)
     assert measure_alignment(network.blocks, network.head, INPUTS, TARGETS).blocks == []

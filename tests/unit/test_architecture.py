@@ -35,7 +35,7 @@ ABOVE = {
     "lowdimfa.services.callbacks.tensorboard.TensorBoard",
     "lowdimfa.services.callbacks.wandb.WandB",
     "lowdimfa.services.trainer.api.DecoupledTrainer",
-    "lowdimfa.services.trainer.api.Result",
+    "lowdimfa.services.trainer.results.Result",
 }
 """What `lowdimfa` itself offers of the floors above, loaded when it is asked for."""
 

@@ -277,6 +277,35 @@ def test_one_that_could_not_work_is_refused_before_a_run(callback: Callback, wor
         make_callbacks(parse_specification(small(), "test"), [callback])
 
 
+OVER = threading.Event()
+
+
+class Hanging(Callback):
+    """Hangs in its check, or where it is made."""
+
+    def __init__(self, at_once: bool = False) -> None:
+        if at_once:
+            OVER.wait()
+
+    def check(self, specification: Any) -> None:
+        OVER.wait()
+
+
+@pytest.mark.parametrize(
+    ("at_once", "words"),
+    [(True, r"run\.callbacks\.0\.factory: found '.*Hanging'"), (False, "Hanging: found its")],
+)
+def test_one_that_hangs_before_a_run_is_refused(at_once: bool, words: str) -> None:
+    section = {"factory": f"{__name__}:Hanging", "args": {"at_once": at_once}}
+    run = {"liveness_seconds": 0.1, "tensorboard": False}
+    try:
+        with pytest.raises(InputError, match=rf"{words}.*, which gives no answer in 0\.3 s"):
+            make_callbacks(parse_specification(small(callbacks=[section], **run), "test"))
+    finally:
+        OVER.set()
+        OVER.clear()
+
+
 def test_objects_are_no_part_of_what_they_and_listeners_see(tmp_path: Path) -> None:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)

@@ -20,7 +20,7 @@ from lowdimfa.services.lab.drill.report import round_lines, round_rows, summary,
 from lowdimfa.services.lab.drill.round import Round
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 from lowdimfa.services.spec.faults import Fault
-from lowdimfa.services.trainer.api import Result
+from lowdimfa.services.trainer.results import Result
 
 MIB = 2**20
 

@@ -66,6 +66,14 @@ def test_pages_have_nothing_inline_and_name_no_other_host() -> None:
         )
 
 
+@pytest.mark.parametrize(("only", "label"), [("", "Submitted"), ("job-1", "Started")])
+def test_a_run_without_a_service_was_started_and_not_submitted(only: str, label: str) -> None:
+    browser = owner()
+    browser.jobs.only = only
+    said = re.findall(r"<dt>(Submitted|Started)</dt>", browser.get("/jobs/job-1").text)
+    assert said == [label]
+
+
 def test_the_chart_library_is_what_its_note_says() -> None:
     import hashlib
 

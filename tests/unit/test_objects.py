@@ -188,11 +188,16 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"run_dir": 3}, r"run_dir: found 3; expected the path"),
         ({"run_dir": ""}, r"run_dir: found ''; expected the path"),
         ({"user_code": 3}, r"user_code: found 3; expected the path"),
+        ({"user_code": "no/such"}, r"user_code: found 'no/such'; expected .* folder that is there"),
+        ({"user_code": Path(__file__)}, r"user_code: found .*; expected .* folder that is there"),
         ({"on_event": "print"}, r"on_event: found 'print'; expected a function"),
         ({"callbacks": Rule}, r"callbacks: found .*Rule.*; expected a list"),
         ({"overrides": "run.keep=1"}, r"overrides: found 'run\.keep=1'; expected a mapping"),
         ({"overrides": {3: 1}}, r"overrides: found 3; expected a mapping"),
-        ({"overrides": {"run.keeps": 1}}, r"run\.keeps: .*Did you mean 'keep'"),
+        ({"overrides": {"run.keeps": 1}}, r"^overrides\['run\.keeps'\]: .*Did you mean 'keep'"),
+        ({"overrides": {"train.steps": "x"}}, r"^overrides\['train\.steps'\]: found the string 'x'"),
+        ({"overrides": {"train.steps.x": 1}}, r"^overrides\['train\.steps\.x'\]: found .* at steps"),
+        ({"overrides": ["run.keeps=1"]}, r"^--set run\.keeps: .*Did you mean 'keep'"),
         ({"specification": {}}, r"model, data, blocks, steps, batch_size: found a specification beside it"),
     ],
 )
@@ -216,6 +221,57 @@ def test_an_unknown_argument_is_refused_as_python_does(name: str, words: str) ->
         TypeError, match=rf"DecoupledTrainer\.__init__\(\) got an unexpected keyword .*{words}"
     ):
         trainer(**{name: 3})
+
+
+class Count:
+    """A metric of one's own, which is no function."""
+
+    def __init__(self, times: int = 1) -> None:
+        self.seen, self.times = 0, times
+
+    def reset(self) -> None:
+        self.seen = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.seen += self.times * len(targets)
+
+    def compute(self) -> int:
+        return self.seen
+
+
+def highest(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.max()
+
+
+def test_metrics_are_objects_classes_and_functions_and_those_that_are_given_stay_as_they_are(
+    tmp_path: Path,
+) -> None:
+    count = Count()
+    count.seen = 99
+    metrics = {"a": count, "b": Count, "c": partial(Count, times=2), "d": partial(Count, 3), "e": highest}
+    run = trainer(metrics=metrics, run_dir=tmp_path / "run").fit()
+    found = run.metrics["metrics"]
+    assert [found[name] for name in "abcd"] == [8, 8, 16, 24] and count.seen == 99
+    assert isinstance(found["e"], float)
+    named = trainer(metrics=[count, highest, lambda outputs, targets: 1.0]).specification.train
+    assert list(named.named_metrics) == ["Count", "highest", "lambda"]
+    assert repr(named.named_metrics["Count"].factory) == "<object Count>"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ([highest, highest], r"^metrics\[1\]: found .*highest.*, a second 'highest'; expected a mapping"),
+        ([{"factory": "a.b:c"}], r"^metrics\[0\]: found .*; expected a mapping from names"),
+        (highest, r"^metrics: found a function; expected a mapping from names to metrics, or a list"),
+        ({"x": 3}, r"^metrics\.x: found a int; expected an object with reset, update"),
+        ({"x y": highest}, r"^metrics\.x y: found the key 'x y'"),
+        ({"x": lambda outputs: 1}, r"^metrics\.x: found a metric that fails on outputs"),
+    ],
+)
+def test_what_measures_nothing_is_refused_by_the_name_of_the_argument(metrics: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        trainer(metrics=metrics).plan()
 
 
 def test_copies_are_of_the_weights_alone() -> None:

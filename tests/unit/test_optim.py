@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import InputError
 from lowdimfa.optim import Updater
+from lowdimfa.optim_state import pack_state
 
 STEPS = 12
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -214,3 +216,42 @@ def test_a_fused_step_shows_in_the_parameters_versions() -> None:
     before = [parameter._version for parameter in learner.parameters.values()]
     learner.run(0, 1)
     assert all(value._version > b for value, b in zip(learner.parameters.values(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("factory", "args"),
+    [
+        ("torch.optim.SGD", {"lr": 0.1}),
+        ("torch.optim.Adagrad", {"lr": 0.1}),
+        ("torch.optim.SparseAdam", {"lr": 0.1}),
+    ],
+)
+def test_sparse_gradients_are_applied_as_in_plain_torch(factory: str, args: dict[str, Any]) -> None:
+    plain = nn.ModuleList([nn.Embedding(9, 4, sparse=True), nn.Linear(4, 2)])
+    if factory.endswith("SparseAdam"):  # which takes nothing else
+        del plain[1]
+    ours = deepcopy(plain)
+    updater = Updater(dict(ours.named_parameters()), [], UpdateConfig(FactoryConfig(factory, args)), STEPS)
+    theirs = getattr(torch.optim, factory.rpartition(".")[2])(plain.parameters(), **args)
+    settings = deepcopy(pack_state(updater).scalars["groups"])
+    for step in range(3):
+        ids = torch.tensor([step, 3, 3])  # a row twice: its gradient is a sum
+        for layers in (ours, plain):
+            nn.Sequential(*layers)(ids).square().sum().backward()
+        updater.step()
+        theirs.step()
+        theirs.zero_grad()
+    assert updater.sparse
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    # A checkpoint says what those of blocks without sparse gradients say, so that they may be resumed as one block.
+    assert pack_state(updater).scalars["groups"] == settings
+
+
+def test_a_fused_step_that_was_asked_for_is_not_undone_for_sparse_gradients() -> None:
+    embedding = nn.Embedding(9, 4, sparse=True)
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1, "fused": True}))
+    updater = Updater(dict(embedding.named_parameters()), [], update, STEPS)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"fused.*sparse"):
+        updater.step()

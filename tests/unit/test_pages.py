@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,31 @@ def test_connections_beyond_a_number_are_closed_unheard(
                 answer(pages.address, "GET", "/healthz")
             first.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
             assert b"200 OK" in first.recv(1000)
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.0\r\nHost: "])
+def test_a_client_that_sends_its_request_drop_by_drop_is_cut_off(
+    begun: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowdimfa.services.monitoring.pages.REQUEST_SECONDS", 0.2)
+    with web(tmp_path) as pages:
+        host, _, port = pages.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=0.02) as dripping:
+            dripping.sendall(begun)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                try:
+                    dripping.sendall(b"x")
+                    assert dripping.recv(1) == b""
+                    break
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+            else:
+                raise AssertionError("it is still heard")
+        monkeypatch.undo()
+        assert answer(pages.address, "GET", "/healthz")[0] == 200
 
 
 def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from lowdimfa.data.sources import SOURCES, data_folder
 from lowdimfa.errors import InputError
-from lowdimfa.paths import expand
+from lowdimfa.paths import appearing, expand
 from lowdimfa.services.cli.options import expanded
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -126,3 +126,15 @@ def test_the_hint_to_resume_can_be_pasted(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(CheckpointStore, "list", lambda self: [7])
     _, _, options = stopped(run_dir).message.partition("with ")
     assert shlex.split(options) == ["--resume", "--run-dir", str(run_dir)]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with appearing(tmp_path / "out") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "inner" / "file").read_text() == "whole"
+    with pytest.raises(KeyError), appearing(tmp_path / "other") as folder:
+        (folder / "file").write_text("half")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

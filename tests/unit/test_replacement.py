@@ -16,7 +16,7 @@ from lowdimfa.services.monitoring.journal import Event, Journal, News, Position,
 from lowdimfa.services.recovery.policy import history_in
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer import actor, replacement
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.stopping import StopRequest
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.recovery.deadlines import longest_silence
-from lowdimfa.services.trainer.execute import RunRequest
+from lowdimfa.services.trainer.request import RunRequest
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lowdimfa.data.extra import package
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError, in_words, some_of
 from lowdimfa.models.hf.outlines import Task
 from lowdimfa.paths import expand
 
@@ -28,7 +28,6 @@ _AUTO: dict[Task, str] = {
 }
 _ATTENTION = ("sdpa", "eager")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_MOST_NAMED = 5
 
 
 def library() -> Any:
@@ -169,7 +168,7 @@ def load(config: Any, task: Task, path: str) -> nn.Module:
         "not of it": sorted(info["unexpected_keys"]),
         "of another shape": sorted(str(entry[0]) for entry in info["mismatched_keys"]),
     }
-    differing = [f"{what}: {_listed(names)}" for what, names in other.items() if names]
+    differing = [f"{what}: {some_of(names)}" for what, names in other.items() if names]
     if differing:
         found = f"{folder}, whose weights aren't those of a {kind.__name__} ({'; '.join(differing)})"
         raise InputError(_PATH_KEY, found, "the weights of the same network for the same task")
@@ -184,7 +183,7 @@ def _require_weights(folder: Path) -> None:
     pickled = sorted(file.name for file in folder.glob("*.bin"))
     raise InputError(
         _PATH_KEY,
-        f"{folder}, whose weights are pickled ({_listed(pickled)})"
+        f"{folder}, whose weights are pickled ({some_of(pickled)})"
         if pickled
         else f"{folder} without weights",
         " or ".join(_WEIGHTS),
@@ -220,11 +219,6 @@ def _read_json(file: Path, key: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(key, f"{file} with a {type(values).__name__}", "a mapping")
     return values
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.api import Result
+from lowdimfa.services.trainer.results import Result
 
 
 @dataclass(frozen=True)

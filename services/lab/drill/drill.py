@@ -12,7 +12,8 @@ from lowdimfa.services.lab.drill.plan import HARMLESS, KINDS, Kind, Schedule, dr
 from lowdimfa.services.lab.drill.round import Fit, Round, Terms, run_round
 from lowdimfa.services.monitoring.journal import Sink
 from lowdimfa.services.spec import Specification, parse_specification
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.results import Result
 
 
 @dataclass(frozen=True)

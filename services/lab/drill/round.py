@@ -19,7 +19,8 @@ from lowdimfa.services.lab.drill.plan import Schedule
 from lowdimfa.services.lab.drill.watch import ProcessWatch, files_left
 from lowdimfa.services.monitoring.journal import Event, Journal, Sink
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.api import DecoupledTrainer, Result
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.results import Result
 
 Fit = Callable[[str, Callable[[Sink], DecoupledTrainer]], Result]
 """Runs the trainer that a function makes of whoever follows its events, under the name of a part of the drill."""
