@@ -37,6 +37,8 @@ from lowdimfa.services.trainer.watch import TrainerWatch
 
 EngineName = Literal["ray", "local"]
 
+_EVENTS = frozenset({"events.jsonl"})
+
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -90,10 +92,12 @@ class RunRequest:
         resume = bool(CheckpointStore(self.run_dir).list())
         if not resume and not ready:
             unname(self.run_dir)
-        fetch(self.run_dir, {"events.jsonl"}.__contains__)
-        # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
-        saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
-        resume_step = None if not resume or saved[-1:] == ["checkpoint"] else self.resume_step
+        resume_step = self.resume_step if resume else None
+        if resume_step is not None:
+            fetch(self.run_dir, _EVENTS.__contains__)
+            # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
+            saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
+            resume_step = None if saved[-1:] == ["checkpoint"] else resume_step
         return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
 
     def journal(self, sink: Sink | None = None) -> Journal:
@@ -227,15 +231,19 @@ def execute(
             fetch(place, patience=liveness)
         else:
             forget(place)
+            fetch(
+                place, _EVENTS.__contains__, liveness
+            )  # of attempts before a run was there, as a folder has them
         if own_process:
             keep_output(log_file(path, "trainer"))
         prepared = fresh or prepare(request)
         mirror = Mirror(place, patience=liveness)
         try:
             with opened(journal):
+                mirror.keep_up()
                 return _run(request, prepared, run_dir, journal, stop or StopRequest(), mirror)
         finally:  # with the last event; a store that is out of reach has been told of
-            mirror.update()
+            mirror.close()
 
 
 def _run(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowdimfa.errors import NotFiniteError, StoppedError
 from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
@@ -77,7 +78,8 @@ class World:
 
     def restart(self) -> None:
         requests = RunRequests(self.folder / "runs", "node")
-        self.supervisor = Supervisor(self.store, self.cluster, requests, 10.0, self.changed.append)
+        copies = Copies(self.folder / "copies", 10.0)
+        self.supervisor = Supervisor(self.store, self.cluster, requests, copies, 10.0, self.changed.append)
 
     def submit(
         self,
