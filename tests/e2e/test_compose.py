@@ -82,12 +82,12 @@ class Held(nn.Module):
 
     def forward(self, inputs):
         self.calls += 1
-        while self.calls > 30 and self.closed():
+        while self.calls > 25 and self.closed():
             time.sleep(0.05)
         return inputs
 
 def make_model():
-    return nn.Sequential(nn.Linear(64, 32), Held(), nn.Tanh(), nn.Linear(32, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), Held(), nn.Tanh(), nn.Linear(32, 10))
 """
 SPECIFICATION: dict[str, Any] = {
     "model": {"factory": "held:make_model", "blocks": 2},
