@@ -68,6 +68,10 @@ def _storage(settings: ServeSettings) -> Place:
         Nothing can be written there, or it is in the folder that nobody but the service may enter.
     """
     if is_address(settings.storage):
+        if str(settings.storage).startswith("memory:"):
+            raise InputError(
+                f"--storage {settings.storage}", "the memory of one process", "what all nodes reach"
+            )
         require_usable(str(settings.storage), settings.liveness, f"--storage {settings.storage}")
         return settings.storage
     storage = Path(settings.storage).resolve()

@@ -219,7 +219,9 @@ def test_a_service_runs_jobs_whose_runs_are_in_a_bucket_and_loses_none(
         job = str(running.json("submit", spec, *again)["job"]["id"])
         with running.watching(job) as watching:
             started = watching.until("started")
-            held = watching.until("checkpoint") + watching.until("checkpoint")  # while it stands after step 25
+            held = watching.until("checkpoint") + watching.until(
+                "checkpoint"
+            )  # while it stands after step 25
             with urllib.request.urlopen(f"http://{running.http}/targets", timeout=SECONDS) as answer:
                 assert [entry["labels"]["job"] for entry in json.load(answer)] == [job] * 3
             os.kill(started[-1]["pids"]["trainer"], signal.SIGKILL)

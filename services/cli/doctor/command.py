@@ -26,7 +26,9 @@ from lowdimfa.version import VERSION
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster whose nodes are looked at too, as 'train --address' takes it.")
 ]
-Liveness = Annotated[float, typer.Option(min=0.1, help="Seconds within which each node has to answer.")]
+Liveness = Annotated[
+    float, typer.Option(min=0.1, help="Seconds within which each node, and an object store, has to answer.")
+]
 
 _PORTS = ((50051, "--port"), (9464, "--http-port"), (9465, "--page-port"))
 """Those of 'lowdimfa serve', and the option that sets each."""
