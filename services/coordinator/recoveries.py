@@ -85,7 +85,9 @@ class Recoveries:
 
     def _note(self, job: Job, event: str, **fields: Any) -> Event:
         """Add an event to the journal of a run that nobody works on."""
-        with opened(Journal(self._copies.folder(job))) as journal:
+        folder = self._copies.folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with opened(Journal(folder)) as journal:
             entry = journal.emit(event, **fields)
         self._copies.send_events(job)
         return entry

@@ -147,7 +147,7 @@ def require_usable(address: str, patience: float, key: str = KEY) -> bool:
         doing = "deleted"
         objects.delete(probe)
         doing = "read"
-        return named(address, patience)
+        return _has_name(objects)
     except OSError as error:
         raise InputError(
             key,
@@ -162,15 +162,23 @@ def named(place: Place, patience: float = PATIENCE) -> bool:
 
     Raises
     ------
-    OSError
+    StorageError
         The store doesn't say.
     """
     if not is_address(place):
         return (Path(place) / _NAMED).exists()
     try:
-        return bool(Objects(str(place), min(patience, START_PATIENCE)).read(_NAMED))
+        return _has_name(Objects(str(place), min(patience, START_PATIENCE)))
+    except OSError as error:
+        raise refusal("whether a run is there can't be seen", str(place), error) from error
+
+
+def _has_name(objects: Objects) -> bool:
+    try:
+        objects.read(_NAMED)
     except FileNotFoundError:
         return False
+    return True
 
 
 def unname(place: Place) -> None:
