@@ -87,6 +87,7 @@ class BlockWorker:
         timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._mirror = Mirror(job.run_dir, files_of(self._stem).__contains__, run.liveness_seconds)
+        self._mirror.keep_up()
         self._observer = self._observe()
         self.stage, self._fresh = build_stage(job, network, self._data), True
         self._carrier = carrier_class(self._specification.placement.transport)
@@ -282,4 +283,4 @@ class BlockWorker:
             self._exporter.close()
         if self._timeline is not None:
             self._timeline.close()
-        self._mirror.update()
+        self._mirror.close()

@@ -117,7 +117,7 @@ class RunJob:
             job=job,
             over=over,
             actions=() if over else ("now",) if self._stopping.asked else ("stop",),
-            targets=targets_file(run_dir),
+            targets=targets_file(self._trainer.request.run_dir),
             events=events,
             position=after + len(events),
             more=False,

@@ -52,6 +52,16 @@ def placed(text: object) -> str:
         raise typer.BadParameter(error.message.partition(": ")[2]) from error
 
 
+StorageOption = Annotated[
+    str,
+    typer.Option(
+        envvar="LOWDIMFA_STORAGE",
+        metavar="PLACE",
+        parser=placed,
+        help="Where runs are kept: a folder that all nodes share, or an address such as s3://bucket/runs.",
+    ),
+]
+
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The specification, a YAML file.")]
 
 OverridesOption = Annotated[

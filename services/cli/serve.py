@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.errors import InputError
+from lowdimfa.services.cli.options import Format, FormatOption, StorageOption, expanded
 from lowdimfa.services.cli.output import outlive
+from lowdimfa.services.spec.addresses import is_address
 
 if TYPE_CHECKING:
     from lowdimfa.services.coordinator.settings import ServeSettings
@@ -38,21 +40,12 @@ PagePort = Annotated[
     ),
 ]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a live page.")]
-Storage = Annotated[
-    Path,
-    typer.Option(
-        envvar="LOWDIMFA_STORAGE",
-        metavar="DIR",
-        parser=expanded,
-        help="Folder that all nodes share, for run directories.",
-    ),
-]
 State = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
         parser=expanded,
-        help="Folder of the service alone; by default .coordinator in the storage.",
+        help="Folder of the service alone, to be kept; by default .coordinator in the storage, if that is a folder.",
     ),
 ]
 RayAddress = Annotated[
@@ -94,7 +87,7 @@ def serve(
     http_port: HttpPort = 9464,
     page_port: PagePort = 9465,
     page: Page = True,
-    storage: Storage = Path("runs"),
+    storage: StorageOption = "runs",
     state: State = None,
     ray_address: RayAddress = None,
     tls_cert: TlsCert = None,
@@ -121,7 +114,7 @@ def serve(
         http_port=http_port,
         page_port=page_port if page else None,
         storage=storage,
-        state=state or storage / ".coordinator",
+        state=state or _beside(storage),
         ray_address=ray_address,
         tls_cert=tls_cert,
         tls_key=tls_key,
@@ -134,6 +127,16 @@ def serve(
     )
     chosen = job_metrics or (JobMetrics.loopback if settings.on_loopback else JobMetrics.node)
     _serve(replace(settings, job_metrics=chosen.value), form)
+
+
+def _beside(storage: str) -> Path:
+    if is_address(storage):
+        raise InputError(
+            "--state",
+            f"none, with the address {storage} as --storage",
+            "a folder of the service's own, which outlives it: the job store is there",
+        )
+    return Path(storage) / ".coordinator"
 
 
 def _serve(settings: ServeSettings, form: Format) -> None:

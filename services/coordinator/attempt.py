@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,12 @@ from typing import Literal
 from lowdimfa.errors import PeerError, StoppedError
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.run.mirror import named
+from lowdimfa.services.run.storage import Place, below
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.spec.load import parse_text
 from lowdimfa.services.trainer.request import RunRequest
-from lowdimfa.services.trainer.run_dir import targets_file
 
 LAST_EVENTS = 50
 """Among which a run's last one is: only notes about its state may come after it."""
@@ -31,12 +32,12 @@ class RunRequests:
     Attributes
     ----------
     storage
-        Gets the run directories.
+        Gets the run directories: a folder, or an address.
     metrics
         Replaces ``run.metrics`` of a specification that doesn't turn them off.
     """
 
-    storage: Path
+    storage: Place
     metrics: Literal["loopback", "node"]
 
     def make(
@@ -62,27 +63,30 @@ class RunRequests:
                 "metrics": "off" if specification.run.metrics == "off" else self.metrics,
             }
         )
-        run_dir = Path(job.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        if not is_address(job.run_dir):
+            Path(job.run_dir).mkdir(parents=True, exist_ok=True)
         first = RunRequest(
             specification=specification.model_copy(update={"run": run}).model_dump(),
-            run_dir=str(run_dir),
+            run_dir=job.run_dir,
             engine="ray",
             resume=False,
-            user_code=_lay_down(submission.files, run_dir / "code"),
+            user_code=_user_code(submission.files, below(job.run_dir, "code")),
             way_on=f"lowdimfa resume {job.id}",
         )
         return first.again(lost_at, ready=ready)
 
 
-def _lay_down(files: dict[str, str], folder: Path) -> UserCode:
+def _user_code(files: dict[str, str], folder: str) -> UserCode:
+    """Lay the user's files down where all processes see them; where there is no such folder, they travel."""
     if not files:
         return UserCode()
+    if is_address(folder):
+        return UserCode(folder, files)
     for name, text in files.items():
-        path = folder / name
+        path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    return UserCode(str(folder))
+    return UserCode(folder)
 
 
 def outcome_in(store: JobStore, job: Job) -> Event | None:
@@ -100,16 +104,10 @@ def lost(job: Job) -> Event:
     """Return the last word of a trainer that left none."""
     if job.stop_requested == "now":
         return {"event": "failed"} | StoppedError("stopped at once").as_event()
-    if job.stop_requested and not (Path(job.run_dir) / "spec.yaml").exists():
+    if job.stop_requested and not named(job.run_dir):
         return {"event": "failed"} | StoppedError("stopped before it began").as_event()
     error = PeerError(
         f"the trainer of job {job.id} was lost after step {job.step}; 'lowdimfa resume {job.id}' goes on from its last "
         "checkpoint, if it has one"
     )
     return {"event": "failed"} | error.as_event()
-
-
-def forget_targets(job: Job) -> None:
-    """Take a job off Prometheus' list, where its trainer had no chance to."""
-    with contextlib.suppress(OSError):
-        targets_file(Path(job.run_dir)).unlink(missing_ok=True)

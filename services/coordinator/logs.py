@@ -58,7 +58,11 @@ class _Source:
 
 
 async def read_logs(
-    run_dir: Path, sources: Collection[str], tail: int, follow: Callable[[], bool]
+    run_dir: Path,
+    sources: Collection[str],
+    tail: int,
+    follow: Callable[[], bool],
+    refresh: Callable[[bool], None] = lambda going_on: None,
 ) -> AsyncIterator[Line]:
     """Yield the lines of a job's processes, process by process, and then new ones as they come.
 
@@ -72,12 +76,15 @@ async def read_logs(
         Only so many of the last lines of each; 0 for all.
     follow
         Asked after each look whether more is to be waited for.
+    refresh
+        Called before each look, with that answer, to bring what is there up to date.
     """
     folder = run_dir / "logs"
     known: dict[str, _Source] = {}
     going_on = True
     while going_on:
         going_on = follow()  # asked before the last look, so that what came just before the end is read
+        await asyncio.to_thread(refresh, going_on)
         for source in _appeared(folder, sources, known):
             source.position = await asyncio.to_thread(start_of_tail, source.path, tail) if tail else 0
             known[source.name] = source

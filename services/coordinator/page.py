@@ -17,6 +17,7 @@ from cryptography.fernet import Fernet
 from lowdimfa.errors import InputError
 from lowdimfa.services.coordinator.access import Caller, Role, may_change
 from lowdimfa.services.coordinator.calls import Calls
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ENDS, TRANSITIONS, Job, JobState
 from lowdimfa.services.coordinator.messages import event_to_message, job_fields, message_to_event
 from lowdimfa.services.coordinator.private import own_file
@@ -30,7 +31,6 @@ from lowdimfa.services.monitoring.live.sessions import Sessions
 from lowdimfa.services.monitoring.live.source import Fields, Look, Refusal, Visitor
 from lowdimfa.services.monitoring.pages import Pages
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
-from lowdimfa.services.trainer.run_dir import targets_file
 
 EVENTS_AT_ONCE = 2000
 TAIL, LONGEST_LINE = 200, 2000
@@ -77,8 +77,8 @@ class ServiceJobs:
     ----------
     service, calls
         What answers, and what lets in.
-    store
-        Where jobs are kept.
+    store, copies
+        Where jobs are kept, and what Prometheus can scrape of them.
     loop
         In which the service runs.
     """
@@ -90,9 +90,11 @@ class ServiceJobs:
         service: CoordinatorService,
         calls: Calls,
         store: JobStore,
+        copies: Copies,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._service, self._calls, self._store, self._loop = service, calls, store, loop
+        self._service, self._calls, self._loop = service, calls, loop
+        self._store, self._copies = store, copies
 
     def enter(self, visitor: Visitor) -> str:
         """Return the name of the visitor's token."""
@@ -119,7 +121,7 @@ class ServiceJobs:
                 job=job_fields(self._service.shown(job)),
                 over=job.state in ENDS,
                 actions=_actions(job) if may_change(caller, job.owner) else (),
-                targets=targets_file(Path(job.run_dir)),
+                targets=self._copies.targets(job),
                 events=[_as_promised(event) for event in numbered],
                 position=numbered[-1].sequence if numbered else after,
                 more=len(numbered) == EVENTS_AT_ONCE,

@@ -21,6 +21,9 @@ from lowdimfa.services.coordinator.server import Coordinator, require_safe
 from lowdimfa.services.coordinator.settings import ServeSettings
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.run.mirror import require_usable
+from lowdimfa.services.run.storage import Place
+from lowdimfa.services.spec.addresses import is_address
 
 _log = logging.getLogger(__name__)
 
@@ -56,15 +59,22 @@ def serve(settings: ServeSettings, on_serving: OnServing) -> list[str]:
         store.close()
 
 
-def _storage(settings: ServeSettings) -> Path:
-    """Return the storage, made if it isn't there.
+def _storage(settings: ServeSettings) -> Place:
+    """Return the storage, made if it is a folder that isn't there.
 
     Raises
     ------
     InputError
         Nothing can be written there, or it is in the folder that nobody but the service may enter.
     """
-    storage = settings.storage.resolve()
+    if is_address(settings.storage):
+        if str(settings.storage).startswith("memory:"):
+            raise InputError(
+                f"--storage {settings.storage}", "the memory of one process", "what all nodes reach"
+            )
+        require_usable(str(settings.storage), settings.liveness, f"--storage {settings.storage}")
+        return settings.storage
+    storage = Path(settings.storage).resolve()
     where = f"--storage {storage}"
     if storage.is_relative_to(settings.state.resolve()):
         raise InputError(where, f"a folder in --state {settings.state}", "one beside it: --state is private")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 from lowdimfa.errors import RecoveriesUsedUpError, error_of
-from lowdimfa.services.coordinator.attempt import LAST_EVENTS, RunRequests
+from lowdimfa.services.coordinator.attempt import LAST_EVENTS
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.store import JobStore
@@ -29,12 +29,12 @@ class Recoveries:
     ----------
     store
         Where jobs are kept.
-    requests
+    copies
         Knows where their logs are.
     """
 
-    def __init__(self, store: JobStore, requests: RunRequests) -> None:
-        self._store, self._requests = store, requests
+    def __init__(self, store: JobStore, copies: Copies) -> None:
+        self._store, self._copies = store, copies
         self._rests: dict[str, float] = {}
 
     def verdict(self, job: Job, look: Look, outcome: Event) -> Event | None:
@@ -52,14 +52,14 @@ class Recoveries:
         if (
             _recovering(self._store, job, JobState.starting, "started") is not None
         ):  # begun in an earlier round
-            return {"event": "failed"} | stopped(Path(job.run_dir)).as_event() if job.stop_requested else None
+            return {"event": "failed"} | stopped(job.run_dir).as_event() if job.stop_requested else None
         if job.stop_requested or outcome["event"] != "failed":
             return outcome
         failure = TrainerGaveUp(
             error_of(outcome), look.condition is Condition.lost, job.state is not JobState.starting
         )
         rules = Rules.of(parse_text(self._store.submission(job.id).specification, "the specification"))
-        journal = Journal(Path(job.run_dir))
+        journal = Journal(self._copies.folder(job))
         events = journal.read("failed", "finished", "recovering", "started")
         decision = decide(failure, rules, history_in(events), time.time(), random.random())
         if isinstance(decision, End):
@@ -69,9 +69,9 @@ class Recoveries:
                 f"{decision.words}; 'lowdimfa resume {job.id}' goes on from its last checkpoint, if it has one",
                 setting="run.max_recoveries",
             )
-            return _note(journal, "failed", **error.as_event())
-        _note(
-            journal,
+            return self._note(job, "failed", **error.as_event())
+        self._note(
+            job,
             "recovering",
             lost="trainer",
             policy=decision.policy,
@@ -82,6 +82,15 @@ class Recoveries:
         )
         self._rests[job.id] = time.monotonic() + decision.pause
         return None
+
+    def _note(self, job: Job, event: str, **fields: Any) -> Event:
+        """Add an event to the journal of a run that nobody works on."""
+        folder = self._copies.folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with opened(Journal(folder)) as journal:
+            entry = journal.emit(event, **fields)
+        self._copies.send_events(job)
+        return entry
 
     def resting(self, job: Job) -> bool:
         """Whether a job that goes on waits for the pause before its next attempt to pass."""
@@ -94,19 +103,13 @@ class Recoveries:
         """Say why a job that goes on is in the queue."""
         event = _recovering(self._store, job, JobState.starting, "started")
         reason = TRAINER_LOST if event is None else event["reason"]
-        steps = CheckpointStore(Path(job.run_dir)).list()
+        steps = CheckpointStore(job.run_dir).list()
         return f"{reason}; goes on from step {steps[-1]:,}" if steps else f"{reason}; begins anew"
 
     def lost_at(self, job: Job) -> float | None:
         """Return when the loss was noticed that a job's attempt makes up for, in Unix seconds; None without one."""
         event = _recovering(self._store, job, "started")
         return None if event is None else float(event["time"])
-
-
-def _note(journal: Journal, event: str, **fields: Any) -> Event:
-    """Add an event to the journal of a run that nobody works on."""
-    with opened(journal):
-        return journal.emit(event, **fields)
 
 
 def _recovering(store: JobStore, job: Job, *until: str) -> Event | None:

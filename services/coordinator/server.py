@@ -14,6 +14,7 @@ from lowdimfa.errors import InputError, LowdimfaError, ResourceError
 from lowdimfa.services.coordinator.access import Gate
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.calls import Calls
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.limits import ClientLimits
 from lowdimfa.services.coordinator.notices import Notices
 from lowdimfa.services.coordinator.page import ServiceJobs, page_of
@@ -91,11 +92,12 @@ class Coordinator:
         self._metrics = CoordinatorMetrics()
         self._notices = Notices()
         requests = RunRequests(settings.storage, settings.job_metrics)
-        self._supervisor = Supervisor(store, runner, requests, settings.liveness, self._notices.tell)
+        copies = Copies(settings.state / "copies", settings.liveness)
+        self._supervisor = Supervisor(store, runner, requests, copies, settings.liveness, self._notices.tell)
         self._metrics.read_from(self._reading)
         limits = ClientLimits(settings.max_streams_per_client)
         calls = Calls(Gate(settings.tokens), limits, self._metrics)
-        self._service = CoordinatorService(store, calls, self._notices, self._supervisor.wake)
+        self._service = CoordinatorService(store, copies, calls, self._notices, self._supervisor.wake)
         self._health = health.aio.HealthServicer()
         self._server: Any = grpc.aio.server(
             options=[
@@ -112,11 +114,11 @@ class Coordinator:
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self._web = Web(
-            settings.http_host, settings.http_port, self._metrics.registry, self._store, self._ailing
+            settings.http_host, settings.http_port, self._metrics.registry, store, copies, self._ailing
         )
         self._page = None
         try:
-            jobs = ServiceJobs(self._service, calls, store, asyncio.get_running_loop())
+            jobs = ServiceJobs(self._service, calls, store, copies, asyncio.get_running_loop())
             self._page = page_of(settings, jobs)
             self.address = self._bind()
         except BaseException:

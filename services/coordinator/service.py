@@ -6,13 +6,15 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
+from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.access import Caller, Role, may_change, require_role
 from lowdimfa.services.coordinator.calls import Calls
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
 from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
@@ -23,6 +25,7 @@ from lowdimfa.services.coordinator.submissions import checked
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.mirror import named
 
 EVENTS_AT_ONCE = 200
 """Read from the store for one watcher at a time."""
@@ -37,6 +40,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ----------
     store
         Where jobs are kept.
+    copies
+        Where their logs can be read.
     calls
         Lets them in.
     notices
@@ -48,11 +53,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     def __init__(
         self,
         store: JobStore,
+        copies: Copies,
         calls: Calls,
         notices: Notices,
         wake: Callable[[], None],
     ) -> None:
-        self._store, self._calls, self._notices, self._wake = store, calls, notices, wake
+        self._store, self._copies, self._calls = store, copies, calls
+        self._notices, self._wake = notices, wake
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Put a job into the queue."""
@@ -169,7 +176,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                     and self._store.get(request.id).state not in ENDS
                 )
 
-            async for line in read_logs(Path(job.run_dir), request.sources, request.tail, follow):
+            def refresh(going_on: bool) -> None:
+                with suppress(*[StorageError] * going_on):  # it comes with the next look
+                    self._copies.refresh(job, logs=True, now=not going_on)
+
+            folder = self._copies.folder(job)
+            async for line in read_logs(folder, request.sources, request.tail, follow, refresh):
                 yield pb.LogLine(source=line.source, text=line.text)
 
     def shown(self, job: Job) -> pb.Job:
@@ -195,8 +207,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
 
 def _require_checkpoint(job: Job) -> None:
-    run_dir = Path(job.run_dir)
-    if (run_dir / "spec.yaml").exists() and not CheckpointStore(run_dir).list():
+    if named(job.run_dir) and not CheckpointStore(job.run_dir).list():
         raise RefusedError(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"job {job.id} has no checkpoint to go on from; submit it again with run.checkpoint_every",

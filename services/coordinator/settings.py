@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowdimfa.services.rpc.security import is_loopback
+from lowdimfa.services.run.storage import Place
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ServeSettings:
     page_port
         Where the live page is served, on ``host``, with the API's certificates and tokens; None for nowhere.
     storage
-        Folder that the coordinator and all nodes of the cluster share: run directories.
+        Where runs are kept: a folder that the coordinator and all nodes of the cluster share, or an address.
     state
         Folder of the coordinator alone: the job store.
     ray_address
@@ -50,7 +51,7 @@ class ServeSettings:
     http_host: str = "127.0.0.1"
     http_port: int = 9464
     page_port: int | None = None
-    storage: Path = Path("runs")
+    storage: Place = "runs"
     state: Path = Path("runs/.coordinator")
     ray_address: str | None = None
     tls_cert: Path | None = None

@@ -25,6 +25,7 @@ from lowdimfa.services.coordinator.store import (
     QueueFullError,
     TransitionError,
 )
+from lowdimfa.services.run.storage import Place, below
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 """For identifiers that people read aloud: without l, o, 0 and 1."""
@@ -48,7 +49,7 @@ class SqliteJobStore(SqliteReads):
         The file isn't such a store, another coordinator uses it, or it can't be written.
     """
 
-    def __init__(self, path: Path, storage: Path, max_queued: int = 10_000) -> None:
+    def __init__(self, path: Path, storage: Place, max_queued: int = 10_000) -> None:
         self._storage, self._max_queued = storage, max_queued
         self._mutex = threading.RLock()
         self._path = own_folder(path.parent, "--state") / path.name
@@ -145,7 +146,7 @@ class SqliteJobStore(SqliteReads):
                     json.dumps(submission.files),
                     JobState.queued,
                     now,
-                    str(self._storage / job_id),
+                    below(self._storage, job_id),
                     cpus,
                     gpus,
                 ),
@@ -221,7 +222,8 @@ class SqliteJobStore(SqliteReads):
             job_id = f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
             # A run of an earlier store may still lie there, and is not this job's to go on with.
             taken = (
-                self._read("SELECT 1 FROM jobs WHERE id = ?", (job_id,)) or (self._storage / job_id).exists()
+                self._read("SELECT 1 FROM jobs WHERE id = ?", (job_id,))
+                or Path(below(self._storage, job_id)).exists()
             )
             if not taken:
                 return job_id

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from lowdimfa.errors import BlockWithoutRoomError, NoRoomError, StoppedError, error_of
-from lowdimfa.services.coordinator.attempt import RunRequests, forget_targets, lost, outcome_in, trainer_of
+from lowdimfa.errors import BlockWithoutRoomError, NoRoomError, StoppedError, StorageError, error_of
+from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in, trainer_of
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
 from lowdimfa.services.coordinator.queue import start_order
@@ -56,6 +56,8 @@ class Supervisor:
         Where jobs are kept, and where they run.
     requests
         Makes what a trainer is told.
+    copies
+        Where events of jobs can be read.
     liveness
         From which all deadlines derive.
     on_change
@@ -67,16 +69,18 @@ class Supervisor:
         store: JobStore,
         runner: JobRunner,
         requests: RunRequests,
+        copies: Copies,
         liveness: float,
         on_change: Callable[[str], None],
     ) -> None:
         self.health = Health()
-        self._store, self._runner, self._requests = store, runner, requests
+        self._store, self._runner, self._requests, self._copies = store, runner, requests, copies
         self._liveness, self._on_change = liveness, on_change
-        self._recoveries = Recoveries(store, requests)
+        self._recoveries = Recoveries(store, copies)
         self._patience = Patience(store, runner, self._warn)
         self._told: set[str] = set()
         self._warned: dict[str, str] = {}
+        self._unread: dict[str, float] = {}
         self._retry_at = 0.0
         self._woken, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -157,9 +161,10 @@ class Supervisor:
     def _attend(self, job: Job, look: Look) -> None:
         trainer = trainer_of(job)
         if look.condition in (Condition.ended, Condition.lost) and not self._never_made(job, look):
-            while (after := self._take_in(job)) != job:
-                job = after
-            self._conclude(job, look)
+            if self._read_to_the_end(job):
+                while (after := self._take_in(job)) != job:
+                    job = after
+                self._conclude(job, look)
             return
         if job.state is JobState.starting and trainer not in self._told:
             # After a restart too: nobody knows how far the last coordinator came, and a trainer runs only once.
@@ -180,12 +185,28 @@ class Supervisor:
             and outcome_in(self._store, job) is None
         )
 
+    def _read_to_the_end(self, job: Job) -> bool:
+        """Whether all that a trainer that has ended wrote is here, or was waited for long enough."""
+        try:
+            self._copies.refresh(job, now=True)
+        except StorageError as error:
+            self._warn(job, f"the job has ended; its last events are missing: {error.message}")
+            began = self._unread.setdefault(job.id, time.monotonic())
+            return time.monotonic() - began > self._liveness
+        self._unread.pop(job.id, None)
+        return True
+
     def _take_in(self, job: Job) -> Job:
         """Bring the store up to the run's log."""
+        try:
+            self._copies.refresh(job)
+        except StorageError as error:
+            self._warn(job, f"what happens can't be seen now: {error.message}")
+            job = self._store.get(job.id)
         starting = job.state is JobState.starting
         # No further than the start, which changes the job's state: watchers see all that in its order.
         before = Position(job.log_position)
-        events, position, more = Journal(Path(job.run_dir)).after(
+        events, position, more = Journal(self._copies.folder(job)).after(
             before, through="started" if starting else ""
         )
         if position is None or position == before:
@@ -210,6 +231,8 @@ class Supervisor:
         if verdict["event"] == "failed" and verdict != outcome_in(self._store, job):
             self._store.append(job.id, [{"time": time.time(), **verdict}], job.log_position)
         self._end(job, verdict)
+        self._copies.forget(job)
+        self._unread.pop(job.id, None)
         self._on_change(job.id)
 
     def _go_on(self, job: Job) -> None:
@@ -223,7 +246,7 @@ class Supervisor:
         """Forget a trainer that has ended, and free what it still holds."""
         trainer = trainer_of(job)
         self._runner.release(trainer)
-        forget_targets(job)
+        self._copies.forget_targets(job)
         self._patience.forget(job)
         self._warned.pop(job.id, None)
         self._told.discard(trainer)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.monitoring.pages import Application, Pages
-from lowdimfa.services.trainer.run_dir import targets_file
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ class Web(Pages):
         Where to listen. There is no authentication.
     registry
         For ``/metrics``.
-    store
-        For ``/targets``: the jobs that are active.
+    store, copies
+        For ``/targets``: the jobs that are active, and where their lists are.
     ailing
         For ``/healthz``: says what is wrong, or nothing.
 
@@ -44,10 +43,11 @@ class Web(Pages):
         port: int,
         registry: CollectorRegistry,
         store: JobStore,
+        copies: Copies,
         ailing: Callable[[], str],
     ) -> None:
         self._metrics: Application = make_wsgi_app(registry)
-        self._store, self._ailing = store, ailing
+        self._store, self._copies, self._ailing = store, copies, ailing
         super().__init__(host, port, self._answer, what="metrics", settings="--http-host or --http-port")
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -71,7 +71,7 @@ class Web(Pages):
         """Return what Prometheus is to scrape now, in the format of its HTTP service discovery."""
         found: list[dict[str, Any]] = []
         for job in self._store.in_states(ACTIVE):
-            path = targets_file(Path(job.run_dir))
+            path = self._copies.targets(job)
             try:
                 entries = json.loads(path.read_text("utf-8"))
                 found += [

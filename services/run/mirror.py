@@ -2,7 +2,7 @@
 
 Object stores can't append. So what grows (events, timeline, logs) and all other small files lie in a folder of the
 machine, and whole copies of them go to the store: of the trainer's at each checkpoint and at the end, of a block's own
-timeline and log by the block.
+timeline and log by the block. What others follow while it grows is copied every few seconds as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from lowdimfa.errors import InputError
@@ -27,6 +30,12 @@ DESCRIPTION = {_NAMED, "plan.json"}
 
 START_PATIENCE = 15.0
 """Most seconds for which a store that does not answer is asked again before a run begins."""
+
+TARGETS = "targets.json"
+"""Name of the file that lists, of a run at an address, what Prometheus can scrape."""
+
+COPY_SECONDS, COPY_SHARE = 2.0, 0.05
+"""Least pause between copies of what is followed, and the most of the time that they may take."""
 
 _APART = ("checkpoints", "run.lock")
 """What isn't copied: blocks write checkpoints to the store themselves."""
@@ -118,30 +127,57 @@ def forget(place: Place) -> None:
                 path.unlink()
 
 
-def require_usable(address: str, patience: float) -> bool:
-    """Check that an object can be written at an address, and return whether a run is there.
+def require_usable(address: str, patience: float, key: str = KEY) -> bool:
+    """Check what a run does with objects at an address, and return whether one is there.
 
     Raises
     ------
     InputError
-        It can't; with what is needed.
+        Something of it is not possible; with what is needed.
     """
     objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
+    doing = "written"
     try:
         with objects.writing(probe) as file:
             file.write(b"\n")
+        doing = "read"
+        objects.read(probe)
+        doing = "listed"
+        objects.files(probe)
+        doing = "deleted"
         objects.delete(probe)
-        objects.files(_NAMED)  # that what is there can be listed, too
-        objects.read(_NAMED)
-    except FileNotFoundError:
-        return False
+        doing = "read"
+        return _has_name(objects)
     except OSError as error:
         raise InputError(
-            KEY,
-            f"{address}, which can't be read and written ({error.strerror})",
+            key,
+            f"{address}, where objects can't be {doing} ({error.strerror})",
             "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
             "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
         ) from error
+
+
+def named(place: Place, patience: float = PATIENCE) -> bool:
+    """Return whether a run is at a place.
+
+    Raises
+    ------
+    StorageError
+        The store doesn't say.
+    """
+    if not is_address(place):
+        return (Path(place) / _NAMED).exists()
+    try:
+        return _has_name(Objects(str(place), min(patience, START_PATIENCE)))
+    except OSError as error:
+        raise refusal("whether a run is there can't be seen", str(place), error) from error
+
+
+def _has_name(objects: Objects) -> bool:
+    try:
+        objects.read(_NAMED)
+    except FileNotFoundError:
+        return False
     return True
 
 
@@ -161,6 +197,11 @@ def unname(place: Place) -> None:
             pass
         except OSError as error:
             raise refusal("the run can't begin anew", str(place), error) from error
+
+
+def followed(name: str) -> bool:
+    """Whether others look at a file while it grows: events, logs and what Prometheus can scrape."""
+    return name in ("events.jsonl", TARGETS) or name.startswith("logs/")
 
 
 def files_of(process: str) -> set[str]:
@@ -187,24 +228,55 @@ class Mirror:
         self._objects = Objects(str(place), patience) if is_address(place) else None
         self._folder, self._wanted = work_dir(place), wanted
         self._sent: dict[str, tuple[int, int]] = {}
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def update(self) -> str:
+    def update(self, only: Callable[[str], bool] = lambda name: True) -> str:
         """Copy each file that is new, or has changed since it was copied last; return why that isn't possible, or ""."""
         if self._objects is None:
             return ""
+        with self._lock:
+            return self._update(self._objects, only)
+
+    def keep_up(self) -> None:
+        """Copy what others follow every few seconds until `close`; a store out of reach is what `update` tells of."""
+        if self._objects is not None:
+            self._thread = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Copy what has changed for the last time, as far as that is possible."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.update()
+        if self._objects is not None and TARGETS in self._sent and not (self._folder / TARGETS).exists():
+            with suppress(OSError):
+                self._objects.delete(TARGETS)
+
+    def _keep_up(self) -> None:
+        pause = COPY_SECONDS
+        while not self._over.wait(pause):
+            began = time.monotonic()
+            self.update(followed)
+            pause = max(COPY_SECONDS, (time.monotonic() - began) / COPY_SHARE)
+
+    def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
-            if name.split("/")[0] in _APART or path.name.endswith(".partial") or not self._wanted(name):
+            if name.split("/")[0] in _APART or path.name.endswith(".partial"):
+                continue
+            if not (self._wanted(name) and only(name)):
                 continue
             try:
                 if path.is_file() and (stamp := _stamp(path)) != self._sent.get(name):
-                    with self._objects.writing(name) as copy, path.open("rb") as file:
+                    with objects.writing(name) as copy, path.open("rb") as file:
                         shutil.copyfileobj(file, copy)
                     self._sent[name] = stamp
             except FileNotFoundError:
                 continue  # it has gone meanwhile
             except OSError as error:
-                return f"{self._objects.place(name)} can't be written: {error.strerror}"
+                return f"{objects.place(name)} can't be written: {error.strerror}"
         return ""
 
 

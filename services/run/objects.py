@@ -68,9 +68,9 @@ class Objects:
             return {}
         return {path.removeprefix(start): int(entry["size"]) for path, entry in found.items()}
 
-    def read(self, name: str, size: int | None = None) -> bytes:
-        """Return what a file holds, or that many of its first bytes."""
-        part = {} if size is None else {"start": 0, "end": size}
+    def read(self, name: str, size: int | None = None, start: int = 0) -> bytes:
+        """Return what a file holds, or that many of its bytes."""
+        part = {} if size is None else {"start": start, "end": start + size}
         with self._told(name):
             return bytes(self._fs.cat_file(self._path(name), **part))
 

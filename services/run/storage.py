@@ -101,6 +101,11 @@ def storage_of(place: Place, patience: float = PATIENCE) -> Folder | Objects:
     return Objects(str(place), patience) if is_address(place) else Folder(Path(place))
 
 
+def below(place: Place, name: str) -> str:
+    """Return the place of a name in a folder, or below an address."""
+    return f"{place}/{name}" if is_address(place) else str(Path(place) / name)
+
+
 def located(text: Place, key: str = KEY) -> str:
     """Return a place as every process of a run can have it: an address, or an absolute path.
 

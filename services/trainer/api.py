@@ -254,8 +254,7 @@ class DecoupledTrainer:
 
     def _note_stop(self) -> None:
         """Leave the run directory as a stopped run has it, since the trainer's process gets no chance to."""
-        path = work_dir(self.request.run_dir)
-        targets_file(path).unlink(missing_ok=True)
-        if path.is_dir():
+        targets_file(self.request.run_dir).unlink(missing_ok=True)
+        if work_dir(self.request.run_dir).is_dir():
             with opened(self.request.journal()) as journal:
                 journal.emit("failed", **stopped(self.request.run_dir).as_event())

@@ -29,7 +29,7 @@ from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop
-from lowdimfa.services.trainer.request import EngineName, RunRequest
+from lowdimfa.services.trainer.request import EVENTS, EngineName, RunRequest
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
 from lowdimfa.services.trainer.watch import TrainerWatch
@@ -157,15 +157,19 @@ def execute(
             fetch(place, patience=liveness)
         else:
             forget(place)
+            fetch(
+                place, EVENTS.__contains__, liveness
+            )  # of attempts before a run was there, as a folder has them
         if own_process:
             keep_output(log_file(path, "trainer"))
         prepared = fresh or prepare(request)
         mirror = Mirror(place, patience=liveness)
         try:
             with opened(journal):
+                mirror.keep_up()
                 return _run(request, prepared, run_dir, journal, stop or StopRequest(), mirror)
         finally:  # with the last event; a store that is out of reach has been told of
-            mirror.update()
+            mirror.close()
 
 
 def _run(

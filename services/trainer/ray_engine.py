@@ -53,7 +53,7 @@ class RayEngine:
         self._plan = plan
         self._watch = watch
         self._place, self._folder = place, work_dir(place)
-        self._targets = targets_file(self._folder)
+        self._targets = targets_file(place)
         self._user_code = user_code
         self._blocks = len(plan.network.blocks)
         self._group: WorkerGroup | None = None

@@ -111,7 +111,7 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
         There shall be none.
     """
     failure = TrainerLost(silent=isinstance(cause, GetTimeoutError))
-    targets_file(following.folder).unlink(missing_ok=True)
+    targets_file(following.place).unlink(missing_ok=True)
     events_alone = {"events.jsonl"}.__contains__
     fetch(following.place, events_alone)
     with opened(Journal(following.folder, following.sink)) as journal:

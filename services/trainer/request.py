@@ -13,6 +13,8 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 
 EngineName = Literal["ray", "local"]
+EVENTS = frozenset({"events.jsonl"})
+"""Of a run's files those that say what has happened in it."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class RunRequest:
         resume = bool(CheckpointStore(self.run_dir).list())
         if not resume and not ready:
             unname(self.run_dir)
-        fetch(self.run_dir, {"events.jsonl"}.__contains__)
-        # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
-        saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
-        resume_step = None if not resume or saved[-1:] == ["checkpoint"] else self.resume_step
+        resume_step = self.resume_step if resume else None
+        if resume_step is not None:
+            fetch(self.run_dir, EVENTS.__contains__)
+            # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
+            saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
+            resume_step = None if saved[-1:] == ["checkpoint"] else resume_step
         return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
 
     def journal(self, sink: Sink | None = None) -> Journal:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
-from lowdimfa.services.run.mirror import require_usable, work_dir
+from lowdimfa.services.run.mirror import TARGETS, named, require_usable, work_dir
 from lowdimfa.services.run.objects import PATIENCE
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.spec import Specification, load_specification, to_yaml
@@ -182,7 +182,7 @@ def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> N
         A run is there and isn't resumed, none is there to resume, or nothing can be written there.
     """
     apart = is_address(place)
-    taken = require_usable(str(place), patience) if apart else (Path(place) / "spec.yaml").exists()
+    taken = require_usable(str(place), patience) if apart else named(place)
     if taken and not resume:
         raise InputError(
             f"run directory {place}",
@@ -277,9 +277,12 @@ def postmortem_file(path: Path) -> Path:
     return path / "postmortem.txt"
 
 
-def targets_file(path: Path) -> Path:
+def targets_file(place: Place) -> Path:
     """Return where a run lists what Prometheus can scrape: one file per run, in one folder for all runs beside it.
 
-    Prometheus takes wildcards only in the last part of a path.
+    Prometheus takes wildcards only in the last part of a path. Of a run at an address, a service alone reads the list.
     """
+    if is_address(place):
+        return work_dir(place) / TARGETS
+    path = Path(place)
     return path.parent / "targets" / f"{path.name}.json"

@@ -9,6 +9,7 @@ from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.metrics import POLICIES, TrainerMetrics
+from lowdimfa.services.run.mirror import work_dir
 
 
 class TrainerWatch:
@@ -35,7 +36,7 @@ class TrainerWatch:
         metrics = self._metrics
         match event["event"]:
             case "started":
-                self._recall(Path(event["run_dir"]))
+                self._recall(work_dir(event["run_dir"]))
                 metrics.planned(event["steps"])
                 metrics.state("running")
             case "progress":

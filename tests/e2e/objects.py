@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -59,8 +60,9 @@ class Store:
         By which it is reached.
     """
 
-    def __init__(self, port: int, way: Way) -> None:
-        self.port, self.way, self.address = port, way, "s3://kept"
+    def __init__(self, way: Way) -> None:
+        self.port, self.way, self.address = way.port, way, "s3://kept"
+        self._process = self._start()
         self.environment = {
             "AWS_ACCESS_KEY_ID": "anybody",
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -74,6 +76,41 @@ class Store:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers, method=method)
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             return bytes(answer.read())
+
+    def reached_by(self, host: str) -> dict[str, str]:
+        """Return what a command on another machine needs to reach it."""
+        return self.environment | {"AWS_ENDPOINT_URL": f"http://{host}:{self.way.server_port}"}
+
+    def restart(self) -> None:
+        """Kill the server and start it again, with what it had: the one here has no disk, so that we keep it for it."""
+        self.way.fault = "gone"
+        names = re.findall("<Key>(.*?)</Key>", self.ask("GET", "/kept?list-type=2").decode())
+        kept = {name: self.ask("GET", f"/kept/{name}") for name in names}
+        self.end()
+        self._process = self._start()
+        for name, content in kept.items():
+            self.ask("PUT", f"/kept/{name}", content)
+        self.way.fault = ""
+
+    def end(self) -> None:
+        """Kill the server."""
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [server_program(), "-H", "127.0.0.1", "-p", str(self.port)]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ""}, **quiet)
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                self.ask("PUT", "/kept")
+                return process
+            except OSError:
+                if process.poll() is not None or time.monotonic() > until:
+                    process.kill()
+                    raise AssertionError("moto's server does not start") from None
+                time.sleep(0.05)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -92,15 +129,15 @@ class Way(ThreadingHTTPServer):
     ----------
     fault
         What happens to requests that write to a checkpoint: nothing, ``busy`` (503), ``slow``, ``torn`` (the connection
-        ends in the middle of the body).
+        ends in the middle of the body); or to all of them: ``gone`` (it ends at once).
     struck
         Released for each request that the fault met.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Relay)
+    def __init__(self, port: int, host: str) -> None:
+        super().__init__((host, 0), _Relay)
         self.port, self.fault, self.struck = port, "", threading.Semaphore(0)
 
 
@@ -112,7 +149,11 @@ class _Relay(BaseHTTPRequestHandler):
 
     def _relay(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        fault = self.server.fault if self.command in ("PUT", "POST") and "/checkpoints/" in self.path else ""
+        fault = self.server.fault
+        if fault == "gone":
+            self.close_connection = True
+            return
+        fault = fault if self.command in ("PUT", "POST") and "/checkpoints/" in self.path else ""
         if fault:
             self.server.struck.release()
         if fault == "torn":
@@ -152,28 +193,21 @@ class _Relay(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[Store]:
-    """Run a server with an empty bucket."""
-    program = server_program()
+def running(host: str = "127.0.0.1") -> Iterator[Store]:
+    """Run a server with an empty bucket, whose way is open at an address of this machine."""
+    server_program()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [program, "-H", "127.0.0.1", "-p", str(port)]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ""}, **quiet) as process, Way(port) as way:
+    with Way(port, host) as way:
         thread = threading.Thread(target=way.serve_forever)
         thread.start()
-        store, until = Store(port, way), time.monotonic() + SECONDS
         try:
-            while True:
-                try:
-                    store.ask("PUT", "/kept")
-                    break
-                except OSError:
-                    assert process.poll() is None and time.monotonic() < until, "moto's server does not start"
-                    time.sleep(0.05)
-            yield store
+            store = Store(way)
+            try:
+                yield store
+            finally:
+                store.end()
         finally:
             way.shutdown()
             thread.join()
-            process.kill()

@@ -21,9 +21,12 @@ START_SECONDS = 240
 class Service:
     """A coordinator's process, which can be killed and started again, and its clients."""
 
-    def __init__(self, folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND) -> None:
+    def __init__(
+        self, folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND, **more: str
+    ) -> None:
         self.storage = folder / "runs"
         self._folder, self._forks, self._arguments, self._command = folder, forks, arguments, command
+        self._environment = environment(**more)
         self._port = self._page_port = "0"
         self.start()
 
@@ -35,7 +38,7 @@ class Service:
         with (self._folder / "serve.log").open("a") as log:
             self.process = subprocess.Popen(
                 [*map(str, command)],
-                env=environment(),
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,9 +103,11 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND) -> Iterator[Service]:
+def service(
+    folder: Path, forks: Forks, *arguments: object, command: Path = COMMAND, **more: str
+) -> Iterator[Service]:
     """Run a service, and leave no process of it or of its cluster behind."""
-    running = Service(folder, forks, *arguments, command=command)
+    running = Service(folder, forks, *arguments, command=command, **more)
     try:
         yield running
     finally:

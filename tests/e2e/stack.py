@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,7 @@ def require_engine() -> None:
 
 def gather_wheels(folder: Path) -> None:
     """Fetch what the image needs, as pip on this machine finds it, so that the build needs no network."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = run([sys.executable, ROOT / "deploy/docker/requirements.py", "s3", "hf"], 30).stdout.splitlines()
     options = ["--quiet", "--only-binary", ":all:", "--python-version", "3.11", "--dest", folder]
     fetched = run(
         [
@@ -85,7 +84,7 @@ def gather_wheels(folder: Path) -> None:
             *options,
             "-c",
             ROOT / "constraints.txt",
-            *project["dependencies"],
+            *wanted,
         ],
         600,
     )
@@ -99,13 +98,21 @@ class Stack:
     ----------
     folder
         With the copy of the tree.
+    overlays
+        Files below ``deploy/compose``.
+    image
+        Of another project; by default one of its own.
+    settings
+        Further ones.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *overlays: str, image: str = "", **settings: str) -> None:
         self.name = f"lowdimfa-test-{secrets.token_hex(4)}"
-        self.image = f"lowdimfa:{self.name}"
+        self._own, self.image = not image, image or f"lowdimfa:{self.name}"
         self._folder = folder
+        files = ("docker-compose.yml", *(f"deploy/compose/{name}" for name in overlays))
         self._settings = {
+            "COMPOSE_FILE": ":".join(str(folder / name) for name in files),
             "COMPOSE_PROJECT_NAME": self.name,
             "LOWDIMFA_IMAGE": self.image,
             "PIP_NO_INDEX": "1",
@@ -114,7 +121,12 @@ class Stack:
             "LOWDIMFA_HTTP_PORT": "0",
             "LOWDIMFA_PAGE_PORT": "0",
             "PROMETHEUS_PORT": "0",
+            **settings,
         }
+
+    def overlaid(self, *overlays: str, **settings: str) -> Stack:
+        """Return another project with the same image."""
+        return Stack(self._folder, *overlays, image=self.image, **settings)
 
     def compose(self, *arguments: object, seconds: float = 60) -> str:
         """Run ``docker compose`` and return what it printed."""
@@ -137,7 +149,8 @@ class Stack:
     def down(self) -> list[str]:
         """Take everything down; return what is still there."""
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "30", seconds=180)
-        run(["docker", "image", "rm", "--force", self.image], 60)
+        if self._own:
+            run(["docker", "image", "rm", "--force", self.image], 60)
         label = ["--quiet", "--filter", f"label=com.docker.compose.project={self.name}"]
         remains = [] if down.returncode == 0 else [f"'down' failed: {down.stderr}"]
         for kind, listing in (
@@ -170,9 +183,15 @@ def stack() -> Iterator[Stack]:
             else:
                 shutil.copy(ROOT / part, folder / part)
         gather_wheels(folder / WHEELS)
-        project = Stack(folder)
-        try:
+        with taken_down(Stack(folder)) as project:
             yield project
-        finally:
-            remains = project.down()
-        assert not remains, remains
+
+
+@contextmanager
+def taken_down(project: Stack) -> Iterator[Stack]:
+    """Take a project down at the end, and check that nothing of it is left."""
+    try:
+        yield project
+    finally:
+        remains = project.down()
+    assert not remains, remains

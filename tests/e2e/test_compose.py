@@ -1,17 +1,28 @@
-"""`docker compose up`, and a job from outside: trained over several containers, seen in Prometheus, stopped."""
+"""`docker compose up`, and a job from outside: trained over several containers, seen in Prometheus, stopped.
+
+And with an object store: containers without a folder that they share, one of them killed, and the store too.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from command import DIGITS, Outcome, lowdimfa, settings
+import yaml
+from command import DIGITS, SECONDS, Going, Outcome, local, lowdimfa, settings
+from forks import Forks
+from objects import SECRET, SIGNED, Store, running
 from prometheus import Prometheus, dashboard_expressions
-from stack import ROOT, Stack, require_engine, stack, until
+from safetensors.torch import load_file
+from stack import ROOT, Stack, require_engine, run, stack, taken_down, until
 
 from lowdimfa.services.monitoring.metrics_table import METRICS
 
@@ -19,15 +30,19 @@ BLOCKS = 4
 CHECK_TORCH = ROOT / "deploy/docker/check_torch.py"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_job_from_outside_trains_over_several_containers() -> None:
+@pytest.fixture(scope="module")
+def built() -> Iterator[Stack]:
     require_engine()
     with stack() as project:
         project.compose("build", "--quiet", seconds=600)
-        services = ("coordinator", "worker", "prometheus")
-        project.compose("up", "--detach", "--wait", "--wait-timeout", 240, *services, seconds=300)
-        assert len(project.compose("ps", "--quiet", "worker").split()) == 2
+        yield project
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_job_from_outside_trains_over_several_containers(built: Stack) -> None:
+    with taken_down(built.overlaid()) as project:
+        up(project, "coordinator", "worker", "prometheus")
         coordinator = project.address("coordinator", 50051)
         prometheus = Prometheus(project.address("prometheus", 9090))
         try:
@@ -38,6 +53,143 @@ def test_a_job_from_outside_trains_over_several_containers() -> None:
             print(project.logs())
             raise
         runs_hardened(project)
+
+
+def up(project: Stack, *services: str) -> None:
+    project.compose("up", "--detach", "--wait", "--wait-timeout", 240, *services, seconds=300)
+    assert len(project.compose("ps", "--quiet", "worker").split()) == 2
+
+
+HELD = """
+import time
+import urllib.error
+import urllib.request
+from torch import nn
+
+class Held(nn.Module):
+    calls = 0
+
+    def closed(self):
+        gate = urllib.request.Request({gate!r}, headers={{"Authorization": {signed!r}}})
+        try:
+            urllib.request.urlopen(gate, timeout=10).close()
+        except urllib.error.HTTPError:  # it isn't there any more
+            self.calls = -1_000_000
+            return False
+        except OSError:
+            pass
+        return True
+
+    def forward(self, inputs):
+        self.calls += 1
+        while self.calls > 25 and self.closed():
+            time.sleep(0.05)
+        return inputs
+
+def make_model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), Held(), nn.Tanh(), nn.Linear(32, 10))
+"""
+SPECIFICATION: dict[str, Any] = {
+    "model": {"factory": "held:make_model", "blocks": 2},
+    "data": {"factory": "lowdimfa.data:digits"},
+    "train": {
+        "steps": 80,
+        "batch_size": 50,
+        "log_every": 5,
+        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
+    },
+    "placement": {"strategy": "SPREAD"},
+    "run": {"evaluate_every_epochs": 0, "checkpoint_every": 10, "on_failure": "restart"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_containers_that_share_no_folder_are_killed_with_their_store_and_come_to_the_same_bits(
+    built: Stack, forks: Forks, tmp_path: Path
+) -> None:
+    asked = run(
+        ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"], 30
+    )
+    host = asked.stdout.strip()
+    with running("0.0.0.0") as store:
+        environment = store.reached_by(host)
+        store.ask("PUT", "/kept/gate", b"closed")
+        gate = {"gate": f"{environment['AWS_ENDPOINT_URL']}/kept/gate", "signed": SIGNED}
+        (tmp_path / "held.py").write_text(HELD.format(**gate))
+        (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPECIFICATION))
+        keep = {"LOWDIMFA_STORAGE": f"{store.address}/runs", **environment}
+        with taken_down(built.overlaid("s3.yml", **keep)) as project:
+            up(project, "coordinator", "worker")
+            try:
+                job = survives(project, store, forks, tmp_path / "spec.yaml")
+            except BaseException:
+                print(project.logs())
+                raise
+            assert SECRET not in project.logs()
+        assert forks.run(*local(tmp_path / "spec.yaml", tmp_path / "folder")).code == 0
+        there = f"{store.address}/runs/{job}"
+        found = exported(forks, there, tmp_path / "found.safetensors", TMPDIR=str(tmp_path), **environment)
+    expected = exported(forks, tmp_path / "folder", tmp_path / "expected.safetensors")
+    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+
+
+def survives(project: Stack, store: Store, forks: Forks, spec: Path) -> str:
+    """Run a job while a worker's container and the store are killed, and return its name."""
+    for service in ("coordinator", "ray-head", "worker"):
+        (container,) = project.compose("ps", "--quiet", service).split()[:1]
+        mounts = run(
+            ["docker", "inspect", container, "--format", "{{range .Mounts}}{{.Destination}} {{end}}"], 30
+        )
+        own = {"/state"} if service == "coordinator" else set()
+        assert set(mounts.stdout.split()) == {"/run/lowdimfa/ray"} | own, service
+    coordinator = {"LOWDIMFA_COORDINATOR": project.address("coordinator", 50051)}
+    command = ("submit", spec, "--watch", "--format", "json")
+    with Going(forks.start(*command, **coordinator)) as going:
+        started = going.until("started")[-1]
+        assert started["nodes"] == 2
+        job = started["run_dir"].rpartition("/")[2]
+        while going.until("checkpoint")[-1]["step"] < 20:
+            pass
+        with urllib.request.urlopen(
+            f"http://{project.address('coordinator', 9464)}/targets", timeout=SECONDS
+        ) as told:
+            (first,) = [entry for entry in json.load(told) if entry["labels"].get("block") == "0"]
+        address = first["targets"][0].rpartition(":")[0]
+        store.way.fault, store.way.struck = "torn", threading.Semaphore(0)
+        run(["docker", "kill", container_at(project, address)], 60)
+        store.ask("DELETE", "/kept/gate")
+        assert going.until("recovering")[-1]["policy"] == "restart"
+        assert store.way.struck.acquire(timeout=SECONDS)  # a checkpoint is being written
+        store.restart()
+        outcome = going.end()
+    assert outcome.code == 0 and outcome.of("finished"), outcome
+    assert [event["step"] for event in outcome.of("checkpoint")][:1] == [30] and not outcome.of(
+        "checkpoint_failed"
+    )
+    log = lowdimfa("logs", job, **coordinator)
+    assert log.code == 0
+    assert (
+        SECRET
+        not in outcome.stdout + log.stdout + store.ask("GET", f"/kept/runs/{job}/events.jsonl").decode()
+    )
+    return str(job)
+
+
+def container_at(project: Stack, address: str) -> str:
+    """Return the worker's container that has an address."""
+    wanted = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    found = project.compose("ps", "--quiet", "worker").split()
+    by_address = {
+        run(["docker", "inspect", name, "--format", wanted], 30).stdout.strip(): name for name in found
+    }
+    return by_address[address]
+
+
+def exported(forks: Forks, place: object, output: Path, **more: str) -> dict[str, Any]:
+    outcome = forks.run("export", place, "--output", output, **more)
+    assert outcome.code == 0, outcome
+    return load_file(output)
 
 
 def trains_to_the_end(coordinator: str, prometheus: Prometheus) -> None:

@@ -12,14 +12,15 @@ import typer.main
 from manifests import KUBERNETES, Object, build, of, pods, ports, ray, selected
 
 from lowdimfa.services.cli.app import app
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.version import VERSION
 from tools import prometheus_rule
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-BUILDS = ("base", "overlays/gpu", "overlays/mutual-tls")
-BY_HAND = {"coordinator-tls", "coordinator-tokens"}
+BUILDS = ("base", "overlays/gpu", "overlays/mutual-tls", "overlays/s3")
+BY_HAND = {"coordinator-tls", "coordinator-tokens", "storage-credentials"}
 """Secrets that the README has people make."""
 
 
@@ -72,8 +73,8 @@ def test_every_pod_is_confined(objects: list[Object]) -> None:
 
 def test_volumes_claims_and_secrets_are_there(objects: list[Object]) -> None:
     # KubeRay makes a Secret with the cluster's name for its token.
-    secrets = BY_HAND | {ray(objects)["metadata"]["name"]}
-    used = set()
+    shared = of(objects, "PersistentVolumeClaim", "storage")
+    used, maps = set(), set()
     for _, spec in pods(objects):
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         mounted = {mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
@@ -83,11 +84,16 @@ def test_volumes_claims_and_secrets_are_there(objects: list[Object]) -> None:
                 assert of(objects, "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
             if "secret" in volume:
                 used.add(volume["secret"]["secretName"])
-    assert used == secrets
+        sources = spec["containers"][0].get("envFrom", [])
+        used |= {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+        maps |= {source["configMapRef"]["name"] for source in sources if "configMapRef" in source}
+        assert bool(sources) is not bool(shared)  # all pods have the one or the other
+    apart = {"storage-credentials"} if shared else set()
+    assert used == BY_HAND - apart | {ray(objects)["metadata"]["name"]}
+    assert all(of(objects, "ConfigMap", name) for name in maps)
     readme = (KUBERNETES / "README.md").read_text("utf-8")
     assert all(f"create secret generic {name}" in readme for name in BY_HAND)
-    (shared,) = of(objects, "PersistentVolumeClaim", "storage")
-    assert shared["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in shared)
 
 
 def test_probes_and_services_name_ports_that_are_there(objects: list[Object]) -> None:
@@ -147,11 +153,19 @@ def test_the_network_is_closed_but_for_what_is_needed(objects: list[Object]) -> 
         assert all(not metrics["port"] <= port <= metrics["endPort"] for port in ports(spec).values())
 
 
-def test_the_coordinators_command_is_one_that_serve_takes(objects: list[Object]) -> None:
+def test_the_coordinators_command_is_one_that_serve_takes(
+    objects: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (coordinator,) = selected(objects, {"app.kubernetes.io/name": "coordinator"})
     (container,) = coordinator["containers"]
     program, name = container["command"]
     assert (program, name) == ("lowdimfa", "serve")
+    for entry in container["env"]:
+        monkeypatch.setenv(entry["name"], entry["value"])
+    for source in container.get("envFrom", []):
+        for found in of(objects, "ConfigMap", source.get("configMapRef", {}).get("name", "")):
+            for name, value in found["data"].items():
+                monkeypatch.setenv(name, value)
     command: Any = typer.main.get_command(app)
     given = command.get_command(None, "serve").make_context("serve", list(container["args"])).params
     cluster, head = ray(objects), selected(objects, {"ray.io/node-type": "head"})[0]
@@ -165,9 +179,9 @@ def test_the_coordinators_command_is_one_that_serve_takes(objects: list[Object])
         Path(next(entry for entry in container["env"] if entry["name"] == "RAY_AUTH_TOKEN_PATH")["value"])
     )
     assert {str(path.parent) for path in files} <= mounts
-    assert {str(given["storage"]), str(given["state"].parent)} <= mounts
+    assert str(given["state"].parent) in mounts
     on_nodes = {mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
-    assert str(given["storage"]) in on_nodes
+    assert is_address(given["storage"]) or given["storage"] in mounts & on_nodes
 
 
 def test_the_ray_cluster_is_one_that_kuberay_takes(objects: list[Object]) -> None:

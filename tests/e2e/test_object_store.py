@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from command import SECONDS, Going, Outcome, local, refused
 from forks import Forks
 from objects import SECRET, Store, running
 from safetensors.torch import load_file
+from service import service
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -155,7 +157,12 @@ def test_what_can_t_be_used_is_refused_before_training(
     refused(ended(f"s3://me:{SECRET}@kept/run"), "--run-dir", "an address with credentials")
     refused(ended(f"{store.address}/none", "--resume"), "s3://kept/none", "no run to resume")
     refused(forks.run("evaluate", f"{store.address}/none", **here), "spec.yaml")
-    refused(forks.run("serve", "--storage", store.address, **here), "--storage", "an address")
+    refused(forks.run("serve", "--storage", store.address, **here), "--state", "the job store")
+    state = ("--state", tmp_path / "state")
+    refused(forks.run("serve", "--storage", "s3://missing/runs", *state, **here), "--storage", "NoSuchBucket")
+    examined = forks.run("doctor", "--storage", "s3://missing/runs", "--format", "json", **here)
+    (found,) = [finding for finding in examined.of("finding") if finding["check"] == "storage"]
+    assert examined.code == 5 and "can't be written (NoSuchBucket" in found["found"], found
     assert b"<Key>run/" not in store.ask("GET", "/kept?list-type=2")
 
 
@@ -172,6 +179,73 @@ def test_blocks_on_ray_write_their_own_files(store: Store, forks: Forks, spec: P
     there = store.ask("GET", "/kept?list-type=2&prefix=ray/").decode()
     for name in ("timeline/block-1.jsonl", "logs/block-0.log", "logs/trainer.log", "result.json"):
         assert f"<Key>ray/{name}</Key>" in there
+
+
+HELD = """
+import time
+from pathlib import Path
+from torch import nn
+
+print("hello from my own file", flush=True)
+
+class Held(nn.Module):
+    calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        while self.calls > 25 and Path({gate!r}).exists():
+            time.sleep(0.01)
+        return inputs
+
+def make_model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Held(), nn.Linear(16, 10))
+"""
+
+
+def test_a_service_runs_jobs_whose_runs_are_in_a_bucket_and_loses_none(
+    store: Store, forks: Forks, tmp_path: Path
+) -> None:
+    gate, spec, state = tmp_path / "gate", tmp_path / "spec.yaml", tmp_path / "served" / "state"
+    (tmp_path / "mine.py").write_text(HELD.format(gate=str(gate)))
+    spec.write_text(yaml.safe_dump(SPECIFICATION | {"model": {"factory": "mine:make_model", "blocks": 2}}))
+    again = ("--set", "run.on_failure=restart")
+    assert forks.run(*local(spec, tmp_path / "folder"), *again).code == 0
+    expected = exported(forks, tmp_path / "folder", tmp_path / "expected.safetensors")
+
+    (tmp_path / "served").mkdir()
+    gate.touch()
+    where = ("--storage", f"{store.address}/jobs", "--state", state)
+    with service(tmp_path / "served", forks, *where, **machine(store, tmp_path / "here")) as running:
+        job = str(running.json("submit", spec, *again)["job"]["id"])
+        with running.watching(job) as watching:
+            started = watching.until("started")
+            held = watching.until("checkpoint") + watching.until(
+                "checkpoint"
+            )  # while it stands after step 25
+            with urllib.request.urlopen(f"http://{running.http}/targets", timeout=SECONDS) as answer:
+                assert [entry["labels"]["job"] for entry in json.load(answer)] == [job] * 3
+            os.kill(started[-1]["pids"]["trainer"], signal.SIGKILL)
+            gate.unlink()
+            outcome = watching.end()
+        logs = running.run("logs", job)
+    assert held[-1]["step"] == 20 and outcome.code == 0, outcome
+    sequence = [event["sequence"] for event in started + held + outcome.events]
+    assert sequence == list(range(1, len(sequence) + 1))
+    kinds = [event.get("state", event["event"]) for event in outcome.events]
+    order = [
+        kinds.index(kind) for kind in ("recovering", "queued", "starting", "started", "recovered", "finished")
+    ]
+    assert order == sorted(order) and outcome.of("started")[0]["step"] == 20
+    assert "block-0 hello from my own file" in logs.stdout
+    there = machine(store, tmp_path / "there")
+    found = exported(forks, f"{store.address}/jobs/{job}", tmp_path / "found.safetensors", **there)
+    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+    log = (tmp_path / "served" / "serve.log").read_text()
+    events = store.ask("GET", f"/kept/jobs/{job}/events.jsonl").decode()
+    assert SECRET not in log + events + logs.stdout + outcome.stdout
+    kept = store.ask("GET", f"/kept?list-type=2&prefix=jobs/{job}/").decode()
+    assert f"<Key>jobs/{job}/result.json</Key>" in kept and "targets.json" not in kept
+    assert not [path for path in state.rglob("*") if path.name == "events.jsonl"]
 
 
 @pytest.mark.slow

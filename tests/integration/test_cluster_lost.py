@@ -14,6 +14,7 @@ import yaml
 from specifications import specification
 
 from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.local_cluster import LocalCluster
 from lowdimfa.services.coordinator.ray_holder import VITAL
@@ -39,6 +40,7 @@ class Service:
             self.store,
             RayRunner(self.cluster.address, LIVENESS, log, extra),
             RunRequests(folder / "runs", "loopback"),
+            Copies(self.state / "copies", LIVENESS),
             LIVENESS,
             lambda job_id: None,
         )

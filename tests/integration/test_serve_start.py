@@ -98,6 +98,7 @@ def change(settings: ServeSettings, what: str, folder: Path, port: int) -> Serve
         "state": {"state": nonsense},
         "storage in the state": {"storage": settings.state / "runs"},
         "storage is the state": {"storage": settings.state},
+        "storage in memory": {"storage": "memory://runs"},
         "host": {"host": "192.0.2.1", "insecure": True},
     }
     return replace(settings, **changes[what])
@@ -114,7 +115,10 @@ def change(settings: ServeSettings, what: str, folder: Path, port: int) -> Serve
             (what, InputError)
             for what in ("tokens", "certificate", "storage", "storage below a file", "state")
         ),
-        *((what, InputError) for what in ("storage in the state", "storage is the state")),
+        *(
+            (what, InputError)
+            for what in ("storage in the state", "storage is the state", "storage in memory")
+        ),
     ],
 )
 def test_whatever_is_wrong_is_found_before_anything_is_started(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowdimfa.errors import NotFiniteError, StoppedError
 from lowdimfa.services.coordinator.attempt import RunRequests
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, Look
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
@@ -68,16 +69,17 @@ class Cluster:
 class World:
     """A supervisor, its store and its cluster."""
 
-    def __init__(self, folder: Path, cpus: float = 4) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, cpus: float = 4, storage: str = "") -> None:
+        self.folder, self.storage = folder, storage or folder / "runs"
         self.cluster = Cluster(cpus)
-        self.store = SqliteJobStore(folder / "jobs.sqlite3", folder / "runs")
+        self.store = SqliteJobStore(folder / "jobs.sqlite3", self.storage)
         self.changed: list[str] = []
         self.restart()
 
     def restart(self) -> None:
-        requests = RunRequests(self.folder / "runs", "node")
-        self.supervisor = Supervisor(self.store, self.cluster, requests, 10.0, self.changed.append)
+        requests = RunRequests(self.storage, "node")
+        copies = Copies(self.folder / "copies", 10.0)
+        self.supervisor = Supervisor(self.store, self.cluster, requests, copies, 10.0, self.changed.append)
 
     def submit(
         self,

@@ -96,7 +96,7 @@ def test_a_run_at_an_address_has_its_logs_and_no_events_of_another(
         run = RunJob(trainer_of("s3://bucket/run", resume), Stopping(lambda: None, 60.0))
         look = run.look(run.visitor, "run", 0)
         assert run.logs(run.visitor, "run") == {"trainer": "a line"} and len(look.events) == resume
-        assert look.targets == targets_file(folder) and look.job["name"] == "run"
+        assert look.targets == targets_file("s3://bucket/run") and look.job["name"] == "run"
 
 
 def test_what_nobody_reads_becomes_curves(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lowdimfa.errors import ResourceError
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.web import Web
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics
@@ -24,7 +25,9 @@ from lowdimfa.services.monitoring.metrics import TrainerMetrics
 @contextmanager
 def web(folder: Path, host: str = "127.0.0.1", registry: CollectorRegistry | None = None) -> Iterator[Web]:
     store = SqliteJobStore(folder / "state" / "jobs.sqlite3", folder / "runs")
-    pages = Web(host, 0, registry or CoordinatorMetrics().registry, store, str)
+    pages = Web(
+        host, 0, registry or CoordinatorMetrics().registry, store, Copies(folder / "copies", 10.0), str
+    )
     pages.start()
     try:
         yield pages
@@ -68,12 +71,13 @@ def test_head_is_get_without_the_body_on_the_pages_of_a_run() -> None:
 
 def test_pages_listen_at_once_but_answer_from_their_start_on(tmp_path: Path) -> None:
     store = SqliteJobStore(tmp_path / "jobs.sqlite3", tmp_path / "runs")
-    first = Web("127.0.0.1", 0, CollectorRegistry(), store, str)
+    copies = Copies(tmp_path / "copies", 10.0)
+    first = Web("127.0.0.1", 0, CollectorRegistry(), store, copies, str)
     port = int(first.address.rpartition(":")[2])
     with pytest.raises(ResourceError, match="--http-port"):
-        Web("127.0.0.1", port, CollectorRegistry(), store, str)
+        Web("127.0.0.1", port, CollectorRegistry(), store, copies, str)
     first.close()  # without having been started
-    Web("127.0.0.1", port, CollectorRegistry(), store, str).close()
+    Web("127.0.0.1", port, CollectorRegistry(), store, copies, str).close()
     store.close()
 
 

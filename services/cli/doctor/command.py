@@ -19,22 +19,16 @@ import lowdimfa
 from lowdimfa.errors import ResourceError
 from lowdimfa.services.cli.doctor import machine, reading, software
 from lowdimfa.services.cli.doctor.finding import Finding, State, ok
-from lowdimfa.services.cli.options import Format, FormatOption, expanded
+from lowdimfa.services.cli.options import Format, FormatOption, StorageOption
+from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.version import VERSION
 
-Storage = Annotated[
-    Path,
-    typer.Option(
-        envvar="LOWDIMFA_STORAGE",
-        metavar="DIR",
-        parser=expanded,
-        help="Folder of the runs, as run.storage has it.",
-    ),
-]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster whose nodes are looked at too, as 'train --address' takes it.")
 ]
-Liveness = Annotated[float, typer.Option(min=0.1, help="Seconds within which each node has to answer.")]
+Liveness = Annotated[
+    float, typer.Option(min=0.1, help="Seconds within which each node, and an object store, has to answer.")
+]
 
 _PORTS = ((50051, "--port"), (9464, "--http-port"), (9465, "--page-port"))
 """Those of 'lowdimfa serve', and the option that sets each."""
@@ -43,7 +37,7 @@ _STATE_WIDTH, _CHECK_WIDTH = 9, 16
 
 
 def doctor(
-    storage: Storage = Path("runs"),
+    storage: StorageOption = "runs",
     address: Address = None,
     liveness: Liveness = 30.0,
     form: FormatOption = Format.text,
@@ -62,7 +56,7 @@ def doctor(
         raise ResourceError(f"{number} would stop a run: {named}")
 
 
-def _examined(storage: Path, address: str | None, liveness: float) -> Iterator[Finding]:
+def _examined(storage: str, address: str | None, liveness: float) -> Iterator[Finding]:
     loading = software.begin_loading()
     try:
         yield ok("lowdimfa", f"{VERSION} in {Path(str(lowdimfa.__file__)).parent}")
@@ -71,7 +65,7 @@ def _examined(storage: Path, address: str | None, liveness: float) -> Iterator[F
         yield software.packages(needed)
         for name, asked in extras.items():
             yield software.extra(name, asked)
-        yield from _of_the_machine(storage)
+        yield from _of_the_machine(storage, liveness)
         loaded = software.end_loading(loading)
         yield software.libraries(loaded)
         yield software.gpus(software.read_driver(), loaded)
@@ -84,13 +78,16 @@ def _examined(storage: Path, address: str | None, liveness: float) -> Iterator[F
         yield from cluster(address, liveness)
 
 
-def _of_the_machine(storage: Path) -> Iterator[Finding]:
+def _of_the_machine(storage: str, liveness: float) -> Iterator[Finding]:
     available = reading.available_memory()
     yield machine.memory(available)
     yield machine.shared_memory(reading.free_shared_memory(), available)
     yield machine.open_files(reading.most_open_files())
     yield machine.threads(*reading.free_threads())
-    yield machine.storage(reading.disk(storage))
+    if is_address(storage):
+        yield machine.objects(storage, reading.store(storage, liveness))
+    else:
+        yield machine.storage(reading.disk(Path(storage)))
     yield machine.temporary(reading.temporary())
     yield machine.cache(reading.cache())
     own = reading.own_address()

@@ -131,6 +131,14 @@ def storage(disk: Disk) -> Finding:
     )
 
 
+def objects(address: str, refusal: str) -> Finding:
+    """Judge the address of the runs; the refusal is that of a run, or empty."""
+    if not refusal:
+        return ok("storage", f"objects can be written, read, listed and deleted at {address}")
+    found, _, needed = refusal.partition(": found ")[2].partition("; expected ")
+    return problem("storage", found, f"Runs need {needed}")
+
+
 def temporary(disk: Disk) -> Finding:
     """Judge the temporary folder, where Ray has logs and sockets."""
     check = "temporary folder"

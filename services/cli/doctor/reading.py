@@ -15,6 +15,7 @@ import psutil
 from lowdimfa.data.sources import cache_folder
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.doctor.machine import Disk
+from lowdimfa.services.run.mirror import require_usable
 
 CONNECT_SECONDS = 2.0
 """Longest wait for a connection from this machine to itself."""
@@ -81,6 +82,15 @@ def disk(path: Path) -> Disk:
     except OSError as error:
         return Disk(path, error=error.strerror or str(error))
     return Disk(path, usage.total, usage.free)
+
+
+def store(address: str, patience: float) -> str:
+    """Write, read, list and delete an object at an address; say what prevents that, or nothing."""
+    try:
+        require_usable(address, patience)
+    except InputError as error:
+        return error.message
+    return ""
 
 
 def temporary() -> Disk:
