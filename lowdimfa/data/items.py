@@ -10,13 +10,16 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, LowdimfaError, unforeseen
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
 
 TARGET = "labels"
 """The name of the target in items that are mappings, as in the data sets of Hugging Face."""
+
+doing: Any = [-1]
+"""The item that this process reads, for who looks after it."""
 
 _STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""
@@ -92,7 +95,9 @@ class ItemSplit:
         if (read_all := getattr(self.items, "__getitems__", None)) is not None:
             if seed is not None:
                 seed_generators(derive_seed(seed, *numbers))
-            items = read_all(numbers)
+            items = _tried(
+                read_all, numbers, numbers[0], f"the items {numbers[0]} to {numbers[-1]}, of a batch,"
+            )
             if len(items) != len(numbers):
                 found = f"{len(items)} items from __getitems__ for {len(numbers)} indices"
                 raise InputError(self.where, found, "one item for each index")
@@ -101,7 +106,7 @@ class ItemSplit:
         for number in numbers:
             if seed is not None:
                 seed_generators((seed + number * _STRIDE) % 2**63)
-            yield self.items[number]
+            yield _tried(self.items.__getitem__, number, number, f"item {number}")
 
     def _pair(self, item: Any, number: int) -> Sequence[Any]:
         if isinstance(item, tuple | list) and len(item) == 2:
@@ -154,6 +159,17 @@ class ItemSplit:
             f"{what}s that can be put together",
             "A batch is one tensor: pad or crop its items to one shape in the data set.",
         )
+
+
+def _tried(read: Callable[[Any], Any], what: Any, number: int, name: str) -> Any:
+    """Return what a data set gives; its errors name the item."""
+    doing[0] = number
+    try:
+        return read(what)
+    except LowdimfaError:
+        raise
+    except Exception as error:
+        raise unforeseen(error, f"{name} of the data set can't be read") from error
 
 
 def _collated(parts: list[Any]) -> tuple[Tensor | None, str]:

@@ -50,7 +50,7 @@ class Reader:
     def __init__(self, dataset: Dataset, order: BatchOrder, types: Types | None = None) -> None:
         self.dataset = dataset
         self.order = order
-        self._types = types
+        self.types = types
         self._evaluation = evaluation_batches(dataset.test, order.microbatch_size)
 
     def microbatch(self, ticket: Ticket) -> Samples:
@@ -86,9 +86,9 @@ class Reader:
         if not isinstance(inputs, Mapping):
             return inputs
         found: dict[str, object] = {name: _sample_type(part, number) for name, part in inputs.items()}
-        if self._types is None and all(isinstance(kind, TensorType) for kind in found.values()):
-            self._types = types_of(inputs, leading=1)
-        expected = self._types or {}
+        if self.types is None and all(isinstance(kind, TensorType) for kind in found.values()):
+            self.types = types_of(inputs, leading=1)
+        expected = self.types or {}
         for name in (*expected, *found):
             kind, wanted = found.get(name, "nothing"), expected.get(name)
             if kind != wanted:
@@ -109,6 +109,9 @@ class Reader:
     def evaluation_batches(self) -> int:
         """Batches of an evaluation."""
         return len(self._evaluation)
+
+    def close(self) -> None:
+        """Give back what reading takes, if anything."""
 
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
         """Return the targets of both splits, but of those that are costly to read only so many, evenly spread.

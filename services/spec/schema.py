@@ -110,6 +110,18 @@ class DataSection(Section):
         "of this epoch, others of the next. `keep`: they are a smaller batch, whose loss is the mean over what it has.",
     )
 
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Processes that read ahead for each process that reads (first block, head, blocks with inputs by "
+        "name), as `num_workers` of torch's `DataLoader`; the samples stay the same. 0 reads where they are used.",
+    )
+    prefetch: int = Field(
+        2,
+        ge=1,
+        description="Micro-batches that each of `data.workers` may have ready or in work, as `prefetch_factor`.",
+    )
+
 
 class CallbackSection(Section):
     """A callback by import path."""
