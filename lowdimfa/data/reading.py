@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.items import ItemSplit, Samples
+from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -75,7 +75,7 @@ class Reader:
         return Samples(partial(self._checked, samples, len(indices)), samples.targets)
 
     def _checked(self, samples: Samples, number: int) -> Inputs:
-        """Return the inputs of so many samples; those that have names must be as before.
+        """Return the inputs of so many samples; those that have names, or come of ``data.collate``, must be as before.
 
         Raises
         ------
@@ -83,9 +83,11 @@ class Reader:
             A name is missing or new, or a tensor has another shape or type.
         """
         inputs = samples.inputs()
-        if not isinstance(inputs, Mapping):
+        whole = _whole(self.dataset.train)
+        collated = isinstance(whole, ItemSplit) and whole.collate is not None
+        if not isinstance(inputs, Mapping) and not collated:
             return inputs
-        found: dict[str, object] = {name: _sample_type(part, number) for name, part in inputs.items()}
+        found: dict[str, object] = {name: _sample_type(part, number) for name, part in named(inputs).items()}
         if self.types is None and all(isinstance(kind, TensorType) for kind in found.values()):
             self.types = types_of(inputs, leading=1)
         expected = self.types or {}
@@ -94,10 +96,10 @@ class Reader:
             if kind != wanted:
                 else_ = "none of that name" if expected else "a tensor with the samples first"
                 raise InputError(
-                    "data.factory",
-                    f"{kind} as the input {name!r}",
-                    f"{wanted or else_}, as in every sample",
-                    "Pad or crop samples to one length in the data set.",
+                    COLLATE if collated else "data.factory",
+                    f"{kind} as the input{name and f' {name!r}'}",
+                    f"{wanted or else_}, as in every {'batch' if collated else 'sample'}",
+                    f"Pad or crop samples to one length in {'it' if collated else 'the data set'}.",
                 )
         return inputs
 

@@ -157,10 +157,9 @@ class WorkerReader(Reader):
     def _lost(self, error: RuntimeError) -> ResourceError:
         """Return what says which worker has ended, and over which sample."""
         alive = {process.pid for process in multiprocessing.active_children()}
-        lost = [
-            (number, test) for pid, number, test in self._doing.tolist() if pid not in alive and number >= 0
-        ]
-        over = " and ".join(f"{'test' if test else 'training'} sample {number}" for number, test in lost)
+        lost = [(number, test) for pid, number, test in self._doing.tolist() if pid not in alive]
+        names = [f"{'test' if test else 'training'} sample {number}" for number, test in lost if number >= 0]
+        over = " and ".join(dict.fromkeys(names))
         return ResourceError(
             f"data.workers: a process that reads ahead has ended{over and f' over {over}'} ({error}). It may have had "
             "too little memory, or shared memory (/dev/shm): fewer data.workers or a smaller data.prefetch need less."

@@ -24,6 +24,7 @@ data.validation=0.0
 data.last_batch=
 data.last_batch=drop
 data.last_batch=keep
+data.collate=
 data.workers=
 data.workers=0
 data.prefetch=

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
-from lowdimfa.imports import call_factory
+from lowdimfa.imports import call_factory, resolve
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import Given, opened
+from lowdimfa.services.spec.schema import DataSection
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Types
-
-Factory = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -26,32 +25,42 @@ class Source:
 
     Attributes
     ----------
-    factory, args
-        What makes them, and its arguments.
-    validation, limit, seed
-        ``data.validation``, ``train.limit_samples`` and ``train.seed`` of the specification.
+    data
+        The specification's section.
+    limit, seed
+        ``train.limit_samples`` and ``train.seed``.
     """
 
-    factory: Factory
-    args: dict[str, Any]
-    validation: float
+    data: DataSection
     limit: int | None
     seed: int
 
     @classmethod
-    def of(cls, specification: Specification, factory: Factory) -> Source:
+    def of(cls, specification: Specification) -> Source:
         """Return that of a run."""
-        data, train = specification.data, specification.train
-        return cls(factory, dict(data.args), data.validation, train.limit_samples, train.seed)
+        return cls(specification.data, specification.train.limit_samples, specification.train.seed)
 
     def load(self) -> Dataset:
         """Call the factory, and apply the limits that the specification sets."""
+        data = self.data
         with reproducible(derive_seed(self.seed, "data")):
-            made = call_factory(self.factory, deepcopy(self.args), "data.factory")
-        dataset = as_dataset(made, "data.factory")
-        if self.validation:
-            dataset = dataset.with_validation(self.validation)
+            made = call_factory(opened(data.factory), deepcopy(dict(data.args)), "data.factory")
+        collate = None if data.collate is None else resolve(opened(data.collate), "data.collate")
+        dataset = as_dataset(made, "data.factory", collate)
+        if data.validation:
+            dataset = dataset.with_validation(data.validation)
         return dataset if self.limit is None else dataset.limited(self.limit)
+
+    def packed(self) -> Source:
+        """Return the same for another process, which has none of the objects of the user's program.
+
+        Raises
+        ------
+        InputError
+            One can't be serialised.
+        """
+        given = {key: _packed(value) for key, value in self.data if isinstance(value, Given)}
+        return replace(self, data=self.data.model_copy(update=given))
 
 
 @dataclass(frozen=True)
@@ -66,35 +75,29 @@ class _Makes:
         return Reader(self.source.load(), self.order, self.types)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A factory that was given as an object, on its way to another process, which has none of the user's program."""
+def _packed(given: Given) -> Given:
+    from ray import cloudpickle  # late: only objects need it
 
-    pickled: bytes
+    try:
+        return Given(given.name, partial(_unpacked, cloudpickle.dumps(given.load())), given.whole)
+    except Exception as error:  # whatever the user's objects raise
+        raise InputError(
+            "data.workers",
+            f"{given!r}, which can't be sent to other processes ({in_words(error)})",
+            "one that can be serialised, or 0 workers",
+            "Give what makes it instead.",
+        ) from error
 
-    @classmethod
-    def of(cls, given: Given) -> _Packed:
-        from ray import cloudpickle  # late: only objects need it
 
-        try:
-            return cls(cloudpickle.dumps(given.load()))
-        except Exception as error:  # whatever the user's objects raise
-            raise InputError(
-                "data.workers",
-                f"{given!r} as data, which can't be sent to other processes ({in_words(error)})",
-                "one that can be serialised, or 0 workers",
-                "Give what makes it instead.",
-            ) from error
+def _unpacked(pickled: bytes) -> Any:
+    from ray import cloudpickle
 
-    def __call__(self, **args: Any) -> Any:
-        from ray import cloudpickle
-
-        return cloudpickle.loads(self.pickled)(**args)
+    return cloudpickle.loads(pickled)
 
 
 def load_dataset(specification: Specification) -> Dataset:
     """Load the data of a run."""
-    return Source.of(specification, opened(specification.data.factory)).load()
+    return Source.of(specification).load()
 
 
 def read_ahead(specification: Specification, reader: Reader, steps: int, **wanted: Any) -> Reader:
@@ -114,7 +117,5 @@ def read_ahead(specification: Specification, reader: Reader, steps: int, **wante
         return reader
     from lowdimfa.data.workers import Ahead, WorkerReader
 
-    factory = data.factory
-    source = Source.of(specification, _Packed.of(factory) if isinstance(factory, Given) else factory)
-    makes = _Makes(source, reader.order, reader.types)
+    makes = _Makes(Source.of(specification).packed(), reader.order, reader.types)
     return WorkerReader(reader, Ahead(makes, data.workers, data.prefetch, steps, **wanted))

@@ -110,6 +110,12 @@ class DataSection(Section):
         "of this epoch, others of the next. `keep`: they are a smaller batch, whose loss is the mean over what it has.",
     )
 
+    collate: Factory | None = Field(
+        None,
+        description="What puts the items of map-style data sets together: a function of a list of items that returns a "
+        "batch, `(input, target)`, or a mapping with `labels`, as `collate_fn` of torch's `DataLoader`. It pads items of "
+        "unequal shapes to one length.",
+    )
     workers: int = Field(
         0,
         ge=0,

@@ -96,6 +96,8 @@ class DecoupledTrainer:
     data
         Four tensors or arrays (training inputs and targets, test inputs and targets), two map-style data sets, a
         `lowdimfa.data.Dataset`, or a callable that returns one of these.
+    collate
+        Makes a batch of a list of items of data sets, as ``collate_fn`` of `torch.utils.data.DataLoader`.
     blocks
         How many blocks to cut the model into, or the names of the layers at which the second and later ones start.
     optimizer
@@ -151,6 +153,7 @@ class DecoupledTrainer:
         *,
         model: Model | Callable[[], Model] | str | Mapping[str, Any] | None = None,
         data: object = None,
+        collate: Callable[[list[Any]], Any] | str | None = None,
         blocks: int | Sequence[str] | None = None,
         optimizer: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         scheduler: Callable[..., Any] | str | Mapping[str, Any] | None = None,
@@ -176,7 +179,7 @@ class DecoupledTrainer:
         )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
-        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed}
+        objects |= {"collate": collate, "batch_size": batch_size, "microbatches": microbatches, "seed": seed}
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
             path = Path(specification)
