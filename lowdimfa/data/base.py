@@ -124,7 +124,7 @@ def as_dataset(value: object, where: str, collate: Callable[[list[Any]], Any] | 
         return value
     with reproducible(0):
         first = train.targets(torch.tensor([0]))
-    return Dataset("user data", train, test, _task(first))
+    return Dataset("user data", train, test, task_of(first))
 
 
 def _is_data(part: object, by_name: bool) -> bool:
@@ -160,7 +160,8 @@ def _item_split(items: Any, where: str, collate: Callable[[list[Any]], Any] | No
     return ItemSplit(items, where, collate)
 
 
-def _task(targets: Tensor) -> Task:
+def task_of(targets: Tensor) -> Task:
+    """Return what kind of task has such targets."""
     if targets.is_floating_point():
         return "regression"
     return "classification" if targets.dim() == 1 else "tokens"
