@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -193,8 +194,9 @@ class _Work(TorchDataset[Read]):
         self._reader: Reader | None = None
 
     def begin(self, number: int) -> None:
-        """Make the process a worker: it leaves Ctrl-C to others, and computes with as many threads."""
+        """Make the process a worker: it leaves Ctrl-C to others, ends with its parent, has as many threads."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
         torch.set_num_threads(self._threads)  # the same bits
         own = self._doing[number].numpy()
         own[0] = multiprocessing.current_process().pid
@@ -264,6 +266,12 @@ def _without_program() -> Iterator[None]:
 def _begin_work(number: int) -> None:
     work: Any = get_worker_info().dataset  # type: ignore[union-attr]
     work.begin(number)
+
+
+def _end_with(process: Any) -> None:
+    """End when a process does: torch's worker looks after the process that forked it, which is another one."""
+    process.join()
+    os._exit(1)
 
 
 def _as_it_is(read: Read) -> Read:
