@@ -13,8 +13,8 @@ from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory, resolve
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.given import Given, opened
-from lowdimfa.services.spec.schema import DataSection
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Types
 
