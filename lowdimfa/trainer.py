@@ -24,11 +24,15 @@ class InProcessTrainer:
         Training and test samples.
     order
         Which samples each micro-batch has.
+    reader
+        Of these, if there is one.
     """
 
-    def __init__(self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder) -> None:
+    def __init__(
+        self, network: DecoupledNetwork, dataset: Dataset, order: BatchOrder, reader: Reader | None = None
+    ) -> None:
         self.network = network
-        self._reader = Reader(dataset, order)
+        self._reader = reader or Reader(dataset, order)
 
     def run(
         self, first_step: int, last_step: int, on_step: Callable[[StepResult], None] | None = None

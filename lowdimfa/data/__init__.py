@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 from lowdimfa.on_demand import on_demand
 
 if TYPE_CHECKING:
+    from lowdimfa.data.array_files import numpy_files
     from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
     from lowdimfa.data.fetching import fetch
+    from lowdimfa.data.image_folders import image_folder
     from lowdimfa.data.images import cifar10, digits, fashion_mnist, mnist
     from lowdimfa.data.items import ItemSplit
     from lowdimfa.data.reading import Reader
     from lowdimfa.data.sources import SOURCES, Source
     from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
     from lowdimfa.data.synthetic import teacher
+    from lowdimfa.data.tables import table
     from lowdimfa.data.tabular import diamonds
     from lowdimfa.data.text import SHAKESPEARE_VOCABULARY, shakespeare
     from lowdimfa.data.token_splits import tokens
@@ -39,8 +42,11 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "fetch",
+    "image_folder",
     "mnist",
+    "numpy_files",
     "shakespeare",
+    "table",
     "teacher",
     "tokens",
 ]
@@ -50,12 +56,15 @@ __getattr__, __dir__ = on_demand(
     {
         "base": "BatchOrder Dataset Task as_dataset",
         "fetching": "fetch",
+        "image_folders": "image_folder",
         "images": "cifar10 digits fashion_mnist mnist",
         "items": "ItemSplit",
+        "array_files": "numpy_files",
         "reading": "Reader",
         "sources": "SOURCES Source",
         "splits": "DigestedSplit Split SubSplit TensorSplit",
         "synthetic": "teacher",
+        "tables": "table",
         "tabular": "diamonds",
         "text": "SHAKESPEARE_VOCABULARY shakespeare",
         "token_splits": "tokens",

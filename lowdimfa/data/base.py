@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from lowdimfa.data.items import ItemSplit
+from lowdimfa.data.items import COLLATE, ItemSplit
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
@@ -84,16 +84,17 @@ def bytes_per_target(split: Split) -> float | None:
     return float(told)
 
 
-def as_dataset(value: object, where: str) -> Dataset:
+def as_dataset(value: object, where: str, collate: Callable[[list[Any]], Any] | None = None) -> Dataset:
     """Turn what a user's factory returns into a `Dataset`.
 
     Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets), of
-    inputs also several by name; or two map-style `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it.
+    inputs also several by name; or two map-style `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it,
+    whose items ``collate`` puts together, if it is given.
 
     Raises
     ------
     InputError
-        Anything else, splits without samples, or tensors of unequal length.
+        Anything else, splits without samples, tensors of unequal length, or items that aren't any to collate.
     """
     train: Split
     test: Split
@@ -103,7 +104,8 @@ def as_dataset(value: object, where: str) -> Dataset:
     elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
         train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
-        train, test = _item_split(parts[0], where), _item_split(parts[1], where)
+        train, test = _item_split(parts[0], where, collate), _item_split(parts[1], where, collate)
+        collate = None
     else:
         of = (
             f" of {', '.join(type(part).__name__ for part in parts[:5])}"
@@ -112,6 +114,9 @@ def as_dataset(value: object, where: str) -> Dataset:
         )
         expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two map-style Datasets"
         raise InputError(where, f"a factory that returned {type(value).__name__}{of}", expected)
+    if collate is not None:
+        expected = "two map-style Datasets, whose items it would put together"
+        raise InputError(COLLATE, f"a function for {type(value).__name__}", expected)
     for name, split in (("train", train), ("test", test)):
         if len(split) == 0:
             raise InputError(where, f"a {name} split without samples", "at least one sample")
@@ -119,7 +124,7 @@ def as_dataset(value: object, where: str) -> Dataset:
         return value
     with reproducible(0):
         first = train.targets(torch.tensor([0]))
-    return Dataset("user data", train, test, _task(first))
+    return Dataset("user data", train, test, task_of(first))
 
 
 def _is_data(part: object, by_name: bool) -> bool:
@@ -142,7 +147,7 @@ def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
     return TensorSplit(inputs, targets)
 
 
-def _item_split(items: Any, where: str) -> Split:
+def _item_split(items: Any, where: str, collate: Callable[[list[Any]], Any] | None) -> Split:
     if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
         raise InputError(
             where,
@@ -151,11 +156,12 @@ def _item_split(items: Any, where: str) -> Split:
             "The run orders the samples itself. Read an iterable data set into tensors, or give its items numbers.",
         )
     if type(items) is Subset:  # so that a sample draws the same numbers in it as in the whole
-        return SubSplit(_item_split(items.dataset, where), torch.as_tensor(items.indices))
-    return ItemSplit(items, where)
+        return SubSplit(_item_split(items.dataset, where, collate), torch.as_tensor(items.indices))
+    return ItemSplit(items, where, collate)
 
 
-def _task(targets: Tensor) -> Task:
+def task_of(targets: Tensor) -> Task:
+    """Return what kind of task has such targets."""
     if targets.is_floating_point():
         return "regression"
     return "classification" if targets.dim() == 1 else "tokens"

@@ -10,13 +10,18 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, LowdimfaError, unforeseen
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
 
 TARGET = "labels"
 """The name of the target in items that are mappings, as in the data sets of Hugging Face."""
+
+COLLATE = "data.collate"
+
+doing: Any = [-1]
+"""The item that this process reads, for who looks after it."""
 
 _STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""
@@ -37,7 +42,7 @@ class ItemSplit:
     Its items are ``(input, target)``, the input maybe a mapping from names; or mappings that have the target as `TARGET`.
 
     As `torch.utils.data.DataLoader` does, it takes a batch at once from ``__getitems__`` where there is one, and puts
-    items together by `torch.utils.data.default_collate`.
+    items together by `torch.utils.data.default_collate`, or by a function of the user's.
 
     Attributes
     ----------
@@ -45,10 +50,13 @@ class ItemSplit:
         The data set.
     where
         The key that names its factory, for messages.
+    collate
+        Makes a batch, which is what an item is, of a list of items; these may be anything then.
     """
 
     items: Any
     where: str = "data.factory"
+    collate: Callable[[list[Any]], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,7 +78,8 @@ class ItemSplit:
             Of the samples.
         seed
             Where random numbers come from: Python's, NumPy's and torch's default generators are seeded by it and by
-            the sample before each item (by all samples before a call of ``__getitems__``), and are left so.
+            the sample before each item (by all samples before a call of ``__getitems__`` or ``collate``), and are left
+            so.
 
         Raises
         ------
@@ -79,6 +88,8 @@ class ItemSplit:
             asked for.
         """
         numbers = indices.tolist()
+        if self.collate is not None:
+            return self._collate_by(self.collate, list(self._read(numbers, seed)), numbers, seed)
         pairs = [
             self._pair(item, number) for item, number in zip(self._read(numbers, seed), numbers, strict=True)
         ]
@@ -92,7 +103,9 @@ class ItemSplit:
         if (read_all := getattr(self.items, "__getitems__", None)) is not None:
             if seed is not None:
                 seed_generators(derive_seed(seed, *numbers))
-            items = read_all(numbers)
+            items = _tried(
+                read_all, numbers, numbers[0], f"the items {numbers[0]} to {numbers[-1]}, of a batch,"
+            )
             if len(items) != len(numbers):
                 found = f"{len(items)} items from __getitems__ for {len(numbers)} indices"
                 raise InputError(self.where, found, "one item for each index")
@@ -101,21 +114,29 @@ class ItemSplit:
         for number in numbers:
             if seed is not None:
                 seed_generators((seed + number * _STRIDE) % 2**63)
-            yield self.items[number]
+            yield _tried(self.items.__getitem__, number, number, f"item {number}")
+
+    @staticmethod
+    def _collate_by(
+        collate: Callable[[list[Any]], Any], items: list[Any], numbers: list[int], seed: int | None
+    ) -> Samples:
+        if seed is not None:
+            seed_generators(derive_seed(seed, "collate", *numbers))
+        batch = _tried(collate, items, numbers[0], f"a batch of the items {numbers[0]} to {numbers[-1]}")
+        inputs, targets = _pair(batch, COLLATE, "what it returned")
+        parts = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        for name, part in (*parts.items(), ("target", targets)):
+            if not isinstance(part, Tensor) or part.shape[:1] != (len(numbers),):
+                shape = f" of shape {tuple(part.shape)}" if isinstance(part, Tensor) else ""
+                raise InputError(
+                    COLLATE,
+                    f"a function that made {_a(part)}{shape} of {len(numbers)} items{name and f' as {name!r}'}",
+                    "tensors with the items first",
+                )
+        return Samples(lambda: inputs, lambda: targets)
 
     def _pair(self, item: Any, number: int) -> Sequence[Any]:
-        if isinstance(item, tuple | list) and len(item) == 2:
-            return item
-        if isinstance(item, Mapping) and TARGET in item:
-            return {name: part for name, part in item.items() if name != TARGET}, item[TARGET]
-        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        size = f" without {TARGET!r}" if isinstance(item, Mapping) else size
-        raise InputError(
-            self.where,
-            f"{_a(item)}{size} as item {number}",
-            f"(input, target), or a mapping with {TARGET!r}",
-            "Let the data set return a tuple of these two, or wrap it in one that picks them.",
-        )
+        return _pair(item, self.where, f"item {number}")
 
     def _collate_inputs(self, parts: list[Any], numbers: list[int]) -> Inputs:
         if not any(isinstance(part, Mapping) for part in parts):
@@ -154,6 +175,33 @@ class ItemSplit:
             f"{what}s that can be put together",
             "A batch is one tensor: pad or crop its items to one shape in the data set.",
         )
+
+
+def _pair(item: Any, where: str, name: str) -> Sequence[Any]:
+    """Return input and target of an item, or of a batch."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item
+    if isinstance(item, Mapping) and TARGET in item:
+        return {name: part for name, part in item.items() if name != TARGET}, item[TARGET]
+    size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    size = f" without {TARGET!r}" if isinstance(item, Mapping) else size
+    raise InputError(
+        where,
+        f"{_a(item)}{size} as {name}",
+        f"(input, target), or a mapping with {TARGET!r}",
+        "Let the data set return a tuple of these two, or wrap it in one that picks them.",
+    )
+
+
+def _tried(read: Callable[[Any], Any], what: Any, number: int, name: str) -> Any:
+    """Return what a data set gives; its errors name the item."""
+    doing[0] = number
+    try:
+        return read(what)
+    except LowdimfaError:
+        raise
+    except Exception as error:
+        raise unforeseen(error, f"{name} of the data set can't be read") from error
 
 
 def _collated(parts: list[Any]) -> tuple[Tensor | None, str]:

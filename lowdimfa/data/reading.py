@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.items import ItemSplit, Samples
+from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -50,7 +50,7 @@ class Reader:
     def __init__(self, dataset: Dataset, order: BatchOrder, types: Types | None = None) -> None:
         self.dataset = dataset
         self.order = order
-        self._types = types
+        self.types = types
         self._evaluation = evaluation_batches(dataset.test, order.microbatch_size)
 
     def microbatch(self, ticket: Ticket) -> Samples:
@@ -75,7 +75,7 @@ class Reader:
         return Samples(partial(self._checked, samples, len(indices)), samples.targets)
 
     def _checked(self, samples: Samples, number: int) -> Inputs:
-        """Return the inputs of so many samples; those that have names must be as before.
+        """Return the inputs of so many samples; those that have names, or come of ``data.collate``, must be as before.
 
         Raises
         ------
@@ -83,21 +83,23 @@ class Reader:
             A name is missing or new, or a tensor has another shape or type.
         """
         inputs = samples.inputs()
-        if not isinstance(inputs, Mapping):
+        whole = _whole(self.dataset.train)
+        collated = isinstance(whole, ItemSplit) and whole.collate is not None
+        if not isinstance(inputs, Mapping) and not collated:
             return inputs
-        found: dict[str, object] = {name: _sample_type(part, number) for name, part in inputs.items()}
-        if self._types is None and all(isinstance(kind, TensorType) for kind in found.values()):
-            self._types = types_of(inputs, leading=1)
-        expected = self._types or {}
+        found: dict[str, object] = {name: _sample_type(part, number) for name, part in named(inputs).items()}
+        if self.types is None and all(isinstance(kind, TensorType) for kind in found.values()):
+            self.types = types_of(inputs, leading=1)
+        expected = self.types or {}
         for name in (*expected, *found):
             kind, wanted = found.get(name, "nothing"), expected.get(name)
             if kind != wanted:
                 else_ = "none of that name" if expected else "a tensor with the samples first"
                 raise InputError(
-                    "data.factory",
-                    f"{kind} as the input {name!r}",
-                    f"{wanted or else_}, as in every sample",
-                    "Pad or crop samples to one length in the data set.",
+                    COLLATE if collated else "data.factory",
+                    f"{kind} as the input{name and f' {name!r}'}",
+                    f"{wanted or else_}, as in every {'batch' if collated else 'sample'}",
+                    f"Pad or crop samples to one length in {'it' if collated else 'the data set'}.",
                 )
         return inputs
 
@@ -109,6 +111,9 @@ class Reader:
     def evaluation_batches(self) -> int:
         """Batches of an evaluation."""
         return len(self._evaluation)
+
+    def close(self) -> None:
+        """Give back what reading takes, if anything."""
 
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
         """Return the targets of both splits, but of those that are costly to read only so many, evenly spread.

@@ -20,8 +20,8 @@ from lowdimfa.services.rpc.handshake import Hello, SampleType
 from lowdimfa.services.rpc.tensors import dtype_name
 from lowdimfa.services.rpc.topology import Topology
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.data import load_dataset, read_ahead
 from lowdimfa.services.run.network_plan import NetworkPlan
-from lowdimfa.services.run.plan import load_dataset
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.run.training import batch_order
 from lowdimfa.services.spec import Specification
@@ -95,7 +95,18 @@ def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
         return None
     specification = job.parsed()
     dataset = load_dataset(specification)
-    return Reader(dataset, batch_order(specification, len(dataset.train)), job.example.types)
+    reader = Reader(dataset, batch_order(specification, len(dataset.train)), job.example.types)
+    head, plan = job.index == len(network.blocks) - 1, network.blocks[job.index]
+    return read_ahead(
+        specification,
+        reader,
+        job.total_steps,
+        inputs=job.index == 0 or bool(plan.side),
+        targets=head,
+        rank=job.rank,
+        replicas=specification.replicas[job.index],
+        whole_steps=head,
+    )
 
 
 def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:

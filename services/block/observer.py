@@ -23,7 +23,7 @@ class Activity:
     Attributes
     ----------
     kind
-        ``forward``, ``update``, ``step``, ``send``, ``publish``, ``wait`` or ``rest``.
+        ``read``, ``forward``, ``update``, ``step``, ``send``, ``publish``, ``wait`` or ``rest``.
     subject
         The micro-batch, or what is waited for.
     since

@@ -199,6 +199,13 @@ class BlockRunner:
         began = time.time()
         match instruction:
             case RunForward(ticket, probe):
+                if self.work.reads:
+                    self._observer.begin(
+                        "read", str(ticket)
+                    )  # a hang in it is noticed as one in a computation
+                    self.work.read(ticket)
+                    self._observer.waited(ticket.step, "data", began)
+                    began = time.time()
                 self._observer.begin("forward", str(ticket))
                 self.work.forward(ticket, probe)
                 self._observer.did("forward", ticket, began)

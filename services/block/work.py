@@ -111,10 +111,29 @@ class Work:
         if self._snapshots is not None:
             self._snapshots.offer(self.stage, step)
 
+    @property
+    def reads(self) -> bool:
+        """Whether the block needs some of the data itself."""
+        return self._source is not None
+
+    def read(self, ticket: Ticket) -> None:
+        """Read what the forward pass needs; the head reads a whole step, which says what each part weighs."""
+        if self._source is None or ticket in self._drawn:
+            return
+        if not isinstance(self.stage, Head):
+            self._drawn[ticket] = self._parts(self._source.microbatch(ticket))
+            return
+        read = [self._parts(samples) for samples in self._source.step(ticket.step)]
+        weights = self.stage.objective.weights([_present(drawn.targets) for drawn in read])
+        self._drawn = {
+            Ticket(ticket.step, part): drawn._replace(weight=weight)
+            for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))
+        }
+
     def forward(self, ticket: Ticket, probe: bool) -> None:
-        """Run the forward pass, and keep what is to be sent."""
+        """Run the forward pass on what was read, and keep what is to be sent."""
         activation, arrived = self._activations.pop(ticket, (None, None))
-        drawn = self._draw(ticket)
+        drawn = self._drawn.pop(ticket, _Drawn())
         clean, perturbed = self._entering(arrived, drawn.inputs)
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
@@ -215,21 +234,6 @@ class Work:
             put_together(names, each) for each in (tensors[: len(names)], tensors[-len(names) :])
         )
         return with_side(clean, side), with_side(perturbed, side)
-
-    def _draw(self, ticket: Ticket) -> _Drawn:
-        """Read what the block needs for a micro-batch; the head reads a whole step, which says what each part weighs."""
-        if self._source is None:
-            return _Drawn()
-        if not isinstance(self.stage, Head):
-            return self._parts(self._source.microbatch(ticket))
-        if ticket not in self._drawn:
-            read = [self._parts(samples) for samples in self._source.step(ticket.step)]
-            weights = self.stage.objective.weights([_present(drawn.targets) for drawn in read])
-            self._drawn = {
-                Ticket(ticket.step, part): drawn._replace(weight=weight)
-                for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))
-            }
-        return self._drawn.pop(ticket)
 
     def _draw_for_evaluation(self, index: int) -> _Drawn:
         return _Drawn() if self._source is None else self._parts(self._source.evaluation_batch(index))

@@ -279,6 +279,8 @@ class BlockWorker:
         """Close every connection and write out what is buffered."""
         self._links.close()
         self._outbox.close()
+        if self._data is not None:
+            self._data.close()
         if self._exporter is not None:
             self._exporter.close()
         if self._timeline is not None:

@@ -56,7 +56,8 @@ METRICS = (
         "lowdimfa_block_waiting_seconds_total",
         "counter",
         (*_BLOCK, "cause"),
-        "Time spent waiting, by cause: activation, error, staleness, window, replica (gradients of another replica).",
+        "Time spent waiting, by cause: activation, error, staleness, window, replica (gradients of another replica), "
+        "data (until it is read).",
     ),
     Metric(
         "lowdimfa_block_staleness_steps",

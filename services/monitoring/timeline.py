@@ -16,7 +16,7 @@ from lowdimfa.services.monitoring.line_file import LineFile
 KINDS = ("forward", "update", "step", "probe", "send", "publish", "wait")
 """What a span may be."""
 
-CAUSES = ("activation", "error", "staleness", "window", "replica")
+CAUSES = ("activation", "error", "staleness", "window", "replica", "data")
 """What a block may wait for."""
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ makes the plan alone, and hands on shapes and how to build each block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,12 +16,11 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from lowdimfa.data.base import BatchOrder, Dataset, Task, as_dataset
+from lowdimfa.data.base import BatchOrder, Dataset, Task
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
-from lowdimfa.generators import reproducible, unchanged_generators
-from lowdimfa.imports import call_factory
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import named_tensors
 from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import (
@@ -35,6 +33,7 @@ from lowdimfa.losses import (
 )
 from lowdimfa.metrics import Metrics
 from lowdimfa.partitioning import BlockPlan, coarser_between
+from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
 from lowdimfa.services.run.large import LARGE, build_and_cut
@@ -45,8 +44,8 @@ from lowdimfa.services.run.rehearsal import rehearse
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.spec.given import Given, opened
-from lowdimfa.tickets import Ticket, derive_seed
+from lowdimfa.services.spec.given import Given
+from lowdimfa.tickets import Ticket
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
@@ -216,18 +215,6 @@ def _balanced(
     bench = make_bench(specification, network.feedback, training, reader)
     blocks, seconds = balance_by_time(bench, network.blocks, lambda boundaries: planned(boundaries).blocks)
     return replace(network, blocks=blocks, seconds=seconds)
-
-
-def load_dataset(specification: Specification) -> Dataset:
-    """Call the data factory, and apply the limits that the specification sets."""
-    data = specification.data
-    with reproducible(derive_seed(specification.train.seed, "data")):
-        made = call_factory(opened(data.factory), deepcopy(dict(data.args)), "data.factory")
-    dataset = as_dataset(made, "data.factory")
-    if data.validation:
-        dataset = dataset.with_validation(data.validation)
-    limit = specification.train.limit_samples
-    return dataset if limit is None else dataset.limited(limit)
 
 
 def _rehearse(

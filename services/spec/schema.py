@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lowdimfa.services.spec.addresses import PLAIN, has_credentials
+from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
 from lowdimfa.services.spec.placement import PlacementSection
@@ -86,29 +87,6 @@ class ModelSection(Section):
     def block_count(self) -> int:
         """Number of blocks, the head included."""
         return self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1
-
-
-class DataSection(Section):
-    """What the model is trained on."""
-
-    factory: Factory = Field(
-        description="What makes the data: called with `args`, returns a `lowdimfa.data.Dataset`, four "
-        "tensors or NumPy arrays (training inputs and targets, test inputs and targets), or a training and a test "
-        "map-style `torch.utils.data.Dataset`; [data.md](data.md) has the details."
-    )
-    args: Args = Field({}, description="Keyword arguments of the factory.")
-    validation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Fraction of the training samples that is held out of training and evaluated in place "
-        "of the test split. Choose hyperparameters on this, never on the test split.",
-    )
-    last_batch: Literal["drop", "keep"] = Field(
-        "drop",
-        description="What becomes of the training samples of an epoch that don't fill a batch. `drop`: they are left out "
-        "of this epoch, others of the next. `keep`: they are a smaller batch, whose loss is the mean over what it has.",
-    )
 
 
 class CallbackSection(Section):

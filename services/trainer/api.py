@@ -53,6 +53,8 @@ class DecoupledTrainer:
     data
         Four tensors or arrays (training inputs and targets, test inputs and targets), two map-style data sets, a
         `lowdimfa.data.Dataset`, or a callable that returns one of these.
+    collate
+        Makes a batch of a list of items, as ``collate_fn`` of `torch.utils.data.DataLoader`.
     blocks
         How many blocks to cut the model into, or the names of the layers at which the second and later ones start.
     optimizer
@@ -79,10 +81,8 @@ class DecoupledTrainer:
     run_dir
         Directory of the run, or an address in an object store, such as ``s3://bucket/prefix/run``; None makes a new
         one below ``run.storage``.
-    resume
-        Go on from the newest checkpoint in ``run_dir``.
-    resume_step
-        Go on from the checkpoint of this step in ``run_dir``; what came after it is given up.
+    resume, resume_step
+        Go on from the newest checkpoint in ``run_dir``, or that of this step; what came after it is given up.
     overrides
         Further settings by their keys in a specification, such as ``{"run.checkpoint_every": 100}``; or as the command
         line has them, ``["run.checkpoint_every=100"]``.
@@ -111,6 +111,7 @@ class DecoupledTrainer:
         *,
         model: Model | Callable[[], Model] | str | Mapping[str, Any] | None = None,
         data: object = None,
+        collate: Callable[[list[Any]], Any] | str | None = None,
         blocks: int | Sequence[str] | None = None,
         optimizer: Callable[..., Any] | str | Mapping[str, Any] | None = None,
         scheduler: Callable[..., Any] | str | Mapping[str, Any] | None = None,
@@ -137,7 +138,8 @@ class DecoupledTrainer:
         )
         objects = {"model": model, "data": data, "blocks": blocks, "feedback": feedback, "loss": loss}
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
-        objects |= {"batch_size": batch_size, "microbatches": microbatches, "seed": seed, "metrics": metrics}
+        objects |= {"collate": collate, "batch_size": batch_size, "microbatches": microbatches, "seed": seed}
+        objects |= {"metrics": metrics}
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
             path = Path(specification)
@@ -150,8 +152,7 @@ class DecoupledTrainer:
         if resume and run_dir is None:
             where = "--resume" if resume_step is None else "--resume-step"
             raise InputError(where, "no --run-dir", "the directory of the run to continue")
-        self._address = address
-        self._stop = StopRequest()
+        self._address, self._stop = address, StopRequest()
         self._on_event: Sink = (lambda event: on_event(deepcopy(event))) if on_event else lambda event: None
         self._named = run_dir is None
         storage = self.specification.run.storage

@@ -21,6 +21,7 @@ from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore, write_block
+from lowdimfa.services.run.data import read_ahead
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, stage_state
@@ -86,7 +87,10 @@ class LocalEngine:
             network.blocks, network.feedback, network.training, self._plan.dataset.task, device
         )
         self._network = DecoupledNetwork(blocks, head, network.feedback)
-        self._trainer = InProcessTrainer(self._network, self._plan.dataset, self._plan.order)
+        plan = self._plan
+        reader = read_ahead(plan.specification, plan.reader, plan.network.training.total_steps)
+        self._threads.callback(reader.close)
+        self._trainer = InProcessTrainer(self._network, plan.dataset, plan.order, reader)
         if resume_step is not None:
             manifest = CheckpointStore(self._place).load(resume_step)
             for stage in self._network.stages:

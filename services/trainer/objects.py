@@ -43,6 +43,7 @@ def described(
     model: object = None,
     data: object = None,
     blocks: object = None,
+    collate: object = None,
     feedback: FeedbackConfig | Mapping[str, Any] | None = None,
     **train: object,
 ) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def described(
 
     Parameters
     ----------
-    model, data, blocks, feedback, train
+    model, data, blocks, collate, feedback, train
         As `DecoupledTrainer` takes them; ``train`` are the keys of that section.
 
     Raises
@@ -72,6 +73,9 @@ def described(
         sections["model"]["blocks"] = list(blocks) if isinstance(blocks, tuple) else blocks
     if data is not None:
         sections["data"] = data_section(data)
+    if collate is not None:
+        written = _section(collate)["factory"] if callable(collate) else collate
+        sections["data"] = sections.get("data", {}) | {"collate": written}
     if feedback is not None:
         sections["feedback"] = feedback_section(feedback)
     return sections

@@ -15,7 +15,8 @@ from lowdimfa.models import mlp
 from lowdimfa.network import DecoupledNetwork, StepResult
 from lowdimfa.services.run import in_turn, large
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_file, export_state
-from lowdimfa.services.run.plan import load_dataset, make_run_plan
+from lowdimfa.services.run.data import load_dataset
+from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run

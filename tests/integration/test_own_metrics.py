@@ -22,7 +22,7 @@ from lowdimfa.services.coordinator.messages import event_to_message, message_to_
 from lowdimfa.services.coordinator.store import JobEvent
 from lowdimfa.services.monitoring.report.page import write_report
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
-from lowdimfa.services.run.plan import load_dataset
+from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run

@@ -133,8 +133,8 @@ def test_stale_weights_need_feedback_of_their_own() -> None:
 def test_all_that_is_wrong_is_named_unknown_keys_first() -> None:
     text = refusal({"train": {"batch_size": 0}, "data": {"factry": "a:b"}, "feedback": {"tap": 3}})
     assert text.splitlines() == [
-        "spec.yaml: data.factry: found an unknown key; expected one of factory, args, validation, last_batch. "
-        "Did you mean 'factory'? Also wrong:",
+        "spec.yaml: data.factry: found an unknown key; expected one of factory, args, validation, last_batch, collate, "
+        "workers, prefetch. Did you mean 'factory'? Also wrong:",
         "  spec.yaml: feedback.tap: found 3; expected 'auto', 'identity', 'pooled', 'normalised', 'pooled-normalised', "
         "an import path such as 'package.module:Class' or a mapping with keys factory and args. Quote it if a string is "
         "meant.",

@@ -72,6 +72,7 @@ _AWAITED = {
     "staleness": "its staleness bound",
     "window": "room in its window",
     "replica": "its replicas",
+    "data": "data to be read",
 }
 
 

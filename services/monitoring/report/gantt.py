@@ -38,6 +38,7 @@ _COLOURS = {
     "wait: staleness": "#d5e6dd",
     "wait: window": "#e6e1ea",
     "wait: replica": "#ece8cf",
+    "wait: data": "#ead3dd",
 }
 _REST: dict[str, Any] = {"facecolor": "#fafafa", "edgecolor": "#d2d2d2", "hatch": "////", "linewidth": 0}
 """How time looks that no span covers."""

@@ -1,0 +1,70 @@
+"""Test splits of data that come without one, or from a path of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lowdimfa.data.base import Dataset, task_of
+from lowdimfa.data.splits import Split, SubSplit
+from lowdimfa.errors import InputError
+from lowdimfa.generators import reproducible
+from lowdimfa.paths import expand
+from lowdimfa.tickets import derive_seed
+
+
+def with_test(name: str, read: Callable[[str], Split], path: str, test: str | float, seed: int) -> Dataset:
+    """Return the data of a path, with a test split.
+
+    Parameters
+    ----------
+    name
+        Of the factory.
+    read
+        Reads a path.
+    path
+        Of the training samples.
+    test
+        Path of the test samples, or what part of the samples of ``path`` they are, drawn by ``seed``.
+
+    Raises
+    ------
+    InputError
+        The part leaves no samples on one side.
+    """
+    whole = read(path)
+    train: Split
+    held: Split
+    if isinstance(test, str):
+        train, held = whole, read(test)
+    else:
+        order = torch.randperm(
+            len(whole), generator=torch.Generator().manual_seed(derive_seed(seed, "test split"))
+        )
+        kept = len(whole) - (round(len(whole) * test) if 0 < test < 1 else 0)
+        if not 0 < kept < len(whole):
+            expected = f"a path, or a fraction of {len(whole)} samples that leaves some on both sides"
+            raise InputError(f"{name}: test", repr(test), expected)
+        train, held = SubSplit(whole, order[:kept].sort().values), SubSplit(whole, order[kept:].sort().values)
+    with reproducible(0):
+        first = train.targets(torch.tensor([0]))
+    return Dataset(name, train, held, task_of(first))
+
+
+def existing(path: str, where: str) -> Path:
+    """Return a path with ``~`` and variables filled in.
+
+    Raises
+    ------
+    InputError
+        There is nothing, or a variable is not set.
+    """
+    try:
+        found = expand(path)
+    except ValueError as error:
+        raise InputError(where, f"{path!r} ({error})", "a path") from error
+    if not found.exists():
+        raise InputError(str(found), "no file or folder", f"what {where} names, on every node")
+    return found

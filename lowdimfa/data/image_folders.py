@@ -1,0 +1,161 @@
+"""Factory of image classification data from a folder of images, with a folder for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from lowdimfa.data.base import Dataset
+from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.data.items import ItemSplit
+from lowdimfa.errors import InputError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_MEASURED = 1024
+"""Training images, evenly spread, of which mean and standard deviation are computed."""
+
+
+@dataclass
+class ImageFiles:
+    """Images in files, read when they are drawn: float32 ``(channels, size, size)`` and the number of the class.
+
+    Attributes
+    ----------
+    files
+        Path and class of each.
+    size, mode
+        Side in pixels, and Pillow's name of the colours, ``RGB`` or ``L``.
+    mean, std
+        Of each channel, on a scale of 0 to 1.
+    """
+
+    files: list[tuple[Path, int]]
+    size: int
+    mode: str
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, number = self.files[index]
+        return (self.pixels(path) - self.mean) / self.std, number
+
+    def pixels(self, path: Path) -> Tensor:
+        """Return an image, its shorter side resized to the size and the middle cut out, from 0 to 1.
+
+        Raises
+        ------
+        InputError
+            The file can't be read as an image.
+        """
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(path) as opened:
+                image = ImageOps.fit(
+                    opened.convert(self.mode), (self.size, self.size), Image.Resampling.BILINEAR
+                )
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(str(path), f"what can't be read as an image ({error})", "an image") from error
+        values = torch.from_numpy(numpy.array(image)).view(self.size, self.size, -1)
+        return values.permute(2, 0, 1).contiguous().float() / 255
+
+
+def image_folder(
+    path: str,
+    size: int,
+    test: str | float = 0.1,
+    grey: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Return images of a folder that has a folder for each class: ``path/CLASS/….jpg``, at any depth.
+
+    Inputs are float32 ``(3, size, size)``, or with ``grey`` of one channel: the shorter side is resized to ``size``, the
+    middle cut out, each channel standardised. Targets are the classes, numbered in the order of their names.
+
+    Parameters
+    ----------
+    path
+        Of the folder.
+    size
+        Pixels of a side.
+    test
+        Folder of the test images, with the same classes; or what part of all images they are.
+    grey
+        Whether colours are left out.
+    mean, std
+        Of each channel, on a scale of 0 to 1; by default those of up to 1,024 images of ``path``, evenly spread.
+    seed
+        Decides which images are in a part.
+
+    Raises
+    ------
+    InputError
+        There are no such folders, no images, or other classes in the test folder; or one can't be read.
+    """
+    if size < 1:
+        raise InputError("image_folder: size", str(size), "at least 1")
+    channels, mode = (1, "L") if grey else (3, "RGB")
+    classes = _classes(existing(path, "image_folder: path"))
+    given: list[Tensor] = []
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != channels or (name == "std" and min(values) <= 0)):
+            raise InputError(f"image_folder: {name}", repr(values), f"{channels} numbers, of std above 0")
+    found = ImageFiles(_files(path, classes), size, mode, torch.zeros(1), torch.ones(1))
+    if mean is None or std is None:
+        given = _measured(found)
+    found.mean, found.std = (
+        torch.tensor(values).view(-1, 1, 1) if values is not None else given[part]
+        for part, values in enumerate((mean, std))
+    )
+
+    def read(folder: str) -> ItemSplit:
+        if folder == path:
+            return ItemSplit(found, "image_folder")
+        return ItemSplit(
+            ImageFiles(_files(folder, classes), size, mode, found.mean, found.std), "image_folder"
+        )
+
+    return with_test("image_folder", read, path, test, seed)
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise InputError(str(folder), "no folders in it", "one for each class, with its images")
+    return names
+
+
+def _files(path: str, classes: list[str]) -> list[tuple[Path, int]]:
+    folder = existing(path, "image_folder: path")
+    if unknown := [name for name in _classes(folder) if name not in classes]:
+        raise InputError(str(folder), f"the class {unknown[0]!r}", f"those of training, {', '.join(classes)}")
+    files: list[tuple[Path, int]] = []
+    for number, name in enumerate(classes):
+        images = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in SUFFIXES]
+        if not images and (folder / name).is_dir():
+            raise InputError(str(folder / name), "no image", f"some ({', '.join(SUFFIXES)})")
+        files += [(file, number) for file in images]
+    return files
+
+
+def _measured(images: ImageFiles) -> list[Tensor]:
+    """Return mean and standard deviation of each channel, ``(channels, 1, 1)``."""
+    every: Any = images.files[:: -(-len(images) // _MEASURED)]
+    moments = torch.zeros(2, 1 if images.mode == "L" else 3, dtype=torch.float64)
+    for path, _ in every:
+        pixels = images.pixels(path).double()
+        moments += torch.stack([pixels.mean((1, 2)), pixels.square().mean((1, 2))])
+    mean, square = moments / len(every)
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return [value.float().view(-1, 1, 1) for value in (mean, std.where(std > 1e-6, torch.ones_like(std)))]

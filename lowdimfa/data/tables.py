@@ -1,0 +1,175 @@
+"""Factory of data from tables: Parquet, CSV and JSON lines, and what Hugging Face's `datasets` has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowdimfa.data.base import Dataset
+from lowdimfa.data.extra import package
+from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.errors import InputError, in_words
+from lowdimfa.values import Inputs
+
+_FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+
+
+@dataclass(frozen=True)
+class TableSplit:
+    """Rows of a table, read when they are drawn.
+
+    Attributes
+    ----------
+    rows
+        A `datasets.Dataset` that gives tensors.
+    where
+        Its path, for messages.
+    columns
+        Of each input by name; several are put side by side.
+    target
+        Column of the target.
+    classes
+        Number of the class that each text of this column stands for; empty where it has numbers.
+    """
+
+    rows: Any
+    where: str
+    columns: dict[str, list[str]]
+    target: str
+    classes: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def inputs(self, indices: Tensor) -> Inputs:
+        """Return the inputs of the given rows."""
+        read = self.rows[indices.tolist()]
+        drawn: dict[str, Tensor] = {
+            name: self._beside(read, columns) for name, columns in self.columns.items()
+        }
+        return drawn.get("", drawn)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return the targets of the given rows."""
+        read = self.rows[indices.tolist()]
+        if not self.classes:
+            return self._tensor(read, self.target)
+        found = read[self.target]
+        if unknown := [text for text in found if text not in self.classes]:
+            known = f"those of training, {', '.join(map(repr, list(self.classes)[:10]))}"
+            raise InputError(self.where, f"the class {unknown[0]!r} in {self.target!r}", known)
+        return torch.tensor([self.classes[text] for text in found])
+
+    def _beside(self, read: Mapping[str, Any], columns: list[str]) -> Tensor:
+        parts = [self._tensor(read, column) for column in columns]
+        if len(parts) == 1:
+            return parts[0]
+        for column, part in zip(columns, parts, strict=True):
+            if part.dim() != 1:
+                found = f"values of shape {list(part.shape[1:])} in {column!r}, one of several columns"
+                raise InputError(self.where, found, "one number in each row, or this column alone")
+        return torch.stack([part.float() for part in parts], 1)
+
+    def _tensor(self, read: Mapping[str, Any], column: str) -> Tensor:
+        found = read[column]
+        if isinstance(found, Tensor):
+            return found
+        kinds = sorted(
+            {f"{list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in found}
+        )
+        raise InputError(
+            self.where,
+            f"{' and '.join(kinds[:3])} in the column {column!r}",
+            "numbers, or lists of them of one shape",
+            "Text is for 'lowdimfa data tokens'; for all else write a factory, with data.collate if shapes differ.",
+        )
+
+
+def table(
+    path: str,
+    inputs: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+    target: str = "label",
+    test: str | float = 0.1,
+    seed: int = 0,
+) -> Dataset:
+    """Return rows of a table, which are read when they are drawn; it needs the extra ``hf``.
+
+    Floating-point numbers are float32, whole ones int64.
+
+    Parameters
+    ----------
+    path
+        A file (``.parquet``, ``.csv``, ``.jsonl``, ``.ndjson``, ``.json`` of lines), a folder of such of one kind, or a
+        folder that `datasets.Dataset.save_to_disk` wrote.
+    inputs
+        A column with a number or a list in each row; several columns of numbers, which are put side by side; or either of
+        these for each name of an input.
+    target
+        Column of the targets; texts are classes, numbered in their order.
+    test
+        Path of the test rows, or what part of all rows they are.
+    seed
+        Decides which rows are in such a part.
+
+    Raises
+    ------
+    InputError
+        The path can't be read, a column is missing, has gaps, or has no numbers.
+    """
+    columns = (
+        {name: _list(given) for name, given in inputs.items()}
+        if isinstance(inputs, Mapping)
+        else {"": _list(inputs)}
+    )
+    classes: dict[str, int] = {}
+
+    def read(path: str) -> TableSplit:
+        where = existing(path, "table: path")
+        rows = _rows(where)
+        wanted = list(dict.fromkeys([*(name for names in columns.values() for name in names), target]))
+        for name in wanted:
+            if name not in rows.column_names:
+                known = f"one of {', '.join(map(repr, rows.column_names))}"
+                raise InputError(str(where), f"no column {name!r}", known)
+            if gaps := rows.data.column(name).null_count:
+                raise InputError(str(where), f"{gaps} rows without {name!r}", "a value in every row")
+        if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
+            classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
+        return TableSplit(rows.with_format("torch", columns=wanted), str(where), columns, target, classes)
+
+    return with_test("table", read, path, test, seed)
+
+
+def _list(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _rows(where: Path) -> Any:
+    datasets = package("datasets", "lowdimfa.data:table")
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        if where.is_dir() and (where / "dataset_info.json").exists():
+            return datasets.load_from_disk(str(where))
+        files = (
+            [file for file in sorted(where.iterdir()) if file.suffix in _FORMATS]
+            if where.is_dir()
+            else [where]
+        )
+        kinds = {_FORMATS.get(file.suffix, "") for file in files}
+        if len(kinds) != 1 or "" in kinds:
+            found = f"files of {', '.join(sorted({file.suffix or 'no' for file in files})) or 'no'} kind"
+            raise InputError(str(where), found, f"files of one kind: {', '.join(_FORMATS)}")
+        return datasets.load_dataset(kinds.pop(), data_files=list(map(str, files)), split="train")
+    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(
+            str(where), f"what datasets can't read ({in_words(error.__cause__ or error)})", "a table"
+        ) from error
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
