@@ -2,8 +2,9 @@
 
 import sys
 import tomllib
+from pathlib import Path
 
-with open("pyproject.toml", "rb") as file:
+with Path("pyproject.toml").open("rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
 if unknown := set(sys.argv[1:]) - extras.keys():
