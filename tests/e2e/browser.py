@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from command import SECONDS
 from filelock import FileLock
 
 PINS = Path(__file__).parent / "browser.txt"
 FOLDER = Path(__file__).parents[2] / ".venv-browser"
 ENVIRONMENT = FOLDER / "environment"
-SECONDS = 60.0
 
 
 def chromium() -> Any:

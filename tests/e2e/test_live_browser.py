@@ -15,6 +15,7 @@ from command import DIGITS, Going, settings
 from forks import Forks
 from service import Service
 
+pytestmark = pytest.mark.timeout(3600)  # a page that stands still is noticed by `until`
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<"
 LONG = {"train__epochs": 100_000, "model__blocks": 2, "run__evaluate_every_epochs": 100}
 
