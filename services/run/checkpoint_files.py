@@ -5,10 +5,11 @@ Of a checkpoint in an object store, a file is fetched when something in it is wa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -87,8 +88,17 @@ class Attempt(NamedTuple):
     patience: float
 
 
-def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
+def write_block(
+    attempt: Attempt, state: BlockState, unwanted: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Write one block's file, in the block's own process, and return its entry for the manifest.
+
+    Parameters
+    ----------
+    attempt, state
+        Where and what.
+    unwanted
+        Is asked now and then whether nobody wants the file any more.
 
     Raises
     ------
@@ -101,7 +111,7 @@ def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
     name = f"{attempt.folder}/{file}"
     try:
         with storage.writing(name) as target:
-            counted = _Counted(target)
+            counted = _Counted(target, unwanted)
             kinds = {name: Kind.of(tensor) for name, tensor in state.tensors.items()}
             write_tensors(cast(BinaryIO, counted), kinds, state.tensors.__getitem__)
     except (OSError, SafetensorError) as error:
@@ -120,12 +130,15 @@ def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
 
 
 class _Counted:
-    """Takes size and digest of what passes into a file."""
+    """Takes size and digest of what passes into a file, as long as somebody wants it."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO, unwanted: Callable[[], bool]) -> None:
+        self._file, self._unwanted = file, unwanted
+        self.digest, self.size = hashlib.sha256(), 0
 
     def write(self, data: bytes | memoryview) -> None:
+        if self._unwanted():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self.digest.update(data)
         self.size += memoryview(data).nbytes
         self._file.write(data)

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -169,7 +170,7 @@ def files_of(process: str) -> set[str]:
 
 
 class Mirror:
-    """Copies what has changed to the store; for a run in a folder there is nothing to do.
+    """Copies what has changed to the store, in any thread; for a run in a folder there is nothing to do.
 
     Parameters
     ----------
@@ -187,24 +188,29 @@ class Mirror:
         self._objects = Objects(str(place), patience) if is_address(place) else None
         self._folder, self._wanted = work_dir(place), wanted
         self._sent: dict[str, tuple[int, int]] = {}
+        self._turn = threading.Lock()
 
     def update(self) -> str:
         """Copy each file that is new, or has changed since it was copied last; return why that isn't possible, or ""."""
         if self._objects is None:
             return ""
+        with self._turn:
+            return self._update(self._objects)
+
+    def _update(self, objects: Objects) -> str:
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
             if name.split("/")[0] in _APART or path.name.endswith(".partial") or not self._wanted(name):
                 continue
             try:
                 if path.is_file() and (stamp := _stamp(path)) != self._sent.get(name):
-                    with self._objects.writing(name) as copy, path.open("rb") as file:
+                    with objects.writing(name) as copy, path.open("rb") as file:
                         shutil.copyfileobj(file, copy)
                     self._sent[name] = stamp
             except FileNotFoundError:
                 continue  # it has gone meanwhile
             except OSError as error:
-                return f"{self._objects.place(name)} can't be written: {error.strerror}"
+                return f"{objects.place(name)} can't be written: {error.strerror}"
         return ""
 
 
