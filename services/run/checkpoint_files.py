@@ -38,7 +38,7 @@ class BlockEntry(Record):
     """What the manifest says of one block's file: its name, digest and size, and what lies in it."""
 
     block: int = Field(ge=0)
-    file: str = Field(pattern=r"^block-[0-9]+(-[0-9a-f]{8})?\.safetensors$")
+    file: str = Field(pattern=r"^block-[0-9]+-[0-9a-f]{8}\.safetensors$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
     layers: list[str]
@@ -77,7 +77,7 @@ class Attempt(NamedTuple):
     folder
         Of the checkpoint, below that.
     mark
-        What the names of its files have that those of other attempts lack; empty where there are no others.
+        What the names of its files have that those of other attempts lack.
     patience
         See `storage_of`.
     """
@@ -107,7 +107,7 @@ def write_block(
         store is at fault.
     """
     storage = storage_of(attempt.place, attempt.patience)
-    file = f"block-{state.block}{attempt.mark}.safetensors"
+    file = f"block-{state.block}-{attempt.mark}.safetensors"
     name = f"{attempt.folder}/{file}"
     try:
         with storage.writing(name) as target:
