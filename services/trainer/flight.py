@@ -50,13 +50,13 @@ class Flight:
         Writes the manifest, and returns where the checkpoint is.
     began
         When it fell due, by the monotonic clock.
+    paused
+        Seconds that training stood for it; None if it waits for the whole.
     needed
         Whether the run can't do without it.
 
     Attributes
     ----------
-    paused
-        Seconds that training stood for it; None if it waits for the whole.
     task
         The thread.
     """
@@ -67,10 +67,10 @@ class Flight:
         writing: Writing,
         commit: Callable[[list[dict[str, Any]]], Place],
         began: float,
+        paused: float | None,
         needed: bool,
     ) -> None:
-        self.now, self.writing, self.needed = now, writing, needed
-        self.paused: float | None = None
+        self.now, self.writing, self.paused, self.needed = now, writing, paused, needed
         self._commit, self._began = commit, began
         self._turn = threading.Lock()
         self._given_up: LowdimfaError | None = None

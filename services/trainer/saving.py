@@ -216,10 +216,9 @@ class Saving:
         def commit(entries: list[dict[str, Any]]) -> Place:
             return store.commit(now.step, entries, meta, kept)
 
-        self._flight = Flight(now, writing, commit, began, needed)
-        if copy:
-            self._flight.paused = time.monotonic() - began
-        elif not needed:
+        paused = time.monotonic() - began if copy else None
+        self._flight = Flight(now, writing, commit, began, paused, needed)
+        if not copy and not needed:
             self.settle()
 
     def _conclude(self, flight: Flight) -> None:
