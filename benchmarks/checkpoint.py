@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -99,12 +100,18 @@ class Measured(RayEngine):
 def measure(folder: Path, width: int, checkpoints: int, every: int, background: bool) -> dict[str, Any]:
     """Train once; return seconds of each checkpoint."""
     events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if event["event"] == "checkpoint":
+            print(f"{folder.name}: {json.dumps(event)}", file=sys.stderr, flush=True)
+
     made = parse_specification(specification(width, checkpoints, every, background), "the benchmark")
     plan, watch, stop = make_run_plan(made), TrainerWatch("checkpoint"), StopRequest()
     folder.mkdir()
     engine = Measured(plan, folder, UserCode(str(ROOT)), watch)
     try:
-        with opened(Journal(folder, events.append)) as journal:
+        with opened(Journal(folder, note)) as journal:
             told = Callbacks([], made, folder, stop.finish)
             TrainingLoop(plan, engine, folder, journal, watch, told, stop).run(None)
     finally:

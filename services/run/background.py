@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -52,10 +53,18 @@ class Background(Generic[T]):
         try:
             self._value = self._call()
         except BaseException as error:  # it is raised where somebody asks
+            _clear(error)
             self._error = error
         finally:
             del self._call  # and with it what it holds, which may be a copy of all weights
             self._done.set()
+
+
+def _clear(error: BaseException | None) -> None:
+    """Let an error, and what led to it, hold nothing that was worked on: it may be kept for long."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class Writer(Generic[T]):

@@ -89,16 +89,18 @@ class CheckpointStore:
                 raise refusal("the run can't be claimed", self._storage.place(_OWNER), error) from error
 
     def begin(self, step: int) -> Attempt:
-        """Begin a checkpoint; what earlier attempts left behind is removed.
+        """Begin a checkpoint; what earlier attempts left behind in a folder is removed, to make room.
+
+        An object store has room, and may take long to answer: there `commit` does it.
 
         Raises
         ------
         ResourceError
             That can't be done.
         """
-        with self._attempt(step):
-            self._require_own()
-            leftovers.sweep(self._storage)
+        if not self._storage.shared:
+            with self._attempt(step):
+                leftovers.sweep(self._storage)
         # A block that was given up, by this trainer or one before, may write on.
         return Attempt(str(self._place), folder_of(step), secrets.token_hex(4), self._patience)
 

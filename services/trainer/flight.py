@@ -48,6 +48,8 @@ class Flight:
         The blocks' files.
     commit
         Writes the manifest, and returns where the checkpoint is.
+    abandon
+        Removes what a checkpoint that fails leaves.
     began
         When it fell due, by the monotonic clock.
     paused
@@ -66,15 +68,16 @@ class Flight:
         now: Moment,
         writing: Writing,
         commit: Callable[[list[dict[str, Any]]], Place],
+        abandon: Callable[[], None],
         began: float,
         paused: float | None,
         needed: bool,
     ) -> None:
         self.now, self.writing, self.paused, self.needed = now, writing, paused, needed
-        self._commit, self._began = commit, began
+        self._commit, self._abandon, self._began = commit, abandon, began
         self._turn = threading.Lock()
         self._given_up: LowdimfaError | None = None
-        self._committing = False
+        self._closing = False
         self.task = Background(f"checkpoint of step {now.step}", self._complete)
 
     @property
@@ -84,14 +87,14 @@ class Flight:
         return error is not None and (self.needed or not isinstance(error, REFUSED))
 
     def give_up(self, why: LowdimfaError) -> bool:
-        """Let it never be completed; return False if the manifest is being written."""
+        """Let it never be completed; return False if its manifest is being written, or what it left removed."""
         with self._turn:
-            if not self._committing:
+            if not self._closing:
                 self._given_up = why
-        return not self._committing
+        return not self._closing
 
     def over_within(self, patience: float) -> bool:
-        """Wait so many seconds, then give it up; return False if its manifest is being written, which nobody can stop."""
+        """Wait so many seconds, then give it up; return False if that is no longer possible."""
         return self._given_up is not None or self.task.wait(patience) or self.give_up(self._late(patience))
 
     def result(self) -> tuple[Place, float]:
@@ -101,14 +104,23 @@ class Flight:
         return self.task.result()
 
     def _complete(self) -> tuple[Place, float]:
-        while (entries := self.writing.entries(LOOK_SECONDS)) is None:
-            if self._given_up is not None:
-                raise self._given_up
+        try:
+            while (entries := self.writing.entries(LOOK_SECONDS)) is None:
+                if self._given_up is not None:
+                    raise self._given_up
+        except LowdimfaError:
+            self._close()
+            self._abandon()
+            raise
+        self._close()
+        return self._commit(entries), time.monotonic() - self._began
+
+    def _close(self) -> None:
+        """Let nobody give it up any more: while files are swept no other checkpoint may be in the making."""
         with self._turn:
             if self._given_up is not None:
                 raise self._given_up
-            self._committing = True
-        return self._commit(entries), time.monotonic() - self._began
+            self._closing = True
 
     def _late(self, patience: float) -> StorageError:
         blocks = ", ".join(f"block {block}" for block in sorted(self.writing.missing()))

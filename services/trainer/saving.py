@@ -217,7 +217,7 @@ class Saving:
             return store.commit(now.step, entries, meta, kept)
 
         paused = time.monotonic() - began if copy else None
-        self._flight = Flight(now, writing, commit, began, paused, needed)
+        self._flight = Flight(now, writing, commit, store.abandon, began, paused, needed)
         if not copy and not needed:
             self.settle()
 
@@ -227,7 +227,6 @@ class Saving:
         try:
             path, seconds = flight.result()
         except LowdimfaError as error:
-            self._store.abandon()
             if flight.needed or not isinstance(error, REFUSED):
                 raise
             self._failed(flight.now.step, error)

@@ -128,7 +128,7 @@ def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) 
     entries = [write_block(attempt, state(1.0))]
     second.claim()
     save(second, 9, 9.0)
-    for late in (lambda: first.commit(3, entries, {}), lambda: first.begin(4)):
+    for late in (lambda: first.commit(3, entries, {}), lambda: save(first, 4, 4.0)):
         with pytest.raises(InputError, match="another trainer has taken over"):
             late()
     first.abandon()
@@ -329,7 +329,7 @@ def test_a_store_out_of_reach_is_not_taken_for_an_empty_or_a_damaged_one(
     for name in ("find", "cat_file"):
         with monkeypatch.context() as patched:
             patched.setattr(type(file_system), name, refuse)
-            for ask in (store.newest_good, store.latest, lambda: fetch(address), lambda: store.begin(2)):
+            for ask in (store.newest_good, store.latest, lambda: fetch(address)):
                 with pytest.raises(StorageError, match=r"503 from example\.org$") as caught:
                     ask()
                 assert caught.value.exit_code == 5 and caught.value.setting == "run.storage"
