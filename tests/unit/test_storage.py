@@ -8,6 +8,7 @@ import json
 import secrets
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -492,6 +493,29 @@ def test_a_failed_upload_costs_its_checkpoint_alone(address: str, monkeypatch: p
         StorageError, match="once it can be reached, go on with: lowdimfa train SPEC --resume"
     ):
         DecoupledTrainer(longer, engine="local", run_dir=address, resume=True).fit()
+
+
+def test_training_asks_no_store_for_anything(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    training = [False]
+
+    def noted(function: Any) -> Any:
+        def noting(*args: Any, **named: Any) -> Any:
+            if training[0]:
+                asked.append(threading.current_thread() is threading.main_thread())
+            return function(*args, **named)
+
+        return noting
+
+    def note(event: Event) -> None:
+        if event["event"] == "progress":
+            training[0] = event["step"] < 8
+
+    for name in ("files", "read", "fetch", "writing", "delete"):
+        monkeypatch.setattr(Objects, name, noted(getattr(Objects, name)))
+    one_by_one = SPECIFICATION | {"train": SPECIFICATION["train"] | {"log_every": 1}}
+    DecoupledTrainer(one_by_one, engine="local", run_dir=address, on_event=note).fit()
+    assert asked and not any(asked)
 
 
 @pytest.mark.parametrize(
