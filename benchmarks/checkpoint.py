@@ -151,23 +151,29 @@ def main() -> None:
     """Measure as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__)
     parser.add_argument("--width", type=int, default=4096, help="of the layers (default %(default)s)")
-    parser.add_argument("--checkpoints", type=int, default=7, help="of each run (default %(default)s)")
+    parser.add_argument(
+        "--checkpoints",
+        type=int,
+        default=7,
+        help="in the background (default %(default)s); half as many are waited for",
+    )
     parser.add_argument("--every", type=int, default=2, help="steps between them (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     own = {"width": arguments.width, "checkpoints": arguments.checkpoints, "every": arguments.every}
+    waited = own | {"checkpoints": max(2, arguments.checkpoints // 2)}
     disconnect = start_ray(None, blocks=BLOCKS)
     try:
         with tempfile.TemporaryDirectory() as place:
             runs = {
-                name: measure(Path(place) / name, background=background, **own)
-                for name, background in (("in_the_background", True), ("waited_for", False))
+                "in_the_background": measure(Path(place) / "background", background=True, **own),
+                "waited_for": measure(Path(place) / "waited", background=False, **waited),
             }
     finally:
         disconnect()
-    command = f"python -m benchmarks.checkpoint --checkpoints {arguments.checkpoints} --write"
+    command = f"python -m benchmarks.checkpoint --checkpoints {arguments.checkpoints} --every {arguments.every} --write"
     result = {"benchmark": "checkpoint", "command": command, "configuration": own}
     result |= {"environment": environment(), "runs": runs}
     print(table(result), flush=True)

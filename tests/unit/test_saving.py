@@ -22,6 +22,7 @@ from lowdimfa.services.run import checkpoint_files
 from lowdimfa.services.run.background import Writer
 from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore, Manifest
 from lowdimfa.services.run.state import saving
+from lowdimfa.services.trainer import saving as trainer_saving
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
 PATIENT = 60.0
@@ -142,6 +143,22 @@ def test_one_at_a_time_and_each_of_its_step(looks: dict[int, float], lost_at: in
         told = [event for event in logged if event["event"] == "checkpoint"]
         assert all(0 <= event["pause_seconds"] <= event["seconds"] for event in told)
         assert told[-1]["step"] == STEPS
+
+
+def test_a_wait_for_the_one_before_is_said_once_and_is_part_of_the_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_saving, "LONG_WAIT_SECONDS", 0.01)
+    logged = drive(SlowEngine({3: 200}), tmp_path / "run", liveness_seconds=PATIENT)
+    (said,) = [event["message"] for event in logged if "stood for" in event.get("message", "")]
+    assert "at step 6" in said and "run.checkpoint_every" in said
+    pauses = {event["step"]: event["pause_seconds"] for event in logged if event["event"] == "checkpoint"}
+    assert (
+        min(pauses[6], pauses[9]) > 0.01
+    )  # most of twenty looks of a millisecond each, as training does nothing here
+    waited = drive(LossyEngine(), tmp_path / "waited", background_checkpoints=False)
+    saved = [event for event in waited if event["event"] == "checkpoint"]
+    assert len(saved) == STEPS // SAVE and all(event["pause_seconds"] == event["seconds"] for event in saved)
 
 
 def test_what_is_never_written_is_a_warning_on_the_way_and_the_last_good_one_stays(tmp_path: Path) -> None:
