@@ -173,7 +173,8 @@ def main() -> None:
             }
     finally:
         disconnect()
-    command = f"python -m benchmarks.checkpoint --checkpoints {arguments.checkpoints} --every {arguments.every} --write"
+    settings = " ".join(f"--{name} {value}" for name, value in own.items())
+    command = f"python -m benchmarks.checkpoint {settings} --write"
     result = {"benchmark": "checkpoint", "command": command, "configuration": own}
     result |= {"environment": environment(), "runs": runs}
     print(table(result), flush=True)
