@@ -78,7 +78,7 @@ class Callback:
         """Hear that updates were compared with the true gradient: ``step``, ``blocks``."""
 
     def checkpoint(self, event: Event, run: Run) -> None:
-        """Hear that a checkpoint is complete: ``step``, ``path``, ``seconds``."""
+        """Hear that a checkpoint is complete: ``step``, ``path``, ``seconds``. The run has gone on since that step."""
 
     def recovered(self, event: Event, run: Run) -> None:
         """Hear that the run goes on from ``step`` after a loss; what came after that step is given up."""

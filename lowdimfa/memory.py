@@ -43,6 +43,11 @@ class StageMemory:
     kept: int
     stale: int
 
+    @property
+    def state(self) -> int:
+        """Bytes of what a checkpoint of the block holds."""
+        return self.weights + self.optimizer + self.feedback
+
     def total(self, in_flight: int) -> int:
         """Return all of it with so many micro-batches in flight."""
         fixed = self.weights + self.gradients + self.optimizer + self.feedback + self.stale

@@ -228,6 +228,16 @@ JOB_ROWS: Rows = [
                 bounds=(0, None),
             ),
             Panel(
+                "Time of a checkpoint",
+                "Of the latest: until it was complete, and how much of that training stood still.",
+                [
+                    (f"lowdimfa_trainer_checkpoint_duration_seconds{_JOB}", "until complete"),
+                    (f"lowdimfa_trainer_checkpoint_pause_seconds{_JOB}", "training stood"),
+                ],
+                "s",
+                bounds=(0, None),
+            ),
+            Panel(
                 "Failed checkpoints",
                 "That could not be written, since the trainer started.",
                 [(f"lowdimfa_trainer_checkpoint_failures_total{_JOB}", "failed")],

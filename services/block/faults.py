@@ -30,6 +30,7 @@ from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.mirror import work_dir
+from lowdimfa.services.run.state import Unwanted, Write
 from lowdimfa.services.spec.faults import WIRE_KINDS, Fault, FaultKind
 from lowdimfa.services.stream.frames import HEADER_AT, Kind, unpack
 from lowdimfa.services.stream.resumable import Arriving
@@ -189,13 +190,13 @@ class _FaultyWorker(BlockWorker):
         around = _FaultyNeighbours(neighbours, self._faults)
         return super()._work(around, patience, partial(_FaultyWork, self._faults))
 
-    def _write(self, attempt: Attempt, step: int) -> dict[str, Any]:
+    def _write(self, attempt: Attempt, step: int, write: Write, unwanted: Unwanted) -> dict[str, Any]:
         try:
             self._faults.before_save(step)
         except OSError as error:
             what = f"block {self.job.index} can't write its checkpoint"
             raise refusal(what, attempt.place, error, block=self.job.index) from error
-        return super()._write(attempt, step)
+        return super()._write(attempt, step, write, unwanted)
 
 
 def worker_for(job: BlockJob, security: Security, host: str) -> BlockWorker:

@@ -11,6 +11,7 @@ import numpy.typing
 import safetensors.torch
 from torch import Tensor
 
+from lowdimfa.services.run.state import copied
 from lowdimfa.stage import Stage
 
 
@@ -64,11 +65,10 @@ class SnapshotShelf:
         # Only these: a mask among the buffers, or a "best so far" of the optimiser, may well be infinite.
         if not all(bool(parameter.isfinite().all()) for parameter in learned):
             return  # the last one is the better state to go back to
-        tensors, scalars = stage.state()
         # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
-        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        state = copied(stage.state())
         with self._changed:
-            self._offered = step, copies, scalars
+            self._offered = step, *state
             self._changed.notify_all()
 
     def settled(self, patience: float) -> bool:

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from lowdimfa.encoding import State
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, StorageError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import StepResult
 from lowdimfa.services.block.building import (
@@ -43,9 +44,10 @@ from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.metrics import BlockMetrics
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.rpc.security import Security
-from lowdimfa.services.run.checkpoint import Attempt, write_block
+from lowdimfa.services.run.background import Writer
+from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import Mirror, files_of, work_dir
-from lowdimfa.services.run.state import stage_state
+from lowdimfa.services.run.state import Unwanted, Write, saving
 from lowdimfa.services.stream.carriers import Here, carrier_class
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 
@@ -88,6 +90,7 @@ class BlockWorker:
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._mirror = Mirror(job.run_dir, files_of(self._stem).__contains__, run.liveness_seconds)
         self._mirror.keep_up()
+        self._writer = Writer[dict[str, Any]](f"checkpoint of {self._stem}", run.liveness_seconds)
         self._observer = self._observe()
         self.stage, self._fresh = build_stage(job, network, self._data), True
         self._carrier = carrier_class(self._specification.placement.transport)
@@ -145,9 +148,11 @@ class BlockWorker:
         """Return what the network makes of a frame on its way here."""
         return as_it_came
 
-    def _write(self, attempt: Attempt, step: int) -> dict[str, Any]:
-        """Write the state after a step and return its manifest entry."""
-        return write_block(attempt, stage_state(self.stage, step))
+    def _write(self, attempt: Attempt, step: int, write: Write, unwanted: Unwanted) -> dict[str, Any]:
+        """Write the state after a step and return its manifest entry, in a thread that does nothing else."""
+        entry = write(unwanted)
+        self._mirror.update()  # what it can't copy now, it copies next time
+        return entry
 
     def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
@@ -254,17 +259,27 @@ class BlockWorker:
         """Return the snapshot after the one of step ``kept``, or None if there is none within ``patience`` seconds."""
         return None if self._snapshots is None else self._snapshots.fetch(kept, patience)
 
-    def save(self, attempt: Attempt, step: int) -> dict[str, Any]:
-        """Write the state after a step into a checkpoint and return its manifest entry.
+    def save(self, attempt: Attempt, step: int, copy: bool) -> None:
+        """Begin to write the state after a step into a checkpoint; without a copy of it the block has to rest meanwhile.
 
         Raises
         ------
-        ResourceError
-            The file can't be written.
+        StorageError
+            The file of a checkpoint that was given up is still being written.
         """
-        entry = self._write(attempt, step)
-        self._mirror.update()  # what it can't copy now, it copies next time
-        return entry
+        block, write = self.job.index, saving(self.stage, attempt, step, copy)
+        if not self._writer.begin(partial(self._write, attempt, step, write)):
+            raise StorageError(f"block {block} still writes the checkpoint before", block=block, step=step)
+
+    def saved(self, patience: float) -> dict[str, Any] | None:
+        """Return the manifest entry of what `save` began, or None if it is not written within ``patience`` seconds.
+
+        Raises
+        ------
+        LowdimfaError
+            The file can't be written, or the weights aren't finite.
+        """
+        return self._writer.written(patience)
 
     def state(self) -> State:
         """Return the block's state."""

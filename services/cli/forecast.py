@@ -116,6 +116,9 @@ def _describe(
     head = index == len(plan.network.blocks) - 1
     most = min(train.effective_window, train.microbatches * (train.staleness + 1))
     in_flight = 1 if head else math.ceil(most / replicas)
+    run = plan.specification.run
+    copied = run.background_checkpoints and (run.checkpoint_every or run.keep_best is not None)
+    checkpoint = memory.state if copied else 0
     kept = {key: described[key] for key in ("index", "name", "layers", "parameters")}
     return kept | {
         "replicas": replicas,
@@ -131,7 +134,8 @@ def _describe(
             "feedback": memory.feedback,
             "stale_weights": memory.stale,
             "activations": in_flight * memory.kept,
-            "total": memory.total(in_flight),
+            "checkpoint": checkpoint,
+            "total": memory.total(in_flight) + checkpoint,
         },
         "in_flight": in_flight,
         "sent_bytes_per_microbatch": sent_bytes(plan, plan.network.blocks[index]),

@@ -41,7 +41,7 @@ def _text(found: dict[str, Any]) -> str:
         f"{parts}), {threads} per block on {found['device']}",
         "",
         aligned([("block", *_MEMORY, "in flight", "sends"), *map(_memory_row, found["blocks"])]),
-        f"activations of window {found['window']}; sends: per micro-batch",
+        f"activations of window {found['window']}; checkpoint: the copy while one is written; sends: per micro-batch",
         "",
         f"bottleneck: block {slowest['index']}, {slowest['milliseconds_per_microbatch']:.2f} ms per micro-batch; "
         f"balance {found['balance']:.2f} (1: all blocks take the same)",
@@ -64,7 +64,7 @@ def _text(found: dict[str, Any]) -> str:
 
 
 _TIMES = ("forward", "update", "step", "in all", "busy")
-_MEMORY = ("weights", "gradients", "optimiser", "feedback", "activations", "in all")
+_MEMORY = ("weights", "gradients", "optimiser", "feedback", "activations", "checkpoint", "in all")
 
 
 def _time_row(block: dict[str, Any]) -> tuple[str, ...]:
@@ -86,7 +86,10 @@ def _memory_row(block: dict[str, Any]) -> tuple[str, ...]:
     weights = memory["weights"] + memory["stale_weights"]
     sizes = (
         weights,
-        *(memory[key] for key in ("gradients", "optimizer", "feedback", "activations", "total")),
+        *(
+            memory[key]
+            for key in ("gradients", "optimizer", "feedback", "activations", "checkpoint", "total")
+        ),
     )
     sent = size(block["sent_bytes_per_microbatch"]) if block["sent_bytes_per_microbatch"] else "-"
     return str(block["index"]), *map(size, sizes), str(block["in_flight"]), sent

@@ -194,10 +194,11 @@ class TrainerMetrics(_Metrics):
         """Set the angle between a block's update and its true gradient."""
         self._number("lowdimfa_trainer_alignment_angle_degrees", block=str(block)).set(angle_degrees)
 
-    def checkpointed(self, timestamp: float, duration: float) -> None:
-        """Set when the latest checkpoint was complete (unix seconds) and how long it took (seconds)."""
+    def checkpointed(self, timestamp: float, duration: float, pause: float) -> None:
+        """Set when the latest checkpoint was complete (unix seconds), how long it took and training stood (seconds)."""
         self._number("lowdimfa_trainer_checkpoint_last_success_timestamp_seconds").set(timestamp)
         self._number("lowdimfa_trainer_checkpoint_duration_seconds").set(duration)
+        self._number("lowdimfa_trainer_checkpoint_pause_seconds").set(pause)
 
     def checkpoint_failed(self) -> None:
         """Count a checkpoint that could not be written."""

@@ -207,7 +207,13 @@ METRICS = (
         "lowdimfa_trainer_checkpoint_duration_seconds",
         "gauge",
         _JOB,
-        "Time that the latest checkpoint took.",
+        "Time from when the latest checkpoint fell due until it was complete.",
+    ),
+    Metric(
+        "lowdimfa_trainer_checkpoint_pause_seconds",
+        "gauge",
+        _JOB,
+        "Time of that for which training stood still.",
     ),
     Metric(
         "lowdimfa_trainer_checkpoint_failures_total",

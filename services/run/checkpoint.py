@@ -2,7 +2,7 @@
 
 Each block writes its own file straight to where the run is kept; the manifest comes last, and only after that older
 checkpoints are deleted, each beginning with its manifest. So a checkpoint with a manifest is complete, in a folder and
-in an object store alike. Files of an attempt are called as those of no other attempt that may still be there.
+in an object store alike. Files of an attempt are called as those of no other attempt.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class CheckpointStore:
     def __init__(self, place: Place, keep: int = 1, patience: float = PATIENCE) -> None:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
-        self._token, self._begun = "", set[int]()
+        self._token = ""
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -89,20 +89,20 @@ class CheckpointStore:
                 raise refusal("the run can't be claimed", self._storage.place(_OWNER), error) from error
 
     def begin(self, step: int) -> Attempt:
-        """Begin a checkpoint; what earlier attempts left behind is removed.
+        """Begin a checkpoint; what earlier attempts left behind in a folder is removed, to make room.
+
+        An object store has room, and may take long to answer: there `commit` does it.
 
         Raises
         ------
         ResourceError
             That can't be done.
         """
-        with self._attempt(step):
-            self._require_own()
-            leftovers.sweep(self._storage)
-            taken = self._storage.shared or folder_of(step) in leftovers.folders(self._storage)
-        mark = f"-{secrets.token_hex(4)}" if taken or step in self._begun else ""
-        self._begun.add(step)  # a block that was given up may write on
-        return Attempt(str(self._place), folder_of(step), mark, self._patience)
+        if not self._storage.shared:
+            with self._attempt(step):
+                leftovers.sweep(self._storage)
+        # A block that was given up, by this trainer or one before, may write on.
+        return Attempt(str(self._place), folder_of(step), secrets.token_hex(4), self._patience)
 
     def abandon(self) -> None:
         """Remove what a checkpoint that isn't completed left, as far as that is possible."""

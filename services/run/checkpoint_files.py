@@ -5,10 +5,11 @@ Of a checkpoint in an object store, a file is fetched when something in it is wa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -37,7 +38,7 @@ class BlockEntry(Record):
     """What the manifest says of one block's file: its name, digest and size, and what lies in it."""
 
     block: int = Field(ge=0)
-    file: str = Field(pattern=r"^block-[0-9]+(-[0-9a-f]{8})?\.safetensors$")
+    file: str = Field(pattern=r"^block-[0-9]+-[0-9a-f]{8}\.safetensors$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
     layers: list[str]
@@ -76,7 +77,7 @@ class Attempt(NamedTuple):
     folder
         Of the checkpoint, below that.
     mark
-        What the names of its files have that those of other attempts lack; empty where there are no others.
+        What the names of its files have that those of other attempts lack.
     patience
         See `storage_of`.
     """
@@ -87,8 +88,17 @@ class Attempt(NamedTuple):
     patience: float
 
 
-def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
+def write_block(
+    attempt: Attempt, state: BlockState, unwanted: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Write one block's file, in the block's own process, and return its entry for the manifest.
+
+    Parameters
+    ----------
+    attempt, state
+        Where and what.
+    unwanted
+        Is asked now and then whether nobody wants the file any more.
 
     Raises
     ------
@@ -97,11 +107,11 @@ def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
         store is at fault.
     """
     storage = storage_of(attempt.place, attempt.patience)
-    file = f"block-{state.block}{attempt.mark}.safetensors"
+    file = f"block-{state.block}-{attempt.mark}.safetensors"
     name = f"{attempt.folder}/{file}"
     try:
         with storage.writing(name) as target:
-            counted = _Counted(target)
+            counted = _Counted(target, unwanted)
             kinds = {name: Kind.of(tensor) for name, tensor in state.tensors.items()}
             write_tensors(cast(BinaryIO, counted), kinds, state.tensors.__getitem__)
     except (OSError, SafetensorError) as error:
@@ -120,12 +130,15 @@ def write_block(attempt: Attempt, state: BlockState) -> dict[str, Any]:
 
 
 class _Counted:
-    """Takes size and digest of what passes into a file."""
+    """Takes size and digest of what passes into a file, as long as somebody wants it."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO, unwanted: Callable[[], bool]) -> None:
+        self._file, self._unwanted = file, unwanted
+        self.digest, self.size = hashlib.sha256(), 0
 
     def write(self, data: bytes | memoryview) -> None:
+        if self._unwanted():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self.digest.update(data)
         self.size += memoryview(data).nbytes
         self._file.write(data)

@@ -210,7 +210,7 @@ def files_of(process: str) -> set[str]:
 
 
 class Mirror:
-    """Copies what has changed to the store; for a run in a folder there is nothing to do.
+    """Copies what has changed to the store, in any thread; for a run in a folder there is nothing to do.
 
     Parameters
     ----------

@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any
+
+import torch
 
 from lowdimfa.average import PREFIX
 from lowdimfa.config import FactoryConfig
-from lowdimfa.encoding import references
+from lowdimfa.encoding import State, references
 from lowdimfa.errors import InputError
 from lowdimfa.rules import Q_RULES, TAPS, Registry
-from lowdimfa.services.run.checkpoint import BlockState, Manifest
+from lowdimfa.services.run.checkpoint import Attempt, BlockState, Manifest, write_block
 from lowdimfa.services.run.checkpoint_files import file_in
-from lowdimfa.services.run.manifest import MANIFEST_FILE, extra_state
+from lowdimfa.services.run.manifest import MANIFEST_FILE, MODEL_PREFIX, extra_state
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.stage import Stage
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 
 
-def stage_state(stage: Stage, step: int) -> BlockState:
-    """Return a block's whole state after a step.
+Unwanted = Callable[[], bool]
+"""Whether nobody wants any more what is being written."""
+
+Write = Callable[[Unwanted], dict[str, Any]]
+"""Writes a block's file, and returns its entry for the manifest."""
+
+
+def copied(state: State) -> State:
+    """Return a copy of a state in the host's memory, which nothing that training does changes.
+
+    Tensors that share memory no longer do, and each is contiguous.
+    """
+    tensors = {
+        name: torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value.detach())
+        for name, value in state.tensors.items()
+    }
+    return State(tensors, deepcopy(state.scalars))
+
+
+def saving(stage: Stage, attempt: Attempt, step: int, copy: bool) -> Write:
+    """Return what writes a block's whole state after a step, in any thread.
+
+    Parameters
+    ----------
+    stage, step
+        The block, and how many optimiser steps it has applied.
+    attempt
+        Of which checkpoint the file is one.
+    copy
+        Whether it writes a copy that is made here. Otherwise the block has to stay as it is meanwhile.
+    """
+    state = stage.state()
+    if copy:
+        state = copied(state)
+    elif stage.device.type == "cuda":
+        torch.cuda.synchronize(stage.device)  # another thread's stream waits for none of this one's work
+    learned = [name for name, _ in stage.module.named_plain_parameters()]
+    block = BlockState(stage.index, list(stage.module.layer_names), *state)
+    return partial(_write, stage, attempt, step, learned, block)
+
+
+def _write(
+    stage: Stage, attempt: Attempt, step: int, learned: Sequence[str], state: BlockState, unwanted: Unwanted
+) -> dict[str, Any]:
+    """Write a block's file.
 
     Raises
     ------
     NotFiniteError
         Its weights aren't finite: they must not take the place of the last good checkpoint.
+    ResourceError
+        See `write_block`.
     """
-    for name, parameter in stage.module.named_plain_parameters():
-        stage.require_finite(parameter.detach(), f"parameter {name}", step)
-    return BlockState(stage.index, list(stage.module.layer_names), *stage.state())
+    for name in learned:
+        stage.require_finite(state.tensors[f"{MODEL_PREFIX}{name}"].detach(), f"parameter {name}", step)
+    return write_block(attempt, state, unwanted)
 
 
 def load_stage(stage: Stage, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ Both keep files under names. A file is there whole or not at all, and for good o
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -76,7 +77,7 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file."""
-        (self.root / name).unlink()
+        (self.root / name).unlink(missing_ok=True)  # one who writes it and is given up may remove it
 
     def discard(self, folder: str, first: str) -> None:
         """Delete a folder with its files; the first is gone for good before any other is touched."""
@@ -87,7 +88,7 @@ class Folder:
         if (path / first).exists():
             (path / first).unlink()
             _sync(path)
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def storage_of(place: Place, patience: float = PATIENCE) -> Folder | Objects:
@@ -169,6 +170,17 @@ def _sizes(folder: Path) -> dict[str, int]:
         with suppress(FileNotFoundError):
             found[file.name] = file.lstat().st_size
     return found
+
+
+def _remove(folder: Path, times: int = 3) -> None:
+    """Remove a folder, in which somebody who is given up may still write."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        if times == 1 or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise
+        if folder.exists():
+            _remove(folder, times - 1)
 
 
 def _sync(path: Path) -> None:

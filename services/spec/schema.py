@@ -49,7 +49,6 @@ class ModelSection(Section):
         "every run; or `time`, as whole blocks take it on the machine of the trainer (forward, update and optimiser, at "
         "the run's micro-batch size and threads), so that two runs of one specification may be cut differently.",
     )
-
     channels_last: bool = Field(
         True,
         description="Keep the weights of two-dimensional convolutions, and with them the feature maps, with channels "
@@ -93,7 +92,7 @@ class CallbackSection(Section):
     """A callback by import path."""
 
     factory: ImportPath = Field(
-        description="What makes the callback: called with `args`, returns a `lowdimfa.Callback`."
+        description="Called with `args`, returns the callback: a `lowdimfa.Callback`."
     )
     args: Args = Field({}, description="Keyword arguments of the callback.")
 
@@ -119,6 +118,10 @@ class RunSection(Section):
     )
     checkpoint_every: int = Field(
         0, ge=0, description="Optimiser steps between checkpoints; 0 means only at the end."
+    )
+    background_checkpoints: bool = Field(
+        True,
+        description="Training goes on while a checkpoint is written [from a copy](storage.md#in-the-background).",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     keep_best: BestSection | None = Field(
@@ -150,8 +153,7 @@ class RunSection(Section):
     liveness_seconds: float = Field(
         60.0,
         gt=0,
-        description="Silence after which a block is taken for lost. Heartbeats, deadlines and start-up "
-        "time-outs derive from it.",
+        description="Silence after which a block is taken for lost. Heartbeats, deadlines and time-outs derive from it.",
     )
     evaluate_every_epochs: int = Field(
         1, ge=0, description="Epochs between evaluations; 0 evaluates only at the end, as every run does."

@@ -55,6 +55,22 @@ class Recovered:
     pids: list[int]
 
 
+class Writing(Protocol):
+    """The blocks' files of a checkpoint, while they are written. One thread at a time asks."""
+
+    def entries(self, seconds: float) -> list[dict[str, Any]] | None:
+        """Return the entries of all blocks for the manifest, or None if not all are there after so many seconds.
+
+        Raises
+        ------
+        LowdimfaError
+            A block can't write its file, once all others have ended too; or one is lost.
+        """
+
+    def missing(self) -> set[int]:
+        """Return the indexes of the blocks that have not told yet what became of their files. Any thread may ask."""
+
+
 class Engine(Protocol):
     """Runs a planned network. Between calls it is at rest at a step boundary."""
 
@@ -76,8 +92,11 @@ class Engine(Protocol):
     def align(self) -> Alignment:
         """Compare each block's update with the true gradient, on one batch of the training split."""
 
-    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
-        """Write every block's state after a step into a checkpoint and return the manifest entries."""
+    def save(self, attempt: Attempt, step: int, copy: bool) -> Writing:
+        """Begin to write every block's state after a step into a checkpoint.
+
+        With a copy of it the blocks may go on at once; otherwise they rest until all is written.
+        """
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Replace what was lost, and bring all blocks to a step from which they can go on.

@@ -13,18 +13,19 @@ import torch
 
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError, StorageError
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation
 from lowdimfa.network import DecoupledNetwork, computing_threads
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.recovery.policy import RecoveryPolicy
-from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore, write_block
+from lowdimfa.services.run.background import Writer
+from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore
 from lowdimfa.services.run.data import read_ahead
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
-from lowdimfa.services.run.state import load_stage, stage_state
+from lowdimfa.services.run.state import load_stage, saving
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -76,6 +77,7 @@ class LocalEngine:
         self._place = place
         self._threads = ExitStack()
         self._timeline: TimelineWriter | None = None
+        self._writer = Writer[list[dict[str, Any]]]("checkpoint", plan.specification.run.liveness_seconds)
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Build all blocks."""
@@ -125,9 +127,12 @@ class LocalEngine:
             self._network.blocks, self._network.head, inputs.to(device), targets.to(device)
         )
 
-    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
-        """Write every block's state."""
-        return [write_block(attempt, stage_state(stage, step)) for stage in self._network.stages]
+    def save(self, attempt: Attempt, step: int, copy: bool) -> LocalWriting:
+        """Begin to write every block's state, one after the other."""
+        writes = [saving(stage, attempt, step, copy) for stage in self._network.stages]
+        if not self._writer.begin(lambda unwanted: [write(unwanted) for write in writes]):
+            raise StorageError("the checkpoint before is still being written", step=step)
+        return LocalWriting(self._writer, len(writes))
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         """Refuse: blocks in one process are lost all together, and this process with them."""
@@ -146,6 +151,29 @@ class LocalEngine:
         if self._timeline is not None:
             self._timeline.close()
         self._threads.close()
+
+
+class LocalWriting:
+    """What a thread of this process writes for all blocks.
+
+    Parameters
+    ----------
+    writer
+        Which writes it.
+    blocks
+        How many there are.
+    """
+
+    def __init__(self, writer: Writer[list[dict[str, Any]]], blocks: int) -> None:
+        self._writer, self._blocks = writer, blocks
+
+    def entries(self, seconds: float) -> list[dict[str, Any]] | None:
+        """Return the entries of all blocks, if they are there within so many seconds."""
+        return self._writer.written(seconds)
+
+    def missing(self) -> set[int]:
+        """Return all blocks, or none once all are written."""
+        return set() if self._writer.done else set(range(self._blocks))
 
 
 def alignment_batch(plan: RunPlan) -> tuple[Activation, torch.Tensor]:

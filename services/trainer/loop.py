@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from lowdimfa.errors import DiskFullError, LowdimfaError, NotFiniteError, StorageError
+from lowdimfa.errors import LowdimfaError, NotFiniteError
 from lowdimfa.feedback.source import source_of
+from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.journal import Event, Journal
-from lowdimfa.services.run.best import KeepBest
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.disk import written_at
 from lowdimfa.services.run.language import Language
@@ -18,13 +19,14 @@ from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.mirror import Mirror, work_dir
 from lowdimfa.services.run.notes import aligns, notes
 from lowdimfa.services.run.plan import RunPlan
-from lowdimfa.services.run.state import resume_meta
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.trainer.callbacks import Callbacks, ended
 from lowdimfa.services.trainer.engine import Engine
+from lowdimfa.services.trainer.flight import Moment
 from lowdimfa.services.trainer.progress import ProgressMeter
 from lowdimfa.services.trainer.recovery import Recovery
 from lowdimfa.services.trainer.run_dir import postmortem_file
+from lowdimfa.services.trainer.saving import Saving
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 from lowdimfa.services.trainer.watch import TrainerWatch
 
@@ -65,14 +67,11 @@ class TrainingLoop:
     ) -> None:
         self._plan, self._engine, self._place = plan, engine, place
         self._log, self._watch, self._callbacks, self._stop = log, watch, callbacks, stop
-        self._mirror = mirror or Mirror(place)
         run = plan.specification.run
-        self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
+        store = self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
         self._seconds, self._done = 0.0, 0
-        self._saved: int | None = None
-        self._unsaved = 0  # checkpoints without room since the last that was written
-        self._best = KeepBest(run.keep_best)
+        self._saving = Saving(plan, engine, store, mirror or Mirror(place), self._emit, self._warn)
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
@@ -82,7 +81,7 @@ class TrainingLoop:
         self._periods = [(period, action) for period, action in periods if period]
         self._evaluated: dict[str, Any] = {}
         self._language = Language.of(plan)
-        self._recovery = Recovery(plan.specification, engine, self._store, self._emit)
+        self._recovery = Recovery(plan.specification, engine, store, self._emit)
         self._meter = ProgressMeter(
             self._emit,
             drawn=plan.order.drawn,
@@ -108,13 +107,17 @@ class TrainingLoop:
             Something was lost, and the specification doesn't let the run go on.
         """
         if manifest is not None:
-            self._done = self._saved = manifest.step
+            self._done = manifest.step
             self._seconds = float(manifest.meta.get("seconds", 0.0))
-            self._best.go_on(self._done, self._store.list(), manifest.meta)
+            self._saving.go_on(manifest)
         self._store.claim()
-        self._started(self._recovery.start(self._saved))
-        while not (self._train() and self._conclude()):
-            pass  # a recovery left steps, or the evaluation of what it came to, to do
+        self._started(self._recovery.start(self._saving.saved))
+        try:
+            while not (self._train() and self._conclude()):
+                pass  # a recovery left steps, or the evaluation of what it came to, to do
+        except BaseException as error:
+            self._saving.close(wait=isinstance(error, Exception))
+            raise
         return self._finished()
 
     def _train(self) -> bool:
@@ -149,17 +152,23 @@ class TrainingLoop:
         for note in notes(plan):
             self._emit("warning", message=note)
 
+    def _took(self, results: Sequence[StepResult]) -> None:
+        self._meter.take(results)
+        self._saving.look()
+
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)
         began = time.monotonic()
         try:
-            self._done = self._engine.run_steps(self._done, boundary, self._meter.take, self._stop)
+            self._done = self._engine.run_steps(self._done, boundary, self._took, self._stop)
         except LowdimfaError as loss:
             self._recover(loss, self._meter.last_step)
             if self._done != boundary:
                 return
         finally:
             self._seconds += time.monotonic() - began
+        if not self._unharmed(partial(self._saving.look, at_rest=True)):
+            return
         for period, action in self._periods:
             if self._done % period == 0 and not self._unharmed(action):
                 return
@@ -178,20 +187,19 @@ class TrainingLoop:
 
     def _recover(self, loss: LowdimfaError, step: int) -> None:
         """Go on from the step that a recovery leads to, or raise the loss."""
+        self._saving.before_recovery(loss)
         words = postmortem_file(work_dir(self._place))
         earlier = written_at(words)
         try:
-            self._done = self._recovery.after(loss, step, self._saved)
+            self._done = self._recovery.after(loss, step, self._saving.saved)
         except LowdimfaError:
             if written_at(words) not in (None, earlier):
-                self._log.emit("warning", message=f"every block's last words are in {words}")
+                self._warn(f"every block's last words are in {words}")
             raise
         if self._done < step:
             self._stop.reason = None  # that of a course which is given up
-            self._best.go_on(self._done, self._store.list())
+            self._saving.went_back(self._done)
         self._evaluated = {}  # of weights of which blocks may have lost some steps
-        if self._saved is not None and self._saved > self._done:
-            self._saved = self._done
 
     def _next_boundary(self) -> int:
         boundaries = [(self._done // period + 1) * period for period, _ in self._periods]
@@ -222,53 +230,17 @@ class TrainingLoop:
         self._emit("alignment", step=self._done, **self._engine.align().as_event())
 
     def _save_once(self) -> None:
-        # One that was saved before it was evaluated doesn't know yet that it is the best.
-        if self._saved == self._done and not self._best.improves(self._evaluated, self._done):
-            return
-        try:
-            self._save()
-        except (DiskFullError, StorageError):
-            if self._unsaved > 1:
-                self._log.emit("warning", message=f"nor were {self._unsaved:,} checkpoints before it written")
-            raise
+        self._saving.once(self._now)
 
     def _save_if_best(self) -> None:
-        if self._best.improves(self._evaluated, self._done):
-            self._save_on_the_way()
+        self._saving.if_best(self._now)
 
     def _save_on_the_way(self) -> None:
-        """Save, if that is possible: the last good checkpoint stays, and the run goes on without a new one."""
-        if self._saved == self._done:
-            return
-        try:
-            self._save()
-        except (DiskFullError, StorageError) as error:
-            self._emit("checkpoint_failed", step=self._done, message=error.message)
-            if not self._unsaved:
-                advice = "make room: " if isinstance(error, DiskFullError) else ""
-                said = f"no checkpoint of step {self._done}: {error.message}; {advice}the run goes on and tries again"
-                self._log.emit("warning", message=said)
-            self._unsaved += 1
+        self._saving.on_the_way(self._now)
 
-    def _save(self) -> None:
-        began = time.monotonic()
-        attempt = self._store.begin(self._done)
-        try:
-            entries = self._engine.save(attempt, self._done)
-        except LowdimfaError:
-            self._store.abandon()
-            raise
-        notes, kept = self._best.notes(self._evaluated, self._done)
-        meta = resume_meta(self._plan) | {"seconds": self._seconds} | notes
-        path = self._store.commit(self._done, entries, meta, kept)
-        self._saved = self._done
-        self._best.saved(self._evaluated, self._done)
-        self._emit("checkpoint", step=self._done, path=str(path), seconds=time.monotonic() - began)
-        if self._unsaved > 1:
-            self._log.emit("warning", message=f"checkpoints are written again; {self._unsaved:,} were not")
-        self._unsaved = 0
-        if trouble := self._mirror.update():
-            self._log.emit("warning", message=f"events and timeline are not copied: {trouble}")
+    @property
+    def _now(self) -> Moment:
+        return Moment(self._done, self._seconds, self._evaluated)
 
     def _finished(self) -> Event:
         samples = self._plan.order.drawn(self._done)
@@ -294,8 +266,11 @@ class TrainingLoop:
         entry = self._log.emit(event, **fields)
         self._watch.saw(entry)
         for trouble in self._callbacks.saw(entry):
-            self._log.emit("warning", message=trouble)
+            self._warn(trouble)
         return entry
+
+    def _warn(self, message: str) -> None:
+        self._log.emit("warning", message=message)
 
     @property
     def _parameters(self) -> int:

@@ -24,6 +24,7 @@ from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.local_engine import alignment_batch
 from lowdimfa.services.trainer.postmortem import write_postmortem
+from lowdimfa.services.trainer.ray_writing import RayWriting
 from lowdimfa.services.trainer.rescue import Rescue
 from lowdimfa.services.trainer.run_dir import targets_file
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -158,9 +159,11 @@ class RayEngine:
                 stage.load({name: value.cpu() for name, value in state.tensors.items()}, state.scalars)
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
-    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
+    def save(self, attempt: Attempt, step: int, copy: bool) -> RayWriting:
         """Let every block's first replica write its state, which is that of all of them."""
-        return self._require().compute_by_block("save", BlockWorker.save, attempt, step)
+        group = self._require()
+        group.compute_by_block("save", BlockWorker.save, attempt, step, copy)
+        return RayWriting([group.workers[number] for number in group.topology.leaders])
 
     def traffic(self) -> BroadcastTraffic:
         """Return what the first worker received; every subscriber receives the same."""

@@ -88,8 +88,7 @@ class _Following:
 
     def __call__(self, event: Event) -> None:
         self._position = self._position.past(event)
-        self.step = event.get("step", self.step)
-        self.sink(event)
+        self._take(event)
 
     def catch_up(self) -> None:
         """Hand on what is in the journal and was not told."""
@@ -98,8 +97,14 @@ class _Following:
             events, position, more = self._journal.after(self._position)
             self._position = position or self._position
             for event in events:
-                self.step = event.get("step", self.step)
-                self.sink(event)
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        if not event["event"].startswith(
+            "checkpoint"
+        ):  # which is of an earlier step than the run has come to
+            self.step = event.get("step", self.step)
+        self.sink(event)
 
 
 def _recover(specification: Specification, following: _Following, stop: StopRequest, cause: RayError) -> None:

@@ -50,7 +50,7 @@ class TrainerWatch:
                 for entry in event["blocks"]:
                     metrics.aligned(entry["block"], entry["angle_degrees"])
             case "checkpoint":
-                metrics.checkpointed(event["time"], event["seconds"])
+                metrics.checkpointed(event["time"], event["seconds"], event["pause_seconds"])
             case "checkpoint_failed":
                 metrics.checkpoint_failed()
             case "recovering":

@@ -30,6 +30,7 @@ BLOCKS = (
     ),
 )
 _LENGTH_BYTES = 8
+_MARK = "0" * 8  # in place of one that is drawn
 
 
 @functools.cache
@@ -37,7 +38,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     """Return a folder of this process with one good checkpoint; it goes when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="lowdimfa-fuzz-")
     store = CheckpointStore(Path(folder.name))
-    attempt = store.begin(STEP)
+    attempt = store.begin(STEP)._replace(mark=_MARK)
     store.commit(STEP, [write_block(attempt, block) for block in BLOCKS], {"optimizer": "torch.optim.AdamW"})
     return folder
 
@@ -51,8 +52,9 @@ def _placeholders() -> dict[bytes, bytes]:
     """Return words for what depends on the version of safetensors, so that inputs don't."""
     words = {}
     for path in sorted(_checkpoint().glob("*.safetensors")):
-        words[f"<digest of {path.stem}>".encode()] = hashlib.sha256(path.read_bytes()).hexdigest().encode()
-        words[f'"<bytes of {path.stem}>"'.encode()] = str(path.stat().st_size).encode()
+        name = path.stem.removesuffix(f"-{_MARK}")
+        words[f"<digest of {name}>".encode()] = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        words[f'"<bytes of {name}>"'.encode()] = str(path.stat().st_size).encode()
     return words
 
 
@@ -107,10 +109,10 @@ def decode_safetensors(data: bytes) -> None:
     """Read a checkpoint whose one file is this, with a manifest that fits it as far as that can be."""
     path = Path(_folder().name) / "hostile"
     path.mkdir(exist_ok=True)
-    (path / "block-0.safetensors").write_bytes(data)
+    (path / f"block-0-{_MARK}.safetensors").write_bytes(data)
     header = _header(data)
     names = [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
-    entry = {"block": 0, "file": "block-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+    entry = {"block": 0, "file": f"block-0-{_MARK}.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     entry |= {"bytes": len(data), "layers": ["a"], "tensors": names, "scalars": {}}
     _read(path, _dump({"format": 1, "step": STEP, "meta": {}, "blocks": [entry]}))
 

@@ -31,13 +31,8 @@ class Judged(LossyEngine):
         try:
             super()._note(method, *arguments)
         except BlockLostError as error:
-            if (
-                error.message == "damage"
-                and self.path is not None
-                and (steps := CheckpointStore(self.path).list())
-            ):
-                newest = self.path / "checkpoints" / f"step-{steps[-1]:08d}"
-                next(newest.glob("block-0*.safetensors")).write_bytes(b"")
+            if error.message == "damage" and self.path is not None and (newest := self.newest(self.path)):
+                newest.write_bytes(b"")
             raise
 
     def evaluate(self) -> Evaluation:

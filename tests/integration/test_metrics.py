@@ -72,7 +72,7 @@ def used_trainer() -> TrainerMetrics:
     metrics.language(dict.fromkeys(LANGUAGE, 1.5))
     metrics.measured({"f1": [0.5, None], "auroc": 0.75})
     metrics.aligned(0, 60.0)
-    metrics.checkpointed(1_700_000_000.0, 1.5)
+    metrics.checkpointed(1_700_000_000.0, 1.5, 0.25)
     metrics.checkpoint_failed()
     metrics.recovering("rejoin")
     metrics.recovered(4.25)

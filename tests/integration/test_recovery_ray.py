@@ -117,7 +117,10 @@ def test_rejoin_goes_on_in_seconds_and_loses_no_more_than_it_says(killed: list[i
 
 def test_a_run_that_may_not_recover_leaves_every_blocks_last_words(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    plain = job("fail", [{"kind": "crash", "block": 2, "step": 9}], checkpoint_every=6)
+    crash = {"kind": "crash", "block": 2, "step": 9}
+    plain = job(
+        "fail", [crash], checkpoint_every=6, background_checkpoints=False
+    )  # else it may be lost with the block
     trainer = DecoupledTrainer(plain, run_dir=tmp_path / "run", on_event=events.append)
     with pytest.raises(BlockLostError, match="block 2 lost its process") as caught:
         trainer.fit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,19 @@ class Measured:
         return {"blocks": []}
 
 
+class Written:
+    """Blocks' files that are there."""
+
+    def __init__(self, found: list[dict[str, Any]]) -> None:
+        self._found = found
+
+    def entries(self, seconds: float) -> list[dict[str, Any]] | None:
+        return self._found
+
+    def missing(self) -> set[int]:
+        return set()
+
+
 class LossyEngine:
     """Its state is a number that depends on its whole course; each loss of a script happens once.
 
@@ -81,6 +95,7 @@ class LossyEngine:
         self.started = False
         self.missed: dict[int, int] = {}
         self.run_dir: Path | None = None
+        self.begun: int | None = None
         self.stop_at: tuple[str, StopRequest] | None = None
 
     def _note(self, method: str, *arguments: Any) -> None:
@@ -94,7 +109,7 @@ class LossyEngine:
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         assert not self.started
-        self.started = True
+        self.started, self.begun = True, None
         self.step, self.value = resume_step or 0, self.saved[resume_step]
         self._note("start")
         return {"pids": {"trainer": 1, "blocks": [2, 3]}, "nodes": 1}
@@ -118,25 +133,38 @@ class LossyEngine:
         self._note("align")
         return Measured()
 
-    def save(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
+    def save(self, attempt: Attempt, step: int, copy: bool) -> Any:
         assert step == self.step
         entry = write_block(
             attempt, BlockState(0, ["0"], {"value": torch.tensor([self.value], dtype=torch.float64)}, {})
         )
         self._note("save")
-        self.saved[step] = self.value
-        return [entry]
+        self.saved[step], self.begun = self.value, step
+        return Written([entry])
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
         self.checkpoints.append(checkpoint)
         self._note("recover", policy, loss)
         self.recoveries += 1
+        self.begun = None
         missed = {} if policy == "restart" or checkpoint == self.step else self.missed
         if policy == "restart":
             self.step, self.value = checkpoint or 0, self.saved[checkpoint]
         elif missed:
             self.value -= 0.5
         return Recovered(self.step, [1], missed, [2, 4])
+
+    def newest(self, run_dir: Path) -> Path | None:
+        """Return the file of the block in the newest checkpoint, once that is complete, or None if there is none."""
+        there = CheckpointStore(run_dir).list() if self.begun is None else [self.begun]
+        if not there:
+            return None
+        folder, limit = run_dir / "checkpoints" / f"step-{there[-1]:08d}", time.monotonic() + 60
+        while not (folder / "manifest.json").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        (entry,) = json.loads((folder / "manifest.json").read_text())["blocks"]
+        return folder / entry["file"]
 
     def give_up(self, loss: LowdimfaError) -> LowdimfaError:
         self.given_up.append(loss)

@@ -66,7 +66,7 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         ),
         "explained_error_energy": st.none() | numbers,
     },
-    "checkpoint": {"step": steps, "path": words, "seconds": numbers},
+    "checkpoint": {"step": steps, "path": words, "seconds": numbers, "pause_seconds": numbers},
     "checkpoint_failed": {"step": steps, "message": words},
     "warning": {"message": words},
     "recovering": {

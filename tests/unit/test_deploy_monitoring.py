@@ -91,7 +91,6 @@ def test_every_metric_of_a_job_is_seen_somewhere() -> None:
         "lowdimfa_broadcast_error_messages_total",
         "lowdimfa_broadcast_payload_bytes_total",
         "lowdimfa_trainer_completed_epochs",
-        "lowdimfa_trainer_checkpoint_duration_seconds",
         "lowdimfa_trainer_job_failures_total",
         "lowdimfa_coordinator_call_duration_seconds",
         "lowdimfa_coordinator_cluster_last_seen_timestamp_seconds",

@@ -142,10 +142,11 @@ def test_a_place_that_can_not_be_a_folder_is_refused(tmp_path: Path) -> None:
 def test_what_lies_in_the_storage_has_its_rights_by_the_umask(tmp_path: Path, umask: int) -> None:
     os.umask(umask)
     write_targets(tmp_path / "runs" / "targets" / "a.json", [])
-    write_block(CheckpointStore(tmp_path).begin(1), BlockState(0, ["a"], {"a": torch.ones(1)}, {}))
+    attempt = CheckpointStore(tmp_path).begin(1)
+    entry = write_block(attempt, BlockState(0, ["a"], {"a": torch.ones(1)}, {}))
     for path in (
         tmp_path / "runs" / "targets" / "a.json",
-        tmp_path / "checkpoints" / "step-00000001" / "block-0.safetensors",
+        tmp_path / attempt.folder / entry["file"],
     ):
         assert rights(path) == 0o666 & ~umask
 

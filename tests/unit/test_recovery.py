@@ -290,7 +290,9 @@ def test_a_restart_goes_back_past_a_damaged_checkpoint(tmp_path: Path) -> None:
     class Damaging(LossyEngine):
         def run_steps(self, first_step: int, *arguments: Any) -> int:
             if first_step == 6 and not self.recoveries:
-                (tmp_path / "checkpoints" / "step-00000006" / "block-0.safetensors").write_bytes(b"damaged")
+                newest = self.newest(tmp_path)
+                assert newest is not None
+                newest.write_bytes(b"damaged")
             return super().run_steps(first_step, *arguments)
 
     engine = Damaging([("run_steps", 7, lost())])

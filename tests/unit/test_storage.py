@@ -8,6 +8,7 @@ import json
 import secrets
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def test_a_trainer_whose_run_was_taken_over_touches_no_checkpoint(address: str) 
     entries = [write_block(attempt, state(1.0))]
     second.claim()
     save(second, 9, 9.0)
-    for late in (lambda: first.commit(3, entries, {}), lambda: first.begin(4)):
+    for late in (lambda: first.commit(3, entries, {}), lambda: save(first, 4, 4.0)):
         with pytest.raises(InputError, match="another trainer has taken over"):
             late()
     first.abandon()
@@ -329,7 +330,7 @@ def test_a_store_out_of_reach_is_not_taken_for_an_empty_or_a_damaged_one(
     for name in ("find", "cat_file"):
         with monkeypatch.context() as patched:
             patched.setattr(type(file_system), name, refuse)
-            for ask in (store.newest_good, store.latest, lambda: fetch(address), lambda: store.begin(2)):
+            for ask in (store.newest_good, store.latest, lambda: fetch(address)):
                 with pytest.raises(StorageError, match=r"503 from example\.org$") as caught:
                     ask()
                 assert caught.value.exit_code == 5 and caught.value.setting == "run.storage"
@@ -492,6 +493,29 @@ def test_a_failed_upload_costs_its_checkpoint_alone(address: str, monkeypatch: p
         StorageError, match="once it can be reached, go on with: lowdimfa train SPEC --resume"
     ):
         DecoupledTrainer(longer, engine="local", run_dir=address, resume=True).fit()
+
+
+def test_training_asks_no_store_for_anything(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    training = [False]
+
+    def noted(function: Any) -> Any:
+        def noting(*args: Any, **named: Any) -> Any:
+            if training[0]:
+                asked.append(threading.current_thread() is threading.main_thread())
+            return function(*args, **named)
+
+        return noting
+
+    def note(event: Event) -> None:
+        if event["event"] == "progress":
+            training[0] = event["step"] < 8
+
+    for name in ("files", "read", "fetch", "writing", "delete"):
+        monkeypatch.setattr(Objects, name, noted(getattr(Objects, name)))
+    one_by_one = SPECIFICATION | {"train": SPECIFICATION["train"] | {"log_every": 1}}
+    DecoupledTrainer(one_by_one, engine="local", run_dir=address, on_event=note).fit()
+    assert asked and not any(asked)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,11 @@ class Record:
     @property
     def steps_done(self) -> int | None:
         """Steps that were done when something was last heard, where that is known."""
-        return next((line["step"] for line in reversed(self.events) if line.get("step") is not None), None)
+        # A checkpoint is of an earlier step than training has come to once it is written.
+        lines = (
+            line for line in reversed(self.events) if not str(line.get("event")).startswith("checkpoint")
+        )
+        return next((line["step"] for line in lines if line.get("step") is not None), None)
 
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps: see `by_step`."""

@@ -285,14 +285,16 @@ class BlockAlignment(_message.Message):
     def __init__(self, block: _Optional[int] = ..., cosine: _Optional[float] = ..., angle_degrees: _Optional[float] = ..., update_norm: _Optional[float] = ..., gradient_norm: _Optional[float] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("step", "path", "seconds")
+    __slots__ = ("step", "path", "seconds", "pause_seconds")
     STEP_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     step: int
     path: str
     seconds: float
-    def __init__(self, step: _Optional[int] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    pause_seconds: float
+    def __init__(self, step: _Optional[int] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ..., pause_seconds: _Optional[float] = ...) -> None: ...
 
 class CheckpointFailed(_message.Message):
     __slots__ = ("step", "message")
