@@ -2,9 +2,9 @@
 
 import sys
 import tomllib
+from pathlib import Path
 
-with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
+project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
 extras = project["optional-dependencies"]
 if unknown := set(sys.argv[1:]) - extras.keys():
     sys.exit(f"EXTRAS has {min(unknown)!r}; there are {', '.join(sorted(extras))}.")
