@@ -4,8 +4,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-with Path("pyproject.toml").open("rb") as file:
-    project = tomllib.load(file)["project"]
+project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
 extras = project["optional-dependencies"]
 if unknown := set(sys.argv[1:]) - extras.keys():
     sys.exit(f"EXTRAS has {min(unknown)!r}; there are {', '.join(sorted(extras))}.")

@@ -215,7 +215,7 @@ def test_a_service_runs_jobs_whose_runs_are_in_a_bucket_and_loses_none(
     (tmp_path / "served").mkdir()
     gate.touch()
     where = ("--storage", f"{store.address}/jobs", "--state", state)
-    with service(tmp_path / "served", forks, *where, **machine(store, tmp_path / "here")) as running:
+    with service(tmp_path / "served", forks, *where, **store.environment) as running:
         job = str(running.json("submit", spec, *again)["job"]["id"])
         with running.watching(job) as watching:
             started = watching.until("started")
