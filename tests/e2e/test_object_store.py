@@ -202,6 +202,7 @@ def make_model():
 """
 
 
+@pytest.mark.slow
 def test_a_service_runs_jobs_whose_runs_are_in_a_bucket_and_loses_none(
     store: Store, forks: Forks, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from browser import browsing, until
 from trackers import run, server, train
 
 # The environment that they need is made once, which takes a minute or two.
@@ -32,8 +31,8 @@ client = MlflowClient(sys.argv[1])
 (run,) = client.search_runs([experiment.experiment_id])
 names = ["train/loss", "test/loss", "test/accuracy", "alignment/block_0_angle_degrees"]
 print(json.dumps({
-    "experiment": experiment.experiment_id, "id": run.info.run_id, "name": run.info.run_name,
-    "status": run.info.status, "tags": run.data.tags, "params": run.data.params,
+    "id": run.info.run_id, "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
+    "params": run.data.params,
     "curves": {name: [[each.step, each.value] for each in client.get_metric_history(run.info.run_id, name)]
                for name in names},
     "files": {file.path: open(client.download_artifacts(run.info.run_id, file.path)).read()
@@ -81,16 +80,6 @@ def specification(folder: Path, *callbacks: dict[str, Any], **training: Any) -> 
     return path
 
 
-def metrics_page(address: str) -> str:
-    """Return what MLflow's page of a run shows of its curves in a browser, once each has been drawn."""
-    with browsing() as browser:
-        page = browser.new_page(viewport={"width": 1400, "height": 1400})
-        page.goto(address)
-        until(lambda: page.locator(".js-plotly-plot .main-svg").count() >= 4, "MLflow draws no curves")
-        page.screenshot(path="/tmp/mlflow.png")
-        return str(page.inner_text("body"))
-
-
 def curve(events: list[dict[str, Any]], kind: str, key: str) -> list[list[float]]:
     return [[event["step"], event[key]] for event in events if event["event"] == kind]
 
@@ -104,10 +93,6 @@ def test_mlflow_has_the_curves_and_a_resumed_run_goes_on_in_its_own(tmp_path: Pa
         specification(tmp_path, {"factory": "lowdimfa:MLflow", "args": arguments}, steps=44)
         events += train(spec, tmp_path / "run", "--resume")
         found = json.loads(run("-c", READ_MLFLOW, address, "digits"))
-        shown = metrics_page(
-            f"{address}/#/experiments/{found['experiment']}/runs/{found['id']}/model-metrics"
-        )
-    assert all(name in shown for name in found["curves"]), shown
     assert [event for event in events if event["event"] == "warning"] == []
     assert first["id"] == found["id"] and first["status"] == found["status"] == "FINISHED"
     assert (found["name"], found["tags"]["team"]) == ("run", "a")
