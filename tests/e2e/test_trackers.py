@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from browser import browsing, until
 from trackers import run, server, train
 
 # The environment that they need is made once, which takes a minute or two.
@@ -31,8 +33,8 @@ client = MlflowClient(sys.argv[1])
 (run,) = client.search_runs([experiment.experiment_id])
 names = ["train/loss", "test/loss", "test/accuracy", "alignment/block_0_angle_degrees"]
 print(json.dumps({
-    "id": run.info.run_id, "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
-    "params": run.data.params,
+    "experiment": experiment.experiment_id, "id": run.info.run_id, "name": run.info.run_name,
+    "status": run.info.status, "tags": run.data.tags, "params": run.data.params,
     "curves": {name: [[each.step, each.value] for each in client.get_metric_history(run.info.run_id, name)]
                for name in names},
     "files": {file.path: open(client.download_artifacts(run.info.run_id, file.path)).read()
@@ -80,6 +82,22 @@ def specification(folder: Path, *callbacks: dict[str, Any], **training: Any) -> 
     return path
 
 
+CURVES = 6
+"""Of the run below: loss, accuracy and speed in training, loss and accuracy in evaluations, an angle."""
+
+
+def metrics_page(address: str) -> str:
+    """Return what MLflow's page of a run shows of its curves in a browser, once each has been drawn."""
+    with browsing() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 3000})  # it draws what is in sight
+        page.goto(address)
+        until(
+            lambda: page.locator(".js-plotly-plot .scatterlayer .js-line").count() >= CURVES,
+            "MLflow draws no curves",
+        )
+        return str(page.inner_text("body"))
+
+
 def curve(events: list[dict[str, Any]], kind: str, key: str) -> list[list[float]]:
     return [[event["step"], event[key]] for event in events if event["event"] == kind]
 
@@ -93,6 +111,9 @@ def test_mlflow_has_the_curves_and_a_resumed_run_goes_on_in_its_own(tmp_path: Pa
         specification(tmp_path, {"factory": "lowdimfa:MLflow", "args": arguments}, steps=44)
         events += train(spec, tmp_path / "run", "--resume")
         found = json.loads(run("-c", READ_MLFLOW, address, "digits"))
+        page = f"{address}/#/experiments/{found['experiment']}/runs/{found['id']}/model-metrics"
+        shown = metrics_page(page) if shutil.which("chromium") else None
+    assert shown is None or all(name in shown for name in found["curves"]), shown
     assert [event for event in events if event["event"] == "warning"] == []
     assert first["id"] == found["id"] and first["status"] == found["status"] == "FINISHED"
     assert (found["name"], found["tags"]["team"]) == ("run", "a")
