@@ -7,6 +7,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -219,6 +220,32 @@ def test_a_copy_is_what_the_store_has_however_it_grew(parts: list[tuple[bool, by
             there = copies.folder(job)
             for name in ("events.jsonl", "logs/block-0.log") if content else ():
                 assert (there / name).read_bytes() == content
+
+
+def test_events_do_not_wait_until_a_long_log_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("a", "a", "", JobState.running, "", 0.0, f"memory://{secrets.token_hex(4)}/run", 1, 0)
+    copies, reading, over, read = Copies(tmp_path / "copies", 12.0), Event(), Event(), Objects.read
+
+    def held(objects: Objects, name: str, *part: int, **start: int) -> bytes:
+        if name.startswith("logs/"):
+            reading.set()
+            assert over.wait(60)
+        return read(objects, name, *part, **start)
+
+    put(job, "logs/block-0.log", b"a line\n")
+    put(job, "events.jsonl", b"{}\n")
+    monkeypatch.setattr(Objects, "read", held)
+    logs = Thread(target=copies.refresh, args=(job,), kwargs={"logs": True}, daemon=True)
+    events = Thread(target=copies.refresh, args=(job,), daemon=True)
+    logs.start()
+    assert reading.wait(60)
+    events.start()
+    events.join(5)
+    alive = events.is_alive()
+    over.set()
+    logs.join()
+    events.join()
+    assert not alive
 
 
 def test_a_run_in_a_folder_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
