@@ -262,7 +262,10 @@ class Mirror:
             pause = max(COPY_SECONDS, (time.monotonic() - began) / COPY_SHARE)
 
     def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
-        for path in sorted(self._folder.rglob("*")):
+        # Folders may vanish meanwhile, which this passes over.
+        for path in sorted(
+            Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
+        ):
             name = path.relative_to(self._folder).as_posix()
             if name.split("/")[0] in _APART or path.name.endswith(".partial"):
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import secrets
 import sys
 import tempfile
@@ -363,6 +364,23 @@ def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: 
         "events.jsonl": "a\nc\n",
         "block-0.log": "b",
     }
+
+
+def test_a_folder_that_vanishes_while_files_are_copied_is_passed_over(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, scandir = work_dir(address), os.scandir
+    (folder / "gone").mkdir()
+    (folder / "later.txt").touch()
+
+    def vanish(path: Any) -> Any:
+        if str(path).endswith("gone"):
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert Mirror(address).update() == ""
+    assert Objects(address).files() == {"later.txt": 0}
 
 
 def test_a_run_below_another_one_is_not_touched_by_it(address: str) -> None:
