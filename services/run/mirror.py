@@ -29,7 +29,7 @@ DESCRIPTION = {_NAMED, "plan.json"}
 """Names of the files that say what a run is."""
 
 START_PATIENCE = 15.0
-"""Most seconds for which a store that does not answer is asked again before a run begins."""
+"""Most seconds for which a store that does not answer is asked again before a run begins, and when it is stopped."""
 
 TARGETS = "targets.json"
 """Name of the file that lists, of a run at an address, what Prometheus can scrape."""

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowdimfa.errors import InputError, ResourceError, StorageError
+from lowdimfa.errors import InputError, ResourceError, StoppedError, StorageError
 from lowdimfa.services.cli.options import placed
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import mirror
@@ -32,6 +32,7 @@ from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
 from lowdimfa.services.trainer.execute import execute
 from lowdimfa.services.trainer.run_dir import opened
+from lowdimfa.services.trainer.stopping import stopped
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -344,6 +345,18 @@ def test_a_local_file_that_goes_on_from_its_copy_is_kept(common: bytes, here: by
     mirror._put(folder / "log", common + there)
     expected = common + here if (common + here).startswith(common + there) else common + there
     assert (folder / "log").read_bytes() == expected
+
+
+def test_who_stops_a_run_is_told_so_though_the_store_is_out_of_reach(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ObjectsError(121, "503", address)
+
+    monkeypatch.setattr(Objects, "files", refuse)
+    told = stopped(address)
+    assert told.exit_code == StoppedError.exit_code and f"--resume --run-dir {address}" in told.message
+    assert "503" in told.message and told.step is None
 
 
 def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
