@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lowdimfa.network import StepResult
+from lowdimfa.services.block.reports import Status
 from lowdimfa.services.monitoring.metrics import BlockMetrics
 from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.stream.resumable import TrafficCount
 from lowdimfa.tickets import Ticket
 
 REMEMBERED = 50
@@ -74,6 +76,12 @@ class Observer:
         default_factory=lambda: deque(maxlen=REMEMBERED)
     )
     _forwarded: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def status(self, broadcast: TrafficCount) -> Status:
+        """Return what a block says when asked, with its traffic."""
+        activity = self.activity
+        working = activity.kind not in ("wait", "rest")
+        return Status(self.applied_steps, str(activity), time.time() - activity.since, working, broadcast)
 
     def begin(self, kind: str, subject: str) -> None:
         """Note what is being done from now on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -244,11 +243,7 @@ class BlockWorker:
 
     def status(self) -> Status:
         """Say what the block does."""
-        activity = self._observer.activity
-        working = activity.kind not in ("wait", "rest")
-        seconds = time.time() - activity.since
-        broadcast = self._links.counts.broadcast()
-        return Status(self._observer.applied_steps, str(activity), seconds, working, broadcast)
+        return self._observer.status(self._links.counts.broadcast())
 
     def last_words(self) -> LastWords:
         """Say everything that helps to understand why the run ended."""
@@ -267,9 +262,11 @@ class BlockWorker:
         StorageError
             The file of a checkpoint that was given up is still being written.
         """
-        block, write = self.job.index, saving(self.stage, attempt, step, copy)
-        if not self._writer.begin(partial(self._write, attempt, step, write)):
+        if not self._writer.end():  # before a copy is made: there is room for one
+            block = self.job.index
             raise StorageError(f"block {block} still writes the checkpoint before", block=block, step=step)
+        write = saving(self.stage, attempt, step, copy)
+        self._writer.begin(partial(self._write, attempt, step, write))
 
     def saved(self, patience: float) -> dict[str, Any] | None:
         """Return the manifest entry of what `save` began, or None if it is not written within ``patience`` seconds.

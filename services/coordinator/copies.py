@@ -45,7 +45,8 @@ class Copies:
 
     def __init__(self, folder: Path, liveness: float) -> None:
         self._root, self._patience = folder, liveness * PATIENCE
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        # Apart, so that events don't wait until a long log is here.
+        self._locks: defaultdict[tuple[str, bool], threading.Lock] = defaultdict(threading.Lock)
         self._looked: dict[tuple[str, bool], float] = {}
         self._away, self._trouble = 0.0, ""
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,7 +78,7 @@ class Copies:
         """
         if not is_address(job.run_dir):
             return
-        with self._locks[job.id]:
+        with self._locks[job.id, logs]:
             if not now and time.monotonic() < self._looked.get((job.id, logs), 0.0) + LOOK_SECONDS:
                 return
             if time.monotonic() < self._away:

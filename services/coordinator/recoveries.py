@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from typing import Any
 
-from lowdimfa.errors import RecoveriesUsedUpError, error_of
+from lowdimfa.errors import RecoveriesUsedUpError, StorageError, error_of
 from lowdimfa.services.coordinator.attempt import LAST_EVENTS
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
@@ -87,9 +88,16 @@ class Recoveries:
         """Add an event to the journal of a run that nobody works on."""
         folder = self._copies.folder(job)
         folder.mkdir(parents=True, exist_ok=True)
+        before = Journal(folder).end().byte
         with opened(Journal(folder)) as journal:
             entry = journal.emit(event, **fields)
-        self._copies.send_events(job)
+        try:
+            self._copies.send_events(job)
+        except (
+            StorageError
+        ):  # what the run's log has not must not be taken in: it is noted again, once that is possible
+            os.truncate(journal.path, before)
+            raise
         return entry
 
     def resting(self, job: Job) -> bool:

@@ -22,6 +22,9 @@ from lowdimfa.services.monitoring.journal import Journal, Position
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
 
+UNSEEN = "what happens can't be seen now"
+"""What watchers of a job are told when its events can't be fetched, once until they can."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +82,7 @@ class Supervisor:
         self._recoveries = Recoveries(store, copies)
         self._patience = Patience(store, runner, self._warn)
         self._told: set[str] = set()
-        self._warned: dict[str, str] = {}
+        self._warned: dict[str, set[str]] = {}
         self._unread: dict[str, float] = {}
         self._retry_at = 0.0
         self._woken, self._closed = threading.Event(), threading.Event()
@@ -201,8 +204,10 @@ class Supervisor:
         try:
             self._copies.refresh(job)
         except StorageError as error:
-            self._warn(job, f"what happens can't be seen now: {error.message}")
+            self._warn(job, f"{UNSEEN}: {error.message}")
             job = self._store.get(job.id)
+        else:
+            self._warned.get(job.id, set()).discard(UNSEEN)
         starting = job.state is JobState.starting
         # No further than the start, which changes the job's state: watchers see all that in its order.
         before = Position(job.log_position)
@@ -232,13 +237,14 @@ class Supervisor:
             self._store.append(job.id, [{"time": time.time(), **verdict}], job.log_position)
         self._end(job, verdict)
         self._copies.forget(job)
-        self._unread.pop(job.id, None)
+        self._forget(job)
         self._on_change(job.id)
 
     def _go_on(self, job: Job) -> None:
         """Put a job whose trainer was lost back into the queue, once its pause has passed."""
         self._let_go(job)
         if not self._recoveries.resting(job):
+            self._forget(job)
             self._store.transition(job.id, JobState.queued, self._recoveries.detail(job))
             self._on_change(job.id)
 
@@ -248,8 +254,12 @@ class Supervisor:
         self._runner.release(trainer)
         self._copies.forget_targets(job)
         self._patience.forget(job)
-        self._warned.pop(job.id, None)
         self._told.discard(trainer)
+
+    def _forget(self, job: Job) -> None:
+        """Forget what was found and told during an attempt that is over."""
+        self._warned.pop(job.id, None)
+        self._unread.pop(job.id, None)
 
     def _end(self, job: Job, outcome: Event) -> None:
         if outcome["event"] == "finished":
@@ -259,8 +269,7 @@ class Supervisor:
             return
         error = error_of(outcome)
         if isinstance(error, StoppedError):
-            step = error.step
-            said = f"stopped after step {step:,}" if isinstance(step, int) else error.message
+            said = f"stopped after step {error.step:,}" if isinstance(error.step, int) else error.message
             self._store.transition(job.id, JobState.stopped, said)
         elif job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError):
             self._store.transition(job.id, JobState.queued, error.message)  # somebody else took the room
@@ -282,9 +291,10 @@ class Supervisor:
         self._on_change(job.id)
 
     def _warn(self, job: Job, message: str) -> None:
-        if self._warned.get(job.id) == message:
-            return  # once, however many rounds it lasts
-        self._warned[job.id] = message
+        told, what = self._warned.setdefault(job.id, set()), message.partition(":")[0]
+        if what in told:
+            return  # once, however many rounds it lasts; a client's reason is never twice the same
+        told.add(what)
         warning: Event = {"event": "warning", "time": time.time(), "message": message}
         self._store.append(job.id, [warning], self._store.get(job.id).log_position)
         self._on_change(job.id)

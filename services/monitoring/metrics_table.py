@@ -34,12 +34,7 @@ class Metric(NamedTuple):
 
 
 METRICS = (
-    Metric(
-        "lowdimfa_block_applied_steps",
-        "gauge",
-        _BLOCK,
-        "Optimiser steps that the block has applied.",
-    ),
+    Metric("lowdimfa_block_applied_steps", "gauge", _BLOCK, "Optimiser steps that the block has applied."),
     Metric(
         "lowdimfa_block_trained_samples_total",
         "counter",
@@ -120,22 +115,11 @@ METRICS = (
         "Training accuracy of the latest step, 0 to 1; absent where the task has none.",
     ),
     Metric(
-        "lowdimfa_trainer_completed_steps",
-        "gauge",
-        _JOB,
-        "Optimiser steps that the whole job has completed.",
+        "lowdimfa_trainer_completed_steps", "gauge", _JOB, "Optimiser steps that the whole job has completed."
     ),
+    Metric("lowdimfa_trainer_planned_steps", "gauge", _JOB, "Optimiser steps that the job will run."),
     Metric(
-        "lowdimfa_trainer_planned_steps",
-        "gauge",
-        _JOB,
-        "Optimiser steps that the job will run.",
-    ),
-    Metric(
-        "lowdimfa_trainer_completed_epochs",
-        "gauge",
-        _JOB,
-        "Passes over the training data, with fractions.",
+        "lowdimfa_trainer_completed_epochs", "gauge", _JOB, "Passes over the training data, with fractions."
     ),
     Metric(
         "lowdimfa_trainer_throughput_samples_per_second",
@@ -173,12 +157,7 @@ METRICS = (
         _JOB,
         "The same in bits per byte of text (bpb), where the data tells how many bytes a token has.",
     ),
-    Metric(
-        "lowdimfa_trainer_test_loss_value",
-        "gauge",
-        _JOB,
-        "Loss of the latest evaluation.",
-    ),
+    Metric("lowdimfa_trainer_test_loss_value", "gauge", _JOB, "Loss of the latest evaluation."),
     Metric(
         "lowdimfa_trainer_test_accuracy_ratio",
         "gauge",
@@ -275,12 +254,7 @@ METRICS = (
         ("method",),
         "How long unary calls took, the wait for the client's turn included.",
     ),
-    Metric(
-        "lowdimfa_coordinator_open_streams",
-        "gauge",
-        ("method",),
-        "Open streams.",
-    ),
+    Metric("lowdimfa_coordinator_open_streams", "gauge", ("method",), "Open streams."),
     Metric(
         "lowdimfa_coordinator_cluster_up",
         "gauge",

@@ -68,7 +68,7 @@ def _clear(error: BaseException | None) -> None:
 
 
 class Writer(Generic[T]):
-    """Writes one thing at a time in the background; what is begun while another is written ends that one.
+    """Writes one thing at a time in the background.
 
     Parameters
     ----------
@@ -88,20 +88,28 @@ class Writer(Generic[T]):
         """Whether nothing is being written."""
         return self._task is None or self._task.done
 
-    def begin(self, write: Callable[[Callable[[], bool]], T]) -> bool:
-        """Begin to write; return False if what was written before does not end.
+    def end(self, patience: float | None = None) -> bool:
+        """End what is being written, which nobody wants any more; return False if it does not end.
+
+        Parameters
+        ----------
+        patience
+            Seconds, by default those of all.
+        """
+        self._unwanted.set()
+        return self._task is None or self._task.wait(self._patience if patience is None else patience)
+
+    def begin(self, write: Callable[[Callable[[], bool]], T]) -> None:
+        """Begin to write; what was written before has ended.
 
         Parameters
         ----------
         write
             Is given something that says whether nobody wants it any more.
         """
-        self._unwanted.set()
-        if self._task is not None and not self._task.wait(self._patience):
-            return False
+        assert self.done, "another is being written"
         unwanted = self._unwanted = threading.Event()
         self._task = Background(self._name, lambda: write(unwanted.is_set))
-        return True
 
     def written(self, patience: float) -> T | None:
         """Return what writing came to, or None if it has not ended within ``patience`` seconds; raise what it raised."""

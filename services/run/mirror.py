@@ -29,7 +29,7 @@ DESCRIPTION = {_NAMED, "plan.json"}
 """Names of the files that say what a run is."""
 
 START_PATIENCE = 15.0
-"""Most seconds for which a store that does not answer is asked again before a run begins."""
+"""Most seconds for which a store that does not answer is asked again before a run begins, and when it is stopped."""
 
 TARGETS = "targets.json"
 """Name of the file that lists, of a run at an address, what Prometheus can scrape."""
@@ -262,7 +262,10 @@ class Mirror:
             pause = max(COPY_SECONDS, (time.monotonic() - began) / COPY_SHARE)
 
     def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
-        for path in sorted(self._folder.rglob("*")):
+        # Folders may vanish meanwhile, which this passes over.
+        for path in sorted(
+            Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
+        ):
             name = path.relative_to(self._folder).as_posix()
             if name.split("/")[0] in _APART or path.name.endswith(".partial"):
                 continue

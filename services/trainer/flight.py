@@ -108,7 +108,7 @@ class Flight:
             while (entries := self.writing.entries(LOOK_SECONDS)) is None:
                 if self._given_up is not None:
                     raise self._given_up
-        except LowdimfaError:
+        except Exception:
             self._close()
             self._abandon()
             raise

@@ -34,6 +34,8 @@ from lowdimfa.values import Activation, entering
 
 ALIGNMENT_SAMPLES = 256
 
+CLOSE_SECONDS = 5.0
+"""Longest time that the writer of a checkpoint that was given up has to remove what it has written."""
 
 _COMPUTING = threading.RLock()
 
@@ -129,9 +131,10 @@ class LocalEngine:
 
     def save(self, attempt: Attempt, step: int, copy: bool) -> LocalWriting:
         """Begin to write every block's state, one after the other."""
-        writes = [saving(stage, attempt, step, copy) for stage in self._network.stages]
-        if not self._writer.begin(lambda unwanted: [write(unwanted) for write in writes]):
+        if not self._writer.end():  # before copies are made: there is room for one of each block
             raise StorageError("the checkpoint before is still being written", step=step)
+        writes = [saving(stage, attempt, step, copy) for stage in self._network.stages]
+        self._writer.begin(lambda unwanted: [write(unwanted) for write in writes])
         return LocalWriting(self._writer, len(writes))
 
     def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
@@ -147,7 +150,8 @@ class LocalEngine:
         return BroadcastTraffic()
 
     def close(self) -> None:
-        """Write out the timeline and give torch its number of threads back."""
+        """Write out the timeline, give torch its number of threads back, and end what writes for nobody any more."""
+        self._writer.end(CLOSE_SECONDS)
         if self._timeline is not None:
             self._timeline.close()
         self._threads.close()

@@ -66,7 +66,8 @@ class RunRequest:
         ready
             Whether that was done before, and somebody may work there; otherwise nobody does.
         """
-        resume = bool(CheckpointStore(self.run_dir).list())
+        there = CheckpointStore(self.run_dir).list()
+        resume = bool(there)
         if not resume and not ready:
             unname(self.run_dir)
         resume_step = self.resume_step if resume else None
@@ -74,7 +75,9 @@ class RunRequest:
             fetch(self.run_dir, EVENTS.__contains__)
             # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
             saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
-            resume_step = None if saved[-1:] == ["checkpoint"] else resume_step
+            # One that was completed, and whose event was not written any more, has removed the given one or left it.
+            gone = resume_step not in there
+            resume_step = None if gone or saved[-1:] == ["checkpoint"] else resume_step
         return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
 
     def journal(self, sink: Sink | None = None) -> Journal:

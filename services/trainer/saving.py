@@ -89,11 +89,19 @@ class Saving:
         if self.saved is not None:
             self.saved = min(self.saved, step)
 
-    def on_the_way(self, now: Moment) -> None:
-        """Save, if that is possible: the last good checkpoint stays, and the run goes on without a new one."""
+    def on_the_way(self, now: Moment, due: float | None = None) -> None:
+        """Save, if that is possible: the last good checkpoint stays, and the run goes on without a new one.
+
+        Parameters
+        ----------
+        now
+            What is saved.
+        due
+            When it fell due, by the monotonic clock; None is now.
+        """
         if now.step in (self.saved, self._flight and self._flight.now.step):
             return
-        began = time.monotonic()
+        began = time.monotonic() if due is None else due
         try:
             self.settle()
             waited = time.monotonic() - began
@@ -111,10 +119,11 @@ class Saving:
     def if_best(self, now: Moment) -> None:
         """Save if this is the best evaluation."""
         if self._best.improves(now.evaluated, now.step):
+            due = time.monotonic()
             with contextlib.suppress(*REFUSED):  # that is said below
                 self.settle()  # this may be better than what is there, and worse than what is being written
             if self._best.improves(now.evaluated, now.step):
-                self.on_the_way(now)
+                self.on_the_way(now, due)
 
     def once(self, now: Moment) -> None:
         """Save what the run has come to, unless that is saved, and wait until it is.
@@ -126,15 +135,17 @@ class Saving:
         """
         self.settle()
         # One that was saved before it was evaluated doesn't know yet that it is the best.
-        if self.saved == now.step and not self._best.improves(now.evaluated, now.step):
-            return
-        try:
-            self._begin(now, time.monotonic(), needed=True)
-            self.settle()
-        except REFUSED:
-            if self._unsaved > 1:
-                self._warn(f"nor were {self._unsaved:,} checkpoints before it written")
-            raise
+        if self.saved != now.step or self._best.improves(now.evaluated, now.step):
+            try:
+                self._begin(now, time.monotonic(), needed=True)
+                self.settle()
+            except REFUSED:
+                if self._unsaved > 1:
+                    self._warn(f"nor were {self._unsaved:,} checkpoints before it written")
+                raise
+        if self._copying is not None:
+            self._copying.wait(START_LIVENESS * self._liveness)
+            self.look()
 
     def look(self, at_rest: bool = False) -> None:
         """Note what became of a checkpoint, if it has ended; what ends the run is raised only ``at_rest``."""
@@ -172,8 +183,6 @@ class Saving:
                         setting="run.storage",
                     )
             self._conclude(flight)
-        if self._copying is not None:
-            self._copying.wait(patience)
         self.look()
 
     def before_recovery(self, loss: LowdimfaError) -> None:
@@ -198,7 +207,7 @@ class Saving:
             return
         if not wait:
             self._flight.give_up(PeerError("the run has ended"))
-        with contextlib.suppress(LowdimfaError):  # the run ends for another reason
+        with contextlib.suppress(Exception):  # the run ends for another reason
             self.settle()
 
     def _begin(self, now: Moment, began: float, needed: bool) -> None:

@@ -6,6 +6,7 @@ import shlex
 
 from lowdimfa.errors import LowdimfaError, StoppedError, StorageError
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.mirror import START_PATIENCE
 from lowdimfa.services.run.storage import Place
 
 
@@ -42,12 +43,13 @@ class StopRequest:
 
 def stopped(run_dir: Place) -> StoppedError:
     """Say what a run that the user stopped leaves."""
-    steps = CheckpointStore(run_dir).list()
+    go_on = f"with --resume --run-dir {shlex.quote(str(run_dir))}"
+    try:
+        steps = CheckpointStore(run_dir, patience=START_PATIENCE).list()
+    except StorageError as error:
+        return StoppedError(f"stopped; go on {go_on}, if it has a checkpoint: {error.message}")
     if steps:
-        return StoppedError(
-            f"stopped; go on from step {steps[-1]} with --resume --run-dir {shlex.quote(str(run_dir))}",
-            step=steps[-1],
-        )
+        return StoppedError(f"stopped; go on from step {steps[-1]} {go_on}", step=steps[-1])
     return StoppedError(
         f"stopped before the first checkpoint of {run_dir}; run.checkpoint_every makes some on the way",
         setting="run.checkpoint_every",

@@ -47,12 +47,14 @@ SPECIFICATION: dict[str, Any] = {
 
 
 @functools.cache
+def _planned() -> RunPlan:
+    return make_run_plan(parse_specification(SPECIFICATION, "test"))
+
+
 def plan(**run: Any) -> RunPlan:
     """Return the plan of a small run, with other settings in its section ``run``."""
-    if not run:
-        return make_run_plan(parse_specification(SPECIFICATION, "test"))
     changed = SPECIFICATION | {"run": SPECIFICATION["run"] | run}
-    return replace(plan(), specification=parse_specification(changed, "test"))
+    return replace(_planned(), specification=parse_specification(changed, "test"))
 
 
 class Measured:

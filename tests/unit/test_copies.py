@@ -7,6 +7,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -81,10 +82,13 @@ class Away:
         self._patch = monkeypatch.context()
         self._monkeypatch = self._patch.__enter__()
         self._monkeypatch.setattr(Objects, "files", self._files)
+        self._monkeypatch.setattr(Objects, "writing", self._files)
 
     def _files(self, *_: object) -> None:
         self.asked += 1
-        raise ObjectsError(121, "no answer", "memory://away")
+        raise ObjectsError(
+            121, f"no answer in {self.asked}.2 s", "memory://away"
+        )  # clients say how long they tried
 
     def back(self) -> None:
         self._patch.__exit__(None, None, None)
@@ -152,6 +156,53 @@ def test_while_the_store_is_away_jobs_run_on_and_an_end_waits_for_it(
     assert world.state(other) is JobState.failed and world.job(other).error is not None
 
 
+def test_an_outage_is_told_once_however_long_it_lasts_and_told_again_the_next_time(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = running(world, clock)
+    for _ in range(2):
+        away = Away(monkeypatch)
+        for _ in range(20):
+            later(world, clock)
+        assert away.asked > 5
+        away.back()
+        later(world, clock, 2.0)
+    assert world.kinds(job_id).count("warning") == 2
+    away = Away(monkeypatch)
+    world.ended(job_id, FAILED, logged=False)
+    for _ in range(9):
+        later(world, clock)
+    away.back()
+    assert world.kinds(job_id).count("warning") == 4  # that nothing is seen, and that the end waits
+
+
+def test_a_recovery_is_noted_in_the_store_though_that_was_away_when_the_trainer_was_lost(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = running(world, clock, "restart")
+    away = Away(monkeypatch)
+    lose(world, job_id)
+    for _ in range(20):  # twice the liveness
+        later(world, clock)
+    assert world.state(job_id) is JobState.running and "recovering" not in world.kinds(job_id)
+    away.back()
+    later(world, clock, 2.0)
+    lines = Objects(world.job(job_id).run_dir).read("events.jsonl").splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["started", "recovering"]
+    later(world, clock, 100.0)
+    world.rounds(2)
+    log(world, job_id, {"event": "started", "steps": 10, "step": 0}, {"event": "recovered", "seconds": 1.0})
+    later(world, clock)
+    later(world, clock)
+    assert [kind for kind in world.kinds(job_id) if kind in ("started", "recovering", "recovered")] == [
+        "started", "recovering", "started", "recovered"
+    ]  # fmt: skip
+    told = [
+        event["message"] for _, event in world.store.events(job_id, 0, 1000) if event["event"] == "warning"
+    ]
+    assert not any("became shorter" in message for message in told) and len(told) == 3
+
+
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=40)), max_size=8))
 def test_a_copy_is_what_the_store_has_however_it_grew(parts: list[tuple[bool, bytes]]) -> None:
@@ -169,6 +220,32 @@ def test_a_copy_is_what_the_store_has_however_it_grew(parts: list[tuple[bool, by
             there = copies.folder(job)
             for name in ("events.jsonl", "logs/block-0.log") if content else ():
                 assert (there / name).read_bytes() == content
+
+
+def test_events_do_not_wait_until_a_long_log_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("a", "a", "", JobState.running, "", 0.0, f"memory://{secrets.token_hex(4)}/run", 1, 0)
+    copies, reading, over, read = Copies(tmp_path / "copies", 12.0), Event(), Event(), Objects.read
+
+    def held(objects: Objects, name: str, *part: int, **start: int) -> bytes:
+        if name.startswith("logs/"):
+            reading.set()
+            assert over.wait(60)
+        return read(objects, name, *part, **start)
+
+    put(job, "logs/block-0.log", b"a line\n")
+    put(job, "events.jsonl", b"{}\n")
+    monkeypatch.setattr(Objects, "read", held)
+    logs = Thread(target=copies.refresh, args=(job,), kwargs={"logs": True}, daemon=True)
+    events = Thread(target=copies.refresh, args=(job,), daemon=True)
+    logs.start()
+    assert reading.wait(60)
+    events.start()
+    events.join(5)
+    alive = events.is_alive()
+    over.set()
+    logs.join()
+    events.join()
+    assert not alive
 
 
 def test_a_run_in_a_folder_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,3 +33,16 @@ def test_the_given_checkpoint_counts_until_there_is_one_of_the_new_course(
     request = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10)
     assert request.again(1.0).resume_step == step
     assert request.again(1.0).resume
+
+
+def test_a_given_checkpoint_that_the_new_course_has_deleted_is_not_asked_for(tmp_path: Path) -> None:
+    """The trainer was lost after the manifest of step 15 and before its event, which comes some steps later."""
+    checkpoint = tmp_path / "checkpoints" / "step-00000015"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    log = Journal(tmp_path)
+    for event in ("started", "checkpoint", "failed", "started", "progress"):
+        log.emit(event, step=0)
+    log.close()
+    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0)
+    assert again.resume and again.resume_step is None

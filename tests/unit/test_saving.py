@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lossy_engine import SAVE, STEPS, LossyEngine, Written, drive, events, of
+from lossy_engine import SAVE, STEPS, LossyEngine, Written, drive, events, of, plan
 from test_snapshot import network, train
 from torch import Tensor
 
+from lowdimfa.encoding import State
 from lowdimfa.errors import BlockLostError, LowdimfaError, ResourceError, StorageError
+from lowdimfa.head import Evaluation
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import checkpoint_files
+from lowdimfa.services.run import state as state_module
 from lowdimfa.services.run.background import Writer
 from lowdimfa.services.run.checkpoint import Attempt, CheckpointStore, Manifest
+from lowdimfa.services.run.mirror import Mirror
 from lowdimfa.services.run.state import saving
 from lowdimfa.services.trainer import saving as trainer_saving
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.local_engine import LocalEngine
 
 PATIENT = 60.0
 """Seconds that only a hang reaches."""
@@ -73,19 +79,21 @@ def test_a_file_that_nobody_wants_any_more_is_not_there(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()] == []
 
 
-def test_a_writer_ends_what_it_wrote_before() -> None:
+def test_a_writer_ends_what_nobody_wants() -> None:
     def until_unwanted(unwanted: Callable[[], bool]) -> str:
         while not unwanted():
             pass
         return "ended"
 
     writer = Writer[str]("test", PATIENT)
-    assert writer.begin(until_unwanted) and not writer.done
-    assert writer.begin(lambda unwanted: "second") and writer.written(PATIENT) == "second"
+    writer.begin(until_unwanted)
+    assert not writer.done and writer.end() and writer.done
+    writer.begin(lambda unwanted: "second")
+    assert writer.written(PATIENT) == "second"
     hanging = Writer[None]("test", patience=0.01)
     held = threading.Event()
-    assert hanging.begin(lambda unwanted: held.wait(PATIENT) and None)
-    assert not hanging.begin(lambda unwanted: None)  # and nothing is begun
+    hanging.begin(lambda unwanted: held.wait(PATIENT) and None)
+    assert not hanging.end()
     held.set()
 
 
@@ -198,6 +206,46 @@ def test_a_run_that_fails_completes_what_is_in_flight(tmp_path: Path) -> None:
     assert of(events(tmp_path / "run"), "checkpoint") == [("checkpoint", 3), ("checkpoint", 6)]
 
 
+def test_what_a_thread_raises_does_not_take_the_place_of_why_a_run_ended(tmp_path: Path) -> None:
+    wrong: Any = AssertionError("of the thread")
+    for number, why in enumerate[Any]((KeyboardInterrupt(), RuntimeError("of a callback"))):
+        engine = SlowEngine({6: 10}, [("run_steps", 7, why)], loss=wrong)
+        with pytest.raises(type(why)) as raised:
+            drive(engine, tmp_path / str(number), liveness_seconds=PATIENT)
+        assert raised.value is why and CheckpointStore(tmp_path / str(number)).list() == [3]
+
+
+def test_the_pause_of_the_best_has_its_wait_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_saving, "LONG_WAIT_SECONDS", 0.01)
+    best = {"metric": "test_loss", "mode": "max"}  # that grows: each is the best
+    logged = drive(SlowEngine({3: 200}), tmp_path / "run", liveness_seconds=PATIENT, keep_best=best)
+    pauses = {event["step"]: event["pause_seconds"] for event in logged if event["event"] == "checkpoint"}
+    assert pauses[4] > 0.01
+    assert [event for event in logged if "at step 4," in event.get("message", "")]
+
+
+def test_training_waits_for_no_copies_of_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, told = threading.Event(), threading.Event()
+
+    def update(mirror: Mirror) -> str:
+        assert over.wait(PATIENT)
+        told.set()
+        return "no answer"
+
+    class Going(LossyEngine):
+        def evaluate(self) -> Evaluation:
+            if self.step == STEPS:
+                over.set()
+            return super().evaluate()
+
+    monkeypatch.setattr(Mirror, "update", update)
+    logged = drive(Going(), tmp_path / "run", liveness_seconds=PATIENT)
+    assert told.is_set() and of(logged, "checkpoint")[-1] == ("checkpoint", STEPS)
+    assert [event for event in logged if "not copied: no answer" in event.get("message", "")]
+
+
 SPECIFICATION: dict[str, Any] = {
     "model": {
         "factory": "lowdimfa.models:mlp",
@@ -239,3 +287,54 @@ def test_training_goes_on_meanwhile_and_a_resumed_run_has_its_bits(
     for step in (4, 8, 9):
         found, expected = (CheckpointStore(tmp_path / name).load(step) for name in ("run", "waited"))
         assert contents(found) == contents(expected)
+
+
+def test_a_run_that_is_interrupted_leaves_no_file_of_what_was_in_flight_and_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, over, write = threading.Event(), threading.Event(), checkpoint_files.write_tensors
+
+    def held(file: Any, *parts: Any) -> None:
+        begun.set()
+        while not file._unwanted():
+            over.wait(0.001)
+        write(file, *parts)
+
+    def interrupt(event: Event) -> None:
+        if event["event"] == "progress" and event["step"] == 6:
+            assert begun.wait(PATIENT)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_files, "write_tensors", held)
+    with pytest.raises(KeyboardInterrupt):
+        DecoupledTrainer(SPECIFICATION, engine="local", run_dir=tmp_path, on_event=interrupt).fit()
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "checkpoint"]
+    assert [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()] == []
+
+
+def test_a_copy_is_made_once_that_of_a_checkpoint_given_up_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block holds two."""
+    engine = LocalEngine(plan(), "unused")
+    engine._network = network("mlp", "float32", "fixed")
+    living: list[weakref.ref[Tensor]] = []
+    counts: list[int] = []
+
+    def copied(state: State) -> State:
+        counts.append(sum(one() is not None for one in living))
+        made = copy_of(state)
+        living.extend(weakref.ref(value) for value in made.tensors.values())
+        return made
+
+    copy_of = state_module.copied
+    monkeypatch.setattr(state_module, "copied", copied)
+    monkeypatch.setattr(state_module, "write_block", lambda attempt, state, unwanted: _until(unwanted))
+    for step in (1, 2):
+        engine.save(Attempt("unused", "step", "mark", 1.0), step, copy=True)
+    engine.close()
+    assert counts[len(counts) // 2] == 0 and living
+
+
+def _until(unwanted: Callable[[], bool]) -> dict[str, Any]:
+    while not unwanted():
+        threading.Event().wait(0.001)
+    return {}

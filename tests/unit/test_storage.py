@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import secrets
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowdimfa.errors import InputError, ResourceError, StorageError
+from lowdimfa.errors import InputError, ResourceError, StoppedError, StorageError
 from lowdimfa.services.cli.options import placed
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import mirror
@@ -31,6 +32,7 @@ from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
 from lowdimfa.services.trainer.execute import execute
 from lowdimfa.services.trainer.run_dir import opened
+from lowdimfa.services.trainer.stopping import stopped
 
 SPECIFICATION: dict[str, Any] = {
     "model": {
@@ -345,6 +347,18 @@ def test_a_local_file_that_goes_on_from_its_copy_is_kept(common: bytes, here: by
     assert (folder / "log").read_bytes() == expected
 
 
+def test_who_stops_a_run_is_told_so_though_the_store_is_out_of_reach(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ObjectsError(121, "503", address)
+
+    monkeypatch.setattr(Objects, "files", refuse)
+    told = stopped(address)
+    assert told.exit_code == StoppedError.exit_code and f"--resume --run-dir {address}" in told.message
+    assert "503" in told.message and told.step is None
+
+
 def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(CheckpointStore(address), 1, 1.0)
     files = {"events.jsonl": "a\n", "logs/block-0.log": "b", "run.lock": "", ".x.partial": ""}
@@ -363,6 +377,23 @@ def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: 
         "events.jsonl": "a\nc\n",
         "block-0.log": "b",
     }
+
+
+def test_a_folder_that_vanishes_while_files_are_copied_is_passed_over(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, scandir = work_dir(address), os.scandir
+    (folder / "gone").mkdir()
+    (folder / "later.txt").touch()
+
+    def vanish(path: Any) -> Any:
+        if str(path).endswith("gone"):
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert Mirror(address).update() == ""
+    assert Objects(address).files() == {"later.txt": 0}
 
 
 def test_a_run_below_another_one_is_not_touched_by_it(address: str) -> None:
