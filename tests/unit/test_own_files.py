@@ -45,6 +45,8 @@ def arrays(tmp_path: Path) -> Path:
     numpy.save(tmp_path / "folder" / "targets.npy", TARGETS)
     numpy.savez(tmp_path / "short.npz", inputs=INPUTS, targets=TARGETS[:3])
     numpy.savez(tmp_path / "objects.npz", inputs=numpy.array([object()]), targets=TARGETS[:1])
+    numpy.savez(tmp_path / "long.npz", inputs=INPUTS.astype(numpy.longdouble), targets=TARGETS)
+    numpy.savez(tmp_path / "empty.npz", inputs=INPUTS[:0], targets=TARGETS[:0])
     numpy.save(tmp_path / "single.npy", INPUTS)
     (tmp_path / "torn.npz").write_bytes((tmp_path / "all.npz").read_bytes()[:90])
     return tmp_path
@@ -59,6 +61,18 @@ def test_numpy_files_give_their_arrays(arrays: Path) -> None:
     assert not torch.equal(all_of(first)[3], all_of(second)[3])
     named = numpy_files(str(arrays / "all.npz"), inputs=["inputs", "mask"]).train.inputs(torch.tensor([1]))
     assert not isinstance(named, Tensor) and list(named) == ["inputs", "mask"]
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i2", "<f2", "F"])
+def test_numbers_are_the_same_however_a_file_has_them(tmp_path: Path, kind: str) -> None:
+    stored = numpy.asfortranarray(INPUTS) if kind == "F" else INPUTS.astype(kind)
+    numpy.save(tmp_path / "inputs.npy", stored)
+    numpy.save(tmp_path / "targets.npy", TARGETS.astype(">i8"))
+    data = numpy_files(str(tmp_path), test=str(tmp_path)).test
+    found = data.inputs(torch.arange(20))
+    assert isinstance(found, Tensor) and torch.equal(found.float(), torch.from_numpy(INPUTS))
+    assert found.dtype == {">i2": torch.int16, "<f2": torch.float16}.get(kind, torch.float32)
+    assert torch.equal(data.targets(torch.arange(20)), torch.from_numpy(TARGETS))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +99,16 @@ def test_numpy_files_give_their_arrays(arrays: Path) -> None:
         ("torn.npz", {}, r"torn\.npz: found what can't be taken"),
         ("all.npz", {"test": 0.01}, r"numpy_files: test: found 0\.01; expected a path, or a fraction of 20"),
         ("all.npz", {"test": 1.5}, r"numpy_files: test: found 1\.5"),
+        ("all.npz", {"test": None}, r"numpy_files: test: found None; expected a path, or a fraction"),
+        ("all.npz", {"inputs": []}, r"numpy_files: inputs: found \[\]; expected the name"),
+        ("long.npz", {}, r"long\.npz: found 'inputs' of type float128 .*; expected numbers of at most 64"),
+        ("empty.npz", {"test": "all.npz"}, r"empty\.npz: found no samples; expected at least one"),
     ],
 )
 def test_other_numpy_files_are_refused(
-    arrays: Path, name: str, options: dict[str, Any], message: str
+    arrays: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], message: str
 ) -> None:
+    monkeypatch.chdir(arrays)
     with pytest.raises(InputError, match=message):
         numpy_files(str(arrays / name), **options)
 
