@@ -33,12 +33,12 @@ class ArraySplit:
 
     def inputs(self, indices: Tensor) -> Inputs:
         """Return the inputs of the given samples."""
-        drawn = {name: torch.from_numpy(part[indices.numpy()]) for name, part in self.input_arrays.items()}
+        drawn = {name: _drawn(part, indices) for name, part in self.input_arrays.items()}
         return drawn.get("", drawn)
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the given samples."""
-        return torch.from_numpy(self.target_array[indices.numpy()])
+        return _drawn(self.target_array, indices)
 
 
 def numpy_files(
@@ -66,21 +66,30 @@ def numpy_files(
     InputError
         There is no such file or array, or it isn't of numbers, or has another number of samples.
     """
+    if not inputs:
+        raise InputError("numpy_files: inputs", repr(inputs), "the name of an array, or several")
     names = {"": inputs} if isinstance(inputs, str) else {name: name for name in inputs}
 
     def read(path: str) -> Split:
         where = existing(path, "numpy_files: path")
         arrays = {name: _array(where, name) for name in (*names.values(), targets)}
         for name, array in arrays.items():
-            if array.dtype.kind not in "biuf" or array.ndim == 0:
+            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or array.ndim == 0:
                 found = f"{name!r} of type {array.dtype} and shape {array.shape}"
-                raise InputError(str(where), found, "numbers, with the samples first")
+                raise InputError(str(where), found, "numbers of at most 64 bits, with the samples first")
             if len(array) != len(arrays[targets]):
                 found = f"{len(array)} samples of {name!r} and {len(arrays[targets])} of {targets!r}"
                 raise InputError(str(where), found, "one target per input")
         return ArraySplit({key: arrays[name] for key, name in names.items()}, arrays[targets])
 
     return with_test("numpy_files", read, path, test, seed)
+
+
+def _drawn(array: Array, indices: Tensor) -> Tensor:
+    drawn = array[indices.numpy()]
+    return torch.from_numpy(
+        drawn.astype(drawn.dtype.newbyteorder("="), copy=False)
+    )  # torch knows no other order
 
 
 def _array(where: Path, name: str) -> Array:

@@ -27,27 +27,34 @@ def with_test(name: str, read: Callable[[str], Split], path: str, test: str | fl
     path
         Of the training samples.
     test
-        Path of the test samples, or what part of the samples of ``path`` they are, drawn by ``seed``.
+        Path of the test samples, or what part of the samples of ``path`` they are.
+    seed
+        Decides which these are, and the order of the training samples: files are often sorted by class, and
+        ``data.validation`` and ``train.limit_samples`` take what is last or first.
 
     Raises
     ------
     InputError
-        The part leaves no samples on one side.
+        There are no samples, or the part leaves none on one side.
     """
     whole = read(path)
-    train: Split
+    order = torch.randperm(
+        len(whole), generator=torch.Generator().manual_seed(derive_seed(seed, "test split"))
+    )
     held: Split
     if isinstance(test, str):
-        train, held = whole, read(test)
+        kept, held = len(whole), read(test)
+        for where, split in ((path, whole), (test, held)):
+            if len(split) == 0:
+                raise InputError(where, "no samples", "at least one")
     else:
-        order = torch.randperm(
-            len(whole), generator=torch.Generator().manual_seed(derive_seed(seed, "test split"))
-        )
-        kept = len(whole) - (round(len(whole) * test) if 0 < test < 1 else 0)
+        fraction = isinstance(test, float) and 0 < test < 1
+        kept = len(whole) - (round(len(whole) * test) if fraction else 0)
         if not 0 < kept < len(whole):
             expected = f"a path, or a fraction of {len(whole)} samples that leaves some on both sides"
             raise InputError(f"{name}: test", repr(test), expected)
-        train, held = SubSplit(whole, order[:kept].sort().values), SubSplit(whole, order[kept:].sort().values)
+        held = SubSplit(whole, order[kept:].sort().values)
+    train = SubSplit(whole, order[:kept])
     with reproducible(0):
         first = train.targets(torch.tensor([0]))
     return Dataset(name, train, held, task_of(first))

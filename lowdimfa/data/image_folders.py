@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.held_out import existing, with_test
 from lowdimfa.data.items import ItemSplit
+from lowdimfa.data.splits import SubSplit
 from lowdimfa.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MEASURED = 1024
-"""Training images, evenly spread, of which mean and standard deviation are computed."""
+"""Training images of which mean and standard deviation are computed."""
 
 
 @dataclass
@@ -54,15 +55,18 @@ class ImageFiles:
         Raises
         ------
         InputError
-            The file can't be read as an image.
+            The file can't be read as an image, or has more than 8 bits for each channel, which Pillow would clip.
         """
         from PIL import Image, ImageOps
 
         try:
             with Image.open(path) as opened:
-                image = ImageOps.fit(
-                    opened.convert(self.mode), (self.size, self.size), Image.Resampling.BILINEAR
-                )
+                if opened.mode[0] in "IF":
+                    raise InputError(
+                        str(path), f"an image of Pillow's mode {opened.mode!r}", "8 bits for each channel"
+                    )
+                upright = ImageOps.exif_transpose(opened).convert(self.mode)
+                image = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BILINEAR)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(str(path), f"what can't be read as an image ({error})", "an image") from error
         values = torch.from_numpy(numpy.array(image)).view(self.size, self.size, -1)
@@ -94,9 +98,9 @@ def image_folder(
     grey
         Whether colours are left out.
     mean, std
-        Of each channel, on a scale of 0 to 1; by default those of up to 1,024 images of ``path``, evenly spread.
+        Of each channel, on a scale of 0 to 1; by default those of up to 1,024 training images.
     seed
-        Decides which images are in a part.
+        Decides which images are in a part, and the order of the training images.
 
     Raises
     ------
@@ -107,30 +111,29 @@ def image_folder(
         raise InputError("image_folder: size", str(size), "at least 1")
     channels, mode = (1, "L") if grey else (3, "RGB")
     classes = _classes(existing(path, "image_folder: path"))
-    given: list[Tensor] = []
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and (len(values) != channels or (name == "std" and min(values) <= 0)):
             raise InputError(f"image_folder: {name}", repr(values), f"{channels} numbers, of std above 0")
-    found = ImageFiles(_files(path, classes), size, mode, torch.zeros(1), torch.ones(1))
-    if mean is None or std is None:
-        given = _measured(found)
-    found.mean, found.std = (
-        torch.tensor(values).view(-1, 1, 1) if values is not None else given[part]
-        for part, values in enumerate((mean, std))
-    )
+    read: list[ImageFiles] = []
 
-    def read(folder: str) -> ItemSplit:
-        if folder == path:
-            return ItemSplit(found, "image_folder")
-        return ItemSplit(
-            ImageFiles(_files(folder, classes), size, mode, found.mean, found.std), "image_folder"
+    def files(folder: str) -> ItemSplit:
+        read.append(ImageFiles(_files(folder, classes), size, mode, torch.zeros(1), torch.ones(1)))
+        return ItemSplit(read[-1], "image_folder")
+
+    data = with_test("image_folder", files, path, test, seed)
+    assert isinstance(data.train, SubSplit)
+    measured = _measured(read[0], data.train.chosen) if mean is None or std is None else []
+    for images in read:
+        images.mean, images.std = (
+            measured[part] if values is None else torch.tensor(values).view(-1, 1, 1)
+            for part, values in enumerate((mean, std))
         )
-
-    return with_test("image_folder", read, path, test, seed)
+    return data
 
 
 def _classes(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]
     if not names:
         raise InputError(str(folder), "no folders in it", "one for each class, with its images")
     return names
@@ -142,16 +145,36 @@ def _files(path: str, classes: list[str]) -> list[tuple[Path, int]]:
         raise InputError(str(folder), f"the class {unknown[0]!r}", f"those of training, {', '.join(classes)}")
     files: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
-        images = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in SUFFIXES]
-        if not images and (folder / name).is_dir():
+        if not (folder / name).is_dir():
+            continue
+        images = _images(folder / name)
+        if not images:
             raise InputError(str(folder / name), "no image", f"some ({', '.join(SUFFIXES)})")
         files += [(file, number) for file in images]
     return files
 
 
-def _measured(images: ImageFiles) -> list[Tensor]:
-    """Return mean and standard deviation of each channel, ``(channels, 1, 1)``."""
-    every: Any = images.files[:: -(-len(images) // _MEASURED)]
+def _images(folder: Path) -> list[Path]:
+    """Return the images at any depth, through links too, each folder once; what is hidden is no data."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(str(error.filename), f"a folder that can't be read ({error.strerror})", "one that can")
+
+
+def _measured(images: ImageFiles, training: Tensor) -> list[Tensor]:
+    """Return mean and standard deviation of each channel, ``(channels, 1, 1)``, over some training images."""
+    every = [images.files[index] for index in training[:_MEASURED].tolist()]
     moments = torch.zeros(2, 1 if images.mode == "L" else 3, dtype=torch.float64)
     for path, _ in every:
         pixels = images.pixels(path).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def table(
     Raises
     ------
     InputError
-        The path can't be read, a column is missing, has gaps, or has no numbers.
+        The path can't be read, or is that of several tables; a column is missing, has gaps, or has no numbers.
     """
     columns = (
         {name: _list(given) for name, given in inputs.items()}
@@ -136,13 +137,28 @@ def table(
             if name not in rows.column_names:
                 known = f"one of {', '.join(map(repr, rows.column_names))}"
                 raise InputError(str(where), f"no column {name!r}", known)
-            if gaps := rows.data.column(name).null_count:
-                raise InputError(str(where), f"{gaps} rows without {name!r}", "a value in every row")
+            _require_numbers(rows.data.column(name), str(where), name)
         if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
             classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
         return TableSplit(rows.with_format("torch", columns=wanted), str(where), columns, target, classes)
 
     return with_test("table", read, path, test, seed)
+
+
+def _require_numbers(column: Any, where: str, name: str) -> None:
+    """Refuse what would become other numbers, or none; a column of Arrow is looked at, however deep its lists are."""
+    arrow, compute = package("pyarrow"), package("pyarrow.compute")
+    if gaps := column.null_count:
+        raise InputError(where, f"{gaps} rows without {name!r}", "a value in every row")
+    while isinstance(column.type, arrow.ListType | arrow.LargeListType | arrow.FixedSizeListType):
+        column = compute.list_flatten(column)
+        if gaps := column.null_count:
+            raise InputError(where, f"{gaps} gaps in the lists of {name!r}", "a number at every place")
+    if arrow.types.is_temporal(column.type) or arrow.types.is_decimal(column.type):
+        expected = "numbers, or lists of them of one shape"
+        raise InputError(where, f"{column.type} in the column {name!r}", expected, "Convert it to a number.")
+    if column.type == arrow.uint64() and (compute.max(column).as_py() or 0) >= 2**63:
+        raise InputError(where, f"{compute.max(column)} in the column {name!r}", "whole numbers below 2^63")
 
 
 def _list(given: str | Sequence[str]) -> list[str]:
@@ -156,12 +172,19 @@ def _rows(where: Path) -> Any:
     try:
         if where.is_dir() and (where / "dataset_info.json").exists():
             return datasets.load_from_disk(str(where))
+        if (splits := where / "dataset_dict.json").exists():
+            found = f"several tables, {', '.join(json.loads(splits.read_text())['splits'])}"
+            raise InputError(str(where), found, "the path of one, as path and as test")
         files = (
-            [file for file in sorted(where.iterdir()) if file.suffix in _FORMATS]
+            [
+                file
+                for file in sorted(where.iterdir())
+                if file.suffix.lower() in _FORMATS and not file.name.startswith(".")
+            ]
             if where.is_dir()
             else [where]
         )
-        kinds = {_FORMATS.get(file.suffix, "") for file in files}
+        kinds = {_FORMATS.get(file.suffix.lower(), "") for file in files}
         if len(kinds) != 1 or "" in kinds:
             found = f"files of {', '.join(sorted({file.suffix or 'no' for file in files})) or 'no'} kind"
             raise InputError(str(where), found, f"files of one kind: {', '.join(_FORMATS)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,23 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     datasets, tmp_path = pytest.importorskip("datasets"), tmp_path_factory.mktemp("tables")
     columns = {name: INPUTS[:, index].tolist() for index, name in enumerate("abc")}
     columns |= {"row": INPUTS.tolist(), "label": TARGETS.tolist(), "word": [f"w{k}" for k in TARGETS]}
+    hole, day = [[1.0, None], *[[1.0, 2.0]] * 19], datetime.datetime(2020, 1, 1)
+    columns |= {"hole": hole, "day": [day] * 20, "price": [Decimal("1.5")] * 20}
     columns |= {"ragged": [[1.0] * (1 + k % 2) for k in range(20)], "gap": [None, *range(19)]}
     made = datasets.Dataset.from_dict(columns)
+    made = made.add_column("huge", [2**63, *range(19)], feature=datasets.Value("uint64"))
     datasets.disable_progress_bars()
     made.save_to_disk(str(tmp_path / "saved"))
     made.to_parquet(str(tmp_path / "rows.parquet"))
-    made.to_json(str(tmp_path / "rows.jsonl"))
-    made.remove_columns(["row", "ragged"]).to_csv(str(tmp_path / "rows.csv"))
+    made.remove_columns("day").to_json(str(tmp_path / "rows.jsonl"))
+    made.remove_columns(["row", "ragged", "hole"]).to_csv(str(tmp_path / "rows.csv"))
+    datasets.DatasetDict(train=made, test=made).save_to_disk(str(tmp_path / "two"))
     (tmp_path / "parts").mkdir()
     for part in range(2):
-        made.select(range(part * 10, part * 10 + 10)).to_parquet(str(tmp_path / "parts" / f"{part}.parquet"))
+        made.select(range(part * 10, part * 10 + 10)).to_parquet(
+            str(tmp_path / "parts" / f"{part}{('.parquet', '.PARQUET')[part]}")
+        )
+    (tmp_path / "parts" / ".0.parquet").write_bytes(b"of an editor")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -72,6 +81,11 @@ def test_tables_give_their_columns_whatever_file_they_are_in(tables: Path) -> No
         ("rows.parquet", "word", r"rows\.parquet: found str in the column 'word'; expected numbers"),
         ("rows.parquet", "ragged", r"found \[1\] and \[2\] in the column 'ragged'; expected .* of one shape"),
         ("rows.parquet", ["a", "row"], r"found values of shape \[3\] in 'row', one of several"),
+        ("rows.parquet", "hole", r"rows\.parquet: found 1 gaps in the lists of 'hole'; expected a number at"),
+        ("rows.parquet", "day", r"found timestamp\[us\] in the column 'day'; expected numbers"),
+        ("rows.parquet", "price", r"found decimal128\(.*\) in the column 'price'; expected numbers"),
+        ("rows.parquet", "huge", r"found 9223372036854775808 in the column 'huge'; expected whole .* below"),
+        ("two", "a", r"two: found several tables, train, test; expected the path of one"),
         ("torn.parquet", "a", r"torn\.parquet: found what datasets can't read \("),
         (".", "a", r"found files of .*\.csv, \.jsonl, \.parquet kind; expected files of one kind"),
     ],

@@ -45,6 +45,8 @@ def arrays(tmp_path: Path) -> Path:
     numpy.save(tmp_path / "folder" / "targets.npy", TARGETS)
     numpy.savez(tmp_path / "short.npz", inputs=INPUTS, targets=TARGETS[:3])
     numpy.savez(tmp_path / "objects.npz", inputs=numpy.array([object()]), targets=TARGETS[:1])
+    numpy.savez(tmp_path / "long.npz", inputs=INPUTS.astype(numpy.longdouble), targets=TARGETS)
+    numpy.savez(tmp_path / "empty.npz", inputs=INPUTS[:0], targets=TARGETS[:0])
     numpy.save(tmp_path / "single.npy", INPUTS)
     (tmp_path / "torn.npz").write_bytes((tmp_path / "all.npz").read_bytes()[:90])
     return tmp_path
@@ -59,6 +61,18 @@ def test_numpy_files_give_their_arrays(arrays: Path) -> None:
     assert not torch.equal(all_of(first)[3], all_of(second)[3])
     named = numpy_files(str(arrays / "all.npz"), inputs=["inputs", "mask"]).train.inputs(torch.tensor([1]))
     assert not isinstance(named, Tensor) and list(named) == ["inputs", "mask"]
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i2", "<f2", "F"])
+def test_numbers_are_the_same_however_a_file_has_them(tmp_path: Path, kind: str) -> None:
+    stored = numpy.asfortranarray(INPUTS) if kind == "F" else INPUTS.astype(kind)
+    numpy.save(tmp_path / "inputs.npy", stored)
+    numpy.save(tmp_path / "targets.npy", TARGETS.astype(">i8"))
+    data = numpy_files(str(tmp_path), test=str(tmp_path)).test
+    found = data.inputs(torch.arange(20))
+    assert isinstance(found, Tensor) and torch.equal(found.float(), torch.from_numpy(INPUTS))
+    assert found.dtype == {">i2": torch.int16, "<f2": torch.float16}.get(kind, torch.float32)
+    assert torch.equal(data.targets(torch.arange(20)), torch.from_numpy(TARGETS))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +99,16 @@ def test_numpy_files_give_their_arrays(arrays: Path) -> None:
         ("torn.npz", {}, r"torn\.npz: found what can't be taken"),
         ("all.npz", {"test": 0.01}, r"numpy_files: test: found 0\.01; expected a path, or a fraction of 20"),
         ("all.npz", {"test": 1.5}, r"numpy_files: test: found 1\.5"),
+        ("all.npz", {"test": None}, r"numpy_files: test: found None; expected a path, or a fraction"),
+        ("all.npz", {"inputs": []}, r"numpy_files: inputs: found \[\]; expected the name"),
+        ("long.npz", {}, r"long\.npz: found 'inputs' of type float128 .*; expected numbers of at most 64"),
+        ("empty.npz", {"test": "all.npz"}, r"empty\.npz: found no samples; expected at least one"),
     ],
 )
 def test_other_numpy_files_are_refused(
-    arrays: Path, name: str, options: dict[str, Any], message: str
+    arrays: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], message: str
 ) -> None:
+    monkeypatch.chdir(arrays)
     with pytest.raises(InputError, match=message):
         numpy_files(str(arrays / name), **options)
 
@@ -112,11 +131,46 @@ def test_a_folder_of_images_gives_standardised_pixels_and_classes_by_name(pictur
     every, classes = torch.cat([inputs, test_inputs])[:, 0, 0, 0], torch.cat([targets, test_targets])
     shades = torch.arange(12.0) * 20 / 255
     order = every.argsort()
-    expected = (shades - shades.mean()) / shades.std(correction=0)
+    training = shades[torch.isin(order, torch.arange(9))]  # what is held out tells nothing
+    expected = (shades - training.mean()) / training.std(correction=0)
     torch.testing.assert_close(every[order], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(classes[order], torch.arange(12) % 2)
     plain = image_folder(str(pictures / "all"), 4, str(pictures / "all"), True, [0.0], [1.0])
     assert torch.equal(all_of(plain)[0][:, 0, 0, 0].sort().values, shades)
+
+
+def test_what_is_sorted_by_class_is_not_held_out_class_by_class(pictures: Path, arrays: Path) -> None:
+    path, ordered = str(pictures / "all"), str(arrays / "ordered.npz")
+    numpy.savez(ordered, inputs=INPUTS, targets=numpy.sort(TARGETS))
+    for test in (0.25, None):
+        for data in (image_folder(path, 4, test or path), numpy_files(ordered, test=test or ordered)):
+            held = data.with_validation(0.5)
+            for split in (held.train, held.test, data.limited(len(data.train) // 2).train):
+                assert len(set(split.targets(torch.arange(len(split))).tolist())) > 1
+
+
+def test_pictures_are_taken_as_they_look_or_refused(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "all" / "one", tmp_path / "elsewhere"
+    for place in (folder, elsewhere, tmp_path / "all" / ".checkpoints"):
+        place.mkdir(parents=True)
+    turned, upright = Image.new("L", (8, 4), 0), Image.Exif()
+    turned.paste(255, (0, 0, 4, 4))
+    upright[0x112] = 6  # to be turned by 90°, as of a telephone that was held upright
+    turned.save(folder / "1.png", exif=upright)
+    (folder / "._1.png").write_bytes(b"of another system")
+    turned.save(elsewhere / "2.png")
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    data = image_folder(str(tmp_path / "all"), 4, str(tmp_path / "all"), True, [0.0], [1.0])
+    found = data.test.inputs(torch.arange(2))
+    assert isinstance(found, Tensor) and len(data.train) == len(data.test) == 2
+    assert torch.equal(found[0, 0].mean(1), torch.tensor([1.0, 1, 0, 0]))
+    assert torch.equal(found[1, 0].mean(0), torch.tensor([1.0, 1, 0, 0]))
+    for name, deep in (("1.png", numpy.uint16), ("1.tif", numpy.float32)):
+        Image.fromarray(numpy.full((4, 4), 400, deep)).save(folder / name)
+        with pytest.raises(InputError, match=rf"{name}: found an image of Pillow's mode .*; expected 8 bits"):
+            image_folder(str(tmp_path / "all"), 4, str(tmp_path / "all"))
+        (folder / name).unlink()
 
 
 def test_a_picture_keeps_its_middle(tmp_path: Path) -> None:
