@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowdimfa.data.reading import Reader
     from lowdimfa.data.sources import SOURCES, Source
     from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
+    from lowdimfa.data.streams import StreamSplit
     from lowdimfa.data.synthetic import teacher
     from lowdimfa.data.tables import table
     from lowdimfa.data.tabular import diamonds
@@ -33,6 +34,7 @@ __all__ = [
     "Reader",
     "Source",
     "Split",
+    "StreamSplit",
     "SubSplit",
     "Task",
     "TensorSplit",
@@ -63,6 +65,7 @@ __getattr__, __dir__ = on_demand(
         "reading": "Reader",
         "sources": "SOURCES Source",
         "splits": "DigestedSplit Split SubSplit TensorSplit",
+        "streams": "StreamSplit",
         "synthetic": "teacher",
         "tables": "table",
         "tabular": "diamonds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from lowdimfa.data.items import COLLATE, ItemSplit
+from lowdimfa.data.items import COLLATE, Collate, ItemSplit
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
@@ -84,12 +85,13 @@ def bytes_per_target(split: Split) -> float | None:
     return float(told)
 
 
-def as_dataset(value: object, where: str, collate: Callable[[list[Any]], Any] | None = None) -> Dataset:
+def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dataset:
     """Turn what a user's factory returns into a `Dataset`.
 
     Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets), of
-    inputs also several by name; or two map-style `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it,
-    whose items ``collate`` puts together, if it is given.
+    inputs also several by name; or two `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it, whose items
+    ``collate`` puts together, if it is given. They are map-style or iterable; an iterable one for training becomes a
+    `StreamSplit`, and one for tests is read here.
 
     Raises
     ------
@@ -103,8 +105,11 @@ def as_dataset(value: object, where: str, collate: Callable[[list[Any]], Any] | 
         train, test = value.train, value.test
     elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
         train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
-    elif len(parts) == 2 and all(hasattr(part, "__getitem__") for part in parts):
-        train, test = _item_split(parts[0], where, collate), _item_split(parts[1], where, collate)
+    elif len(parts) == 2 and all(hasattr(part, "__getitem__") or is_stream(part) for part in parts):
+        train, test = (
+            as_stream(part, where, collate) if is_stream(part) else _item_split(part, where, collate)
+            for part, as_stream in zip(parts, (stream_split, listed), strict=True)
+        )
         collate = None
     else:
         of = (
@@ -112,13 +117,13 @@ def as_dataset(value: object, where: str, collate: Callable[[list[Any]], Any] | 
             if isinstance(value, tuple | list)
             else ""
         )
-        expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two map-style Datasets"
+        expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two Datasets, map-style or iterable"
         raise InputError(where, f"a factory that returned {type(value).__name__}{of}", expected)
     if collate is not None:
-        expected = "two map-style Datasets, whose items it would put together"
+        expected = "two Datasets, whose items it would put together"
         raise InputError(COLLATE, f"a function for {type(value).__name__}", expected)
     for name, split in (("train", train), ("test", test)):
-        if len(split) == 0:
+        if not isinstance(split, StreamSplit) and len(split) == 0:
             raise InputError(where, f"a {name} split without samples", "at least one sample")
     if isinstance(value, Dataset):
         return value
@@ -147,13 +152,12 @@ def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
     return TensorSplit(inputs, targets)
 
 
-def _item_split(items: Any, where: str, collate: Callable[[list[Any]], Any] | None) -> Split:
+def _item_split(items: Any, where: str, collate: Collate | None) -> Split:
     if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
         raise InputError(
             where,
             f"a data set without items by number ({type(items).__name__})",
-            "map-style data sets, with __getitem__ and __len__",
-            "The run orders the samples itself. Read an iterable data set into tensors, or give its items numbers.",
+            "map-style data sets, with __getitem__ and __len__, or iterable ones, with __iter__",
         )
     if type(items) is Subset:  # so that a sample draws the same numbers in it as in the whole
         return SubSplit(_item_split(items.dataset, where, collate), torch.as_tensor(items.indices))
@@ -170,8 +174,8 @@ def task_of(targets: Tensor) -> Task:
 class BatchOrder:
     """The samples of every micro-batch of a run, as a function of seed, step and micro-batch alone.
 
-    Each epoch is a fresh permutation. Two processes with the same arguments draw the same samples, and a resumed run
-    goes on where the first one stopped, with no state to save.
+    Each epoch is a fresh permutation, or has the samples as they come. Two processes with the same arguments draw the
+    same samples, and a resumed run goes on where the first one stopped, with no state to save.
 
     Parameters
     ----------
@@ -182,6 +186,8 @@ class BatchOrder:
     last_batch
         What becomes of the samples of an epoch that don't fill a batch: ``keep`` makes a smaller one of them, whose
         parts differ by one sample at most.
+    shuffled
+        Whether epochs are permutations.
 
     Attributes
     ----------
@@ -192,7 +198,13 @@ class BatchOrder:
     """
 
     def __init__(
-        self, samples: int, batch_size: int, microbatches: int, seed: int, last_batch: LastBatch = "drop"
+        self,
+        samples: int,
+        batch_size: int,
+        microbatches: int,
+        seed: int,
+        last_batch: LastBatch = "drop",
+        shuffled: bool = True,
     ) -> None:
         if batch_size % microbatches:
             raise InputError(
@@ -216,21 +228,22 @@ class BatchOrder:
         self.smallest_microbatch = (self.last_batch_size or batch_size) // microbatches
         self.steps_per_epoch = samples // batch_size + (self.last_batch_size > 0)
         self.seed = seed
-        self._samples = samples
+        self._samples, self._shuffled = samples, shuffled
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def indices(self, ticket: Ticket) -> Tensor:
         """Return the sample indices of one micro-batch, int64, shape ``(samples,)``."""
         epoch, step = divmod(ticket.step, self.steps_per_epoch)
-        if epoch != self._epoch:
+        if self._shuffled and epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._permutation = torch.randperm(self._samples, generator=generator)
             self._epoch = epoch
         first = step * self.batch_size
         size, larger = divmod(min(self.batch_size, self._samples - first), self.microbatches)
         first += ticket.microbatch * size + min(ticket.microbatch, larger)
-        return self._permutation[first : first + size + (ticket.microbatch < larger)]
+        last = first + size + (ticket.microbatch < larger)
+        return self._permutation[first:last] if self._shuffled else torch.arange(first, last)
 
     def drawn(self, steps: int) -> int:
         """Return how many samples the first steps of a run draw."""

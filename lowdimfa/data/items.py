@@ -23,6 +23,8 @@ COLLATE = "data.collate"
 doing: Any = [-1]
 """The item that this process reads, for who looks after it."""
 
+Collate = Callable[[list[Any]], Any]
+
 _STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of neighbouring samples. It is odd, as some generators take the low 32 bits alone."""
 
@@ -56,7 +58,7 @@ class ItemSplit:
 
     items: Any
     where: str = "data.factory"
-    collate: Callable[[list[Any]], Any] | None = None
+    collate: Collate | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -103,7 +105,7 @@ class ItemSplit:
         if (read_all := getattr(self.items, "__getitems__", None)) is not None:
             if seed is not None:
                 seed_generators(derive_seed(seed, *numbers))
-            items = _tried(
+            items = tried(
                 read_all, numbers, numbers[0], f"the items {numbers[0]} to {numbers[-1]}, of a batch,"
             )
             if len(items) != len(numbers):
@@ -113,16 +115,14 @@ class ItemSplit:
             return
         for number in numbers:
             if seed is not None:
-                seed_generators((seed + number * _STRIDE) % 2**63)
-            yield _tried(self.items.__getitem__, number, number, f"item {number}")
+                seed_generators(item_seed(seed, number))
+            yield tried(self.items.__getitem__, number, number, f"item {number}")
 
     @staticmethod
-    def _collate_by(
-        collate: Callable[[list[Any]], Any], items: list[Any], numbers: list[int], seed: int | None
-    ) -> Samples:
+    def _collate_by(collate: Collate, items: list[Any], numbers: list[int], seed: int | None) -> Samples:
         if seed is not None:
             seed_generators(derive_seed(seed, "collate", *numbers))
-        batch = _tried(collate, items, numbers[0], f"a batch of the items {numbers[0]} to {numbers[-1]}")
+        batch = tried(collate, items, numbers[0], f"a batch of the items {numbers[0]} to {numbers[-1]}")
         inputs, targets = _pair(batch, COLLATE, "what it returned")
         parts = inputs if isinstance(inputs, Mapping) else {"": inputs}
         for name, part in (*parts.items(), ("target", targets)):
@@ -177,6 +177,11 @@ class ItemSplit:
         )
 
 
+def item_seed(seed: int, number: int) -> int:
+    """Return what the generators are seeded by before an item of a split is read under a seed."""
+    return (seed + number * _STRIDE) % 2**63
+
+
 def _pair(item: Any, where: str, name: str) -> Sequence[Any]:
     """Return input and target of an item, or of a batch."""
     if isinstance(item, tuple | list) and len(item) == 2:
@@ -193,7 +198,7 @@ def _pair(item: Any, where: str, name: str) -> Sequence[Any]:
     )
 
 
-def _tried(read: Callable[[Any], Any], what: Any, number: int, name: str) -> Any:
+def tried(read: Callable[[Any], Any], what: Any, number: int, name: str) -> Any:
     """Return what a data set gives; its errors name the item."""
     doing[0] = number
     try:

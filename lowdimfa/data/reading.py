@@ -13,6 +13,7 @@ from torch import Tensor
 from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
+from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import Ticket, derive_seed
@@ -64,7 +65,10 @@ class Reader:
 
     def training(self, indices: Tensor, epoch: int = 0) -> Samples:
         """Read some training samples as they are in an epoch."""
-        return self._read(self.dataset.train, indices, derive_seed(self.order.seed, "samples", epoch))
+        split = self.dataset.train
+        if isinstance(split, StreamSplit):
+            split = split.of_epoch(epoch)
+        return self._read(split, indices, derive_seed(self.order.seed, "samples", epoch))
 
     def test(self, indices: Tensor) -> Samples:
         """Read some test samples."""
@@ -118,7 +122,8 @@ class Reader:
     def known_targets(self, at_most: int) -> Iterator[Tensor]:
         """Return the targets of both splits, but of those that are costly to read only so many, evenly spread.
 
-        These are items, and splits that know a digest of their own and their extremes, which come first.
+        These are items, and splits that know a digest of their own and their extremes, which come first. Of a stream it
+        is its first samples.
         """
         for split in (self.dataset.train, self.dataset.test):
             whole = _whole(split)
@@ -134,7 +139,7 @@ class Reader:
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
             whole = _whole(split)
             few = isinstance(whole, DigestedSplit | ItemSplit)
-            indices = _spread(len(split), at_most) if few else torch.arange(len(split))
+            indices = _spread(split, at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
                 yield part(samples(chunk))
 
@@ -170,7 +175,7 @@ class Reader:
         values if those are integers: the last bits of other numbers may differ from one processor to another.
         """
         train = self.dataset.train
-        inputs = self.training(_spread(len(train), _FEW)).inputs()
+        inputs = self.training(_spread(train, _FEW)).inputs()
         wholes = _whole(train), _whole(self.dataset.test)
         own = [whole.digest for whole in wholes if isinstance(whole, DigestedSplit)]
         sizes = f"{len(train)}:{len(self.dataset.test)}"
@@ -214,10 +219,11 @@ def _whole(split: Split) -> Split:
     return split
 
 
-def _spread(samples: int, at_most: int) -> Tensor:
-    """Return so many indices of a split at most, evenly spread over it."""
-    chosen = min(samples, at_most)
-    return torch.arange(chosen) * samples // chosen
+def _spread(split: Split, at_most: int) -> Tensor:
+    """Return so many indices of a split at most, evenly spread over it; of a stream the first, which cost the least."""
+    chosen = min(len(split), at_most)
+    among = chosen if isinstance(split, StreamSplit) else len(split)
+    return torch.arange(chosen) * among // chosen
 
 
 def _sample_type(part: object, samples: int) -> object:

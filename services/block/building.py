@@ -95,7 +95,7 @@ def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
         return None
     specification = job.parsed()
     dataset = load_dataset(specification)
-    reader = Reader(dataset, batch_order(specification, len(dataset.train)), job.example.types)
+    reader = Reader(dataset, batch_order(specification, dataset.train), job.example.types)
     head, plan = job.index == len(network.blocks) - 1, network.blocks[job.index]
     return read_ahead(
         specification,

@@ -100,6 +100,7 @@ train.compile=
 train.compile=true
 train.compile=false
 train.grad_clip=
+train.steps_per_epoch=
 train.limit_samples=
 train.average.decay=
 train.average.decay=0.999

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowdimfa.data.base import BatchOrder, Dataset, as_dataset
 from lowdimfa.data.reading import Reader
+from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory, resolve
@@ -17,6 +18,8 @@ from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.given import Given, opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Types
+
+_WHOLE = "With train.steps_per_epoch every batch is whole."
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,23 @@ class Source:
     ----------
     data
         The specification's section.
-    limit, seed
-        ``train.limit_samples`` and ``train.seed``.
+    limit, steps_per_epoch, batch_size, seed
+        ``train.limit_samples`` and so on.
     """
 
     data: DataSection
     limit: int | None
+    steps_per_epoch: int | None
+    batch_size: int
     seed: int
 
     @classmethod
     def of(cls, specification: Specification) -> Source:
         """Return that of a run."""
-        return cls(specification.data, specification.train.limit_samples, specification.train.seed)
+        train = specification.train
+        return cls(
+            specification.data, train.limit_samples, train.steps_per_epoch, train.batch_size, train.seed
+        )
 
     def load(self) -> Dataset:
         """Call the factory, and apply the limits that the specification sets."""
@@ -47,9 +55,42 @@ class Source:
             made = call_factory(opened(data.factory), deepcopy(dict(data.args)), "data.factory")
         collate = None if data.collate is None else resolve(opened(data.collate), "data.collate")
         dataset = as_dataset(made, "data.factory", collate)
+        if isinstance(dataset.train, StreamSplit):
+            return replace(dataset, train=self._epochs_of(dataset.train))
+        if self.steps_per_epoch is not None:
+            raise InputError(
+                "train.steps_per_epoch",
+                f"{self.steps_per_epoch}, and training samples that aren't a stream",
+                "none: an epoch is all samples",
+                "train.limit_samples takes fewer.",
+            )
         if data.validation:
             dataset = dataset.with_validation(data.validation)
         return dataset if self.limit is None else dataset.limited(self.limit)
+
+    def _epochs_of(self, stream: StreamSplit) -> StreamSplit:
+        """Return a stream of training samples with the length of its epochs.
+
+        Raises
+        ------
+        InputError
+            There is none, or a setting asks for what no stream can give.
+        """
+        data, steps, length = self.data, self.steps_per_epoch, stream.items.length
+        for key, found, refused, expected, hint in (
+            ("data.validation", data.validation, data.validation > 0, "0", "Give test data instead."),
+            ("train.limit_samples", self.limit, self.limit, "none", "Set train.steps_per_epoch."),
+            ("data.workers", data.workers, data.workers > 1, "0 or 1", "Each would read all of the stream."),
+            ("data.last_batch", data.last_batch, steps and data.last_batch == "keep", "'drop'", _WHOLE),
+        ):
+            if refused:
+                raise InputError(key, f"{found!r} with training samples from a stream", expected, hint)
+        if steps is not None and length is not None and steps * self.batch_size > length:
+            more = f"{steps:,} with a stream of {length:,} samples, {self.batch_size:,} in a step"
+            raise InputError("train.steps_per_epoch", more, f"at most {length // self.batch_size:,}")
+        stream = replace(stream, steps=steps, batch_size=self.batch_size)
+        len(stream)  # raises where nothing tells it
+        return stream
 
     def packed(self) -> Source:
         """Return the same for another process, which has none of the objects of the user's program.

@@ -18,6 +18,7 @@ from torch import nn
 
 from lowdimfa.data.base import BatchOrder, Dataset, Task
 from lowdimfa.data.reading import Reader
+from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.generators import unchanged_generators
@@ -59,6 +60,8 @@ class RunPlan:
     ----------
     numbers
         Those of which each evaluation has one, by name; `Language.numbers` are further ones.
+    stream
+        Digest of what a stream of training samples begins with; None for samples that have numbers.
     """
 
     specification: Specification
@@ -67,6 +70,7 @@ class RunPlan:
     example: Example
     network: NetworkPlan
     numbers: list[str]
+    stream: str | None
 
     @property
     def reader(self) -> Reader:
@@ -118,7 +122,7 @@ def make_run_plan(
     """
     dataset = load_dataset(specification)
     train = specification.train
-    order = batch_order(specification, len(dataset.train))
+    order = batch_order(specification, dataset.train)
     reader = Reader(dataset, order)
     reader.require_repeatable()
     example = Example.of(reader)
@@ -140,7 +144,8 @@ def make_run_plan(
         _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
     if network.outline is not None:
         network.outline.close()
-    return RunPlan(specification, dataset, order, example, network, numbers)
+    stream = reader.fingerprint() if isinstance(dataset.train, StreamSplit) else None
+    return RunPlan(specification, dataset, order, example, network, numbers, stream)
 
 
 def make_network_plan(

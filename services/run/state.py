@@ -140,6 +140,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
             "seed": specification.train.seed,
         },
         "last_batch": specification.data.last_batch,
+        "stream": plan.stream and f"a stream whose first samples have the digest {plan.stream}",
         "feedback": {
             "form": specification.feedback.form,
             "source": plan.network.feedback.source,
@@ -179,6 +180,7 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     keys = {
         "data_order": "train",
         "last_batch": "data.last_batch",
+        "stream": "data.factory",
         "feedback": "feedback",
         "optimizer": "train.optimizer.factory",
         "scheduler": "train.scheduler.factory",

@@ -6,6 +6,8 @@ from typing import Any
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder
+from lowdimfa.data.splits import Split
+from lowdimfa.data.streams import StreamSplit
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
 from lowdimfa.services.spec.section import Rule, taken
@@ -47,10 +49,11 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
     )
 
 
-def batch_order(specification: Specification, samples: int) -> BatchOrder:
-    """Return the order in which a run draws so many training samples."""
+def batch_order(specification: Specification, split: Split) -> BatchOrder:
+    """Return the order in which a run draws the training samples."""
     train, last_batch = specification.train, specification.data.last_batch
-    return BatchOrder(samples, train.batch_size, train.microbatches, train.seed, last_batch)
+    shuffled = not isinstance(split, StreamSplit)
+    return BatchOrder(len(split), train.batch_size, train.microbatches, train.seed, last_batch, shuffled)
 
 
 def _factory(section: Any, key: str) -> FactoryConfig:

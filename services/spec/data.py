@@ -15,7 +15,7 @@ class DataSection(Section):
     factory: Factory = Field(
         description="What makes the data: called with `args`, returns a `lowdimfa.data.Dataset`, four "
         "tensors or NumPy arrays (training inputs and targets, test inputs and targets), or a training and a test "
-        "map-style `torch.utils.data.Dataset`; [data.md](data.md) has the details."
+        "`torch.utils.data.Dataset`, map-style or iterable; [data.md](data.md) has the details."
     )
     args: Args = Field({}, description="Keyword arguments of the factory.")
     validation: float = Field(
@@ -33,7 +33,7 @@ class DataSection(Section):
 
     collate: Factory | None = Field(
         None,
-        description="What puts the items of map-style data sets together: a function of a list of items that returns a "
+        description="What puts the items of data sets together: a function of a list of items that returns a "
         "batch, `(input, target)`, or a mapping with `labels`, as `collate_fn` of torch's `DataLoader`. It pads items of "
         "unequal shapes to one length.",
     )

@@ -192,6 +192,12 @@ class TrainSection(Section):
     activations: Precision = of(TrainingConfig, "activations")
     compile: bool = of(TrainingConfig, "compile")
     grad_clip: float | None = of(UpdateConfig, "grad_clip")
+    steps_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        description="Steps after which an epoch of training samples from an iterable data set ends, and the next begins "
+        "the stream anew; needed where that has no length. Of map-style data sets an epoch is all samples.",
+    )
     limit_samples: int | None = Field(
         None, ge=1, description="Train on only the first so many samples; null means all."
     )

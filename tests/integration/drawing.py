@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset
 
 from lowdimfa.data import Dataset, TensorSplit
 
@@ -33,6 +35,30 @@ class Turned(TorchDataset[tuple[Tensor, int]]):
         turns = (int(torch.randint(4, ())) + random.randrange(4) + int(numpy.random.randint(4))) % 4
         ramp = torch.arange(64.0).view(1, 8, 8) / 32 - 1
         return torch.rot90(ramp, turns, (1, 2)) + 0.1 * torch.randn(1, 8, 8), turns
+
+
+class Streamed(IterableDataset[tuple[Tensor, int]]):
+    """The same in an order that is drawn too, from a buffer, and differs from epoch to epoch."""
+
+    def __init__(self, samples: int, buffer: int = 8) -> None:
+        self.items, self.buffer, self.epoch = Turned(samples), buffer, -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        held = [(torch.full((1, 8, 8), self.epoch / 8), self.epoch % 4)]
+        for index in range(self.items.samples - 1):
+            held.append(self.items[index])
+            if len(held) > self.buffer:
+                yield held.pop(random.randrange(len(held)))
+        random.shuffle(held)
+        yield from held
+
+
+def streamed(samples: int = 200, test: int = 300) -> tuple[Streamed, Streamed]:
+    """Return training and test samples that come one after the other."""
+    return Streamed(samples), Streamed(test)
 
 
 def turned(samples: int = 300) -> tuple[Turned, Turned]:

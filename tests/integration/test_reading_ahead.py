@@ -70,7 +70,7 @@ def test_whatever_is_asked_for_next_is_read() -> None:
     """As after a loss, which takes a block back, or where a segment of steps ends early."""
     given = parse_specification(plain(2), "test")
     dataset = load_dataset(given)
-    reader = Reader(dataset, batch_order(given, len(dataset.train)))
+    reader = Reader(dataset, batch_order(given, dataset.train))
     ahead = read_ahead(given, reader, STEPS)
     asked = random.Random(0).choices(
         [*((step, part) for step in range(STEPS) for part in range(4)), (0, -1)], k=24
@@ -155,7 +155,7 @@ sys.path.insert(0, sys.argv[1])
 from test_reading_ahead import STEPS, Reader, batch_order, load_dataset, parse_specification, plain, read_ahead, Ticket
 given = parse_specification(plain(1), "test")
 data = load_dataset(given)
-ahead = read_ahead(given, Reader(data, batch_order(given, len(data.train))), STEPS)
+ahead = read_ahead(given, Reader(data, batch_order(given, data.train)), STEPS)
 ahead.microbatch(Ticket(0, 0))
 print("reading", flush=True)
 sys.stdin.read()

@@ -115,9 +115,7 @@ def test_what_is_no_batch_is_refused(kind: str) -> None:
 
 def test_data_without_items_have_nothing_to_put_together() -> None:
     tensors = [torch.zeros(4, 2), torch.zeros(4)] * 2
-    with pytest.raises(
-        InputError, match=r"^data\.collate: found a function for list; expected two map-style"
-    ):
+    with pytest.raises(InputError, match=r"^data\.collate: found a function for list; expected two Datasets"):
         as_dataset(tensors, "data.factory", padded)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from lowdimfa.data import BatchOrder, ItemSplit, Reader, as_dataset
@@ -28,13 +28,6 @@ class Items(TorchDataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._make(index)
-
-
-class Stream(IterableDataset[Any]):
-    """Items without numbers."""
-
-    def __iter__(self) -> Iterator[Any]:
-        yield torch.zeros(3), 0
 
 
 class WrongNumber(Items):
@@ -92,7 +85,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a tensor": (lambda: TensorDataset(torch.zeros(4, 2)), "found a tuple of 1 as item 0; expected"),
     "a bare tensor": (lambda: Items(lambda index: torch.zeros(2)), "found a Tensor as item 0; expected"),
-    "a stream": (Stream, r"found a data set without items by number \(Stream\); expected map-style"),
     "no length": (
         lambda: type("Endless", (), {"__getitem__": lambda self, index: 0})(),
         r"found a data set without items by number \(Endless\)",
