@@ -51,7 +51,7 @@ class DecoupledTrainer:
         An `nn.Module`, which isn't changed: the run begins with its weights. Or a list of modules, or a callable that
         returns one of these, called with random numbers that depend on ``seed`` alone.
     data
-        Four tensors or arrays (training inputs and targets, test inputs and targets), two map-style data sets, a
+        Four tensors or arrays (training inputs and targets, test inputs and targets), two data sets, a
         `lowdimfa.data.Dataset`, or a callable that returns one of these.
     collate
         Makes a batch of a list of items, as ``collate_fn`` of `torch.utils.data.DataLoader`.

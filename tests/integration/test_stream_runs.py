@@ -57,8 +57,6 @@ def test_a_stream_that_is_too_short_is_named_with_the_steps_it_has(tmp_path: Pat
         options = plain(args={"samples": samples, "test": 16}, steps=20, steps_per_epoch=steps)
         with pytest.raises(InputError, match=message):
             fitted(tmp_path / f"{steps}", options, engine="local")
-    with thread_fleet(options, tmp_path / "threads") as fleet, pytest.raises(InputError, match=message):
-        fleet.run(0, 20)
 
 
 _CALLS = itertools.count()
@@ -88,7 +86,7 @@ def test_a_stream_that_cannot_be_repeated_is_refused_before_training(tmp_path: P
     options = plain("test_stream_runs:unlike", steps=4)
     fitted(tmp_path / "unlike", options, engine="local")
     with pytest.raises(
-        InputError, match="a stream whose first samples have the digest .* in a run that is resumed"
+        InputError, match=r"a stream whose first samples have the digest .* in a run that is resumed"
     ):
         fitted(tmp_path / "unlike", options, engine="local", resume_step=4)
 
