@@ -230,6 +230,11 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._require_own: Callable[[], None] = lambda: None
+
+    def guard(self, require_own: Callable[[], None]) -> None:
+        """Copy and delete nothing any more once this raises: the run is another trainer's, and so are the copies."""
+        self._require_own = require_own
 
     def update(self, only: Callable[[str], bool] = lambda name: True) -> str:
         """Copy each file that is new, or has changed since it was copied last; return why that isn't possible, or ""."""
@@ -249,8 +254,12 @@ class Mirror:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        self.update()
-        if self._objects is not None and TARGETS in self._sent and not (self._folder / TARGETS).exists():
+        if (
+            not self.update()
+            and self._objects is not None
+            and TARGETS in self._sent
+            and not (self._folder / TARGETS).exists()
+        ):
             with suppress(OSError):
                 self._objects.delete(TARGETS)
 
@@ -262,6 +271,10 @@ class Mirror:
             pause = max(COPY_SECONDS, (time.monotonic() - began) / COPY_SHARE)
 
     def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
+        try:
+            self._require_own()
+        except (InputError, OSError) as error:
+            return str(error)
         # Folders may vanish meanwhile, which this passes over.
         for path in sorted(
             Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
