@@ -273,8 +273,10 @@ class Mirror:
     def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
         try:
             self._require_own()
-        except (InputError, OSError) as error:
-            return str(error)
+        except InputError as error:
+            return error.message
+        except OSError as error:
+            return f"{objects.address} can't be read: {error.strerror}"
         # Folders may vanish meanwhile, which this passes over.
         for path in sorted(
             Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
