@@ -174,11 +174,10 @@ def named(place: Place, patience: float = PATIENCE) -> bool:
 
 
 def _has_name(objects: Objects) -> bool:
-    try:
+    with suppress(FileNotFoundError):
         objects.read(_NAMED)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def unname(place: Place) -> None:
@@ -192,9 +191,8 @@ def unname(place: Place) -> None:
     (work_dir(place) / _NAMED).unlink(missing_ok=True)
     if is_address(place):
         try:
-            Objects(str(place)).delete(_NAMED)
-        except FileNotFoundError:
-            pass
+            with suppress(FileNotFoundError):
+                Objects(str(place)).delete(_NAMED)
         except OSError as error:
             raise refusal("the run can't begin anew", str(place), error) from error
 
@@ -282,9 +280,8 @@ class Mirror:
             Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
         ):
             name = path.relative_to(self._folder).as_posix()
-            if name.split("/")[0] in _APART or path.name.endswith(".partial"):
-                continue
-            if not (self._wanted(name) and only(name)):
+            ours = name.split("/")[0] not in _APART and not path.name.endswith(".partial")
+            if not (ours and self._wanted(name) and only(name)):
                 continue
             try:
                 if path.is_file() and (stamp := _stamp(path)) != self._sent.get(name):
