@@ -107,10 +107,19 @@ class CheckpointStore:
     def abandon(self) -> None:
         """Remove what a checkpoint that isn't completed left, as far as that is possible."""
         with suppress(OSError, InputError):
-            self._require_own()
+            self.require_own()
             leftovers.sweep(self._storage)
 
-    def _require_own(self) -> None:
+    def require_own(self) -> None:
+        """Refuse to go on if another trainer has claimed these checkpoints since `claim`.
+
+        Raises
+        ------
+        InputError
+            One has.
+        OSError
+            The storage doesn't say.
+        """
         if self._token and self._storage.read(_OWNER) != self._token.encode():
             raise InputError(
                 f"run directory {self._place}",
@@ -152,7 +161,7 @@ class CheckpointStore:
             object store is at fault.
         """
         with self._attempt(step):
-            self._require_own()
+            self.require_own()
             return self._commit(step, entries, meta, kept)
 
     def _commit(

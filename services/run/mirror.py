@@ -174,11 +174,10 @@ def named(place: Place, patience: float = PATIENCE) -> bool:
 
 
 def _has_name(objects: Objects) -> bool:
-    try:
+    with suppress(FileNotFoundError):
         objects.read(_NAMED)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def unname(place: Place) -> None:
@@ -192,9 +191,8 @@ def unname(place: Place) -> None:
     (work_dir(place) / _NAMED).unlink(missing_ok=True)
     if is_address(place):
         try:
-            Objects(str(place)).delete(_NAMED)
-        except FileNotFoundError:
-            pass
+            with suppress(FileNotFoundError):
+                Objects(str(place)).delete(_NAMED)
         except OSError as error:
             raise refusal("the run can't begin anew", str(place), error) from error
 
@@ -230,6 +228,11 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._require_own: Callable[[], None] = lambda: None
+
+    def guard(self, require_own: Callable[[], None]) -> None:
+        """Copy and delete nothing any more once this raises: the run is another trainer's, and so are the copies."""
+        self._require_own = require_own
 
     def update(self, only: Callable[[str], bool] = lambda name: True) -> str:
         """Copy each file that is new, or has changed since it was copied last; return why that isn't possible, or ""."""
@@ -249,8 +252,12 @@ class Mirror:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        self.update()
-        if self._objects is not None and TARGETS in self._sent and not (self._folder / TARGETS).exists():
+        if (
+            not self.update()
+            and self._objects is not None
+            and TARGETS in self._sent
+            and not (self._folder / TARGETS).exists()
+        ):
             with suppress(OSError):
                 self._objects.delete(TARGETS)
 
@@ -262,14 +269,19 @@ class Mirror:
             pause = max(COPY_SECONDS, (time.monotonic() - began) / COPY_SHARE)
 
     def _update(self, objects: Objects, only: Callable[[str], bool]) -> str:
+        try:
+            self._require_own()
+        except InputError as error:
+            return error.message
+        except OSError as error:
+            return f"{objects.address} can't be read: {error.strerror}"
         # Folders may vanish meanwhile, which this passes over.
         for path in sorted(
             Path(parent, file) for parent, _, files in os.walk(self._folder) for file in files
         ):
             name = path.relative_to(self._folder).as_posix()
-            if name.split("/")[0] in _APART or path.name.endswith(".partial"):
-                continue
-            if not (self._wanted(name) and only(name)):
+            ours = name.split("/")[0] not in _APART and not path.name.endswith(".partial")
+            if not (ours and self._wanted(name) and only(name)):
                 continue
             try:
                 if path.is_file() and (stamp := _stamp(path)) != self._sent.get(name):

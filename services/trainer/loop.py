@@ -71,7 +71,8 @@ class TrainingLoop:
         store = self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
         self._seconds, self._done = 0.0, 0
-        self._saving = Saving(plan, engine, store, mirror or Mirror(place), self._emit, self._warn)
+        self._mirror = mirror or Mirror(place)
+        self._saving = Saving(plan, engine, store, self._mirror, self._emit, self._warn)
         periods: list[tuple[int, Callable[[], None]]] = [
             (run.alignment_every if aligns(plan.network) else 0, self._align),
             (run.evaluate_every_epochs * plan.order.steps_per_epoch, self._evaluate),
@@ -111,6 +112,7 @@ class TrainingLoop:
             self._seconds = float(manifest.meta.get("seconds", 0.0))
             self._saving.go_on(manifest)
         self._store.claim()
+        self._mirror.guard(self._store.require_own)
         self._started(self._recovery.start(self._saving.saved))
         try:
             while not (self._train() and self._conclude()):

@@ -196,7 +196,10 @@ class Saving:
         flight = self._flight
         if flight is None:
             return
-        if isinstance(loss, BlockLostError) and loss.block in flight.writing.missing():
+        leader = (
+            isinstance(loss, BlockLostError) and not loss.replica
+        )  # which writes for all replicas of its block
+        if leader and loss.block in flight.writing.missing():
             flight.give_up(loss)
         with contextlib.suppress(PeerError, NotFiniteError):  # what is lost is about to be replaced
             self.settle(self._liveness)

@@ -198,6 +198,12 @@ def test_a_block_that_is_lost_while_it_writes_leaves_no_checkpoint_and_is_not_wa
         ]
 
 
+def test_a_checkpoint_is_completed_though_a_replica_is_lost_that_writes_none_of_it(tmp_path: Path) -> None:
+    engine = SlowEngine({6: 10}, [("run_steps", 7, BlockLostError("lost", block=1, replica=1))])
+    logged = drive(engine, tmp_path / "run", on_failure="restart", keep=9, liveness_seconds=PATIENT)
+    assert of(logged, "recovered") == [("recovered", 6)]
+
+
 def test_a_run_that_fails_completes_what_is_in_flight(tmp_path: Path) -> None:
     engine = SlowEngine({6: 10}, [("run_steps", 7, LowdimfaError("a fault"))])
     with pytest.raises(LowdimfaError, match="a fault"):

@@ -379,6 +379,28 @@ def test_files_reach_another_machine(address: str, tmp_path: Path, monkeypatch: 
     }
 
 
+def test_a_trainer_that_lost_its_run_to_another_replaces_none_of_its_files(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors = []
+    for machine in ("one", "two"):
+        another_machine(tmp_path / machine, monkeypatch)
+        store, copies = CheckpointStore(address), Mirror(address)
+        store.claim()
+        copies.guard(store.require_own)
+        (work_dir(address) / "events.jsonl").write_text(machine)
+        (work_dir(address) / mirror.TARGETS).write_text(machine)
+        assert copies.update() == ""
+        mirrors.append((copies, work_dir(address)))
+    first, folder = mirrors[0]
+    (folder / "events.jsonl").write_text("one goes on")
+    (folder / mirror.TARGETS).unlink()
+    assert "another trainer" in first.update()
+    first.close()
+    there = Objects(address)
+    assert {there.read(name) for name in ("events.jsonl", mirror.TARGETS)} == {b"two"}
+
+
 def test_a_folder_that_vanishes_while_files_are_copied_is_passed_over(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
