@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lowdimfa.data.base import Task
 from lowdimfa.data.reading import Reader
-from lowdimfa.values import Inputs, Types, types_of
+from lowdimfa.errors import InputError
+from lowdimfa.values import Inputs, TensorType, Types, types_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,21 @@ class Example:
 
     @classmethod
     def of(cls, reader: Reader) -> Self:
-        """Return the example of a run's data."""
-        first = reader.training(torch.tensor([0])).inputs()
+        """Return the example of a run's data.
+
+        Raises
+        ------
+        InputError
+            Test inputs have another shape or type, for which the first evaluation would fail.
+        """
+        first, test = (draw(torch.tensor([0])).inputs() for draw in (reader.training, reader.test))
+        if isinstance(first, Tensor) and isinstance(
+            test, Tensor
+        ):  # inputs by name are looked at as they are read
+            kind, other = (TensorType(tuple(one.shape[1:]), one.dtype) for one in (first, test))
+            if kind != other:
+                found = f"{other} as a test input"
+                raise InputError("data.factory", found, f"{kind}, as the training inputs have it")
         kept = (
             torch.zeros_like(first)
             if isinstance(first, Tensor)

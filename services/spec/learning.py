@@ -210,7 +210,9 @@ class TrainSection(Section):
         {},
         description="What evaluations measure beside loss and accuracy, by name: an import path, or a mapping with "
         "`factory` and `args`. A list of import paths names each by its last part: [callbacks.md](callbacks.md#metrics).",
-        json_schema_extra={"expected": "a mapping from names to metrics, or a list of import paths"},
+        json_schema_extra={
+            "expected": "a mapping from names (letters, digits and _) to metrics, or a list of import paths"
+        },
     )
     log_every: int = Field(10, ge=1, description="Optimiser steps between progress reports.")
     per_block: dict[Annotated[int, Field(ge=0)], BlockOverrides] = Field(

@@ -171,7 +171,7 @@ def metric_sections(metrics: object) -> dict[str, Any]:
         raise InputError("metrics", found, "a mapping from names to metrics, or a list of metrics")
     named: dict[str, Any] = {}
     for index, each in enumerate(metrics):
-        name = metric_names([each])[0] if isinstance(each, str) else _name(each)
+        name = metric_names([each if isinstance(each, str) else _name(each)])[0]
         if name in named or isinstance(each, Mapping):
             twice = f"a second {name!r}" if name in named else "which has no name"
             expected = "a mapping from names to metrics"
@@ -182,10 +182,12 @@ def metric_sections(metrics: object) -> dict[str, Any]:
 
 def _metric(where: str, value: Any) -> dict[str, Any]:
     if not is_metric(value):
-        if isinstance(value, str | Mapping) or callable(value):
+        bare = isinstance(value, str) and metric_names([value]) == [value]
+        if not bare and (isinstance(value, str | Mapping) or callable(value)):
             return _section(value)
+        found = repr(value) if bare else f"a {type(value).__name__}"
         expected = "an object with reset, update and compute, a class of such, a function, or an import path"
-        raise InputError(where, f"a {type(value).__name__}", expected)
+        raise InputError(where, found, expected)
     try:
         return {"factory": Given.of(_name(value), deepcopy(value)), "args": {}}
     except Exception as error:  # whatever the user's classes raise

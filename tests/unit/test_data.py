@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowdimfa.data import BatchOrder, Dataset, TensorSplit, as_dataset
+from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError
+from lowdimfa.services.run.example import Example
 from lowdimfa.tickets import Ticket
 
 
@@ -164,3 +165,13 @@ def test_as_dataset_refuses_empty_splits() -> None:
 def test_as_dataset_refuses_tensors_of_unequal_length() -> None:
     with pytest.raises(InputError, match="3 inputs and 2 targets"):
         as_dataset((torch.ones(4), torch.ones(4), torch.ones(3), torch.ones(2)), "data.factory")
+
+
+@pytest.mark.parametrize("other", [torch.zeros(4, 5), torch.zeros(4, 6, dtype=torch.float64)])
+def test_test_samples_of_another_kind_are_refused_before_training(other: Tensor) -> None:
+    data = as_dataset((torch.zeros(4, 6), torch.zeros(4), other, torch.zeros(4)), "data.factory")
+    message = (
+        r"^data\.factory: found float.* as a test input; expected float32 of shape \[6\], as the training"
+    )
+    with pytest.raises(InputError, match=message):
+        Example.of(Reader(data, BatchOrder(4, 4, 1, seed=0)))

@@ -243,6 +243,14 @@ def highest(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.max()
 
 
+class Fixed:
+    """A class that has a metric."""
+
+    @staticmethod
+    def score(outputs: Tensor, targets: Tensor) -> float:
+        return 1.0
+
+
 def test_metrics_are_objects_classes_and_functions_and_those_that_are_given_stay_as_they_are(
     tmp_path: Path,
 ) -> None:
@@ -253,8 +261,8 @@ def test_metrics_are_objects_classes_and_functions_and_those_that_are_given_stay
     found = run.metrics["metrics"]
     assert [found[name] for name in "abcd"] == [8, 8, 16, 24] and count.seen == 99
     assert isinstance(found["e"], float)
-    named = trainer(metrics=[count, highest, lambda outputs, targets: 1.0]).specification.train
-    assert list(named.named_metrics) == ["Count", "highest", "lambda"]
+    named = trainer(metrics=[count, highest, lambda outputs, targets: 1.0, Fixed.score]).specification.train
+    assert list(named.named_metrics) == ["Count", "highest", "lambda", "score"]
     assert repr(named.named_metrics["Count"].factory) == "<object Count>"
 
 
@@ -265,7 +273,8 @@ def test_metrics_are_objects_classes_and_functions_and_those_that_are_given_stay
         ([{"factory": "a.b:c"}], r"^metrics\[0\]: found .*; expected a mapping from names"),
         (highest, r"^metrics: found a function; expected a mapping from names to metrics, or a list"),
         ({"x": 3}, r"^metrics\.x: found a int; expected an object with reset, update"),
-        ({"x y": highest}, r"^metrics\.x y: found the key 'x y'"),
+        ({"x y": highest}, r"^metrics\.x y: found the key 'x y'; expected a mapping from names \(letters"),
+        (["accuracy"], r"^metrics\[0\]: found 'accuracy'; expected an object with reset, update"),
         ({"x": lambda outputs: 1}, r"^metrics\.x: found a metric that fails on outputs"),
     ],
 )
