@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data._utils import worker as torch_worker
 
 from lowdimfa.data import items
 from lowdimfa.data.items import Samples
@@ -266,6 +267,7 @@ def _without_program() -> Iterator[None]:
 def _begin_work(number: int) -> None:
     work: Any = get_worker_info().dataset  # type: ignore[union-attr]
     work.begin(number)
+    torch_worker._worker_info = None  # by which streams take a share, in an order of its own
 
 
 def _end_with(process: Any) -> None:

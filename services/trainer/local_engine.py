@@ -79,6 +79,7 @@ class LocalEngine:
         self._place = place
         self._threads = ExitStack()
         self._timeline: TimelineWriter | None = None
+        self._aligned_on: tuple[Activation, torch.Tensor] | None = None
         self._writer = Writer[list[dict[str, Any]]]("checkpoint", plan.specification.run.liveness_seconds)
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
@@ -123,7 +124,9 @@ class LocalEngine:
 
     def align(self) -> Alignment:
         """Compare each block's update with the true gradient."""
-        inputs, targets = alignment_batch(self._plan)
+        if self._aligned_on is None:  # read once, as a stream's reader would have to go back and forth
+            self._aligned_on = alignment_batch(self._plan)
+        inputs, targets = self._aligned_on
         device = self._network.head.device
         return measure_alignment(
             self._network.blocks, self._network.head, inputs.to(device), targets.to(device)

@@ -113,6 +113,8 @@ def test_hugging_face_s_stream_gives_the_same_bits_in_threads(tmp_path: Path) ->
         fleet.run(4, STEPS)
         found = fleet.model_state()
     assert_same_bits(found, fitted(tmp_path / "local", options, engine="local"))
+    options["data"]["workers"] = 1  # of which such a stream takes each for one that has a share of its shards
+    assert_same_bits(fitted(tmp_path / "ahead", options, engine="local"), found)
 
 
 @pytest.mark.xdist_group("ray")
