@@ -7,6 +7,9 @@ TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
+# Of the integration tests, those that run in their own process and need what extras bring, or train whole networks.
+IN_PROCESS := average full_disk hugging_face language last_batch metrics own_metrics reading rehearsal report resume_state \
+	sparse tables token_files token_splits users_errors
 DIST_VENV := .venv-dist
 DIST_TOOLS := build==1.6.1 twine==7.0.0
 LOWEST_VENV := .venv-lowest
@@ -26,7 +29,7 @@ help:
 	@echo 'make test         run the tests but the slow ones (17 minutes on 2 cores)'
 	@echo 'make test-unit    run those that start no process (3 minutes)'
 	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
-	@echo 'make test-lowest  run the unit tests with the oldest versions of what is needed; downloads 3 GB; see docs/testing.md'
+	@echo 'make test-lowest  run the tests in one process with the oldest versions of what is needed; downloads 3 GB; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
@@ -102,7 +105,7 @@ test-unit: venv
 	@$(PYTEST) $(PARALLEL) -m 'not slow' tests/unit
 
 test-lowest: $(LOWEST_VENV)/complete
-	@OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) -m 'not slow' tests/unit
+	@OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) -m 'not slow' tests/unit $(IN_PROCESS:%=tests/integration/test_%.py)
 
 test-slow: venv
 	@$(PYTEST) $(PARALLEL) -m 'slow or hypothesis' --hypothesis-profile many tests
