@@ -12,13 +12,12 @@ from pathlib import Path
 
 from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.jobs import Job
+from lowdimfa.services.monitoring.journal import EVENTS
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.mirror import TARGETS
 from lowdimfa.services.run.objects import KEY, Objects
 from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.run_dir import targets_file
-
-EVENTS = "events.jsonl"
 
 LOOK_SECONDS = 1.0
 """Least pause between looks at a run in a store."""

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from lowdimfa.services.monitoring.line_file import WAITING_BYTES, LineFile, object_in, objects_in, to_json
 
+EVENTS = "events.jsonl"
+"""Name of a journal's file in the run directory."""
+
 Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
@@ -77,7 +80,7 @@ class Journal:
         *,
         limit: int = WAITING_BYTES,
     ) -> None:
-        self.path = run_dir / "events.jsonl"
+        self.path = run_dir / EVENTS
         self._sink, self._lost_at = sink, lost_at
         self._file = LineFile(self.path, limit, on_trouble=self._note_trouble, gap=_note_gap)
         self._begun: Position | None = None

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.monitoring.journal import EVENTS
 from lowdimfa.services.run.disk import refusal
 from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
 from lowdimfa.services.run.storage import Place
@@ -199,7 +200,7 @@ def unname(place: Place) -> None:
 
 def followed(name: str) -> bool:
     """Whether others look at a file while it grows: events, logs and what Prometheus can scrape."""
-    return name in ("events.jsonl", TARGETS) or name.startswith("logs/")
+    return name in (EVENTS, TARGETS) or name.startswith("logs/")
 
 
 def files_of(process: str) -> set[str]:

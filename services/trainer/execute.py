@@ -15,7 +15,7 @@ from lowdimfa.errors import (
     unforeseen,
 )
 from lowdimfa.services.callbacks.numbers import require_watched
-from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.monitoring.journal import EVENTS, Event, Journal
 from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
@@ -29,7 +29,7 @@ from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop
-from lowdimfa.services.trainer.request import EVENTS, EngineName, RunRequest
+from lowdimfa.services.trainer.request import EngineName, RunRequest
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
 from lowdimfa.services.trainer.watch import TrainerWatch
@@ -157,9 +157,7 @@ def execute(
             fetch(place, patience=liveness)
         else:
             forget(place)
-            fetch(
-                place, EVENTS.__contains__, liveness
-            )  # of attempts before a run was there, as a folder has them
+            fetch(place, EVENTS.__eq__, liveness)  # of attempts before a run was there, as a folder has them
         if own_process:
             keep_output(log_file(path, "trainer"))
         prepared = fresh or prepare(request)

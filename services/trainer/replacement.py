@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError, LowdimfaError, PeerError, RecoveriesUsedUpError, in_words
-from lowdimfa.services.monitoring.journal import Event, Journal, Sink
+from lowdimfa.services.monitoring.journal import EVENTS, Event, Journal, Sink
 from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, decide, history_in
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.spec import Specification
@@ -117,8 +117,7 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
     """
     failure = TrainerLost(silent=isinstance(cause, GetTimeoutError))
     targets_file(following.place).unlink(missing_ok=True)
-    events_alone = {"events.jsonl"}.__contains__
-    fetch(following.place, events_alone)
+    fetch(following.place, EVENTS.__eq__)
     with opened(Journal(following.folder, following.sink)) as journal:
         events = journal.read("failed", "finished", "recovering", "started")
         rules = Rules.of(specification)
@@ -137,7 +136,7 @@ def _recover(specification: Specification, following: _Following, stop: StopRequ
             step=following.step,
             recovery=going.recovery,
         )
-    Mirror(following.place, events_alone).update()
+    Mirror(following.place, EVENTS.__eq__).update()
     until = time.monotonic() + going.pause
     while (left := until - time.monotonic()) > 0 and not stop.made:  # the replacement will see to the stop
         time.sleep(min(left, PAUSE_LOOK))

@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lowdimfa.callback import Callback
-from lowdimfa.services.monitoring.journal import Journal, Sink
+from lowdimfa.services.monitoring.journal import EVENTS, Journal, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.mirror import fetch, unname, work_dir
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 
 EngineName = Literal["ray", "local"]
-EVENTS = frozenset({"events.jsonl"})
-"""Of a run's files those that say what has happened in it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class RunRequest:
             unname(self.run_dir)
         resume_step = self.resume_step if resume else None
         if resume_step is not None:
-            fetch(self.run_dir, EVENTS.__contains__)
+            fetch(self.run_dir, EVENTS.__eq__)
             # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
             saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
             # One that was completed, and whose event was not written any more, has removed the given one or left it.

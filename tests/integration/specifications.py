@@ -27,6 +27,23 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+SMALL: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+    "train": {
+        "steps": 12,
+        "batch_size": 16,
+        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
+        "log_every": 2,
+    },
+    "run": {"evaluate_every_epochs": 0},
+}
+"""A run of two blocks that takes next to no time."""
+
 
 def specification(
     model: str = "mlp", blocks: int = 4, q_rule: str = "hebbian", **sections: Any

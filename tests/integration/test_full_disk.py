@@ -18,6 +18,7 @@ import pytest
 import torch
 from disks import SmallDisk, small_disk
 from forked import forked
+from specifications import SMALL
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
 from lowdimfa.services.cli.main import main
@@ -32,22 +33,6 @@ from lowdimfa.services.spec import parse_specification, to_yaml
 from lowdimfa.services.trainer import postmortem
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.run_dir import RunDir, postmortem_file, read_run
-
-SPECIFICATION: dict[str, Any] = {
-    "model": {
-        "factory": "lowdimfa.models:mlp",
-        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-        "blocks": 2,
-    },
-    "data": {"factory": "lowdimfa.data:digits"},
-    "train": {
-        "steps": 12,
-        "batch_size": 16,
-        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
-        "log_every": 2,
-    },
-    "run": {"evaluate_every_epochs": 0},
-}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +169,7 @@ def test_targets_are_not_worth_a_run(disk: SmallDisk, caplog: pytest.LogCaptureF
 
 
 def test_what_describes_a_run_is_replaced_whole_or_not_at_all(disk: SmallDisk) -> None:
-    specification = parse_specification(SPECIFICATION, "the test")
+    specification = parse_specification(SMALL, "the test")
     with RunDir(disk.path / "run", resume=False) as run_dir:
         run_dir.describe(specification, {"blocks": []})
         run_dir.conclude("{}")
@@ -335,8 +320,8 @@ def test_a_run_goes_on_over_an_outage_and_its_log_is_complete(disk: SmallDisk) -
             disk.free()
 
     run_dir = disk.path / "run"
-    specification = SPECIFICATION | {"run": SPECIFICATION["run"] | {"tensorboard": False}}
-    specification["train"] = SPECIFICATION["train"] | {"log_every": 1}
+    specification = SMALL | {"run": SMALL["run"] | {"tensorboard": False}}
+    specification["train"] = SMALL["train"] | {"log_every": 1}
     result = DecoupledTrainer(specification, engine="local", run_dir=run_dir, on_event=outage).fit()
     assert result.metrics["steps"] == 12
     assert read(run_dir / "events.jsonl") == json.loads(json.dumps(seen))
@@ -350,7 +335,7 @@ def test_a_result_that_cannot_be_kept_is_said_and_written_by_a_resumed_run(disk:
         if event["event"] == "checkpoint":
             disk.fill()
 
-    specification = SPECIFICATION | {"run": SPECIFICATION["run"] | {"tensorboard": False, "timeline": False}}
+    specification = SMALL | {"run": SMALL["run"] | {"tensorboard": False, "timeline": False}}
     with pytest.raises(DiskFullError, match="its result can't be kept"):
         DecoupledTrainer(specification, engine="local", run_dir=run_dir, on_event=fill).fit()
     disk.free()
@@ -362,7 +347,7 @@ def test_a_result_that_cannot_be_kept_is_said_and_written_by_a_resumed_run(disk:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_output_that_finds_no_room_ends_no_run(form: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    (tmp_path / "spec.yaml").write_text(to_yaml(parse_specification(SPECIFICATION, "the test")))
+    (tmp_path / "spec.yaml").write_text(to_yaml(parse_specification(SMALL, "the test")))
     words = ["train", str(tmp_path / "spec.yaml"), "--engine", "local", "--format", form]
 
     def command() -> None:
@@ -379,7 +364,7 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
     seen: list[Event] = []
     run_dir = disk.path / "a run"
     run = {"tensorboard": False, "timeline": False, "checkpoint_every": 2, "evaluate_every_epochs": 0}
-    specification = SPECIFICATION | {"run": run}
+    specification = SMALL | {"run": run}
 
     def outage(event: Event) -> None:
         seen.append(event)
@@ -404,7 +389,7 @@ def test_checkpoints_without_room_are_events_and_only_the_last_one_is_needed(dis
         seen.append(event)
         disk.fill()
 
-    longer = specification | {"train": SPECIFICATION["train"] | {"steps": 18}}
+    longer = specification | {"train": SMALL["train"] | {"steps": 18}}
     seen.clear()
     with pytest.raises(DiskFullError, match=r"step-00000018|step 18") as caught:
         DecoupledTrainer(

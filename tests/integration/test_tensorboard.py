@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from specifications import SMALL
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
@@ -20,21 +21,7 @@ from lowdimfa.services.callbacks.tensorboard import TensorBoard
 from lowdimfa.services.spec import load_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
-SPECIFICATION: dict[str, Any] = {
-    "model": {
-        "factory": "lowdimfa.models:mlp",
-        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-        "blocks": 2,
-    },
-    "data": {"factory": "lowdimfa.data:digits"},
-    "train": {
-        "steps": 12,
-        "batch_size": 16,
-        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
-        "log_every": 2,
-    },
-    "run": {"evaluate_every_epochs": 0, "timeline": False, "alignment_every": 6},
-}
+SPECIFICATION = SMALL | {"run": SMALL["run"] | {"timeline": False, "alignment_every": 6}}
 
 
 def records(path: Path) -> Iterator[Any]:
