@@ -82,10 +82,15 @@ def text() -> Dataset:
 
 @cache
 def token_windows() -> Dataset:
-    """Return the tokens, which are made at the first use."""
+    """Return the tokens."""
+    return tokens(str(token_folder()), CONTEXT)
+
+
+def token_folder() -> Path:
+    """Return the folder of the tokens and their tokenizer, which are made at the first use."""
     folder = Path("runs/data") / f"shakespeare-{VOCABULARY}"
     prepare(Recipe(["shakespeare"], vocabulary=VOCABULARY), folder)
-    return tokens(str(folder), CONTEXT)
+    return folder
 
 
 NETWORKS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from benchmarks.gap import finetuning
 from benchmarks.gap.networks import CONTEXT, PERPLEXITY, TOKENS, VOCABULARY, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
 from lowdimfa.config import FeedbackConfig
@@ -96,6 +97,15 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
             (
                 BACKPROP,
                 *(in_blocks(rule, 6) for rule in (HEAD_INPUT, HIDDEN, READOUT, FROZEN, LOCAL, FIXED)),
+            )
+        ),
+    ),
+    "finetune": (
+        finetuning.NETWORK,
+        with_muon(
+            (
+                BACKPROP,
+                *(in_blocks(rule, 4, finetuning.STARTS) for rule in (HEAD_INPUT, FROZEN, LOCAL, FIXED)),
             )
         ),
     ),
