@@ -75,8 +75,8 @@ class Registry(Generic[T]):
         return cast(type[T], found)
 
     def is_built_in(self, kind: type[T]) -> bool:
-        """Return whether a class is one of the registry's own, not one derived from it."""
-        return self.name_of(kind) in self.built_in
+        """Return whether a class is of the registry's own modules, not one derived from it."""
+        return kind.__module__ in {path.partition(":")[0] for path in self.built_in.values()}
 
     @contextmanager
     def trying(self, kind: type[T], what: str) -> Iterator[None]:

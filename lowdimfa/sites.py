@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowdimfa.encoding import Encoder, State, decode
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.projection import PRule, WholeError
 from lowdimfa.feedback.rules import QRule, TransposedFeedback
 from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.set_taps import SetTap, tap_at
@@ -134,12 +134,18 @@ def pack_projection(rule: PRule) -> State:
     """Return ``P``, and what its rule keeps beside it; it raises as `pack_rules` does."""
     encoder = Encoder(P_RULES.key)
     kept = {"rule": P_RULES.name_of(type(rule)), "state": encoder.encode(rule.state(), "projection")}
-    return State({"head/P": rule.weights} | encoder.tensors, {"projection": kept})
+    whole = isinstance(rule, WholeError) and rule.is_identity
+    weights = {} if whole else {"head/P": rule.weights}
+    return State(weights | encoder.tensors, {"projection": kept})
 
 
 def load_projection(rule: PRule, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
     """Restore what `pack_projection` returned; what another rule kept is left."""
-    rule.weights.copy_(tensors["head/P"])
+    saved = tensors.get("head/P")  # without one it was the identity, with which any rule begins
+    if saved is not None and isinstance(rule, WholeError):
+        rule.restore(saved)
+    elif saved is not None:
+        rule.weights.copy_(saved)
     for kept in (part["projection"] for part in scalars if "projection" in part):
         if kept["rule"] == P_RULES.name_of(type(rule)):
             rule.load(decode(kept["state"], tensors, rule.state()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.projection import PcaProjection, PRule, WholeError
 from lowdimfa.feedback.readout import LocalReadout
 from lowdimfa.feedback.rules import QRule, TransposedFeedback
 from lowdimfa.rules import P_RULES, Q_RULES, Registry
@@ -74,7 +74,7 @@ def make_q_rule(
         return LocalReadout(features, shape.task_dim, generator)
     identity = feedback.q_start == "identity"
     if identity and Q_RULES.find(feedback.q_rule) is QRule:
-        return TransposedFeedback(make_projection(shape, feedback, training).weights)
+        return TransposedFeedback(make_projection(shape, feedback, training))
     columns = feedback_columns(shape, feedback)
     settings: dict[str, Any] = {
         "own_error": feedback.own_error,
@@ -95,7 +95,8 @@ def make_q_rule(
             "An error of fewer numbers than classes can't be told from a whole one without it.",
         )
     if identity:
-        weights.data.copy_(make_projection(shape, feedback, training).weights.t())
+        start = make_projection(shape, feedback, training)
+        weights.data.copy_(torch.eye(features) if isinstance(start, WholeError) else start.weights.t())
     return made
 
 
@@ -104,6 +105,8 @@ def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: Train
     seed = derive_seed(training.seed, "P")
     generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
     settings = {"p_lr": feedback.p_lr, "p_decay": feedback.p_decay, "p_every": feedback.p_every}
+    if shape.error_dim == shape.task_dim and P_RULES.find(feedback.p_rule) in (PRule, PcaProjection):
+        return WholeError(shape.task_dim)
     made = P_RULES.make(feedback.p_rule, seed, *dims, generator, **settings)
     weights: object = getattr(made, "weights", None)
     if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:

@@ -76,6 +76,40 @@ class PRule(Kept):
         )
 
 
+class WholeError(PRule):
+    """The identity, ``c = e``: what ``fixed`` and ``pca`` are at ``r = m``, where there is nothing to choose.
+
+    No ``(m, m)`` matrix is made or multiplied by, which for the outputs of a large vocabulary would outweigh the network;
+    unless a checkpoint brings one that another rule has turned.
+
+    Attributes
+    ----------
+    weights
+        Of shape ``(m, 0)`` as long as this is the identity.
+    """
+
+    def __init__(self, task_dim: int) -> None:
+        self.weights = torch.empty(task_dim, 0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing else was restored."""
+        return self.weights.shape[1] == 0
+
+    def restore(self, weights: Tensor) -> None:
+        """Take in a ``P`` of shape ``(m, m)``."""
+        if not torch.equal(weights, torch.eye(len(weights))):
+            self.weights = weights.to(self.weights.device, copy=True)
+
+    def project(self, error: Tensor) -> Tensor:
+        """Return the error itself, or what a restored ``P`` makes of it."""
+        return error.float() if self.is_identity else super().project(error)
+
+    def explained_energy(self, error: Tensor) -> float:
+        """Return 1, or 0 where there is no error."""
+        return float(error.any())
+
+
 class OjaProjection(PRule):
     """Oja's subspace rule ``ΔP = η P C (I − Pᵀ P)`` on the error's correlation ``C`` (arXiv:2502.20580).
 
@@ -116,7 +150,7 @@ class PcaProjection(PRule):
     is the same whatever the order and signs of the eigenvectors.
 
     A refresh solves an ``m × m`` eigenproblem in double precision on the processor, ``O(m³)``; a step adds
-    ``O(batch m²)``, as Oja's rule does. With ``r = m`` there is nothing to choose: ``P`` stays the identity.
+    ``O(batch m²)``, as Oja's rule does. It is for ``r < m``; else `WholeError` takes its place.
 
     Parameters
     ----------
@@ -140,21 +174,17 @@ class PcaProjection(PRule):
         if not 0 <= p_decay < 1 or p_every < 1:
             raise ValueError(f"p_decay is {p_decay} and p_every {p_every}; from 0 to below 1, and at least 1")
         self.p_decay, self.p_every = p_decay, p_every
-        self._chooses = error_dim < task_dim
-        self.running = torch.zeros(task_dim, task_dim) if self._chooses else torch.zeros(0, 0)
+        self.running = torch.zeros(task_dim, task_dim)
         self._correlation = torch.zeros_like(self.running)
         self.steps = 0
 
     def accumulate(self, error: Tensor) -> None:
         """Add the correlation of the errors of one micro-batch."""
-        if self._chooses:
-            rows = error.float().flatten(0, -2)
-            self._correlation += rows.t() @ rows
+        rows = error.float().flatten(0, -2)
+        self._correlation += rows.t() @ rows
 
     def step(self) -> None:
         """Let the running correlation follow, and refresh ``P`` when it is time."""
-        if not self._chooses:
-            return
         self.running.mul_(self.p_decay).add_(self._correlation)
         self._correlation.zero_()
         self.steps += 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.feedback.kept import Kept
+from lowdimfa.feedback.projection import PRule, WholeError
 
 
 class Errors(NamedTuple):
@@ -143,13 +144,13 @@ class TransposedFeedback(QRule):
     Parameters
     ----------
     projection
-        ``P`` before the first step, shape ``(error_dim, features)``. A square one is the identity, and nothing is kept.
+        ``P`` before the first step. Where that is the whole error, nothing is kept.
     """
 
-    def __init__(self, projection: Tensor) -> None:
-        self.error_dim, features = projection.shape
-        self._whole = self.error_dim == features
-        drawn = projection.new_empty(features, 0) if self._whole else projection.t().contiguous()
+    def __init__(self, projection: PRule) -> None:
+        self.error_dim = len(projection.weights)
+        self._whole = isinstance(projection, WholeError)
+        drawn = projection.weights if self._whole else projection.weights.t().contiguous()
         self.weights = nn.Parameter(drawn, requires_grad=False)
 
     @property

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
-from lowdimfa.feedback.projection import OjaProjection, PcaProjection, PRule
+from lowdimfa.feedback.projection import OjaProjection, PcaProjection, PRule, WholeError
 from lowdimfa.feedback.rules import (
     HebbianFeedback,
     ProbedFeedback,
@@ -255,6 +255,19 @@ def test_pca_keeps_its_rows_where_nothing_is_wrong() -> None:
     projection.accumulate(torch.zeros(4, 9))
     projection.step()
     assert torch.equal(projection.weights, before)
+
+
+def test_the_whole_error_is_the_identity_without_a_matrix_until_a_turned_one_is_restored() -> None:
+    whole, identity, error = WholeError(5), PRule(5, 5, generator()), normal(7, 5)
+    assert whole.weights.numel() == 0
+    assert torch.equal(whole.project(error), identity.project(error))
+    assert whole.explained_energy(error) == pytest.approx(identity.explained_energy(error))
+    whole.restore(torch.eye(5))
+    assert whole.is_identity
+    turned = torch.eye(5).roll(1, 0)
+    whole.restore(turned)
+    assert torch.equal(whole.project(error), error @ turned.t())
+    assert whole.weights.data_ptr() != turned.data_ptr()
 
 
 @pytest.mark.parametrize("args", [{"p_decay": 1.0}, {"p_decay": -0.1}, {"p_every": 0}])

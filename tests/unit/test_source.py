@@ -17,7 +17,7 @@ from lowdimfa.alignment import measure_alignment
 from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule
+from lowdimfa.feedback.projection import PRule, WholeError
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
 from lowdimfa.models import char_transformer, mlp, resnet, vit
@@ -374,7 +374,7 @@ def test_baselines_learn_as_without_it() -> None:
 
 
 def test_a_whole_error_needs_no_matrix() -> None:
-    rule = TransposedFeedback(torch.eye(4))
+    rule = TransposedFeedback(WholeError(4))
     error = torch.randn(3, 4)
     assert rule.weights.numel() == 0
     assert rule.deliver(error) is error
