@@ -11,6 +11,7 @@ from benchmarks.claims.claim import MODULES, Claim, Result, load
 from benchmarks.claims.comparison import CRITERION
 from benchmarks.claims.storing import Places, draw_stored, made_by_this_version, stored_claims
 from benchmarks.gap import closing
+from benchmarks.gap.grids import stored_tables
 from benchmarks.reporting import markdown_table, updated
 
 INTRO = f"""\
@@ -35,6 +36,12 @@ BUDGET = """\
   of everything whose feedback must be learned first. Where a GPU is found, larger settings are used.
 """
 
+LONG = """\
+## Long runs
+
+The broadcast form with ten times the work and more, all training samples, and the control of blocks that stay as drawn
+(`python -m benchmarks.gap`). *Gap* is to backpropagation by the same optimiser; in bold where it is beyond the target.
+"""
 NO_RESULT = "no stored result"
 _GAP = closing.CLAIM.name
 
@@ -72,7 +79,7 @@ def page(places: Places) -> str:
     found = stored_claims(places)
     sections = [_section(name, found.get(name)) for name in MODULES]
     minutes = sum(result["seconds"] for _, result in found.values()) / 60
-    return "\n".join([INTRO + BUDGET.format(minutes=minutes), _summary(found), *sections])
+    return "\n".join([INTRO + BUDGET.format(minutes=minutes), _summary(found), *sections, *_long(places)])
 
 
 def _summary(found: Mapping[str, tuple[Claim, Result]]) -> str:
@@ -107,6 +114,19 @@ def _section(name: str, found: tuple[Claim, Result] | None) -> str:
         f"{_made_by(result)}\n\n"
         f"<details>\n<summary>Configuration</summary>\n\n{configuration(result['configuration'])}\n\n</details>\n"
     )
+
+
+def _long(places: Places) -> list[str]:
+    """Return the sections of the long grids that have stored results."""
+    sections = [
+        f"### {name}\n\n{table}\n\n{_hours(result)}\n"
+        for name, result, table in stored_tables(places.results)
+    ]
+    return [LONG, *sections] if sections else []
+
+
+def _hours(result: Result) -> str:
+    return f"*Made by* `{result['command']}`; its runs took {result['seconds'] / 3600:.1f} hours of one core."
 
 
 def _made_by(result: Result) -> str:

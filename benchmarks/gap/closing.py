@@ -126,20 +126,20 @@ def networks_of(result: Result) -> list[Network]:
     return [network for network in NETWORKS.values() if network.label in result["summary"]]
 
 
-def network_table(result: Result, network: Network) -> str:
-    """Return all rules on a network; gaps are to backpropagation by the same optimiser."""
+def network_table(result: Result, network: Network, rules: Sequence[Rule] = ()) -> str:
+    """Return all rules on a network; gaps are to backpropagation by the same optimiser, in bold beyond a target."""
     found: Mapping[str, Any] = result["summary"][network.label]
-    rows = [
-        (
-            label,
-            mean_and_spread(entry["scores"], digits_of(network)),
-            "" if label == _reference(label) else _amount(network, _gap(result, network, label)),
-            f"{entry['rate']:g}",
-            str(len(entry["scores"])),
-        )
-        for label, entry in found.items()
-    ]
-    header = ("feedback", f"test {network.score}", "gap", "rate", "seeds")
+    targets = {rule.label: rule.target for rule in rules if rule.target is not None}
+    rows = []
+    for label, entry in found.items():
+        gap = "" if label == _reference(label) else _amount(network, _gap(result, network, label))
+        target = targets.get(label)
+        if target is not None and _gap(result, network, label) > target:
+            gap = f"**{gap}**"
+        aimed = [] if not targets else ["" if target is None else _amount(network, target)]
+        score = mean_and_spread(entry["scores"], digits_of(network))
+        rows.append((label, score, gap, *aimed, f"{entry['rate']:g}", str(len(entry["scores"]))))
+    header = ("feedback", f"test {network.score}", "gap", *(["target"] if targets else []), "rate", "seeds")
     return f"{network.label}:\n\n{markdown_table(header, rows)}"
 
 

@@ -79,7 +79,6 @@ NETWORK = FineTuned(
     epochs=5,
     batch_size=32,
     grid=tuple(Update(rate) for rate in (2.5e-4, 5e-4, 1e-3)),
-    target=0.01,
     score=PERPLEXITY,
 )
 STARTS = tuple(f"layer_{2 * block}" for block in range(1, DEPTH // 2))

@@ -18,6 +18,11 @@ HEAD_INPUT = Rule("error of the head's input", FeedbackConfig(source="head_input
 HIDDEN = Rule("error of the output layer's input", FeedbackConfig(source="hidden"))
 
 
+def aiming(rule: Rule, target: float) -> Rule:
+    """Return a rule with a target."""
+    return replace(rule, target=target)
+
+
 def in_blocks(rule: Rule, blocks: int, starts: tuple[str, ...] = ()) -> Rule:
     """Return a rule in another number of blocks, or in as many that begin at these layers."""
     return replace(rule, label=f"{rule.label}, K = {blocks}", blocks=starts or blocks)
@@ -49,7 +54,6 @@ LANGUAGE_MODEL = Network(
     samples=16_000,
     epochs=5,
     batch_size=32,
-    target=0.02,
     score=PERPLEXITY,
 )
 RESNET = Network(
@@ -59,7 +63,6 @@ RESNET = Network(
     "CIFAR-10",
     samples=41_600,
     epochs=15,
-    target=1.0,
 )
 VIT = Network(
     "vision transformer of 8 layers in 6 blocks, CIFAR-10, full data, 12 epochs",
@@ -68,7 +71,6 @@ VIT = Network(
     "CIFAR-10",
     samples=41_600,
     epochs=12,
-    target=1.0,
 )
 
 ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
@@ -77,11 +79,11 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
         with_muon(
             (
                 BACKPROP,
-                by_layers(HEAD_INPUT, 4),
+                aiming(by_layers(HEAD_INPUT, 4), 0.02),
                 by_layers(FROZEN, 4),
-                by_layers(narrower(4), 4),
-                by_layers(HEAD_INPUT, 8),
-                by_layers(narrower(8), 4),
+                aiming(by_layers(narrower(4), 4), 0.03),
+                aiming(by_layers(HEAD_INPUT, 8), 0.04),
+                aiming(by_layers(narrower(8), 4), 0.06),
                 by_layers(HIDDEN, 4),
                 by_layers(FROZEN, 8),
                 by_layers(LOCAL, 4),
@@ -90,13 +92,14 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
             )
         ),
     ),
-    "resnet": (RESNET, with_muon((BACKPROP, HEAD_INPUT, READOUT, FROZEN, LOCAL, FIXED))),
+    "resnet": (RESNET, with_muon((BACKPROP, aiming(HEAD_INPUT, 1.0), READOUT, FROZEN, LOCAL, FIXED))),
     "vit6": (
         VIT,
         with_muon(
             (
                 BACKPROP,
-                *(in_blocks(rule, 6) for rule in (HEAD_INPUT, HIDDEN, READOUT, FROZEN, LOCAL, FIXED)),
+                aiming(in_blocks(HEAD_INPUT, 6), 1.0),
+                *(in_blocks(rule, 6) for rule in (HIDDEN, READOUT, FROZEN, LOCAL, FIXED)),
             )
         ),
     ),
@@ -105,7 +108,8 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
         with_muon(
             (
                 BACKPROP,
-                *(in_blocks(rule, 4, finetuning.STARTS) for rule in (HEAD_INPUT, FROZEN, LOCAL, FIXED)),
+                aiming(in_blocks(HEAD_INPUT, 4, finetuning.STARTS), 0.01),
+                *(in_blocks(rule, 4, finetuning.STARTS) for rule in (FROZEN, LOCAL, FIXED)),
             )
         ),
     ),

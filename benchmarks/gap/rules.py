@@ -18,12 +18,15 @@ class Rule:
     ----------
     blocks
         How many, or at which layers the later ones begin.
+    target
+        Largest gap to backpropagation that is aimed at: in points, or for text as a share. It decides no figure.
     """
 
     label: str
     feedback: FeedbackConfig
     blocks: int | tuple[str, ...] = BLOCKS
     muon: bool = False
+    target: float | None = None
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""

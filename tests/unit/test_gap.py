@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from benchmarks.claims.claim import Claim, RunSettings
+from benchmarks.claims.page import page
 from benchmarks.claims.settings import Update
 from benchmarks.claims.storing import Places
 from benchmarks.claims.training import Trained
 from benchmarks.gap import __main__ as long_grids
-from benchmarks.gap import blocks, closing, dimension, finetuning, residual, trials
+from benchmarks.gap import blocks, closing, dimension, finetuning, grids, residual, trials
+from benchmarks.gap.grids import GRIDS
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import ACCURACY, BITS, CONTEXT, NETWORKS, TEXT, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, HEBBIAN, LOCAL, READOUT, Rule, by_muon
@@ -194,11 +196,17 @@ def test_the_frozen_control_changes_no_block_and_muon_is_what_it_says() -> None:
     assert {type(stage.updater.optimizer).__name__ for stage in blocks.stages} == {"Muon"}
 
 
+def tiny(monkeypatch: pytest.MonkeyPatch, network: Network = TINY) -> None:
+    """Let the long grids be of a tiny network."""
+    gap = replace(GRIDS["gap"], networks={"mlp": network})
+    for module in (long_grids, grids):
+        monkeypatch.setattr(module, "GRIDS", {"gap": gap})
+
+
 def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gap = long_grids._GRIDS["gap"]
-    monkeypatch.setattr(long_grids, "_GRIDS", {"gap": replace(gap, networks={"mlp": TINY})})
+    tiny(monkeypatch)
     places = Places(tmp_path / "results", tmp_path / "docs", tmp_path / "runs.jsonl")
     made: list[str] = []
     limits = [5, 1000]
@@ -220,6 +228,29 @@ def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
     assert len(made) <= len(grid) + 1
     assert (places.results / "long-gap-mlp.json").exists()
     assert "backpropagation, Muon" in capsys.readouterr().out
+    section = page(places).split("### long-gap-mlp")[1]
+    assert TINY.label in section
+    assert "`python -m benchmarks.gap gap --rows mlp --seeds 1`" in section
+
+
+def test_a_try_of_a_long_grid_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny(monkeypatch, replace(TINY, samples=2 * TINY.samples))
+    places = Places(tmp_path / "results", tmp_path / "docs", tmp_path / "runs.jsonl")
+    short = ["gap", "--rows", "mlp", "--seeds", "1", "--rules", "1", "--work", "0.5"]
+    assert long_grids.main(short, places) == 0
+    assert not places.results.exists()
+
+
+def test_a_gap_beyond_the_target_of_its_rule_is_in_bold() -> None:
+    near, far = (replace(READOUT, label=label, target=1.0) for label in ("near", "far"))
+    means = {BACKPROP.label: 90.0, "near": 89.5, "far": 88.0, LOCAL.label: 80.0}
+    table = closing.network_table(
+        result({NETWORKS["mlp"].label: means}), NETWORKS["mlp"], (BACKPROP, near, far, LOCAL)
+    )
+    gaps = {
+        line.split("|")[1].strip(): line.split("|")[3].strip() for line in table.splitlines() if "|" in line
+    }
+    assert (gaps["near"], gaps["far"], gaps[LOCAL.label]) == ("0.50", "**2.00**", "10.00")
 
 
 @pytest.mark.parametrize("arguments", [["--rows", "mlp,tree"], ["width"], ["--work", "2"], ["--seeds", "0"]])

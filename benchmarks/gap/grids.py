@@ -1,0 +1,89 @@
+"""The grids of long runs: what each trains on its networks, and the tables of what is stored of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.claim import Result, RunSettings
+from benchmarks.claims.storing import read_json
+from benchmarks.gap import closing, dimension, residual
+from benchmarks.gap.long import ROWS
+from benchmarks.gap.networks import Network
+from benchmarks.gap.rules import Rule
+from benchmarks.gap.sweeps import Sweep
+
+ALL = sys.maxsize
+"""As many rules as there are."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run on some networks.
+
+    Attributes
+    ----------
+    name
+        In the command.
+    networks
+        By the name of their row.
+    run
+        Gets a row, its network, how many of the rules at most, and the settings; returns what is stored.
+    table
+        Gets a row, its network, and what is stored.
+    """
+
+    name: str
+    networks: dict[str, Network]
+    run: Callable[[str, Network, int, RunSettings], dict[str, Any]]
+    table: Callable[[str, Network, Result], str]
+
+    def stored(self, row: str) -> str:
+        """Return the name under which a row's result is stored."""
+        return f"long-{self.name}-{row}"
+
+
+def stored_tables(results: Path) -> Iterator[tuple[str, Result, str]]:
+    """Yield name, result and table of all rows that have a stored result."""
+    for grid in GRIDS.values():
+        for row, network in grid.networks.items():
+            path = results / f"{grid.stored(row)}.json"
+            if path.exists():
+                result = read_json(path)
+                yield grid.stored(row), result, grid.table(row, network, result)
+
+
+def _closing(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
+    def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
+        return closing.run_on([network], settings, rules_of(row)[:most])
+
+    def table(row: str, network: Network, result: Result) -> str:
+        return closing.network_table(result, network, rules_of(row))
+
+    return {"run": run, "table": table}
+
+
+def _swept(network: Network, most: int = ALL) -> Sweep:
+    return replace(dimension.SWEEP, networks=(network,), lines=dimension.SWEEP.lines[:most])
+
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        Grid("gap", ROWS, **_closing(lambda row: closing.RULES)),
+        Grid(
+            "dimension",
+            ROWS,
+            run=lambda row, network, most, settings: _swept(network, most).run(settings),
+            table=lambda row, network, result: _swept(network).tables(result),
+        ),
+        Grid(
+            "residual",
+            {row: network for row, (network, _) in residual.ROWS.items()},
+            **_closing(lambda row: residual.ROWS[row][1]),
+        ),
+    )
+}
