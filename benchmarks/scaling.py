@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import RESULTS, environment, markdown_table, update_page, write_result
+from lowdimfa.services.lab.simulation.backpropagation import BACKPROPAGATION
+from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
-from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import simulate
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = (2, 4, 8, 16, 64, 256, 1024)
