@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.scaling`` simulates every schedule for every number of blocks and every bandwidth. All blocks are
 alike: with more blocks the network is deeper, and each block has as much to do. ``--write`` stores the result and draws
-it; ``--draw`` draws what is stored.
+it; ``--draw`` draws what is stored. ``--map`` does only what `benchmarks.scaling_map` has.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import RESULTS, environment, markdown_table, update_page, write_result
+from benchmarks.scaling_map import map_table, measure_map, measure_trouble, trouble_table
+from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
-from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import simulate
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = (2, 4, 8, 16, 64, 256, 1024)
 MEGABITS = (25.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
-SCHEDULES = (*BACKPROPAGATION, *map(schedule_name, (0, 1, 4)))
+SCHEDULES = ("gpipe", "1f1b", "zero-bubble", *map(schedule_name, (0, 1, 4)))
 DEEP = schedule_name(16)
 """Simulated with the fastest links alone: what it takes to keep so many blocks busy."""
 
@@ -44,6 +46,19 @@ def setting(blocks: int, megabits: float) -> Setting:
     )
 
 
+def configuration() -> dict[str, Any]:
+    """Return what all blocks have in common."""
+    return {
+        "forward_ms": 1e3 * COSTS.forward,
+        "update_ms": 1e3 * COSTS.update,
+        "step_ms": 1e3 * COSTS.step,
+        "microbatches": MICROBATCHES,
+        "microbatch_size": MICROBATCH_SIZE,
+        "activation_bytes": ACTIVATION_BYTES,
+        "error_bytes": ERROR_BYTES,
+    }
+
+
 def measure() -> dict[str, Any]:
     """Simulate everything and return the result with the configuration that made it."""
     rows: list[dict[str, Any]] = []
@@ -59,19 +74,21 @@ def measure() -> dict[str, Any]:
     return {
         "benchmark": "scaling",
         "command": "python -m benchmarks.scaling --write",
-        "configuration": {
-            "forward_ms": 1e3 * COSTS.forward,
-            "update_ms": 1e3 * COSTS.update,
-            "step_ms": 1e3 * COSTS.step,
-            "microbatches": MICROBATCHES,
-            "microbatch_size": MICROBATCH_SIZE,
-            "activation_bytes": ACTIVATION_BYTES,
-            "error_bytes": ERROR_BYTES,
-            "latency_ms": 1e3 * LATENCY,
-        },
+        "configuration": configuration() | {"latency_ms": 1e3 * LATENCY},
         "environment": environment(),
         "limit_samples_per_second": MICROBATCH_SIZE * full,
         "rows": rows,
+    }
+
+
+def measure_contests() -> dict[str, Any]:
+    """Simulate who wins where, and what trouble costs."""
+    return {
+        "benchmark": "scaling-map",
+        "command": "python -m benchmarks.scaling --map --write",
+        "configuration": configuration(),
+        "rows": measure_map(setting),
+        "trouble": measure_trouble(setting),
     }
 
 
@@ -116,19 +133,40 @@ def main() -> None:
     parser.add_argument(
         "--draw", action="store_true", help="the same from the stored result, without simulating"
     )
+    parser.add_argument("--map", action="store_true", help="who wins where, and nothing else")
     arguments = parser.parse_args()
-    stored = RESULTS / "scaling.json"
-    result = json.loads(stored.read_text()) if arguments.draw else measure()
-    print(table(result), flush=True)
-    if arguments.write:
-        write_result("scaling", result)
-    if arguments.write or arguments.draw:
-        from benchmarks.scaling_plots import draw  # only here: matplotlib takes a while to import
-
-        draw(result, DOCS / "figures")
-        update_page(DOCS / "scaling.md", "scaling", table(result))
+    makers = (
+        {"scaling-map": measure_contests}
+        if arguments.map
+        else {"scaling": measure, "scaling-map": measure_contests}
+    )
+    results = {}
+    for name, make in makers.items():
+        results[name] = json.loads((RESULTS / f"{name}.json").read_text()) if arguments.draw else make()
+        for part in parts(name, results[name]).values():
+            print(part, end="\n\n", flush=True)
+        if arguments.write:
+            write_result(name, results[name])
+        if arguments.write or arguments.draw:
+            publish(name, results[name])
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(results))
+
+
+def parts(name: str, result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of a result by their marks in the page."""
+    if name == "scaling":
+        return {"scaling": table(result)}
+    return {"map": map_table(result["rows"], rate), "trouble": trouble_table(result["trouble"])}
+
+
+def publish(name: str, result: Mapping[str, Any]) -> None:
+    """Put pictures and tables into the page."""
+    from benchmarks.scaling_plots import draw, draw_map  # only here: matplotlib takes a while to import
+
+    (draw if name == "scaling" else draw_map)(result, DOCS / "figures")
+    for mark, text in parts(name, result).items():
+        update_page(DOCS / "scaling.md", mark, text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from benchmarks.scaling_map import CONTESTS
 
 COLOURS = {
     "gpipe": "#9a9a9a",
@@ -24,6 +28,8 @@ COLOURS = {
 }
 NAMES = {"gpipe": "GPipe", "1f1b": "1F1B", "zero-bubble": "zero-bubble (ZB-H1)"}
 SHOWN_BLOCKS = (8, 64, 1024)
+DOUBLINGS = 2
+"""Of a ratio, where the map's colours end."""
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:
@@ -34,6 +40,66 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     _save(_over_blocks(result, rows, fastest), folder / "scaling-blocks.png")
     _save(_over_links(result, rows), folder / "scaling-links.png")
     _save(_traffic(rows, fastest), folder / "scaling-traffic.png")
+
+
+def draw_map(result: Mapping[str, Any], folder: Path) -> None:
+    """Draw who is how much faster, over bandwidth and latency, for every number of blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = result["rows"]
+    blocks, megabits, latencies = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("blocks", "megabits", "latency_ms")
+    )
+    figure, every = plt.subplots(
+        len(CONTESTS),
+        len(blocks),
+        figsize=(2.5 * len(blocks) + 1.4, 2.35 * len(CONTESTS)),
+        sharex=True,
+        sharey=True,
+    )
+    colours = matplotlib.colormaps["PuOr_r"]
+    scale = matplotlib.colors.TwoSlopeNorm(0, -DOUBLINGS, DOUBLINGS)
+    for line, (key, contest) in zip(every, CONTESTS.items(), strict=True):
+        for axes, number in zip(line, blocks, strict=True):
+            own = {
+                (row["latency_ms"], row["megabits"]): row["ours"] / max(row["rivals"].values())
+                for row in rows
+                if (row["contest"], row["blocks"]) == (key, number)
+            }
+            grid = [[own[latency, each] for each in megabits] for latency in latencies]
+            shown = axes.imshow(
+                [[math.log2(one) for one in part] for part in grid], colours, scale, aspect="auto"
+            )
+            _ratios(axes, grid)
+            axes.set_xticks(range(len(megabits)), [_link(each) for each in megabits])
+            axes.set_yticks(range(len(latencies)), [f"{each:g}" for each in latencies])
+        line[0].set_ylabel("latency, ms")
+        line[-1].text(
+            1.04, 0.5, textwrap.fill(contest.title, 22), transform=line[-1].transAxes, va="center", fontsize=9
+        )
+    for top, bottom, number in zip(every[0], every[-1], blocks, strict=True):
+        top.set_title(f"{number:,} blocks", fontsize=10)
+        bottom.set_xlabel("bandwidth, bit/s")
+    figure.tight_layout(rect=(0, 0.08, 0.99, 1))
+    bar = figure.colorbar(shown, cax=figure.add_axes((0.25, 0.055, 0.5, 0.014)), orientation="horizontal")
+    ticks = [2.0**power for power in range(-DOUBLINGS, DOUBLINGS + 1)]
+    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
+    bar.set_label("samples per second here, over the fastest rival's (above 1: here is faster)")
+    figure.savefig(folder / "scaling-map.png", dpi=100)
+    plt.close(figure)
+
+
+def _ratios(axes: Axes, grid: list[list[float]]) -> None:
+    for row, part in enumerate(grid):
+        for column, ratio in enumerate(part):
+            dark = abs(math.log2(ratio)) > 0.6 * DOUBLINGS
+            text = f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black"
+            )
+
+
+def _link(megabits: float) -> str:
+    return f"{megabits:g} M" if megabits < 1000 else f"{megabits / 1000:g} G"
 
 
 def _over_blocks(result: Mapping[str, Any], rows: list[dict[str, Any]], megabits: float) -> Any:

@@ -29,8 +29,9 @@ from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.runtime import Runtime
 from lowdimfa.services.lab.simulation.calibrate import WARM_UP, Measured, read_measured
 from lowdimfa.services.lab.simulation.fit import Costs, apart, fit_costs
+from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import Setting
-from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.run_dir import RunDir

@@ -13,8 +13,9 @@ from lowdimfa.feedback.making import ErrorShape, broadcast_width
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
 from lowdimfa.partitioning import BlockPlan
+from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
-from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.profile import make_bench
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,24 @@ import typer
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.display import aligned
 from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.troubles import Troubles
+from lowdimfa.services.lab.simulation.backpropagation import BACKPROPAGATION
 from lowdimfa.services.lab.simulation.calibrate import read_measured
 from lowdimfa.services.lab.simulation.fit import apart, resized
+from lowdimfa.services.lab.simulation.names import FORMATS, read_name, schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
-from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate, staleness_of
+from lowdimfa.services.lab.simulation.simulate import simulate
+from lowdimfa.services.lab.simulation.trouble import Trouble
 
 _DEFAULT = (*BACKPROPAGATION, *(schedule_name(staleness) for staleness in (0, 1, 2)))
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+class Policy(StrEnum):
+    """What becomes of a run that loses a block."""
+
+    rejoin = "rejoin"
+    restart = "restart"
 
 
 Runs = Annotated[
@@ -61,8 +73,47 @@ Window = Annotated[
 ]
 Schedules = Annotated[
     list[str] | None,
-    typer.Option("--schedule", help=f"A schedule, may be repeated. [{', '.join(_DEFAULT)}]"),
+    typer.Option(
+        "--schedule",
+        help="A schedule, may be repeated. With "
+        f"{', '.join(f'+{form}' for form in list(FORMATS)[1:])} or +x100 behind it, activations and gradients go in that "
+        f"format, or in 100 times fewer bytes. [{', '.join(_DEFAULT)}]",
+    ),
 ]
+CodingMs = Annotated[
+    float | None,
+    typer.Option(min=0, help="Coding such a message in one block, and decoding it in the next. [0]"),
+]
+Uneven = Annotated[
+    float | None,
+    typer.Option(min=0, help="Blocks take up to so much longer: 0.5 for 1 to 1.5 times, drawn from --seed."),
+]
+Factors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--factor", metavar="BLOCK=FACTOR", help="One block takes so many times as long; may be repeated."
+    ),
+]
+Slow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EVERY:FOR:FACTOR",
+        help="Stragglers: 60:5:3 lets each block take 3 times as long for 5 s, every 60 s on average, drawn from --seed.",
+    ),
+]
+Lost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EVERY:RECOVERY",
+        help="Losses: 3600:8 loses each block every hour on average; a process that takes its place is there after 8 s.",
+    ),
+]
+OnFailure = Annotated[
+    Policy, typer.Option(help="What this method does then; backpropagation goes back to the last checkpoint.")
+]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")]
+Seconds = Annotated[float, typer.Option(min=0, help="With --slow or --lost: simulated seconds.")]
+Seed = Annotated[int, typer.Option(help="For what is drawn.")]
 
 
 def simulate_command(
@@ -81,34 +132,50 @@ def simulate_command(
     cores: Cores = None,
     window: Window = None,
     schedules: Schedules = None,
+    coding_ms: CodingMs = None,
+    uneven: Uneven = None,
+    factors: Factors = None,
+    slow: Slow = None,
+    lost: Lost = None,
+    on_failure: OnFailure = Policy.rejoin,
+    checkpoint_every: CheckpointEvery = 100,
+    seconds: Seconds = 600.0,
+    seed: Seed = 0,
     form: FormatOption = Format.text,
 ) -> None:
     """Simulate this method and backpropagation side by side: throughput, idle time, traffic, memory."""
     for schedule in schedules or ():
-        staleness_of(schedule)
+        read_name(schedule)
     start = (
         _of_runs(runs, blocks, microbatch_size, cores)
         if runs
         else _made_up(blocks, microbatch_size, forward_ms)
     )
     times = {"forward": forward_ms, "update": update_ms, "step": step_ms, "send": send_ms}
-    own = {name: milliseconds / 1e3 for name, milliseconds in times.items() if milliseconds is not None}
+    count, troubles = len(start.blocks), Troubles(seconds, seed)
     given: dict[str, Any] = {
-        "blocks": tuple(replace(block, **own) for block in start.blocks),
+        "blocks": troubles.paced(_with_times(start.blocks, times), uneven or 0.0, factors or ()),
         "microbatches": microbatches,
-        "activation_bytes": None
-        if activation_bytes is None
-        else (activation_bytes,) * (len(start.blocks) - 1),
+        "activation_bytes": None if activation_bytes is None else (activation_bytes,) * (count - 1),
         "error_bytes": error_bytes,
         "bandwidth": None if link_mbit is None else 1e6 * link_mbit,
         "latency": None if latency_ms is None else latency_ms / 1e3,
         "cores": cores,
         "window": window,
+        "coding": None if coding_ms is None else coding_ms / 1e3,
+        "trouble": troubles.of(count, slow, lost, checkpoint_every, on_failure is Policy.rejoin),
     }
     setting = replace(start, **{name: value for name, value in given.items() if value is not None})
     names = schedules or dict.fromkeys([*_DEFAULT, schedule_name(start.staleness)])
     outcomes = [simulate(setting, name) for name in names]
     print(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
+
+
+def _with_times(
+    blocks: tuple[BlockCosts, ...], milliseconds: dict[str, float | None]
+) -> tuple[BlockCosts, ...]:
+    own = {name: each / 1e3 for name, each in milliseconds.items() if each is not None}
+    return tuple(replace(block, **own) for block in blocks)
 
 
 def _made_up(blocks: int | None, size: int | None, forward_ms: float | None) -> Setting:
@@ -145,6 +212,8 @@ def _as_json(setting: Setting, outcomes: list[Outcome]) -> str:
         "window": setting.window,
         "cores": setting.cores,
         "contention": setting.contention,
+        "coding": setting.coding,
+        "trouble": None if setting.trouble is None else asdict(setting.trouble),
     }
     event = {"event": "simulated", "setting": described, "schedules": [one.describe() for one in outcomes]}
     return json.dumps(event)
@@ -174,7 +243,7 @@ def _as_text(setting: Setting, outcomes: list[Outcome]) -> str:
             f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size} samples "
             f"per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
             f"{1e3 * one.step:.3g} ms step; links: {limit}, {1e3 * setting.latency:.3g} ms; "
-            f"cores: {setting.cores or 'one for each block'}",
+            f"cores: {setting.cores or 'one for each block'}{_troubled(setting.trouble)}",
             "",
             aligned([header, *rows]),
             "",
@@ -182,6 +251,15 @@ def _as_text(setting: Setting, outcomes: list[Outcome]) -> str:
             "links",
         ]
     )
+
+
+def _troubled(trouble: Trouble | None) -> str:
+    if trouble is None:
+        return ""
+    slow, lost = (
+        f"{len(all_)} {name}" for name, all_ in (("slowdowns", trouble.slow), ("losses", trouble.lost))
+    )
+    return f"; {slow}, {lost} in {trouble.seconds:g} s"
 
 
 def _bytes(number: float) -> str:

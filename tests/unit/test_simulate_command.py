@@ -87,6 +87,20 @@ def test_options_reach_the_simulation() -> None:
     assert found["setting"]["bandwidth"] == 1e6 and found["setting"]["window"] == 1
 
 
+def test_uneven_blocks_formats_and_losses_reach_the_simulation() -> None:
+    base = ("--blocks", "3", "--microbatches", "1", "--coding-ms", "1", "--factor", "2=4")
+    even, uneven = (simulated(*base, "--schedule", "1f1b+int8", *more) for more in ((), ("--uneven", "0.5")))
+    assert even["schedules"][0]["step_seconds"] == pytest.approx((1 + 1 + 4) * 0.030 + 4 * 2 * 0.001)
+    assert even["schedules"][0]["backward_bytes_per_sample"] == 2 * 1024
+    times = [block["forward"] for block in uneven["setting"]["blocks"]]
+    assert times[2] == 0.040 and all(0.010 < one < 0.015 for one in times[:2])
+    given = ("--lost", "20:3", "--slow", "9:2:3", "--seconds", "30", "--on-failure", "restart")
+    found = simulated(*base, *given, "--schedule", "staleness-1")["setting"]["trouble"]
+    assert (
+        found["lost"] and found["slow"][0]["factor"] == 3 and found["recovery"] == 3 and not found["rejoin"]
+    )
+
+
 def test_a_run_is_measured(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     setting = read_measured(run).setting
@@ -139,6 +153,9 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
         (["--schedule", "dualpipe"], "1f1b"),
         (["--link-mbit", "0"], "bandwidth"),
         (["--blocks", "0"], "--blocks"),
+        (["--slow", "60:5"], "EVERY:FOR:FACTOR"),
+        (["--lost", "soon:8"], "EVERY:RECOVERY"),
+        (["--factor", "8=2"], "a block from 0 to 7"),
         (["--from", "/nowhere"], "/nowhere"),
     ],
 )

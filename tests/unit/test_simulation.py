@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.block.instructions import ApplyStep, Compute, RunForward, RunUpdate
-from lowdimfa.services.lab.simulation.backpropagation import order_of_work, start_backpropagation
+from lowdimfa.services.lab.simulation.backpropagation import BACKPROPAGATION, order_of_work
 from lowdimfa.services.lab.simulation.clock import Clock, Cores
-from lowdimfa.services.lab.simulation.decoupled import DecoupledBlock, start_decoupled
+from lowdimfa.services.lab.simulation.decoupled import DecoupledBlock
 from lowdimfa.services.lab.simulation.machine import Machine
+from lowdimfa.services.lab.simulation.names import read_name, schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
-from lowdimfa.services.lab.simulation.simulate import BACKPROPAGATION, schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import compressed, simulate, start
 
 SCHEDULES = [*BACKPROPAGATION, *map(schedule_name, (0, 1, 2, 5))]
 FORWARD, UPDATE, STEP = 0.010, 0.020, 0.004
@@ -129,17 +130,15 @@ def test_traffic_per_sample() -> None:
 
 
 def started(setting: Setting, schedule: str, steps: int) -> Machine:
-    machine = Machine(setting)
-    if schedule in BACKPROPAGATION:
-        start_backpropagation(machine, steps, BACKPROPAGATION[schedule])
-    else:
-        start_decoupled(machine, steps)
+    name = read_name(schedule)
+    machine = Machine(compressed(setting, name))
+    start(machine, name, steps)
     return machine
 
 
-@given(any_settings(), st.sampled_from([*BACKPROPAGATION, "decoupled"]))
+@given(any_settings(), st.sampled_from(SCHEDULES))
 def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Setting, schedule: str) -> None:
-    steps, broadcast = 3, schedule == "decoupled"
+    steps, broadcast = 3, schedule not in BACKPROPAGATION
     machine = started(setting, schedule, steps)
     machine.run(steps)
     assert len(machine.step_times) == steps and machine.step_times == sorted(machine.step_times)
@@ -182,7 +181,10 @@ def test_every_microbatch_is_forwarded_and_updated_once_in_each_block(setting: S
 
 
 @given(
-    st.sampled_from(list(BACKPROPAGATION.values())), st.integers(1, 9), st.integers(1, 20), st.integers(0, 8)
+    st.sampled_from(["gpipe", "1f1b", "zero-bubble"]),
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.integers(0, 8),
 )
 def test_every_order_does_each_pass_of_each_microbatch_once(
     order: str, stages: int, microbatches: int, stage: int
@@ -224,9 +226,7 @@ def test_the_same_setting_gives_the_same_outcome(schedule: str) -> None:
 def test_a_longer_look_sees_the_same_throughput(schedule: str) -> None:
     setting = uniform(12, 4, STEP, bandwidth=1e8, latency=0.001)
     steps, early = 90, 40
-    staleness = int(schedule.rpartition("-")[2]) if schedule.startswith("staleness") else 0
-    name = "decoupled" if schedule.startswith("staleness") else schedule
-    machine = started(replace(setting, staleness=staleness), name, steps)
+    machine = started(setting, schedule, steps)
     machine.run(steps - 10)
     seconds = machine.step_times[-1] - machine.step_times[early - 1]
     seconds_per_step = seconds / (steps - 10 - early)

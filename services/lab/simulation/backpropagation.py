@@ -1,20 +1,23 @@
-"""Backpropagation through a pipeline in simulated time: GPipe, 1F1B and zero-bubble.
+"""Backpropagation through a pipeline in simulated time: GPipe, 1F1B, zero-bubble, and 2BW, which doesn't wait.
 
-Each stage sends its output forward and the gradient at its input back, over the same links. Weights are applied once
-all gradients of the step are there, and every micro-batch sees those of the step before: staleness is 0. The orders
-are those that were published, and fixed: what is next in a stage's order waits for what it needs.
+Each stage sends its output forward and the gradient at its input back, over the same links.
+
+In the first three, weights are applied once all gradients of the step are there, and every micro-batch sees those of the
+step before: staleness is 0. Their orders are those that were published, and fixed: what is next in a stage's order waits
+for what it needs. 2BW (Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training", ICML 2021) applies exact
+gradients one step late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Literal
 
 from lowdimfa.services.lab.simulation.machine import Machine
+from lowdimfa.services.lab.simulation.stages import Stage, Work
 
 Order = Literal["gpipe", "1f1b", "zero-bubble"]
-Work = Literal["forward", "backward", "weights"]
 
 
 def order_of_work(order: Order, stage: int, stages: int, microbatches: int) -> Iterator[Work]:
@@ -36,113 +39,111 @@ def order_of_work(order: Order, stage: int, stages: int, microbatches: int) -> I
         yield from repeat("weights", min(stage, microbatches))
 
 
-class Stage:
-    """One stage of the pipeline.
+class FixedOrder(Stage):
+    """A stage that does the same in every step, and its optimiser's step at the end."""
 
-    Parameters
-    ----------
-    machine
-        Where it computes.
-    index
-        Of the stage.
-    steps
-        Steps of the run.
-    order
-        The schedule.
-    stages
-        All stages by index, this one among them once all are made.
+    order: Order = "gpipe"
+
+    def __init__(
+        self, machine: Machine, index: int, first_step: int, steps: int, stages: Sequence[Stage]
+    ) -> None:
+        super().__init__(machine, index, first_step, steps, stages)
+        count = len(machine.setting.blocks)
+        self._order = list(order_of_work(self.order, index, count, self._microbatches))
+        self._position = 0
+
+    def next_work(self) -> Work | Literal["step"] | None:
+        """Return what comes next in the order."""
+        if self._position == len(self._order):
+            return "step"
+        work = self._order[self._position]
+        return work if self.has_input(work) else None
+
+    def done(self, work: Work) -> None:
+        """Go on in the order."""
+        self._position += 1
+
+    def stepped(self) -> None:
+        """Begin the order again."""
+        self._position = 0
+
+
+class OneForwardOneBackward(FixedOrder):
+    """1F1B."""
+
+    order = "1f1b"
+
+
+class ZeroBubble(FixedOrder):
+    """ZB-H1."""
+
+    order = "zero-bubble"
+    halves = 2
+    frees = "weights"
+
+
+class TwoVersions(Stage):
+    """2BW: one forward, one backward, no flush between steps, and two versions of the weights.
+
+    The micro-batches of step ``t`` see the weights after the first ``t - 1`` steps, in every stage, so that gradients are
+    exact for the weights that the forward pass saw. A forward pass therefore waits until those are there.
     """
 
-    def __init__(self, machine: Machine, index: int, steps: int, order: Order, stages: list[Stage]) -> None:
-        setting = machine.setting
-        costs = setting.blocks[index]
-        self._machine = machine
-        self._index = index
-        self._stages = stages
-        self._last = index == len(setting.blocks) - 1
-        self._frees: Work = "weights" if order == "zero-bubble" else "backward"
-        halves = 2 if order == "zero-bubble" else 1
-        self._seconds: dict[Work, float] = {
-            "forward": costs.forward,
-            "backward": costs.update / halves,
-            "weights": costs.update / halves,
-        }
-        self._order = list(order_of_work(order, index, len(setting.blocks), setting.microbatches))
-        self._position = 0
-        self._steps_left = steps
-        self._busy = False
-        self._activations = self._gradients = 0  # here and not yet used
+    wide = False
+    """Whether stages keep as many micro-batches as two versions allow, not only as many as 1F1B does."""
 
-    def receive_activation(self) -> None:
-        """Take the next micro-batch's output of the stage before."""
-        self._activations += 1
-        self.go_on()
+    def __init__(
+        self, machine: Machine, index: int, first_step: int, steps: int, stages: Sequence[Stage]
+    ) -> None:
+        super().__init__(machine, index, first_step, steps, stages)
+        self._forwards = self._backwards = first_step * self._microbatches
+        self._fill = len(machine.setting.blocks) - index  # as many as 1F1B keeps
+        self._most = 2 * self._microbatches if self.wide else self._fill
 
-    def receive_gradient(self) -> None:
-        """Take the next micro-batch's gradient from the stage behind."""
-        self._gradients += 1
-        self.go_on()
+    def next_work(self) -> Work | Literal["step"] | None:
+        """Return the step if its gradients are there, else one of the passes, in turn once the pipeline is filled."""
+        microbatches, in_flight = self._microbatches, self._forwards - self._backwards
+        if self._backwards == (self._applied + 1) * microbatches:
+            return "step"
+        backward = in_flight > 0 and self.has_input("backward")
+        step = self._forwards // microbatches
+        allowed = step < self._steps and step <= self._applied + 1 and in_flight < self._most
+        if allowed and self.has_input("forward") and (in_flight < self._fill or not backward):
+            return "forward"
+        return "backward" if backward else None
 
-    def go_on(self) -> None:
-        """Begin the next piece of work, if nothing is being computed and what it needs is here."""
-        if self._busy or not self._steps_left:
-            return
-        if self._position == len(self._order):
-            self._busy = True
-            step = self._machine.setting.blocks[self._index].step
-            self._machine.compute(self._index, step, self._stepped)
-            return
-        work = self._order[self._position]
-        if self._has_what_it_needs(work):
-            self._busy = True
-            self._machine.compute(self._index, self._seconds[work], self._computed, work)
+    def done(self, work: Work) -> None:
+        """Count it."""
+        self._forwards += work == "forward"
+        self._backwards += work == "backward"
 
-    def _has_what_it_needs(self, work: Work) -> bool:
-        match work:
-            case "forward":
-                return self._index == 0 or self._activations > 0
-            case "backward":
-                return self._last or self._gradients > 0
-            case "weights":
-                return True
-
-    def _computed(self, work: Work) -> None:
-        self._position += 1
-        if work == "forward":
-            self._activations -= self._index > 0
-            self._machine.keeps(self._index, 1)
-        elif work == "backward":
-            self._gradients -= not self._last
-        if work == self._frees:
-            self._machine.keeps(self._index, -1)
-        if (work == "forward" and not self._last) or (work == "backward" and self._index > 0):
-            self._machine.send(self._index, self._sent, work)
-        else:
-            self._proceed()
-
-    def _sent(self, work: Work) -> None:
-        setting, uplink = self._machine.setting, self._machine.uplinks[self._index]
-        if work == "forward":
-            receive, boundary = self._stages[self._index + 1].receive_activation, self._index
-        else:
-            receive, boundary = self._stages[self._index - 1].receive_gradient, self._index - 1
-        uplink.send(setting.microbatch_size * setting.activation_bytes[boundary], receive)
-        self._proceed()
-
-    def _proceed(self) -> None:
-        self._busy = False
-        self.go_on()
-
-    def _stepped(self) -> None:
-        self._position = 0
-        self._steps_left -= 1
-        self._machine.stepped(self._index)
-        self._proceed()
+    def stepped(self) -> None:
+        """Go on: there is no flush."""
 
 
-def start_backpropagation(machine: Machine, steps: int, order: Order) -> None:
-    """Start a run of so many steps."""
+class WideTwoVersions(TwoVersions):
+    """2BW with more micro-batches in flight than were published, so that latency is hidden."""
+
+    wide = True
+
+
+BACKPROPAGATION: dict[str, type[Stage]] = {
+    "gpipe": FixedOrder,
+    "1f1b": OneForwardOneBackward,
+    "zero-bubble": ZeroBubble,
+    "2bw": TwoVersions,
+    "2bw-wide": WideTwoVersions,
+}
+"""Schedules of backpropagation by name."""
+
+
+def start_backpropagation(machine: Machine, steps: int, name: str, first_step: int = 0) -> list[Stage]:
+    """Start a run up to a step, and return its stages."""
+    make: Callable[..., Stage] = BACKPROPAGATION[name]
     stages: list[Stage] = []
-    stages += [Stage(machine, index, steps, order, stages) for index in range(len(machine.setting.blocks))]
+    stages += [
+        make(machine, index, first_step, steps, stages) for index in range(len(machine.setting.blocks))
+    ]
     for stage in stages:
         stage.go_on()
+    return stages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from lowdimfa.services.block.instructions import (
     ActivationArrived,
@@ -12,6 +13,7 @@ from lowdimfa.services.block.instructions import (
     ErrorArrived,
     Event,
     Finished,
+    Halt,
     Instruction,
     Policy,
     Publish,
@@ -34,31 +36,55 @@ class DecoupledBlock:
     index
         Of the block.
     steps
-        Steps of the run.
+        The run ends before this step.
     blocks
         All blocks by index, this one among them once all are made.
+    first_step
+        Where it begins.
+
+    Attributes
+    ----------
+    gone
+        Whether what still arrives or ends belongs to a run that was lost.
     """
 
-    def __init__(self, machine: Machine, index: int, steps: int, blocks: list[DecoupledBlock]) -> None:
+    def __init__(
+        self, machine: Machine, index: int, steps: int, blocks: list[DecoupledBlock], first_step: int = 0
+    ) -> None:
+        self.gone = False
+        self._rested: Callable[[int], None] | None = None
         setting = machine.setting
         self._machine = machine
         self._index = index
         self._blocks = blocks
         self._costs = setting.blocks[index]
+        self._coding = setting.coding
         self._head = index == len(setting.blocks) - 1
         self._samples = setting.microbatch_size
         self._inbox: deque[Event] = deque()
         self._waits = False
         window = setting.window or setting.microbatches * (setting.staleness + 1)
         policy = Policy(index == 0, self._head, setting.microbatches, window, setting.staleness)
-        self._schedule = Schedule(policy, 0, steps)
+        self._schedule = Schedule(policy, first_step, steps)
 
     def start(self) -> None:
         """Begin to work."""
         self._carry_out(self._schedule.start())
 
+    @property
+    def published(self) -> RunUpdate | None:
+        """The last error that the head has broadcast."""
+        return self._schedule.published
+
+    def halt(self, through: RunUpdate | None, rested: Callable[[int], None]) -> None:
+        """Come to rest after the update of that error, or of those that are here; then call a function."""
+        self._rested = rested
+        self.receive(Halt(through))
+
     def receive(self, event: Event) -> None:
         """Take what a message brings, at once or after the present computation."""
+        if self.gone:
+            return
         if self._waits:
             self._tell(event)
         else:
@@ -74,18 +100,22 @@ class DecoupledBlock:
         """Begin the first of some instructions; the others follow when it has ended."""
         match instructions[0]:
             case Done():
-                return
+                if self._rested is not None:
+                    self.gone = True
+                    self._rested(self._index)
             case Wait():
                 self._wait()
             case Send() | Publish() as message:
-                self._machine.send(self._index, self._sent, message, instructions[1:])
+                coding = self._coding if isinstance(message, Send) else 0.0
+                self._machine.send(self._index, coding, self._sent, message, instructions[1:])
             case RunForward() | RunUpdate() | ApplyStep() as work:
                 self._machine.compute(self._index, self._seconds(work), self._computed, work)
 
     def _seconds(self, work: Compute) -> float:
         match work:
             case RunForward():
-                return self._costs.forward + (self._costs.update if self._head else 0.0)
+                decoding = self._coding if self._index else 0.0
+                return self._costs.forward + decoding + (self._costs.update if self._head else 0.0)
             case RunUpdate():
                 return self._costs.update
             case ApplyStep():
@@ -121,9 +151,13 @@ class DecoupledBlock:
         self._carry_out(rest)
 
 
-def start_decoupled(machine: Machine, steps: int) -> None:
-    """Start a run of so many steps."""
+def start_decoupled(machine: Machine, steps: int, first_step: int = 0) -> list[DecoupledBlock]:
+    """Start a run up to a step, and return its blocks."""
     blocks: list[DecoupledBlock] = []
-    blocks += [DecoupledBlock(machine, index, steps, blocks) for index in range(len(machine.setting.blocks))]
+    blocks += [
+        DecoupledBlock(machine, index, steps, blocks, first_step)
+        for index in range(len(machine.setting.blocks))
+    ]
     for block in blocks:
         block.start()
+    return blocks

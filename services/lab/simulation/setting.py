@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.lab.simulation.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Setting:
         Processor cores that all blocks share, or None where each block has its own.
     contention
         What computing on all of those cores at once costs each of them; see `clock.Cores`.
+    coding
+        Seconds in which a block codes one compressed message, and in which the next decodes it.
+    trouble
+        What goes wrong, on cores of the blocks' own.
     """
 
     blocks: tuple[BlockCosts, ...]
@@ -69,6 +74,8 @@ class Setting:
     window: int | None = None
     cores: int | None = None
     contention: float = 0.0
+    coding: float = 0.0
+    trouble: Trouble | None = None
 
     def __post_init__(self) -> None:
         _require("blocks", len(self.blocks), len(self.blocks) >= 1, "at least 1 block")
@@ -80,6 +87,7 @@ class Setting:
         _require("cores", self.cores, self.cores is None or self.cores >= 1, "an integer of at least 1")
         _require("window", self.window, self.window is None or self.window >= 1, "an integer of at least 1")
         _require("contention", self.contention, 0 <= self.contention < math.inf, "0 or more")
+        _require("coding", self.coding, 0 <= self.coding < math.inf, "0 seconds or more")
         boundaries = len(self.activation_bytes)
         _require(
             "activation_bytes", boundaries, boundaries == len(self.blocks) - 1, "one number for each boundary"
@@ -90,6 +98,11 @@ class Setting:
             times = (block.forward, block.update, block.step, block.send)
             valid = all(0 <= time < math.inf for time in times) and block.forward + block.update > 0
             _require(f"times of block {index}", block, valid, "finite times, with some work in a micro-batch")
+        if self.trouble is not None:
+            _require(
+                "cores", self.cores, self.cores is None, "none that are shared where something goes wrong"
+            )
+            self.trouble.check(len(self.blocks))
 
     @property
     def samples(self) -> int:
@@ -108,7 +121,7 @@ class Outcome:
     samples_per_second
         Throughput.
     step_seconds
-        Time per optimiser step.
+        Time per optimiser step, infinite if trouble left none.
     bubble
         Share of the time in which each block does nothing.
     in_flight
@@ -130,7 +143,7 @@ class Outcome:
         return {
             "schedule": self.schedule,
             "samples_per_second": self.samples_per_second,
-            "step_seconds": self.step_seconds,
+            "step_seconds": self.step_seconds if math.isfinite(self.step_seconds) else None,
             "bubble_mean": sum(self.bubble) / len(self.bubble),
             "bubble_max": max(self.bubble),
             "bubble": list(self.bubble),
