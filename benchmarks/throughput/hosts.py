@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.throughput.latency import start_relay
+
 GONE_SECONDS = 20.0
 """Longest time that killed processes get to disappear."""
 
@@ -36,6 +38,8 @@ class Hosts:
     ----------
     count
         How many.
+    latency_ms
+        How much longer anything takes from one host to another, by `benchmarks.throughput.latency`.
 
     Raises
     ------
@@ -43,12 +47,13 @@ class Hosts:
         This machine, or this user, can't make network namespaces.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, latency_ms: float = 0.0) -> None:
         self._prefix = f"lowdimfa-{os.getpid()}"
         self._network = (
             f"10.77.{os.getpid() % 256}"  # Ray looks at all processes for clusters of its own address
         )
-        self._count = count
+        self._count, self._latency = count, latency_ms / 1e3
+        self._relay: subprocess.Popen[str] | None = None
         self._made: list[str] = []
 
     def __enter__(self) -> Hosts:
@@ -163,6 +168,9 @@ class Hosts:
             Something could not be removed; the message says what.
         """
         left = []
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.wait()
         for name in reversed(self._made):
             if alive := _kill_all(name):
                 left.append(f"{name}: {_unkillable(alive)}")
@@ -192,16 +200,20 @@ class Hosts:
         self._made.append(self._switch)
         self._ip("-n", self._switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         self._ip("-n", self._switch, "link", "set", "bridge", "up")
+        names = [self._name(host) for host in range(self._count)]
+        for name in names:
+            self._ip("netns", "add", name)
+            self._made.append(name)
+        if self._latency:
+            self._relay = start_relay(self._latency, self._switch, names)
         for host in range(self._count):
             self._connect(host)
 
     def _connect(self, host: int) -> None:
         name, port = self._name(host), f"port{host}"
-        self._ip("netns", "add", name)
-        self._made.append(name)
-        self._ip(
-            "-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name
-        )
+        if self._relay is None:
+            pair = ("type", "veth", "peer", "name", "eth0", "netns", name)
+            self._ip("-n", self._switch, "link", "add", port, *pair)
         self._ip("-n", self._switch, "link", "set", port, "master", "bridge", "up")
         self._ip("-n", name, "link", "set", "lo", "up")
         self._ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")

@@ -88,8 +88,9 @@ class EngineHost:
         }
 
     def evaluate(self) -> Answer:
-        """Return the accuracy on the test split."""
-        return {"accuracy": self._engine.evaluate().accuracy}
+        """Return accuracy and loss on the test split."""
+        found = self._engine.evaluate()
+        return {"accuracy": found.accuracy, "loss": found.loss}
 
     def close(self) -> None:
         """End the blocks."""
@@ -160,7 +161,7 @@ class Runtime:
         return _answer(self._hosts[system].steps.remote(lead, count))
 
     def evaluate(self, system: str) -> Answer:
-        """Return the accuracy on the test split."""
+        """Return accuracy and loss on the test split."""
         return _answer(self._hosts[system].evaluate.remote())
 
     def close(self) -> None:
