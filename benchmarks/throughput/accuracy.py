@@ -24,9 +24,9 @@ class Course:
     Attributes
     ----------
     seconds
-        Its steps, at the pace at which they were taken in the steady state.
-    whole_seconds
-        With the filling and draining of its pipeline for each evaluation, where it drains.
+        Its steps, with the filling and draining of its pipeline for each evaluation, where it drains.
+    steady_seconds
+        As many steps, at the pace of the steady state.
     steps
         How many.
     score
@@ -36,7 +36,7 @@ class Course:
     """
 
     seconds: float = 0.0
-    whole_seconds: float = 0.0
+    steady_seconds: float = 0.0
     steps: int = 0
     score: float | None = None
     failure: str = ""
@@ -51,9 +51,9 @@ class Course:
             self.failure = str(error)
             return
         steps = answers[0]["steps"]
-        seconds = max(answer["seconds"] for answer in answers) / count * steps
-        self.seconds += seconds
-        self.whole_seconds += max(answer.get("whole_seconds", seconds) for answer in answers)
+        steady = max(answer["seconds"] for answer in answers) / count * steps
+        self.steady_seconds += steady
+        self.seconds += max(answer.get("whole_seconds", steady) for answer in answers)
         self.steps += steps
         self.score = next(score_of(one, network) for one in found if one["loss"] is not None)
 
@@ -63,7 +63,7 @@ class Course:
             return {"failure": self.failure}
         return {
             "seconds": self.seconds if reached else None,
-            "whole_seconds": self.whole_seconds if reached else None,
+            "steady_seconds": self.steady_seconds if reached else None,
             "steps": self.steps if reached else None,
             "score": self.score,
         }

@@ -1,4 +1,4 @@
-"""DistributedDataParallel over Gloo, plain and with PowerSGD: the whole network in every process, a part of each batch."""
+"""DistributedDataParallel over Gloo, plain and with PowerSGD: the network in every process, and a part of each batch."""
 
 from __future__ import annotations
 

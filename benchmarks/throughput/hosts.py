@@ -23,6 +23,9 @@ QUEUE_SECONDS = 0.05
 
 LEAST_QUEUE_BYTES = 128 * 1024
 
+RELAYED_FRAME = 9000
+"""Bytes of the largest frame on links with latency."""
+
 
 class NoHostsError(Exception):
     """Network namespaces can't be made on this machine, or by this user; the message says why."""
@@ -214,6 +217,9 @@ class Hosts:
         if self._relay is None:
             pair = ("type", "veth", "peer", "name", "eth0", "netns", name)
             self._ip("-n", self._switch, "link", "add", port, *pair)
+        else:  # fewer frames, each of which passes a process
+            for place, device in ((self._switch, port), (name, "eth0")):
+                self._ip("-n", place, "link", "set", device, "mtu", str(RELAYED_FRAME))
         self._ip("-n", self._switch, "link", "set", port, "master", "bridge", "up")
         self._ip("-n", name, "link", "set", "lo", "up")
         self._ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")

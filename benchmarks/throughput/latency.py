@@ -1,8 +1,9 @@
 """Links that take their time: a relay in user space between hosts and their switch, where the kernel has no ``netem``.
 
-``python -m benchmarks.throughput.latency SECONDS SWITCH HOST…``, of which the last are network namespaces, makes ``eth0`` in
-each host and ``port0``, ``port1``, … in the switch's, and carries frames between them: from a host to the switch they take
-so long, from the switch to a host no time. So anything takes that much longer one way, and a round trip twice as much.
+``python -m benchmarks.throughput.latency SECONDS SWITCH HOST…``, of which the last are network namespaces, makes
+``eth0`` in each host and ``port0``, ``port1``, … in the switch's, and carries frames between them: from a host to the
+switch they take so long, from the switch to a host no time. So anything takes that much longer one way, and a round
+trip twice as much.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
@@ -45,7 +47,7 @@ def start_relay(seconds: float, switch: str, hosts: Sequence[str]) -> subprocess
 
 def _tap(namespace: str, name: str) -> int:
     """Make an Ethernet device in a namespace; return the descriptor that has what is sent by it, and what it receives."""
-    with open(f"/run/netns/{namespace}") as place:
+    with Path(f"/run/netns/{namespace}").open() as place:
         if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"can't enter {namespace}")
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)

@@ -63,6 +63,12 @@ class Plan:
         """Whether each block has a host of its own."""
         return self.mbit is not None or self.latency_ms > 0
 
+    @property
+    def suffix(self) -> str:
+        """How the name of the stored result ends: what is special about the links."""
+        latency = f"-{self.latency_ms:g}ms" if self.latency_ms else ""
+        return latency if self.mbit is None else f"-{self.mbit}{latency}"
+
     def target(self, network: Network) -> float | None:
         """Return the score to which a network is trained."""
         return self.perplexity if network.perplexity else self.accuracy
@@ -132,9 +138,7 @@ def command(name: str, blocks: int, plan: Plan) -> str:
     )
 
 
-def _rounds(
-    systems: Sequence[System], plan: Plan, report: Report, size: tuple[int, int]
-) -> list[Round]:
+def _rounds(systems: Sequence[System], plan: Plan, report: Report, size: tuple[int, int]) -> list[Round]:
     """Measure; ``size`` is samples and micro-batches of a step."""
     by_name = {system.name: system for system in systems}
     rounds: list[Round] = []

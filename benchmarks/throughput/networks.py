@@ -131,7 +131,9 @@ def sentences(vocabulary: int, context: int, samples: int = 1024, seed: int = 0)
     """Return made-up tokens, drawn at random: inputs int64 ``(context,)``, targets the same moved on by one."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "sentences"))
     drawn = torch.randint(vocabulary, (2 * samples, context + 1), generator=generator)
-    train, test = (TensorSplit(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in drawn.chunk(2))
+    train, test = (
+        TensorSplit(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in drawn.chunk(2)
+    )
     return Dataset("sentences", train, test, "tokens")
 
 

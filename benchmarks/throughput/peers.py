@@ -1,4 +1,4 @@
-"""What the compared systems share, their models, data and steps, and the simplest of them: backpropagation in one process."""
+"""What the compared systems share, their models, data and steps, and the simplest: backpropagation in one process."""
 
 from __future__ import annotations
 

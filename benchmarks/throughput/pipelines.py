@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
 from benchmarks.throughput.peers import Answer
+from benchmarks.throughput.registry import stages_of
 from benchmarks.throughput.stages import Staged, Wire
 from lowdimfa.block_module import BlockModule
-
-
-def stages_of(rank: int, world: int, per_rank: int, layout: str) -> list[int]:
-    """Return which stages a process has: in turn (``loop``), or there and back (``v``)."""
-    if layout == "v":
-        return [rank, 2 * world - 1 - rank]
-    return [rank + world * turn for turn in range(per_rank)]
 
 
 class ContiguousGradient(torch.autograd.Function):

@@ -52,9 +52,7 @@ class Rival:
 
 
 def _schedule(what: str, schedule: str, per_rank: int = 1, layout: str = "loop") -> Rival:
-    return Rival(
-        what, _PIPELINE, options={"schedule": schedule, "per_rank": per_rank, "layout": layout}
-    )
+    return Rival(what, _PIPELINE, options={"schedule": schedule, "per_rank": per_rank, "layout": layout})
 
 
 RIVALS: dict[str, Rival] = {
@@ -71,7 +69,9 @@ RIVALS: dict[str, Rival] = {
     "interleaved-zero-bubble": _schedule(
         "gradients of weights fill the gaps, two stages per process", "ScheduleInterleavedZeroBubble", 2
     ),
-    "zero-bubble-h1": _schedule("the same with one stage per process, which is ZB-H1", "ScheduleInterleavedZeroBubble"),
+    "zero-bubble-h1": _schedule(
+        "the same with one stage per process, which is ZB-H1", "ScheduleInterleavedZeroBubble"
+    ),
     "zbv-zero-bubble": _schedule("the same with stages there and back", "ScheduleZBVZeroBubble", 2, "v"),
     "2bw": Rival(
         "PipeDream-2BW: 1F1B that never waits for a step, with two versions of the weights",
@@ -118,13 +118,6 @@ RIVALS: dict[str, Rival] = {
     ),
 }
 
-OURS_ALLOWED = {
-    "lowdimfa-s0, -s1, -s2": "this runtime with staleness 0, 1 and 2",
-    "sends": "activations; back only the broadcast error, and no gradient",
-    "delay": "the staleness, in steps",
-    "loses": "the error's other dimensions; with +bf16 or +int8 the precision of activations",
-}
-
 
 def configuration(name: str) -> dict[str, Any]:
     """Return what a worker needs to know of a system: the class, its options and the format of its tensors.
@@ -155,15 +148,23 @@ def _numbered(name: str) -> tuple[Rival, dict[str, Any]]:
     return rival, {rival.number[1]: int(number[1:])}
 
 
+def stages_of(rank: int, world: int, per_rank: int, layout: str) -> list[int]:
+    """Return which stages a process has: in turn (``loop``), or there and back (``v``)."""
+    if layout == "v":
+        return [rank, 2 * world - 1 - rank]
+    return [rank + world * turn for turn in range(per_rank)]
+
+
 def table() -> str:
     """Return what each system is and what it is allowed, for ``--help``."""
-    lines = []
+    lines = [
+        "lowdimfa-s0, lowdimfa-s1, lowdimfa-s2: this runtime with staleness 0, 1 and 2",
+        "    sends activations, and back the broadcast error alone; delay: the staleness, in steps; loses what",
+        "    the error's dimensions leave out; with +bf16 or +int8 the precision of activations",
+    ]
     for name, rival in RIVALS.items():
         lines += [
             f"{name}: {rival.what}",
             f"    sends {rival.sends}; delay: {rival.delay}; loses {rival.loses}",
         ]
-    names, what = next(iter(OURS_ALLOWED.items()))
-    allowed = OURS_ALLOWED
-    lines += [f"{names}: {what}", f"    sends {allowed['sends']}; delay: {allowed['delay']}; loses {allowed['loses']}"]
     return "\n".join(lines)

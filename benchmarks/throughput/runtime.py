@@ -74,6 +74,7 @@ class EngineHost:
         beside = [
             others + handling_seconds(spans) for (_, others), spans in zip(spent, timelines, strict=True)
         ]
+        peaks = [peak_bytes(pid) for pid in self._pids]
         return {
             "seconds": end - start,
             "whole_seconds": max(span.end for spans in timelines for span in spans) - began,
@@ -82,7 +83,8 @@ class EngineHost:
             "forward_bytes": self._bytes_sent() - sent,
             "backward_bytes": subscribers * (traffic.payload * samples_now - received.payload * samples),
             "backward_wire_bytes": subscribers * (traffic.wire * samples_now - received.wire * samples),
-            "peak_bytes": max(peak_bytes(pid) for pid in self._pids),
+            "peak_bytes": max(peaks),
+            "peaks": peaks,
             "shares": [shares(spans, start, end) for spans in timelines],
             "transport_cpu_ms": [1e3 * seconds / microbatches for seconds in beside],
         }

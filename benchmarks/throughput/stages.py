@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from benchmarks.throughput.peers import Answer, Peer, join_group
 from lowdimfa.block_module import BlockModule
-from lowdimfa.formats import FORMATS
+from lowdimfa.config import Activations
+from lowdimfa.formats import format_of
 from lowdimfa.partitioning import BlockPlan, partition
 
 
 class Wire:
     """The format of what travels, ``fp32`` for as it is; the library's own, so that all systems pack by the same code."""
 
-    def __init__(self, name: str) -> None:
-        self._format = None if name == "fp32" else FORMATS[name]
+    def __init__(self, name: Activations) -> None:
+        self._format = format_of(name)
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Return what travels of a float32 tensor, contiguous: Gloo sends nothing else."""

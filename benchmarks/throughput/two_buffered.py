@@ -46,9 +46,10 @@ class TwoBuffered(Staged):
     """One stage of PipeDream-2BW (Narayanan et al. 2021, "Memory-efficient pipeline-parallel DNN training").
 
     ``W(t+1) = W(t) + step(∇f(W(t−1)))``, with ``W(−1) = W(0)``: all micro-batches of step ``t`` see ``W(t−1)`` in all
-    stages, forward and back, and the optimiser applies their mean gradient to ``W(t)``. So a stage has two versions of its
-    weights, and one optimiser. Stage ``s`` of ``S`` is ``S − 1 − s`` micro-batches ahead with its forwards, then takes
-    one forward and one backward in turn, from step to step and from turn to turn of a measurement: it is never emptied.
+    stages, forward and back, and the optimiser applies their mean gradient to ``W(t)``. So a stage has two versions of
+    its weights, and one optimiser. Stage ``s`` of ``S`` is ``S − 1 − s`` micro-batches ahead with its forwards, then
+    takes one forward and one backward in turn, from step to step and from turn to turn of a measurement: it is never
+    emptied.
 
     Raises
     ------
@@ -96,10 +97,7 @@ class TwoBuffered(Staged):
         later, part = divmod(part, self.microbatches)
         module = self._new if later else self._old
         indices = self.order.indices(Ticket(number + later, part))
-        if self._first:
-            inputs = self.data.inputs(indices)
-        else:
-            inputs = self._inputs.take().requires_grad_()
+        inputs = self.data.inputs(indices) if self._first else self._inputs.take().requires_grad_()
         output = module(inputs)
         if self._last:
             output = self.loss(output, self.data.targets(indices))
@@ -136,11 +134,11 @@ class TwoBuffered(Staged):
 class LookingAhead(TwoBuffered):
     """The same with Nesterov's look-ahead in place of AdamW's step (Ajanthan et al., ICML 2025, arXiv:2505.01099).
 
-    The gradient is taken where momentum was about to lead, so that the delay is anticipated: with ``d_t = γ (w_t − w_{t−1})``,
-    ``w_{t+1} = w_t + d_t − η (1 − γ) ∇f(w_{t−τ} + d_{t−τ})``, where ``γ`` is near 1. In its authors' code, as here, that is
-    ``torch.optim.NAdam`` with ``β₁ = 0.99`` and weight decay of 0.01 apart from the gradient, on stale gradients:
-    ``m ← β₁ m + (1 − β₁) g``, ``v ← β₂ v + (1 − β₂) g²``, ``w ← (1 − 0.01 η) w − η (μ' m̂ + (1 − μ) ĝ) / (√v̂ + ε)``,
-    ``μ`` and ``μ'`` torch's momentum of this step and the next, which grow to ``β₁``. The rate is AdamW's.
+    As in its authors' code it is ``torch.optim.NAdam`` with ``β₁ = 0.99`` and weight decay of 0.01 apart from the
+    gradient, on the gradients ``g`` as they come, stale: ``m ← β₁ m + (1 − β₁) g``, ``v ← β₂ v + (1 − β₂) g²`` and ``w
+    ← (1 − 0.01 η) w − η (μ' m / (1 − ∏μ μ') + (1 − μ) g / (1 − ∏μ)) / (√(v / (1 − β₂ᵗ)) + ε)``, where ``μ`` and ``μ'``
+    are the momentum of this step and the next, which grows from about a half of ``β₁`` to all of it. So a step goes on
+    along the momentum before the gradient that was taken there is known. The rate ``η`` is AdamW's.
     """
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

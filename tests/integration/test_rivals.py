@@ -1,4 +1,4 @@
-"""Rivals of this runtime in the benchmark of throughput: what each learns is what it says, and what it sends is counted."""
+"""Rivals of this runtime in the benchmark of throughput: each learns what it says, and what it sends is counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SECONDS = 120.0
 MLP = {"factory": "lowdimfa.models:mlp", "args": {"in_features": 64, "width": 32, "depth": 4, "classes": 10}}
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([f"benchmarks.throughput.{RIVALS[name].made_by.partition(':')[0]}" for name in RIVALS])
+PROCESSES.set_forkserver_preload(
+    [f"benchmarks.throughput.{RIVALS[name].made_by.partition(':')[0]}" for name in RIVALS]
+)
 
 
 def specification(**train: Any) -> dict[str, Any]:
