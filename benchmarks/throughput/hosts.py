@@ -79,7 +79,7 @@ class Hosts:
     def inside(self, host: int) -> list[str]:
         """Return the beginning of a command that runs the rest of it on a host."""
         # `ip netns exec` would hide the machine's control groups, from which Ray reads its limits.
-        return ["nsenter", f"--net=/run/netns/{self._name(host)}", "--"]
+        return ["nsenter", f"--net=/run/netns/{self.name(host)}", "--"]
 
     def run(
         self, host: int, command: Sequence[object], environment: Mapping[str, str], **options: Any
@@ -132,7 +132,7 @@ class Hosts:
         rate = mbit * 1_000_000 // 8
         burst = max(rate // 250, 16 * 1024)  # a kernel that ticks 250 times a second can't do with less
         queue = max(int(rate * QUEUE_SECONDS), LEAST_QUEUE_BYTES) + burst
-        for name, device in ((self._name(host), "eth0"), (self._switch, f"port{host}")):
+        for name, device in ((self.name(host), "eth0"), (self._switch, f"port{host}")):
             command = ["tc", "-n", name, "qdisc", "replace", "dev", device, "root", "tbf"]
             command += ["rate", f"{mbit}mbit", "burst", str(burst), "limit", str(queue)]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -143,7 +143,7 @@ class Hosts:
 
     def processes(self, host: int) -> list[psutil.Process]:
         """Return what runs on a host."""
-        return _processes(self._name(host))
+        return _processes(self.name(host))
 
     def host_of(self, pid: int) -> int:
         """Return the host on which a process runs."""
@@ -159,8 +159,8 @@ class Hosts:
         RuntimeError
             Something does not go away.
         """
-        if alive := _kill_all(self._name(host)):
-            raise RuntimeError(f"{self._name(host)}: {_unkillable(alive)}")
+        if alive := _kill_all(self.name(host)):
+            raise RuntimeError(f"{self.name(host)}: {_unkillable(alive)}")
 
     def close(self) -> None:
         """Kill all processes on all hosts and remove the hosts.
@@ -188,7 +188,8 @@ class Hosts:
     def _switch(self) -> str:
         return f"{self._prefix}-switch"
 
-    def _name(self, host: int) -> str:
+    def name(self, host: int) -> str:
+        """Return the name of a host's namespace."""
         return f"{self._prefix}-host{host}"
 
     def _make(self) -> None:
@@ -203,7 +204,7 @@ class Hosts:
         self._made.append(self._switch)
         self._ip("-n", self._switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         self._ip("-n", self._switch, "link", "set", "bridge", "up")
-        names = [self._name(host) for host in range(self._count)]
+        names = [self.name(host) for host in range(self._count)]
         for name in names:
             self._ip("netns", "add", name)
             self._made.append(name)
@@ -213,7 +214,7 @@ class Hosts:
             self._connect(host)
 
     def _connect(self, host: int) -> None:
-        name, port = self._name(host), f"port{host}"
+        name, port = self.name(host), f"port{host}"
         if self._relay is None:
             pair = ("type", "veth", "peer", "name", "eth0", "netns", name)
             self._ip("-n", self._switch, "link", "add", port, *pair)

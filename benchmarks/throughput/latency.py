@@ -45,11 +45,16 @@ def start_relay(seconds: float, switch: str, hosts: Sequence[str]) -> subprocess
     return relay
 
 
-def _tap(namespace: str, name: str) -> int:
-    """Make an Ethernet device in a namespace; return the descriptor that has what is sent by it, and what it receives."""
+def enter(namespace: str) -> None:
+    """Move this thread to a network namespace."""
     with Path(f"/run/netns/{namespace}").open() as place:
         if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"can't enter {namespace}")
+
+
+def _tap(namespace: str, name: str) -> int:
+    """Make an Ethernet device in a namespace; return the descriptor that has what is sent by it, and what it receives."""
+    enter(namespace)
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP_WITHOUT_HEADER))
     return device

@@ -44,7 +44,8 @@ class LocalWork:
         if index == 0:
             self._inputs = torch.stack([plan.dataset.train.inputs(indices) for indices in draws])
         width = broadcast_width(network.shape, network.feedback)
-        self._error = torch.randn(order.microbatch_size, width) / plan.order.batch_size
+        positions = (network.shape.positions,) * network.shape.position_dims
+        self._error = torch.randn(order.microbatch_size, *positions, width) / plan.order.batch_size
 
     def steps(self, system: str, lead: int, count: int) -> Answer:
         """Run steps; see `benchmarks.throughput.worker.Contestant`."""

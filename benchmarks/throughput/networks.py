@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Network:
         The same kind of network on real data, for the time to an accuracy.
     batch_size, microbatches
         Of a step; with more blocks than that the batch is cut into as many micro-batches as there are blocks.
+    feedback
+        Section of this runtime's specification.
     perplexity
         Whether its score on real data is that, and not the accuracy.
     steps_between, most_steps
@@ -45,6 +47,7 @@ class Network:
     real_data: dict[str, Any]
     batch_size: int = 256
     microbatches: int = 4
+    feedback: dict[str, Any] = field(default_factory=dict)
     perplexity: bool = False
     steps_between: int = 10
     most_steps: int = 400
@@ -72,6 +75,7 @@ class Network:
         return {
             "model": (self.real_model if real else self.model) | {"blocks": blocks},
             "data": self.real_data if real else self.data,
+            "feedback": self.feedback,
             "train": {
                 "steps": STEPS,
                 "batch_size": self.batch_size,
@@ -198,6 +202,7 @@ NETWORKS = {
         _TRANSFORMER,
         _TOKENS,
         batch_size=32,
+        feedback={"source": "head_input"},
         perplexity=True,
         steps_between=50,
         most_steps=2000,

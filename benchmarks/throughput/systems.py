@@ -155,7 +155,7 @@ def start(
             train["microbatches"] = 1
         own = network.specification(blocks, int(staleness), real=real, train=train, **place.sections)
         if LAYERS[1:] in variants:
-            own["feedback"] = {"every_layer": True}
+            own["feedback"] = network.feedback | {"every_layer": True}
         return overridden(own, overrides)
 
     ours = [name for name in names if name.startswith(OURS)]
