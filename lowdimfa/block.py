@@ -10,29 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
-from lowdimfa.config import StageConfig
 from lowdimfa.errors import InputError, ProtocolError
 from lowdimfa.optim import Updater
+from lowdimfa.sending import leaving
 from lowdimfa.sites import FeedbackSite, deliver, follow, tap_all
 from lowdimfa.stage import Stage
+from lowdimfa.stage_config import StageConfig
 from lowdimfa.stash import StashedWeights
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import (
-    PLAIN,
-    Activation,
-    Ports,
-    TensorType,
-    Value,
-    mapped,
-    named,
-    onward,
-    opened,
-    types_of,
-)
+from lowdimfa.values import ONE, PLAIN, Activation, Ports, Value, mapped, named, onward, opened, types_of
 
 ErrorKind = Literal["train", "probe"]
 
@@ -79,14 +68,13 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            if self.ports.leaves or not isinstance(outputs[-1], Tensor):
-                self._refuse_changed(outputs[-1])
+            self._refuse_changed(outputs[-1])
             if self.learns:
                 self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
             self.check_finite(named(detached)[name], f"the output{name and f' {name!r}'}", ticket.step)
-        return onward(inputs, self._leaving(detached))
+        return onward(inputs, leaving(self._format, detached))
 
     def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`.
@@ -96,27 +84,21 @@ class Block(Stage):
         output, moved = self.run_perturbed(inputs, ticket)
         if self.learns:
             self._kept[ticket].moved = moved
-        return onward(inputs, self._leaving(mapped(output, Tensor.contiguous)))
+        return onward(inputs, leaving(self._format, mapped(output, Tensor.contiguous)))
 
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         output, _ = opened(super().evaluate(inputs, batch))
-        if self.ports.leaves or not isinstance(output, Tensor):
-            self._refuse_changed(output)
-        return onward(inputs, self._leaving(output))
-
-    def _leaving(self, output: Value) -> Value:
-        if self._coarse_between:
-            output = mapped(output, lambda each: each.bfloat16() if each.dtype == torch.float32 else each)
-        return output
+        self._refuse_changed(output)
+        return onward(inputs, leaving(self._format, output))
 
     def _refuse_changed(self, output: Value) -> None:
-        """Refuse another set than the one that the next block expects."""
+        """Refuse another set than the one that the next block expects; one tensor's shape is free, if it isn't packed."""
+        if isinstance(output, Tensor) and self._format is None and ONE in (self.ports.leaves or (ONE,)):
+            return
         found = types_of(output, leading=1)
         for name in {**self.ports.leaves, **found}:
             kinds = self.ports.leaves.get(name), found.get(name)
-            if self._coarse_between:  # which the plan of a run tells, but not that of `decouple`
-                kinds = _fine(kinds[0]), _fine(kinds[1])
             if kinds[0] != kinds[1]:
                 where = f"{repr(name) if name else 'the output'} of block {self.index} ({self.boundary})"
                 raise InputError(
@@ -169,7 +151,3 @@ class Block(Stage):
             kept.tapped = kept.weights = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]
-
-
-def _fine(kind: TensorType | None) -> TensorType | None:
-    return kind._replace(dtype=torch.float32) if kind and kind.dtype == torch.bfloat16 else kind

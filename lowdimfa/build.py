@@ -13,7 +13,7 @@ from lowdimfa.average import Average
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.chunks import refuse_whole
-from lowdimfa.config import FeedbackConfig, StageConfig, TrainingConfig
+from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape, make_projection, make_q_rule, sends_classes
@@ -37,6 +37,7 @@ from lowdimfa.partitioning import BlockPlan
 from lowdimfa.rules import Q_RULES, TAPS
 from lowdimfa.set_taps import SetTap
 from lowdimfa.sites import FeedbackSite
+from lowdimfa.stage_config import StageConfig
 from lowdimfa.taps import Tap, choose_tap
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import ONE
@@ -152,7 +153,12 @@ def build_head(
         sites,
         StageConfig.of(training, feedback),
         [*parts.starts, apart] if separate else parts.starts,
-        Sends(source, sends_classes(shape, feedback), sends_projection(shape, feedback)),
+        Sends(
+            source,
+            sends_classes(shape, feedback),
+            sends_projection(shape, feedback),
+            feedback.broadcast == "bf16",
+        ),
         plan.ports,
         chunk,
         Metrics(training.metrics, device),

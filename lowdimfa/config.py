@@ -74,11 +74,9 @@ def path_of(factory: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class RankConfig:
-    """Activations that travel as factors of low rank."""
+    """Activations that travel as factors of this rank."""
 
-    rank: int = setting(
-        16, "Numbers that stand for the features of a position: of a token, a pixel, or a flat sample.", ge=1
-    )
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,10 @@ class FeedbackConfig:
         "own: with `source: logits` the task's dimension, that is the number of classes or regression targets, else the "
         "width of the hidden state. It can't be larger than that.",
         ge=1,
+    )
+    broadcast: Precision = setting(
+        "fp32",
+        "Number format in which the error is broadcast; `bf16` halves that traffic.",
     )
     q_rule: str | FactoryConfig = setting(
         "auto",
@@ -235,10 +237,12 @@ class TrainingConfig:
     precision: Precision = setting(
         "fp32", "Number format of the blocks' computation; weights stay in single precision."
     )
-    activations: Precision = setting(
+    activations: Activations | RankConfig = setting(
         "fp32",
-        "Number format in which activations go from block to block; `bf16` halves that traffic. Each "
-        "block computes in `precision` all the same.",
+        "Format in which activations go from block to block, in training and in evaluation: `bf16` takes half the bytes, "
+        "`int8` a quarter, `int4` less than a seventh, and a mapping with `rank` two factors of that rank, which are as "
+        "few bytes as one likes. Each block computes in `precision` all the same. It matters to `form: broadcast`; the "
+        "baselines send nothing.",
     )
     compile: bool = setting(
         False,
@@ -272,37 +276,3 @@ class TrainingConfig:
     def update_of(self, block: int) -> UpdateConfig:
         """Return how the given block applies its gradients."""
         return self.per_block.get(block, self.update)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """How a block runs its layers.
-
-    Attributes
-    ----------
-    seed
-        The run's seed.
-    precision
-        ``fp32``, or ``bf16`` for autocast.
-    activations
-        Format in which activations travel between blocks: ``fp32``, or ``bf16``. Layers don't compute in it.
-    staleness
-        Above 0, weights may change between a forward and its update, so those that the forward used are kept.
-    compiled
-        Whether ``torch.compile`` makes the layers' training pass.
-    probe_noise
-        Standard deviation of a probe's noise at a site, relative to that of the output there.
-    """
-
-    seed: int
-    precision: Precision = "fp32"
-    activations: Precision = "fp32"
-    staleness: int = 0
-    compiled: bool = False
-    probe_noise: float = 0.05
-
-    @classmethod
-    def of(cls, training: TrainingConfig, feedback: FeedbackConfig) -> StageConfig:
-        """Return what the settings of a network make of it."""
-        same = {name: getattr(training, name) for name in ("seed", "precision", "activations", "staleness")}
-        return cls(**same, compiled=training.compile, probe_noise=feedback.probe_noise)

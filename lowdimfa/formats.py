@@ -58,6 +58,11 @@ def format_of(activations: Activations | RankConfig) -> Format | None:
     return formats.get(activations)
 
 
+def nbytes(kind: TensorType) -> int:
+    """Return the bytes of a tensor of a whole type."""
+    return math.prod(kind.shape) * kind.dtype.itemsize
+
+
 @dataclass(frozen=True)
 class Halves:
     """bfloat16 in place of float32: half the bytes, and 8 bits of each number's precision."""
@@ -75,7 +80,7 @@ class Halves:
 
     def largest(self, shape: Shape) -> int:
         """Return the bytes of that many samples."""
-        return _nbytes(self.packed(shape))
+        return nbytes(self.packed(shape))
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Round a tensor."""
@@ -119,7 +124,7 @@ class Integers:
 
     def largest(self, shape: Shape) -> int:
         """Return the bytes of that many samples."""
-        return _nbytes(self.packed(shape))
+        return nbytes(self.packed(shape))
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Pack a tensor of shape ``(samples, …)``."""
@@ -153,8 +158,8 @@ class Integers:
             integers = torch.cat([integers & 15, integers >> 4], 1)
         scale = scales.flatten().clone().view(torch.bfloat16).view(-1, groups, 1).float()
         values = integers.float().view(-1, groups, size).sub_(zeros[..., None]).mul_(scale)
-        kept = values.flatten(1)[:, : math.prod(shape[1:])]
-        return kept.reshape(shape).to(dtype)
+        kept = values.flatten(1)[:, : math.prod(shape[1:])].contiguous()
+        return kept.view(shape).to(dtype)
 
     def _groups(self, shape: Shape) -> tuple[int, int]:
         """Return into how many groups a sample's values go, and for how many each has room, an even number."""
@@ -201,7 +206,7 @@ class Factors:
         """Return the bytes of that many samples, each with a byte that may be empty in its part of the basis."""
         if not math.prod(shape):
             return 0
-        own, basis = self._widths(shape)[0], _nbytes(self._basis(shape))
+        own, basis = self._widths(shape)[0], nbytes(self._basis(shape))
         return min(INT8.largest(shape), shape[0] * (own + 1) + basis)
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -224,7 +229,7 @@ class Factors:
         positions, features = _matrix(shape)
         own, parts = torch.tensor_split(packed, self._widths(shape)[:1], dim=1)
         kind = self._basis(shape)
-        basis = parts.flatten()[: _nbytes(kind)].view(kind.shape)
+        basis = parts.flatten()[: nbytes(kind)].view(kind.shape)
         left = INT8.unpack(own, (shape[0], positions * self.rank), torch.float32)
         right = INT8.unpack(basis, (self.rank, features), torch.float32)
         return _shaped(left.view(-1, self.rank) @ right, shape).to(dtype)
@@ -236,14 +241,10 @@ class Factors:
         """Return the bytes that a sample has of its own, and of the basis."""
         positions, _ = _matrix(shape)
         own = INT8.packed((1, positions * self.rank)).shape[1]
-        return [own, -(-_nbytes(self._basis(shape)) // shape[0])]
+        return [own, -(-nbytes(self._basis(shape)) // shape[0])]
 
     def _basis(self, shape: Shape) -> TensorType:
         return INT8.packed((self.rank, _matrix(shape)[1]))
-
-
-def _nbytes(kind: TensorType) -> int:
-    return math.prod(kind.shape) * kind.dtype.itemsize
 
 
 def _matrix(shape: Shape) -> tuple[int, int]:

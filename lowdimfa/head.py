@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.chunks import chunks, over_chunks
-from lowdimfa.config import StageConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.projection import PRule, projected_by
@@ -24,8 +23,9 @@ from lowdimfa.optim import Updater
 from lowdimfa.outcome import Broadcast, Evaluation, Sends
 from lowdimfa.sites import FeedbackSite, deliver, follow, load_projection, pack_projection, tap_all
 from lowdimfa.stage import Stage
+from lowdimfa.stage_config import StageConfig
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import PLAIN, Activation, Ports, Value, one, opened, without_past
+from lowdimfa.values import PLAIN, Activation, Ports, Value, one, without_past
 
 _BODY, _LAST = -1, -2
 """Numbers under which evaluation in chunks knows the layers before the output layer, and that."""
@@ -74,7 +74,7 @@ class Head(Stage):
         self._rules.append(projection.to(self.device))
         self.objective = objective
         self.metrics = metrics or Metrics({})
-        self._sends = sends
+        self.sends = sends
         self._exact = len(self.sites)
         exact = {"logits": None, "head_input": self._exact, "hidden": len(self._parts) - 1}
         self._source = exact[sends.source]
@@ -139,8 +139,7 @@ class Head(Stage):
         """Cut what goes into the next part from its past, and let it have a gradient if one is wanted of it."""
         part, cut = len(entering), without_past(value)
         if part > self._exact or part == self._source:
-            leaf = one(cut)
-            cut = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).requires_grad_()
+            cut = one(cut).requires_grad_()
         entering.append(cut)
         return cut
 
@@ -186,7 +185,7 @@ class Head(Stage):
     def _news(self) -> Tensor | None:
         """Return ``P`` if blocks follow it and it isn't that of the last step. All of a step's errors have it."""
         weights = self.projection.weights
-        return weights.clone() if self._sends.projection and weights._version != self._told else None
+        return weights.clone() if self.sends.projection and weights._version != self._told else None
 
     def step(self) -> None:
         """Apply the accumulated gradients, and what the projection has learned."""
@@ -235,7 +234,9 @@ class Head(Stage):
             The projection makes something else of it.
         """
         found = projected_by(self.projection, error)
-        return with_classes(found, error) if self._sends.classes else found
+        if self.sends.coarse:
+            found = found.bfloat16().float()
+        return with_classes(found, error) if self.sends.classes else found
 
     @torch.no_grad()
     def evaluate_outputs(
@@ -252,7 +253,7 @@ class Head(Stage):
         self.module.eval()
         self.seed_for("evaluate", batch)
         with self.evaluated_weights():
-            hidden = one(self._full_precision(self._call(_BODY, self._body, *opened(inputs))))
+            hidden = one(self._full_precision(self._call(_BODY, self._body, *self._entering(inputs))))
             for rows, labels in chunks(hidden, targets, self.chunk):
                 outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
                 self._measure(outputs, labels, totals, len(targets) * labels.numel() / targets.numel())

@@ -53,11 +53,14 @@ class Sends(NamedTuple):
         Whether the number of its class goes with every error.
     projection
         Whether ``P`` does, once it has changed.
+    coarse
+        Whether the error is rounded to bfloat16, in which it then travels.
     """
 
     source: Source = "logits"
     classes: bool = False
     projection: bool = False
+    coarse: bool = False
 
 
 @dataclass

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -89,8 +88,7 @@ class BlockPlan:
     @property
     def ports(self) -> Ports:
         """What enters and leaves, for who builds the block."""
-        leaves = {} if ONE in self.outputs else self.outputs
-        return Ports(tuple(self.inputs), leaves, self.side, self.tapped)
+        return Ports(self.inputs, self.outputs, self.side, self.tapped)
 
     @property
     def tapped(self) -> tuple[str, ...]:
@@ -219,22 +217,6 @@ def _plan(
 
 def _of_samples(types: Types) -> Types:
     return {name: TensorType(kind.shape[1:], kind.dtype) for name, kind in types.items()}
-
-
-def coarser_between(blocks: Sequence[BlockPlan]) -> list[BlockPlan]:
-    """Return the blocks with bfloat16 activations on every boundary where float32 would travel."""
-    inner = [
-        {
-            name: kind._replace(dtype=torch.bfloat16) if kind.dtype == torch.float32 else kind
-            for name, kind in block.outputs.items()
-        }
-        for block in blocks[:-1]
-    ]
-    arriving, leaving = [blocks[0].inputs, *inner], [*inner, blocks[-1].outputs]
-    return [
-        replace(block, inputs=into, outputs=out)
-        for block, into, out in zip(blocks, arriving, leaving, strict=True)
-    ]
 
 
 def block_starts(layers: list[Layer], blocks: int) -> list[int]:

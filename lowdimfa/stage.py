@@ -13,15 +13,16 @@ from torch import Tensor
 
 from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, load_layers, pack_layers, unchanged_buffers
-from lowdimfa.config import StageConfig
 from lowdimfa.encoding import State
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.kept import Kept
 from lowdimfa.generators import seed_generators
 from lowdimfa.in_place import Untouched
 from lowdimfa.optim import Updater
+from lowdimfa.sending import arriving
 from lowdimfa.set_taps import perturb_at
 from lowdimfa.sites import FeedbackSite, load_rules, pack_rules
+from lowdimfa.stage_config import StageConfig
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import PLAIN, Activation, Ports, Value, mapped, onward, opened, without_past
@@ -77,7 +78,7 @@ class Stage:
         self._rules: list[Kept] = [site.feedback for site in sites]  # in the head also the one for P
         self._probe_noise = config.probe_noise
         self._autocast = config.precision == "bf16"
-        self._coarse_between = config.activations == "bf16"
+        self._format = config.form
         modules = [module] if len(parts) == 1 else module.parts(parts)
         self._parts = [compiling.compiled(part, index) if config.compiled else part for part in modules]
         self._stash = WeightStash(module) if config.staleness and sites else None
@@ -122,19 +123,22 @@ class Stage:
     ) -> list[Value]:
         self.module.train()
         self.seed_for("forward", *ticket)
-        stream, side = opened(inputs)
+        stream, side = self._entering(inputs)
         outputs = [stream]
         for number, part in enumerate(self._parts):
             output = self._call(number, part, between(outputs[-1]), side)
             outputs.append(change(number, self._full_precision(output)))
         return outputs[1:]
 
+    def _entering(self, inputs: Activation) -> tuple[Value, Mapping[str, Tensor]]:
+        """Return what arrives, as the layers take it, and what goes beside it; the first block's are data."""
+        stream, side = opened(inputs)
+        return arriving(self._format, self.ports.arrives if self.index else {}, stream), side
+
     def _call(
         self, number: int | None, layers: Callable[..., Value], inputs: Value, side: Mapping[str, Tensor]
     ) -> Value:
         """Run a part, or all layers, on activations that others may hold: these stay as they are."""
-        if self._coarse_between:
-            inputs = mapped(inputs, lambda given: given.float() if given.dtype == torch.bfloat16 else given)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self._untouched.by(number, layers, inputs, side)
 
@@ -196,7 +200,7 @@ class Stage:
         self.module.eval()
         self.seed_for("evaluate", batch)
         with self.evaluated_weights():
-            output = self._full_precision(self._call(None, self.module, *opened(inputs)))
+            output = self._full_precision(self._call(None, self.module, *self._entering(inputs)))
         return onward(inputs, mapped(output, Tensor.contiguous))
 
     def evaluated_weights(self) -> AbstractContextManager[None]:

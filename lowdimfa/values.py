@@ -45,23 +45,23 @@ class Ports(NamedTuple):
     Attributes
     ----------
     arrives
-        Names of what comes from the block before, in their order.
+        The types of what comes from the block before, by name, in their order.
     leaves
-        The types of a named set that goes on to the next; empty for one tensor.
+        Those of what goes on to the next; empty where they are not known.
     side
         Names of the data's inputs that the block reads itself.
     tapped
         Names of what leaves at which the broadcast error enters.
     """
 
-    arrives: tuple[str, ...] = (ONE,)
+    arrives: Mapping[str, TensorType] = MappingProxyType({ONE: TensorType((), torch.float32)})
     leaves: Mapping[str, TensorType] = MappingProxyType({})
     side: tuple[str, ...] = ()
     tapped: tuple[str, ...] = (ONE,)
 
 
 PLAIN = Ports()
-"""Of a block with one tensor in and one tensor out."""
+"""Of a block with one tensor in and one tensor out, whose types are not known."""
 
 
 @dataclass(frozen=True)

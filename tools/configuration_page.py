@@ -135,8 +135,10 @@ def _words(section: Schema, prefix: str) -> Iterator[str]:
     for name, schema in resolved(section)["properties"].items():
         key = f"{prefix}.{name}"
         if keys(schema):
-            if any(branch.get("type") == "string" for branch in schema.get("anyOf", ())):
+            alternatives = [branch for branch in schema.get("anyOf", ()) if branch.get("type") == "string"]
+            if alternatives:
                 yield f"{key}="
+                yield from (f"{key}={value}" for branch in alternatives for value in branch.get("enum", ()))
             yield from _words(schema, key)
             continue
         values = list(dict.fromkeys(_values(schema)))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import NoneType
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.making import ErrorShape
+from lowdimfa.feedback.making import ErrorShape, sends_classes
 from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.readout import ReadoutFeedback
 from lowdimfa.feedback.source import source_of, source_shape, wants_identity
+from lowdimfa.formats import INT8, Halves
 from lowdimfa.losses import shows_targets
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.rules import P_RULES, Q_RULES
+from lowdimfa.sending import format_between
 
 
 def error_shape(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> ErrorShape:
@@ -65,6 +68,38 @@ def refuse_unlearnable(plans: Sequence[BlockPlan], feedback: FeedbackConfig) -> 
 
 
 def resolve_feedback(
+    feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
+) -> FeedbackConfig:
+    """Return the feedback with ``auto`` replaced as far as can be, whose errors and probes survive their travel.
+
+    Raises
+    ------
+    InputError
+        They don't; or the rule is one that `_resolved` refuses.
+    """
+    found = _resolved(feedback, shape, training, task)
+    if found.broadcast == "bf16" and sends_classes(shape, found) and shape.task_dim > _EXACT_CLASSES:
+        raise InputError(
+            "feedback.broadcast",
+            f"'bf16' with the numbers of {shape.task_dim} classes, which go with errors of {shape.error_dim} numbers",
+            f"'fp32', as bfloat16 tells only {_EXACT_CLASSES} of them apart",
+            "feedback.q_rule: hebbian needs no such numbers.",
+        )
+    form = format_between(training, found)
+    if found.probe_interval and not isinstance(form, NoneType | Halves) and form != INT8:
+        raise InputError(
+            "train.activations",
+            f"{form} with the q_rule {Q_RULES.name_of(Q_RULES.find(found.q_rule))!r}",
+            "fp32, bf16 or int8, as the noise of probes is lost in what is coarser",
+        )
+    return found
+
+
+_EXACT_CLASSES = 257
+"""How many numbers of classes from -1 on bfloat16 has without gaps, the -1 not counted."""
+
+
+def _resolved(
     feedback: FeedbackConfig, shape: ErrorShape, training: TrainingConfig, task: Task
 ) -> FeedbackConfig:
     """Return the feedback with ``auto`` replaced: ``readout`` where blocks can be told the targets, else ``hebbian``.

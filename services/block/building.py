@@ -11,6 +11,7 @@ from lowdimfa.build import build_block, build_head
 from lowdimfa.data.reading import Reader
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.feedback.source import sends_projection
+from lowdimfa.formats import Format
 from lowdimfa.head import Head
 from lowdimfa.services.block.devices import block_device
 from lowdimfa.services.block.instructions import Policy
@@ -25,7 +26,7 @@ from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.run.training import batch_order
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.stream.limits import SampleLimit
+from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.stage import Stage
 from lowdimfa.values import Types
 from lowdimfa.version import VERSION
@@ -118,23 +119,27 @@ def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
         run=job.run,
         block=plan.index,
         role="head" if plan.index == len(network.blocks) - 1 else "block",
-        input=_sample_types(plan.inputs),
-        output=_sample_types(plan.outputs),
+        input=_sample_types(plan.inputs, network.form),
+        output=_sample_types(plan.outputs, network.form),
         error_dim=broadcast_width(network.shape, network.feedback),
         data="" if data is None else data.fingerprint(),
     )
 
 
-def sample_limit(job: BlockJob, network: NetworkPlan) -> SampleLimit:
-    """Return the activations that the block accepts."""
+def sample_limits(job: BlockJob, network: NetworkPlan) -> tuple[SampleLimit, SampleLimit]:
+    """Return the activations that the block accepts, and those that it sends."""
     train, plan = job.parsed().train, network.blocks[job.index]
     samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
-    return SampleLimit(tuple(plan.inputs.values()), samples)
+    arriving, leaving = (tuple(types.values()) for types in (plan.inputs, plan.outputs))
+    return SampleLimit(arriving, samples, network.form), SampleLimit(leaving, samples, network.form)
 
 
-def source_width(network: NetworkPlan) -> int | None:
-    """Return the width of the tensor whose error is broadcast, where its projection may come with that."""
-    return network.shape.task_dim if sends_projection(network.shape, network.feedback) else None
+def error_limit(network: NetworkPlan) -> ErrorLimit:
+    """Return the errors that a block accepts, with the width of what they are of where ``P`` may come with them."""
+    shape, feedback = network.shape, network.feedback
+    width = shape.task_dim if sends_projection(shape, feedback) else None
+    dtype = torch.bfloat16 if feedback.broadcast == "bf16" else torch.float32
+    return ErrorLimit(broadcast_width(shape, feedback), width, dtype)
 
 
 def make_topology(specification: Specification, network: NetworkPlan) -> Topology:
@@ -166,5 +171,9 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
     )
 
 
-def _sample_types(types: Types) -> tuple[SampleType, ...]:
-    return tuple(SampleType(dtype_name(kind.dtype), kind.shape, name) for name, kind in types.items())
+def _sample_types(types: Types, form: Format | None) -> tuple[SampleType, ...]:
+    def written(dtype: torch.dtype) -> str:
+        packed = form is not None and form.takes(dtype)
+        return f"{dtype_name(dtype)} as {form}" if packed else dtype_name(dtype)
+
+    return tuple(SampleType(written(kind.dtype), kind.shape, name) for name, kind in types.items())

@@ -25,7 +25,6 @@ from lowdimfa.services.stream.receiver import Receiver
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 from lowdimfa.services.stream.sender import Sender
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import TensorType
 
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
@@ -46,12 +45,14 @@ class Links:
         What the block says of itself to its neighbours.
     topology, seat
         All workers of the run, and which of them this is.
-    samples
-        Most samples in one activation.
+    limits
+        What activations may be that arrive, and that leave.
     windows
         Micro-batches in flight in one replica of each block.
     shard_bytes
         Size in bytes that no message between replicas of the block exceeds.
+    error_limit
+        What errors may be.
     security
         Secrets of the run.
     carrier
@@ -75,10 +76,10 @@ class Links:
         mine: Hello,
         topology: Topology,
         seat: Seat,
-        samples: SampleLimit,
+        limits: tuple[SampleLimit, SampleLimit],
         windows: Sequence[int],
         shard_bytes: int,
-        source_width: int | None = None,
+        error_limit: ErrorLimit,
         *,
         security: Security,
         carrier: Carrier,
@@ -88,10 +89,9 @@ class Links:
         liveness, host = carrier.here.liveness, carrier.here.host
         self._mine, self._windows, self._liveness = mine, windows, liveness
         self._topology, self._seat, self._carrier = topology, seat, carrier
-        leaving = tuple(TensorType(kind.shape, getattr(torch, kind.dtype)) for kind in mine.output)
-        self._output_limit = SampleLimit(leaving, samples.max_samples)
+        arriving_limit, self._output_limit = limits
         self._shard_limit = SampleLimit.of((), torch.uint8, shard_bytes)
-        self._source_width = source_width
+        self._error_limit = error_limit
         self._security, self._inbox, self._arriving = security, inbox, arriving
         self.ends = Ends(mine.block)
         self.counts = LinkCounts(self.ends)
@@ -103,7 +103,7 @@ class Links:
         for peer in upstream:
             at_head = mine.role == "head" and peer == upstream[0]
             arriving = self._arriving if at_head else as_it_came
-            self._listen(peer, windows[peer.block], inbox.put, samples, arriving)
+            self._listen(peer, windows[peer.block], inbox.put, arriving_limit, arriving)
         for sibling in topology.siblings(seat):
             take = partial(self._shard_arrives, sibling.rank)
             self._listen(sibling, SHARD_WINDOW, take, self._shard_limit)
@@ -177,7 +177,7 @@ class Links:
             self._security,
             mine.run,
             self._seat,
-            ErrorLimit(mine.error_dim, self._source_width),
+            self._error_limit,
             self._liveness,
             self._inbox.put,
             self._inbox.abort,

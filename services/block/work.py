@@ -138,8 +138,9 @@ class Work:
         if isinstance(self.stage, Head):
             (targets,) = self._copies.to_device(_present(drawn.targets)).use()
             sent = self.stage.forward(clean, targets, ticket, perturbed if probe else None, drawn.weight)
-            errors = (sent.error,) if sent.projection is None else (sent.error, sent.projection)
-            responses = () if sent.response is None else (sent.response,)
+            error, response = (self._written(each) for each in (sent.error, sent.response))
+            errors = tuple(each for each in (error, sent.projection) if each is not None)
+            responses = () if response is None else (response,)
             measured = sent.loss, sent.correct, sent.counted
             computed = self._copies.to_host(*measured, *errors, *responses, checks=self._take_checks())
             self._broadcasts[ticket] = computed, len(errors)
@@ -156,7 +157,7 @@ class Work:
     def update(self, ticket: Ticket, kind: ErrorKind) -> None:
         """Turn an error into local gradients, or into an update of the feedback weights."""
         error, *projection = self._errors.pop((ticket, kind)).use()
-        self._block.receive_error(ticket, error, kind, *projection)
+        self._block.receive_error(ticket, error.float(), kind, *projection)
 
     def apply(self, step: int) -> None:
         """Let the optimiser apply a step, and make the snapshot that is due after it.
@@ -228,7 +229,7 @@ class Work:
             assert drawn is not None, "the first block draws inputs"
             (inputs,) = self._copies.to_device(drawn).use()
             return inputs, inputs
-        names = self.stage.ports.arrives
+        names = tuple(self.stage.ports.arrives)
         tensors = () if arrived is None else arrived.use()
         clean, perturbed = (
             put_together(names, each) for each in (tensors[: len(names)], tensors[-len(names) :])
@@ -250,6 +251,11 @@ class Work:
         self._neighbours.publish(ticket, "train", *tensors[3 : 3 + errors])
         for projected in tensors[3 + errors :]:
             self._neighbours.publish(ticket, "probe", projected)
+
+    def _written(self, error: Tensor | None) -> Tensor | None:
+        """Return what the head broadcasts as it travels: where it was rounded nothing is lost by that."""
+        coarse = isinstance(self.stage, Head) and self.stage.sends.coarse
+        return error.bfloat16() if coarse and error is not None else error
 
     def _result(self, step: int) -> StepResult | None:
         """Return what the head's forwards of a step measured."""

@@ -20,11 +20,11 @@ from lowdimfa.services.block.building import (
     build_stage,
     describe,
     draw_data,
+    error_limit,
     make_policy,
     make_topology,
     restore,
-    sample_limit,
-    source_width,
+    sample_limits,
     windows_of,
 )
 from lowdimfa.services.block.devices import copies_for
@@ -80,8 +80,8 @@ class BlockWorker:
         self._stem = self._topology.file_stem(job.seat)
         self._data = draw_data(job, network)
         self._hello = describe(job, network, self._data)
-        self._samples, self._policy = sample_limit(job, network), make_policy(job, network)
-        self._source_width = source_width(network)
+        self._limits, self._policy = sample_limits(job, network), make_policy(job, network)
+        self._error_limit = error_limit(network)
         self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
         self._exporter, self._metrics_address = self._serve_metrics(host)
@@ -110,10 +110,10 @@ class BlockWorker:
             replace(self._hello, run=run),
             self._topology,
             seat,
-            self._samples,
+            self._limits,
             self._windows,
             Layout(self.stage, self._topology.replicas[seat.block]).largest_message,
-            self._source_width,
+            self._error_limit,
             security=security,
             carrier=self._carrier(here),
             inbox=self._inbox,

@@ -59,20 +59,16 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
 
 
 def error_bytes(shape: ErrorShape, feedback: FeedbackConfig, microbatches: int) -> float:
-    """Return the payload of the broadcast for one sample: a float32 for each error number, and the probes' responses."""
-    return 4 * broadcast_width(shape, feedback) * shape.positions * (1 + _probed(feedback, microbatches))
+    """Return the payload of the broadcast for one sample: its error, and the probes' responses."""
+    size = 2 if feedback.broadcast == "bf16" else 4
+    return size * broadcast_width(shape, feedback) * shape.positions * (1 + _probed(feedback, microbatches))
 
 
 def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:
     """Return the bytes of activation that a block sends per micro-batch, the head none."""
-    if block.index == len(plan.network.blocks) - 1:
-        return 0
-    size = sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in block.outputs.values())
-    return round(
-        plan.order.microbatch_size
-        * size
-        * (1 + _probed(plan.network.feedback, plan.network.training.microbatches))
-    )
+    network = plan.network
+    size = network.sent_bytes(block.index, plan.order.microbatch_size)
+    return round(size * (1 + _probed(network.feedback, network.training.microbatches)))
 
 
 def _probed(feedback: FeedbackConfig, microbatches: int) -> float:

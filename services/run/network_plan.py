@@ -13,8 +13,10 @@ from lowdimfa.build import features_of, parts_of, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.feedback.making import ErrorShape, feedback_columns
 from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
+from lowdimfa.formats import Format, nbytes
 from lowdimfa.layers import Layer
 from lowdimfa.partitioning import BlockPlan, block_starts
+from lowdimfa.sending import format_between, sent_type
 from lowdimfa.services.run.weights import Origin
 from lowdimfa.sparse import Outline
 from lowdimfa.values import ONE, Types
@@ -59,6 +61,18 @@ class NetworkPlan:
         named = [tuple(map(_stand_in, block.layers)) for block in self.blocks]
         blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
         return replace(self, blocks=blocks, outline=None)
+
+    @property
+    def form(self) -> Format | None:
+        """The format in which activations travel, or None for their own."""
+        return format_between(self.training, self.feedback)
+
+    def sent_bytes(self, index: int, samples: int) -> int:
+        """Return the bytes of a block's output that travel for so many samples; of the head's none."""
+        if index == len(self.blocks) - 1:
+            return 0
+        kinds = self.blocks[index].outputs.values()
+        return sum(nbytes(sent_type(self.form, kind, samples)) for kind in kinds)
 
     @property
     def boundaries(self) -> list[str]:

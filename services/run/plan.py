@@ -33,7 +33,7 @@ from lowdimfa.losses import (
     validate_tokens,
 )
 from lowdimfa.metrics import Metrics
-from lowdimfa.partitioning import BlockPlan, coarser_between
+from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.in_turn import rehearse_in_turn
@@ -81,6 +81,9 @@ class RunPlan:
         """Return the plan as the run directory's ``plan.json``."""
         train = self.specification.train
         described = self.network.describe(train.effective_window, self.order.steps_per_epoch)
+        size = self.order.microbatch_size
+        for block in described["blocks"]:
+            block["sent_bytes_per_sample"] = self.network.sent_bytes(block["index"], size) / size
         return described | {
             "batch_size": train.batch_size,
             "last_batch_size": self.order.last_batch_size,
@@ -173,8 +176,6 @@ def make_network_plan(
         )
     if weights is not None:
         weights.load(blocks, own if outline is None else NO_BLOCK)
-    if specification.train.activations == "bf16":
-        blocks = coarser_between(blocks)
     feedback = feedback_config(specification)
     refuse_unlearnable(blocks, feedback)
     shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.config import FactoryConfig, FeedbackConfig, RankConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.splits import Split
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
+from lowdimfa.services.spec.learning import RankSection
 from lowdimfa.services.spec.section import Rule, taken
 
 
@@ -37,9 +38,11 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
             _factory(*optimizer), None if scheduler[0] is None else _factory(*scheduler), grad_clip, clip_key
         )
 
+    given = train.activations
+    activations = RankConfig(given.rank) if isinstance(given, RankSection) else given
     return TrainingConfig(
         total_steps=total_steps,
-        **taken(train, TrainingConfig) | {"loss": opened(train.loss)},
+        **taken(train, TrainingConfig) | {"loss": opened(train.loss), "activations": activations},
         update=update(train, "train"),
         average=None if train.average is None else train.average.decay,
         metrics={name: _factory(each, "") for name, each in train.named_metrics.items()},

@@ -10,7 +10,16 @@ from typing import Annotated, Self
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from lowdimfa.config import FeedbackConfig, Form, Precision, Source, Start, TrainingConfig, UpdateConfig
+from lowdimfa.config import (
+    Activations,
+    FeedbackConfig,
+    Form,
+    Precision,
+    Source,
+    Start,
+    TrainingConfig,
+    UpdateConfig,
+)
 from lowdimfa.rules import P_RULES, Q_RULES, TAPS
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.section import (
@@ -49,6 +58,7 @@ class FeedbackSection(Section):
     form: Form = of(FeedbackConfig, "form")
     source: Source = of(FeedbackConfig, "source")
     error_dim: int | None = of(FeedbackConfig, "error_dim")
+    broadcast: Precision = of(FeedbackConfig, "broadcast")
     q_rule: str | Rule = of(FeedbackConfig, "q_rule", _choice("q_rule"))
     q_start: Start = of(FeedbackConfig, "q_start")
     own_error: float = of(FeedbackConfig, "own_error")
@@ -79,6 +89,7 @@ class FeedbackSection(Section):
             return self
         of_broadcast = {
             "error_dim": self.error_dim is not None,
+            "broadcast": self.broadcast != "fp32",
             "q_rule": self.q_rule not in ("auto", "hebbian", "fixed"),
             "q_start": self.q_start == "identity",
             "p_rule": self.p_rule != "fixed",
@@ -152,6 +163,16 @@ def metric_names(given: Iterable[str]) -> list[str]:
     return [re.split(r"[.:]", each)[-1] for each in given]
 
 
+class RankSection(Section):
+    """Activations as factors of low rank."""
+
+    rank: int = Field(
+        ge=1,
+        description="Numbers that stand for the features of each position: of a token, a pixel of a feature map, or a "
+        "flat sample. Fewer are fewer bytes.",
+    )
+
+
 class AverageSection(Section):
     """A moving average of the weights."""
 
@@ -189,7 +210,11 @@ class TrainSection(Section):
     )
     seed: int = of(TrainingConfig, "seed")
     precision: Precision = of(TrainingConfig, "precision")
-    activations: Precision = of(TrainingConfig, "activations")
+    activations: Activations | RankSection = of(
+        TrainingConfig,
+        "activations",
+        {"expected": "'fp32', 'bf16', 'int8', 'int4' or a mapping with key rank"},
+    )
     compile: bool = of(TrainingConfig, "compile")
     grad_clip: float | None = of(UpdateConfig, "grad_clip")
     steps_per_epoch: int | None = Field(

@@ -273,7 +273,7 @@ class ErrorSubscriber:
             self._on_failure(failure)
 
     def _came(self, message: Message) -> None:
-        if not all(numpy.isfinite(tensor.numpy()).all() for tensor in message.tensors):
+        if not all(numpy.isfinite(tensor.float().numpy()).all() for tensor in message.tensors):
             found = (
                 f"block {self._seat.block} received a broadcast error that is not finite at {message.ticket}"
             )

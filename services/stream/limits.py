@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
 
 from lowdimfa.errors import ProtocolError
-from lowdimfa.services.rpc.tensors import dtype_name, dtype_of
+from lowdimfa.formats import Format, nbytes
+from lowdimfa.sending import sent_type
+from lowdimfa.services.rpc.tensors import dtype_code, dtype_name, dtype_of
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.values import TensorType
 
@@ -31,10 +32,21 @@ class Limit(Protocol):
 
 
 class SampleLimit(NamedTuple):
-    """What a receiver of activations or gradients accepts: the types of one sample's tensors, and how many samples."""
+    """What a receiver of activations or gradients accepts.
+
+    Attributes
+    ----------
+    types
+        Of one sample's tensors.
+    max_samples
+        Most samples in a message.
+    form
+        In which the tensors travel; None for their own.
+    """
 
     types: tuple[TensorType, ...]
     max_samples: int
+    form: Format | None = None
 
     @classmethod
     def of(cls, shape: tuple[int, ...], dtype: torch.dtype, max_samples: int) -> Self:
@@ -44,7 +56,12 @@ class SampleLimit(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Most bytes of one message."""
-        return 2 * self.max_samples * sum(math.prod(kind.shape) * kind.dtype.itemsize for kind in self.types)
+        return 2 * sum(map(self._largest, self.types))
+
+    def _largest(self, kind: TensorType) -> int:
+        if self.form is None or not self.form.takes(kind.dtype):
+            return self.max_samples * nbytes(kind)
+        return self.form.largest((self.max_samples, *kind.shape))
 
     def check(self, kind: int, tensors: Sequence[WireType]) -> None:
         """Refuse other tensors than those of the expected types, once, or twice alike.
@@ -63,16 +80,17 @@ class SampleLimit(NamedTuple):
         samples = tensors[0][1][:1]
         for (code, shape), expected in zip(tensors, self.types, strict=False):
             dtype = dtype_of(code)
-            alike = dtype == expected.dtype and len(shape) > 0 and shape[1:] == expected.shape
-            if not alike or shape[:1] != samples or shape[0] > self.max_samples:
+            known = bool(samples) and 0 <= samples[0] <= self.max_samples
+            if not known or (shape, dtype) != sent_type(self.form, expected, samples[0]):
                 raise ProtocolError(
                     f"{dtype_name(dtype)} of shape {list(shape)}; expected {expected} after a batch of at most "
                     f"{self.max_samples}"
+                    + ("" if self.form is None else f", as train.activations: {self.form}")
                 )
 
 
 class ErrorLimit(NamedTuple):
-    """What a subscriber accepts: errors of float32 and any number of samples, maybe with the ``P`` that made them.
+    """What a subscriber accepts: errors of any number of samples, maybe with the ``P`` of float32 that made them.
 
     Attributes
     ----------
@@ -80,10 +98,13 @@ class ErrorLimit(NamedTuple):
         Numbers of an error.
     source_width
         Numbers that ``P`` makes these of; None where no ``P`` is to come.
+    dtype
+        Of the errors.
     """
 
     error_dim: int
     source_width: int | None = None
+    dtype: torch.dtype = torch.float32
 
     @property
     def nbytes(self) -> None:
@@ -101,12 +122,12 @@ class ErrorLimit(NamedTuple):
         if kind not in _ERRORS or not 1 <= len(tensors) <= most:
             raise ProtocolError(f"{len(tensors)} tensors of kind {kind}; one of an error was expected")
         dtype, shape = dtype_of(tensors[0][0]), tensors[0][1]
-        if tensors[1:] and tensors[1] != (tensors[0][0], (self.error_dim, self.source_width)):
+        if tensors[1:] and tensors[1] != (dtype_code(torch.float32), (self.error_dim, self.source_width)):
             raise ProtocolError(
                 f"the error comes with {list(tensors[1][1])}; a projection of shape "
-                f"{[self.error_dim, self.source_width]} and the error's type was expected"
+                f"{[self.error_dim, self.source_width]} and of float32 was expected"
             )
-        if dtype != torch.float32:
-            raise ProtocolError(f"its type is {dtype_name(dtype)}; float32 was expected")
+        if dtype != self.dtype:
+            raise ProtocolError(f"its type is {dtype_name(dtype)}; {dtype_name(self.dtype)} was expected")
         if len(shape) < 2 or shape[-1] != self.error_dim:
             raise ProtocolError(f"its shape is {list(shape)}; (samples, …, {self.error_dim}) was expected")

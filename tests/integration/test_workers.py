@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
+from lowdimfa.services.cli.forecast import error_bytes, sent_bytes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
 STEPS = 8
@@ -174,20 +179,38 @@ def test_autocast_clipping_and_settings_per_block_give_the_same_bits(tmp_path: P
     assert_same_bits(found, in_process(plain, tmp_path / "local"))
 
 
-@pytest.mark.parametrize("model", ["mlp", "transformer"])
-def test_coarse_activations_give_the_same_bits_at_half_the_traffic(model: str, tmp_path: Path) -> None:
-    sent, found = {}, {}
-    for activations in ("fp32", "bf16"):
-        plain = specification(model, 2, "probed", train={"activations": activations})
-        with thread_fleet(plain, tmp_path / activations) as fleet:
-            fleet.run(0, STEPS)
-            found[activations] = fleet.model_state()
-            sent[activations] = sum(
-                end.traffic.count().payload_bytes for end in fleet.workers[0]._links.ends.senders.values()
-            )
-    assert sent["bf16"] * 2 == sent["fp32"]
-    assert_same_bits(found["bf16"], in_process(plain, tmp_path / "local"))
-    assert any(not torch.equal(value, found["fp32"][name]) for name, value in found["bf16"].items())
+@pytest.mark.parametrize(
+    ("model", "activations", "times", "q_rule"),
+    [
+        ("transformer", "bf16", 2, "probed"),
+        ("mlp", "int8", 3.5, "probed"),
+        ("cnn", "int4", 7, "readout"),
+        ("transformer", {"rank": 4}, 7, "hebbian"),
+        ("cnn", {"rank": 1}, 7, "readout"),
+    ],
+)
+def test_packed_activations_give_the_same_bits_with_less_traffic(
+    model: str, activations: Any, times: float, q_rule: str, tmp_path: Path
+) -> None:
+    coarse = {"train": {"activations": activations}, "feedback": {"q_rule": q_rule, "broadcast": "bf16"}}
+    plain = specification(model, 3, q_rule, **coarse)
+    if model == "cnn":
+        plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}
+    with thread_fleet(plain, tmp_path / "packed") as fleet:
+        fleet.run(0, STEPS)
+        found, ends = fleet.model_state(), fleet.workers[0]._links.ends
+        sent = sum(end.traffic.count().payload_bytes for end in ends.senders.values())
+        errors = ends.subscriber.traffic.count().payload_bytes if ends.subscriber else 0
+        evaluated = fleet.evaluate()
+    run = DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "local").fit()
+    assert_same_bits(found, export_state(CheckpointStore(tmp_path / "local").load(None)))
+    assert (evaluated.loss, evaluated.accuracy) == (run.metrics["test_loss"], run.metrics["test_accuracy"])
+    plan = make_run_plan(parse_specification(plain, "test"))
+    block = plan.network.blocks[0]
+    assert sent == STEPS * 2 * sent_bytes(plan, block)
+    assert errors == STEPS * 64 * error_bytes(plan.network.shape, plan.network.feedback, 2)
+    probed = 1.25 if q_rule == "probed" else 1
+    assert sent * times <= probed * STEPS * 64 * 4 * math.prod(block.output_shape)
 
 
 def test_a_single_block_is_first_and_head(tmp_path: Path) -> None:

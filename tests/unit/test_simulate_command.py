@@ -38,7 +38,8 @@ def made_run(
     folder.mkdir()
     (folder / "spec.yaml").write_text(SPECIFICATION.format(microbatches=microbatches, replicas=replicas))
     blocks = [
-        {"index": index, "cost_share": 0.5, "parameters": 1000, "output_shape": [32]} for index in range(2)
+        {"index": index, "cost_share": 0.5, "parameters": 1000, "sent_bytes_per_sample": 128}
+        for index in range(2)
     ]
     (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "error_dim": 9}))
     body, head = (TimelineWriter(folder / "timeline" / f"block-{index}.jsonl") for index in range(2))

@@ -11,11 +11,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig
+from lowdimfa.config import Activations, FactoryConfig, FeedbackConfig, RankConfig, TrainingConfig
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.spec.dialect import read_yaml
 from lowdimfa.services.spec.expectations import ROOT, keys
-from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
+from lowdimfa.services.spec.learning import FeedbackSection, RankSection, TrainSection
 from lowdimfa.services.spec.section import Rule, Section
 from tools import configuration_page
 
@@ -50,7 +50,8 @@ def test_settings_of_the_library_are_keys_as_it_defines_them(
         if Callable[..., Any] in taken:  # which a specification takes as an object, or names
             assert "Given" in str(key.annotation)
         else:
-            assert key.annotation == (str | Rule if FactoryConfig in taken else types[field.name])
+            own = Activations | RankSection if RankConfig in taken else types[field.name]
+            assert key.annotation == (str | Rule if FactoryConfig in taken else own)
 
 
 def test_the_smallest_specification_of_the_reference_is_valid() -> None:

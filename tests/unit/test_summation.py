@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
-from lowdimfa.config import FactoryConfig, StageConfig, UpdateConfig
+from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import ProtocolError
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, QRule
 from lowdimfa.layers import Layer
 from lowdimfa.optim import Updater
 from lowdimfa.services.block.summation import Layout, Summation
 from lowdimfa.sites import FeedbackSite
+from lowdimfa.stage_config import StageConfig
 from lowdimfa.taps import FlatTap
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +107,8 @@ def read_measured(run_dir: Path) -> Measured:
         blocks=costs,
         microbatches=train.microbatches,
         microbatch_size=train.batch_size // train.microbatches,
-        activation_bytes=tuple(_activation_bytes(specification, block) for block in blocks[:-1]),
-        error_bytes=_error_bytes(record),
+        activation_bytes=tuple(float(block["sent_bytes_per_sample"]) for block in blocks[:-1]),
+        error_bytes=_error_bytes(record, specification),
         latency=_latency(spans),
         staleness=train.staleness,
         window=train.window,
@@ -190,14 +189,8 @@ def _latency(spans: dict[int, Spans]) -> float:
     return max(0.0, float(np.median(found))) if found else 0.0
 
 
-def _activation_bytes(specification: Specification, block: dict[str, Any]) -> float:
-    size = 2 if specification.train.activations == "bf16" else 4
-    shape = block["output_shape"]
-    shapes = shape.values() if isinstance(shape, dict) else [shape]
-    return float(size * sum(map(math.prod, shapes)))
-
-
-def _error_bytes(record: Record) -> float:
+def _error_bytes(record: Record, specification: Specification) -> float:
     """Return what the run counted, or where it has not ended, one error per sample."""
     counted = record.result.get("broadcast_payload_bytes_per_sample")
-    return float(counted or 4 * record.plan["error_dim"])
+    size = 2 if specification.feedback.broadcast == "bf16" else 4
+    return float(counted or size * record.plan["error_dim"])

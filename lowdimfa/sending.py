@@ -1,0 +1,45 @@
+"""What of a block's output travels, and what of it arrives: the tensors that a format takes are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.formats import Format, format_of
+from lowdimfa.values import TensorType, Value, mapped, named, put_together
+
+
+def format_between(training: TrainingConfig, feedback: FeedbackConfig) -> Format | None:
+    """Return the format in which the blocks of a network send activations; those of the baselines send none."""
+    return format_of(training.activations) if feedback.form == "broadcast" else None
+
+
+def sent_type(form: Format | None, kind: TensorType, samples: int) -> TensorType:
+    """Return the whole type of what travels of a tensor, of which a plan has the type of one sample."""
+    whole = kind._replace(shape=(samples, *kind.shape))
+    return whole if form is None or not form.takes(kind.dtype) else form.packed(whole.shape)
+
+
+def leaving(form: Format | None, output: Value) -> Value:
+    """Return what travels of an output."""
+    if form is None:
+        return output
+    return mapped(output, lambda each: form.pack(each) if form.takes(each.dtype) else each)
+
+
+def arriving(form: Format | None, kinds: Mapping[str, TensorType], value: Value) -> Value:
+    """Return what a block's layers take, given the planned types; what was not packed, as in a measurement, stays."""
+    if form is None:
+        return value
+    tensors = [_unpacked(form, kinds.get(name), each) for name, each in named(value).items()]
+    return put_together(list(named(value)), tensors)
+
+
+def _unpacked(form: Format, kind: TensorType | None, tensor: Tensor) -> Tensor:
+    if kind is None or not form.takes(kind.dtype):
+        return tensor
+    shape = (len(tensor), *kind.shape)
+    packed = form.packed(shape) == (tuple(tensor.shape), tensor.dtype)
+    return form.unpack(tensor, shape, kind.dtype) if packed else tensor
