@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from multiprocessing.connection import Connection
@@ -224,3 +226,35 @@ def test_the_bytes_that_are_counted_are_those_that_leave_a_host(name: str, tmp_p
         counted = turns[1]["forward_bytes"] + turns[1]["backward_bytes"]
         # Headers of Ethernet, IP, TCP and Gloo, and TCP's own messages.
         assert counted < turns[1]["transmitted"] < 1.15 * counted + 20_000
+
+
+EXCHANGE = """
+import socket, sys, time
+
+if sys.argv[1] == "answer":
+    with socket.create_server(("", 5000)) as server:
+        print("up", flush=True)
+        with server.accept()[0] as link:
+            whole = b"".join(iter(lambda: link.recv(1 << 16), b""))
+    print(len(whole), set(whole) == {7})
+else:
+    began = time.monotonic()
+    with socket.create_connection((sys.argv[1], 5000)) as link:
+        print(time.monotonic() - began)
+        link.sendall(bytes([7]) * 1_000_000)
+"""
+
+
+def test_links_take_the_time_that_they_are_to_take_and_lose_nothing() -> None:
+    command = [sys.executable, "-c", EXCHANGE]
+    try:
+        with Hosts(2, latency_ms=40) as hosts:
+            server = hosts.run(0, [*command, "answer"], os.environ, stdout=subprocess.PIPE)
+            assert server.stdout is not None and server.stdout.readline() == "up\n"
+            client = hosts.run(1, [*command, hosts.address(0)], os.environ, stdout=subprocess.PIPE)
+            answer, _ = client.communicate(timeout=SECONDS)
+            arrived, _ = server.communicate(timeout=SECONDS)
+    except NoHostsError as reason:
+        pytest.skip(str(reason))
+    assert float(answer) >= 0.08  # there and back
+    assert arrived == "1000000 True\n"
