@@ -11,7 +11,7 @@ from benchmarks.throughput.networks import Network
 from benchmarks.throughput.places import Place
 from benchmarks.throughput.process import Answer, WorkerError
 from benchmarks.throughput.registry import LIMIT
-from benchmarks.throughput.systems import OURS, WHOLE, System, start, stop
+from benchmarks.throughput.systems import OURS, System, start, stop
 
 LEAD = 2
 ANSWER_SECONDS = 1800.0
@@ -86,7 +86,7 @@ def usual_competitors(names: Sequence[str]) -> list[str]:
     ours = [name for name in names if name.startswith(f"{OURS}1")]
     singles = [name for name in names if name.startswith("single-")][-2:]
     rest = [name for name in names if not name.startswith((OURS, "single-", "gpipe", "interleaved", LIMIT))]
-    return [name for name in ours if WHOLE not in name or "layers" not in name] + singles + rest
+    return ours + singles + rest
 
 
 def time_to_target(

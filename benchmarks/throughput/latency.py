@@ -90,7 +90,7 @@ def _write(sink: int, frame: bytes) -> None:
 def main() -> None:
     """Make the devices, say so, and carry."""
     seconds, switch, *hosts = sys.argv[1:]
-    delays = {}
+    delays: dict[int, tuple[int, float]] = {}
     for number, host in enumerate(hosts):
         outside, inside = _tap(switch, f"port{number}"), _tap(host, "eth0")
         delays |= {inside: (outside, float(seconds)), outside: (inside, 0.0)}

@@ -98,6 +98,7 @@ def place_for(
         yield LocalPlace(folder)
         return
     with ray_hosts(blocks + 1, engines, latency_ms) as cluster:
-        for host in range(1, blocks + 1) if mbit else ():
-            cluster.hosts.slow(host, mbit)
+        if mbit is not None:
+            for host in range(1, blocks + 1):
+                cluster.hosts.slow(host, mbit)
         yield HostsPlace(cluster, folder)
