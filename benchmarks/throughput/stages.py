@@ -21,6 +21,7 @@ class Wire:
 
     def __init__(self, name: Activations) -> None:
         self._format = format_of(name)
+        self.plain = self._format is None
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Return what travels of a float32 tensor, contiguous: Gloo sends nothing else."""
