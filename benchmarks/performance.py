@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, markdown_table, update_page
+from benchmarks.reporting import RESULTS, update_page
 from benchmarks.throughput import tables as throughput
+from benchmarks.throughput.rivals_table import measured_columns, order, rivals
 from benchmarks.transport.tables import tables as transport
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -28,7 +29,7 @@ VARIANTS = {
 }
 """Of this runtime at staleness 1: how their ratios begin in a result, and what they are called."""
 
-PEERS = {"1f1b": "1F1B", "zero_bubble": "zero-bubble", "single_process": "one process"}
+PEERS = {"1f1b": "1F1B", "zero_bubble": "zero-bubble", "delayed": "2BW", "single_process": "one process"}
 """What each of them is compared with."""
 
 OTHERS: dict[str, Callable[[Result], str]] = {
@@ -51,13 +52,7 @@ def _fewer_bytes(result: Result) -> str:
 
 
 def _title(result: Result) -> str:
-    link = "one machine" if result["link_mbit"] is None else f"{result['link_mbit']:,} Mbit/s"
-    return f"{result['network']}, {result['blocks']} blocks, {link}"
-
-
-def _place(result: Result) -> tuple[Any, ...]:
-    """Return what results are sorted by: no limit first, then from fast links to slow ones."""
-    return -(result["link_mbit"] or float("inf")), result["network"] != "mlp", result["blocks"]
+    return f"{result['network']}, {result['blocks']} blocks, {throughput.place(result)}"
 
 
 def ratios(results: Sequence[Result]) -> str:
@@ -69,7 +64,7 @@ def ratios(results: Sequence[Result]) -> str:
             others = [make(result) if prefix == "ratio" else "" for make in OTHERS.values()]
             if any(against):
                 rows.append((_title(result) + label, *against, *others))
-    return markdown_table(("", *PEERS.values(), *OTHERS), rows)
+    return measured_columns(("", *PEERS.values(), *OTHERS), rows)
 
 
 def details(result: Result) -> str:
@@ -93,7 +88,8 @@ def write(page: Path, folder: Path = RESULTS) -> None:
     InputError
         The page has no place for them.
     """
-    measured = sorted(stored(folder, "throughput-*.json"), key=_place)
+    measured = sorted(stored(folder, "throughput-*.json"), key=order)
+    update_page(page, "rivals", rivals(measured))
     update_page(page, "ratios", ratios(measured))
     update_page(page, "details", "\n\n".join(map(details, measured)))
     for result in stored(folder, "transport.json"):

@@ -1,13 +1,11 @@
 """How fast blocks with a broadcast error train, side by side with training that uses gradients.
 
 ``python -m benchmarks.throughput`` trains the same networks on the same data with the same threads per process: this
-runtime with ``staleness`` 0, 1 and 2 (``lowdimfa-s1``; ``lowdimfa-s1-whole`` without micro-batches, which it needs only
-where nothing may be stale; ``lowdimfa-s1-layers`` with the error at every layer of a block, so that no block has a
-backward pass), backpropagation in one process (``single-2``: 2 threads, whole batches; ``single-2x4``: in 4
-micro-batches), the schedules of ``torch.distributed.pipelining`` and DistributedDataParallel over Gloo, and the limit:
-each block's own work on tensors that are there already, all blocks at once. All systems are up all the time, asleep but
-for the one whose turn it is. In each round every system has one turn, in changing order; figures are medians over
-rounds, ratios medians of the ratios within rounds.
+runtime (``lowdimfa-s1-whole`` without micro-batches, which it needs only where nothing may be stale;
+``lowdimfa-s1-layers`` with the error at every layer of a block, so that no block has a backward pass), and the systems
+that the list at the end names, with what each is allowed. All systems are up all the time, asleep but for the one
+whose turn it is. In each round every system has one turn, in changing order; figures are medians over rounds, ratios
+medians of the ratios within rounds.
 
 Steps are timed in the steady state: without the first of a turn, and, for this runtime, without those in which its
 pipeline drains at a turn's end. A step has ended when every block has applied it.
@@ -17,19 +15,26 @@ pipeline drains at a turn's end. A step has ended when every block has applied i
 - *transport CPU per micro-batch* of a block: processor time of all threads of its process but the compute thread, and
   that thread's time outside computing and waiting (sending, publishing, taking messages, deciding), over a whole turn.
   The JSON line has the slowest block's.
-- *bytes*: tensors alone, summed over all links; for DistributedDataParallel what a ring all-reduce sends. The JSON line
-  has the broadcast's bytes with framing too.
+- *bytes*: tensors alone, as they are packed, summed over all links and counted where they are sent; for all-reduces
+  what a ring sends of the tensors that it was given. The JSON line has the broadcast's bytes with framing too.
 - *peak*: ``VmHWM`` of the largest process, which has torch (and here Ray) in it.
 - *other work*: processor time of the machine that went elsewhere, Ray's own processes included. Above some percent
   the machine was not quiet.
 
-``--link-mbit`` puts each block on a host of its own (a network namespace with a Ray node in it) and limits its link in
-both directions; the peers run on the same hosts. Systems whose names end in ``-bf16`` send activations, and the
-pipelines their gradients too, as bfloat16. Between hosts this runtime uses mutual TLS, as it always does; Gloo is in
-the clear. Fewer systems are measured then, unless ``--systems`` names others. Needs root and iproute2.
+A turn of ``diloco`` is whole rounds up to an outer step, however many steps are asked for, and ``2bw`` is never emptied.
 
-With more than 2 blocks those with the error at every layer are left out, unless ``--systems`` names them: all others fill
-20 GB. A measurement in which a system of this runtime failed is not stored, and ends with 1.
+``--link-mbit`` and ``--latency-ms`` put each block on a host of its own (a network namespace with a Ray node in it),
+limit its link in both directions, and let everything take longer from one host to another (a relay in user space; one
+way, a round trip twice that); the peers run on the same hosts. Between hosts this runtime uses mutual TLS, as it
+always does; Gloo is in the clear. Needs root and iproute2.
+
+``--accuracy`` and ``--perplexity`` train to a score on real data in the end: the digits, or Shakespeare in tokens,
+which ``lowdimfa data tokens shakespeare --vocabulary 2048 --out ~/.cache/lowdimfa/data/shakespeare-2048`` makes. The
+systems take turns. The time has the filling and draining of this runtime's pipeline for each look at the test split; a
+second one leaves them out.
+
+With more than 2 blocks those with the error at every layer are left out, and with 8 all but the likely best, unless
+``--systems`` names them. A measurement in which a system of this runtime failed is not stored, and ends with 1.
 """
 
 from __future__ import annotations
@@ -46,7 +51,8 @@ from benchmarks.reporting import write_result
 from benchmarks.throughput.hosts import NoHostsError
 from benchmarks.throughput.measure import Plan, measure
 from benchmarks.throughput.networks import NETWORKS
-from benchmarks.throughput.systems import OURS, all_names, overridden
+from benchmarks.throughput.registry import table
+from benchmarks.throughput.systems import OURS, all_names, is_known, overridden
 from benchmarks.throughput.tables import tables
 
 FAILED = 1
@@ -60,12 +66,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
-        description=__doc__,
+        description=f"{__doc__}\nSystems:\n\n{table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--networks", default="mlp,cnn", help=f"some of {','.join(NETWORKS)} (%(default)s)")
     parser.add_argument("--blocks", default="2", help="numbers of blocks, such as 2,4 (%(default)s)")
     parser.add_argument("--link-mbit", type=int, help="limit of each link in Mbit/s, such as 1000, 100 or 25")
+    parser.add_argument(
+        "--latency-ms",
+        type=float,
+        default=0.0,
+        help="how much longer anything takes from host to host, such as 50",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each system (%(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn (%(default)s)")
     parser.add_argument(
@@ -77,6 +89,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--accuracy",
         type=float,
         help="also train to this test accuracy (0.95 for 95 %%) on the digits, and tell the time",
+    )
+    parser.add_argument(
+        "--perplexity",
+        type=float,
+        help="also train the language model to this test perplexity, and tell the time",
     )
     parser.add_argument(
         "--set",
@@ -104,9 +121,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         overridden({}, found.overrides)
     except ValueError as error:
         parser.error(f"--set: {error}")
-    known = {name for blocks in found.blocks for name in all_names(blocks, 4, coarse=True)}
-    if wrong := [name for name in found.systems if name not in known]:
+    known = {name for blocks in found.blocks for name in all_names(blocks, max(4, blocks))}
+    wrong = [
+        name
+        for name in found.systems
+        if not any(is_known(name, number, max(4, number)) for number in found.blocks)
+    ]
+    if wrong:
         parser.error(f"--systems: no {', '.join(wrong)}; expected some of {', '.join(sorted(known))}")
+    if found.latency_ms < 0:
+        parser.error(f"--latency-ms: {found.latency_ms:g}; expected 0 or more")
     return found
 
 
@@ -116,7 +140,14 @@ def main() -> None:
     # What was started, hosts above all, has to go with a measurement that is ended from outside.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     plan = Plan(
-        found.rounds, 2, found.steps, found.link_mbit, found.systems, found.accuracy, tuple(found.overrides)
+        found.rounds,
+        steps=found.steps,
+        mbit=found.link_mbit,
+        systems=found.systems,
+        accuracy=found.accuracy,
+        perplexity=found.perplexity,
+        latency_ms=found.latency_ms,
+        overrides=tuple(found.overrides),
     )
     results = []
     status = 0
@@ -126,7 +157,7 @@ def main() -> None:
                 try:
                     result = measure(name, blocks, plan, Path(folder), lambda line: print(line, flush=True))
                 except NoHostsError as reason:
-                    print(f"--link-mbit can't be used here: {reason}", file=sys.stderr)
+                    print(f"links can't be limited here: {reason}", file=sys.stderr)
                     sys.exit(CANNOT)
             print(f"\n{tables(result)}\n", flush=True)
             if lost := [one for one in result["not_measured"] if one.startswith(OURS)]:
@@ -134,8 +165,7 @@ def main() -> None:
                 print(f"could not be measured to the end: {', '.join(lost)}{kept}", file=sys.stderr)
                 status = FAILED
             elif found.write:
-                suffix = "" if plan.mbit is None else f"-{plan.mbit}"
-                write_result(f"throughput-{name}-{blocks}{suffix}", result)
+                write_result(f"throughput-{name}-{blocks}{plan.suffix}", result)
             results.append(result)
     if found.json:
         line = [{key: value for key, value in result.items() if key != "rounds"} for result in results]

@@ -6,7 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.throughput.systems import COARSE, LIMIT, OURS, VARIANTS, ZERO_BUBBLE
+from benchmarks.throughput.registry import DELAYED, FORMATS, LIMIT, ZERO_BUBBLE
+from benchmarks.throughput.systems import OURS, VARIANTS
+
+PEERS = {"1f1b": ("1f1b",), "zero_bubble": ZERO_BUBBLE, "delayed": DELAYED}
+"""Pipelines that this runtime is compared with, each kind by its fastest."""
 
 Round = dict[str, dict[str, Any]]
 """What each system that ran in a round measured, by name."""
@@ -36,6 +40,7 @@ def merge(answers: Sequence[Mapping[str, Any]], count: int, batch: int, microbat
         "forward_bytes_per_sample": per_sample("forward_bytes"),
         "backward_bytes_per_sample": per_sample("backward_bytes"),
         "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "peaks": answers[0].get("peaks") or [answer["peak_bytes"] for answer in answers],
     }
     if "shares" in answers[0]:
         first = answers[0]
@@ -96,21 +101,17 @@ def summary(rounds: Sequence[Round], names: Sequence[str], threads: int) -> dict
 
     singles = [name for name in names if name.partition("x")[0] == f"single-{threads}"]
 
+    peers = PEERS | {"single_process": tuple(singles)}
     busy, transport = medians(rounds, ours, "busy"), medians(rounds, ours, "transport_cpu_ms")
-    found = {
+    found: dict[str, Any] = {
         "samples_per_second": by_system("samples_per_second"),
-        "ratio_vs_1f1b": ratio(rounds, ours, ["1f1b"]),
-        "ratio_vs_zero_bubble": ratio(rounds, ours, ZERO_BUBBLE),
-        "ratio_vs_single_process": ratio(rounds, ours, singles),
-        "ratio_vs_limit": ratio(rounds, ours, [LIMIT]),
+        **_against(rounds, ours, "ratio", peers | {"limit": (LIMIT,)}),
         **{
-            f"ratio{variant.replace('-', '_')}_vs_{peer}": ratio(rounds, f"{ours}{variant}", others)
+            key: value
             for variant in VARIANTS
-            for peer, others in (
-                ("1f1b", ["1f1b"]),
-                ("zero_bubble", ZERO_BUBBLE),
-                ("single_process", singles),
-            )
+            for key, value in _against(
+                rounds, f"{ours}{variant}", f"ratio{variant.replace('-', '_')}", peers
+            ).items()
         },
         "busy_fraction_min": min(busy) if isinstance(busy, list) else None,
         "busy_fractions": by_system("busy"),
@@ -126,13 +127,29 @@ def summary(rounds: Sequence[Round], names: Sequence[str], threads: int) -> dict
             for name in names
             if any(name in one for one in rounds)
         },
+        "peak_bytes_by_process": by_system("peaks"),
         "whole_segment_samples_per_second": by_system("whole_segment_samples_per_second"),
         "other_cpu_fraction": by_system("other_cpu_fraction"),
     }
-    if f"{ours}{COARSE}" in names:
-        coarse = f"{ours}{COARSE}"
-        found["ratio_vs_1f1b_bf16"] = ratio(rounds, coarse, [f"1f1b{COARSE}"])
-        found["ratio_vs_zero_bubble_bf16"] = ratio(
-            rounds, coarse, [f"{name}{COARSE}" for name in ZERO_BUBBLE]
-        )
+    for travel in FORMATS:
+        if f"{ours}+{travel}" in names:
+            packed = {
+                f"{peer}_{travel}": tuple(f"{name}+{travel}" for name in others)
+                for peer, others in PEERS.items()
+            }
+            found |= _against(rounds, f"{ours}+{travel}", "ratio", packed)
     return found
+
+
+def _against(
+    rounds: Sequence[Round], ours: str, prefix: str, peers: Mapping[str, Sequence[str]]
+) -> dict[str, float | None]:
+    """Return our ratios, by ``<prefix>_vs_<peer>``, to the fastest of each kind."""
+    return {f"{prefix}_vs_{peer}": ratio(rounds, ours, others) for peer, others in peers.items()}
+
+
+def best(rounds: Sequence[Round], names: Sequence[str]) -> str | None:
+    """Return the system that was fastest by its median over rounds, or None where none was measured."""
+    rates = {name: medians(rounds, name, "samples_per_second") for name in names}
+    measured = [name for name, rate in rates.items() if isinstance(rate, float)]
+    return max(measured, key=lambda name: float(rates[name] or 0)) if measured else None  # type: ignore[arg-type]

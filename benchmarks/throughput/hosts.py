@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.throughput.latency import start_relay
+
 GONE_SECONDS = 20.0
 """Longest time that killed processes get to disappear."""
 
@@ -20,6 +22,9 @@ QUEUE_SECONDS = 0.05
 """What a slow link holds back at most before it drops: as much as it carries in this time."""
 
 LEAST_QUEUE_BYTES = 128 * 1024
+
+RELAYED_FRAME = 9000
+"""Bytes of the largest frame on links with latency."""
 
 
 class NoHostsError(Exception):
@@ -36,6 +41,8 @@ class Hosts:
     ----------
     count
         How many.
+    latency_ms
+        How much longer anything takes from one host to another, by `benchmarks.throughput.latency`.
 
     Raises
     ------
@@ -43,12 +50,13 @@ class Hosts:
         This machine, or this user, can't make network namespaces.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, latency_ms: float = 0.0) -> None:
         self._prefix = f"lowdimfa-{os.getpid()}"
         self._network = (
             f"10.77.{os.getpid() % 256}"  # Ray looks at all processes for clusters of its own address
         )
-        self._count = count
+        self._count, self._latency = count, latency_ms / 1e3
+        self._relay: subprocess.Popen[str] | None = None
         self._made: list[str] = []
 
     def __enter__(self) -> Hosts:
@@ -71,7 +79,7 @@ class Hosts:
     def inside(self, host: int) -> list[str]:
         """Return the beginning of a command that runs the rest of it on a host."""
         # `ip netns exec` would hide the machine's control groups, from which Ray reads its limits.
-        return ["nsenter", f"--net=/run/netns/{self._name(host)}", "--"]
+        return ["nsenter", f"--net=/run/netns/{self.name(host)}", "--"]
 
     def run(
         self, host: int, command: Sequence[object], environment: Mapping[str, str], **options: Any
@@ -124,7 +132,7 @@ class Hosts:
         rate = mbit * 1_000_000 // 8
         burst = max(rate // 250, 16 * 1024)  # a kernel that ticks 250 times a second can't do with less
         queue = max(int(rate * QUEUE_SECONDS), LEAST_QUEUE_BYTES) + burst
-        for name, device in ((self._name(host), "eth0"), (self._switch, f"port{host}")):
+        for name, device in ((self.name(host), "eth0"), (self._switch, f"port{host}")):
             command = ["tc", "-n", name, "qdisc", "replace", "dev", device, "root", "tbf"]
             command += ["rate", f"{mbit}mbit", "burst", str(burst), "limit", str(queue)]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -135,7 +143,7 @@ class Hosts:
 
     def processes(self, host: int) -> list[psutil.Process]:
         """Return what runs on a host."""
-        return _processes(self._name(host))
+        return _processes(self.name(host))
 
     def host_of(self, pid: int) -> int:
         """Return the host on which a process runs."""
@@ -151,8 +159,8 @@ class Hosts:
         RuntimeError
             Something does not go away.
         """
-        if alive := _kill_all(self._name(host)):
-            raise RuntimeError(f"{self._name(host)}: {_unkillable(alive)}")
+        if alive := _kill_all(self.name(host)):
+            raise RuntimeError(f"{self.name(host)}: {_unkillable(alive)}")
 
     def close(self) -> None:
         """Kill all processes on all hosts and remove the hosts.
@@ -163,6 +171,9 @@ class Hosts:
             Something could not be removed; the message says what.
         """
         left = []
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.wait()
         for name in reversed(self._made):
             if alive := _kill_all(name):
                 left.append(f"{name}: {_unkillable(alive)}")
@@ -177,7 +188,8 @@ class Hosts:
     def _switch(self) -> str:
         return f"{self._prefix}-switch"
 
-    def _name(self, host: int) -> str:
+    def name(self, host: int) -> str:
+        """Return the name of a host's namespace."""
         return f"{self._prefix}-host{host}"
 
     def _make(self) -> None:
@@ -192,16 +204,23 @@ class Hosts:
         self._made.append(self._switch)
         self._ip("-n", self._switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         self._ip("-n", self._switch, "link", "set", "bridge", "up")
+        names = [self.name(host) for host in range(self._count)]
+        for name in names:
+            self._ip("netns", "add", name)
+            self._made.append(name)
+        if self._latency:
+            self._relay = start_relay(self._latency, self._switch, names)
         for host in range(self._count):
             self._connect(host)
 
     def _connect(self, host: int) -> None:
-        name, port = self._name(host), f"port{host}"
-        self._ip("netns", "add", name)
-        self._made.append(name)
-        self._ip(
-            "-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name
-        )
+        name, port = self.name(host), f"port{host}"
+        if self._relay is None:
+            pair = ("type", "veth", "peer", "name", "eth0", "netns", name)
+            self._ip("-n", self._switch, "link", "add", port, *pair)
+        else:  # fewer frames, each of which passes a process
+            for place, device in ((self._switch, port), (name, "eth0")):
+                self._ip("-n", place, "link", "set", device, "mtu", str(RELAYED_FRAME))
         self._ip("-n", self._switch, "link", "set", port, "master", "bridge", "up")
         self._ip("-n", name, "link", "set", "lo", "up")
         self._ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")

@@ -44,7 +44,8 @@ class LocalWork:
         if index == 0:
             self._inputs = torch.stack([plan.dataset.train.inputs(indices) for indices in draws])
         width = broadcast_width(network.shape, network.feedback)
-        self._error = torch.randn(order.microbatch_size, width) / plan.order.batch_size
+        positions = (network.shape.positions,) * network.shape.position_dims
+        self._error = torch.randn(order.microbatch_size, *positions, width) / plan.order.batch_size
 
     def steps(self, system: str, lead: int, count: int) -> Answer:
         """Run steps; see `benchmarks.throughput.worker.Contestant`."""
@@ -78,7 +79,7 @@ class LocalWork:
 
     def evaluate(self, system: str) -> Answer:
         """Learn nothing, so tell nothing."""
-        return {"accuracy": None}
+        return {"accuracy": None, "loss": None}
 
     def close(self) -> None:
         """Hold nothing."""

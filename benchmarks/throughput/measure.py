@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 
 from benchmarks.reporting import environment
-from benchmarks.throughput.accuracy import time_to_accuracy
+from benchmarks.throughput.accuracy import time_to_target, usual_competitors
 from benchmarks.throughput.figures import Round, merge, order_of, summary
 from benchmarks.throughput.networks import NETWORKS, Network
 from benchmarks.throughput.places import place_for
 from benchmarks.throughput.process import Team, WorkerError
-from benchmarks.throughput.systems import LIMIT, OURS, System, start, stop, usual_names
+from benchmarks.throughput.registry import LIMIT
+from benchmarks.throughput.systems import OURS, System, start, stop, usual_names
 
 TURN_SECONDS = 600.0
 MATMUL_ROWS = (64, 256)
@@ -39,8 +40,10 @@ class Plan:
         Limit of each link, or None.
     systems
         Names of those to measure; empty for the usual ones.
-    accuracy
-        Test accuracy to which some are trained in the end, or None.
+    accuracy, perplexity
+        Test score to which some are trained in the end, of networks that have that score, or None.
+    latency_ms
+        How much longer anything takes from one host to another.
     overrides
         Settings ``a.b=value`` on top of this runtime's specification.
     """
@@ -51,7 +54,24 @@ class Plan:
     mbit: int | None = None
     systems: tuple[str, ...] = ()
     accuracy: float | None = None
+    perplexity: float | None = None
+    latency_ms: float = 0.0
     overrides: tuple[str, ...] = ()
+
+    @property
+    def links(self) -> bool:
+        """Whether each block has a host of its own."""
+        return self.mbit is not None or self.latency_ms > 0
+
+    @property
+    def suffix(self) -> str:
+        """How the name of the stored result ends: what is special about the links."""
+        latency = f"-{self.latency_ms:g}ms" if self.latency_ms else ""
+        return latency if self.mbit is None else f"-{self.mbit}{latency}"
+
+    def target(self, network: Network) -> float | None:
+        """Return the score to which a network is trained."""
+        return self.perplexity if network.perplexity else self.accuracy
 
 
 def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) -> dict[str, Any]:
@@ -68,20 +88,22 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
         Links can't be limited here.
     """
     network = NETWORKS[name]
-    names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.mbit is not None)
+    names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.links)
     engines = sum(one.startswith(OURS) for one in names)
-    with place_for(folder, blocks, max(1, engines), plan.mbit) as place:
+    with place_for(folder, blocks, max(1, engines), plan.mbit, plan.latency_ms) as place:
         report(f"{name}, {blocks} blocks: starting {len(names)} systems")
         systems = start(names, network, blocks, place, plan.overrides)
         try:
-            rounds = _rounds(systems, network, plan, report)
+            rounds = _rounds(systems, plan, report, (network.batch_size, network.parts(blocks)))
             rates = _matmul_rates(systems)
         finally:
             stop(systems)
         failures = {system.name: system.failure for system in systems if system.failure}
         reached = {}
-        if plan.accuracy is not None:
-            reached = time_to_accuracy(plan.accuracy, network, blocks, place, plan.overrides, report)
+        if (target := plan.target(network)) is not None:
+            racing = plan.systems or usual_competitors(names)
+            able = [one for one in racing if one not in failures and one != LIMIT]
+            reached = time_to_target(target, able, network, blocks, place, plan.overrides, report)
     found = summary(rounds, names, min(blocks, os.cpu_count() or 1))
     return {
         "benchmark": "throughput",
@@ -89,13 +111,15 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
         "title": network.title,
         "blocks": blocks,
         "link_mbit": plan.mbit,
+        "latency_ms": plan.latency_ms,
         "command": command(name, blocks, plan),
         "configuration": {"specification": network.specification(blocks, 1), "plan": asdict(plan)},
         "environment": environment() | {"cores": os.cpu_count()},
         **found,
         "not_measured": failures,
         "matmul_gflops": rates,
-        "seconds_to_accuracy": reached,
+        "score": network.score_name,
+        "time_to_target": reached,
         "rounds": rounds,
     }
 
@@ -103,23 +127,26 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
 def command(name: str, blocks: int, plan: Plan) -> str:
     """Return the command that repeats a measurement."""
     link = "" if plan.mbit is None else f" --link-mbit {plan.mbit}"
+    link += f" --latency-ms {plan.latency_ms:g}" if plan.latency_ms else ""
     chosen = f" --systems {','.join(plan.systems)}" if plan.systems else ""
-    accuracy = "" if plan.accuracy is None else f" --accuracy {plan.accuracy:g}"
+    target = plan.target(NETWORKS[name])
+    to = "" if target is None else f" --{NETWORKS[name].score_name} {target:g}"
     settings = "".join(f" --set {setting}" for setting in plan.overrides)
     return (
         f"python -m benchmarks.throughput --networks {name} --blocks {blocks}{link} --rounds {plan.rounds} "
-        f"--steps {plan.steps}{chosen}{accuracy}{settings} --write"
+        f"--steps {plan.steps}{chosen}{to}{settings} --write"
     )
 
 
-def _rounds(systems: Sequence[System], network: Network, plan: Plan, report: Report) -> list[Round]:
+def _rounds(systems: Sequence[System], plan: Plan, report: Report, size: tuple[int, int]) -> list[Round]:
+    """Measure; ``size`` is samples and micro-batches of a step."""
     by_name = {system.name: system for system in systems}
     rounds: list[Round] = []
     for turn in range(-1, plan.rounds):
         found: Round = {}
         for name in order_of(list(by_name), turn):
             if not by_name[name].failure:
-                _take_turn(by_name[name], network, plan.lead, plan.steps if turn >= 0 else 1, found)
+                _take_turn(by_name[name], size, plan.lead, plan.steps if turn >= 0 else 1, found)
             _share_failure(systems)
         if turn < 0:
             report(f"measuring {sum(not system.failure for system in systems)} systems, {plan.rounds} rounds")
@@ -128,14 +155,14 @@ def _rounds(systems: Sequence[System], network: Network, plan: Plan, report: Rep
     return rounds
 
 
-def _take_turn(system: System, network: Network, lead: int, count: int, found: Round) -> None:
+def _take_turn(system: System, size: tuple[int, int], lead: int, count: int, found: Round) -> None:
     before, began = psutil.cpu_times(), time.perf_counter()
     try:
         answers = system.ask("steps", TURN_SECONDS, lead=lead, count=count)
     except WorkerError:
         return  # the system keeps the reason
     capacity = (time.perf_counter() - began) * (os.cpu_count() or 1)
-    merged = merge(answers, count, network.batch_size, network.microbatches)
+    merged = merge(answers, count, *size)
     own = sum(answer["cpu_seconds"] for answer in answers)
     merged["other_cpu_fraction"] = max(0.0, (_busy(before, psutil.cpu_times()) - own) / capacity)
     found[system.name] = merged

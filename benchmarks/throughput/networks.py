@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from lowdimfa.data import Dataset, TensorSplit
+from lowdimfa.data import Dataset, TensorSplit, tokens
+from lowdimfa.data.splits import SubSplit
 from lowdimfa.models import cnn
 from lowdimfa.tickets import derive_seed
 
@@ -30,7 +31,13 @@ class Network:
     real_model, real_data
         The same kind of network on real data, for the time to an accuracy.
     batch_size, microbatches
-        Of a step.
+        Of a step; with more blocks than that the batch is cut into as many micro-batches as there are blocks.
+    feedback
+        Section of this runtime's specification.
+    perplexity
+        Whether its score on real data is that, and not the accuracy.
+    steps_between, most_steps
+        On real data: from one look at the test split to the next, and in all.
     """
 
     title: str
@@ -40,6 +47,19 @@ class Network:
     real_data: dict[str, Any]
     batch_size: int = 256
     microbatches: int = 4
+    feedback: dict[str, Any] = field(default_factory=dict)
+    perplexity: bool = False
+    steps_between: int = 10
+    most_steps: int = 400
+
+    @property
+    def score_name(self) -> str:
+        """What it is trained for."""
+        return "perplexity" if self.perplexity else "accuracy"
+
+    def parts(self, blocks: int) -> int:
+        """Return the micro-batches of a step: a pipeline needs about as many as it has stages."""
+        return max(self.microbatches, blocks)
 
     def specification(
         self,
@@ -55,10 +75,11 @@ class Network:
         return {
             "model": (self.real_model if real else self.model) | {"blocks": blocks},
             "data": self.real_data if real else self.data,
+            "feedback": self.feedback,
             "train": {
                 "steps": STEPS,
                 "batch_size": self.batch_size,
-                "microbatches": self.microbatches,
+                "microbatches": self.parts(blocks),
                 "staleness": staleness,
                 "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 1e-3, "fused": True}},
             }
@@ -110,6 +131,23 @@ def images(
     return Dataset("images", split(samples), split(test_samples), "classification")
 
 
+def sentences(vocabulary: int, context: int, samples: int = 1024, seed: int = 0) -> Dataset:
+    """Return made-up tokens, drawn at random: inputs int64 ``(context,)``, targets the same moved on by one."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "sentences"))
+    drawn = torch.randint(vocabulary, (2 * samples, context + 1), generator=generator)
+    train, test = (
+        TensorSplit(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in drawn.chunk(2)
+    )
+    return Dataset("sentences", train, test, "tokens")
+
+
+def shakespeare_tokens(path: str, context: int, test_windows: int) -> Dataset:
+    """Return Shakespeare in tokens, `lowdimfa.data.tokens`, with so many windows of the test split, evenly spread."""
+    whole = tokens(path, context)
+    chosen = torch.arange(test_windows) * len(whole.test) // test_windows
+    return replace(whole, test=SubSplit(whole.test, chosen))
+
+
 def _mlp(in_features: int, width: int, depth: int) -> dict[str, Any]:
     arguments = {"in_features": in_features, "width": width, "depth": depth, "classes": 10}
     return {"factory": "lowdimfa.models:mlp", "args": arguments}
@@ -123,6 +161,23 @@ def _cnn(channels: Sequence[int], image_size: int) -> dict[str, Any]:
     }
 
 
+_VOCABULARY, _CONTEXT = 2048, 64
+_TRANSFORMER: dict[str, Any] = {
+    "factory": "lowdimfa.models:char_transformer",
+    "args": {"vocabulary": _VOCABULARY, "context": _CONTEXT, "width": 128, "depth": 8, "heads": 4},
+}
+_TOKENS: dict[str, Any] = {
+    "factory": "benchmarks.throughput.networks:shakespeare_tokens",
+    "args": {
+        "path": f"~/.cache/lowdimfa/data/shakespeare-{_VOCABULARY}",
+        "context": _CONTEXT,
+        "test_windows": 512,
+    },
+}
+_SENTENCES: dict[str, Any] = {
+    "factory": "benchmarks.throughput.networks:sentences",
+    "args": {"vocabulary": _VOCABULARY, "context": _CONTEXT},
+}
 _DIGITS: dict[str, Any] = {"factory": "lowdimfa.data:digits"}
 
 NETWORKS = {
@@ -139,6 +194,18 @@ NETWORKS = {
         {"factory": "benchmarks.throughput.networks:images"},
         _cnn((32, 64, 128), 8),
         _DIGITS,
+    ),
+    "lm": Network(
+        "language model of 8 layers, width 128, in windows of 64 tokens of a vocabulary of 2,048",
+        _TRANSFORMER,
+        _SENTENCES,
+        _TRANSFORMER,
+        _TOKENS,
+        batch_size=32,
+        feedback={"source": "head_input"},
+        perplexity=True,
+        steps_between=50,
+        most_steps=2000,
     ),
     "tiny": Network(
         "CNN with 4 convolutions of 8 channels, images of 8×8, to try the benchmark itself",

@@ -1,4 +1,4 @@
-"""Backpropagation in one process, and data-parallel in several: the models, data and steps of the compared systems."""
+"""What the compared systems share, their models, data and steps, and the simplest: backpropagation in one process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.imports import resolve
-from lowdimfa.losses import make_loss
+from lowdimfa.losses import Objective
+from lowdimfa.outcome import Evaluation
 from lowdimfa.services.run.model import build_model
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
@@ -57,7 +57,8 @@ class Peer(ABC):
         self.specification = parse_specification(configuration["specification"], "the benchmark")
         self.plan: RunPlan = make_run_plan(self.specification)
         self.data, self.order = self.plan.dataset.train, self.plan.order
-        self.loss = make_loss(self.specification.train.loss, self.plan.dataset.task)
+        self.objective = Objective.of(self.plan.network.training, self.plan.dataset.task)
+        self.loss = self.objective.loss
         self.microbatches = self.specification.train.microbatches
         self.sent = {"forward": 0, "backward": 0}
         self._next = 0
@@ -79,8 +80,8 @@ class Peer(ABC):
         return torch.cat(parts)
 
     @abstractmethod
-    def step(self, number: int) -> None:
-        """Run one optimiser step."""
+    def step(self, number: int) -> float | None:
+        """Run one optimiser step; return the loss where this process has it."""
 
     @abstractmethod
     def whole_model(self) -> nn.Module | None:
@@ -91,10 +92,11 @@ class Peer(ABC):
         sent, cpu = dict(self.sent), time.process_time()
         self._run(lead)
         began = time.perf_counter()
-        self._run(count)
+        losses = self._run(count)
         seconds = time.perf_counter() - began
         return {
             "seconds": seconds,
+            "losses": losses,
             "cpu_seconds": time.process_time() - cpu,
             "steps": lead + count,
             "forward_bytes": self.sent["forward"] - sent["forward"],
@@ -102,23 +104,26 @@ class Peer(ABC):
             "peak_bytes": peak_bytes(),
         }
 
-    def _run(self, count: int) -> None:
+    def _run(self, count: int) -> list[float | None]:
+        losses = []
         for _ in range(count):
-            self.step(self._next)
+            losses.append(self.step(self._next))
             self._next += 1
+        return losses
 
     @torch.no_grad()
     def evaluate(self, system: str) -> Answer:
-        """Return the accuracy on the test split."""
+        """Return accuracy and loss on the test split."""
         model = self.whole_model()
         if model is None:
-            return {"accuracy": None}
-        test, right = self.plan.dataset.test, 0
+            return {"accuracy": None, "loss": None}
+        test, found = self.plan.dataset.test, Evaluation()
         model.eval()
         for indices in evaluation_batches(test, self.order.microbatch_size):
-            right += int((model(test.inputs(indices)).argmax(1) == test.targets(indices)).sum())
+            found.add(model(test.inputs(indices)), test.targets(indices), self.objective, len(indices))
+            found.samples += len(indices)
         model.train()
-        return {"accuracy": right / len(test)}
+        return {"accuracy": found.accuracy, "loss": found.loss}
 
     def close(self) -> None:
         """Leave the process group."""
@@ -135,8 +140,8 @@ class Single(Peer):
         self._model = self.model()
         self._optimizer = self.optimizer(list(self._model.parameters()))
 
-    def step(self, number: int) -> None:
-        """Run one optimiser step."""
+    def step(self, number: int) -> float:
+        """Run one optimiser step; return the loss."""
         total = torch.zeros(())
         for indices in self.batch(number).chunk(self._parts):
             loss = self.loss(self._model(self.data.inputs(indices)), self.data.targets(indices)) / self._parts
@@ -144,38 +149,8 @@ class Single(Peer):
             total += loss.detach()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        total.item()
+        return total.item()
 
     def whole_model(self) -> nn.Module:
         """Return the model."""
-        return self._model
-
-
-class DataParallel(Peer):
-    """DistributedDataParallel over Gloo: every process has the whole model and an equal part of each batch."""
-
-    def __init__(self, configuration: Answer) -> None:
-        super().__init__(configuration)
-        join_group(configuration)
-        self._rank, self._world = configuration["rank"], configuration["world"]
-        self._model = self.model()
-        self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
-        parameters = list(self._model.parameters())
-        self._optimizer = self.optimizer(parameters)
-        values = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        # What a ring sends in all is 2 (n - 1) times the gradients; each process sends its share of that.
-        self._all_reduce = 2 * (self._world - 1) * values // self._world
-
-    def step(self, number: int) -> None:
-        """Run one optimiser step."""
-        indices = self.batch(number).chunk(self._world)[self._rank]
-        loss = self.loss(self._parallel(self.data.inputs(indices)), self.data.targets(indices))
-        loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.sent["backward"] += self._all_reduce
-        loss.item()
-
-    def whole_model(self) -> nn.Module:
-        """Return the model, which is the same in all processes."""
         return self._model

@@ -1,39 +1,18 @@
-"""Pipelines with gradients: the schedules of ``torch.distributed.pipelining`` over Gloo."""
+"""Pipelines that wait for their gradients: the schedules of ``torch.distributed.pipelining`` over Gloo."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
-from benchmarks.throughput.peers import Answer, Peer, join_group
+from benchmarks.throughput.peers import Answer
+from benchmarks.throughput.registry import stages_of
+from benchmarks.throughput.stages import Staged, Wire
 from lowdimfa.block_module import BlockModule
-from lowdimfa.partitioning import partition
-
-SCHEDULES = {
-    "gpipe": ("ScheduleGPipe", 1, "loop"),
-    "1f1b": ("Schedule1F1B", 1, "loop"),
-    "interleaved-1f1b": ("ScheduleInterleaved1F1B", 2, "loop"),
-    "interleaved-zero-bubble": ("ScheduleInterleavedZeroBubble", 2, "loop"),
-    # Its schedule with a single stage per process is that of ZB-H1.
-    "zero-bubble-h1": ("ScheduleInterleavedZeroBubble", 1, "loop"),
-    "zbv-zero-bubble": ("ScheduleZBVZeroBubble", 2, "v"),
-}
-"""By name: class, stages per process, and how they are laid out over the processes."""
-
-TRAVEL = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def stages_of(rank: int, world: int, per_rank: int, style: str) -> list[int]:
-    """Return which stages a process has: in turn (``loop``), or there and back (``v``)."""
-    if style == "v":
-        return [rank, 2 * world - 1 - rank]
-    return [rank + world * turn for turn in range(per_rank)]
 
 
 class ContiguousGradient(torch.autograd.Function):
@@ -50,76 +29,96 @@ class ContiguousGradient(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
-class Travelling(nn.Module):
-    """A stage whose output, and with it the gradient that comes back, travels in a number format of its own."""
+class Contiguous(nn.Module):
+    """A stage whose output, and the gradient of its input, lie row-major."""
 
-    def __init__(self, module: BlockModule, travel: torch.dtype, first: bool, last: bool) -> None:
+    def __init__(self, module: BlockModule, first: bool) -> None:
         super().__init__()
-        self.module, self._travel, self._first, self._last = module, travel, first, last
+        self.module, self._first = module, first
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run the layers."""
-        arrived = inputs if self._first else ContiguousGradient.apply(inputs).float()  # type: ignore[no-untyped-call]
+        arrived = inputs if self._first else ContiguousGradient.apply(inputs)  # type: ignore[no-untyped-call]
         output: Tensor = self.module(arrived)
-        return output if self._last else output.to(self._travel).contiguous()
+        return output.contiguous()
 
 
-class CountedStage(PipelineStage):
-    """A stage that counts the bytes of what it sends to other processes."""
+class PackedStage(PipelineStage):
+    """A stage that packs what it sends to other processes, counts its bytes, and unpacks what it receives."""
 
-    def __init__(self, sent: dict[str, int], *arguments: Any, **options: Any) -> None:
+    def __init__(self, wire: Wire, sent: dict[str, int], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._sent = sent
+        self._wire, self._sent = wire, sent
+        self._arriving: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         """Return the sends of an output."""
-        return self._count("forward", super().get_fwd_send_ops(fwd_chunk_id))
+        return self._packed("forward", super().get_fwd_send_ops(fwd_chunk_id))
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         """Return the sends of a gradient."""
-        return self._count("backward", super().get_bwd_send_ops(bwd_chunk_id))
+        return self._packed("backward", super().get_bwd_send_ops(bwd_chunk_id))
 
-    def _count(self, direction: str, operations: list[dist.P2POp]) -> list[dist.P2POp]:
-        self._sent[direction] += sum(one.tensor.nbytes for one in operations if one.tensor is not None)
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Return the receives of an input."""
+        return self._expected(("forward", fwd_chunk_id), super().get_fwd_recv_ops(fwd_chunk_id))
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Return the receives of a gradient."""
+        return self._expected(("backward", bwd_chunk_id), super().get_bwd_recv_ops(bwd_chunk_id))
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
+        """Run the layers on what has arrived."""
+        self._unpack(("forward", fwd_chunk_id))
+        return super().forward_one_chunk(fwd_chunk_id, *arguments, **options)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
+        """Carry back the gradient that has arrived."""
+        self._unpack(("backward", bwd_chunk_id))
+        return super().backward_one_chunk(bwd_chunk_id, *arguments, **options)
+
+    def _packed(self, direction: str, operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        for one in operations:
+            one.tensor = self._wire.pack(one.tensor)
+            self._sent[direction] += one.tensor.nbytes
         return operations
 
+    def _expected(self, what: tuple[str, int], operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        if self._wire.plain:
+            return operations
+        self._arriving[what] = []
+        for one in operations:
+            place, one.tensor = one.tensor, self._wire.empty(tuple(one.tensor.shape))
+            self._arriving[what].append((one.tensor, place))
+        return operations
 
-class Pipeline(Peer):
-    """One process of a pipeline.
+    def _unpack(self, what: tuple[str, int]) -> None:
+        for packed, place in self._arriving.pop(what, ()):
+            place.detach().copy_(self._wire.unpack(packed, tuple(place.shape)))
 
-    Its stages are cut as the runtime cuts its blocks: equal counted operations.
-    """
+
+class Pipeline(Staged):
+    """One process of a pipeline, whose schedule the configuration names."""
 
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)
-        name, per_rank, style = SCHEDULES[configuration["schedule"]]
-        rank, world = configuration["rank"], configuration["world"]
-        count = world * per_rank
-        self._model = self.model()
-        plans = partition(self._model, count, self.plan.example.batch(), self.specification.model.balance)
-        mine = stages_of(rank, world, per_rank, style)
-        join_group(configuration)
-        self._modules = [
-            Travelling(plans[i].build(), TRAVEL[configuration["activations"]], i == 0, i == count - 1)
-            for i in mine
-        ]
+        per_rank = configuration["per_rank"]
+        count = self.world * per_rank
+        mine = stages_of(self.rank, self.world, per_rank, configuration["layout"])
+        plans = self.plans(count)
+        self._modules = [Contiguous(plans[i].build(), first=i == 0) for i in mine]
         stages = [
-            CountedStage(self.sent, module, index, count, torch.device("cpu"))
+            PackedStage(self.wire, self.sent, module, index, count, torch.device("cpu"))
             for index, module in zip(mine, self._modules, strict=True)
         ]
-        made = getattr(schedules, name)
-        self._schedule = made(
-            stages if issubclass(made, schedules.PipelineScheduleMulti) else stages[0],
-            self.microbatches,
-            loss_fn=self.loss,
-        )
+        made = getattr(schedules, configuration["schedule"])
+        several = issubclass(made, schedules.PipelineScheduleMulti)
+        self._schedule = made(stages if several else stages[0], self.microbatches, loss_fn=self.loss)
         self._optimizer = self.optimizer([p for module in self._modules for p in module.parameters()])
         self._first, self._last = 0 in mine, count - 1 in mine
-        self._rank, self._exchange = rank, Path(configuration["exchange"])
-        self._world = world
 
-    def step(self, number: int) -> None:
-        """Run one optimiser step."""
+    def step(self, number: int) -> float | None:
+        """Run one optimiser step; return the loss in the process of the last stage."""
         indices = self.batch(number)
         arguments = (self.data.inputs(indices),) if self._first else ()
         losses: list[Tensor] = []
@@ -127,26 +126,8 @@ class Pipeline(Peer):
         self._schedule.step(*arguments, **options, return_outputs=False)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if losses:
-            torch.stack(losses).mean().item()
+        return torch.stack(losses).mean().item() if losses else None
 
     def whole_model(self) -> nn.Module | None:
-        """Gather all stages' weights in the first process, through files, and return the model there."""
-        mine = {
-            name: value for part in self._modules for name, value in part.module.plain_state_dict().items()
-        }
-        safetensors.torch.save_file(
-            {name: value.contiguous() for name, value in mine.items()},
-            self._exchange / f"{self._rank}.safetensors",
-        )
-        dist.barrier()
-        if self._rank:
-            dist.barrier()
-            return None
-        state: dict[str, Tensor] = {}
-        for rank in range(self._world):
-            state |= safetensors.torch.load_file(self._exchange / f"{rank}.safetensors")
-        dist.barrier()
-        whole = self.model()
-        whole.load_state_dict(state)
-        return whole
+        """Return the model in the first process."""
+        return self.gathered([part.module for part in self._modules])

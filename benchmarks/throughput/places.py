@@ -73,7 +73,9 @@ Place = LocalPlace | HostsPlace
 
 
 @contextlib.contextmanager
-def place_for(folder: Path, blocks: int, engines: int, mbit: int | None) -> Iterator[Place]:
+def place_for(
+    folder: Path, blocks: int, engines: int, mbit: int | None, latency_ms: float = 0.0
+) -> Iterator[Place]:
     """Give the place of a measurement.
 
     Parameters
@@ -83,17 +85,20 @@ def place_for(folder: Path, blocks: int, engines: int, mbit: int | None) -> Iter
     blocks, engines
         Of this runtime, which all have room at the same time.
     mbit
-        Limit of each host's link in each direction, or None for one machine without limits.
+        Limit of each host's link in each direction, or None.
+    latency_ms
+        How much longer anything takes from one host to another. Without both all is on one machine.
 
     Raises
     ------
     NoHostsError
         Links can't be limited here.
     """
-    if mbit is None:
+    if mbit is None and not latency_ms:
         yield LocalPlace(folder)
         return
-    with ray_hosts(blocks + 1, cpus=engines) as cluster:
-        for host in range(1, blocks + 1):
-            cluster.hosts.slow(host, mbit)
+    with ray_hosts(blocks + 1, engines, latency_ms) as cluster:
+        if mbit is not None:
+            for host in range(1, blocks + 1):
+                cluster.hosts.slow(host, mbit)
         yield HostsPlace(cluster, folder)

@@ -110,8 +110,8 @@ class RayHosts:
 
 
 @contextlib.contextmanager
-def ray_hosts(count: int, cpus: int = 1) -> Iterator[RayHosts]:
-    """Give a cluster over ``count`` hosts, and leave nothing of it behind.
+def ray_hosts(count: int, cpus: int = 1, latency_ms: float = 0.0) -> Iterator[RayHosts]:
+    """Give a cluster over ``count`` hosts, between which all takes longer, and leave nothing of it behind.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def ray_hosts(count: int, cpus: int = 1) -> Iterator[RayHosts]:
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
     try:
-        with Hosts(count) as hosts:
+        with Hosts(count, latency_ms) as hosts:
             yield RayHosts(hosts, count, folder, cpus)
     finally:
         shutil.rmtree(folder)

@@ -74,6 +74,7 @@ class EngineHost:
         beside = [
             others + handling_seconds(spans) for (_, others), spans in zip(spent, timelines, strict=True)
         ]
+        peaks = [peak_bytes(pid) for pid in self._pids]
         return {
             "seconds": end - start,
             "whole_seconds": max(span.end for spans in timelines for span in spans) - began,
@@ -82,14 +83,16 @@ class EngineHost:
             "forward_bytes": self._bytes_sent() - sent,
             "backward_bytes": subscribers * (traffic.payload * samples_now - received.payload * samples),
             "backward_wire_bytes": subscribers * (traffic.wire * samples_now - received.wire * samples),
-            "peak_bytes": max(peak_bytes(pid) for pid in self._pids),
+            "peak_bytes": max(peaks),
+            "peaks": peaks,
             "shares": [shares(spans, start, end) for spans in timelines],
             "transport_cpu_ms": [1e3 * seconds / microbatches for seconds in beside],
         }
 
     def evaluate(self) -> Answer:
-        """Return the accuracy on the test split."""
-        return {"accuracy": self._engine.evaluate().accuracy}
+        """Return accuracy and loss on the test split."""
+        found = self._engine.evaluate()
+        return {"accuracy": found.accuracy, "loss": found.loss}
 
     def close(self) -> None:
         """End the blocks."""
@@ -160,7 +163,7 @@ class Runtime:
         return _answer(self._hosts[system].steps.remote(lead, count))
 
     def evaluate(self, system: str) -> Answer:
-        """Return the accuracy on the test split."""
+        """Return accuracy and loss on the test split."""
         return _answer(self._hosts[system].evaluate.remote())
 
     def close(self) -> None:

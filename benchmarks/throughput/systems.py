@@ -11,25 +11,23 @@ from typing import Any
 import yaml
 
 from benchmarks.throughput.networks import Network
-from benchmarks.throughput.pipelines import SCHEDULES
 from benchmarks.throughput.places import Place
 from benchmarks.throughput.process import Answer, Team, WorkerError
+from benchmarks.throughput.registry import DELAYED, FORMATS, LIMIT, RIVALS, ZERO_BUBBLE, configuration
 
 START_SECONDS = 300.0
 STALENESS = (0, 1, 2)
 OURS = "lowdimfa-s"
-LIMIT = "limit"
-ZERO_BUBBLE = ("interleaved-zero-bubble", "zero-bubble-h1", "zbv-zero-bubble")
 WHOLE = "-whole"
 """Ends the name of this runtime without micro-batches: with staleness it needs none to keep its blocks busy."""
 LAYERS = "-layers"
 """Ends the name of this runtime with the error at every layer of a block, so that no block has a backward pass."""
-COARSE = "-bf16"
-"""Ends the names of systems whose activations, and a pipeline's gradients, travel as bfloat16."""
-
 
 VARIANTS = (WHOLE, LAYERS, f"{LAYERS}{WHOLE}")
 """Of this runtime at a staleness of 1."""
+
+MANY = 8
+"""Blocks with which only those systems are measured that may be the best: a process of each takes 0.4 GB."""
 
 
 def single_names(blocks: int, microbatches: int) -> list[str]:
@@ -38,37 +36,52 @@ def single_names(blocks: int, microbatches: int) -> list[str]:
     return [f"single-{count}{part}" for count in threads for part in ("", f"x{microbatches}")]
 
 
-def all_names(blocks: int, microbatches: int, coarse: bool) -> list[str]:
-    """Return the names of all systems; ``coarse`` adds those whose activations travel as bfloat16."""
-    ours, pipelines = [f"{OURS}{staleness}" for staleness in STALENESS], list(SCHEDULES)
-    with_coarse = [f"{name}{COARSE}" for name in (*ours, *pipelines)] if coarse else []
+def all_names(blocks: int, microbatches: int) -> list[str]:
+    """Return the names of all systems, options of their names left out."""
+    ours = [f"{OURS}{staleness}" for staleness in STALENESS]
+    others = [name for name in RIVALS if name != "single"]
+    packing = [*ours, f"{OURS}1{WHOLE}", *(name for name in others if RIVALS[name].packs)]
     return [
         *ours,
         *(f"{OURS}1{variant}" for variant in VARIANTS),
         *single_names(blocks, microbatches),
-        *pipelines,
-        "ddp",
-        *with_coarse,
-        LIMIT,
+        *others,
+        *(f"{name}+{travel}" for name in packing for travel in FORMATS),
     ]
+
+
+def is_known(name: str, blocks: int, microbatches: int) -> bool:
+    """Return whether there is a system of that name."""
+    if name.startswith(OURS):
+        return name in all_names(blocks, microbatches)
+    try:
+        return bool(configuration(name))
+    except ValueError:
+        return False
 
 
 def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
     """Return the systems that are measured where none are named.
 
-    Over links these are fewer: all of them, in both formats, would be a hundred processes at 4 blocks. With more than
-    2 blocks those with the error at every layer are left out: the others fill 20 GB by themselves.
+    On one machine those whose tensors travel as they are: there is nothing to gain by less. Over links the pipelines that
+    lose least to them, packed and not, and what is used in their place. With more than 2 blocks those with the error at
+    every layer are left out: the others fill 20 GB by themselves.
     """
+    ours, single = f"{OURS}1", f"single-{min(blocks, os.cpu_count() or 1)}"
+    if blocks >= MANY:
+        packed = [f"{name}+int8" for name in (ours, "1f1b", "2bw")] if links else []
+        apart = ["powersgd", "diloco"] if links else ["ddp"]
+        return [ours, f"{ours}{WHOLE}", single, "1f1b", "zero-bubble-h1", *DELAYED, *packed, *apart, LIMIT]
     if not links:
+        names = [name for name in all_names(blocks, microbatches) if "+" not in name]
         return [
             name
-            for name in all_names(blocks, microbatches, coarse=False)
-            if blocks == 2 or LAYERS not in name
+            for name in names
+            if name not in ("powersgd", "diloco") and (blocks == 2 or LAYERS not in name)
         ]
-    ours, theirs = f"{OURS}1", ["1f1b", *ZERO_BUBBLE[1:]]
-    single = f"single-{min(blocks, os.cpu_count() or 1)}"
-    coarse = [f"{name}{COARSE}" for name in (ours, *theirs[:2])]
-    return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *coarse, LIMIT]
+    theirs = ["1f1b", *ZERO_BUBBLE[1:], *DELAYED]
+    packed = [f"{name}+{travel}" for name in (ours, "1f1b", "zero-bubble-h1", "2bw") for travel in FORMATS]
+    return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *packed, "powersgd", "diloco", LIMIT]
 
 
 @dataclass
@@ -135,27 +148,28 @@ def start(
     def plain(name: str) -> dict[str, Any]:
         if not name.startswith(OURS):
             return network.specification(blocks, real=real, **place.sections)
-        staleness, *variants = name.removeprefix(OURS).split("-")
-        train: dict[str, Any] = {"activations": "bf16"} if COARSE[1:] in variants else {}
+        base, plus, travel = name.removeprefix(OURS).partition("+")
+        staleness, *variants = base.split("-")
+        train: dict[str, Any] = {"activations": travel} if plus else {}
         if WHOLE[1:] in variants:
             train["microbatches"] = 1
         own = network.specification(blocks, int(staleness), real=real, train=train, **place.sections)
         if LAYERS[1:] in variants:
-            own["feedback"] = {"every_layer": True}
+            own["feedback"] = network.feedback | {"every_layer": True}
         return overridden(own, overrides)
 
     ours = [name for name in names if name.startswith(OURS)]
     systems: list[System] = []
     try:
         if ours:
-            configuration = {
-                "kind": "runtime",
+            host = {
+                "class": "runtime:Runtime",
                 "engines": {name: plain(name) for name in ours},
                 "folder": str(place.folder / ("real-runs" if real else "runs")),
                 "address": place.ray_address,
                 "blocks": blocks * len(ours),
             }
-            team = Team([place.trainer("runtime-real" if real else "runtime", configuration)])
+            team = Team([place.trainer("runtime-real" if real else "runtime", host)])
             systems += (System(name, team, shared=True) for name in ours)
         for name in names:
             if name not in ours:
@@ -189,24 +203,13 @@ def overridden(plain: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]
 
 
 def _peer(name: str, plain: dict[str, Any], blocks: int, place: Place, real: bool) -> Team:
-    base: dict[str, Any] = {"specification": plain}
-    if name.startswith("single-"):
-        threads, _, parts = name.removeprefix("single-").partition("x")
-        base |= {"kind": "single", "threads": int(threads), "parts": int(parts or 1)}
-        return Team([place.worker(0, f"{name}-real" if real else name, base)])
-    base |= {"kind": name, "world": blocks}
-    if name not in (LIMIT, "ddp"):
-        coarse = name.endswith(COARSE)
-        exchange = place.folder / f"exchange-{name}"
-        exchange.mkdir(exist_ok=True)
-        base |= {
-            "kind": "pipeline",
-            "schedule": name.removesuffix(COARSE),
-            "activations": "bf16" if coarse else "fp32",
-            "exchange": str(exchange),
-        }
-    base["meet"] = place.meet()
     log = f"{name}-real" if real else name
+    base = {"specification": plain} | configuration(name)
+    if name.startswith("single-"):
+        return Team([place.worker(0, log, base)])
+    exchange = place.folder / f"exchange-{log}"
+    exchange.mkdir(exist_ok=True)
+    base |= {"world": blocks, "meet": place.meet(), "exchange": str(exchange)}
     return Team([place.worker(rank, log, base | {"rank": rank}) for rank in range(blocks)])
 
 

@@ -7,29 +7,45 @@ from typing import Any
 
 from benchmarks.reporting import markdown_table
 
-RATIOS = {
-    "ratio_vs_1f1b": "1F1B",
-    "ratio_vs_zero_bubble": "the best zero-bubble schedule",
-    "ratio_vs_single_process": "one process with as many threads",
-    "ratio_vs_limit": "the same local work without transport",
-    "ratio_whole_vs_1f1b": "1F1B, this runtime with whole batches",
-    "ratio_whole_vs_zero_bubble": "the best zero-bubble schedule, this runtime with whole batches",
-    "ratio_whole_vs_single_process": "one process with as many threads, this runtime with whole batches",
-    "ratio_layers_vs_1f1b": "1F1B, this runtime with the error at every layer",
-    "ratio_layers_vs_zero_bubble": "the best zero-bubble schedule, this runtime with the error at every layer",
-    "ratio_layers_vs_single_process": "one process with as many threads, this runtime with the error at every layer",
-    "ratio_layers_whole_vs_1f1b": "1F1B, this runtime with both",
-    "ratio_layers_whole_vs_zero_bubble": "the best zero-bubble schedule, this runtime with both",
-    "ratio_layers_whole_vs_single_process": "one process with as many threads, this runtime with both",
-    "ratio_vs_1f1b_bf16": "1F1B, both with bfloat16 activations",
-    "ratio_vs_zero_bubble_bf16": "the best zero-bubble schedule, both with bfloat16 activations",
+PEERS = {
+    "1f1b": "1F1B",
+    "zero_bubble": "the best zero-bubble schedule",
+    "delayed": "PipeDream-2BW",
+    "single_process": "one process with as many threads",
 }
+VARIANTS = {
+    "ratio": "",
+    "ratio_whole": ", this runtime with whole batches",
+    "ratio_layers": ", this runtime with the error at every layer",
+    "ratio_layers_whole": ", this runtime with both",
+}
+RATIOS = {
+    **{f"ratio_vs_{peer}": label for peer, label in PEERS.items()},
+    "ratio_vs_limit": "the same local work without transport",
+    **{
+        f"{variant}_vs_{peer}": f"{label}{words}"
+        for variant, words in list(VARIANTS.items())[1:]
+        for peer, label in PEERS.items()
+    },
+    **{
+        f"ratio_vs_{peer}_{travel}": f"{PEERS[peer]}, both with {words} on the wire"
+        for travel, words in {"bf16": "bfloat16", "int8": "8-bit integers"}.items()
+        for peer in list(PEERS)[:3]
+    },
+}
+
+
+def place(result: Mapping[str, Any]) -> str:
+    """Return where a measurement was made."""
+    mbit, latency = result["link_mbit"], result["latency_ms"]
+    if mbit is None and not latency:
+        return "one machine"
+    return ", ".join(([f"{mbit:,} Mbit/s"] if mbit else []) + ([f"{latency:g} ms"] if latency else []))
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """Return everything that a person wants to see."""
-    link = "" if result["link_mbit"] is None else f", links of {result['link_mbit']} Mbit/s"
-    parts = [f"{result['title']}, {result['blocks']} blocks{link}", _systems(result)]
+    parts = [f"{result['title']}, {result['blocks']} blocks, {place(result)}", _systems(result)]
     ratios = [
         (f"against {label}", f"{result[key]:.2f}")
         for key, label in RATIOS.items()
@@ -37,7 +53,7 @@ def tables(result: Mapping[str, Any]) -> str:
     ]
     if ratios:
         parts.append(markdown_table(("staleness: 1", "times the samples per second"), ratios))
-    parts += [_blocks(result), _machine(result), _accuracy(result)]
+    parts += [_blocks(result), _machine(result), _target(result)]
     parts += [f"not measured: {name}: {reason}" for name, reason in result["not_measured"].items()]
     return "\n\n".join(part for part in parts if part)
 
@@ -91,15 +107,17 @@ def _machine(result: Mapping[str, Any]) -> str:
     return markdown_table(("matrix product", "GFLOP/s alone", "all blocks at once"), rows) if rows else ""
 
 
-def _accuracy(result: Mapping[str, Any]) -> str:
+def _target(result: Mapping[str, Any]) -> str:
     rows = []
-    for name, found in result["seconds_to_accuracy"].items():
+    for name, found in result["time_to_target"].items():
         if "failure" in found:
-            rows.append((name, "not measured", found["failure"]))
+            rows.append((name, "not measured", "", found["failure"]))
         elif found["seconds"] is None:
-            rows.append((name, "not reached", f"{found['accuracy']:.3f}"))
+            rows.append((name, "not reached", "", f"{found['score']:.4g}"))
         else:
-            rows.append(
-                (name, f"{found['seconds']:.2f} s in {found['steps']} steps", f"{found['accuracy']:.3f}")
-            )
-    return markdown_table(("system", "time to accuracy", "test accuracy"), rows) if rows else ""
+            steady = f"{found['steady_seconds']:.2f} s" if "steady_seconds" in found else ""
+            whole = f"{found['seconds']:.2f} s in {found['steps']} steps"
+            rows.append((name, whole, steady, f"{found['score']:.4g}"))
+    score = result["score"]
+    header = ("system", f"time to {score}", "at the steady pace", f"test {score}")
+    return markdown_table(header, rows) if rows else ""

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Protocol, TextIO
 
 import torch
@@ -30,7 +31,7 @@ class Contestant(Protocol):
         """
 
     def evaluate(self, system: str) -> Answer:
-        """Return ``accuracy`` on the test split, where this process can tell, or None."""
+        """Return ``accuracy`` and ``loss`` on the test split, where this process can tell, or None."""
 
     def close(self) -> None:
         """End connections."""
@@ -38,28 +39,9 @@ class Contestant(Protocol):
 
 def build(configuration: Answer) -> Contestant:
     """Make what a configuration describes; modules are imported only where they are needed, to keep memory honest."""
-    match configuration["kind"]:
-        case "single":
-            from benchmarks.throughput.peers import Single
-
-            return Single(configuration)
-        case "pipeline":
-            from benchmarks.throughput.pipelines import Pipeline
-
-            return Pipeline(configuration)
-        case "ddp":
-            from benchmarks.throughput.peers import DataParallel
-
-            return DataParallel(configuration)
-        case "limit":
-            from benchmarks.throughput.local_work import LocalWork
-
-            return LocalWork(configuration)
-        case "runtime":
-            from benchmarks.throughput.runtime import Runtime
-
-            return Runtime(configuration)
-    raise ValueError(f"no such kind: {configuration['kind']}")
+    module, _, name = configuration["class"].partition(":")
+    made: Contestant = getattr(import_module(f"benchmarks.throughput.{module}"), name)(configuration)
+    return made
 
 
 def obey(contestant: Contestant, message: Answer) -> Answer:

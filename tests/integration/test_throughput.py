@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.throughput", "--networks", "tiny"]
-SYSTEMS = ("lowdimfa-s1", "single-1", "1f1b", "limit")
+SYSTEMS = ("lowdimfa-s1", "lowdimfa-s1+int8", "single-1", "1f1b", "2bw+int8", "limit")
 
 
 @pytest.mark.timeout(600)
@@ -29,9 +29,27 @@ def test_systems_are_measured_side_by_side() -> None:
     assert min(found["samples_per_second"].values()) > 0
     assert found["ratio_vs_1f1b"] > 0 and found["ratio_vs_limit"] > 0
     assert 0 < found["busy_fraction_min"] <= 1
-    # 128 activations of 4 bytes forward, and as many back for gradients, but the 10 numbers of the error broadcast.
-    assert found["forward_bytes_per_sample"] == {"lowdimfa-s1": 512, "single-1": 0, "1f1b": 512, "limit": 0}
-    assert found["backward_bytes_per_sample"] == {"lowdimfa-s1": 40, "single-1": 0, "1f1b": 512, "limit": 0}
+    # 128 activations of 4 bytes forward, and as many back for gradients, but the 10 numbers of the error broadcast. As
+    # integers they have a byte each, and 3 for their scale.
+    forward = {
+        "lowdimfa-s1": 512,
+        "lowdimfa-s1+int8": 131,
+        "single-1": 0,
+        "1f1b": 512,
+        "2bw+int8": 131,
+        "limit": 0,
+    }
+    assert found["forward_bytes_per_sample"] == forward
+    backward = {
+        "lowdimfa-s1": 40,
+        "lowdimfa-s1+int8": 40,
+        "single-1": 0,
+        "1f1b": 512,
+        "2bw+int8": 131,
+        "limit": 0,
+    }
+    assert found["backward_bytes_per_sample"] == backward
+    assert found["ratio_vs_delayed_int8"] > 0
     assert 0 < found["transport_cpu_ms_per_microbatch"] < 100
 
 

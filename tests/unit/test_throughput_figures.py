@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.throughput.figures import merge, order_of, ratio, summary
 from benchmarks.throughput.networks import NETWORKS
+from benchmarks.throughput.registry import RIVALS, configuration, stages_of, table
 from benchmarks.throughput.spans import (
     applied,
     cpu_seconds,
@@ -27,7 +28,7 @@ from lowdimfa.services.spec import parse_specification
 
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
-    """Give the command, whose pipelines take seconds to import: not in each process that collects."""
+    """Give the command, which takes a while to import: not in each process that collects."""
     return importlib.import_module("benchmarks.throughput.__main__")
 
 
@@ -107,7 +108,7 @@ def test_the_slowest_process_counts() -> None:
     assert found["samples_per_second"] == 512
     assert (found["forward_bytes_per_sample"], found["backward_bytes_per_sample"]) == (20, 2)
     assert found["cpu_ms_per_microbatch"] == 50
-    assert found["peak_bytes"] == 9
+    assert (found["peak_bytes"], found["peaks"]) == (9, [7, 9])
 
 
 def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
@@ -139,7 +140,7 @@ def test_the_summary_has_what_is_promised_and_leaves_out_what_failed() -> None:
 
 
 def test_every_round_has_every_system_once_and_another_order(systems: ModuleType) -> None:
-    names = systems.all_names(2, 4, coarse=True)
+    names = systems.all_names(2, 4)
     orders = [order_of(names, turn) for turn in range(-1, 7)]
     assert all(sorted(order) == sorted(names) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
@@ -147,12 +148,36 @@ def test_every_round_has_every_system_once_and_another_order(systems: ModuleType
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_all_stages_have_a_process(world: int) -> None:
-    pipelines = importlib.import_module("benchmarks.throughput.pipelines")
-    for name, (_, per_rank, style) in pipelines.SCHEDULES.items():
-        found = [
-            stage for rank in range(world) for stage in pipelines.stages_of(rank, world, per_rank, style)
-        ]
-        assert sorted(found) == list(range(world * per_rank)), name
+    for name, rival in RIVALS.items():
+        if "schedule" in rival.options:
+            per_rank, layout = rival.options["per_rank"], rival.options["layout"]
+            found = [stage for rank in range(world) for stage in stages_of(rank, world, per_rank, layout)]
+            assert sorted(found) == list(range(world * per_rank)), name
+
+
+def test_a_name_says_which_rival_and_how_its_tensors_travel(systems: ModuleType) -> None:
+    assert configuration("2bw+int8") == {"class": "two_buffered:TwoBuffered", "format": "int8"}
+    assert configuration("powersgd-r8")["factors"] == 8 and configuration("powersgd")["factors"] == 4
+    assert configuration("single-2x4") == {
+        "class": "peers:Single",
+        "format": "fp32",
+        "threads": 2,
+        "parts": 4,
+    }
+    for wrong in ("ddp+int8", "2bw+int3", "single", "powersgd-h8", "diloco-h0", "gpipe-r2", "two"):
+        with pytest.raises(ValueError, match=wrong.replace("+", r"\+")):
+            configuration(wrong)
+        assert not systems.is_known(wrong, 4, 4)
+    for blocks, links in ((2, False), (4, True), (8, True), (8, False)):
+        names = systems.usual_names(blocks, max(4, blocks), links)
+        assert len(set(names)) == len(names)
+        assert all(systems.is_known(name, blocks, max(4, blocks)) for name in names)
+
+
+def test_the_help_says_what_each_system_may_do() -> None:
+    words = table()
+    assert all(f"{name}: " in words for name in RIVALS)
+    assert words.count("delay: ") == words.count("sends ") == len(RIVALS) + 1
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
