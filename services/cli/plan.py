@@ -33,12 +33,11 @@ def plan(
 def _text(found: dict[str, Any]) -> str:
     parts = "micro-batch" if found["microbatches"] == 1 else "micro-batches"
     samples = found["batch_size"] // found["microbatches"]
-    threads = "1 thread" if found["threads_per_block"] == 1 else f"{found['threads_per_block']} threads"
     slowest = found["blocks"][found["bottleneck"]]
     lines = [
         aligned([("block", "layers", "parameters", *_TIMES), *map(_time_row, found["blocks"])]),
         f"milliseconds for a micro-batch of {samples} samples (step: for a whole step of {found['microbatches']} "
-        f"{parts}), {threads} per block on {found['device']}",
+        f"{parts}), {_threads(found['threads_per_block'])} on {found['device']}",
         "",
         aligned([("block", *_MEMORY, "in flight", "sends"), *map(_memory_row, found["blocks"])]),
         f"activations of window {found['window']}; checkpoint: the copy while one is written; sends: per micro-batch",
@@ -61,6 +60,13 @@ def _text(found: dict[str, Any]) -> str:
         )
     lines.append(f"broadcast: {found['broadcast_bytes_per_sample']:,.1f} bytes per sample to each block")
     return "\n".join(lines)
+
+
+def _threads(wanted: int | dict[int, int]) -> str:
+    if isinstance(wanted, dict):
+        said = ", ".join(f"block {block} {number}" for block, number in sorted(wanted.items()))
+        return f"threads: {said}, others 1,"
+    return "1 thread per block" if wanted == 1 else f"{wanted} threads per block"
 
 
 _TIMES = ("forward", "update", "step", "in all", "busy")

@@ -25,7 +25,7 @@ from lowdimfa.services.spec.schema import Specification
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
-_BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
+_BY_BLOCK = (["train", "per_block"], ["placement", "replicas"], ["placement", "threads_per_block"])
 """Where the keys are indexes of blocks."""
 
 
