@@ -6,22 +6,77 @@ import json
 import shlex
 import sys
 from contextlib import redirect_stdout
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument
+from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, expanded
 from lowdimfa.services.cli.words import size
+
+Tune = Annotated[
+    bool, typer.Option("--tune", help="Try settings on the cluster, and write the fastest specification.")
+]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Time that --tune may take. [5]")]
+Allow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,…",
+        help="What --tune may try though other weights are learned: some of staleness,activations,every_layer; "
+        "microbatches and replicas where they do that.",
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,…",
+        help="What --tune is to leave as it is: some of microbatches,cut,replicas,window,threads,transport.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=expanded,
+        help="Where --tune writes; nothing is written over. [SPEC with .tuned in its name]",
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster for --tune; without it a local one is started.")
+]
 
 
 def plan(
     spec: SpecArgument,
     overrides: OverridesOption = None,
+    tune: Tune = False,
+    minutes: Minutes = None,
+    allow: Allow = None,
+    keep: Keep = None,
+    output: Output = None,
+    address: Address = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Measure the blocks that SPEC makes on this machine, and predict their balance, memory and throughput.
 
-    Nothing is written and no cluster is needed.
+    Nothing is written and no cluster is needed, but for --tune, which trains short segments with other settings and
+    writes the specification that was fastest.
     """
+    if tune:
+        from lowdimfa.services.cli.tune import tune_command, tuned_text
+
+        arguments = overrides or [], address, 5.0 if minutes is None else minutes, allow, keep, output
+        with redirect_stdout(sys.stderr):
+            tuned = tune_command(spec, *arguments)
+        print(json.dumps(tuned) if form is Format.json else tuned_text(tuned, spec))
+        if tuned["stopped"]:
+            raise StoppedError("stopped: nothing was chosen")
+        return
+    alone = {"--minutes": minutes, "--allow": allow, "--keep": keep, "--output": output, "--address": address}
+    if given := [name for name, value in alone.items() if value is not None]:
+        raise InputError(given[0], "a plan without --tune", "that option with --tune alone")
     from lowdimfa.services.cli.forecast import forecast
     from lowdimfa.services.trainer.api import DecoupledTrainer
 

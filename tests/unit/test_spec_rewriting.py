@@ -31,10 +31,16 @@ train:
 run: {keep: 3}
 """
 
-KEYS = (
-    ["train.microbatches", "train.window", "train.batch_size", "model.blocks", "model.args.width"]
-    + ["run.keep", "run.storage", "placement.threads_per_block", "placement.replicas.0", "feedback.every_layer"]
-)  # fmt: skip
+KEYS = [
+    *["train.microbatches", "train.window", "train.batch_size", "model.blocks", "model.args.width"],
+    *[
+        "run.keep",
+        "run.storage",
+        "placement.threads_per_block",
+        "placement.replicas.0",
+        "feedback.every_layer",
+    ],
+]
 
 
 def with_value(mapping: dict[Any, Any], key: str, value: Any) -> None:

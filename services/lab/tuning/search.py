@@ -158,7 +158,7 @@ class Search:
         on_segment: Callable[[Tried], None] = lambda tried: None,
     ) -> None:
         self._measure, self._clock, self._until, self._on_segment = measure, clock, until, on_segment
-        self._costs: list[float] = []
+        self._costs: dict[int, list[float]] = {}
         self._rounds = 0
         self.default = Tried({})
         self.tried = [self.default]
@@ -166,7 +166,11 @@ class Search:
     @property
     def cost(self) -> float:
         """Seconds that a segment takes with its start, as far as is known."""
-        return median(self._costs) if self._costs else 0.0
+        return median(one for some in self._costs.values() for one in some) if self._costs else 0.0
+
+    def cost_of_duel(self, leader: Tried, pairs: int = PAIRS.start) -> float:
+        """Return the seconds that some pairs of the default and a leader take."""
+        return pairs * sum(max(self._costs.get(id(one), [self.cost])) for one in (self.default, leader))
 
     def run(self, tried: Tried) -> Segment | None:
         """Measure a segment of a setting; return None where it fails."""
@@ -183,7 +187,7 @@ class Search:
             tried.failure = error.message
             return None
         finally:
-            self._costs.append(self._clock() - began)
+            self._costs.setdefault(id(tried), []).append(self._clock() - began)
         tried.segments.append(segment)
         self._on_segment(tried)
         return segment
@@ -213,7 +217,7 @@ class Search:
     def duel(self, leader: Tried) -> Verdict:
         """Measure the default and the leader in turns, in pairs whose order changes."""
         ratios: list[float] = []
-        while len(ratios) < PAIRS.stop - 1 and self._has_time(self._until, 2):
+        while len(ratios) < PAIRS.stop - 1 and self._clock() + self.cost_of_duel(leader, 1) <= self._until:
             pair = [self.default, leader] if len(ratios) % 2 else [leader, self.default]
             rates = {id(one): self.run(one) for one in pair}
             ours, theirs = rates[id(leader)], rates[id(self.default)]

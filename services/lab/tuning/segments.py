@@ -1,4 +1,4 @@
-"""Short pieces of a run on the cluster: its first steps, from the weights with which it begins, measured and forgotten."""
+"""Short pieces of a run on the cluster: its first steps, from its first weights, measured and forgotten."""
 
 from __future__ import annotations
 

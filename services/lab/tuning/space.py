@@ -1,4 +1,4 @@
-"""What can be tried of a run: settings that are faster or not, and do not change what is learned unless that is allowed."""
+"""What can be tried of a run to make it faster, without changing what is learned, unless that is allowed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Space:
         Workers for which the cluster has room beside those of the run.
     threads
         Most threads of a block that the machines have cores for.
-    one_machine
-        Whether all blocks are on one.
+    cores
+        That all blocks share; None where each has its own, or not all are on one machine.
     left_out
         Why something isn't tried, by name.
     """
@@ -56,7 +56,7 @@ class Space:
     names: frozenset[str]
     spare: int = 0
     threads: int = 1
-    one_machine: bool = True
+    cores: int | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -174,7 +174,7 @@ class Space:
 
     def _transports(self, specification: Specification) -> list[str]:
         placement = specification.placement
-        known = ["auto", *(["torch"] if self.one_machine or placement.insecure_activations else ["grpc"])]
+        known = ["auto", *(["torch"] if self.cores or placement.insecure_activations else ["grpc"])]
         return [name for name in known if name != placement.transport]
 
 
