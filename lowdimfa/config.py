@@ -19,6 +19,7 @@ IGNORED = -100
 
 Form = Literal["broadcast", "backprop", "local", "frozen"]
 Precision = Literal["fp32", "bf16"]
+Activations = Literal["fp32", "bf16", "int8", "int4"]
 Source = Literal["logits", "head_input", "hidden"]
 Start = Literal["auto", "random", "identity"]
 
@@ -69,6 +70,15 @@ def path_of(factory: Callable[..., Any]) -> str:
     """Return where a callable, or its class, is defined: the same in every process that has it."""
     named = factory if hasattr(factory, "__qualname__") else type(factory)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """Activations that travel as factors of low rank."""
+
+    rank: int = setting(
+        16, "Numbers that stand for the features of a position: of a token, a pixel, or a flat sample.", ge=1
+    )
 
 
 @dataclass(frozen=True)
