@@ -51,6 +51,7 @@ def tune_command(
         _names("--allow", allow, (*AT_A_PRICE, "microbatches", "replicas")),
         _names("--keep", keep, FREE),
     )
+    began = time.monotonic()
     target = output or spec.with_name(f"{spec.stem}.tuned{spec.suffix}")
     _require_free(target)
     text = spec.read_text(encoding="utf-8") if spec.is_file() else ""
@@ -59,7 +60,7 @@ def tune_command(
     _require_tunable(plan)
     with _cluster(trainer, address) as cluster:
         space = Space.around(plan, allowed, kept, **cluster)
-        tuned = _searched(trainer, plan, space, 60 * minutes)
+        tuned = _searched(trainer, plan, space, began, 60 * minutes)
     chosen = tuned.chosen.changes
     if chosen:
         _require_free(target)
@@ -153,7 +154,7 @@ def _cluster(trainer: DecoupledTrainer, address: str | None) -> Iterator[dict[st
 
     specification = trainer.specification
     placement, workers = specification.placement, specification.workers
-    if address is None:
+    if address is None and not ray.is_initialized():
         forks.prepare()
     disconnect = start_ray(address, workers + 1, placement.cpus_per_block, specification.run.liveness_seconds)
     try:
@@ -178,7 +179,7 @@ def _cluster(trainer: DecoupledTrainer, address: str | None) -> Iterator[dict[st
         disconnect()
 
 
-def _searched(trainer: DecoupledTrainer, plan: RunPlan, space: Space, seconds: float) -> Tuned:
+def _searched(trainer: DecoupledTrainer, plan: RunPlan, space: Space, began: float, seconds: float) -> Tuned:
     from lowdimfa.services.lab.tuning.search import Search
     from lowdimfa.services.lab.tuning.segments import Segments
     from lowdimfa.services.lab.tuning.tune import tune
@@ -187,7 +188,6 @@ def _searched(trainer: DecoupledTrainer, plan: RunPlan, space: Space, seconds: f
 
     stop, liveness = StopRequest(), trainer.specification.run.liveness_seconds
     each = min(max(seconds / 100, LEAST_SECONDS), MOST_SECONDS)
-    began = time.monotonic()
 
     def told(tried: Tried) -> None:
         rate = tried.segments[-1].samples_per_second

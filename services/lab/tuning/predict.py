@@ -10,7 +10,7 @@ from lowdimfa.balance import recut
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.simulation.fit import apart, fit_costs
-from lowdimfa.services.lab.simulation.simulate import schedule_name, simulate
+from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.lab.tuning.search import Changes
 from lowdimfa.services.lab.tuning.space import loads
 from lowdimfa.services.spec import Specification, parse_specification
@@ -53,8 +53,6 @@ class Predictor:
         train = specification.train
         shares = self._shares(specification)
         size = train.batch_size // train.microbatches
-        if shares is None:
-            return None
         costs = self._costs.blocks(shares, self._alone.parameters, size)
         blocks = tuple(
             replace(own, forward=own.forward / number, update=own.update / number)
@@ -69,11 +67,11 @@ class Predictor:
                 staleness=train.staleness,
                 window=train.effective_window,
             )
-            return simulate(setting, schedule_name(train.staleness)).samples_per_second
+            return simulate(setting, f"staleness-{train.staleness}").samples_per_second
         except InputError:  # times that are none, of a segment too short to have them
             return None
 
-    def _shares(self, specification: Specification) -> tuple[float, ...] | None:
+    def _shares(self, specification: Specification) -> tuple[float, ...]:
         """Return the blocks' shares of the cost: those that were measured, or of another cut what was expected."""
         wanted = specification.model.blocks
         whole = loads(self._alone)
@@ -82,7 +80,7 @@ class Predictor:
             return _parts(whole)
         layers = [dict(zip(block["layers"], block["layer_shares"], strict=True)) for block in blocks]
         cut = recut(layers, whole, wanted)
-        return _parts(cut.costs) if list(cut.boundaries) == wanted else None
+        return _parts(cut.costs)
 
 
 def _parts(costs: Sequence[float]) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ AT_A_PRICE = ("staleness", "activations", "every_layer")
 MOST_MICROBATCHES = 16
 
 _STALENESS = (0, 1, 2)
-_ACTIVATIONS = ("fp32", "bf16")
+_ACTIVATIONS = ("fp32", "bf16", "int8", "int4")  # those that a specification may have
 
 
 @dataclass(frozen=True)
