@@ -7,11 +7,12 @@ the refusals of `lowdimfa.services.spec.load` take what they expected from the s
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from lowdimfa.services.spec.addresses import PLAIN, has_credentials
+from lowdimfa.services.spec.automatic import with_microbatches
 from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
@@ -204,6 +205,11 @@ class Specification(Section):
     drill: DrillSection = Field(
         default_factory=DrillSection, description="Faults to inject, for tests and drills."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        return with_microbatches(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
