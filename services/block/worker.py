@@ -166,7 +166,7 @@ class BlockWorker:
 
     def _use_threads(self) -> None:
         """Set torch's number of threads, which each thread that computes has its own of."""
-        torch.set_num_threads(self._specification.placement.threads_per_block)
+        torch.set_num_threads(self._specification.placement.threads_of(self.job.index))
 
     def connect(self, peers: list[str]) -> None:
         """Connect to the neighbours and the head; ``peers`` are the gRPC addresses of all workers, in order."""

@@ -31,7 +31,9 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
     times, memory = bench.times(network.blocks), bench.memory(network.blocks)
     setting = _setting(plan, times)
     cores = len(os.sched_getaffinity(0)) if bench.device.type == "cpu" else None
-    here = setting if cores is None else replace(setting, cores=max(1, cores // bench.threads))
+    blocks = len(network.blocks)
+    threads = sum(map(specification.placement.threads_of, range(blocks)))
+    here = setting if cores is None else replace(setting, cores=max(1, cores * blocks // threads))
     schedule = schedule_name(train.staleness)
     alone, crowded = simulate(setting, schedule), simulate(here, schedule)
     loads = [
@@ -50,7 +52,7 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
         "samples_per_second_here": crowded.samples_per_second,
         "cores": cores,
         "device": str(bench.device),
-        "threads_per_block": bench.threads,
+        "threads_per_block": specification.placement.threads_per_block,
         "batch_size": train.batch_size,
         "microbatches": train.microbatches,
         "staleness": train.staleness,

@@ -27,12 +27,13 @@ class Stopping:
         Makes the request; may be called in a signal handler.
     patience
         Seconds that the request may take; after that the run ends at once.
-
+    notice
+        What is said of the request.
     """
 
-    def __init__(self, stop: Callable[[], None], patience: float) -> None:
+    def __init__(self, stop: Callable[[], None], patience: float, notice: str = _NOTICE) -> None:
         self._once = threading.Lock()  # taken without waiting, as a signal handler must, and never given back
-        self._stop = stop
+        self._stop, self._notice = stop, notice
         self._deadline = threading.Timer(patience, self._give_up, [patience])
         self._deadline.daemon = True
 
@@ -44,7 +45,7 @@ class Stopping:
     def ask(self) -> None:
         """Ask for an end after the step and a checkpoint; more than once is the same as once."""
         if self._once.acquire(blocking=False):
-            _say(_NOTICE)
+            _say(self._notice)
             self._stop()
             self._deadline.start()
 
@@ -63,15 +64,15 @@ class Stopping:
 
 
 @contextmanager
-def graceful_signals(stop: Callable[[], None], patience: float) -> Iterator[Stopping]:
+def graceful_signals(stop: Callable[[], None], patience: float, notice: str = _NOTICE) -> Iterator[Stopping]:
     """Turn the first SIGINT or SIGTERM into a request, and what follows into a `KeyboardInterrupt`.
 
     Parameters
     ----------
-    stop, patience
+    stop, patience, notice
         As for `Stopping`, which is given: whoever has it may make the request too.
     """
-    stopping = Stopping(stop, patience)
+    stopping = Stopping(stop, patience, notice)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stopping.asked:

@@ -64,7 +64,7 @@ def cut_model(
     # Lazy layers draw their weights when they first see a batch, which is here.
     with reproducible(derive_seed(train.seed, "lazy layers")):
         if boundaries is None and measures(specification):
-            with computing_threads(specification.placement.threads_per_block):
+            with computing_threads(specification.placement.threads_of(0)):
                 return partition(model, cut, example(train.batch_size // train.microbatches), "time")
         return partition(model, cut, example(2))
 

@@ -23,7 +23,9 @@ from lowdimfa.measure import StageTime, make_step, measure_times
 from lowdimfa.memory import StageMemory, measure_memory
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, block_starts, copies
+from lowdimfa.services.run.training import use_own_threads
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.placement import PlacementSection
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import Activation, entering, everywhere
 
@@ -46,8 +48,8 @@ class Bench:
         Of the run.
     batches
         Inputs and targets of micro-batches of the run's size.
-    threads
-        With which each block computes.
+    placement
+        Says with how many threads each block computes.
     device
         On which it does.
     """
@@ -56,12 +58,12 @@ class Bench:
     training: TrainingConfig
     task: Task
     batches: list[tuple[Activation, Tensor]]
-    threads: int
+    placement: PlacementSection
     device: torch.device
 
     def times(self, blocks: Sequence[BlockPlan]) -> list[StageTime]:
         """Return what each block's work takes."""
-        with computing_threads(self.threads):
+        with computing_threads(self.placement.threads_of(0)):
             stages = self.stages(blocks)
             train = self.training
             return measure_times(*stages, self.feedback, self.batches, train.microbatches, train.staleness)
@@ -100,7 +102,9 @@ class Bench:
 
     def build(self, blocks: Sequence[BlockPlan]) -> tuple[list[Block], Head]:
         """Build blocks that nobody needs, for they will learn."""
-        return build_stages(blocks, self.feedback, self.training, self.task, self.device)
+        learning, head = build_stages(blocks, self.feedback, self.training, self.task, self.device)
+        use_own_threads([*learning, head], self.placement)
+        return learning, head
 
     def build_one(self, plan: BlockPlan, shape: ErrorShape, is_head: bool) -> Block | Head:
         """Build one such block."""
@@ -112,7 +116,7 @@ class Bench:
     @contextmanager
     def computing(self, seed: int) -> Iterator[None]:
         """Compute as a block does, with random numbers that leave no trace."""
-        with computing_threads(self.threads), reproducible(seed, self.device):
+        with computing_threads(self.placement.threads_of(0)), reproducible(seed, self.device):
             yield
 
     def with_samples(self, most: int) -> Bench:
@@ -136,7 +140,7 @@ def make_bench(
     batches = [_batch(reader, Ticket(0, number)) for number in range(min(2, training.microbatches))]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    return Bench(feedback, training, reader.dataset.task, batches, placement.threads_per_block, device)
+    return Bench(feedback, training, reader.dataset.task, batches, placement, device)
 
 
 def _batch(reader: Reader, ticket: Ticket) -> tuple[Activation, Tensor]:

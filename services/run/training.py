@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, RankConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import BatchOrder
 from lowdimfa.data.splits import Split
 from lowdimfa.data.streams import StreamSplit
+from lowdimfa.network import computing_threads
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
 from lowdimfa.services.spec.learning import RankSection
+from lowdimfa.services.spec.placement import PlacementSection
 from lowdimfa.services.spec.section import Rule, taken
+from lowdimfa.stage import Stage
+
+_COMPUTING = {"forward", "probe", "receive_error", "step", "evaluate", "evaluate_outputs"}
+"""Methods of blocks and heads in which they compute."""
 
 
 def feedback_config(specification: Specification) -> FeedbackConfig:
@@ -50,6 +57,15 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
             index: update(section, f"train.per_block.{index}") for index, section in train.per_block.items()
         },
     )
+
+
+def use_own_threads(stages: Sequence[Stage], placement: PlacementSection) -> None:
+    """Let blocks of one process compute with the threads that each would have in a process of its own."""
+    if isinstance(placement.threads_per_block, dict):
+        for stage in stages:
+            own = computing_threads(placement.threads_of(stage.index))
+            for name in _COMPUTING.intersection(dir(stage)):
+                setattr(stage, name, own(getattr(stage, name)))
 
 
 def batch_order(specification: Specification, split: Split) -> BatchOrder:

@@ -11,6 +11,7 @@ for aliases, deep nesting, numbers of thousands of digits.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable
 from typing import Any
@@ -185,6 +186,19 @@ def _unreadable(where: str, reason: str) -> InputError:
     return InputError(where, f"YAML that can't be read ({shown})", "valid YAML")
 
 
+def compose_yaml(text: str) -> yaml.Node | None:
+    """Return the nodes of a text that `read_yaml` reads, with the places at which they stand."""
+    return yaml.compose(text, _Loader)
+
+
 def write_yaml(value: Any) -> str:
     """Return plain Python values as YAML that `read_yaml` reads back equal, keys in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def write_inline(value: Any) -> str:
+    """Return plain Python values as YAML of one line, for a place within other YAML."""
+    text = yaml.dump(
+        [value], Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.strip()[1:-1]

@@ -191,7 +191,9 @@ class TrainSection(Section):
         None, gt=0, description="Optimiser steps. Give exactly one of `epochs` and `steps`."
     )
     batch_size: int = Field(128, ge=1, description="Samples per optimiser step.")
-    microbatches: int = of(TrainingConfig, "microbatches")
+    microbatches: int = of(
+        TrainingConfig, "microbatches", {"expected": "an integer of at least 1, or 'auto'"}
+    )
     staleness: int = of(TrainingConfig, "staleness")
     window: int | None = Field(
         None,

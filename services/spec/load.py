@@ -25,7 +25,7 @@ from lowdimfa.services.spec.schema import Specification
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
-_BY_BLOCK = (["train", "per_block"], ["placement", "replicas"])
+_BY_BLOCK = (["train", "per_block"], ["placement", "replicas"], ["placement", "threads_per_block"])
 """Where the keys are indexes of blocks."""
 
 
@@ -125,13 +125,9 @@ def to_yaml(spec: Specification) -> str:
 def _overridden(
     mapping: dict[Any, Any], source: str, overrides: Overrides, context: Mapping[str, Any] | None = None
 ) -> Specification:
-    if isinstance(overrides, Mapping):
-        form, pairs = "overrides['{}']", [(_path(key), value) for key, value in overrides.items()]
-    else:
-        form, pairs = "--set {}", list(map(_setting, overrides))
-    settings = Settings(source, [path for path, _ in pairs], form)
+    settings, pairs = settings_of(overrides, source)
     for path, value in pairs:
-        mapping = _with(mapping, path, value, settings)
+        mapping = with_setting(mapping, path, value, settings)
     try:
         specification = Specification.model_validate(mapping, context=context)
     except ValidationError as error:
@@ -140,6 +136,15 @@ def _overridden(
     if wrong:
         raise named(wrong, more, settings)
     return specification
+
+
+def settings_of(overrides: Overrides, source: str) -> tuple[Settings, list[tuple[Path, Any]]]:
+    """Return overrides as paths and values, and by what names messages about ``source`` have them."""
+    if isinstance(overrides, Mapping):
+        form, pairs = "overrides['{}']", [(_path(key), value) for key, value in overrides.items()]
+    else:
+        form, pairs = "--set {}", list(map(_setting, overrides))
+    return Settings(source, [path for path, _ in pairs], form), pairs
 
 
 def _unfit(specification: Specification) -> tuple[list[Refusal], bool]:
@@ -165,7 +170,7 @@ def _path(key: str) -> Path:
     return tuple(parts)
 
 
-def _with(
+def with_setting(
     mapping: dict[Any, Any], path: Path, value: Any, settings: Settings, above: Path = ()
 ) -> dict[Any, Any]:
     """Return the mapping that stands at ``above`` with the value at ``path`` below it replaced or added."""
@@ -179,7 +184,7 @@ def _with(
     if not isinstance(inner, dict):
         name, found = settings.override((*here, *rest)), f"{shown(inner)} at {dotted(here)}"
         raise InputError(name, found, describe(find(here)))
-    return mapping | {key: _with(inner, tuple(rest), value, settings, here)}
+    return mapping | {key: with_setting(inner, tuple(rest), value, settings, here)}
 
 
 def _not_a_mapping(value: object, source: str) -> InputError:

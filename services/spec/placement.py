@@ -10,6 +10,7 @@ from lowdimfa.services.spec.carriers import CARRIERS
 from lowdimfa.services.spec.section import Section, refusal
 
 _Replicas = Annotated[int, Field(ge=1, json_schema_extra={"expected": "an integer of at least 1"})]
+_Threads = Annotated[int, Field(ge=1, json_schema_extra={"expected": "an integer of at least 1"})]
 
 
 def _known_carrier(name: str) -> str:
@@ -30,8 +31,13 @@ class PlacementSection(Section):
         ge=0,
         description="GPUs reserved for each block: 0, a fraction of one to share it, or a whole number.",
     )
-    threads_per_block: int = Field(
-        1, ge=1, description="Threads with which each block computes on processor cores."
+    threads_per_block: _Threads | dict[Annotated[int, Field(ge=0)], _Threads] = Field(
+        1,
+        description="Threads with which each block computes on processor cores: a number for all, or a mapping from "
+        "block indexes to numbers, 1 for those that it leaves out, where one block has more to do than the others.",
+        json_schema_extra={
+            "expected": "an integer of at least 1 or a mapping from block indexes to such integers"
+        },
     )
     transport: Annotated[str, AfterValidator(_known_carrier)] = Field(
         "auto",
@@ -55,6 +61,11 @@ class PlacementSection(Section):
             "expected": "an integer of at least 1 or a mapping from block indexes to such integers"
         },
     )
+
+    def threads_of(self, block: int) -> int:
+        """Return the number of threads with which a block computes."""
+        wanted = self.threads_per_block
+        return wanted.get(block, 1) if isinstance(wanted, dict) else wanted
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -7,11 +7,12 @@ the refusals of `lowdimfa.services.spec.load` take what they expected from the s
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from lowdimfa.services.spec.addresses import PLAIN, has_credentials
+from lowdimfa.services.spec.automatic import with_microbatches
 from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.faults import WIRE_KINDS, DrillSection
 from lowdimfa.services.spec.learning import FeedbackSection, TrainSection
@@ -205,6 +206,11 @@ class Specification(Section):
         default_factory=DrillSection, description="Faults to inject, for tests and drills."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        return with_microbatches(values)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         blocks = self.model.block_count
@@ -222,6 +228,7 @@ class Specification(Section):
             if fault.kind in WIRE_KINDS and blocks == 1:
                 expected = "model.blocks of at least 2, as a block alone receives nothing"
                 raise refusal(("drill", "faults", index, "kind"), repr(fault.kind), expected)
+        self._check_threads()
         self._check_replicas()
         if self.run.keep_best is not None and (metric := self.run.keep_best.metric) not in self.test_numbers:
             expected, hint = f"one of {', '.join(self.test_numbers)}", nearest(metric, self.test_numbers)
@@ -255,6 +262,18 @@ class Specification(Section):
         wanted, blocks = self.placement.replicas, self.model.block_count
         more = sum(wanted.values()) - len(wanted) if isinstance(wanted, dict) else (wanted - 1) * (blocks - 1)
         return blocks + more
+
+    def _check_threads(self) -> None:
+        wanted, blocks = self.placement.threads_per_block, self.model.block_count
+        if not isinstance(wanted, dict):
+            return
+        for index in (index for index in wanted if index >= blocks):
+            expected = f"an index from 0 to {blocks - 1}, as model.blocks makes {blocks}"
+            raise refusal(("placement", "threads_per_block", index), f"block {index}", expected)
+        if self.feedback.form != "broadcast":
+            found = f"a number for each block with feedback.form {self.feedback.form!r}"
+            expected = "one number, as the baselines are computed as one network"
+            raise refusal(("placement", "threads_per_block"), found, expected)
 
     def _check_replicas(self) -> None:
         head, wanted = self.model.block_count - 1, self.placement.replicas

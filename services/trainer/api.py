@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -121,7 +121,7 @@ class DecoupledTrainer:
         steps: int | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
-        microbatches: int | None = None,
+        microbatches: int | Literal["auto"] | None = None,
         seed: int | None = None,
         engine: EngineName = "ray",
         address: str | None = None,

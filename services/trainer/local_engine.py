@@ -27,6 +27,7 @@ from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, saving
 from lowdimfa.services.run.storage import Place
+from lowdimfa.services.run.training import use_own_threads
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
@@ -85,12 +86,13 @@ class LocalEngine:
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Build all blocks."""
         self._threads.enter_context(unchanged_generators())
-        self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_per_block))
+        self._threads.enter_context(computing_threads(self._plan.specification.placement.threads_of(0)))
         network = self._plan.network
         device = block_device(self._plan.specification.placement.gpus_per_block)
         blocks, head = build_stages(
             network.blocks, network.feedback, network.training, self._plan.dataset.task, device
         )
+        use_own_threads([*blocks, head], self._plan.specification.placement)
         self._network = DecoupledNetwork(blocks, head, network.feedback)
         plan = self._plan
         reader = read_ahead(plan.specification, plan.reader, plan.network.training.total_steps)

@@ -20,6 +20,7 @@ from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place
+from lowdimfa.services.run.training import use_own_threads
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
 from lowdimfa.services.trainer.local_engine import alignment_batch
@@ -153,8 +154,9 @@ class RayEngine:
         plan = self._plan
         states = self._require().compute_by_block("give its state", BlockWorker.state)
         network = plan.network
-        with computing_threads(plan.specification.placement.threads_per_block):
+        with computing_threads(plan.specification.placement.threads_of(0)):
             blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
+            use_own_threads([*blocks, head], plan.specification.placement)
             for stage, state in zip((*blocks, head), states, strict=True):
                 stage.load({name: value.cpu() for name, value in state.tensors.items()}, state.scalars)
             return measure_alignment(blocks, head, *alignment_batch(plan))

@@ -21,7 +21,7 @@ FLOORS = (
     ("lowdimfa.services.block",),
     ("lowdimfa.services.recovery", "lowdimfa.services.callbacks"),
     ("lowdimfa.services.trainer", "lowdimfa.services.lab.simulation"),
-    ("lowdimfa.services.coordinator", "lowdimfa.services.lab.drill"),
+    ("lowdimfa.services.coordinator", "lowdimfa.services.lab.drill", "lowdimfa.services.lab.tuning"),
     ("lowdimfa.services.cli",),
 )
 """From the ground up. A room may use its own modules and those of the floors below."""

@@ -1,0 +1,87 @@
+"""What the simulator expects of settings, from segments of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lowdimfa.balance import recut
+from lowdimfa.errors import InputError
+from lowdimfa.services.lab.simulation.calibrate import Measured
+from lowdimfa.services.lab.simulation.fit import apart, fit_costs
+from lowdimfa.services.lab.simulation.simulate import simulate
+from lowdimfa.services.lab.tuning.search import Changes
+from lowdimfa.services.lab.tuning.space import loads
+from lowdimfa.services.spec import Specification, parse_specification
+
+
+class Predictor:
+    """Foretells rates of settings of one network.
+
+    Threads, carriers and forms of activations are left out: a setting is taken to be as fast as without them.
+
+    Parameters
+    ----------
+    specification
+        The default.
+    plan
+        Of it, as `RunPlan.describe` has it.
+    measured
+        Segments, that of the default first; the more their micro-batches differ, the better.
+    cores
+        That all blocks share, on one machine; None where each has its own.
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        plan: dict[str, Any],
+        measured: Sequence[Measured],
+        cores: int | None,
+    ) -> None:
+        self._plain, self._plan = specification.model_dump(), plan
+        alone, contention = apart(measured, cores or 1)
+        # What was measured, in place of counted operations.
+        alone = [replace(one, shares=_parts(loads(one))) for one in alone]
+        self._costs, self._alone = fit_costs(alone), alone[0]
+        self._setting = replace(alone[0].setting, cores=cores, contention=contention)
+
+    def rate(self, changes: Changes) -> float | None:
+        """Return samples per second; None of a setting that the simulator has no times for."""
+        specification = parse_specification(self._plain, "", changes)
+        train = specification.train
+        shares = self._shares(specification)
+        size = train.batch_size // train.microbatches
+        costs = self._costs.blocks(shares, self._alone.parameters, size)
+        blocks = tuple(
+            replace(own, forward=own.forward / number, update=own.update / number)
+            for own, number in zip(costs, specification.replicas, strict=True)
+        )
+        try:
+            setting = replace(
+                self._setting,
+                blocks=blocks,
+                microbatches=train.microbatches,
+                microbatch_size=size,
+                staleness=train.staleness,
+                window=train.effective_window,
+            )
+            return simulate(setting, f"staleness-{train.staleness}").samples_per_second
+        except InputError:  # times that are none, of a segment too short to have them
+            return None
+
+    def _shares(self, specification: Specification) -> tuple[float, ...]:
+        """Return the blocks' shares of the cost: those that were measured, or of another cut what was expected."""
+        wanted = specification.model.blocks
+        whole = loads(self._alone)
+        blocks = self._plan["blocks"]
+        if isinstance(wanted, int) or wanted == [block["name"] for block in blocks[1:]]:
+            return _parts(whole)
+        layers = [dict(zip(block["layers"], block["layer_shares"], strict=True)) for block in blocks]
+        cut = recut(layers, whole, wanted)
+        return _parts(cut.costs)
+
+
+def _parts(costs: Sequence[float]) -> tuple[float, ...]:
+    return tuple(cost / sum(costs) for cost in costs)

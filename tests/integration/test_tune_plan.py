@@ -1,0 +1,106 @@
+"""`lowdimfa plan --tune` on a real Ray: what it measures, writes, refuses and leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lowdimfa.errors import InputError
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.lab.tuning.search import Search, Tried, Verdict
+from lowdimfa.services.spec import load_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+
+TEXT = """# Handwritten digits.
+model:
+  factory: lowdimfa.models:mlp
+  args: {in_features: 64, width: 16, depth: 3, classes: 10}
+  blocks: 2
+data:
+  factory: lowdimfa.data:digits
+train:
+  steps: 20000
+  batch_size: 48
+  microbatches: 8  # more than are of use
+run:
+  checkpoint_every: 1
+drill:
+  faults: [{kind: crash, block: 0, step: 2}]
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "digits.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def tuned(spec: Path, *options: str) -> Any:
+    arguments = ["plan", str(spec), "--tune", *options]
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_segments_are_measured_and_what_was_fastest_is_written(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is the fastest is for the machine to say, and is said here in its place."""
+    asked: list[list[Tried]] = []
+
+    def first(search: Search, candidates: list[Tried], until: float) -> Tried:
+        asked.append(candidates)
+        return candidates[0]
+
+    monkeypatch.setattr(Search, "best_of", first)
+    monkeypatch.setattr(Search, "affordable", lambda search, until: 3)
+    monkeypatch.setattr(Search, "duel", lambda search, leader: Verdict((2.0, 2.1, 2.2)))
+    found = json.loads(tuned(spec, "--minutes", "0.5", "--set", "train.seed=3", "--format", "json").stdout)
+    default, other = [row for row in found["settings"] if row["segments"]]
+    assert {} in (default["changes"], other["changes"]) and other["failure"] is None
+    for row in (default, other):
+        assert row["samples_per_second"] > 0 and 0 < row["busy"] <= 1 and row["predicted"] > 0
+        assert row["peak_bytes"] > 50e6
+    assert all(len(some) == 3 for some in asked) and found["untried"] > 0
+    assert found["chosen"] == asked[1][0].changes and found["ratio"] > 2
+    written = Path(found["written"])
+    assert written == spec.with_name("digits.tuned.yaml")
+    assert load_specification(written) == load_specification(spec, {"train.seed": 3, **found["chosen"]})
+    assert written.read_text().startswith("# Handwritten digits.")
+    assert sorted(path.name for path in spec.parent.iterdir()) == ["digits.tuned.yaml", "digits.yaml"]
+    result = DecoupledTrainer(
+        written, engine="local", overrides={"train.steps": 2, "drill.faults": []}, run_dir=spec.parent / "run"
+    ).fit()
+    assert result.metrics["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--set", "model.blocks=1"), "model.blocks: found 1 with --tune"),
+        (("--set", "feedback.form=local"), "feedback.form"),
+        (("--set", "train.steps=3"), "train.steps: found 3 with --tune"),
+        (("--set", "run.storage=memory://runs"), "run.storage: found an address"),
+        (("--allow", "stale"), "Did you mean 'staleness'"),
+        (("--keep", "staleness"), "--keep: found 'staleness'"),
+        (("--output", "digits.yaml"), "already there"),
+        (("--output", "nowhere/new.yaml"), "a folder that isn't there"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_starts(
+    spec: Path, options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        tuned(spec, *options)
+    assert words in refused.value.message and refused.value.exit_code == 2
+    assert [path.name for path in spec.parent.iterdir()] == ["digits.yaml"]
+
+
+def test_its_options_are_refused_without_it(spec: Path) -> None:
+    with pytest.raises(InputError, match="--minutes: found a plan without --tune"):
+        CliRunner().invoke(app, ["plan", str(spec), "--minutes", "1"], catch_exceptions=False)

@@ -1,0 +1,213 @@
+"""What is tried of a run, what is expected of it, and what comes of that on machines that are played."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowdimfa.build import build_stages
+from lowdimfa.errors import StoppedError
+from lowdimfa.network import DecoupledNetwork
+from lowdimfa.services.lab.simulation.calibrate import Measured
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.lab.tuning.predict import Predictor
+from lowdimfa.services.lab.tuning.search import Changes, Search, Segment
+from lowdimfa.services.lab.tuning.space import AT_A_PRICE, Space
+from lowdimfa.services.lab.tuning.tune import Tuned, tune
+from lowdimfa.services.run.plan import RunPlan, make_run_plan
+from lowdimfa.services.run.training import use_own_threads
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.trainer import InProcessTrainer
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 4))
+
+
+@cache
+def plan(**settings: Any) -> RunPlan:
+    plain = {
+        "model": {
+            "factory": "lowdimfa.models:mlp",
+            "args": {"in_features": 6, "width": 16, "depth": 5, "classes": 4},
+            "blocks": 2,
+        },
+        "data": {
+            "factory": "lowdimfa.data:teacher",
+            "args": {"in_features": 6, "outputs": 4, "samples": 96, "test_samples": 8},
+        },
+        "train": {"steps": 6, "batch_size": 24, "microbatches": 2},
+    }
+    overrides = {key.replace("__", "."): value for key, value in settings.items()}
+    return make_run_plan(parse_specification(plain, "the test", overrides), rehearsed=False)
+
+
+def measured(*seconds: tuple[float, float], microbatches: int = 2, fixed: float = 0.0) -> Measured:
+    """Return a segment whose blocks took so long, forward and update, for a sample, and more for a micro-batch."""
+    size = 24 // microbatches
+    blocks = tuple(BlockCosts(*(size * one + fixed for one in own), step=1e-5) for own in seconds)
+    setting = Setting(blocks, microbatches, size, (64.0,) * (len(blocks) - 1), 16.0)
+    return Measured(setting, (1 / len(blocks),) * len(blocks), (100.0,) * len(blocks), {})
+
+
+EVEN = measured((1e-3, 2e-3), (3e-3, 1e-9))
+
+
+def keys(some: list[Changes]) -> set[str]:
+    return {key for changes in some for key in changes}
+
+
+def test_without_leave_only_what_keeps_the_mathematics_is_tried() -> None:
+    space = Space.around(plan(), (), (), spare=1, threads=4, cores=4)
+    uneven = measured((4e-3, 4e-3), (1e-3, 1e-9))
+    assert keys(space.main(uneven)) == {"train.microbatches", "model.blocks", "placement.replicas"}
+    assert keys(space.variations({}, uneven)) == {
+        "train.window",
+        "placement.threads_per_block",
+        "placement.transport",
+    }
+    every = Space.around(plan(), AT_A_PRICE, ("window", "cut"), threads=1)
+    assert keys(every.main(uneven)) == {"train.microbatches", "train.staleness"}
+    assert keys(every.variations({}, uneven)) == {
+        "placement.transport",
+        "train.activations",
+        "feedback.every_layer",
+    }
+
+
+def test_what_is_tried_without_leave_learns_the_same() -> None:
+    space = Space.around(plan(), (), ("cut", "replicas", "transport"), threads=4, cores=4)
+    some = [*space.main(EVEN), *space.variations({"train.microbatches": 4}, EVEN)]
+    assert len(some) >= 6
+    expected = learned({})
+    for changes in some:
+        found = learned(changes)
+        assert all(torch.allclose(found[name], expected[name], 1e-4, 1e-6) for name in expected), changes
+
+
+def learned(changes: Changes) -> dict[str, Any]:
+    own = plan()
+    specification = parse_specification(own.specification.model_dump(), "the test", changes)
+    own = make_run_plan(specification, rehearsed=False)
+    network = own.network
+    blocks, head = build_stages(network.blocks, network.feedback, network.training, own.dataset.task)
+    use_own_threads([*blocks, head], specification.placement)
+    trained = DecoupledNetwork(blocks, head, network.feedback)
+    InProcessTrainer(trained, own.dataset, own.order).run(0, 6)
+    return trained.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"model__factory": f"{__name__}:normed", "model__args": {}}, "batch norm"),
+        ({"feedback__q_rule": "probed"}, "probed"),
+    ],
+)
+def test_micro_batches_stay_where_they_are_not_free(settings: dict[str, Any], why: str) -> None:
+    own = make_run_plan(
+        parse_specification(
+            plan().specification.model_dump(),
+            "the test",
+            {k.replace("__", "."): v for k, v in settings.items()},
+        ),
+        rehearsed=False,
+    )
+    space = Space.around(own, (), ())
+    assert why in space.left_out["microbatches"]
+    assert "train.microbatches" not in keys(space.main(EVEN))
+    allowed = Space.around(own, ("microbatches",), ())
+    assert "microbatches" not in allowed.left_out
+    assert "train.microbatches" in keys(allowed.main(EVEN))
+
+
+def test_a_cut_that_the_user_named_stays_and_replicas_need_room() -> None:
+    uneven = measured((4e-3, 4e-3), (1e-3, 1e-9))
+    named = make_run_plan(
+        parse_specification(plan().specification.model_dump(), "the test", {"model.blocks": ["3"]}),
+        rehearsed=False,
+    )
+    assert keys(Space.around(named, (), ()).main(uneven)) == {"train.microbatches"}
+    assert {"placement.replicas": {0: 2}} in Space.around(named, (), (), spare=1).main(uneven)
+    head_is_slower = measured((1e-3, 1e-3), (9e-3, 1e-9))
+    assert "placement.replicas" not in keys(Space.around(named, (), (), spare=1).main(head_is_slower))
+
+
+def predictor(*found: Measured) -> Predictor:
+    return Predictor(plan().specification, plan().describe(), found, None)
+
+
+def test_the_simulator_knows_micro_batches_staleness_cuts_and_replicas() -> None:
+    """Where a micro-batch costs something of its own, whole batches are faster; where not, small ones are at first."""
+    costly = predictor(
+        measured((1e-4, 1e-4), (2e-4, 1e-9), fixed=0.1),
+        measured((1e-4, 1e-4), (2e-4, 1e-9), microbatches=8, fixed=0.1),
+    )
+    rates = [costly.rate({"train.microbatches": number, "train.staleness": 1}) or 0 for number in (1, 2, 8)]
+    assert rates == sorted(rates, reverse=True)
+    cheap = predictor(EVEN)
+    rates = [cheap.rate({"train.microbatches": number}) or 0 for number in (1, 2, 4, 8)]
+    assert rates == sorted(rates)
+    assert (cheap.rate({"train.staleness": 1}) or 0) > (cheap.rate({}) or 0)
+    uneven = measured((4e-3, 4e-3), (1e-3, 1e-9))
+    (cut,) = Space.around(plan(), (), ("microbatches",)).main(uneven)
+    assert (predictor(uneven).rate(cut) or 0) > (predictor(uneven).rate({}) or 0)
+    replicated = {"placement.replicas": {0: 2}}
+    assert (predictor(uneven).rate(replicated) or 0) > (predictor(uneven).rate({}) or 0)
+
+
+class Cluster:
+    """Is as fast as the settings say."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.now, self.found, self._left = 0.0, [EVEN], stop_after
+
+    def measure(self, changes: Changes) -> Segment:
+        self._left -= 1
+        if self._left < 0:
+            raise StoppedError("stopped")
+        self.now += 4.0
+        found = parse_specification(plan().specification.model_dump(), "", changes)
+        rate = 100.0 * (1.5 if found.train.microbatches == 8 else 1.0)
+        rate *= 1.2 if found.placement.transport == "torch" else 1.0
+        return Segment(rate * (0.5 if found.train.window else 1.0))
+
+    def tuned(self, seconds: float = 400.0) -> Tuned:
+        space = Space.around(plan(), (), (), threads=4, cores=4)
+        search = Search(self.measure, lambda: self.now, seconds)
+        return tune(search, space, self.found, lambda part: part * seconds)
+
+
+def test_what_is_best_alone_is_found_together() -> None:
+    cluster = Cluster()
+    tuned = cluster.tuned()
+    assert tuned.chosen.changes == {"train.microbatches": 8, "placement.transport": "torch"}
+    assert tuned.verdict.ratio == pytest.approx(1.8) and cluster.now <= 400
+    found = tuned.describe()
+    assert found["settings"][0]["changes"] == tuned.chosen.changes
+    assert {} in [row["changes"] for row in found["settings"]]
+    rates = [row["of_default"] for row in found["settings"]]
+    assert rates == sorted(rates, reverse=True)
+    assert found["settings"][0]["predicted"] > 0
+
+
+def test_without_time_the_default_stays() -> None:
+    tuned = Cluster().tuned(20.0)
+    assert (tuned.chosen.changes, tuned.stopped) == ({}, False)
+    assert tuned.untried > 0
+
+
+def test_a_stop_leaves_what_was_measured() -> None:
+    tuned = Cluster(stop_after=5).tuned()
+    assert tuned.stopped and tuned.chosen.changes == {}
+    assert sum(len(one.segments) for one in tuned.tried) == 5
+
+
+def test_without_anything_that_the_simulator_can_learn_the_search_goes_on() -> None:
+    cluster = Cluster()
+    cluster.found = []
+    assert cluster.tuned().chosen.changes["train.microbatches"] == 8
