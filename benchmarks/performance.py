@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import RESULTS, markdown_table, update_page
+from benchmarks.start import table as start
 from benchmarks.throughput import tables as throughput
 from benchmarks.transport.tables import tables as transport
 
@@ -96,8 +97,9 @@ def write(page: Path, folder: Path = RESULTS) -> None:
     measured = sorted(stored(folder, "throughput-*.json"), key=_place)
     update_page(page, "ratios", ratios(measured))
     update_page(page, "details", "\n\n".join(map(details, measured)))
-    for result in stored(folder, "transport.json"):
-        update_page(page, "transport", transport(result))
+    for name, tables in (("transport", transport), ("start", start)):
+        for result in stored(folder, f"{name}.json"):
+            update_page(page, name, tables(result))
 
 
 def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
