@@ -26,7 +26,7 @@ import psutil
 
 from lowdimfa.errors import LowdimfaError, ResourceError
 from lowdimfa.services.recovery.deadlines import longest_silence
-from lowdimfa.services.spec.load import load_unchecked
+from lowdimfa.services.run.loading import loading
 from lowdimfa.services.trainer import families, forks
 
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -150,6 +150,10 @@ def begun(path: Path, overrides: Sequence[str]) -> Iterator[None]:
 
     Where a specification can't be read, or there can be no fork server for its workers, none starts.
     """
+    from lowdimfa.services.spec.load import (
+        load_unchecked,
+    )  # here, as the process that holds Ray needs none of it
+
     with contextlib.suppress(OSError, LowdimfaError):
         if forks.wanted():
             wanted = load_unchecked(path, overrides)
@@ -184,7 +188,8 @@ def main() -> None:
     threading.Thread(target=_await_end, args=(started, told), daemon=True).start()
     try:
         families.adopt_orphans()
-        from lowdimfa.services.trainer.local_ray import start_local  # it imports Ray
+        with loading():
+            from lowdimfa.services.trainer.local_ray import start_local  # it imports Ray
 
         cluster = start_local(folder, num_cpus=cpus)
         started.set()

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lowdimfa.services.run.loading import load
 from lowdimfa.services.trainer import fork_client, fork_server
 
 NOT_FOR_RAY = ("PYTHONOPTIMIZE", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
@@ -160,7 +159,7 @@ def prepare(door: Door | None = None) -> None:
     """
     if not wanted():
         return
-    load(*fork_server.MODULES)
+    fork_server.load_modules()
     if "ray" not in sys.modules and fork_server.threads() == 1:
         with contextlib.suppress(OSError):
             _prepared.append(ForkServer.start(_forked, door))

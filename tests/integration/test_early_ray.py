@@ -82,8 +82,8 @@ def test_the_specification_is_read_for_it_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(REFUSED)
     script = (
-        "import sys; from pathlib import Path; from lowdimfa.services.trainer import early_ray\n"
-        f"print(early_ray.load_unchecked(Path({str(path)!r}), ['model.blocks=3']).workers)\n"
+        "import sys; from pathlib import Path; from lowdimfa.services.spec.load import load_unchecked\n"
+        f"print(load_unchecked(Path({str(path)!r}), ['model.blocks=3']).workers)\n"
         "print({'torch', 'ray'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
