@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 
 SPECIFICATION = Path(__file__).parent.parent / "examples" / "digits_mlp.yaml"
 LENGTH = ("--set", "train.epochs=1", "--set", "train.log_every=1")
@@ -89,16 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default %(default)s)")
     parser.add_argument("--against", metavar="PYTHON", help="take turns with this environment's")
-    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    offer_output(parser)
     chosen = parser.parse_args(arguments)
     pythons = {"this": sys.executable} | ({"the other": chosen.against} if chosen.against else {})
     result = measure(pythons, chosen.runs)
-    print(table(result))
-    if chosen.write:
-        write_result("start", result)
-    if chosen.json:
-        print(json.dumps(result))
+    put_out(result, table(result), chosen)
 
 
 if __name__ == "__main__":
