@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from benchmarks.throughput.process import ROOT
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.journal import Event, Journal
@@ -158,8 +158,7 @@ def main() -> None:
         help="in the background (default %(default)s); half as many are waited for",
     )
     parser.add_argument("--every", type=int, default=2, help="steps between them (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    offer_output(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     own = {"width": arguments.width, "checkpoints": arguments.checkpoints, "every": arguments.every}
@@ -177,11 +176,7 @@ def main() -> None:
     command = f"python -m benchmarks.checkpoint {settings} --write"
     result = {"benchmark": "checkpoint", "command": command, "configuration": own}
     result |= {"environment": environment(), "runs": runs}
-    print(table(result), flush=True)
-    if arguments.write:
-        write_result("checkpoint", result)
-    if arguments.json:
-        print(json.dumps(result))
+    put_out(result, table(result), arguments)
 
 
 if __name__ == "__main__":

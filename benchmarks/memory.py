@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from lowdimfa.errors import LowdimfaError
 
 SIZES: dict[str, dict[str, int]] = {
@@ -262,18 +262,13 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="400M")
     parser.add_argument("--optimizer", choices=STATE, default="sgd")
     parser.add_argument("--limit", type=int, help="bytes of private memory of each process")
-    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result")
+    offer_output(parser)
     arguments = parser.parse_args()
     try:
         result = measure(arguments.size, arguments.optimizer, arguments.limit)
     except LowdimfaError as error:
         sys.exit(str(error))
-    print(table(result), flush=True)
-    if arguments.write:
-        write_result("memory", result)
-    if arguments.json:
-        print(json.dumps(result))
+    put_out(result, table(result), arguments)
     enough = result["state"] <= result["configuration"]["limit"]  # as for a small size
     finished = result["in_one_process"] == "finished"
     if (finished and not enough) or any(block["peak"] > block["allowed"] for block in result["blocks"]):

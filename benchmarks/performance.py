@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, update_page
+from benchmarks.reporting import RESULTS, markdown_table, update_page
+from benchmarks.start import table as start
 from benchmarks.throughput import tables as throughput
 from benchmarks.throughput.rivals_table import measured_columns, order, rivals
 from benchmarks.transport.tables import tables as transport
@@ -92,8 +93,9 @@ def write(page: Path, folder: Path = RESULTS) -> None:
     update_page(page, "rivals", rivals(measured))
     update_page(page, "ratios", ratios(measured))
     update_page(page, "details", "\n\n".join(map(details, measured)))
-    for result in stored(folder, "transport.json"):
-        update_page(page, "transport", transport(result))
+    for name, tables in (("transport", transport), ("start", start)):
+        for result in stored(folder, f"{name}.json"):
+            update_page(page, name, tables(result))
 
 
 def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:

@@ -9,7 +9,6 @@ undisturbed runs on Ray, with and without them, in changing order.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reporting import environment, markdown_table, mean_and_spread, write_result
+from benchmarks.reporting import environment, markdown_table, mean_and_spread, offer_output, put_out
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.cluster import start_ray
@@ -185,15 +184,10 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, default=5, help="pairs for the snapshots' price (default %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
-    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+    offer_output(parser)
     arguments = parser.parse_args()
     result = measure(arguments.seeds, arguments.kills, arguments.steps, arguments.pairs)
-    print(table(result), flush=True)
-    if arguments.write:
-        write_result("recovery", result)
-    if arguments.json:
-        print(json.dumps(result))
+    put_out(result, table(result), arguments)
 
 
 if __name__ == "__main__":

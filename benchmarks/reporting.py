@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -54,6 +55,21 @@ def write_result(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def offer_output(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say what `put_out` does with the result."""
+    parser.add_argument("--json", action="store_true", help="end with the result as one line of JSON")
+    parser.add_argument("--write", action="store_true", help="store the result in benchmarks/results")
+
+
+def put_out(result: Mapping[str, Any], table: str, asked: argparse.Namespace) -> None:
+    """Show the table of a result, and store it or print all of it if the command line says so."""
+    print(table, flush=True)
+    if asked.write:
+        write_result(result["benchmark"], result)
+    if asked.json:
+        print(json.dumps(result))
 
 
 def update_page(page: Path, mark: str, text: str) -> None:

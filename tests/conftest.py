@@ -93,7 +93,7 @@ def shared_ray() -> Iterator[Cluster]:
         patch.setenv("OMP_NUM_THREADS", "1")  # the cluster's processes inherit it
         cluster, server = Cluster(), forks.take()
         try:
-            with server.used() if server else nullcontext():
+            with forks.used(server.folder) if server else nullcontext():
                 add_node(cluster, num_cpus=CPUS, include_dashboard=False)
             yield cluster
         finally:

@@ -51,7 +51,7 @@ class MLflow(Tracker):
         run_name: str | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run_name)
         if tracking_uri is not None and urlsplit(tracking_uri).password:
             raise InputError(
                 "run.callbacks: MLflow: tracking_uri",
@@ -60,7 +60,7 @@ class MLflow(Tracker):
                 "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the trainer's environment.",
             )
         self._experiment, self._uri = experiment, tracking_uri
-        self._run_name, self._tags = run_name, dict(tags or {})
+        self._tags = dict(tags or {})
 
     def begin(self, known: str | None, run: Run) -> str:
         """Begin a run of MLflow's, or set the known one running again."""
@@ -76,8 +76,8 @@ class MLflow(Tracker):
             if found is None
             else found.experiment_id
         )
-        name = self._run_name or run.path.name
-        self._run = str(client.create_run(experiment, run_name=name, tags=self._tags).info.run_id)
+        made = client.create_run(experiment, run_name=self._called(run), tags=self._tags)
+        self._run = str(made.info.run_id)
         self._parameters(run.specification)
         return self._run
 

@@ -30,6 +30,11 @@ class Numbers(NamedTuple):
 class Tracker(Callback):
     """Keeps a run's course with a tracker. Its identifier there is kept in the run's directory.
 
+    Parameters
+    ----------
+    run_name
+        What the run is called there; None takes the name of its directory.
+
     Attributes
     ----------
     name
@@ -44,8 +49,9 @@ class Tracker(Callback):
     background = True
     name: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, run_name: str | None = None) -> None:
         package(self.name, "run.callbacks", self.name)
+        self._run_name = run_name
         self._known: str | None = None
         self._waiting: list[Numbers] = []
         self._sent = 0.0
@@ -54,6 +60,9 @@ class Tracker(Callback):
     @property
     def _package(self) -> Any:
         return package(self.name)
+
+    def _called(self, run: Run) -> str:
+        return self._run_name or run.path.name
 
     @abstractmethod
     def begin(self, known: str | None, run: Run) -> str:

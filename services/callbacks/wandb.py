@@ -50,11 +50,11 @@ class WandB(Tracker):
         run_name: str | None = None,
         tags: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run_name)
         if mode not in ("online", "offline"):
             raise ValueError(f"mode is {mode!r}, but is 'online' or 'offline'")
         self._settings = {"project": project, "mode": mode, "entity": entity, "group": group}
-        self._run_name, self._tags = run_name, tags
+        self._tags = tags
 
     def begin(self, known: str | None, run: Run) -> str:
         """Begin a run, or go on in the known one."""
@@ -63,7 +63,7 @@ class WandB(Tracker):
             **self._settings,
             id=known,
             resume="allow",
-            name=self._run_name or run.path.name,
+            name=self._called(run),
             tags=self._tags,
             dir=str(run.path),
             config=dict(run.specification),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.loading import load, loading
 from lowdimfa.services.run.user_code import Modules
-from lowdimfa.services.trainer import forks
+from lowdimfa.services.trainer import early_ray
 
 if TYPE_CHECKING:
     from lowdimfa.services.cli.live import LiveRun
@@ -75,40 +75,41 @@ def train(
 ) -> None:
     """Train the network that SPEC describes."""
     own_ray = engine is EngineOption.ray and address is None and not dry_run
-    if own_ray:
-        load("lowdimfa.services.trainer.api")
-    with loading():
-        from lowdimfa.services.trainer.api import DecoupledTrainer
+    with early_ray.begun(spec, overrides or []) if own_ray else nullcontext():
+        if own_ray:
+            load("lowdimfa.services.trainer.api")
+        with loading():
+            from lowdimfa.services.trainer.api import DecoupledTrainer
 
-    if not dry_run:
-        outlive("events.jsonl of the run has everything")
-    page = _page() if live and not dry_run else None
-    display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
-    with display:
-        try:
-            trainer = DecoupledTrainer(
-                spec,
-                engine=engine.value,
-                address=address,
-                run_dir=run_dir,
-                resume=resume,
-                resume_step=resume_step,
-                overrides=overrides or [],
-                on_event=display.show if page is None else _both(display.show, page.tell),
-            )
-            if dry_run:
-                if address is not None:
-                    for line in file_lines(Modules.beside(spec.resolve().parent), "would be sent"):
-                        print(line, file=sys.stderr)
-                display.show({"event": "plan"} | trainer.plan().describe())
-            else:
-                if own_ray:  # only now: what is wrong in the specification is told without waiting for it
-                    forks.prepare()
-                display.show({"event": "starting"})
-                fit(trainer, page, display.show)
-        except LowdimfaError as error:
-            display.show({"event": "failed"} | error.as_event())
-            raise
+        if not dry_run:
+            outlive("events.jsonl of the run has everything")
+        page = _page() if live and not dry_run else None
+        display: Display = JsonDisplay(claim_stdout()) if form is Format.json else TextDisplay(sys.stdout)
+        with display:
+            try:
+                trainer = DecoupledTrainer(
+                    spec,
+                    engine=engine.value,
+                    address=address,
+                    run_dir=run_dir,
+                    resume=resume,
+                    resume_step=resume_step,
+                    overrides=overrides or [],
+                    on_event=display.show if page is None else _both(display.show, page.tell),
+                )
+                if dry_run:
+                    if address is not None:
+                        for line in file_lines(Modules.beside(spec.resolve().parent), "would be sent"):
+                            print(line, file=sys.stderr)
+                    display.show({"event": "plan"} | trainer.plan().describe())
+                else:
+                    if own_ray:  # only now: what is wrong in the specification is told without waiting for it
+                        early_ray.prepare_workers()
+                    display.show({"event": "starting"})
+                    fit(trainer, page, display.show)
+            except LowdimfaError as error:
+                display.show({"event": "failed"} | error.as_event())
+                raise
 
 
 def _page() -> LiveRun:

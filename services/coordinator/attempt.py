@@ -9,7 +9,7 @@ from typing import Literal
 from lowdimfa.errors import PeerError, StoppedError
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.store import JobStore
-from lowdimfa.services.run.mirror import named
+from lowdimfa.services.run.naming import named
 from lowdimfa.services.run.storage import Place, below
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.addresses import is_address

@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 
 from lowdimfa.errors import ResourceError
 from lowdimfa.services.coordinator.private import own_file
-from lowdimfa.services.coordinator.ray_holder import destroy, lock_file
+from lowdimfa.services.coordinator.ray_holder import lock_file
 from lowdimfa.services.trainer.cluster import unreachable
+from lowdimfa.services.trainer.families import destroy
 
 START_LIVENESS = 2.0
 """A cluster may take this many times the liveness to start."""

@@ -21,7 +21,7 @@ from lowdimfa.services.coordinator.server import Coordinator, require_safe
 from lowdimfa.services.coordinator.settings import ServeSettings
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.store import JobStore
-from lowdimfa.services.run.mirror import require_usable
+from lowdimfa.services.run.naming import require_usable
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.spec.addresses import is_address
 

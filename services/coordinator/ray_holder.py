@@ -11,8 +11,6 @@ Only what it needs is imported, since a service waits for it to start.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -23,6 +21,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
+from lowdimfa.services.trainer.families import adopt_orphans, end_family, lives
+
 VITAL = frozenset({"gcs_server", "raylet"})
 """Names of the processes without which there is no cluster."""
 
@@ -31,8 +31,6 @@ WATCH_SECONDS = 1.0
 
 LOCK_SECONDS = 10.0
 """Longest wait for the lock of a cluster's directory: others take it for a moment, to see whether it is held."""
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
@@ -54,9 +52,9 @@ def _hold(state: Path, own: psutil.Process, cpus: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # while it starts, whose children `main` then ends
     import ray  # after the settings
 
-    from lowdimfa.services.trainer.cluster import start_local
+    from lowdimfa.services.trainer.local_ray import start_local
 
-    cluster = start_local(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    cluster = start_local(num_cpus=cpus)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: told.set())
     vital = [child for child in own.children() if child.name() in VITAL]
@@ -81,38 +79,6 @@ def _note(state: Path, pid: int, address: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump({"pid": pid, "address": address}, file)
     scratch.replace(state / "ray.json")
-
-
-def adopt_orphans() -> None:
-    """Become the parent of processes below this one that lose theirs: Ray's workers may outlive their node."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def end_family(process: psutil.Process) -> None:
-    """Kill all processes below one, also those that others of them leave behind."""
-    while family := [child for child in process.children(recursive=True) if lives(child)]:
-        for member in family:
-            with contextlib.suppress(psutil.Error):
-                member.kill()
-        psutil.wait_procs(family, timeout=WATCH_SECONDS)
-
-
-def destroy(process: psutil.Process | psutil.Popen) -> None:
-    """Kill a process and all below it; it is halted first, so that it starts no more of them."""
-    with contextlib.suppress(psutil.Error):
-        process.suspend()
-        end_family(process)
-        process.kill()
-    psutil.wait_procs([process], timeout=WATCH_SECONDS)
 
 
 if __name__ == "__main__":

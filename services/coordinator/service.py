@@ -25,7 +25,7 @@ from lowdimfa.services.coordinator.submissions import checked
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.mirror import named
+from lowdimfa.services.run.naming import named
 
 EVENTS_AT_ONCE = 200
 """Read from the store for one watcher at a time."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 import tempfile
 import threading
@@ -21,16 +20,15 @@ from pathlib import Path, PurePosixPath
 from lowdimfa.errors import InputError
 from lowdimfa.services.monitoring.journal import EVENTS
 from lowdimfa.services.run.disk import refusal
-from lowdimfa.services.run.objects import KEY, PATIENCE, Objects
+from lowdimfa.services.run.objects import PATIENCE, Objects
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.spec.addresses import is_address
 
-_NAMED = "spec.yaml"  # by which a run is known
-DESCRIPTION = {_NAMED, "plan.json"}
-"""Names of the files that say what a run is."""
+NAMED = "spec.yaml"
+"""Name of the file by which a run is known."""
 
-START_PATIENCE = 15.0
-"""Most seconds for which a store that does not answer is asked again before a run begins, and when it is stopped."""
+DESCRIPTION = {NAMED, "plan.json"}
+"""Names of the files that say what a run is."""
 
 TARGETS = "targets.json"
 """Name of the file that lists, of a run at an address, what Prometheus can scrape."""
@@ -98,7 +96,7 @@ def fetch(
     try:
         objects = Objects(str(place), patience)
         names = objects.files()
-        others = tuple(name.removesuffix(_NAMED) for name in names if name.endswith(f"/{_NAMED}"))
+        others = tuple(name.removesuffix(NAMED) for name in names if name.endswith(f"/{NAMED}"))
         for name in names:
             parts = PurePosixPath(name).parts
             own = parts[0] not in _APART and not {"..", "/"} & {*parts} and not name.startswith(others)
@@ -126,76 +124,6 @@ def forget(place: Place) -> None:
                 shutil.rmtree(path)
             elif path.name != "run.lock":
                 path.unlink()
-
-
-def require_usable(address: str, patience: float, key: str = KEY) -> bool:
-    """Check what a run does with objects at an address, and return whether one is there.
-
-    Raises
-    ------
-    InputError
-        Something of it is not possible; with what is needed.
-    """
-    objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
-    doing = "written"
-    try:
-        with objects.writing(probe) as file:
-            file.write(b"\n")
-        doing = "read"
-        objects.read(probe)
-        doing = "listed"
-        objects.files(probe)
-        doing = "deleted"
-        objects.delete(probe)
-        doing = "read"
-        return _has_name(objects)
-    except OSError as error:
-        raise InputError(
-            key,
-            f"{address}, where objects can't be {doing} ({error.strerror})",
-            "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
-            "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
-        ) from error
-
-
-def named(place: Place, patience: float = PATIENCE) -> bool:
-    """Return whether a run is at a place.
-
-    Raises
-    ------
-    StorageError
-        The store doesn't say.
-    """
-    if not is_address(place):
-        return (Path(place) / _NAMED).exists()
-    try:
-        return _has_name(Objects(str(place), min(patience, START_PATIENCE)))
-    except OSError as error:
-        raise refusal("whether a run is there can't be seen", str(place), error) from error
-
-
-def _has_name(objects: Objects) -> bool:
-    with suppress(FileNotFoundError):
-        objects.read(_NAMED)
-        return True
-    return False
-
-
-def unname(place: Place) -> None:
-    """Let a directory count as that of no run; what is in it stays.
-
-    Raises
-    ------
-    StorageError
-        The store refuses.
-    """
-    (work_dir(place) / _NAMED).unlink(missing_ok=True)
-    if is_address(place):
-        try:
-            with suppress(FileNotFoundError):
-                Objects(str(place)).delete(_NAMED)
-        except OSError as error:
-            raise refusal("the run can't begin anew", str(place), error) from error
 
 
 def followed(name: str) -> bool:

@@ -48,15 +48,26 @@ def load_specification(path: FilePath, overrides: Overrides = (), *, kept: bool 
         The file can't be read, is not YAML, or doesn't define a valid run; or an override doesn't fit. The
         message names file and key (or line), what was found and what was expected.
     """
+    return parse_text(_text(path), str(path), overrides, kept=kept)
+
+
+def load_unchecked(path: FilePath, overrides: Overrides) -> Specification:
+    """Load a specification as `load_specification` does, without a look at the arguments of factories, which takes torch.
+
+    It is for what can be made ready while torch is imported.
+    """
+    return _overridden(_mapping(_text(path), str(path)), str(path), overrides)[0]
+
+
+def _text(path: FilePath) -> str:
     source = str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(source, "a file that is not UTF-8 text", "a YAML file") from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(source, f"a file that can't be read ({reason})", "a readable YAML file") from error
-    return parse_text(text, source, overrides, kept=kept)
 
 
 def parse_text(text: str, source: str, overrides: Overrides = (), *, kept: bool = False) -> Specification:
@@ -67,10 +78,14 @@ def parse_text(text: str, source: str, overrides: Overrides = (), *, kept: bool 
     InputError
         It doesn't define a valid run.
     """
+    return _checked(*_overridden(_mapping(text, source), source, overrides, KEPT if kept else None))
+
+
+def _mapping(text: str, source: str) -> dict[Any, Any]:
     value = read_yaml(text, source)
     if not isinstance(value, dict):
         raise _not_a_mapping(value, source)
-    return _overridden(value, source, overrides, KEPT if kept else None)
+    return value
 
 
 def violations(text: str) -> list[tuple[str, str]]:
@@ -114,7 +129,7 @@ def parse_specification(mapping: Mapping[str, Any], source: str, overrides: Over
     """
     if not isinstance(mapping, Mapping):
         raise _not_a_mapping(mapping, source)
-    return _overridden(dict(mapping), source, overrides)
+    return _checked(*_overridden(dict(mapping), source, overrides))
 
 
 def to_yaml(spec: Specification) -> str:
@@ -124,14 +139,17 @@ def to_yaml(spec: Specification) -> str:
 
 def _overridden(
     mapping: dict[Any, Any], source: str, overrides: Overrides, context: Mapping[str, Any] | None = None
-) -> Specification:
+) -> tuple[Specification, Settings]:
     settings, pairs = settings_of(overrides, source)
     for path, value in pairs:
         mapping = with_setting(mapping, path, value, settings)
     try:
-        specification = Specification.model_validate(mapping, context=context)
+        return Specification.model_validate(mapping, context=context), settings
     except ValidationError as error:
         raise as_input_error(error, mapping, settings) from error
+
+
+def _checked(specification: Specification, settings: Settings) -> Specification:
     wrong, more = _unfit(specification)
     if wrong:
         raise named(wrong, more, settings)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowdimfa.callback import Callback
 from lowdimfa.config import FeedbackConfig
-from lowdimfa.errors import InputError, LowdimfaError
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run import weights
 from lowdimfa.services.run.checkpoint import CheckpointStore
@@ -25,6 +25,7 @@ from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.trainer.arguments import (
     Model,
     Spelt,
+    goes_on,
     near_misses,
     require_fit,
     said_of_arguments,
@@ -148,10 +149,7 @@ class DecoupledTrainer:
         with self._speaks():
             self.specification = specified(specification, objects, overrides)
         self.specification = weights.located(self.specification)
-        resume = resume or resume_step is not None
-        if resume and run_dir is None:
-            where = "--resume" if resume_step is None else "--resume-step"
-            raise InputError(where, "no --run-dir", "the directory of the run to continue")
+        resume = goes_on(run_dir, resume, resume_step)
         self._address, self._stop = address, StopRequest()
         self._on_event: Sink = (lambda event: on_event(deepcopy(event))) if on_event else lambda event: None
         self._named = run_dir is None

@@ -129,6 +129,20 @@ def require_fit(**given: object) -> None:
             raise InputError(name, shortened(value), expected)
 
 
+def goes_on(run_dir: str | Path | None, resume: bool, resume_step: int | None) -> bool:
+    """Return whether a run goes on from a checkpoint.
+
+    Raises
+    ------
+    InputError
+        It does, and nobody says which run.
+    """
+    if run_dir is None and (resume or resume_step is not None):
+        where = "--resume" if resume_step is None else "--resume-step"
+        raise InputError(where, "no --run-dir", "the directory of the run to continue")
+    return resume or resume_step is not None
+
+
 def _is_path(value: object) -> bool:
     return value is None or (isinstance(value, str | Path) and bool(str(value)))
 

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from lowdimfa.errors import InputError, ResourceError
-from lowdimfa.services.trainer import forks
-
-END_SECONDS = 5.0
-"""Longest wait until processes have ended by themselves, and again once they are killed."""
-
-
-def local_cpus(blocks: int, cpus_per_block: float) -> int:
-    """Return how many CPUs a Ray started for one run should count, so that all blocks fit on few cores."""
-    return max(os.cpu_count() or 1, int(-(-blocks * cpus_per_block // 1)))
+from lowdimfa.services.trainer import early_ray
+from lowdimfa.services.trainer.local_ray import start_local
 
 
 def start_ray(
@@ -65,114 +53,24 @@ def start_ray(
     _refuse_other_packages(Path.cwd())
     # Ray's advice on tokens comes before `logging_level` counts.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    for name, value in early_ray.SETTINGS.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "configure_logging": False}
     terminate = signal.getsignal(signal.SIGTERM)
     disconnect: Callable[[], None] = ray.shutdown
     try:
-        if address is None:
-            cpus = local_cpus(blocks, cpus_per_block)
-            disconnect = start_local(num_cpus=cpus, include_dashboard=False, **common).end
+        if address is None and (early := early_ray.take()):
+            disconnect = early.join(liveness, namespace=namespace, log_to_driver=False, **quiet)
+        elif address is None:
+            cpus = early_ray.local_cpus(blocks, cpus_per_block)
+            disconnect = start_local(num_cpus=cpus, **quiet).end
         else:
             _require_reachable(address, liveness)
-            ray.init(address=address, namespace=namespace, **common)
+            ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
     finally:
         if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
             signal.signal(signal.SIGTERM, terminate)
     return disconnect
-
-
-@dataclass(frozen=True)
-class LocalRay:
-    """A cluster that this process has started.
-
-    Attributes
-    ----------
-    session
-        The folder of its logs and sockets, in the temporary folder.
-    processes
-        Of its node.
-    server
-        By which its workers begin.
-    """
-
-    session: Path
-    processes: list[psutil.Process]
-    server: forks.ForkServer | None = None
-
-    def end(self) -> None:
-        """End it, and remove what it leaves once its processes have gone."""
-        family = {*self.processes}
-        for process in self.processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                family |= {*process.children(recursive=True)}
-        ray.shutdown()
-        if self.server:
-            self.server.end()
-        _, alive = psutil.wait_procs([*family], END_SECONDS)
-        _end(alive)
-        self.forget()
-
-    def forget(self) -> None:
-        """Remove the folders of a cluster whose processes have gone."""
-        if self.server:
-            shutil.rmtree(self.server.folder, ignore_errors=True)
-        shutil.rmtree(self.session, ignore_errors=True)
-        latest = self.session.with_name("session_latest")
-        with contextlib.suppress(OSError):
-            if latest.readlink() == self.session:
-                latest.unlink()
-
-
-def start_local(**options: Any) -> LocalRay:
-    """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
-
-    Parameters
-    ----------
-    options
-        Of ``ray.init``.
-
-    Raises
-    ------
-    ResourceError
-        Ray does not come up.
-    """
-    for last in (False, True):
-        before = set(_children())
-        server = None
-        try:
-            with _environment(dict.fromkeys(forks.NOT_FOR_RAY)):
-                server = forks.take()  # first: it may have to load, while Ray starts
-                with server.used() if server else contextlib.nullcontext():
-                    context = ray.init(address="local", **options)
-            own = [process for process in _children() if process not in before]
-            return LocalRay(Path(context.address_info["session_dir"]), own, server)
-        except Exception as error:  # Ray raises plain exceptions here
-            ray.shutdown()
-            if server:
-                server.end()
-            _end([process for process in _children() if process not in before])
-            if last:
-                reason = str(error).strip().partition(". ")[0]
-                raise ResourceError(
-                    f"Ray could not be started on this machine ({reason}); end other work on it, or use "
-                    "--engine local"
-                ) from error
-    raise AssertionError("the second try returns or raises")
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set variables for processes that the body starts; None takes one out."""
-    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    os.environ.update({name: value for name, value in variables.items() if value is not None})
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name, None)
-        os.environ.update(kept)
 
 
 def _refuse_other_packages(folder: Path) -> None:
@@ -192,18 +90,6 @@ def _refuse_other_packages(folder: Path) -> None:
                 "no other package of that name",
                 "Rename it, or start the command in another folder.",
             )
-
-
-def _children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """End processes that Ray has started and, since its start failed, does not end itself."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, END_SECONDS)
 
 
 def _require_reachable(address: str, liveness: float) -> None:

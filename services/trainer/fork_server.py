@@ -20,6 +20,7 @@ import struct
 import sys
 import traceback
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _REQUEST_SECONDS = 5.0
 
 MODULES = ("torch._dynamo", "lowdimfa.services.block.worker", "lowdimfa.services.trainer.execute")
 """What the trainer and the blocks need, but for Ray."""
+
+_OF_RAY = ("jsonschema", "msgpack", "requests")
+"""Packages of others that Ray imports with itself, a third of what that takes; they read no settings."""
+
+
+def load_modules() -> None:
+    """Import what each process that is made needs."""
+    load(*MODULES, *(name for name in _OF_RAY if find_spec(name)))
 
 
 @dataclass
@@ -145,7 +154,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def serve(listening: socket.socket, end: int) -> None:
     """Serve; each process that is made runs what was asked for as Python itself would, and ends here."""
-    load(*MODULES)
+    load_modules()
     folder = Path(listening.getsockname()).parent
     arguments = _Server(listening, end).serve()
     if arguments is None:

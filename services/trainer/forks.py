@@ -22,11 +22,57 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lowdimfa.services.run.loading import load
 from lowdimfa.services.trainer import fork_client, fork_server
 
 NOT_FOR_RAY = ("PYTHONOPTIMIZE", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 """Settings of Python and Prometheus under which Ray's own processes don't start, or leave files where others count."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where Ray's workers come for a fork. A server may open it later: until then they wait.
+
+    Attributes
+    ----------
+    folder
+        Its own, which nobody else may enter.
+    listening
+        Socket for requests. Once it is closed and nobody serves it, workers are ordinary processes.
+    """
+
+    folder: Path
+    listening: socket.socket
+
+    @classmethod
+    def make(cls) -> Door:
+        """Make one.
+
+        Raises
+        ------
+        OSError
+            The temporary folder can't be written, its path is too long for a socket, or no program in it may run.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="lowdimfa-"))
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(str(folder / "socket"))
+            listening.listen(64)
+            _write_executable(folder)
+        except BaseException:
+            listening.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return cls(folder, listening)
+
+
+@contextlib.contextmanager
+def used(folder: Path) -> Iterator[None]:
+    """Let a Ray that the body starts make its workers by the door in a folder."""
+    before, sys.executable = sys.executable, str(folder / "python")
+    try:
+        yield
+    finally:
+        sys.executable = before
 
 
 @dataclass(frozen=True)
@@ -48,41 +94,36 @@ class ForkServer:
     kept: int
 
     @classmethod
-    def start(cls, make: Callable[[socket.socket, int], Callable[[], object]]) -> ForkServer:
+    def start(
+        cls, make: Callable[[socket.socket, int], Callable[[], object]], door: Door | None = None
+    ) -> ForkServer:
         """Start one.
 
         Parameters
         ----------
         make
             Starts the process, given its socket and the descriptor that says when to end; returns what waits for it.
+        door
+            That it opens, by default one of its own.
 
         Raises
         ------
         OSError
-            The temporary folder can't be written, its path is too long for a socket, or no program in it may run.
+            There can't be a process, or a door.
         """
-        folder = Path(tempfile.mkdtemp(prefix="lowdimfa-"))
+        own = door or Door.make()
+        end, kept = os.pipe()
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-                listening.bind(str(folder / "socket"))
-                listening.listen(64)
-                _write_executable(folder)
-                end, kept = os.pipe()
-                wait = make(listening, end)
+            wait = make(own.listening, end)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            os.close(kept)
+            if door is None:
+                shutil.rmtree(own.folder, ignore_errors=True)
             raise
-        os.close(end)
-        return cls(folder, wait, kept)
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Let a Ray that the body starts make its workers by this server."""
-        before, sys.executable = sys.executable, str(self.folder / "python")
-        try:
-            yield
         finally:
-            sys.executable = before
+            own.listening.close()
+            os.close(end)
+        return cls(own.folder, wait, kept)
 
     def end(self) -> None:
         """End it; the processes that it has made are Ray's."""
@@ -106,23 +147,40 @@ _GPUS = ("/dev/nvidiactl", "/dev/kfd")
 _prepared: list[ForkServer] = []
 
 
-def prepare() -> None:
-    """Import what workers need, and fork a server for a Ray that this process starts later: both import it once.
+def prepare(door: Door | None = None) -> None:
+    """Import what workers need, and fork a server for the Ray of this process: both import it once.
 
     For the process of a command that has done nothing yet: whatever was changed in it is so in the workers too.
+
+    Parameters
+    ----------
+    door
+        At which workers of a Ray that has begun to start may wait already.
     """
-    if not _possible() or any(name in os.environ for name in NOT_FOR_RAY):
+    if not wanted():
         return
-    load(*fork_server.MODULES)
+    fork_server.load_modules()
     if "ray" not in sys.modules and fork_server.threads() == 1:
         with contextlib.suppress(OSError):
-            _prepared.append(ForkServer.start(_forked))
+            _prepared.append(ForkServer.start(_forked, door))
+    if door:
+        door.listening.close()
+
+
+def wanted() -> bool:
+    """Return whether a server that `prepare` forks can be used here."""
+    return _possible() and not any(name in os.environ for name in NOT_FOR_RAY)
+
+
+def prepared() -> ForkServer | None:
+    """Return the server that was prepared, if there is one."""
+    return _prepared.pop() if _prepared else None
 
 
 def take() -> ForkServer | None:
     """Return the server that was prepared, or a new one, which first has to import everything; None if there is none."""
-    if _prepared:
-        return _prepared.pop()
+    if server := prepared():
+        return server
     with contextlib.suppress(OSError):
         return ForkServer.start(_spawned) if _possible() else None
     return None

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from lowdimfa.callback import Callback
 from lowdimfa.services.monitoring.journal import EVENTS, Journal, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.mirror import fetch, unname, work_dir
+from lowdimfa.services.run.mirror import fetch, work_dir
+from lowdimfa.services.run.naming import unname
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 

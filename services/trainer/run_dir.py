@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from lowdimfa.errors import InputError, LowdimfaError, PeerError
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
-from lowdimfa.services.run.mirror import TARGETS, named, require_usable, work_dir
+from lowdimfa.services.run.mirror import TARGETS, work_dir
+from lowdimfa.services.run.naming import named, require_usable
 from lowdimfa.services.run.objects import PATIENCE
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.spec import Specification, load_specification, to_yaml

@@ -6,7 +6,7 @@ import shlex
 
 from lowdimfa.errors import LowdimfaError, StoppedError, StorageError
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.mirror import START_PATIENCE
+from lowdimfa.services.run.naming import START_PATIENCE
 from lowdimfa.services.run.storage import Place
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lowdimfa.services.coordinator.ray_holder import lives
 from lowdimfa.services.trainer import fork_client, forks
+from lowdimfa.services.trainer.families import lives
 
 WORKER = """
 import json, os, random, sys

@@ -69,6 +69,8 @@ def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
         neighbour.mkdir()
         started = children() - before
         assert session.is_dir() and started
+        of_ray = {Path(word).name for process in started for word in process.cmdline()}
+        assert "raylet" in of_ray and not of_ray & {"monitor.py", "log_monitor.py", "dashboard.py"}
     finally:
         disconnect()
     assert not [process for process in started if process.is_running()]

@@ -21,9 +21,9 @@ from lowdimfa.services.coordinator import process
 from lowdimfa.services.coordinator.jobs import JobState, Submission
 from lowdimfa.services.coordinator.local_cluster import LocalCluster
 from lowdimfa.services.coordinator.process import serve
-from lowdimfa.services.coordinator.ray_holder import lives
 from lowdimfa.services.coordinator.settings import ServeSettings
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.trainer.families import lives
 
 STUB = """
 import os, pathlib, subprocess, sys, time, types

@@ -15,7 +15,7 @@ import psutil
 from lowdimfa.data.sources import cache_folder
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.doctor.machine import Disk
-from lowdimfa.services.run.mirror import require_usable
+from lowdimfa.services.run.naming import require_usable
 
 CONNECT_SECONDS = 2.0
 """Longest wait for a connection from this machine to itself."""

@@ -1,0 +1,121 @@
+"""A Ray that starts while a command still imports torch: however and whenever the command ends, nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from rpc_helpers import eventually
+
+from lowdimfa.errors import ResourceError
+from lowdimfa.services.trainer import early_ray, forks
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+SPECIFICATION = """
+model: {factory: 'lowdimfa.models:mlp', args: {in_features: 64, width: 8, depth: 2, classes: 10}, blocks: 2}
+data: {factory: 'lowdimfa.data:digits'}
+train: {steps: 2}
+"""
+REFUSED = SPECIFICATION.replace("lowdimfa.models:mlp", "nowhere:model")
+"""Fits the schema; that it can't be built is found once torch is there."""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Give a folder for temporary files, with a path that is short enough for Ray's sockets."""
+    path = Path(tempfile.mkdtemp(prefix="early-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def holders(place: Path) -> list[psutil.Process]:
+    """Return the processes that hold a Ray with its door in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if early_ray.__name__ in words and any(word.startswith(f"{place}/lowdimfa-") for word in words):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(("how", "code"), [("refused", 2), ("interrupted", 130), ("killed", -signal.SIGKILL)])
+def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code: int, place: Path) -> None:
+    path = place / "spec.yaml"
+    path.write_text(REFUSED if how == "refused" else SPECIFICATION)
+    script = "from lowdimfa.services.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "train", str(path), "--run-dir", str(place / "run")],
+        env=os.environ | {"TMPDIR": str(place)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as command:
+        eventually(lambda: bool(holders(place)))
+        (holder,) = holders(place)
+        if how != "refused":
+            eventually(lambda: [*place.glob("ray/session_*")] or not holder.is_running())
+            command.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
+        family = holder.children(recursive=True)
+        assert command.wait() == code
+    eventually(lambda: not holders(place))
+    assert not [process for process in family if process.is_running()]
+    assert {entry.name for entry in place.iterdir()} <= {"spec.yaml", "ray"}
+    assert not [*place.glob("ray/session_*")]
+
+
+def test_nothing_is_begun_for_what_is_refused_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPECIFICATION.replace("blocks: 2", "blocks: none"))
+    with early_ray.begun(path, []):
+        assert early_ray.take() is None
+
+
+def test_the_specification_is_read_for_it_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(REFUSED)
+    script = (
+        "import sys; from pathlib import Path; from lowdimfa.services.spec.load import load_unchecked\n"
+        f"print(load_unchecked(Path({str(path)!r}), ['model.blocks=3']).workers)\n"
+        "print({'torch', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "set()"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [('{"error": "Ray is out"}', "^Ray is out$"), ("", "its process has ended.*engine local")],
+)
+def test_why_it_did_not_start_is_told(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        f"import os, sys; print({said!r}, end='', flush=True); os.close(1); sys.stdin.read(); os._exit(0)"
+    )
+    real, command = subprocess.Popen, [sys.executable, "-c", script]
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda _, **rest: real(command, **rest))
+        early = early_ray.EarlyRay(1)
+    with pytest.raises(ResourceError, match=told):
+        early.join(60.0)
+    assert early._process.wait() == 0  # its standard input has ended
+    shutil.rmtree(early.door.folder)
+
+
+def test_workers_at_a_door_that_is_closed_are_ordinary_processes(tmp_path: Path) -> None:
+    """As where the command could not fork a server."""
+    worker = tmp_path / "default_worker.py"
+    worker.write_text("import os, sys; print(os.getppid(), 'torch' in sys.modules)")
+    door = forks.Door.make()
+    waiting = subprocess.Popen([door.folder / "python", worker], stdout=subprocess.PIPE, text=True)
+    connected = f"{door.folder}/socket"
+    eventually(lambda: Path("/proc/net/unix").read_text().count(connected) > 1)
+    door.listening.close()
+    assert waiting.communicate()[0].split() == [str(os.getpid()), "False"]
+    shutil.rmtree(door.folder)
