@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.claims.cache import RunCache
 from lowdimfa.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "reached", "not reached"]
 """On a claim of the paper, or on a target of this project."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +26,14 @@ SPECIFICATION: dict[str, Any] = {
     "data": {"factory": "lowdimfa.data:digits"},
     "feedback": {"q_rule": "probed", "p_rule": "oja", "error_dim": 6, "probe_every": 2},
     "train": {
-        "epochs": 20,
+        "steps": 240,
         "batch_size": 50,
         "microbatches": 2,
         "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
         "scheduler": {"factory": "torch.optim.lr_scheduler.OneCycleLR", "args": {"max_lr": 0.003}},
         "grad_clip": 1.0,
     },
-    "run": {"evaluate_every_epochs": 0, "checkpoint_every": 70, "liveness_seconds": 30.0},
+    "run": {"evaluate_every_epochs": 0, "checkpoint_every": 30, "liveness_seconds": 30.0},
 }
 
 
@@ -48,6 +49,9 @@ def finish(going: Going) -> dict[str, Any]:
     with going:
         outcome = going.end()
     assert outcome.code == 0, outcome
+    # Ray's native code may still warn, dated, of a machine that is too busy.
+    said = [line for line in outcome.stderr.splitlines() if not re.match(r"\[\d{4}-\d\d-\d\d .* W ", line)]
+    assert said == []
     last = outcome.events[-1]
     assert last["event"] == "finished"
     return last
@@ -96,25 +100,27 @@ def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(spec, run_dir, outcome.events[-1], forks)
 
 
-def test_killed_and_resumed_equals_never_interrupted(
-    whole: Whole, shared_ray: Cluster, tmp_path: Path
-) -> None:
+@pytest.mark.xdist_group("ray")
+def test_killed_and_resumed_equals_never_interrupted(whole: Whole, tmp_path: Path) -> None:
+    """Each time on a Ray of its own, which ends with it, and says nothing."""
     run_dir = tmp_path / "killed"
     with on_ray(whole.spec, run_dir) as going:
         pids = going.until("started")[-1]["pids"]
         pids = [pids["trainer"], *pids["blocks"]]
         assert len(set(pids)) == 4
-        ray_processes = [child.pid for child in psutil.Process(going.process.pid).children(recursive=True)]
-        while going.until("checkpoint")[-1]["step"] < 140:
+        while going.until("checkpoint")[-1]["step"] < 60:
             pass
+        ray_processes = psutil.Process(going.process.pid).children(recursive=True)
         going.process.kill()
         kill_all(pids)
-        kill_all(ray_processes)  # Ray's own, which would end a little later by themselves
+        assert not psutil.wait_procs(ray_processes, 60)[1]
         assert going.end().code == -signal.SIGKILL
     last = f"step-{whole.finished['steps']:08d}"
     assert not (run_dir / "checkpoints" / last).exists()
-    again = on_ray(whole.spec, run_dir, "--resume", "--address", shared_ray.address)
-    whole.equals(run_dir, finish(again))
+    finished = finish(on_ray(whole.spec, run_dir, "--resume"))
+    assert finished.keys() == whole.finished.keys()
+    assert finished["broadcast_payload_bytes_per_sample"] == 4 * 6 * (1 + 1 / 4)  # every fourth has a probe
+    whole.equals(run_dir, finished)
 
 
 @pytest.mark.slow
@@ -124,7 +130,7 @@ def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had
     run_dir = tmp_path / "run"
     events: list[dict[str, Any]] = []
     trainers: list[int] = []
-    kill_at = [("progress", 10), ("checkpoint", 140)]  # before there is a checkpoint, and when there are two
+    kill_at = [("progress", 10), ("checkpoint", 60)]  # before there is a checkpoint, and when there are two
     restart = ("--set", "run.on_failure=restart", "--address", shared_ray.address)
     with on_ray(whole.spec, run_dir, *restart) as going:
         for event in going.events():
@@ -152,7 +158,7 @@ def test_a_trainer_that_is_killed_is_replaced_and_the_run_ends_as_if_nothing_had
         (2, "restart", []),
     ]
     first, second = (event for event in events if event["event"] == "recovered")
-    assert first["step"] == 0 and second["step"] in (140, 210)
+    assert first["step"] == 0 and second["step"] in (60, 90)
     assert second["step"] <= recovering[1]["step"]
     assert first["policy"] == "restart" and first["missed"] == {} and first["seconds"] > 0
     whole.equals(run_dir, events[-1])

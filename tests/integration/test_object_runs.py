@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassF1Score
 
 from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
 from lowdimfa.data import digits
@@ -59,8 +58,10 @@ def highest(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return outputs.max(1).values.mean()
 
 
-def used() -> MulticlassF1Score:
+def used() -> Any:
     """Return a metric that has seen something else before."""
+    from torchmetrics.classification import MulticlassF1Score  # late: it takes seconds
+
     metric = MulticlassF1Score(num_classes=10)
     metric.update(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]))
     return metric
@@ -77,7 +78,7 @@ OBJECTS: list[dict[str, Any]] = [
         "optimizer": ADAMW,
         "scheduler": ONE_CYCLE,
         "loss": "auto",
-        "metrics": {"f1": used(), "highest": highest},
+        "metrics": {"highest": highest},
     },
     {
         "model": drawn,
@@ -94,10 +95,7 @@ PATHS: list[dict[str, Any]] = [
         "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
         "scheduler": {"factory": "torch.optim.lr_scheduler.OneCycleLR", "args": {"max_lr": 0.003}},
         "loss": "auto",
-        "metrics": {
-            "f1": {"factory": "torchmetrics.classification:MulticlassF1Score", "args": {"num_classes": 10}},
-            "highest": "test_object_runs:highest",
-        },
+        "metrics": {"highest": "test_object_runs:highest"},
     },
     {
         "model": {"factory": "test_object_runs:drawn"},
@@ -131,9 +129,13 @@ def assert_same(ours: Result, theirs: Result) -> None:
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_objects_and_their_import_paths_train_the_same_bits(case: int, tmp_path: Path) -> None:
-    given = OBJECTS[case]
+    given, paths = OBJECTS[case], PATHS[case]
+    if "metrics" in given:
+        f1 = {"factory": "torchmetrics.classification:MulticlassF1Score", "args": {"num_classes": 10}}
+        given = given | {"metrics": given["metrics"] | {"f1": used()}}
+        paths = paths | {"metrics": paths["metrics"] | {"f1": f1}}
     before = [value.clone() for value in network().state_dict().values()]
-    assert_same(fit(tmp_path / "objects", given), fit(tmp_path / "paths", PATHS[case]))
+    assert_same(fit(tmp_path / "objects", given), fit(tmp_path / "paths", paths))
     if isinstance(given["model"], nn.Module):
         assert all(map(torch.equal, before, given["model"].state_dict().values()))
 
@@ -227,19 +229,33 @@ def test_on_ray_they_come_back_with_a_lost_trainer(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
 
+    class Confused:
+        """A metric, and what it has seen of something else before; torchmetrics' take seconds to import."""
+
+        def __init__(self) -> None:
+            self.seen = torch.ones(10, 10)
+
+        def reset(self) -> None:
+            self.seen.zero_()
+
+        def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+            self.seen.index_put_((targets, outputs.argmax(1)), torch.ones(()), accumulate=True)
+
+        def compute(self) -> torch.Tensor:
+            return self.seen.diag() / self.seen.sum(1).clamp(min=1)
+
     with torch.random.fork_rng():
         torch.manual_seed(8)
         model = nn.Sequential(nn.Flatten(), Doubled(64, 16), nn.Tanh(), Doubled(16, 10))
     train, test = digits().train, digits().test
-    halves = [
-        (part.inputs(all_), part.targets(all_))
+    data = tuple(
+        whole(torch.arange(len(part))).numpy()
         for part in (train, test)
-        for all_ in [torch.arange(len(part))]
-    ]
-    data = tuple(tensor.numpy() for half in halves for tensor in half)
+        for whole in (part.inputs, part.targets)
+    )
     own_loss = lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)  # noqa: E731
     given = {"model": model, "data": data, "optimizer": partial(NoisySGD, lr=0.1), "loss": own_loss}
-    given["metrics"] = [used(), lambda outputs, targets: (outputs.argmax(1) == targets).double().mean()]
+    given["metrics"] = [Confused(), lambda outputs, targets: (outputs.argmax(1) == targets).double().mean()]
     events: list[dict[str, Any]] = []
 
     def kill(event: dict[str, Any]) -> None:

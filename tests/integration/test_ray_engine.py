@@ -24,7 +24,7 @@ from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.results import Result
 
-LIVENESS = 12.0
+LIVENESS = 8.0
 """Long enough for a block that waits for a processor, and short enough to be waited for."""
 
 pytestmark = pytest.mark.usefixtures("cluster")

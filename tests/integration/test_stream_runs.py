@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import datasets
 import drawing
 import pytest
 import torch
@@ -91,8 +90,10 @@ def test_a_stream_that_cannot_be_repeated_is_refused_before_training(tmp_path: P
         fitted(tmp_path / "unlike", options, engine="local", resume_step=4)
 
 
-def hugging_face() -> tuple[datasets.IterableDataset, datasets.IterableDataset]:
+def hugging_face() -> tuple[Any, Any]:
     """Return a stream of several shards, with a buffer that it shuffles, and the beginning of it."""
+    import datasets  # late: it takes seconds, in each process of tests
+
     rows = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
     listed = datasets.Dataset.from_dict({"x": rows.tolist(), "labels": [row % 10 for row in range(200)]})
     stream = listed.to_iterable_dataset(num_shards=4).shuffle(seed=3, buffer_size=16)

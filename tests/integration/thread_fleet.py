@@ -26,7 +26,7 @@ class ThreadFleet:
         self, specification: dict[str, Any], run_dir: Path, security: Security, whole: bool = True
     ) -> None:
         parsed = parse_specification(specification, "test")
-        plan = make_run_plan(parsed, whole=whole)
+        plan = make_run_plan(parsed, rehearsed=False, whole=whole)
         seats = make_topology(parsed, plan.network).seats
         self._pool = ThreadPoolExecutor(len(seats), thread_name_prefix="compute")
         run = secrets.token_hex(4)
