@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, markdown_table, update_page
+from benchmarks.reporting import RESULTS, update_page
 from benchmarks.start import table as start
 from benchmarks.throughput import tables as throughput
 from benchmarks.throughput.rivals_table import measured_columns, order, rivals
