@@ -59,7 +59,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""
-    from lowdimfa.network import computing_threads  # late: the process that hands out the tests needs no torch
+    from lowdimfa.network import computing_threads  # late: who hands out the tests needs no torch
 
     with computing_threads(1):
         yield
