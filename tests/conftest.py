@@ -12,14 +12,11 @@ from hypothesis import settings
 
 from lowdimfa.services.run.loading import loading
 
-with loading():
-    from lowdimfa.network import computing_threads
-
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 # How long an example takes says nothing on a busy machine.
-settings.register_profile("some", deadline=None, max_examples=20)
+settings.register_profile("some", deadline=None, max_examples=12)
 settings.register_profile("many", deadline=None, max_examples=300)
 settings.load_profile("some")
 
@@ -62,6 +59,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute on one thread: the bits of a sum depend on their number, and small tensors are faster so."""
+    from lowdimfa.network import computing_threads  # late: who hands out the tests needs no torch
+
     with computing_threads(1):
         yield
 

@@ -126,13 +126,13 @@ def test_replicas_of_a_network_with_batch_norm_train_as_one_does(tmp_path: Path)
 
 @pytest.mark.parametrize("staleness", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_stale_replicas_stay_alike_and_learn(staleness: int, tmp_path: Path) -> None:
-    plain = replicated({0: 2, 1: 4}, staleness=staleness, steps=120)
+    plain = replicated({0: 2, 1: 4}, staleness=staleness, steps=40)
     with thread_fleet(plain, tmp_path) as fleet:
-        fleet.run(0, 120)
+        fleet.run(0, 40)
         assert_alike(states(fleet))
         results = fleet.workers[-1].finished_steps()
         evaluation = fleet.evaluate()
-    assert [result.step for result in results] == list(range(120))
+    assert [result.step for result in results] == list(range(40))
     assert evaluation.samples == 297
     assert evaluation.accuracy is not None and evaluation.accuracy > 0.5
 

@@ -223,12 +223,12 @@ def test_a_single_block_is_first_and_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_staleness_trains_every_step_within_its_bounds(staleness: int, tmp_path: Path) -> None:
-    plain = specification("transformer", 4, "hebbian", train={"staleness": staleness, "steps": 200})
+    plain = specification("transformer", 3, "hebbian", train={"staleness": staleness, "steps": 100})
     with thread_fleet(plain, tmp_path) as fleet:
-        fleet.run(0, 200)
+        fleet.run(0, 100)
         results = fleet.workers[-1].finished_steps()
         accuracy = fleet.evaluate().accuracy
-    assert [result.step for result in results] == list(range(200))
+    assert [result.step for result in results] == list(range(100))
     assert sum(result.loss for result in results[-10:]) < 0.7 * sum(result.loss for result in results[:10])
     assert accuracy is not None and accuracy > 0.5
 

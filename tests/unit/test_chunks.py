@@ -110,7 +110,7 @@ def learn(made: DecoupledNetwork, parts: list[tuple[Tensor, Tensor]]) -> tuple[A
     return {name: value.grad for name, value in named if value.grad is not None}, counted
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     chunk=st.integers(1, SAMPLES * TOKENS + 3),
     ignored=st.lists(st.booleans(), min_size=SAMPLES * TOKENS, max_size=SAMPLES * TOKENS),
@@ -147,7 +147,7 @@ def test_a_head_of_the_output_layer_alone_learns_in_chunks(chunk: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     chunk=st.integers(1, 40),
     ignored=st.lists(st.booleans(), min_size=SAMPLES * TOKENS, max_size=SAMPLES * TOKENS),

@@ -104,7 +104,7 @@ def reference(kind: str, blocks: int, source: str, directions: Tensor | None = N
     return gradients(made.stages)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     kind=st.sampled_from(["tokens", "vit", "mlp"]), microbatches=st.sampled_from([1, 2, 3]), data=st.data()
 )
