@@ -150,9 +150,7 @@ def begun(path: Path, overrides: Sequence[str]) -> Iterator[None]:
 
     Where a specification can't be read, or there can be no fork server for its workers, none starts.
     """
-    from lowdimfa.services.spec.load import (
-        load_unchecked,
-    )  # here, as the process that holds Ray needs none of it
+    from lowdimfa.services.spec.load import load_unchecked  # here: who holds Ray needs none of it
 
     with contextlib.suppress(OSError, LowdimfaError):
         if forks.wanted():
