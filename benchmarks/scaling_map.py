@@ -15,7 +15,7 @@ from benchmarks.reporting import markdown_table
 from lowdimfa.services.lab.simulation.names import read_name
 from lowdimfa.services.lab.simulation.setting import Setting
 from lowdimfa.services.lab.simulation.simulate import simulate
-from lowdimfa.services.lab.simulation.trouble import Trouble, draw_losses, draw_slowdowns, uneven
+from lowdimfa.services.lab.simulation.trouble import Loss, Trouble, draw_slowdowns, uneven
 
 Links = Callable[[int, float], Setting]
 """Returns blocks that are alike, so many, on links of so many Mbit/s."""
@@ -51,8 +51,9 @@ CONTESTS = {
     ),
 }
 
-TROUBLED_BLOCKS, TROUBLED_MEGABITS, SECONDS = 16, 1_000.0, 300.0
-SPREAD, SLOW, LOST, CHECKPOINT_EVERY = 0.5, (60.0, 5.0, 3.0), (900.0, 8.0), 50
+TROUBLED_BLOCKS, TROUBLED_MEGABITS, SECONDS = 16, 1_000.0, 120.0
+SPREAD, SLOW, RECOVERY, CHECKPOINT_EVERY = 0.5, (60.0, 5.0, 3.0), 8.0, 50
+LOST = (Loss(0, 30.0), Loss(8, 60.0), Loss(15, 90.0))
 TROUBLED = ("1f1b", "zero-bubble", "2bw", "staleness-1")
 RESTART = "staleness-1, restart"
 
@@ -99,12 +100,7 @@ def measure_trouble(links: Links) -> dict[str, dict[str, float]]:
         replace(one, forward=factor * one.forward, update=factor * one.update, step=factor * one.step)
         for one, factor in zip(calm.blocks, factors, strict=True)
     )
-    lost = Trouble(
-        SECONDS,
-        lost=draw_losses(count, SECONDS, LOST[0], 0),
-        recovery=LOST[1],
-        checkpoint_every=CHECKPOINT_EVERY,
-    )
+    lost = Trouble(SECONDS, lost=LOST, recovery=RECOVERY, checkpoint_every=CHECKPOINT_EVERY)
     cases = {
         "calm": calm,
         "uneven": replace(calm, blocks=blocks),
@@ -136,7 +132,7 @@ def map_table(rows: list[dict[str, Any]], rate: Callable[[float], str]) -> str:
                 row = found[blocks, megabits, latency, key]
                 rival = row["rivals"][row["best_rival"]]
                 name = read_name(row["best_rival"]).base
-                line.append(f"{row['ours']:,.0f} / {rival:,.0f} {name}: {row['ours'] / rival:.2f}")
+                line.append(f"{_rate(row['ours'])} / {_rate(rival)} {name}: {row['ours'] / rival:.2f}")
             cells.append(line)
     return markdown_table(("blocks", "links", *(contest.title for contest in CONTESTS.values())), cells)
 
@@ -147,7 +143,7 @@ def trouble_table(found: Mapping[str, Mapping[str, float]]) -> str:
         "calm": "nothing",
         "uneven": f"blocks take 1 to {1 + SPREAD:g} times as long",
         "stragglers": f"each block {SLOW[2]:g} times slower for {SLOW[1]:g} s, every {SLOW[0]:g} s",
-        "losses": f"each block lost every {LOST[0] / 60:g} minutes, back after {LOST[1]:g} s",
+        "losses": f"{len(LOST)} blocks are lost, each back after {RECOVERY:g} s",
     }
     names = (*TROUBLED, RESTART)
     rows = [
@@ -158,3 +154,7 @@ def trouble_table(found: Mapping[str, Mapping[str, float]]) -> str:
         for case in titles
     ]
     return markdown_table(("what goes wrong", *names), rows)
+
+
+def _rate(samples: float) -> str:
+    return f"{samples:,.0f}" if samples >= 99.5 else f"{samples:.1f}"
