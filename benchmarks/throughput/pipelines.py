@@ -12,7 +12,7 @@ from torch.distributed.pipelining import PipelineStage, schedules
 from benchmarks.throughput.peers import Answer
 from benchmarks.throughput.registry import stages_of
 from benchmarks.throughput.stages import Staged, Wire
-from lowdimfa.block_module import BlockModule
+from lowdimfa.block_module import BlockModule, unchanged_buffers
 
 
 class ContiguousGradient(torch.autograd.Function):
@@ -50,6 +50,16 @@ class PackedStage(PipelineStage):
         super().__init__(*arguments, **options)
         self._wire, self._sent = wire, sent
         self._arriving: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+
+    def _prepare_forward_infra(self, *arguments: Any, **options: Any) -> Any:
+        """Find shapes by a forward on made-up numbers, of which running statistics must keep nothing."""
+        with unchanged_buffers(self.submod):
+            return super()._prepare_forward_infra(*arguments, **options)
+
+    def _prepare_backward_infra(self, *arguments: Any, **options: Any) -> Any:
+        """Do the same for gradients."""
+        with unchanged_buffers(self.submod):
+            return super()._prepare_backward_infra(*arguments, **options)
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         """Return the sends of an output."""

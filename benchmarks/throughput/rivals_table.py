@@ -41,9 +41,7 @@ OWN = "this runtime: its fastest setting"
 
 def order(result: Result) -> tuple[Any, ...]:
     """Return what results are sorted by: one machine first, then from fast links to slow ones."""
-    network = result["network"]
-    known = NETWORKS.index(network) if network in NETWORKS else len(NETWORKS)
-    return -(result["link_mbit"] or float("inf")), result["latency_ms"], known, result["blocks"]
+    return -(result["link_mbit"] or float("inf")), result["latency_ms"], _network(result), result["blocks"]
 
 
 def rivals(results: Sequence[Result]) -> str:
@@ -52,6 +50,7 @@ def rivals(results: Sequence[Result]) -> str:
     In brackets is the ratio of the times to the same test score, where those were measured. What was not measured has no
     row, no column, or an empty cell.
     """
+    results = [one for one in results if one["network"] in NETWORKS]
     columns = sorted({(_network(one), one["blocks"]) for one in results})
     rows = []
     for where, measured in groupby(sorted(results, key=order), key=where_of):
@@ -83,7 +82,8 @@ def measured_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _network(result: Result) -> int:
-    return NETWORKS.index(result["network"])
+    network = result["network"]
+    return NETWORKS.index(network) if network in NETWORKS else len(NETWORKS)
 
 
 def _ours(result: Result) -> str | None:

@@ -148,6 +148,14 @@ def test_two_buffered_weights_learn_what_one_process_does_with_the_same_delay(
     assert answers[0][1] == pytest.approx(reference.evaluate(""), rel=1e-6)
 
 
+def test_a_pipeline_is_backpropagation_in_one_process_with_its_running_statistics(tmp_path: Path) -> None:
+    plain = NETWORKS["tiny"].specification(2)
+    *_, last = answers = train("1f1b", 2, (3,), tmp_path, specification=plain)
+    alone = Single({"specification": plain, "parts": 4})
+    assert losses(last) == pytest.approx(alone.steps("", 0, 3)["losses"], rel=1e-5)
+    assert answers[0][1] == pytest.approx(alone.evaluate(""), rel=1e-4)
+
+
 class Together(Single):
     """Two processes of local SGD, one after the other."""
 

@@ -199,7 +199,9 @@ def test_specifications_are_valid_and_can_be_overridden(
         (["--blocks", "1"], "at least 2"),
         (["--networks", "vgg"], "no vgg"),
         (["--systems", "1f1b,2f2b"], "no 2f2b"),
+        (["--systems", "2bw+int8,ddp+int8"], "no ddp"),
         (["--set", "train.window"], "a setting such as"),
+        (["--latency-ms", "-1"], "0 or more"),
     ],
 )
 def test_a_wrong_command_line_says_what_was_expected(
