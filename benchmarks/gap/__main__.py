@@ -1,7 +1,8 @@
-"""Run the long grids: ``python -m benchmarks.gap [gap dimension residual] [--rows mlp,cnn,…] [--rules N] [--seeds N]``.
+"""Run the long grids: ``python -m benchmarks.gap [gap dimension residual formats] [--rows …] [--rules N] [--seeds N]``.
 
 ``gap`` trains every rule with every rate on a row's network, ``dimension`` over ``r`` with one rate, ``residual`` the
-error of the hidden state and its controls on networks with a residual stream. Such a row takes hours on one core. Every
+error of the hidden state and its controls on networks with a residual stream, ``formats`` the default with activations
+that travel in fewer bytes, with one rate. Such a row takes hours on one core, of ``formats`` minutes. Every
 finished run is kept in ``runs/claims``: what was stopped goes on where it was. A row that is complete is stored in
 ``benchmarks/results`` and printed. The usual sizes are claims: ``python -m benchmarks.claims GAP DIMENSION``.
 """
@@ -19,7 +20,7 @@ import torch
 from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.storing import Places
-from benchmarks.gap import closing, dimension, residual
+from benchmarks.gap import closing, dimension, formats, residual
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import Network
 from benchmarks.reporting import environment, write_result
@@ -81,6 +82,7 @@ _GRIDS = {
         Grid("gap", ROWS, _gap),
         Grid("dimension", ROWS, _dimension),
         Grid("residual", {row: network for row, (network, _) in residual.ROWS.items()}, _residual),
+        Grid("formats", {row: own.network for row, own in formats.ROWS.items()}, formats.run),
     )
 }
 _ROWS = list(dict.fromkeys(row for grid in _GRIDS.values() for row in grid.networks))

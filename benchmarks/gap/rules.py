@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lowdimfa.config import FeedbackConfig
+from lowdimfa.config import Activations, FeedbackConfig, RankConfig
 
 BLOCKS = 4
 
@@ -18,17 +18,22 @@ class Rule:
     ----------
     blocks
         How many, or at which layers the later ones begin.
+    activations
+        Format in which these travel.
     """
 
     label: str
     feedback: FeedbackConfig
     blocks: int | tuple[str, ...] = BLOCKS
     muon: bool = False
+    activations: Activations | RankConfig = "fp32"
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
         optimizer = {"optimizer": "Muon for hidden matrices, AdamW for the rest and Q"} if self.muon else {}
-        return {"feedback": asdict(self.feedback), "blocks": self.blocks, **optimizer}
+        given = asdict(self.activations) if isinstance(self.activations, RankConfig) else self.activations
+        packed = {} if given == "fp32" else {"activations": given}
+        return {"feedback": asdict(self.feedback), "blocks": self.blocks, **optimizer, **packed}
 
 
 def by_muon(rule: Rule) -> Rule:
