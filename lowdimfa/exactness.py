@@ -114,10 +114,8 @@ class _Checked:
     def _error(self, output: Activation) -> Tensor:
         site = self.block.sites[-1]
         tapped = tap_at(site.tap, arriving(self.block.form, self.block.ports.leaves, opened(output)[0]))
-        c = torch.randn(
-            *tapped.shape[:-1], site.feedback.received, generator=torch.Generator().manual_seed(1)
-        )
-        return (c / len(tapped)).to(tapped.device)
+        shape = *tapped.shape[:-1], site.feedback.received
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(tapped.device) / len(tapped)
 
     def _learn(self, events: str) -> Gradients:
         """Return the gradients and buffers after these events: f and u of a micro-batch, and w, other weights."""
