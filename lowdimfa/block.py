@@ -74,7 +74,7 @@ class Block(Stage):
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
             self.check_finite(named(detached)[name], f"the output{name and f' {name!r}'}", ticket.step)
-        return onward(inputs, leaving(self._format, detached))
+        return onward(inputs, leaving(self.form, self.ports.tapped, detached))
 
     def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`.
@@ -84,17 +84,17 @@ class Block(Stage):
         output, moved = self.run_perturbed(inputs, ticket)
         if self.learns:
             self._kept[ticket].moved = moved
-        return onward(inputs, leaving(self._format, mapped(output, Tensor.contiguous)))
+        return onward(inputs, leaving(self.form, self.ports.tapped, mapped(output, Tensor.contiguous)))
 
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         output, _ = opened(super().evaluate(inputs, batch))
         self._refuse_changed(output)
-        return onward(inputs, leaving(self._format, output))
+        return onward(inputs, leaving(self.form, self.ports.tapped, output))
 
     def _refuse_changed(self, output: Value) -> None:
         """Refuse another set than the one that the next block expects; one tensor's shape is free, if it isn't packed."""
-        if isinstance(output, Tensor) and self._format is None and ONE in (self.ports.leaves or (ONE,)):
+        if isinstance(output, Tensor) and self.form is None and ONE in (self.ports.leaves or (ONE,)):
             return
         found = types_of(output, leading=1)
         for name in {**self.ports.leaves, **found}:

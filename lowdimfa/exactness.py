@@ -20,6 +20,7 @@ from lowdimfa.block_module import BlockModule, unchanged_buffers
 from lowdimfa.calling import FACTORY_KEY
 from lowdimfa.errors import InputError, LowdimfaError, finds_no_memory, in_words
 from lowdimfa.head import Head
+from lowdimfa.sending import arriving
 from lowdimfa.set_taps import tap_at
 from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
@@ -112,10 +113,9 @@ class _Checked:
 
     def _error(self, output: Activation) -> Tensor:
         site = self.block.sites[-1]
-        tapped = tap_at(site.tap, opened(output)[0])
+        tapped = tap_at(site.tap, arriving(self.block.form, self.block.ports.leaves, opened(output)[0]))
         shape = *tapped.shape[:-1], site.feedback.received
-        error = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        return (error / len(tapped)).to(tapped.device)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(tapped.device) / len(tapped)
 
     def _learn(self, events: str) -> Gradients:
         """Return the gradients and buffers after these events: f and u of a micro-batch, and w, other weights."""

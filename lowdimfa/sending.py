@@ -1,14 +1,18 @@
-"""What of a block's output travels, and what of it arrives: the tensors that a format takes are packed."""
+"""What of a block's output travels, and what of it arrives.
+
+Packed are the floating-point tensors that layers with weights have made, at which the error enters: a mask that goes
+beside them in a named set may be infinite, and means what it says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.formats import Format, format_of
-from lowdimfa.values import TensorType, Value, mapped, named, put_together
+from lowdimfa.values import TensorType, Value, named, put_together
 
 
 def format_between(training: TrainingConfig, feedback: FeedbackConfig) -> Format | None:
@@ -22,15 +26,19 @@ def sent_type(form: Format | None, kind: TensorType, samples: int) -> TensorType
     return whole if form is None or not form.takes(kind.dtype) else form.packed(whole.shape)
 
 
-def leaving(form: Format | None, output: Value) -> Value:
-    """Return what travels of an output."""
+def leaving(form: Format | None, tapped: Collection[str], output: Value) -> Value:
+    """Return what travels of an output, given the names of the tensors at which the error enters."""
     if form is None:
         return output
-    return mapped(output, lambda each: form.pack(each) if form.takes(each.dtype) else each)
+    tensors = [
+        form.pack(each) if name in tapped and form.takes(each.dtype) else each
+        for name, each in named(output).items()
+    ]
+    return put_together(list(named(output)), tensors)
 
 
 def arriving(form: Format | None, kinds: Mapping[str, TensorType], value: Value) -> Value:
-    """Return what a block's layers take, given the planned types; what was not packed, as in a measurement, stays."""
+    """Return what a block's layers take, given the planned types; what was not packed stays."""
     if form is None:
         return value
     tensors = [_unpacked(form, kinds.get(name), each) for name, each in named(value).items()]

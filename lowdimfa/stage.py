@@ -77,8 +77,7 @@ class Stage:
         self.sites = list(sites)
         self._rules: list[Kept] = [site.feedback for site in sites]  # in the head also the one for P
         self._probe_noise = config.probe_noise
-        self._autocast = config.precision == "bf16"
-        self._format = config.form
+        self._autocast, self.form = config.precision == "bf16", config.form
         modules = [module] if len(parts) == 1 else module.parts(parts)
         self._parts = [compiling.compiled(part, index) if config.compiled else part for part in modules]
         self._stash = WeightStash(module) if config.staleness and sites else None
@@ -131,9 +130,9 @@ class Stage:
         return outputs[1:]
 
     def _entering(self, inputs: Activation) -> tuple[Value, Mapping[str, Tensor]]:
-        """Return what arrives, as the layers take it, and what goes beside it; the first block's are data."""
-        stream, side = opened(inputs)
-        return arriving(self._format, self.ports.arrives if self.index else {}, stream), side
+        """Return what arrives, as the layers take it, and what goes beside it."""
+        stream, side = opened(inputs)  # of the first block it is data
+        return arriving(self.form, self.ports.arrives if self.index else {}, stream), side
 
     def _call(
         self, number: int | None, layers: Callable[..., Value], inputs: Value, side: Mapping[str, Tensor]

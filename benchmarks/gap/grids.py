@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.claims.claim import Result, RunSettings
 from benchmarks.claims.storing import read_json
-from benchmarks.gap import closing, dimension, residual
+from benchmarks.gap import closing, dimension, formats, residual
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import Rule
@@ -85,5 +85,6 @@ GRIDS = {
             {row: network for row, (network, _) in residual.ROWS.items()},
             **_closing(lambda row: residual.ROWS[row][1]),
         ),
+        Grid("formats", {row: own.network for row, own in formats.ROWS.items()}, formats.run, formats.table),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lowdimfa.config import FeedbackConfig
+from lowdimfa.config import Activations, FeedbackConfig, RankConfig
 
 BLOCKS = 4
 
@@ -20,6 +20,8 @@ class Rule:
         How many, or at which layers the later ones begin.
     target
         Largest gap to backpropagation that is aimed at: in points, or for text as a share. It decides no figure.
+    activations
+        Format in which these travel.
     """
 
     label: str
@@ -27,11 +29,17 @@ class Rule:
     blocks: int | tuple[str, ...] = BLOCKS
     muon: bool = False
     target: float | None = None
+    activations: Activations | RankConfig = "fp32"
 
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
         optimizer = {"optimizer": "Muon for hidden matrices, AdamW for the rest and Q"} if self.muon else {}
-        return {"feedback": asdict(self.feedback), "blocks": self.blocks, **optimizer}
+        given = asdict(self.activations) if isinstance(self.activations, RankConfig) else self.activations
+        packed = {} if given == "fp32" else {"activations": given}
+        feedback = asdict(self.feedback)
+        if self.feedback.broadcast == "fp32":  # as runs have it that were made when there was no other
+            del feedback["broadcast"]
+        return {"feedback": feedback, "blocks": self.blocks, **optimizer, **packed}
 
 
 def by_muon(rule: Rule) -> Rule:

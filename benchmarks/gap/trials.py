@@ -72,7 +72,9 @@ def in_blocks(
         blocks=rule.blocks,
         total_steps=total_steps,
         feedback=rule.feedback,
-        training=TrainingConfig(total_steps=total_steps, seed=seed, update=optimisation),
+        training=TrainingConfig(
+            total_steps=total_steps, seed=seed, update=optimisation, activations=rule.activations
+        ),
         task=dataset.task,
     )
 

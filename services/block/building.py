@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -119,8 +121,8 @@ def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
         run=job.run,
         block=plan.index,
         role="head" if plan.index == len(network.blocks) - 1 else "block",
-        input=_sample_types(plan.inputs, network.form),
-        output=_sample_types(plan.outputs, network.form),
+        input=_sample_types(plan.inputs, network.forms(plan.index - 1) if plan.index else ()),
+        output=_sample_types(plan.outputs, network.forms(plan.index)),
         error_dim=broadcast_width(network.shape, network.feedback),
         data="" if data is None else data.fingerprint(),
     )
@@ -131,7 +133,8 @@ def sample_limits(job: BlockJob, network: NetworkPlan) -> tuple[SampleLimit, Sam
     train, plan = job.parsed().train, network.blocks[job.index]
     samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
     arriving, leaving = (tuple(types.values()) for types in (plan.inputs, plan.outputs))
-    return SampleLimit(arriving, samples, network.form), SampleLimit(leaving, samples, network.form)
+    before = network.forms(job.index - 1) if job.index else ()
+    return SampleLimit(arriving, samples, before), SampleLimit(leaving, samples, network.forms(job.index))
 
 
 def error_limit(network: NetworkPlan) -> ErrorLimit:
@@ -171,9 +174,10 @@ def make_policy(job: BlockJob, network: NetworkPlan) -> Policy:
     )
 
 
-def _sample_types(types: Types, form: Format | None) -> tuple[SampleType, ...]:
-    def written(dtype: torch.dtype) -> str:
-        packed = form is not None and form.takes(dtype)
-        return f"{dtype_name(dtype)} as {form}" if packed else dtype_name(dtype)
-
-    return tuple(SampleType(written(kind.dtype), kind.shape, name) for name, kind in types.items())
+def _sample_types(types: Types, forms: Sequence[Format | None]) -> tuple[SampleType, ...]:
+    found = []
+    for (name, kind), form in zip_longest(types.items(), forms):
+        packed = form is not None and form.takes(kind.dtype)
+        written = f"{dtype_name(kind.dtype)} as {form}" if packed else dtype_name(kind.dtype)
+        found.append(SampleType(written, kind.shape, name))
+    return tuple(found)

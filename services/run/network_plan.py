@@ -62,17 +62,17 @@ class NetworkPlan:
         blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
         return replace(self, blocks=blocks, outline=None)
 
-    @property
-    def form(self) -> Format | None:
-        """The format in which activations travel, or None for their own."""
-        return format_between(self.training, self.feedback)
-
     def sent_bytes(self, index: int, samples: int) -> int:
         """Return the bytes of a block's output that travel for so many samples; of the head's none."""
         if index == len(self.blocks) - 1:
             return 0
-        kinds = self.blocks[index].outputs.values()
-        return sum(nbytes(sent_type(self.form, kind, samples)) for kind in kinds)
+        pairs = zip(self.blocks[index].outputs.values(), self.forms(index), strict=True)
+        return sum(nbytes(sent_type(form, kind, samples)) for kind, form in pairs)
+
+    def forms(self, index: int) -> tuple[Format | None, ...]:
+        """Return the format in which each tensor travels that a block puts out, or None for its own."""
+        block, form = self.blocks[index], format_between(self.training, self.feedback)
+        return tuple(form if name in block.tapped else None for name in block.outputs)
 
     @property
     def boundaries(self) -> list[str]:

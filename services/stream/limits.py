@@ -40,13 +40,13 @@ class SampleLimit(NamedTuple):
         Of one sample's tensors.
     max_samples
         Most samples in a message.
-    form
-        In which the tensors travel; None for their own.
+    forms
+        In which each of them travels, None for its own; empty if all do.
     """
 
     types: tuple[TensorType, ...]
     max_samples: int
-    form: Format | None = None
+    forms: tuple[Format | None, ...] = ()
 
     @classmethod
     def of(cls, shape: tuple[int, ...], dtype: torch.dtype, max_samples: int) -> Self:
@@ -56,12 +56,16 @@ class SampleLimit(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Most bytes of one message."""
-        return 2 * sum(map(self._largest, self.types))
+        return 2 * sum(map(self._largest, self.types, self._own_forms))
 
-    def _largest(self, kind: TensorType) -> int:
-        if self.form is None or not self.form.takes(kind.dtype):
+    @property
+    def _own_forms(self) -> tuple[Format | None, ...]:
+        return self.forms or (None,) * len(self.types)
+
+    def _largest(self, kind: TensorType, form: Format | None) -> int:
+        if form is None or not form.takes(kind.dtype):
             return self.max_samples * nbytes(kind)
-        return self.form.largest((self.max_samples, *kind.shape))
+        return form.largest((self.max_samples, *kind.shape))
 
     def check(self, kind: int, tensors: Sequence[WireType]) -> None:
         """Refuse other tensors than those of the expected types, once, or twice alike.
@@ -78,14 +82,13 @@ class SampleLimit(NamedTuple):
             many = "one tensor, or two" if own == 1 else f"{own} tensors, or twice as many"
             raise ProtocolError(f"an activation has {many} of equal type and shape")
         samples = tensors[0][1][:1]
-        for (code, shape), expected in zip(tensors, self.types, strict=False):
+        for (code, shape), expected, form in zip(tensors, self.types, self._own_forms, strict=False):
             dtype = dtype_of(code)
             known = bool(samples) and 0 <= samples[0] <= self.max_samples
-            if not known or (shape, dtype) != sent_type(self.form, expected, samples[0]):
+            if not known or (shape, dtype) != sent_type(form, expected, samples[0]):
                 raise ProtocolError(
                     f"{dtype_name(dtype)} of shape {list(shape)}; expected {expected} after a batch of at most "
-                    f"{self.max_samples}"
-                    + ("" if self.form is None else f", as train.activations: {self.form}")
+                    f"{self.max_samples}" + ("" if form is None else f", as train.activations: {form}")
                 )
 
 

@@ -42,11 +42,13 @@ CASES: dict[str, dict[str, Any]] = {
     "readout": {"q_rule": "readout"},
     "every layer": {"feedback": {"every_layer": True}},
     "bf16": {"train": {"activations": "bf16"}},
+    "int4": {"train": {"activations": "int4"}},
     "autocast": {"train": {"precision": "bf16"}},
     "replicas": {
         "placement": {"replicas": {1: 2}},
         "train": {
             "microbatches": 4,
+            "activations": {"rank": 2},
             "optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.1, "momentum": 0.9}},
         },
     },

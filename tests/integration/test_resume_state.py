@@ -163,6 +163,12 @@ def test_resumed_halfway_the_run_has_the_bits_of_the_whole(
     assert [entry.model_dump(exclude={"file"}) for entry in again.entries] == state
 
 
+def test_resumed_halfway_packed_activations_are_the_same(tmp_path: Path) -> None:
+    given = specification(activations={"rank": 1}) | {"feedback": {"broadcast": "bf16", "every_layer": True}}
+    kept = run(given, tmp_path / "run").tensors(lambda name: True)
+    assert same(run(given, tmp_path / "run", HALF).tensors(lambda name: True), kept)
+
+
 @pytest.mark.parametrize("schedule", ["sequential", None])
 @pytest.mark.parametrize("blocks", [1, ["3"], ["1", "4", "6"]])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowdimfa.config import RankConfig
+from lowdimfa.config import FeedbackConfig, RankConfig, TrainingConfig
+from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.formats import INT4, INT8, Factors, Format, Halves, Integers, format_of
+from lowdimfa.network import DecoupledNetwork, decouple
 
 FORMATS = [Halves(), INT8, INT4, Factors(1), Factors(7)]
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=4) | st.tuples(
@@ -135,3 +137,53 @@ def test_half_precision_and_integers(form: Format) -> None:
     assert form.takes(torch.float32)
     if form.takes(torch.float16):
         assert float((travelled(form, torch.ones(3, 8, dtype=torch.float16)) - 1).abs().max()) < 0.05
+
+
+def network(activations: Any, feedback: dict[str, Any] | None = None, classes: int = 4) -> DecoupledNetwork:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, classes)]
+    training = TrainingConfig(total_steps=2, activations=activations)
+    given = FeedbackConfig(**feedback or {})
+    return decouple(layers, torch.zeros(2, 8), blocks=3, total_steps=2, feedback=given, training=training)
+
+
+@pytest.mark.parametrize("activations", ["int8", "int4", RankConfig(2)], ids=str)
+def test_what_a_block_puts_out_that_is_not_finite_is_told_of_that_block(activations: Any) -> None:
+    found = network(activations)
+    with torch.no_grad():
+        next(found.blocks[1].module.parameters())[0, 0] = math.nan
+    with pytest.raises(NotFiniteError, match="output of block 1") as raised:
+        found.train_step(0, [(torch.randn(6, 8), torch.arange(6) % 4)])
+    assert raised.value.block == 1
+
+
+def test_the_baselines_send_nothing() -> None:
+    batch = torch.randn(6, 8), torch.arange(6) % 4
+    pair = [network(activations, {"form": "backprop"}) for activations in ("fp32", "int4")]
+    assert len({(each.train_step(0, [batch]).loss, each.evaluate([batch]).loss) for each in pair}) == 1
+
+
+@pytest.mark.parametrize(
+    ("activations", "feedback", "classes", "words"),
+    [
+        (
+            "int4",
+            {"q_rule": "probed"},
+            4,
+            "train.activations: found int4 with the q_rule 'probed'; expected fp32",
+        ),
+        (RankConfig(2), {"q_rule": "probed"}, 4, "train.activations: found rank 2 with"),
+        (
+            "fp32",
+            {"q_rule": "readout", "error_dim": 9, "broadcast": "bf16"},
+            300,
+            "feedback.broadcast: found 'bf16' with the numbers of 300 classes",
+        ),
+    ],
+)
+def test_what_a_format_would_lose_is_refused(
+    activations: Any, feedback: dict[str, Any], classes: int, words: str
+) -> None:
+    with pytest.raises(InputError) as raised:
+        network(activations, feedback, classes)
+    assert words in raised.value.message

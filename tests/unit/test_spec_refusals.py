@@ -73,6 +73,7 @@ def refusal(changes: dict[str, dict[str, Any]]) -> str:
             {"form": "local", "q_rule": "readout"},
             "feedback.q_rule: found 'readout' with form 'loc",
         ),
+        ("feedback", {"form": "local", "broadcast": "bf16"}, "feedback.broadcast: found 'bf16' with form 'l"),
         ("feedback", {"form": "local", "error_dim": 3}, "feedback.error_dim: found 3 with form 'local'; exp"),
         ("feedback", {"form": "local", "q_rule": "probed"}, "feedback.q_rule: found 'probed' with form 'loc"),
         ("feedback", {"form": "backprop", "p_rule": "oja"}, "feedback.p_rule: found 'oja' with form 'backpr"),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import ProtocolError
+from lowdimfa.formats import INT8
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
@@ -16,6 +17,7 @@ from lowdimfa.services.stream.frames import Assembly, Message, pack, run_fingerp
 from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.resumable import Incoming, wire_bytes
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import TensorType
 
 DTYPES = [dtype_of(code) for code in range(8)]
 SHAPES = st.lists(st.integers(0, 5), max_size=8).filter(lambda shape: math.prod(shape) <= 2000)
@@ -142,6 +144,31 @@ def test_malformed_frames_are_protocol_errors_and_nothing_else(frame: bytes) -> 
 def test_unexpected_tensors_are_refused_before_memory_is_taken(tensors: list[pb.TensorType]) -> None:
     with pytest.raises(ProtocolError):
         Assembly(pb.Header(tensors=tensors), SampleLimit.of((2,), torch.float32, 4))
+
+
+UINT8 = dtype_code(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (0, [2, 40]),
+        (UINT8, [2, 40]),
+        (UINT8, [2, 44]),
+        (UINT8, [2, 43, 1]),
+        (UINT8, [5, 43]),
+        (UINT8, [1 << 40, 43]),
+        (UINT8, []),
+        (99, [2, 43]),
+    ],
+)
+def test_packed_activations_of_another_size_are_refused_by_name(dtype: int, shape: list[int]) -> None:
+    limit = SampleLimit((TensorType((40,), torch.float32),), 4, (INT8,))
+    Assembly(pb.Header(tensors=[pb.TensorType(dtype=UINT8, shape=[2, 43])]), limit)
+    assert limit.nbytes == 2 * 4 * 43
+    tensors = [pb.TensorType(dtype=dtype, shape=shape)]  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError, match="unknown element type" if dtype == 99 else "activations: int8"):
+        Assembly(pb.Header(tensors=tensors), limit)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 17), (4, 4), (0, 0)])

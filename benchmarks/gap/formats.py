@@ -1,0 +1,90 @@
+"""What each format of activations costs in accuracy, and saves in bytes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.claims.claim import Result, RunSettings
+from benchmarks.claims.comparison import result_of
+from benchmarks.gap.networks import ACCURACY, NETWORKS, Network
+from benchmarks.gap.residual import HEAD_INPUT, LANGUAGE_MODEL, by_layers
+from benchmarks.gap.rules import READOUT, Rule
+from benchmarks.gap.trials import runs_with
+from benchmarks.reporting import markdown_table, mean_and_spread
+from lowdimfa.config import Activations, RankConfig, TrainingConfig
+from lowdimfa.formats import nbytes
+from lowdimfa.partitioning import partition
+from lowdimfa.sending import format_between, sent_type
+
+NAMED: tuple[Activations, ...] = ("fp32", "bf16", "int8", "int4")
+
+
+class Row(NamedTuple):
+    """A network, the rule by which it learns, and the ranks that are of interest at its width."""
+
+    network: Network
+    rule: Rule
+    ranks: tuple[int, ...]
+
+
+ROWS = {
+    "mlp": Row(NETWORKS["mlp"], READOUT, (24, 16, 8)),
+    "cnn": Row(NETWORKS["cnn"], READOUT, (4, 2)),
+    "cifar": Row(NETWORKS["cifar"], READOUT, (4, 2)),
+    "vit": Row(NETWORKS["vit"], READOUT, (16, 8)),
+    "char": Row(NETWORKS["char"], READOUT, (16, 8)),
+    "lm": Row(LANGUAGE_MODEL, by_layers(HEAD_INPUT, 4), (32, 16)),
+}
+
+
+def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
+    """Train a network with each format and every seed, at the middle rate of its grid."""
+    own, update = ROWS[row], network.grid[len(network.grid) // 2]
+    formats = [*NAMED, *map(RankConfig, own.ranks)]
+    rules = [_with(own.rule, activations) for activations in formats[:most]]
+    seeds = range(settings.seeds)
+    runs = [each for rule in rules for each in runs_with(network, rule, update, seeds, settings)]
+    sent = {rule.label: bytes_per_sample(network, rule) for rule in rules}
+    return result_of([network], rules, runs) | {"bytes": sent}
+
+
+def _with(rule: Rule, activations: Activations | RankConfig) -> Rule:
+    label = f"rank {activations.rank}" if isinstance(activations, RankConfig) else activations
+    return replace(rule, label=label, activations=activations)
+
+
+def bytes_per_sample(network: Network, rule: Rule) -> float:
+    """Return the bytes of activations that all blocks together send for a sample of a whole batch."""
+    example = network.dataset().train.inputs(torch.arange(2))
+    plans = partition(network.network(), rule.blocks, example)
+    form = format_between(TrainingConfig(1, activations=rule.activations), rule.feedback)
+    kinds = [kind for plan in plans[:-1] for kind in plan.outputs.values()]
+    return sum(nbytes(sent_type(form, kind, network.batch_size)) for kind in kinds) / network.batch_size
+
+
+def table(row: str, network: Network, result: Result) -> str:
+    """Return the formats of a network side by side; how far they are behind is in points, or a share of the score."""
+    score = network.score
+    found: Mapping[str, Any] = result["summary"][network.label]
+    sent, rows = result["bytes"], []
+    whole = statistics.fmean(found[NAMED[0]]["scores"])
+    for name, entry in found.items():
+        mean = statistics.fmean(entry["scores"])
+        behind = f"{whole - mean:.2f}" if score == ACCURACY else f"{100 * (mean / whole - 1):.1f} %"
+        rows.append(
+            (
+                name,
+                f"{sent[name]:,.0f}",
+                f"{sent[NAMED[0]] / sent[name]:.1f}",
+                mean_and_spread(entry["scores"], 3 if score != ACCURACY else 2),
+                "" if name == NAMED[0] else behind,
+                str(len(entry["scores"])),
+            )
+        )
+    header = ("activations", "bytes per sample", "times fewer", f"test {score}", "behind fp32", "seeds")
+    return f"{network.label}:\n\n{markdown_table(header, rows)}"
