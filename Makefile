@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PROCESSES := 3
-PARALLEL = -n $(or $(TEST_PROCESSES),$(PROCESSES)) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 FUZZ_SECONDS ?= 60
 # Of the integration tests, those that run in their own process and need what extras bring, or train whole networks.
 IN_PROCESS := average full_disk hugging_face language last_batch metrics own_metrics reading rehearsal report resume_state \
@@ -97,9 +97,6 @@ dist: $(DIST_VENV)/complete
 	@$(DIST_VENV)/bin/twine check --strict dist/*
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-
-# These never wait, and each process imports torch.
-test-unit test-lowest: PROCESSES := 2
 
 test: venv
 	@$(PYTEST) $(PARALLEL) -m 'not slow' tests
