@@ -31,6 +31,7 @@ def travelled(form: Format, tensor: Tensor) -> Tensor:
     assert packed.nbytes <= form.largest(shape)
     found = form.unpack(packed, shape, tensor.dtype)
     assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+    assert found.is_contiguous()  # as what isn't packed: layers may call view
     return found
 
 
