@@ -16,9 +16,10 @@ from lowdimfa.block import Block
 from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Head
+from lowdimfa.sending import straight_through
 from lowdimfa.sites import delivered, follow, tap_all
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Value, mapped, one, onward
+from lowdimfa.values import Activation, Value, mapped, one, onward, opened
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def measure_alignment(blocks: Sequence[Block], head: Head, inputs: Activation, t
             follow(block.sites, head.projection.weights)  # as with the next error
             if block.learns:
                 found.append(_compare(block.index, _update(block, outputs, sent), truth))
-            inputs = onward(inputs, outputs[-1])
+            inputs = _arrived(block, onward(inputs, outputs[-1]))
     return Alignment(found, head.projection.explained_energy(error))
 
 
@@ -99,7 +100,7 @@ def _reference(
 ) -> tuple[Tensor, list[Sequence[Tensor]]]:
     """Return the error that is broadcast and every block's true gradient."""
     for stage in blocks:
-        inputs = stage.run(inputs, ticket)
+        inputs = _arrived(stage, stage.run(inputs, ticket))
     entering: list[Value] = []
     outputs = one(head.run_parts(inputs, ticket, cut=partial(_noted, entering))[-1])
     error = head.last_error(outputs, targets)
@@ -110,6 +111,11 @@ def _reference(
         return source, [[] for _ in blocks]
     gradients = iter(torch.autograd.grad(outputs, flat, error.to(outputs.dtype), materialize_grads=True))
     return source, [[next(gradients) for _ in group] for group in groups]
+
+
+def _arrived(block: Block, output: Activation) -> Activation:
+    """Return what the layers of the next block take, in which the format of activations has left its traces."""
+    return onward(output, straight_through(block.form, block.ports, opened(output)[0]))
 
 
 def _noted(entering: list[Value], value: Value) -> Value:

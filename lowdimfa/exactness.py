@@ -24,7 +24,7 @@ from lowdimfa.sending import arriving
 from lowdimfa.set_taps import tap_at
 from lowdimfa.sites import delivered, tap_all
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Value, everywhere, mapped, one, opened
+from lowdimfa.values import Activation, Value, everywhere, mapped, one, opened, with_side
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
@@ -147,7 +147,7 @@ class _Checked:
 
 def _check_head(head: Head, inputs: Activation, targets: Tensor) -> None:
     if head.chunk is not None:  # whose outputs, all at once, may find no memory
-        inputs, targets = everywhere(inputs, lambda part: part[:_FEW]), targets[:_FEW]
+        inputs, targets = everywhere(with_side(*head.entering(inputs)), lambda x: x[:_FEW]), targets[:_FEW]
 
     def learn() -> Gradients:
         head.forward(inputs, targets, _FIRST)

@@ -264,7 +264,7 @@ def _rows(tensor: Tensor) -> Tensor:
 def _shaped(rows: Tensor, shape: Shape) -> Tensor:
     """Return the tensor of a matrix."""
     if len(shape) > 3:
-        return rows.view(shape[0], -1, shape[1]).transpose(1, 2).reshape(shape)
+        return rows.view(shape[0], -1, shape[1]).transpose(1, 2).contiguous().view(shape)
     return rows.view(shape)
 
 

@@ -253,7 +253,7 @@ class Head(Stage):
         self.module.eval()
         self.seed_for("evaluate", batch)
         with self.evaluated_weights():
-            hidden = one(self._full_precision(self._call(_BODY, self._body, *self._entering(inputs))))
+            hidden = one(self._full_precision(self._call(_BODY, self._body, *self.entering(inputs))))
             for rows, labels in chunks(hidden, targets, self.chunk):
                 outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))
                 self._measure(outputs, labels, totals, len(targets) * labels.numel() / targets.numel())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.formats import Format, format_of
-from lowdimfa.values import TensorType, Value, named, put_together
+from lowdimfa.values import Ports, TensorType, Value, mapped, named, put_together
 
 
 def format_between(training: TrainingConfig, feedback: FeedbackConfig) -> Format | None:
@@ -43,6 +43,19 @@ def arriving(form: Format | None, kinds: Mapping[str, TensorType], value: Value)
         return value
     tensors = [_unpacked(form, kinds.get(name), each) for name, each in named(value).items()]
     return put_together(list(named(value)), tensors)
+
+
+def straight_through(form: Format | None, ports: Ports, output: Value) -> Value:
+    """Return an output as the next block's layers take it, with a gradient as if it had travelled as it is."""
+    if form is None:
+        return output
+    sent = leaving(form, ports.tapped, mapped(output, Tensor.detach))
+    found = named(arriving(form, ports.leaves, sent))
+    tensors = [
+        each + (found[name] - each.detach()) if name in ports.tapped and form.takes(each.dtype) else each
+        for name, each in named(output).items()
+    ]
+    return put_together(list(named(output)), tensors)
 
 
 def _unpacked(form: Format, kind: TensorType | None, tensor: Tensor) -> Tensor:

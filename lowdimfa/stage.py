@@ -122,14 +122,14 @@ class Stage:
     ) -> list[Value]:
         self.module.train()
         self.seed_for("forward", *ticket)
-        stream, side = self._entering(inputs)
+        stream, side = self.entering(inputs)
         outputs = [stream]
         for number, part in enumerate(self._parts):
             output = self._call(number, part, between(outputs[-1]), side)
             outputs.append(change(number, self._full_precision(output)))
         return outputs[1:]
 
-    def _entering(self, inputs: Activation) -> tuple[Value, Mapping[str, Tensor]]:
+    def entering(self, inputs: Activation) -> tuple[Value, Mapping[str, Tensor]]:
         """Return what arrives, as the layers take it, and what goes beside it."""
         stream, side = opened(inputs)  # of the first block it is data
         return arriving(self.form, self.ports.arrives if self.index else {}, stream), side
@@ -199,7 +199,7 @@ class Stage:
         self.module.eval()
         self.seed_for("evaluate", batch)
         with self.evaluated_weights():
-            output = self._full_precision(self._call(None, self.module, *self._entering(inputs)))
+            output = self._full_precision(self._call(None, self.module, *self.entering(inputs)))
         return onward(inputs, mapped(output, Tensor.contiguous))
 
     def evaluated_weights(self) -> AbstractContextManager[None]:

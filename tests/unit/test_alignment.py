@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.alignment import measure_alignment
-from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.config import FeedbackConfig, RankConfig, TrainingConfig
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
@@ -26,13 +26,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 INPUTS, TARGETS = normal(16, 6), torch.arange(16) % 4
 
 
-def make_network(model: nn.Module, blocks: int | list[str] = 3, **feedback: Any) -> DecoupledNetwork:
+def make_network(
+    model: nn.Module, blocks: int | list[str] = 3, activations: Any = "fp32", **feedback: Any
+) -> DecoupledNetwork:
     return decouple(
         model,
         INPUTS,
         blocks=blocks,
         total_steps=10,
         feedback=FeedbackConfig(**({"q_rule": "hebbian"} | feedback)),
+        training=TrainingConfig(total_steps=10, activations=activations),
     )
 
 
@@ -62,8 +65,9 @@ def set_exact_feedback(network: DecoupledNetwork, factor: float = 1.0) -> None:
         block.sites[-1].feedback.weights.data.copy_(factor * behind.t())
 
 
-def test_what_is_measured_of_a_readout_is_what_it_delivers_in_training() -> None:
-    network = make_network(linear_model(), tap="identity", q_rule="readout")
+@pytest.mark.parametrize("activations", ["fp32", "bf16", "int4", RankConfig(1)], ids=str)
+def test_what_is_measured_of_a_readout_is_what_it_delivers_in_training(activations: Any) -> None:
+    network = make_network(linear_model(), 3, activations, tap="identity", q_rule="readout")
     found = measure_alignment(network.blocks, network.head, INPUTS, TARGETS)
     network.form.run(INPUTS, TARGETS, Ticket(0, 0))
     for block, measured in zip(network.blocks, found.blocks, strict=True):

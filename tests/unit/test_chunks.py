@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowdimfa.alignment import measure_alignment
-from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, RankConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import InputError
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.models import char_transformer, vit
@@ -196,6 +196,20 @@ def test_what_looks_at_a_head_sees_the_same() -> None:
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
     made = network(4, every_layer=True)
     refuse_inexact([*made.blocks, made.head], [batch(), batch(1)], overlapping=False, stale=False)
+
+
+def test_a_head_in_chunks_is_checked_on_a_few_of_samples_that_come_packed_together() -> None:
+    layers = [nn.Embedding(CLASSES, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)]
+    made = decouple(
+        layers,
+        batch()[0],
+        blocks=3,
+        total_steps=1,
+        feedback=FeedbackConfig(source="hidden"),
+        training=TrainingConfig(1, loss_chunk=4, activations=RankConfig(1)),
+        task="tokens",
+    )
+    refuse_inexact(made.stages, [batch(), batch(1)], overlapping=False, stale=False)
 
 
 def test_gradients_that_are_rounding_may_differ_in_chunks() -> None:
