@@ -209,9 +209,8 @@ def _say(answer: IO[str], **words: str) -> None:
 def _await_end(started: threading.Event, told: threading.Event) -> None:
     """Wait for the end of standard input, and break a start off that is under way."""
     sys.stdin.buffer.read()
-    if started.is_set():
-        told.set()
-    else:
+    told.set()  # also for a start that is not broken off, since a library swallowed the interrupt
+    if not started.is_set():
         signal.raise_signal(signal.SIGINT)  # for the main thread, which ends what it waits for no longer
         families.end_family(psutil.Process())
 
