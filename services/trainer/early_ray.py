@@ -98,12 +98,11 @@ class EarlyRay:
 
         try:
             ray.init(address=self._address(longest_silence(liveness, started=False)), **options)
-        except LowdimfaError:
+        except BaseException as error:
             self.give_up()
-            raise
-        except Exception as error:  # Ray raises plain exceptions here
-            self.give_up()
-            raise not_started(str(error)) from error
+            if isinstance(error, LowdimfaError) or not isinstance(error, Exception):
+                raise
+            raise not_started(str(error)) from error  # Ray raises plain exceptions here
         return self._end
 
     def give_up(self) -> None:
