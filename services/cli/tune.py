@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowdimfa.errors import InputError, StoppedError
+from lowdimfa.errors import InputError, ResourceError, StoppedError
 from lowdimfa.services.cli.display import aligned
 from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.cli.words import clock, size
 from lowdimfa.services.spec.dialect import write_inline
+from lowdimfa.services.spec.load import parse_specification, parse_text, text_of
 from lowdimfa.services.spec.rewriting import rewritten
 from lowdimfa.services.spec.section import nearest
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from lowdimfa.services.lab.tuning.space import Space
     from lowdimfa.services.lab.tuning.tune import Tuned
     from lowdimfa.services.run.plan import RunPlan
+    from lowdimfa.services.spec import Specification
     from lowdimfa.services.trainer.api import DecoupledTrainer
 
 LEAST_SECONDS, MOST_SECONDS = 0.3, 3.0
@@ -52,10 +55,13 @@ def tune_command(
         _names("--keep", keep, FREE),
     )
     began = time.monotonic()
+    if not math.isfinite(60 * minutes):
+        raise InputError("--minutes", f"{minutes}", "some minutes")
+    text = text_of(spec)
     target = output or spec.with_name(f"{spec.stem}.tuned{spec.suffix}")
     _require_free(target)
-    text = spec.read_text(encoding="utf-8") if spec.is_file() else ""
     trainer = DecoupledTrainer(spec, overrides=overrides, address=address)
+    _changed(text, spec, overrides, {}, trainer.specification)
     plan = trainer.plan()
     _require_tunable(plan)
     with _cluster(trainer, address) as cluster:
@@ -63,8 +69,7 @@ def tune_command(
         tuned = _searched(trainer, plan, space, began, 60 * minutes)
     chosen = tuned.chosen.changes
     if chosen:
-        _require_free(target)
-        target.write_text(rewritten(text, str(spec), list(overrides), chosen), encoding="utf-8")
+        _write(target, _changed(text, spec, overrides, chosen, trainer.specification), chosen)
     return {
         "event": "tuned",
         **tuned.describe(),
@@ -87,7 +92,9 @@ def tuned_text(found: dict[str, Any], spec: Path) -> str:
         )
     ratio, noise, pairs = found["ratio"], found["noise"], len(found["ratios"])
     by = f"{ratio:.2f} of the default's rate in {pairs} pairs in turns"
-    if found["written"]:
+    if found["stopped"]:
+        pass  # what has no end has no result
+    elif found["written"]:
         lines.append(
             f"faster: {_said(found['chosen'])}, {by} (noise {noise:.2f}); written to {found['written']}"
         )
@@ -113,15 +120,46 @@ def _names(option: str, given: str | None, known: Sequence[str]) -> frozenset[st
 
 
 def _require_free(target: Path) -> None:
-    if target.exists():
-        raise InputError(
-            f"--output {target}",
-            "a file that is already there",
-            "the name of a new one",
-            "Nothing is written over: remove it, or give another --output.",
+    """Refuse a file that can't be made, by making it: the search takes minutes."""
+    option = f"--output {target}"
+    try:
+        target.open("x").close()
+        target.unlink()
+    except FileExistsError as error:
+        hint = "Nothing is written over: remove it, or give another --output."
+        raise InputError(option, "a file that is already there", "the name of a new one", hint) from error
+    except OSError as error:
+        if not target.parent.is_dir():
+            raise InputError(option, "a folder that isn't there", "a file in one that is") from error
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(option, f"a file that can't be written ({reason})", "one that can") from error
+
+
+def _write(target: Path, text: str, chosen: Mapping[str, Any]) -> None:
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        options = " ".join(
+            f"--set {shlex.quote(f'{key}={write_inline(value)}')}" for key, value in chosen.items()
         )
-    if not target.parent.is_dir():
-        raise InputError(f"--output {target}", "a folder that isn't there", "a file in one that is")
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(f"{target} can't be written ({reason}); what was faster: {options}") from error
+
+
+def _changed(
+    text: str, spec: Path, overrides: Sequence[str], chosen: Mapping[str, Any], default: Specification
+) -> str:
+    """Return the text with what was chosen; it is read as what was measured, or refused.
+
+    A number of micro-batches that is left to the program may follow from what was chosen: then it is written out.
+    """
+    wanted = parse_specification(default.model_dump(), str(spec), chosen)
+    for pinned in ({}, {"train.microbatches": wanted.train.microbatches}):
+        found = rewritten(text, str(spec), list(overrides), {**chosen, **pinned})
+        if parse_text(found, str(spec)) == wanted:
+            return found
+    raise InputError(str(spec), "a text that changes, or can't be changed", "a file that stays as it is")
 
 
 def _require_tunable(plan: RunPlan) -> None:

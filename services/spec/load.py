@@ -48,7 +48,7 @@ def load_specification(path: FilePath, overrides: Overrides = (), *, kept: bool 
         The file can't be read, is not YAML, or doesn't define a valid run; or an override doesn't fit. The
         message names file and key (or line), what was found and what was expected.
     """
-    return parse_text(_text(path), str(path), overrides, kept=kept)
+    return parse_text(text_of(path), str(path), overrides, kept=kept)
 
 
 def load_unchecked(path: FilePath, overrides: Overrides) -> Specification:
@@ -56,10 +56,17 @@ def load_unchecked(path: FilePath, overrides: Overrides) -> Specification:
 
     It is for what can be made ready while torch is imported.
     """
-    return _overridden(_mapping(_text(path), str(path)), str(path), overrides)[0]
+    return _overridden(_mapping(text_of(path), str(path)), str(path), overrides)[0]
 
 
-def _text(path: FilePath) -> str:
+def text_of(path: FilePath) -> str:
+    """Return the text of a specification's file.
+
+    Raises
+    ------
+    InputError
+        It can't be read.
+    """
     source = str(path)
     try:
         return path.read_text(encoding="utf-8")

@@ -47,6 +47,8 @@ def start_ray(
         The current folder has a package by whose name the actors would miss ours.
     ResourceError
         Ray can't be started, or nothing answers at the address within ``liveness`` seconds.
+    KeyboardInterrupt
+        SIGTERM came meanwhile, which this process handles otherwise than Ray does.
     """
     if ray.is_initialized():
         return lambda: None
@@ -67,6 +69,10 @@ def start_ray(
         else:
             _require_reachable(address, liveness)
             ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
+    except SystemExit:  # so Ray's handler ends a process, with nothing said and another exit code
+        if callable(terminate):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
             signal.signal(signal.SIGTERM, terminate)

@@ -98,12 +98,11 @@ class EarlyRay:
 
         try:
             ray.init(address=self._address(longest_silence(liveness, started=False)), **options)
-        except LowdimfaError:
+        except BaseException as error:
             self.give_up()
-            raise
-        except Exception as error:  # Ray raises plain exceptions here
-            self.give_up()
-            raise not_started(str(error)) from error
+            if isinstance(error, LowdimfaError) or not isinstance(error, Exception):
+                raise
+            raise not_started(str(error)) from error  # Ray raises plain exceptions here
         return self._end
 
     def give_up(self) -> None:
@@ -209,9 +208,8 @@ def _say(answer: IO[str], **words: str) -> None:
 def _await_end(started: threading.Event, told: threading.Event) -> None:
     """Wait for the end of standard input, and break a start off that is under way."""
     sys.stdin.buffer.read()
-    if started.is_set():
-        told.set()
-    else:
+    told.set()  # also for a start that is not broken off, since a library swallowed the interrupt
+    if not started.is_set():
         signal.raise_signal(signal.SIGINT)  # for the main thread, which ends what it waits for no longer
         families.end_family(psutil.Process())
 

@@ -101,13 +101,15 @@ def start_local(door: Path | None = None, **options: Any) -> LocalRay:
             own = [process for process in _children() if process not in before]
             found = context.address_info
             return LocalRay(found["gcs_address"], Path(found["session_dir"]), own, server)
-        except Exception as error:  # Ray raises plain exceptions here
+        except BaseException as error:
             ray.shutdown()
             if server:
                 server.end()
             _end([process for process in _children() if process not in before])
+            if not isinstance(error, Exception):
+                raise
             if last:
-                raise not_started(str(error)) from error
+                raise not_started(str(error)) from error  # Ray raises plain exceptions here
     raise AssertionError("the second try returns or raises")
 
 

@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from rpc_helpers import eventually
 
 from lowdimfa.errors import ResourceError
-from lowdimfa.services.trainer import early_ray, forks
+from lowdimfa.services.trainer import cluster, early_ray, forks
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -61,7 +62,7 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
         eventually(lambda: bool(holders(place)))
         (holder,) = holders(place)
         if how == "killed":
-            eventually(lambda: [*place.glob("ray/session_*")] or not holder.is_running())
+            eventually(lambda: any(place.glob("ray/session_*")) or not holder.is_running())
             command.kill()
         family = holder.children(recursive=True)
         assert command.wait() == code
@@ -105,6 +106,27 @@ def test_why_it_did_not_start_is_told(said: str, told: str, monkeypatch: pytest.
         early.join(60.0)
     assert early._process.wait() == 0  # its standard input has ended
     shutil.rmtree(early.door.folder)
+
+
+@pytest.mark.parametrize(
+    ("handler", "end"), [(lambda *_: None, KeyboardInterrupt), (signal.SIG_DFL, SystemExit)]
+)
+def test_a_sigterm_while_ray_has_its_own_handler_stops_a_command_as_any_other(
+    handler: Callable[..., None], end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(end):
+            cluster.start_ray("auto")
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_workers_at_a_door_that_is_closed_are_ordinary_processes(tmp_path: Path) -> None:

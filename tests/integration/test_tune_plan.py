@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.cli.app import app
+from lowdimfa.services.cli.tune import _changed, _write
 from lowdimfa.services.lab.tuning.search import Search, Tried, Verdict
 from lowdimfa.services.spec import load_specification
+from lowdimfa.services.spec.load import parse_specification, parse_text
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
 TEXT = """# Handwritten digits.
@@ -90,6 +92,8 @@ def test_segments_are_measured_and_what_was_fastest_is_written(
         (("--keep", "staleness"), "--keep: found 'staleness'"),
         (("--output", "digits.yaml"), "already there"),
         (("--output", "nowhere/new.yaml"), "a folder that isn't there"),
+        (("--output", "n" * 300), "can't be written (file name too long)"),
+        (("--minutes", "inf"), "--minutes: found inf"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_starts(
@@ -99,6 +103,36 @@ def test_what_cannot_be_tuned_is_refused_before_anything_starts(
         tuned(spec, *options)
     assert words in refused.value.message and refused.value.exit_code == 2
     assert [path.name for path in spec.parent.iterdir()] == ["digits.yaml"]
+
+
+@pytest.mark.parametrize("given", ["latin.yaml", ".", "missing.yaml"])
+def test_a_specification_that_cannot_be_read_is_refused(given: str, spec: Path) -> None:
+    (spec.parent / "latin.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(InputError, match=r"found a file that (can't be read|is not UTF-8)"):
+        tuned(Path(given))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"train.staleness": 2}, {"train.staleness": 2, "train.microbatches": 8}]
+)
+def test_what_is_written_is_what_was_measured_also_where_a_number_is_left_to_the_program(
+    changes: dict[str, Any], spec: Path
+) -> None:
+    text = TEXT.replace("microbatches: 8", "microbatches: auto")
+    default = parse_text(text, "", ["train.seed=3"])
+    found = _changed(text, spec, ["train.seed=3"], changes, default)
+    assert parse_text(found, "") == parse_specification(default.model_dump(), "", changes)
+    assert ("microbatches: auto  # more" in found) == (not changes)
+
+
+def test_a_text_that_is_no_longer_what_was_read_is_refused(spec: Path) -> None:
+    with pytest.raises(InputError, match="a text that changes"):
+        _changed(TEXT, spec, [], {}, parse_text(TEXT, "", ["train.seed=3"]))
+
+
+def test_what_cannot_be_written_after_the_search_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"what was faster: --set train.window=2 --set 'model.blocks="):
+        _write(tmp_path, "", {"train.window": 2, "model.blocks": ["1"]})
 
 
 def test_its_options_are_refused_without_it(spec: Path) -> None:

@@ -145,6 +145,8 @@ def _segment(path: Path, plan: RunPlan, peak: int | None) -> Segment:
     began, ended = (
         max(float(own.end[own.step == at][-1]) for own in steps.values()) for at in (first, final)
     )
+    if ended <= began:
+        raise LowdimfaError("a clock was set during a segment: its steps end before they begin")
     samples = plan.order.drawn(final + 1) - plan.order.drawn(first + 1)
     busy = []
     for _, own in sorted(spans.items()):

@@ -90,6 +90,7 @@ def tune(search: Search, space: Space, found: Sequence[Measured], times: Callabl
         leader = search.best_of([*([] if leader is search.default else [leader]), *likely], until)
         if leader is not search.default:
             verdict = search.duel(leader)
+            leader = search.default if leader.failure else leader
     except StoppedError:
         stopped = True
     untried = sum(not one.segments and not one.failure for one in listed)
