@@ -50,6 +50,8 @@ class Block(Stage):
     ) -> None:
         super().__init__(index, module, updater, sites, config, parts, ports)
         self._kept: dict[Ticket, _Kept] = {}
+        # Of one tensor that isn't packed the next block takes any shape.
+        self._is_planned = self.form is not None or ONE not in (ports.leaves or (ONE,))
 
     @property
     def learns(self) -> bool:
@@ -68,13 +70,14 @@ class Block(Stage):
         """
         with self.learning() as weights:
             outputs = self.run_parts(inputs.detach(), ticket)
-            self._refuse_changed(outputs[-1])
+            if self._is_planned or not isinstance(outputs[-1], Tensor):
+                self._refuse_changed(outputs[-1])
             if self.learns:
                 self._kept[ticket] = _Kept(tap_all(self.sites, outputs), weights)
         detached = mapped(outputs[-1], lambda output: output.detach().contiguous())
         for name in self.ports.tapped:
             self.check_finite(named(detached)[name], f"the output{name and f' {name!r}'}", ticket.step)
-        return onward(inputs, leaving(self.form, self.ports.tapped, detached))
+        return onward(inputs, self._leaving(detached))
 
     def probe(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers once more on perturbed inputs, and add this block's own noise: see `run_perturbed`.
@@ -84,18 +87,20 @@ class Block(Stage):
         output, moved = self.run_perturbed(inputs, ticket)
         if self.learns:
             self._kept[ticket].moved = moved
-        return onward(inputs, leaving(self.form, self.ports.tapped, mapped(output, Tensor.contiguous)))
+        return onward(inputs, self._leaving(mapped(output, Tensor.contiguous)))
 
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
         output, _ = opened(super().evaluate(inputs, batch))
-        self._refuse_changed(output)
-        return onward(inputs, leaving(self.form, self.ports.tapped, output))
+        if self._is_planned or not isinstance(output, Tensor):
+            self._refuse_changed(output)
+        return onward(inputs, self._leaving(output))
+
+    def _leaving(self, output: Value) -> Value:
+        return output if self.form is None else leaving(self.form, self.ports.tapped, output)
 
     def _refuse_changed(self, output: Value) -> None:
-        """Refuse another set than the one that the next block expects; one tensor's shape is free, if it isn't packed."""
-        if isinstance(output, Tensor) and self.form is None and ONE in (self.ports.leaves or (ONE,)):
-            return
+        """Refuse another set than the one that the next block expects."""
         found = types_of(output, leading=1)
         for name in {**self.ports.leaves, **found}:
             kinds = self.ports.leaves.get(name), found.get(name)

@@ -131,8 +131,10 @@ class Stage:
 
     def entering(self, inputs: Activation) -> tuple[Value, Mapping[str, Tensor]]:
         """Return what arrives, as the layers take it, and what goes beside it."""
-        stream, side = opened(inputs)  # of the first block it is data
-        return arriving(self.form, self.ports.arrives if self.index else {}, stream), side
+        stream, side = opened(inputs)
+        if self.form is not None and self.index > 0:  # to the first block comes data
+            stream = arriving(self.form, self.ports.arrives, stream)
+        return stream, side
 
     def _call(
         self, number: int | None, layers: Callable[..., Value], inputs: Value, side: Mapping[str, Tensor]

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private.node import Node
 
 from lowdimfa.services.trainer import forks
 from lowdimfa.services.trainer.early_ray import not_started
@@ -115,6 +114,11 @@ def start_local(door: Path | None = None, **options: Any) -> LocalRay:
 
 @contextmanager
 def _few_processes() -> Iterator[None]:
+    try:
+        from ray._private.node import Node
+    except ImportError:  # private, and so at another place in another version
+        yield
+        return
     kept = {name: vars(Node)[name] for name in _NO_USE if name in vars(Node)}
     for name in kept:
         setattr(Node, name, lambda *_, **__: None)

@@ -110,7 +110,7 @@ def test_memory_counts_every_storage_once_and_weights_apart() -> None:
         weights, weights + q, weights + q, q, kept=4 * BATCH * (4 + 6), stale=2 * weights
     )
     weights = 4 * (6 * 3 + 3)
-    assert head == StageMemory(weights, weights, weights, 4 * 3 * 3, kept=4 * BATCH * (6 + 3), stale=0)
+    assert head == StageMemory(weights, weights, weights, 0, kept=4 * BATCH * (6 + 3), stale=0)
     assert block.total(3) == block.total(0) + 3 * block.kept
     assert block.total(0) == 5 * block.weights + 3 * q
 
