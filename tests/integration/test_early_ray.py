@@ -108,6 +108,22 @@ def test_why_it_did_not_start_is_told(said: str, told: str, monkeypatch: pytest.
     shutil.rmtree(early.door.folder)
 
 
+def test_why_its_process_fails_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('half of it')")
+    (door := tmp_path / "door").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", early_ray.__name__, str(door), "1"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        stdin=(ends := os.pipe())[0],
+        capture_output=True,
+        check=True,
+    )
+    for end in ends:
+        os.close(end)
+    assert "could not be started on this machine (ImportError: half of it)" in done.stdout.decode()
+    assert not door.exists()
+
+
 @pytest.mark.parametrize(
     ("handler", "end"), [(lambda *_: None, KeyboardInterrupt), (signal.SIG_DFL, SystemExit)]
 )
