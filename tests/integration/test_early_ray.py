@@ -30,6 +30,15 @@ REFUSED = SPECIFICATION.replace("lowdimfa.models:mlp", "nowhere:model")
 """Fits the schema; that it can't be built is found once torch is there."""
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Keep what is set for a command from the other tests of this process, whose Ray may be there already."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """Give a folder for temporary files, with a path that is short enough for Ray's sockets."""
