@@ -66,6 +66,14 @@ class _Commands(TyperGroup):
         self._names_alone = True
         return super().shell_complete(ctx, incomplete)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and say so where it is interrupted: typer turns that into an exit code without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("lowdimfa: stopped", file=sys.stderr)
+            raise
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all names."""
         return list(_COMMANDS)

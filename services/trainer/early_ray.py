@@ -195,6 +195,8 @@ def main() -> None:
         cluster.end()
     except ResourceError as error:
         _say(answer, error=error.message)
+    except Exception as error:  # such as of a Ray that is installed by half
+        _say(answer, error=not_started(f"{type(error).__name__}: {error}").message)
     finally:
         _leave_nothing(folder)
         os._exit(0)  # Ray's own end would wait for what is gone

@@ -30,6 +30,15 @@ REFUSED = SPECIFICATION.replace("lowdimfa.models:mlp", "nowhere:model")
 """Fits the schema; that it can't be built is found once torch is there."""
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Keep what is set for a command from the other tests of this process, whose Ray may be there already."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """Give a folder for temporary files, with a path that is short enough for Ray's sockets."""
@@ -106,6 +115,22 @@ def test_why_it_did_not_start_is_told(said: str, told: str, monkeypatch: pytest.
         early.join(60.0)
     assert early._process.wait() == 0  # its standard input has ended
     shutil.rmtree(early.door.folder)
+
+
+def test_why_its_process_fails_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('half of it')")
+    (door := tmp_path / "door").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", early_ray.__name__, str(door), "1"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        stdin=(ends := os.pipe())[0],
+        capture_output=True,
+        check=True,
+    )
+    for end in ends:
+        os.close(end)
+    assert "could not be started on this machine (ImportError: half of it)" in done.stdout.decode()
+    assert not door.exists()
 
 
 @pytest.mark.parametrize(

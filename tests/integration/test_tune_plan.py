@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError, ResourceError
-from lowdimfa.services.cli.app import app
+from lowdimfa.services.cli.app import app, run
 from lowdimfa.services.cli.tune import _changed, _write
 from lowdimfa.services.lab.tuning.search import Search, Tried, Verdict
 from lowdimfa.services.spec import load_specification
@@ -133,6 +133,18 @@ def test_a_text_that_is_no_longer_what_was_read_is_refused(spec: Path) -> None:
 def test_what_cannot_be_written_after_the_search_is_told(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"what was faster: --set train.window=2 --set 'model.blocks="):
         _write(tmp_path, "", {"train.window": 2, "model.blocks": ["1"]})
+
+
+def test_an_interrupted_command_says_that_it_was_stopped(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowdimfa.services.cli.tune.tune_command", interrupted)
+    monkeypatch.setattr("sys.argv", ["lowdimfa", "plan", str(spec), "--tune"])
+    assert run() == 130
+    assert capsys.readouterr().err == "lowdimfa: stopped\n"
 
 
 def test_its_options_are_refused_without_it(spec: Path) -> None:
