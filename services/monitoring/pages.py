@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from io import BufferedReader, RawIOBase
 from socketserver import TCPServer, ThreadingMixIn
-from threading import Semaphore, Thread
+from threading import Condition, Semaphore, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -18,6 +18,9 @@ from lowdimfa.errors import ResourceError
 
 REQUEST_SECONDS = 10.0
 """A client that has not sent its whole request in so long, or takes nothing of the answer, is cut off."""
+
+LAST_ANSWERS_SECONDS = 2.0
+"""For which answers that are under way may go on when a server closes."""
 
 MOST_AT_ONCE = 256
 """Connections; more are closed unheard."""
@@ -75,14 +78,15 @@ class Pages:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving and free the port."""
+        """Stop serving, once what is being answered is answered, and free the port."""
         if self._thread.ident is not None:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+        self._server.answers.wait(LAST_ANSWERS_SECONDS)
 
 
-def listen(host: str, port: int, application: Application, tls: ssl.SSLContext | None = None) -> WSGIServer:
+def listen(host: str, port: int, application: Application, tls: ssl.SSLContext | None = None) -> _Server:
     """Return a server that listens, and answers from its ``serve_forever`` on: a thread for each request.
 
     Parameters
@@ -112,6 +116,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         super().__init__(address, handler)
         self._room = Semaphore(MOST_AT_ONCE)
+        self.answers = _Answers()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread, or close it where too many have one."""
@@ -157,12 +162,49 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+class _Answers:
+    """How many requests have come whose answers haven't been given."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._changed = Condition()
+
+    def count(self, change: int) -> None:
+        """Note that one has begun, 1, or ended, -1."""
+        with self._changed:
+            self._open += change
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0, seconds)
+
+
 class _Handler(WSGIRequestHandler):
+    server: _Server
+    _is_counted = False
+
     def setup(self) -> None:
         """Bound the whole of what is read, however slowly it drips in."""
         super().setup()
         self.connection.settimeout(REQUEST_SECONDS)
         self.rfile = BufferedReader(_Arriving(self.connection, REQUEST_SECONDS))
+
+    def parse_request(self) -> bool:
+        """Read the request."""
+        is_whole = super().parse_request()
+        self._is_counted = True
+        self.server.answers.count(1)
+        return is_whole
+
+    def finish(self) -> None:
+        """End the answer."""
+        try:
+            super().finish()
+        finally:
+            if self._is_counted:
+                self.server.answers.count(-1)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: Prometheus asks every few seconds."""

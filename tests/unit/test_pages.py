@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lowdimfa.services.coordinator.web import Web
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics
 from lowdimfa.services.monitoring.exporter import start_exporter
 from lowdimfa.services.monitoring.metrics import TrainerMetrics
+from lowdimfa.services.monitoring.pages import Pages
 
 
 @contextmanager
@@ -144,3 +146,29 @@ def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> N
     begun: list[Any] = []
     assert list(_with_head(application)({"REQUEST_METHOD": "HEAD"}, lambda *said: begun.extend(said))) == []
     assert begun == ["200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")]]
+
+
+def test_what_is_being_answered_when_a_server_closes_is_answered() -> None:
+    begun, written = Event(), Event()
+
+    class Body(list[bytes]):
+        def close(self) -> None:  # called once it is written
+            written.set()
+
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        begun.set()
+        pages._thread.join()  # nobody listens any more
+        start_response("200 OK", [])
+        return Body([b"the end"])
+
+    pages = Pages("127.0.0.1", 0, slow, what="a page", settings="none")
+    pages.start()
+    connection = http.client.HTTPConnection("127.0.0.1", pages.port, timeout=60)
+    try:
+        connection.request("GET", "/")
+        assert begun.wait(60)
+        pages.close()
+        assert written.is_set()
+        assert connection.getresponse().read() == b"the end"
+    finally:
+        connection.close()
