@@ -148,8 +148,8 @@ def test_an_application_that_says_no_length_has_one_on_head(tmp_path: Path) -> N
     assert begun == ["200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")]]
 
 
-def test_what_is_being_answered_when_a_server_closes_is_answered() -> None:
-    begun, written = Event(), Event()
+def test_what_is_being_answered_when_a_server_closes_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, closed, written = Event(), Event(), Event()
 
     class Body(list[bytes]):
         def close(self) -> None:  # called once it is written
@@ -157,11 +157,13 @@ def test_what_is_being_answered_when_a_server_closes_is_answered() -> None:
 
     def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         begun.set()
-        pages._thread.join()  # nobody listens any more
+        closed.wait(60)
         start_response("200 OK", [])
         return Body([b"the end"])
 
     pages = Pages("127.0.0.1", 0, slow, what="a page", settings="none")
+    close = pages._server.server_close
+    monkeypatch.setattr(pages._server, "server_close", lambda: (close(), closed.set()))
     pages.start()
     connection = http.client.HTTPConnection("127.0.0.1", pages.port, timeout=60)
     try:
