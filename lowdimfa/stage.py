@@ -67,10 +67,8 @@ class Stage:
         parts: Sequence[int] = (0,),
         ports: Ports = PLAIN,
     ) -> None:
-        self.index = index
-        self.ports = ports
-        self.module = module
-        self.updater = updater
+        self.index, self.ports = index, ports
+        self.module, self.updater = module, updater
         held = chain(module.parameters(), module.buffers())
         self.device = next((tensor.device for tensor in held), torch.device("cpu"))
         self.seed = config.seed
