@@ -144,13 +144,13 @@ class TransposedFeedback(QRule):
     Parameters
     ----------
     projection
-        ``P`` before the first step. Where that is the whole error, nothing is kept.
+        ``P`` before the first step. Where that carries the whole error, nothing is kept, whatever it learns.
     """
 
     def __init__(self, projection: PRule) -> None:
-        self.error_dim = len(projection.weights)
-        self._whole = isinstance(projection, WholeError)
-        drawn = projection.weights if self._whole else projection.weights.t().contiguous()
+        self.error_dim, columns = projection.weights.shape
+        self._whole = isinstance(projection, WholeError) or columns == self.error_dim
+        drawn = torch.empty(self.error_dim, 0) if self._whole else projection.weights.t().contiguous()
         self.weights = nn.Parameter(drawn, requires_grad=False)
 
     @property

@@ -17,7 +17,7 @@ from lowdimfa.alignment import measure_alignment
 from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.projection import PRule, WholeError
+from lowdimfa.feedback.projection import OjaProjection, PRule, WholeError
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
 from lowdimfa.models import char_transformer, mlp, resnet, vit
@@ -373,9 +373,11 @@ def test_baselines_learn_as_without_it() -> None:
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_whole_error_needs_no_matrix() -> None:
-    rule = TransposedFeedback(WholeError(4))
+@pytest.mark.parametrize("projection", [WholeError(4), OjaProjection(4, 4, torch.Generator())])
+def test_a_whole_error_needs_no_matrix(projection: PRule) -> None:
+    rule = TransposedFeedback(projection)
     error = torch.randn(3, 4)
     assert rule.weights.numel() == 0
+    rule.follow(torch.eye(4).roll(1, 0))  # as a measurement of alignment has it follow what P has become
     assert rule.deliver(error) is error
     assert rule.received == 4
