@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from specifications import SMALL
 
 from lowdimfa.callback import Callback
 from lowdimfa.errors import InputError
@@ -37,12 +38,8 @@ class Writing(Callback):
     started = checkpoint = finished = _note
 """
 SPECIFICATION: dict[str, Any] = {
-    "model": {
-        "factory": "lowdimfa.models:mlp",
-        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-        "blocks": 2,
-    },
-    "data": {"factory": "lowdimfa.data:digits"},
+    "model": SMALL["model"],
+    "data": SMALL["data"],
     "train": {
         "epochs": 6,
         "batch_size": 100,

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specifications import SMALL
 
 from lowdimfa.errors import InputError, ResourceError, StoppedError, StorageError
 from lowdimfa.services.cli.options import placed
@@ -34,19 +35,8 @@ from lowdimfa.services.trainer.execute import execute
 from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import stopped
 
-SPECIFICATION: dict[str, Any] = {
-    "model": {
-        "factory": "lowdimfa.models:mlp",
-        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-        "blocks": 2,
-    },
-    "data": {"factory": "lowdimfa.data:digits"},
-    "train": {
-        "steps": 8,
-        "batch_size": 16,
-        "optimizer": {"factory": "torch.optim.AdamW", "args": {"lr": 0.003}},
-        "log_every": 2,
-    },
+SPECIFICATION: dict[str, Any] = SMALL | {
+    "train": SMALL["train"] | {"steps": 8},
     "run": {"evaluate_every_epochs": 0, "checkpoint_every": 2, "keep": 3, "tensorboard": False},
 }
 
