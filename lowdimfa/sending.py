@@ -26,10 +26,8 @@ def sent_type(form: Format | None, kind: TensorType, samples: int) -> TensorType
     return whole if form is None or not form.takes(kind.dtype) else form.packed(whole.shape)
 
 
-def leaving(form: Format | None, tapped: Collection[str], output: Value) -> Value:
+def leaving(form: Format, tapped: Collection[str], output: Value) -> Value:
     """Return what travels of an output, given the names of the tensors at which the error enters."""
-    if form is None:
-        return output
     tensors = [
         form.pack(each) if name in tapped and form.takes(each.dtype) else each
         for name, each in named(output).items()

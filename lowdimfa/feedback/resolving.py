@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import NoneType
 
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.data.base import Task
@@ -86,7 +85,7 @@ def resolve_feedback(
             "feedback.q_rule: hebbian needs no such numbers.",
         )
     form = format_between(training, found)
-    if found.probe_interval and not isinstance(form, NoneType | Halves) and form != INT8:
+    if found.probe_interval and form not in (None, Halves(), INT8):
         raise InputError(
             "train.activations",
             f"{form} with the q_rule {Q_RULES.name_of(Q_RULES.find(found.q_rule))!r}",

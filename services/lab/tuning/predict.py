@@ -10,6 +10,7 @@ from lowdimfa.balance import recut
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.simulation.fit import apart, fit_costs
+from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.lab.tuning.search import Changes
 from lowdimfa.services.lab.tuning.space import loads
@@ -67,7 +68,7 @@ class Predictor:
                 staleness=train.staleness,
                 window=train.effective_window,
             )
-            return simulate(setting, f"staleness-{train.staleness}").samples_per_second
+            return simulate(setting, schedule_name(train.staleness)).samples_per_second
         except InputError:  # times that are none, of a segment too short to have them
             return None
 
