@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from lowdimfa.errors import LowdimfaError
+from lowdimfa.services.trainer.families import peak_bytes
 
 SIZES: dict[str, dict[str, int]] = {
     "400M": {
@@ -139,12 +141,9 @@ class Peaks:
     def _follow(self) -> None:
         while not self._stop.wait(0.1):
             for name, pid in self._pids.items():
-                try:
-                    status = Path(f"/proc/{pid}/status").read_text()
-                except OSError:
-                    continue
-                if "VmHWM:" in status:
-                    self.found[name] = int(status.split("VmHWM:")[1].split()[0]) << 10
+                with suppress(OSError):
+                    if peak := peak_bytes(pid):  # one that has ended says none
+                        self.found[name] = peak
 
     def close(self) -> dict[str, int]:
         """Return the peaks in bytes."""

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import environment, markdown_table, write_result
+from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.process import ROOT
 from lowdimfa.services.spec.dialect import write_yaml
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--staleness", default="0,1", help="each with defaults of its own (%(default)s)")
     parser.add_argument("--minutes", default="5", help="for each (%(default)s)")
     parser.add_argument("--allow", default="microbatches,replicas", help="as for the command (%(default)s)")
-    parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")
+    offer_output(parser)
     asked = parser.parse_args()
     options = ["--minutes", asked.minutes, *(["--allow", asked.allow] if asked.allow else [])]
     found = [
@@ -79,9 +79,8 @@ def main() -> None:
         for blocks in asked.blocks.split(",")
         for staleness in asked.staleness.split(",")
     ]
-    print(markdown_table(HEADER, [row(one) for one in found]))
-    if asked.write:
-        write_result("tuning", {"environment": environment(), "found": found})
+    result = {"benchmark": "tuning", "environment": environment(), "found": found}
+    put_out(result, markdown_table(HEADER, [row(one) for one in found]), asked)
 
 
 if __name__ == "__main__":

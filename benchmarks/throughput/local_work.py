@@ -6,13 +6,14 @@ import time
 
 import torch
 
-from benchmarks.throughput.peers import Answer, peak_bytes
+from benchmarks.throughput.peers import Answer
 from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.tickets import Ticket
 
 TAIL = 1

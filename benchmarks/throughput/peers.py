@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,11 @@ from lowdimfa.outcome import Evaluation
 from lowdimfa.services.run.model import build_model
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.tickets import Ticket
 
 GLOO_SECONDS = 120.0
 Answer = dict[str, Any]
-
-
-def peak_bytes(pid: int | str = "self") -> int:
-    """Return the most memory that a process has had at a time: ``VmHWM`` of ``/proc/<pid>/status``."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def join_group(configuration: Answer) -> None:

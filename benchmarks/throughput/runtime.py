@@ -11,7 +11,7 @@ import psutil
 import ray
 from ray.exceptions import RayTaskError
 
-from benchmarks.throughput.peers import Answer, peak_bytes
+from benchmarks.throughput.peers import Answer
 from benchmarks.throughput.process import ROOT
 from benchmarks.throughput.spans import (
     applied,
@@ -26,6 +26,7 @@ from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.cluster import start_ray
+from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.services.trainer.ray_engine import RayEngine
 from lowdimfa.services.trainer.run_dir import targets_file
 from lowdimfa.services.trainer.stopping import StopRequest

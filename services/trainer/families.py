@@ -1,4 +1,4 @@
-"""Processes that belong together by descent, such as those of a Ray, and what is left of them."""
+"""Processes: those that belong together by descent, such as those of a Ray, what is left of them, and their memory."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def forget_session(session: Path) -> None:
     with contextlib.suppress(OSError):
         if latest.readlink() == session:
             latest.unlink()
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """Return the most memory that a process of this machine has had at a time; 0 where the system doesn't say.
+
+    Raises
+    ------
+    OSError
+        There is no such process.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0

@@ -24,6 +24,7 @@ from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.actor import end
+from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.services.trainer.ray_engine import RayEngine
 from lowdimfa.services.trainer.run_dir import RunDir
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -164,12 +165,10 @@ def _calibration(path: Path) -> Measured | None:
 
 
 def _peak_bytes(pid: int) -> int:
-    """Return the largest memory that a process of this machine ever had; 0 where the system doesn't say."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        return peak_bytes(pid)
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 _SegmentActor: Any = ray.remote(
