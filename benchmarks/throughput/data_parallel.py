@@ -18,38 +18,50 @@ def ring_bytes(world: int, values: int) -> int:
     return 2 * (world - 1) * 4 * values // world
 
 
-class DataParallel(Peer):
-    """Each process averages its gradients with the others'; running statistics stay its own."""
+class Replicated(Peer):
+    """Each process has the whole network, and learns from its part of each batch."""
 
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)
         join_group(configuration)
         self._rank, self._world = configuration["rank"], configuration["world"]
         self._model = self.model()
-        self._parallel = DistributedDataParallel(
-            self._model, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
-        parameters = [value for value in self._model.parameters() if value.requires_grad]
-        self._optimizer = self.optimizer(parameters)
-        self._values = sum(value.numel() for value in parameters)
+        self._parameters = [value for value in self._model.parameters() if value.requires_grad]
+        self._optimizer = self.optimizer(self._parameters)
 
-    def step(self, number: int) -> float:
-        """Run one optimiser step; return the loss of this process's samples."""
+    def learned(self, number: int, model: nn.Module) -> float:
+        """Run one optimiser step through the network, or what wraps it; return the loss of this process's samples."""
         indices = self.batch(number).chunk(self._world)[self._rank]
-        loss = self.loss(self._parallel(self.data.inputs(indices)), self.data.targets(indices))
+        loss = self.loss(model(self.data.inputs(indices)), self.data.targets(indices))
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.sent["backward"] += ring_bytes(self._world, self.reduced())
         return loss.item()
+
+    def whole_model(self) -> nn.Module | None:
+        """Return the model, which is the same in all processes once they have met, in the first."""
+        return self._model if self._rank == 0 else None
+
+
+class DataParallel(Replicated):
+    """Each process averages its gradients with the others'; running statistics stay its own."""
+
+    def __init__(self, configuration: Answer) -> None:
+        super().__init__(configuration)
+        self._parallel = DistributedDataParallel(
+            self._model, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+        self._values = sum(value.numel() for value in self._parameters)
+
+    def step(self, number: int) -> float:
+        """Run one optimiser step; return the loss of this process's samples."""
+        loss = self.learned(number, self._parallel)
+        self.sent["backward"] += ring_bytes(self._world, self.reduced())
+        return loss
 
     def reduced(self) -> int:
         """Return how many values were all-reduced in the step that ends."""
         return self._values
-
-    def whole_model(self) -> nn.Module | None:
-        """Return the model, which is the same in all processes, in the first."""
-        return self._model if self._rank == 0 else None
 
 
 class PowerSGD(DataParallel):

@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.throughput.data_parallel import ring_bytes
-from benchmarks.throughput.peers import Answer, Peer, join_group
+from benchmarks.throughput.data_parallel import Replicated, ring_bytes
+from benchmarks.throughput.peers import Answer
 
 OUTER_RATE, OUTER_MOMENTUM = 0.7, 0.9
 """Those of Douillard et al. 2023 (arXiv:2311.08105)."""
 
 
-class DiLoCo(Peer):
+class DiLoCo(Replicated):
     """Every process trains the whole network on its part of each batch, and forgets nothing of its own optimiser.
 
     After ``H`` steps from the shared weights ``θ``, to ``θ_i`` in process ``i``, all take the same step by SGD with
@@ -28,13 +28,8 @@ class DiLoCo(Peer):
 
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)
-        join_group(configuration)
-        self._rank, self._world = configuration["rank"], configuration["world"]
         self._every = configuration["inner_steps"]
-        self._model = self.model()
-        self._inner = list(self._model.parameters())
-        self._optimizer = self.optimizer(self._inner)
-        self._shared = [nn.Parameter(value.detach().clone()) for value in self._inner]
+        self._shared = [nn.Parameter(value.detach().clone()) for value in self._parameters]
         self._outer = torch.optim.SGD(self._shared, OUTER_RATE, OUTER_MOMENTUM, nesterov=True)
 
     def steps(self, system: str, lead: int, count: int) -> Answer:
@@ -45,19 +40,15 @@ class DiLoCo(Peer):
 
     def step(self, number: int) -> float:
         """Run one inner step, and after the last of them the outer one; return the loss of this process's samples."""
-        indices = self.batch(number).chunk(self._world)[self._rank]
-        loss = self.loss(self._model(self.data.inputs(indices)), self.data.targets(indices))
-        loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        loss = self.learned(number, self._model)
         if (number + 1) % self._every == 0:
             self._meet()
-        return loss.item()
+        return loss
 
     @torch.no_grad()
     def _meet(self) -> None:
         statistics = [value for value in self._model.buffers() if value.is_floating_point()]
-        moved = [start - here for start, here in zip(self._shared, self._inner, strict=True)]
+        moved = [start - here for start, here in zip(self._shared, self._parameters, strict=True)]
         summed = torch.cat([value.flatten() for value in (*moved, *statistics)])
         dist.all_reduce(summed)
         summed /= self._world
@@ -68,9 +59,5 @@ class DiLoCo(Peer):
         for value in statistics:
             value.copy_(next(means).view_as(value))
         self._outer.step()
-        for here, start in zip(self._inner, self._shared, strict=True):
+        for here, start in zip(self._parameters, self._shared, strict=True):
             here.copy_(start)
-
-    def whole_model(self) -> nn.Module | None:
-        """Return the model, which is the same in all processes after an outer step, in the first."""
-        return self._model if self._rank == 0 else None
