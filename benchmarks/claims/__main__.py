@@ -3,8 +3,9 @@
 Every claim is run, stored in ``benchmarks/results``, drawn into ``docs/figures`` and judged; then ``docs/results.md``
 is made anew from everything that is stored. ``--page`` alone only does the latter and redraws the figures.
 
-Training runs that finished are kept in ``runs/claims``: a benchmark that was stopped goes on where it was, and claims
-that share a network train it once. ``--fresh`` makes them again, as is needed after a change of a rule.
+Training runs that finished are kept in ``runs/claims``, or the file that ``--runs`` names: a benchmark that was stopped
+goes on where it was, and claims that share a network train it once. ``--fresh`` makes them again, as is needed after a
+change of a rule; ``--processes`` lets several share them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import MODULES, RunSettings, checked_names, load
+from benchmarks.claims.options import add_run_options, run_settings
 from benchmarks.claims.page import check_page, write_page
 from benchmarks.claims.storing import Places, measure, store
 from lowdimfa.errors import InputError
@@ -26,11 +27,11 @@ from lowdimfa.network import computing_threads
 
 def main(arguments: Sequence[str] | None = None, places: Places = Places()) -> int:  # noqa: B008 (frozen)
     """Run what the command line asks for, and return the exit code: 2 for input that can't be used."""
-    asked = _parser().parse_args(arguments)
+    asked = _parser(places).parse_args(arguments)
     try:
         if asked.page or asked.check:
             return _page(asked, places)
-        settings = _settings(asked, places)
+        settings = _settings(asked)
         with computing_threads(settings.threads):
             return _run(checked_names(asked.claims), settings, asked.json, places)
     except InputError as error:
@@ -66,26 +67,19 @@ def _page(asked: argparse.Namespace, places: Places) -> int:
     return 0
 
 
-def _settings(asked: argparse.Namespace, places: Places) -> RunSettings:
-    for option, value in (("--seeds", asked.seeds), ("--threads", asked.threads), ("--epochs", asked.epochs)):
-        if value is not None and value < 1:
-            raise InputError(option, str(value), "at least 1")
+def _settings(asked: argparse.Namespace) -> RunSettings:
+    if asked.epochs is not None and asked.epochs < 1:
+        raise InputError("--epochs", str(asked.epochs), "at least 1")
     if asked.budget is not None and not 0 < asked.budget < float("inf"):
         raise InputError("--budget", f"{asked.budget:g}", "minutes, a number above 0")
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "cuda", "cpu or auto on a machine without a GPU that torch can use")
     use_gpu = asked.device != "cpu" and torch.cuda.is_available()
-    return RunSettings(
-        asked.seeds,
-        asked.budget,
-        asked.epochs,
-        torch.device("cuda" if use_gpu else "cpu"),
-        asked.threads,
-        RunCache(places.runs, asked.fresh),
-    )
+    device = torch.device("cuda" if use_gpu else "cpu")
+    return run_settings(asked, budget_minutes=asked.budget, epochs=asked.epochs, device=device)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(places: Places) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.claims",
         description=__doc__,
@@ -93,19 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("claims", nargs="*", help=f"some of {', '.join(MODULES)} (default: all)")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="runs of each configuration (default %(default)s)"
-    )
-    parser.add_argument(
         "--budget",
         type=float,
         help="minutes of one core for each claim, by fewer samples or more epochs (default: its own)",
     )
     parser.add_argument("--epochs", type=int, help="of C2 to C5 (default: their own, or what the budget has)")
-    parser.add_argument("--fresh", action="store_true", help="make runs again that were made already")
+    add_run_options(parser, places)
     parser.add_argument(
         "--json", action="store_true", help="end with the results by claim, as one line of JSON"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default auto)")
     parser.add_argument(
         "--page",

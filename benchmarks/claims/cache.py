@@ -24,17 +24,21 @@ class RunCache:
         The file, or None to keep records in memory alone.
     fresh
         Whether to disregard what the file has. Later lines count, so that what is measured anew replaces it.
+
+    Several processes may keep records in one file.
     """
 
     def __init__(self, path: Path | None = None, fresh: bool = False) -> None:
         self._path = path
         self._records: dict[str, dict[str, Any]] = {}
+        self._read_to = 0
         if path is not None and path.exists():
-            content = path.read_text()
-            if content and not content.endswith("\n"):  # a run was killed while it wrote
-                path.write_text(content[: content.rfind("\n") + 1])
-            if not fresh:
-                self._read(content)
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):  # a run was killed while it wrote
+                path.write_bytes(content[: content.rfind(b"\n") + 1])
+            if fresh:
+                self._read_to = path.stat().st_size
+        self.refresh()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the record of a key, or None."""
@@ -45,15 +49,24 @@ class RunCache:
         self._records[key] = record
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "about": about, "record": record}) + "\n")
+            line = json.dumps({"key": key, "about": about, "record": record}) + "\n"
+            with self._path.open("ab", buffering=0) as file:  # in one piece: others may be writing too
+                file.write(line.encode())
 
-    def _read(self, content: str) -> None:
-        for line in content.splitlines():
+    def refresh(self) -> None:
+        """Read what other processes have kept since."""
+        if self._path is None or not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read_to)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]  # another one may be writing its line
+        self._read_to += len(whole)
+        for line in whole.splitlines():
             try:
                 entry = json.loads(line)
                 self._records[entry["key"]] = entry["record"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue  # a line that wasn't written whole: its run is made again
 
 

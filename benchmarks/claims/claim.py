@@ -57,6 +57,8 @@ class RunSettings:
         Threads of torch.
     cache
         Runs that were made already.
+    processes
+        Of this machine, which share the runs.
     """
 
     seeds: int = 3
@@ -65,6 +67,7 @@ class RunSettings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     cache: RunCache = field(default_factory=RunCache)
+    processes: int = 1
 
 
 @dataclass(frozen=True)

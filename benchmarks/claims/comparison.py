@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.claims.claim import Result, RunSettings
 from benchmarks.claims.methods import BACKPROP, Method
 from benchmarks.claims.settings import Setting
-from benchmarks.claims.trials import Run, runs_of
+from benchmarks.claims.trials import Run, made, runs_of
 from benchmarks.reporting import markdown_table, mean_and_spread
 
 POINTS = 0.5
@@ -65,7 +66,7 @@ def gap_between(reference: Scores, scores: Scores) -> Gap:
 def compare(cells: Iterable[Cell], settings: RunSettings) -> dict[str, Any]:
     """Make all runs, and return them with what decides them, as the plain data of a result."""
     chosen = list(cells)
-    runs = [run for setting, method in chosen for run in runs_of(setting, method, settings)]
+    runs = made([partial(runs_of, setting, method) for setting, method in chosen], settings)
     return result_of([setting for setting, _ in chosen], [method for _, method in chosen], runs)
 
 

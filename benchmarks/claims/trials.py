@@ -6,8 +6,11 @@ what was chosen. Finished runs are cached, so that claims that share a network t
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +21,7 @@ from benchmarks.claims.methods import Method
 from benchmarks.claims.settings import VALIDATION, Setting, Update
 from benchmarks.claims.training import Trained, train
 from lowdimfa.data import Split
+from lowdimfa.network import computing_threads
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,28 @@ def runs_of(setting: Setting, method: Method, settings: RunSettings) -> tuple[Ru
     chosen = grid[best]
     further = [Trial(setting, method, chosen, seed, settings).tested() for seed in range(1, settings.seeds)]
     return (*tried, *further)
+
+
+Task = Callable[[RunSettings], Sequence[Run]]
+"""Makes all runs of a method on a network. It may go to another process: a module's function with its arguments."""
+
+
+def made(tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
+    """Make the runs of all tasks, by as many processes as are asked for, and return them in the tasks' order."""
+    if settings.processes == 1:
+        return [run for task in tasks for run in task(settings)]
+    # Spawned: a fork of a process in which torch has computed hangs at its locks.
+    with ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn")) as processes:
+        waiting = [processes.submit(_made_elsewhere, task, settings) for task in tasks]
+        runs = [run for one in waiting for run in one.result()]
+    settings.cache.refresh()
+    return runs
+
+
+def _made_elsewhere(task: Task, settings: RunSettings) -> Sequence[Run]:
+    settings.cache.refresh()
+    with computing_threads(settings.threads):
+        return task(settings)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims.cache import RunCache
-from benchmarks.claims.claim import RunSettings
+from benchmarks.claims.options import add_run_options, run_settings
 from benchmarks.claims.storing import Places
 from benchmarks.gap.grids import ALL, GRIDS, Grid
 from benchmarks.reporting import environment, write_result
@@ -28,15 +27,13 @@ from lowdimfa.network import computing_threads
 
 def main(arguments: Sequence[str] | None = None, places: Places = Places()) -> int:  # noqa: B008 (frozen)
     """Run what the command line asks for, and return the exit code: 2 for input that can't be used."""
-    asked = _parser().parse_args(arguments)
+    asked = _parser(places).parse_args(arguments)
     try:
         grids = [GRIDS[name] for name in _known(asked.grids or GRIDS, GRIDS, "grids")]
         rows = _known(asked.rows.split(",") if asked.rows else _ROWS, _ROWS, "--rows")
-        if min(asked.seeds, asked.threads, asked.rules) < 1 or not 0 < asked.work <= 1:
-            raise InputError(
-                "--seeds, --threads, --rules, --work", "0 or less", "at least 1; of work a part of it"
-            )
-        settings = RunSettings(asked.seeds, threads=asked.threads, cache=RunCache(places.runs, asked.fresh))
+        if asked.rules < 1 or not 0 < asked.work <= 1:
+            raise InputError("--rules, --work", "0 or less", "at least 1; of work a part of it")
+        settings = run_settings(asked)
         with computing_threads(asked.threads):
             for row, grid in ((row, grid) for row in rows for grid in grids if row in grid.networks):
                 network = grid.networks[row]
@@ -70,7 +67,7 @@ def _known(asked: Iterable[str], names: Iterable[str], what: str) -> list[str]:
     return [name for name in names if name in asked]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(places: Places) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gap",
         description=__doc__,
@@ -80,16 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", help=f"networks, some of {','.join(_ROWS)} (default: all)")
     parser.add_argument("--rules", type=int, default=ALL, help="only the first so many (default: all)")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="runs of each configuration (default %(default)s)"
-    )
-    parser.add_argument(
         "--work",
         type=float,
         default=1.0,
         help="part of the samples, for a try that is not stored (default: all)",
     )
-    parser.add_argument("--fresh", action="store_true", help="make runs again that were made already")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
+    add_run_options(parser, places)
     return parser
 
 

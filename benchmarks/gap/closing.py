@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
 from benchmarks.gap.networks import ACCURACY, BITS, NETWORKS, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
-from benchmarks.gap.trials import runs_of
+from benchmarks.gap.trials import made_on, runs_of
 from benchmarks.reporting import markdown_table, mean_and_spread
 
 MINUTES = 180.0
@@ -35,7 +36,8 @@ def run_on(
     networks: Sequence[Network], settings: RunSettings, rules: Sequence[Rule] = RULES
 ) -> dict[str, Any]:
     """Train networks by every rule."""
-    runs = [run for network in networks for rule in rules for run in runs_of(network, rule, settings)]
+    tasks = [partial(runs_of, network, rule) for network in networks for rule in rules]
+    runs = made_on(networks, tasks, settings)
     return result_of(networks, rules, runs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from benchmarks.claims.comparison import result_of
 from benchmarks.gap.networks import ACCURACY, NETWORKS, Network
 from benchmarks.gap.residual import HEAD_INPUT, LANGUAGE_MODEL, by_layers
 from benchmarks.gap.rules import READOUT, Rule
-from benchmarks.gap.trials import runs_with
+from benchmarks.gap.trials import made_on, runs_with
 from benchmarks.reporting import markdown_table, mean_and_spread
 from lowdimfa.config import Activations, RankConfig, TrainingConfig
 from lowdimfa.formats import nbytes
@@ -48,7 +49,8 @@ def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[st
     formats = [*NAMED, *map(RankConfig, own.ranks)]
     rules = [_with(own.rule, activations) for activations in formats[:most]]
     seeds = range(settings.seeds)
-    runs = [each for rule in rules for each in runs_with(network, rule, update, seeds, settings)]
+    tasks = [partial(runs_with, network, rule, update, seeds) for rule in rules]
+    runs = made_on([network], tasks, settings)
     sent = {rule.label: bytes_per_sample(network, rule) for rule in rules}
     return result_of([network], rules, runs) | {"bytes": sent}
 

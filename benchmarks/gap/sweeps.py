@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from benchmarks.claims.figures import curve, level, number_axis
 from benchmarks.claims.settings import Update, effort
 from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import BACKPROP, Rule
-from benchmarks.gap.trials import runs_with
+from benchmarks.gap.trials import made_on, runs_with
 from benchmarks.reporting import markdown_table, mean_and_spread
 
 UPDATE = Update(2e-3)
@@ -58,13 +59,8 @@ class Sweep:
         networks = [replace(network.scaled(work), grid=(UPDATE,)) for network in self.networks]
         rules = [*self.levels, *(rule for _, line in self.lines for rule in line.values())]
         seeds = range(settings.seeds)
-        runs = [
-            run
-            for network in networks
-            for rule in rules
-            for run in runs_with(network, rule, UPDATE, seeds, settings)
-        ]
-        return result_of(networks, rules, runs)
+        tasks = [partial(runs_with, network, rule, UPDATE, seeds) for network in networks for rule in rules]
+        return result_of(networks, rules, made_on(networks, tasks, settings))
 
     def tables(self, result: Result) -> str:
         """Return a table for each network: rules in rows, the number in columns."""

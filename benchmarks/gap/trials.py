@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.settings import VALIDATION, Update
 from benchmarks.claims.training import Trained
-from benchmarks.claims.trials import Run, Trial
+from benchmarks.claims.trials import Run, Task, Trial, made
 from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import Rule
 from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
@@ -30,6 +31,14 @@ class BlockTrial(Trial):
     def trained(self) -> Trained:
         """The trained network."""
         return train(self.setting, self.method, self.update, self.seed, self.settings.device)
+
+
+def made_on(networks: Sequence[Network], tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
+    """Make the runs of all tasks, once what the networks learn, and go on from, is there."""
+    for network in networks:
+        network.dataset()
+        network.configuration()
+    return made(tasks, settings)
 
 
 def runs_of(network: Network, rule: Rule, settings: RunSettings) -> tuple[Run, ...]:

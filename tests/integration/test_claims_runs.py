@@ -174,6 +174,17 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert len(trained) == len(GRID) + 1
 
 
+def test_several_processes_make_the_same_runs_and_keep_them_in_one_file(tmp_path: Path) -> None:
+    cells = [(tiny_mlp(), BACKPROP), (tiny_mlp(), chain(4)), (tiny_mlp(24), BACKPROP)]
+    path = tmp_path / "runs.jsonl"
+    together = RunSettings(seeds=2, cache=RunCache(path), processes=2)
+    found = compare(cells, together)["runs"]
+    alone = compare(cells, RunSettings(seeds=2))["runs"]
+    assert [{**run, "seconds": 0} for run in found] == [{**run, "seconds": 0} for run in alone]
+    assert compare(cells, replace(together, processes=1))["runs"] == found  # by what the processes had kept
+    assert compare(cells, RunSettings(seeds=2, cache=RunCache(path)))["runs"] == found
+
+
 def test_claims_that_share_a_network_train_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c6, "DIRECT_ERROR_DIMS", (1, 10))
     shared = RunSettings(seeds=1)
