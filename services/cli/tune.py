@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lowdimfa.errors import InputError, ResourceError, StoppedError
@@ -63,6 +64,7 @@ def tune_command(
     trainer = DecoupledTrainer(spec, overrides=overrides, address=address)
     _changed(text, spec, overrides, {}, trainer.specification)
     plan = trainer.plan()
+    _require_modules_found(target, spec)
     _require_tunable(plan)
     with _cluster(trainer, address) as cluster:
         space = Space.around(plan, allowed, kept, **cluster)
@@ -133,6 +135,24 @@ def _require_free(target: Path) -> None:
             raise InputError(option, "a folder that isn't there", "a file in one that is") from error
         reason = (error.strerror or str(error)).lower()
         raise InputError(option, f"a file that can't be written ({reason})", "one that can") from error
+
+
+def _require_modules_found(target: Path, spec: Path) -> None:
+    """Refuse another folder where the specification names modules that lie beside it."""
+    here, there = spec.resolve().parent, target.resolve().parent
+    names = {name for name in list(sys.modules) if "." not in name} - {"__main__", "lowdimfa"}
+    own = sorted(name for name in names if _lies_in(here, sys.modules[name]))
+    if own and here != there:
+        found = f"a folder without what {spec} uses of its own ({', '.join(own)})"
+        raise InputError(f"--output {target}", found, f"a file in {here}")
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if not file:
+        return False
+    path = Path(file)
+    return (path.parent if path.stem != "__init__" else path.parent.parent).resolve() == folder
 
 
 def _write(target: Path, text: str, chosen: Mapping[str, Any]) -> None:

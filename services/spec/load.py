@@ -182,7 +182,7 @@ def _unfit(specification: Specification) -> tuple[list[Refusal], bool]:
 def _setting(override: str) -> tuple[Path, Any]:
     """Split ``a.b=value`` into a path and a value."""
     key, equals, text = override.partition("=")
-    if not equals or not all(_path(key)):
+    if not equals or "" in _path(key):
         raise InputError(f"--set {override}", "no key and value", "a setting such as train.steps=100")
     return _path(key), read_yaml(text, f"--set {key}")
 

@@ -40,6 +40,8 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "digits.yaml"
     path.write_text(TEXT)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "own.py").write_text("from lowdimfa.data import digits\n")
     return path
 
 
@@ -74,7 +76,12 @@ def test_segments_are_measured_and_what_was_fastest_is_written(
     assert written == spec.with_name("digits.tuned.yaml")
     assert load_specification(written) == load_specification(spec, {"train.seed": 3, **found["chosen"]})
     assert written.read_text().startswith("# Handwritten digits.")
-    assert sorted(path.name for path in spec.parent.iterdir()) == ["digits.tuned.yaml", "digits.yaml"]
+    assert {path.name for path in spec.parent.iterdir()} == {
+        "digits.tuned.yaml",
+        "digits.yaml",
+        "other",
+        "own.py",
+    }
     result = DecoupledTrainer(
         written, engine="local", overrides={"train.steps": 2, "drill.faults": []}, run_dir=spec.parent / "run"
     ).fit()
@@ -92,6 +99,10 @@ def test_segments_are_measured_and_what_was_fastest_is_written(
         (("--keep", "staleness"), "--keep: found 'staleness'"),
         (("--output", "digits.yaml"), "already there"),
         (("--output", "nowhere/new.yaml"), "a folder that isn't there"),
+        (
+            ("--set", "data.factory=own:digits", "--output", "other/new.yaml"),
+            "uses of its own (own); expected a file in",
+        ),
         (("--output", "n" * 300), "can't be written (file name too long)"),
         (("--minutes", "inf"), "--minutes: found inf"),
     ],
@@ -102,7 +113,8 @@ def test_what_cannot_be_tuned_is_refused_before_anything_starts(
     with pytest.raises(InputError) as refused:
         tuned(spec, *options)
     assert words in refused.value.message and refused.value.exit_code == 2
-    assert [path.name for path in spec.parent.iterdir()] == ["digits.yaml"]
+    left = [path for path in spec.parent.rglob("*") if "__pycache__" not in path.parts]
+    assert sorted(path.name for path in left) == ["digits.yaml", "other", "own.py"]
 
 
 @pytest.mark.parametrize("given", ["latin.yaml", ".", "missing.yaml"])

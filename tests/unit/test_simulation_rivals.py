@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
@@ -210,7 +210,13 @@ troubles = st.builds(
 )
 
 
-@settings(max_examples=12)
+@example(
+    Trouble(4.0, (Slowdown(2, 0.0, 2.0, 2.0), Slowdown(2, 0.0, 1.0, 2.0)), (Loss(0, 1.0),), 0.0, 1, False),
+    "gpipe",
+    0.0,
+    2e6,
+)
+@example(Trouble(4.0, lost=(Loss(2, 0.5),), recovery=0.0, checkpoint_every=1), "staleness-0", 0.0, 2e6)
 @given(
     troubles, st.sampled_from(SCHEDULES), st.sampled_from([0.0, 0.005]), st.sampled_from([float("inf"), 2e6])
 )

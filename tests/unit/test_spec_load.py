@@ -243,3 +243,6 @@ def test_replicas_are_a_number_for_all_blocks_but_the_head_or_one_for_some(tmp_p
     assert (for_all.replicas, for_all.workers) == ([4, 4, 1], 9)
     for_some = load_specification(path, ["placement.replicas.1=2"])
     assert (for_some.replicas, for_some.workers) == ([1, 2, 1], 4)
+    for_first = load_specification(path, ["placement.replicas.0=2", "placement.threads_per_block.0=3"])
+    assert for_first.replicas == [2, 1, 1]
+    assert [for_first.placement.threads_of(block) for block in range(3)] == [3, 1, 1]

@@ -78,9 +78,12 @@ class Losses:
 
     def _halt_others(self, head: DecoupledBlock | None) -> None:
         through = None if head is None else head.published
-        for index in range(len(self._workers) - 1):
-            if index not in self._lost:
-                self._decoupled(index).halt(through, self._rests)
+        # Taken now: the last of them to rest may let a new run begin, whose blocks go on.
+        others = [
+            self._decoupled(index) for index in range(len(self._workers) - 1) if index not in self._lost
+        ]
+        for block in others:
+            block.halt(through, self._rests)
         self._go_on()
 
     def _rests(self, index: int) -> None:

@@ -134,7 +134,8 @@ class Pace:
     Parameters
     ----------
     slow
-        Its slowdowns in the order of their begins. Where one begins before the last has ended, it counts from there.
+        Its slowdowns in the order of their begins. Where one begins before the last has ended, it counts from there, if
+        it lasts longer.
     """
 
     def __init__(self, slow: Sequence[Slowdown]) -> None:
@@ -153,6 +154,8 @@ class Pace:
                 work -= one.begin - now
                 now = one.begin
             span = one.begin + one.seconds - now
+            if span <= 0:  # it was over before another one that had begun earlier
+                continue
             if work * one.factor <= span:
                 return now + work * one.factor - begin
             work -= span / one.factor
