@@ -5,7 +5,8 @@ is made anew from everything that is stored. ``--page`` alone only does the latt
 
 Training runs that finished are kept in ``runs/claims``, or the file that ``--runs`` names: a benchmark that was stopped
 goes on where it was, and claims that share a network train it once. ``--fresh`` makes them again, as is needed after a
-change of a rule; ``--processes`` lets several share them.
+change of a rule; ``--processes`` lets several share them. ``benchmarks/results/runs.jsonl`` has those of the long results,
+which are made in pieces: name it to go on from there.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _settings(asked: argparse.Namespace) -> RunSettings:
         raise InputError("--device", "cuda", "cpu or auto on a machine without a GPU that torch can use")
     use_gpu = asked.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if use_gpu else "cpu")
-    return run_settings(asked, budget_minutes=asked.budget, epochs=asked.epochs, device=device)
+    return run_settings(
+        asked, budget_minutes=asked.budget, epochs=asked.epochs, core=asked.core, device=device
+    )
 
 
 def _parser(places: Places) -> argparse.ArgumentParser:
@@ -92,6 +95,11 @@ def _parser(places: Places) -> argparse.ArgumentParser:
         help="minutes of one core for each claim, by fewer samples or more epochs (default: its own)",
     )
     parser.add_argument("--epochs", type=int, help="of C2 to C5 (default: their own, or what the budget has)")
+    parser.add_argument(
+        "--core",
+        action="store_true",
+        help="of C2, C4 and C5 only the methods that their targets name, on their first network",
+    )
     add_run_options(parser, places)
     parser.add_argument(
         "--json", action="store_true", help="end with the results by claim, as one line of JSON"

@@ -59,6 +59,8 @@ class RunSettings:
         Runs that were made already.
     processes
         Of this machine, which share the runs.
+    core
+        Whether only what the targets name is run where both generations are compared, on the first network.
     """
 
     seeds: int = 3
@@ -68,6 +70,7 @@ class RunSettings:
     threads: int = 1
     cache: RunCache = field(default_factory=RunCache)
     processes: int = 1
+    core: bool = False
 
 
 @dataclass(frozen=True)

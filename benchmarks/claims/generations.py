@@ -45,7 +45,7 @@ class Study:
     networks
         In the order of their importance.
     methods, core
-        All methods for a network, and those that a small budget runs, on the first network alone.
+        All methods for a network, and those that the targets name, which a small budget runs on the first network alone.
     targets
         What is judged, on every network.
     pairs
@@ -69,19 +69,19 @@ class Study:
         networks = [network.on(settings.device) for network in self.networks]
         if settings.epochs is not None:
             networks = [replace(network, epochs=settings.epochs) for network in networks]
-        if settings.budget_minutes is None:
-            return self._cells([with_grids(network) for network in networks], self.methods), []
-        cut: list[str] = []
-        first, chosen = networks[0], self.methods
-        step = OVERHEAD * seconds_per_step(first, generation("local", 10, 10), settings.device)
-        steps = _affordable(settings, step, self._cells(networks, chosen), first)
-        if steps < FEWEST_EPOCHS * first.steps_per_epoch:
-            networks, chosen = [first], self.core
-            cells = self._cells(networks, chosen)
-            steps = _affordable(settings, step, cells, first)
-            cut.append(f"only {len(cells)} methods on one network")
-        fitted = [with_grids(fit(network, steps, cut)) for network in networks]
-        return self._cells(fitted, chosen), cut
+        first, steps, cut = networks[0], math.inf, list[str]()
+        least = self._cells([first], self.core)
+        reduced = settings.core
+        if settings.budget_minutes is not None:
+            step = OVERHEAD * seconds_per_step(first, generation("local", 10, 10), settings.device)
+            steps = _affordable(settings, step, self._cells(networks, self.methods), first)
+            reduced = reduced or steps < FEWEST_EPOCHS * first.steps_per_epoch
+            if reduced:
+                steps = _affordable(settings, step, least, first)
+        if reduced:
+            cut.append(f"only {len(least)} methods on one network")
+        fitted = [with_grids(fit(network, steps, cut)) for network in networks[: 1 if reduced else None]]
+        return self._cells(fitted, self.core if reduced else self.methods), cut
 
     def _cells(self, networks: Sequence[Setting], methods: Methods) -> list[Cell]:
         return [(network, method) for network in networks for method in methods(network)]

@@ -62,6 +62,8 @@ def command(names: Sequence[str], settings: RunSettings) -> str:
         parts.append(f"--budget {settings.budget_minutes:g}")
     if settings.epochs is not None:
         parts.append(f"--epochs {settings.epochs}")
+    if settings.core:
+        parts.append("--core")
     return " ".join(parts)
 
 

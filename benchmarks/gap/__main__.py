@@ -3,7 +3,7 @@
 ``gap`` trains every rule with every rate on a row's network, ``dimension`` over ``r`` with one rate, ``residual`` the
 error of the hidden state and its controls on networks with a residual stream, ``formats`` the default with activations
 that travel in fewer bytes, with one rate. Such a row takes hours on one core, of ``formats`` minutes. Every
-finished run is kept in ``runs/claims``: what was stopped goes on where it was. A row that is complete is printed and
+finished run is kept, as of the claims: what was stopped goes on where it was. A row that is complete is printed and
 stored in ``benchmarks/results``, from where ``python -m benchmarks.claims --page`` takes it. The usual sizes are
 claims: ``python -m benchmarks.claims GAP DIMENSION``.
 """

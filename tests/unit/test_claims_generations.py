@@ -97,6 +97,15 @@ def test_a_budget_cuts_methods_then_epochs_then_samples_and_says_so(
         study.plan(RunSettings(seeds=1, budget_minutes=1e-5 * minutes))
 
 
+@each_study
+def test_the_core_is_what_the_targets_name_at_full_length(name: str) -> None:
+    study: Study = STUDIES[name]
+    cells, cut = study.plan(RunSettings(core=True))
+    assert cut == [f"only {len(cells)} methods on one network"]
+    assert {target.method for target in study.targets} < {method.label for _, method in cells}
+    assert {setting.steps for setting, _ in cells} == {study.networks[0].steps}
+
+
 def test_a_budget_shares_out_the_work_of_all_networks_of_c3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c3, "seconds_per_step", lambda *_: 0.02 / generations.OVERHEAD)
     monkeypatch.setattr(c3, "compare", lambda cells, _: {"cells": cells})
