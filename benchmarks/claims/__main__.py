@@ -5,8 +5,8 @@ is made anew from everything that is stored. ``--page`` alone only does the latt
 
 Training runs that finished are kept in ``runs/claims``, or the file that ``--runs`` names: a benchmark that was stopped
 goes on where it was, and claims that share a network train it once. ``--fresh`` makes them again, as is needed after a
-change of a rule; ``--processes`` lets several share them. ``benchmarks/results/runs.jsonl`` has those of the long results,
-which are made in pieces: name it to go on from there.
+change of a rule; ``--processes`` lets several share them. ``benchmarks/results/runs.jsonl`` has those of long
+results, which are made in pieces: name it to go on from there.
 """
 
 from __future__ import annotations

@@ -105,7 +105,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="end with the results as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")
-    found = parser.parse_args(arguments)
+    return _checked(parser, parser.parse_args(arguments))
+
+
+def _checked(parser: argparse.ArgumentParser, found: argparse.Namespace) -> argparse.Namespace:
     found.networks = found.networks.split(",")
     unknown = [name for name in found.networks if name not in NETWORKS]
     if unknown:
