@@ -7,6 +7,7 @@ what was chosen. Finished runs are cached, so that claims that share a network t
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -71,9 +72,13 @@ def made(tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
     if settings.processes == 1:
         return [run for task in tasks for run in task(settings)]
     # Spawned: a fork of a process in which torch has computed hangs at its locks.
-    with ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn")) as processes:
+    spawned, end_at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    processes = ProcessPoolExecutor(settings.processes, spawned, signal.signal, end_at_once)
+    try:
         waiting = [processes.submit(_made_elsewhere, task, settings) for task in tasks]
         runs = [run for one in waiting for run in one.result()]
+    finally:
+        processes.shutdown(cancel_futures=True)
     settings.cache.refresh()
     return runs
 
