@@ -20,6 +20,7 @@ from torch.nn import functional
 from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
+from lowdimfa.layout import keeping_layout
 from lowdimfa.rules import TAPS
 from lowdimfa.tickets import derive_seed
 
@@ -117,7 +118,7 @@ class FlatTap(Tap):
 
     def __call__(self, output: Tensor) -> Tensor:
         """Return ``t(h)`` in float32, shape ``(batch, *positions, features)``."""
-        tapped = self._pool(output.float()).flatten(1 + self.position_dims)
+        tapped = keeping_layout(self._pool(output.float())).flatten(1 + self.position_dims)
         return functional.layer_norm(tapped, tapped.shape[-1:], eps=_EPSILON) if self.normalised else tapped
 
     def keeps_places(self, output_shape: Sequence[int]) -> bool:
