@@ -141,11 +141,15 @@ class FlatTap(Tap):
         if self.normalised:
             variance = pooled.flatten(start).var(-1, keepdim=True, correction=0)
             moved = moved * (variance + _EPSILON).rsqrt()
-        return output + noise.to(output.dtype), moved
+        return output + self._spread(noise, output.shape).to(output.dtype), moved
 
     def _pool(self, output: Tensor, keepdim: bool = False) -> Tensor:
         dims = self._pooled_dims(output.dim())
         return output.mean(dims, keepdim=keepdim) if dims else output
+
+    def _spread(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return noise for each feature of the tap as noise for an output of that shape, or what broadcasts to it."""
+        return noise
 
     def _pooled_dims(self, dims: int) -> tuple[int, ...]:
         inner = dims - 1 - self.position_dims
