@@ -21,6 +21,7 @@ from torch.nn import functional
 from benchmarks.claims.settings import Update
 from benchmarks.gap.networks import NETWORKS, Network
 from benchmarks.gap.rules import BACKPROP, HEBBIAN, PROBED, READOUT, Rule
+from benchmarks.gap.taps import CASES as TAPS
 from benchmarks.gap.trials import in_blocks
 from benchmarks.reporting import environment, markdown_table, write_result
 from lowdimfa.data import BatchOrder, Dataset
@@ -31,6 +32,10 @@ from lowdimfa.trainer import InProcessTrainer
 UPDATE = Update(2e-3)
 PLAIN = "plain torch"
 VARIANTS = (BACKPROP, READOUT, HEBBIAN, PROBED)
+CASES: dict[str, tuple[Network, Sequence[Rule]]] = {
+    **{name: (network, VARIANTS) for name, network in NETWORKS.items()},
+    **TAPS,
+}
 LIMITS = {"cnn": 1.05}
 
 Steps = Callable[[int, int], None]
@@ -86,10 +91,10 @@ def decoupled_loop(network: Network, dataset: Dataset, rule: Rule, total_steps: 
 
 def measure(name: str, plan: Plan) -> dict[str, Any]:
     """Time all variants on one network, and return the result with the configuration that made it."""
-    network = NETWORKS[name]
+    network, rules = CASES[name]
     dataset = network.dataset().limited(network.samples)
     loops = {PLAIN: plain_loop(network, dataset, plan.total_steps)}
-    loops |= {rule.label: decoupled_loop(network, dataset, rule, plan.total_steps) for rule in VARIANTS}
+    loops |= {rule.label: decoupled_loop(network, dataset, rule, plan.total_steps) for rule in rules}
     for run in loops.values():
         run(0, plan.warm_up)
     times: dict[str, list[float]] = {variant: [] for variant in loops}
@@ -109,7 +114,7 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
         "configuration": {
             **network.configuration(),
             "grid": [asdict(UPDATE)],
-            "methods": {rule.label: rule.configuration() for rule in VARIANTS},
+            "methods": {rule.label: rule.configuration() for rule in rules},
             "steps": plan.steps,
             "repetitions": plan.repetitions,
             "warm_up": plan.warm_up,
@@ -142,7 +147,7 @@ def table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     """Time the networks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description=__doc__)
-    parser.add_argument("--networks", default="cnn,mlp", help=f"some of {','.join(NETWORKS)}")
+    parser.add_argument("--networks", default="cnn,mlp", help=f"some of {','.join(CASES)}")
     parser.add_argument("--steps", type=int, default=20, help="steps per timed run (default %(default)s)")
     parser.add_argument("--repetitions", type=int, default=12, help="timed runs (default %(default)s)")
     parser.add_argument("--warm-up", type=int, default=20, help="steps before them (default %(default)s)")

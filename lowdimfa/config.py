@@ -147,8 +147,9 @@ class FeedbackConfig:
     tap: str | FactoryConfig = setting(
         "auto",
         "The function of a block's output at which the error is delivered: the flat output, its "
-        "mean over tokens or positions, either of them followed by a layer norm without parameters, or "
-        "chosen per block from the shape of its output, and never normalised where Q starts as the identity.",
+        "mean over tokens or positions, either of them or a feature map's mean over a grid of at most 8×8 followed by "
+        "a layer norm without parameters, or chosen per block from the shape of its output, and never normalised where "
+        "Q starts as the identity.",
     )
     every_layer: bool = setting(
         False,

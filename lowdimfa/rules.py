@@ -180,6 +180,7 @@ TAPS: Registry[Tap] = Registry(
         "pooled": "lowdimfa.taps:PooledTap",
         "normalised": "lowdimfa.taps:NormalisedTap",
         "pooled-normalised": "lowdimfa.taps:PooledNormalisedTap",
+        "grid-normalised": "lowdimfa.grid_tap:GridNormalisedTap",
     },
 )
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
+from lowdimfa.layout import keeping_layout
 from lowdimfa.rules import TAPS
 from lowdimfa.tickets import derive_seed
 
@@ -117,7 +118,7 @@ class FlatTap(Tap):
 
     def __call__(self, output: Tensor) -> Tensor:
         """Return ``t(h)`` in float32, shape ``(batch, *positions, features)``."""
-        tapped = self._pool(output.float()).flatten(1 + self.position_dims)
+        tapped = keeping_layout(self._pool(output.float())).flatten(1 + self.position_dims)
         return functional.layer_norm(tapped, tapped.shape[-1:], eps=_EPSILON) if self.normalised else tapped
 
     def keeps_places(self, output_shape: Sequence[int]) -> bool:
@@ -140,11 +141,15 @@ class FlatTap(Tap):
         if self.normalised:
             variance = pooled.flatten(start).var(-1, keepdim=True, correction=0)
             moved = moved * (variance + _EPSILON).rsqrt()
-        return output + noise.to(output.dtype), moved
+        return output + self._spread(noise, output.shape).to(output.dtype), moved
 
     def _pool(self, output: Tensor, keepdim: bool = False) -> Tensor:
         dims = self._pooled_dims(output.dim())
         return output.mean(dims, keepdim=keepdim) if dims else output
+
+    def _spread(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return noise for each feature of the tap as noise for an output of that shape, or what broadcasts to it."""
+        return noise
 
     def _pooled_dims(self, dims: int) -> tuple[int, ...]:
         inner = dims - 1 - self.position_dims
@@ -193,10 +198,10 @@ def choose_tap(
         It can't be made, or can't take such an output.
     """
     if given == "auto":
-        is_sequence = len(output_shape) - position_dims == 2
-        return (
-            PooledNormalisedTap(position_dims) if is_sequence and residual else NormalisedTap(position_dims)
-        )
+        if residual and len(output_shape) - position_dims == 2:  # of tokens
+            return PooledNormalisedTap(position_dims)
+        grid, whole = TAPS.find("grid-normalised")(position_dims), NormalisedTap(position_dims)
+        return grid if grid.features(output_shape) < whole.features(output_shape) else whole
     seed = derive_seed(0, "tap")  # alike wherever the plan is made
     tap = TAPS.make(given, seed, position_dims)
     shape = tuple(output_shape)

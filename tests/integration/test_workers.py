@@ -14,6 +14,7 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
+from lowdimfa.grid_tap import GridNormalisedTap
 from lowdimfa.services.cli.forecast import error_bytes, sent_bytes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
@@ -112,9 +113,25 @@ class Spread:
         return torch.stack([torch.stack(self.seen).min(), torch.stack(self.seen).max()])
 
 
-@pytest.mark.parametrize("model", ["mlp", "transformer"])
-def test_errors_at_every_layer_give_the_same_bits(model: str, tmp_path: Path) -> None:
-    plain = specification(model, 2, "readout", feedback={"every_layer": True})
+class SmallGrid(GridNormalisedTap):
+    """A grid that is coarser than maps of digits are."""
+
+    cells = 2
+
+
+@pytest.mark.parametrize(
+    ("model", "q_rule", "tap"),
+    [
+        ("mlp", "readout", "auto"),
+        ("transformer", "readout", "auto"),
+        ("cnn", "readout", "test_workers:SmallGrid"),
+        ("cnn", "probed", "test_workers:SmallGrid"),
+    ],
+)
+def test_errors_at_every_layer_give_the_same_bits(model: str, q_rule: str, tap: str, tmp_path: Path) -> None:
+    plain = specification(model, 2, q_rule, feedback={"every_layer": True, "tap": tap})
+    if model == "cnn":  # threads share what dropout draws from
+        plain["model"]["args"] = plain["model"]["args"] | {"dropout": 0.0}
     with thread_fleet(plain, tmp_path / "threads") as fleet:
         fleet.run(0, STEPS)
         found = fleet.model_state()

@@ -17,13 +17,14 @@ from benchmarks.claims.settings import Update
 from benchmarks.claims.storing import Places
 from benchmarks.claims.training import Trained
 from benchmarks.gap import __main__ as long_grids
-from benchmarks.gap import blocks, closing, dimension, finetuning, grids, residual, trials
+from benchmarks.gap import blocks, closing, dimension, finetuning, grids, residual, taps, trials
 from benchmarks.gap.grids import GRIDS
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import ACCURACY, BITS, CONTEXT, NETWORKS, TEXT, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, HEBBIAN, LOCAL, READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Sweep
 from benchmarks.gap.trials import BlockTrial, in_blocks, runs_of, train
+from benchmarks.throughput.networks import images
 from lowdimfa.config import TrainingConfig
 from lowdimfa.data import Task
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
@@ -297,3 +298,18 @@ def test_every_rule_of_a_residual_row_can_be_built_on_its_network(row: str) -> N
             learning = [[layer.name for layer in plan.layers] for plan in plans]
             assert len({len(names) for names in learning[1:-1]}) == 1
             assert shape.task_dim == residual.WIDTH
+
+
+@pytest.mark.parametrize("name", list(taps.CASES))
+def test_every_way_to_tap_large_maps_trains_as_its_label_says(name: str) -> None:
+    network, rules = taps.CASES[name]
+    assert len({rule.label for rule in rules}) == len(rules)
+    channels, size = network.arguments[0], network.arguments[3]
+    dataset = images(channels, size, samples=8, test_samples=8)
+    for rule in rules:
+        blocks = in_blocks(network.network(), dataset, rule, taps.UPDATE, 1, 0)
+        found = [site.tap.name for stage in blocks.stages for site in stage.sites]
+        assert rule is rules[0] or all(tap == rule.feedback.tap for tap in found)
+        assert len(found) == (6 if rule.feedback.every_layer else 3)
+        batch = torch.arange(8)
+        blocks.train_step(0, [(dataset.train.inputs(batch), dataset.train.targets(batch))])

@@ -19,6 +19,7 @@ from lowdimfa.exactness import refuse_inexact
 from lowdimfa.memory import measure_memory
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.partitioning import partition
+from lowdimfa.rules import TAPS
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import Activation, Values, entering
 
@@ -98,7 +99,7 @@ def test_a_set_is_declared_and_tapped_where_the_block_learns() -> None:
     assert str(plans[0].outputs["which"]) == f"int64 of shape [{FEATURES}]"
 
 
-@given(st.sets(st.sampled_from("123")), st.sampled_from(["identity", "normalised", "auto"]), st.booleans())
+@given(st.sets(st.sampled_from("123")), st.sampled_from(["auto", *TAPS.built_in]), st.booleans())
 def test_gradients_are_those_of_autograd_at_the_same_taps(
     cuts: set[str], tap: str, every_layer: bool
 ) -> None:

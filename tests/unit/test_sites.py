@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
+from lowdimfa.exactness import refuse_inexact
+from lowdimfa.layers import channels_last
 from lowdimfa.models import char_transformer, cnn, mlp
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.tickets import Ticket
 
 CLASSES, STEPS, MICROBATCHES = 5, 6, 2
+SIZE = 38  # whose stages put out maps of 19×19, 9×9 and 4×4
 
 
 def network(model: str, blocks: int | list[str], q_rule: str, **training: Any) -> DecoupledNetwork:
@@ -22,10 +25,16 @@ def network(model: str, blocks: int | list[str], q_rule: str, **training: Any) -
     made: dict[str, tuple[nn.Module, Tensor]] = {
         "mlp": (mlp(12, 16, 5, CLASSES), torch.zeros(2, 12)),
         "cnn": (cnn(1, [4, 6, 8], CLASSES, 8), torch.zeros(2, 1, 8, 8)),
+        "large maps": (channels_last(cnn(1, [4, 6, 8], CLASSES, SIZE)), torch.zeros(2, 1, SIZE, SIZE)),
         "characters": (char_transformer(CLASSES, 4, 8, 3, 2), torch.zeros(2, 4, dtype=torch.long)),
     }
     module, example = made[model]
-    feedback = FeedbackConfig(q_rule=q_rule, every_layer=training.pop("every_layer", False), probe_every=2)
+    feedback = FeedbackConfig(
+        q_rule=q_rule,
+        tap="grid-normalised" if model == "large maps" else "auto",
+        every_layer=training.pop("every_layer", False),
+        probe_every=2,
+    )
     settings: dict[str, Any] = {
         "total_steps": STEPS,
         "microbatches": MICROBATCHES,
@@ -47,7 +56,7 @@ def batch(model: str, step: int) -> list[tuple[Tensor, Tensor]]:
         tokens = torch.randint(0, CLASSES, (8, 5), generator=generator)
         pairs = tokens[:, :-1], tokens[:, 1:]
     else:
-        shape = (12,) if model == "mlp" else (1, 8, 8)
+        shape = {"mlp": (12,), "cnn": (1, 8, 8), "large maps": (1, SIZE, SIZE)}[model]
         pairs = (
             torch.randn(8, *shape, generator=generator),
             torch.randint(0, CLASSES, (8,), generator=generator),
@@ -75,7 +84,7 @@ def with_a_block_for_each_layer(model: str, q_rule: str) -> dict[str, Tensor]:
     return train(network(model, finest(model), q_rule), model)
 
 
-MODELS, RULES = ("mlp", "cnn", "characters"), ("fixed", "hebbian", "readout")
+MODELS, RULES = ("mlp", "cnn", "characters", "large maps"), ("fixed", "hebbian", "readout")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +101,18 @@ def test_the_same_bits_as_a_block_for_each_layer(model: str, q_rule: str, blocks
     assert one.keys() == other.keys()
     assert sum(name.startswith("feedback/") for name in one) == finest(model) - 1 > 2
     assert not [name for name, value in other.items() if not torch.equal(value, one[name])]
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("q_rule", ["fixed", "hebbian", "readout", "probed"])
+def test_gradients_at_a_grid_on_large_maps_are_those_of_autograd(
+    q_rule: str, precision: str, every_layer: bool
+) -> None:
+    made = network("large maps", 3, q_rule, every_layer=every_layer, precision=precision)
+    features = [site.feedback.weights.shape[0] for stage in made.stages for site in stage.sites]
+    assert features == [4 * 7 * 7, 6 * 5 * 5, 8 * 4 * 4][: len(features)]
+    refuse_inexact(made.stages, batch("large maps", 0), overlapping=True, stale=False)
 
 
 def test_no_gradient_passes_between_layers() -> None:

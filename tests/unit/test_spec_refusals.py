@@ -137,8 +137,8 @@ def test_all_that_is_wrong_is_named_unknown_keys_first() -> None:
         "spec.yaml: data.factry: found an unknown key; expected one of factory, args, validation, last_batch, collate, "
         "workers, prefetch. Did you mean 'factory'? Also wrong:",
         "  spec.yaml: feedback.tap: found 3; expected 'auto', 'identity', 'pooled', 'normalised', 'pooled-normalised', "
-        "an import path such as 'package.module:Class' or a mapping with keys factory and args. Quote it if a string is "
-        "meant.",
+        "'grid-normalised', an import path such as 'package.module:Class' or a mapping with keys factory and args. Quote "
+        "it if a string is meant.",
         "  spec.yaml: train.batch_size: found 0; expected an integer of at least 1.",
     ]
 
