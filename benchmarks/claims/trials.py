@@ -7,8 +7,10 @@ what was chosen. Finished runs are cached, so that claims that share a network t
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -72,8 +74,7 @@ def made(tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
     if settings.processes == 1:
         return [run for task in tasks for run in task(settings)]
     # Spawned: a fork of a process in which torch has computed hangs at its locks.
-    spawned, end_at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
-    processes = ProcessPoolExecutor(settings.processes, spawned, signal.signal, end_at_once)
+    processes = ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"), _begin)
     try:
         waiting = [processes.submit(_made_elsewhere, task, settings) for task in tasks]
         runs = [run for one in waiting for run in one.result()]
@@ -81,6 +82,14 @@ def made(tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
         processes.shutdown(cancel_futures=True)
     settings.cache.refresh()
     return runs
+
+
+def _begin() -> None:
+    """Let this process end at once with an interrupt, and with the one that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _made_elsewhere(task: Task, settings: RunSettings) -> Sequence[Run]:
