@@ -54,12 +54,13 @@ from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.registry import table
 from benchmarks.throughput.systems import OURS, all_names, is_known, overridden
 from benchmarks.throughput.tables import tables
+from lowdimfa.errors import InputError
 
 FAILED = 1
 """Exit code where a system of this runtime failed: such a measurement is not stored."""
 
 CANNOT = 2
-"""Exit code where links can't be limited on this machine."""
+"""Exit code where links can't be limited on this machine, as for what is asked for and can't be."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -162,6 +163,9 @@ def main() -> None:
                 except NoHostsError as reason:
                     print(f"links can't be limited here: {reason}", file=sys.stderr)
                     sys.exit(CANNOT)
+                except InputError as error:
+                    print(f"benchmarks.throughput: {error.message}", file=sys.stderr)
+                    sys.exit(error.exit_code)
             print(f"\n{tables(result)}\n", flush=True)
             if lost := [one for one in result["not_measured"] if one.startswith(OURS)]:
                 kept = "; nothing was stored" if found.write else ""

@@ -19,10 +19,13 @@ from benchmarks.throughput.places import place_for
 from benchmarks.throughput.process import Team, WorkerError
 from benchmarks.throughput.registry import LIMIT
 from benchmarks.throughput.systems import OURS, System, start, stop, usual_names
+from lowdimfa.errors import InputError
 
 TURN_SECONDS = 600.0
 MATMUL_ROWS = (64, 256)
 MATMUL_SECONDS = 0.5
+PROCESS_BYTES = 300e6
+"""Memory that a process of a system takes for itself, at least."""
 Report = Callable[[str], None]
 
 
@@ -86,9 +89,12 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
     ------
     NoHostsError
         Links can't be limited here.
+    InputError
+        There is no memory for so many systems at once.
     """
     network = NETWORKS[name]
     names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.links)
+    _require_memory(names, blocks)
     engines = sum(one.startswith(OURS) for one in names)
     with place_for(folder, blocks, max(1, engines), plan.mbit, plan.latency_ms) as place:
         report(f"{name}, {blocks} blocks: starting {len(names)} systems")
@@ -181,6 +187,15 @@ def _share_failure(systems: Sequence[System]) -> None:
     failed = {id(system.team): system.failure for system in systems if system.failure}
     for system in systems:
         system.failure = system.failure or failed.get(id(system.team), "")
+
+
+def _require_memory(names: Sequence[str], blocks: int) -> None:
+    """Refuse what would bring the machine to a standstill: all systems are up at once."""
+    processes = sum(1 if name.startswith("single-") else blocks for name in names)
+    needed, free = processes * PROCESS_BYTES, psutil.virtual_memory().available
+    if needed > free:
+        found = f"{len(names)} systems of {processes} processes, with {free / 1e9:.1f} GB of memory free"
+        raise InputError("--systems", found, f"at least {needed / 1e9:.1f} GB", "Name fewer systems.")
 
 
 def _matmul_rates(systems: Sequence[System]) -> dict[str, Any]:

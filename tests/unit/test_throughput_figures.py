@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from benchmarks.throughput.spans import (
     shares,
     used,
 )
+from lowdimfa.errors import InputError
 from lowdimfa.services.monitoring.timeline import Span, TimelineWriter
 from lowdimfa.services.spec import parse_specification
 
@@ -233,3 +234,15 @@ def test_a_measurement_in_which_this_runtime_failed_is_not_stored(
         assert ended.value.code == status
         assert stored == ([] if status else ["throughput-mlp-4"])
         assert ("lowdimfa-s1; nothing was stored" in capsys.readouterr().err) == bool(status)
+
+
+@pytest.mark.usefixtures("command")
+def test_systems_without_memory_are_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measuring = importlib.import_module("benchmarks.throughput.measure")
+    free = SimpleNamespace(available=1e9)
+    monkeypatch.setattr(measuring.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(measuring, "place_for", None)  # nothing is started
+    with pytest.raises(InputError, match=r"2 systems of 5 processes, with 1\.0 GB .* at least 1\.5 GB"):
+        measuring.measure("mlp", 4, measuring.Plan(systems=("1f1b", "single-2")), tmp_path, print)
