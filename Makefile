@@ -26,8 +26,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make venv         install everything into $(VENV), as constraints.txt pins it'
 	@echo 'make demo         fetch Fashion-MNIST, train 4 blocks on it, write a report (a few minutes on 2 cores)'
-	@echo 'make test         run the tests but the slow ones (16 minutes on 2 cores)'
-	@echo 'make test-unit    run those that start no process (90 seconds)'
+	@echo 'make test         run the tests but the slow ones (6 to 16 minutes on 2 cores)'
+	@echo 'make test-unit    run those that start no process (30 to 90 seconds)'
 	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
 	@echo 'make test-lowest  run the tests in one process with the oldest versions of what is needed; downloads 3 GB; see docs/testing.md'
 	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'

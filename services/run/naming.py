@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.disk import refusal
@@ -17,6 +19,10 @@ START_PATIENCE = 15.0
 """Most seconds for which a store that does not answer is asked again before a run begins, and when it is stopped."""
 
 
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
+"""Variables of the environment that name another server than that of S3."""
+
+
 def require_usable(address: str, patience: float, key: str = KEY) -> bool:
     """Check what a run does with objects at an address, and return whether one is there.
 
@@ -25,6 +31,7 @@ def require_usable(address: str, patience: float, key: str = KEY) -> bool:
     InputError
         Something of it is not possible; with what is needed.
     """
+    _require_hosts(key)
     objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
     doing = "written"
     try:
@@ -45,6 +52,16 @@ def require_usable(address: str, patience: float, key: str = KEY) -> bool:
             "a bucket that is there, and credentials in the environment that may read, write, list and delete in it",
             "For S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for another server.",
         ) from error
+
+
+def _require_hosts(key: str) -> None:
+    """Refuse the address of a server that names none: the client in Rust would panic, and print where."""
+    for name in ENDPOINTS:
+        given = os.environ.get(name, "")
+        if given and not urlsplit(given).hostname:
+            raise InputError(
+                f"{name} in the environment, for {key}", repr(given), "an address such as http://host:9000"
+            )
 
 
 def named(place: Place, patience: float = PATIENCE) -> bool:

@@ -115,7 +115,9 @@ class Objects:
             yield
         except ObjectsError:
             raise
-        except Exception as error:  # each client has errors of its own
+        except BaseException as error:  # each client has errors of its own, and those in Rust may panic
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             reason = _reason(error)
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
                 raise FileNotFoundError(errno.ENOENT, "no such object", str(self.place(name))) from None

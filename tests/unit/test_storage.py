@@ -12,6 +12,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import mirror
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
+from lowdimfa.services.run.naming import ENDPOINTS, require_usable
 from lowdimfa.services.run.objects import Objects, ObjectsError
 from lowdimfa.services.run.storage import Folder, located
 from lowdimfa.services.spec import parse_specification
@@ -581,6 +583,27 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> No
         with pytest.raises(InputError, match="credentials or a query") as caught:
             ask()
         assert "verysecret" not in caught.value.message and "environment" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_an_address_of_a_server_without_a_host_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://:9000")
+    with pytest.raises(InputError, match=f"{name} in the environment, for run.storage: found 'http://:9000'"):
+        require_usable("s3://kept/runs", 1.0)
+
+
+def test_a_client_that_panics_is_told_as_any_other_that_fails(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panic = type("PanicException", (BaseException,), {})
+    objects = Objects(address)
+
+    def panics(*_: object, **__: object) -> None:
+        raise panic("called `Result::unwrap()` on an `Err` value")
+
+    monkeypatch.setattr(objects, "_fs", SimpleNamespace(rm_file=panics))
+    with pytest.raises(ObjectsError, match="unwrap"):
+        objects.delete("file")
 
 
 def test_places_are_read_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

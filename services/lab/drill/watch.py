@@ -16,7 +16,7 @@ from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.manifest import MANIFEST_FILE
 from lowdimfa.services.trainer.run_dir import targets_file
 
-PERIOD_SECONDS = 1.0
+PERIOD_SECONDS = 0.5
 RAY_TITLE = "ray::"
 """How Ray names the processes of its actors: a process of another name only has the number of one elsewhere."""
 
