@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ def add_run_options(parser: argparse.ArgumentParser, places: Places) -> None:
         default=places.runs,
         help="file of finished runs: those it has aren't made again, new ones are added (default runs/claims/runs.jsonl)",
     )
+
+
+def known(asked: Iterable[str], names: Iterable[str], what: str) -> list[str]:
+    """Return the names that were asked for, in their order.
+
+    Raises
+    ------
+    InputError
+        There is no such name.
+    """
+    for name in asked:
+        if name not in names:
+            raise InputError(what, repr(name), f"some of {', '.join(names)}")
+    return [name for name in names if name in asked]
 
 
 def run_settings(asked: argparse.Namespace, **others: Any) -> RunSettings:

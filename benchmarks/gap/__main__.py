@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.claims.options import add_run_options, run_settings
+from benchmarks.claims.options import add_run_options, known, run_settings
 from benchmarks.claims.storing import Places
 from benchmarks.gap.grids import ALL, GRIDS, Grid
 from benchmarks.reporting import environment, write_result
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None, places: Places = Places()) -> i
     """Run what the command line asks for, and return the exit code: 2 for input that can't be used."""
     asked = _parser(places).parse_args(arguments)
     try:
-        grids = [GRIDS[name] for name in _known(asked.grids or GRIDS, GRIDS, "grids")]
-        rows = _known(asked.rows.split(",") if asked.rows else _ROWS, _ROWS, "--rows")
+        grids = [GRIDS[name] for name in known(asked.grids or GRIDS, GRIDS, "grids")]
+        rows = known(asked.rows.split(",") if asked.rows else _ROWS, _ROWS, "--rows")
         if asked.rules < 1 or not 0 < asked.work <= 1:
             raise InputError("--rules, --work", "0 or less", "at least 1; of work a part of it")
         settings = run_settings(asked)
@@ -58,13 +58,6 @@ def _store(grid: Grid, row: str, result: dict[str, Any], asked: argparse.Namespa
     about = {"benchmark": grid.stored(row), "command": command, "seeds": asked.seeds}
     whole = about | {"environment": environment(torch.device("cpu"))} | result
     write_result(grid.stored(row), whole, places.results)
-
-
-def _known(asked: Iterable[str], names: Iterable[str], what: str) -> list[str]:
-    for name in asked:
-        if name not in names:
-            raise InputError(what, repr(name), f"some of {', '.join(names)}")
-    return [name for name in names if name in asked]
 
 
 def _parser(places: Places) -> argparse.ArgumentParser:

@@ -7,19 +7,25 @@ Each way is trained with one rate, and scored on the validation split alone. Fin
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
-from benchmarks.claims.options import add_run_options, run_settings
+from benchmarks.claims.claim import RunSettings
+from benchmarks.claims.options import add_run_options, known, run_settings
 from benchmarks.claims.settings import Update
 from benchmarks.claims.storing import Places
+from benchmarks.claims.trials import Run
 from benchmarks.gap.networks import NETWORKS, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, HEBBIAN, LOCAL, READOUT, Rule
-from benchmarks.gap.trials import BlockTrial
+from benchmarks.gap.trials import BlockTrial, made_on
 from benchmarks.reporting import markdown_table, mean_and_spread
 from benchmarks.throughput.networks import convolutions
 from lowdimfa.config import FeedbackConfig
+from lowdimfa.errors import InputError
 from lowdimfa.grid_tap import GridNormalisedTap
 from lowdimfa.network import computing_threads
 
@@ -50,7 +56,7 @@ def tapped(rule: Rule, tap: str, every_layer: bool = False) -> Rule:
 
 
 NORMALISED, GRID = tapped(READOUT, "normalised"), tapped(READOUT, "grid-normalised")
-OTHERS = [tapped(READOUT, f"{__name__}:{kind.__name__}") for kind in (Coarse, Strided)]
+OTHERS = [tapped(READOUT, f"benchmarks.gap.taps:{kind.__name__}") for kind in (Coarse, Strided)]
 EVERY_LAYER = [tapped(READOUT, tap, every_layer=True) for tap in ("normalised", "grid-normalised")]
 BY_OTHERS = [
     tapped(rule, tap) for rule in (HEBBIAN, FIXED, LOCAL) for tap in ("normalised", "grid-normalised")
@@ -78,26 +84,33 @@ CASES: dict[str, tuple[Network, list[Rule]]] = {
 """Networks with the ways in which they are trained."""
 
 
-def main() -> None:
-    """Train what the command line asks for, and print the accuracies."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what the command line asks for, print the accuracies, and return the exit code: 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap.taps", description=__doc__)
     parser.add_argument("--networks", default=",".join(CASES), help="some of %(default)s")
     add_run_options(parser, Places())
-    asked = parser.parse_args()
-    settings = run_settings(asked)
-    with computing_threads(asked.threads):
-        for name in asked.networks.split(","):
+    asked = parser.parse_args(arguments)
+    try:
+        names, settings = known(asked.networks.split(","), CASES, "--networks"), run_settings(asked)
+    except InputError as error:
+        print(f"benchmarks.gap.taps: {error.message}", file=sys.stderr)
+        return error.exit_code
+    with computing_threads(settings.threads):
+        for name in names:
             network, rules = CASES[name]
+            runs = made_on([network], [partial(validated, network, rule) for rule in rules], settings)
             rows = []
             for rule in rules:
-                runs = [
-                    BlockTrial(network, rule, UPDATE, seed, settings).validated()
-                    for seed in range(asked.seeds)
-                ]
-                found = [run.validation for run in runs]
+                found = [run.validation for run in runs if run.method == rule.label]
                 rows.append((rule.label, mean_and_spread(found), ", ".join(f"{one:.2f}" for one in found)))
             print(f"\n{network.label}\n\n{markdown_table(('method', 'validation (%)', 'by seed'), rows)}")
+    return 0
+
+
+def validated(network: Network, rule: Rule, settings: RunSettings) -> list[Run]:
+    """Train a network by a rule with every seed, and score it in validation."""
+    return [BlockTrial(network, rule, UPDATE, seed, settings).validated() for seed in range(settings.seeds)]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

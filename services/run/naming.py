@@ -31,7 +31,8 @@ def require_usable(address: str, patience: float, key: str = KEY) -> bool:
     InputError
         Something of it is not possible; with what is needed.
     """
-    _require_hosts(key)
+    if address.startswith("s3"):
+        _require_hosts(key)
     objects, probe = Objects(address, min(patience, START_PATIENCE)), f".writable-{secrets.token_hex(4)}"
     doing = "written"
     try:

@@ -1,4 +1,4 @@
-"""Layers, an optimiser and a loss of a user's own, all of which draw random numbers or work in place."""
+"""Layers, an optimiser and a loss of a user's own, all of which draw random numbers or work in place; and a tap."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from lowdimfa.grid_tap import GridNormalisedTap
+
+
+class SmallGrid(GridNormalisedTap):
+    """A grid that is coarser than maps of digits are."""
+
+    cells = 2
 
 
 class Odd(nn.Module):

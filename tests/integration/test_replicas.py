@@ -14,7 +14,6 @@ from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa import QRule
 from lowdimfa.errors import PeerError
-from lowdimfa.grid_tap import GridNormalisedTap
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.metrics_table import METRICS
 from lowdimfa.services.rpc.security import Security
@@ -103,13 +102,7 @@ def test_replicas_share_a_smaller_last_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(found[seat], state, rtol=1e-3, atol=2e-6)
 
 
-class SmallGrid(GridNormalisedTap):
-    """A grid that is coarser than maps of digits are."""
-
-    cells = 2
-
-
-@pytest.mark.parametrize("tap", ["auto", f"{__name__}:SmallGrid"])
+@pytest.mark.parametrize("tap", ["auto", "odd_layers:SmallGrid"])
 def test_replicas_of_a_network_with_batch_norm_train_as_one_does(tap: str, tmp_path: Path) -> None:
     plain = replicated({0: 2, 1: 4}, "cnn")
     plain["feedback"]["tap"] = tap

@@ -14,7 +14,6 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
-from lowdimfa.grid_tap import GridNormalisedTap
 from lowdimfa.services.cli.forecast import error_bytes, sent_bytes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
@@ -113,19 +112,13 @@ class Spread:
         return torch.stack([torch.stack(self.seen).min(), torch.stack(self.seen).max()])
 
 
-class SmallGrid(GridNormalisedTap):
-    """A grid that is coarser than maps of digits are."""
-
-    cells = 2
-
-
 @pytest.mark.parametrize(
     ("model", "q_rule", "tap"),
     [
         ("mlp", "readout", "auto"),
         ("transformer", "readout", "auto"),
-        ("cnn", "readout", "test_workers:SmallGrid"),
-        ("cnn", "probed", "test_workers:SmallGrid"),
+        ("cnn", "readout", "odd_layers:SmallGrid"),
+        ("cnn", "probed", "odd_layers:SmallGrid"),
     ],
 )
 def test_errors_at_every_layer_give_the_same_bits(model: str, q_rule: str, tap: str, tmp_path: Path) -> None:

@@ -313,3 +313,20 @@ def test_every_way_to_tap_large_maps_trains_as_its_label_says(name: str) -> None
         assert len(found) == (6 if rule.feedback.every_layer else 3)
         batch = torch.arange(8)
         blocks.train_step(0, [(dataset.train.inputs(batch), dataset.train.targets(batch))])
+
+
+def test_taps_are_refused_by_name_and_made_by_as_many_processes_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert taps.main(["--networks", "taps-mlp"]) == 2
+    assert "--networks: found 'taps-mlp'" in capsys.readouterr().err
+    asked: list[int] = []
+
+    def noted(networks: Any, tasks: Any, settings: RunSettings) -> list[Any]:
+        asked.append(settings.processes)
+        return trials.made_on(networks, tasks, replace(settings, processes=1))
+
+    monkeypatch.setattr(taps, "made_on", noted)
+    monkeypatch.setattr(taps, "CASES", {"taps-tiny": (TINY, [BACKPROP, READOUT])})
+    assert taps.main(["--seeds", "2", "--processes", "3", "--runs", str(tmp_path / "runs.jsonl")]) == 0
+    assert asked == [3] and READOUT.label in capsys.readouterr().out
