@@ -198,10 +198,10 @@ def choose_tap(
         It can't be made, or can't take such an output.
     """
     if given == "auto":
-        is_sequence = len(output_shape) - position_dims == 2
-        return (
-            PooledNormalisedTap(position_dims) if is_sequence and residual else NormalisedTap(position_dims)
-        )
+        if residual and len(output_shape) - position_dims == 2:  # of tokens
+            return PooledNormalisedTap(position_dims)
+        grid, whole = TAPS.find("grid-normalised")(position_dims), NormalisedTap(position_dims)
+        return grid if grid.features(output_shape) < whole.features(output_shape) else whole
     seed = derive_seed(0, "tap")  # alike wherever the plan is made
     tap = TAPS.make(given, seed, position_dims)
     shape = tuple(output_shape)

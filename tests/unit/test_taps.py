@@ -265,12 +265,18 @@ def test_an_output_without_any_activity_is_perturbed_by_nothing_and_stays_finite
         ((12,), 0, True, "normalised"),
         ((6, 4, 5), 0, False, "normalised"),
         ((6, 4, 5), 0, True, "normalised"),
+        ((6, 8, 8), 0, False, "normalised"),
+        ((6, 9, 1), 0, False, "grid-normalised"),
+        ((6, 28, 28), 0, True, "grid-normalised"),
+        ((2, 9, 9, 9), 0, False, "grid-normalised"),
+        ((5, 3, 4, 9), 1, False, "grid-normalised"),
+        ((900,), 0, False, "normalised"),
         ((7, 6), 0, False, "normalised"),
         ((7, 6), 0, True, "pooled-normalised"),
         ((7, 6), 1, True, "normalised"),
     ],
 )
-def test_auto_pools_residual_streams_of_tokens_alone(
+def test_auto_pools_residual_streams_of_tokens_and_large_maps(
     shape: tuple[int, ...], position_dims: int, residual: bool, expected: str
 ) -> None:
     tap = choose_tap("auto", shape, position_dims, residual)
