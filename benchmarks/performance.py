@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_limit import tables as memory_limit
 from benchmarks.reporting import RESULTS, update_page
 from benchmarks.start import table as start
 from benchmarks.throughput import tables as throughput
@@ -93,7 +94,7 @@ def write(page: Path, folder: Path = RESULTS) -> None:
     update_page(page, "rivals", rivals(measured))
     update_page(page, "ratios", ratios(measured))
     update_page(page, "details", "\n\n".join(map(details, measured)))
-    for name, tables in (("transport", transport), ("start", start)):
+    for name, tables in (("transport", transport), ("start", start), ("memory_limit", memory_limit)):
         for result in stored(folder, f"{name}.json"):
             update_page(page, name, tables(result))
 

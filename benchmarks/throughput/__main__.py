@@ -49,7 +49,7 @@ from pathlib import Path
 
 from benchmarks.reporting import write_result
 from benchmarks.throughput.hosts import NoHostsError
-from benchmarks.throughput.measure import Plan, measure
+from benchmarks.throughput.measure import Plan, command, measure
 from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.registry import table
 from benchmarks.throughput.systems import OURS, all_names, is_known, overridden
@@ -159,13 +159,17 @@ def main() -> None:
         for blocks in found.blocks:
             with tempfile.TemporaryDirectory(prefix="throughput-", dir="/tmp") as folder:
                 try:
-                    result = measure(name, blocks, plan, Path(folder), lambda line: print(line, flush=True))
+                    measured = measure(
+                        NETWORKS[name], blocks, plan, Path(folder), lambda line: print(line, flush=True)
+                    )
                 except NoHostsError as reason:
                     print(f"links can't be limited here: {reason}", file=sys.stderr)
                     sys.exit(CANNOT)
                 except InputError as error:
                     print(f"benchmarks.throughput: {error.message}", file=sys.stderr)
                     sys.exit(error.exit_code)
+            about = {"benchmark": "throughput", "network": name, "command": command(name, blocks, plan)}
+            result = about | measured
             print(f"\n{tables(result)}\n", flush=True)
             if lost := [one for one in result["not_measured"] if one.startswith(OURS)]:
                 kept = "; nothing was stored" if found.write else ""

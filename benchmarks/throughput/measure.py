@@ -77,7 +77,7 @@ class Plan:
         return self.perplexity if network.perplexity else self.accuracy
 
 
-def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) -> dict[str, Any]:
+def measure(network: Network, blocks: int, plan: Plan, folder: Path, report: Report) -> dict[str, Any]:
     """Measure one network in a number of blocks.
 
     Returns
@@ -92,12 +92,11 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
     InputError
         There is no memory for so many systems at once.
     """
-    network = NETWORKS[name]
     names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.links)
     _require_memory(names, blocks)
     engines = sum(one.startswith(OURS) for one in names)
     with place_for(folder, blocks, max(1, engines), plan.mbit, plan.latency_ms) as place:
-        report(f"{name}, {blocks} blocks: starting {len(names)} systems")
+        report(f"{network.title}, {blocks} blocks: starting {len(names)} systems")
         systems = start(names, network, blocks, place, plan.overrides)
         try:
             rounds = _rounds(systems, plan, report, (network.batch_size, network.parts(blocks)))
@@ -112,13 +111,10 @@ def measure(name: str, blocks: int, plan: Plan, folder: Path, report: Report) ->
             reached = time_to_target(target, able, network, blocks, place, plan.overrides, report)
     found = summary(rounds, names, min(blocks, os.cpu_count() or 1))
     return {
-        "benchmark": "throughput",
-        "network": name,
         "title": network.title,
         "blocks": blocks,
         "link_mbit": plan.mbit,
         "latency_ms": plan.latency_ms,
-        "command": command(name, blocks, plan),
         "configuration": {"specification": network.specification(blocks, 1), "plan": asdict(plan)},
         "environment": environment() | {"cores": os.cpu_count()},
         **found,

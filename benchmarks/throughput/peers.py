@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from lowdimfa.block_module import unchanged_buffers
 from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.imports import resolve
 from lowdimfa.losses import Objective
@@ -123,12 +126,29 @@ class Peer(ABC):
             dist.destroy_process_group()
 
 
+def recomputed(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Run a module that keeps its inputs alone and runs again before its backward; its buffers change once."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), unchanged_buffers(module)
+
+    output: Tensor = checkpoint(module, inputs, use_reentrant=False, context_fn=contexts)
+    return output
+
+
 class Single(Peer):
-    """Backpropagation in this process alone; ``parts`` is 1 for whole batches, or the number of micro-batches."""
+    """Backpropagation in this process alone.
+
+    Parameters
+    ----------
+    configuration
+        With ``parts``, 1 for whole batches, or the number of micro-batches; and ``recompute``, whether the layers of
+        the model, an `nn.Sequential`, keep their inputs alone.
+    """
 
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)
-        self._parts = configuration["parts"]
+        self._parts, self._recompute = configuration["parts"], configuration.get("recompute", False)
         self._model = self.model()
         self._optimizer = self.optimizer(list(self._model.parameters()))
 
@@ -136,12 +156,21 @@ class Single(Peer):
         """Run one optimiser step; return the loss."""
         total = torch.zeros(())
         for indices in self.batch(number).chunk(self._parts):
-            loss = self.loss(self._model(self.data.inputs(indices)), self.data.targets(indices)) / self._parts
+            output = self._forward(self.data.inputs(indices))
+            loss = self.loss(output, self.data.targets(indices)) / self._parts
             loss.backward()
             total += loss.detach()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total.item()
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self._recompute:
+            output: Tensor = self._model(inputs)
+            return output
+        for layer in self._model.children():
+            inputs = recomputed(layer, inputs)
+        return inputs
 
     def whole_model(self) -> nn.Module:
         """Return the model."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
-from benchmarks.throughput.peers import Answer
+from benchmarks.throughput.peers import Answer, recomputed
 from benchmarks.throughput.registry import stages_of
 from benchmarks.throughput.stages import Staged, Wire
 from lowdimfa.block_module import BlockModule, unchanged_buffers
@@ -32,14 +32,14 @@ class ContiguousGradient(torch.autograd.Function):
 class Contiguous(nn.Module):
     """A stage whose output, and the gradient of its input, lie row-major."""
 
-    def __init__(self, module: BlockModule, first: bool) -> None:
+    def __init__(self, module: BlockModule, first: bool, recompute: bool) -> None:
         super().__init__()
-        self.module, self._first = module, first
+        self.module, self._first, self._recompute = module, first, recompute
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run the layers."""
         arrived = inputs if self._first else ContiguousGradient.apply(inputs)  # type: ignore[no-untyped-call]
-        output: Tensor = self.module(arrived)
+        output: Tensor = recomputed(self.module, arrived) if self._recompute else self.module(arrived)
         return output.contiguous()
 
 
@@ -116,7 +116,8 @@ class Pipeline(Staged):
         count = self.world * per_rank
         mine = stages_of(self.rank, self.world, per_rank, configuration["layout"])
         plans = self.plans(count)
-        self._modules = [Contiguous(plans[i].build(), first=i == 0) for i in mine]
+        recompute = configuration.get("recompute", False)
+        self._modules = [Contiguous(plans[i].build(), i == 0, recompute) for i in mine]
         stages = [
             PackedStage(self.wire, self.sent, module, index, count, torch.device("cpu"))
             for index, module in zip(mine, self._modules, strict=True)

@@ -51,13 +51,15 @@ class Rival:
     number: tuple[str, str] | None = None
 
 
-def _schedule(what: str, schedule: str, per_rank: int = 1, layout: str = "loop") -> Rival:
-    return Rival(what, _PIPELINE, options={"schedule": schedule, "per_rank": per_rank, "layout": layout})
+def _schedule(what: str, schedule: str, per_rank: int = 1, layout: str = "loop", **options: Any) -> Rival:
+    shape = {"schedule": schedule, "per_rank": per_rank, "layout": layout}
+    return Rival(what, _PIPELINE, options=shape | options)
 
 
 RIVALS: dict[str, Rival] = {
     "single": Rival(
-        "backpropagation in one process: single-2 with 2 threads, single-2x4 in 4 micro-batches",
+        "backpropagation in one process: single-2 with 2 threads, single-2x4 in 4 micro-batches; with -recompute each "
+        "layer keeps its input alone, and runs again before its backward",
         "peers:Single",
         sends="nothing",
         loses="nothing",
@@ -65,6 +67,11 @@ RIVALS: dict[str, Rival] = {
     ),
     "gpipe": _schedule("all forwards, all backwards, then the step", "ScheduleGPipe"),
     "1f1b": _schedule("one forward, one backward, in turn", "Schedule1F1B"),
+    "1f1b-recompute": _schedule(
+        "the same, but a stage keeps its inputs alone, and runs again before its backward",
+        "Schedule1F1B",
+        recompute=True,
+    ),
     "interleaved-1f1b": _schedule("the same, two stages per process", "ScheduleInterleaved1F1B", 2),
     "interleaved-zero-bubble": _schedule(
         "gradients of weights fill the gaps, two stages per process", "ScheduleInterleavedZeroBubble", 2
@@ -128,8 +135,9 @@ def configuration(name: str) -> dict[str, Any]:
         There is no such system.
     """
     base, plus, travel = name.partition("+")
-    if base not in RIVALS and (single := re.fullmatch(r"single-(\d+)(?:x(\d+))?", base)):
+    if base not in RIVALS and (single := re.fullmatch(r"single-(\d+)(?:x(\d+))?(-recompute)?", base)):
         options = {"threads": int(single[1]), "parts": int(single[2] or 1)}
+        options |= {"recompute": True} if single[3] else {}
         rival = RIVALS["single"]
     elif base in RIVALS and base != "single":
         rival, options = RIVALS[base], {}

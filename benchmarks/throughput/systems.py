@@ -26,6 +26,9 @@ LAYERS = "-layers"
 VARIANTS = (WHOLE, LAYERS, f"{LAYERS}{WHOLE}")
 """Of this runtime at a staleness of 1."""
 
+ELSEWHERE = ("powersgd", "diloco", "1f1b-recompute")
+"""What nobody would choose where links are fast and memory suffices."""
+
 MANY = 8
 """Blocks with which only those systems are measured that may be the best: a process of each takes 0.4 GB."""
 
@@ -74,11 +77,7 @@ def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
         return [ours, f"{ours}{WHOLE}", single, "1f1b", "zero-bubble-h1", *DELAYED, *packed, *apart, LIMIT]
     if not links:
         names = [name for name in all_names(blocks, microbatches) if "+" not in name]
-        return [
-            name
-            for name in names
-            if name not in ("powersgd", "diloco") and (blocks == 2 or LAYERS not in name)
-        ]
+        return [name for name in names if name not in ELSEWHERE and (blocks == 2 or LAYERS not in name)]
     theirs = ["1f1b", *ZERO_BUBBLE[1:], *DELAYED]
     packed = [f"{name}+{travel}" for name in (ours, "1f1b", "zero-bubble-h1", "2bw") for travel in FORMATS]
     return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *packed, "powersgd", "diloco", LIMIT]

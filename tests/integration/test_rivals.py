@@ -156,6 +156,18 @@ def test_a_pipeline_is_backpropagation_in_one_process_with_its_running_statistic
     assert answers[0][1] == pytest.approx(alone.evaluate(""), rel=1e-4)
 
 
+def test_what_runs_layers_again_learns_and_counts_what_it_would_without(tmp_path: Path) -> None:
+    plain = NETWORKS["tiny"].specification(2)
+    *_, last = answers = train("1f1b-recompute", 2, (3,), tmp_path, specification=plain)
+    alone = Single({"specification": plain, "parts": 4})
+    expected, found = alone.steps("", 0, 3)["losses"], alone.evaluate("")
+    assert losses(last) == pytest.approx(expected, rel=1e-5)
+    assert answers[0][1] == pytest.approx(found, rel=1e-4)
+    again = Single({"specification": plain, "parts": 4, "recompute": True})
+    assert again.steps("", 0, 3)["losses"] == expected
+    assert again.evaluate("") == found
+
+
 class Together(Single):
     """Two processes of local SGD, one after the other."""
 

@@ -167,6 +167,7 @@ def test_a_name_says_which_rival_and_how_its_tensors_travel(systems: ModuleType)
         "threads": 2,
         "parts": 4,
     }
+    assert configuration("single-2x4-recompute")["recompute"] and configuration("1f1b-recompute")["recompute"]
     for wrong in ("ddp+int8", "2bw+int3", "single", "powersgd-h8", "diloco-h0", "gpipe-r2", "two"):
         with pytest.raises(ValueError, match=wrong.replace("+", r"\+")):
             configuration(wrong)
@@ -175,6 +176,20 @@ def test_a_name_says_which_rival_and_how_its_tensors_travel(systems: ModuleType)
         names = systems.usual_names(blocks, max(4, blocks), links)
         assert len(set(names)) == len(names)
         assert all(systems.is_known(name, blocks, max(4, blocks)) for name in names)
+
+
+def test_within_a_limit_counts_the_fastest_cut_whose_peak_is(command: ModuleType) -> None:
+    tables = importlib.import_module("benchmarks.memory_limit").tables
+    measured = {"a": {4: (900.0, 80), 16: (700.0, 50)}, "b": {4: (1000.0, 90), 16: (650.0, 61)}}
+    rows = [
+        {"system": name, "parts": parts, "samples_per_second": rate, "peak_bytes": mib << 20}
+        for name, cuts in measured.items()
+        for parts, (rate, mib) in cuts.items()
+    ]
+    within, _, every = tables({"limits_mib": [40, 60, 90], "rows": rows}).partition("\n\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in within.splitlines()[2:]]
+    assert cells == [["a", "–", "700 (16)", "900 (4)"], ["b", "–", "–", "1,000 (4)"]]
+    assert "650, 61" in every
 
 
 def test_the_help_says_what_each_system_may_do() -> None:
