@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
 from benchmarks.claims.comparison import Gap, behind, compare, scores_of
 from benchmarks.claims.figures import LOOKS, curve, legend, level, number_axis
-from benchmarks.claims.generations import OVERHEAD, fit, over, tables, with_backprop, with_grids
+from benchmarks.claims.generations import OVERHEAD, TRIALS, fit, over, tables, with_backprop, with_grids
 from benchmarks.claims.methods import BACKPROP, GENERATIONS, generation, generation_label
 from benchmarks.claims.networks import fully_connected
 from benchmarks.claims.settings import Setting
@@ -60,7 +60,7 @@ def _share(networks: Sequence[Setting], settings: RunSettings) -> float:
         return 1.0
     seconds = 0.0
     for network in networks:
-        runs = (1 + len(GENERATIONS) * len(TRIED[network.classes])) * (len(network.grid) + settings.seeds - 1)
+        runs = (1 + len(GENERATIONS) * len(TRIED[network.classes])) * (TRIALS + settings.seeds - 1)
         step = seconds_per_step(network, generation("local", 10, 10), settings.device)
         seconds += OVERHEAD * step * runs * network.steps
     return 60 * settings.budget_minutes / seconds

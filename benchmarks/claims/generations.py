@@ -23,7 +23,9 @@ FEWEST_EPOCHS = 4
 OVERHEAD = 1.3
 """Scores and loading, beside the steps."""
 FORGETTING = 2.0
-"""How often, in units of a factor e, learned feedback of the first generation forgets its start in a run."""
+"""How often, in units of a factor e, weights and feedback forget their start in a run, by the larger decays."""
+TRIALS = 4
+"""Of every method: entries of its grid."""
 
 Methods = Callable[[Setting], Sequence[Method]]
 
@@ -112,15 +114,24 @@ class Study:
 
 
 def with_grids(setting: Setting) -> Setting:
-    """Return a network with as many trials for either generation: rates, and a decay or a rate of the feedback.
+    """Return a network with `TRIALS` for either generation: rates, decays, and a rate of the feedback.
 
-    The first generation's last entry makes its feedback forget its start within the run, as alignment needs.
+    By the decays other than the first one, what has started or was learned is forgotten `FORGETTING` times within the
+    run, whatever the rate. Learned feedback of the first generation needs that to align; all others can use it.
     """
     low, high = (update.rate for update in setting.grid[:2])
-    aligning = float(f"{2 * FORGETTING / (high * setting.steps):.2g}")
     decay = setting.grid[0].weight_decay
-    first = (Update(low, decay), Update(high, decay), Update(high, max(aligning, decay)))
-    second = (Update(low, decay, low), Update(high, decay, high), Update(high, decay, 10 * high))
+
+    # A one-cycle schedule has half its rate on average.
+    at_high = float(f"{2 * FORGETTING / (high * setting.steps):.2g}")
+
+    def forgetting(rate: float) -> float:
+        return max(decay, float(f"{at_high * high / rate:.3g}"))
+
+    common = (Update(low, decay), Update(low, forgetting(low)), Update(low / 2, forgetting(low / 2)))
+    first = (*common, Update(high, forgetting(high)))
+    fast = Update(low, forgetting(low), 10 * low)
+    second = (*(replace(update, feedback_rate=update.rate) for update in common), fast)
     return replace(setting, grid=first, factored_grid=second)
 
 
@@ -145,9 +156,9 @@ def fit(setting: Setting, steps: float, cut: list[str]) -> Setting:
 
 
 def _affordable(settings: RunSettings, step: float, cells: Sequence[Cell], first: Setting) -> float:
-    """Return the steps of each run that a budget has: every method is tried with a grid of three and with each seed."""
+    """Return the steps of each run that a budget has: every method is tried with its grid and with each seed."""
     assert settings.budget_minutes is not None
-    return 60 * settings.budget_minutes / (step * len(cells) * (len(first.grid) + settings.seeds - 1))
+    return 60 * settings.budget_minutes / (step * len(cells) * (TRIALS + settings.seeds - 1))
 
 
 def tables(result: Result) -> str:

@@ -48,7 +48,7 @@ DEEP_MLP = Setting(
     "CIFAR-10",
     samples=41_000,
     epochs=30,
-    grid=(Update(5e-4), Update(1e-3), Update(1e-3)),
+    grid=(Update(5e-4), Update(1e-3)),
 )
 """For both generations of the rule, as the next ones; `generations.with_grids` makes their grids."""
 DEEP_MLP_NORMALISED = replace(DEEP_MLP, label="the same with batch normalisation", model=normalised_mlp)
@@ -67,7 +67,7 @@ VGG = Setting(
     samples=41_000,
     epochs=20,
     batch_size=64,
-    grid=(Update(1e-3), Update(2e-3), Update(2e-3)),
+    grid=(Update(1e-3), Update(2e-3)),
     is_augmented=True,
 )
 VGG = replace(VGG, large=replace(VGG, arguments=(3, (64, 128, 256, 512), 10, 32, 2, 0.4)))
@@ -79,7 +79,7 @@ VIT = Setting(
     "CIFAR-10",
     samples=41_000,
     epochs=30,
-    grid=(Update(5e-4), Update(1e-3), Update(1e-3)),
+    grid=(Update(5e-4), Update(1e-3)),
 )
 VIT = replace(
     VIT,

@@ -16,7 +16,7 @@ from benchmarks.claims.__main__ import main
 from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.comparison import compare
-from benchmarks.claims.generations import with_grids
+from benchmarks.claims.generations import TRIALS, with_grids
 from benchmarks.claims.methods import BACKPROP, LOCAL, chain, generation
 from benchmarks.claims.settings import Setting, Update
 from benchmarks.claims.storing import Places
@@ -109,7 +109,7 @@ def test_every_method_has_the_same_number_of_trials_and_one_test_accuracy_per_se
     by_method: dict[tuple[str, str], list[Any]] = {}
     for run in found["runs"]:
         by_method.setdefault((run["setting"], run["method"]), []).append(run)
-    assert {len(runs) for runs in by_method.values()} == {len(GRID) + 2}
+    assert {len(runs) for runs in by_method.values()} == {TRIALS + 2}
     for runs in by_method.values():
         tested = [run for run in runs if run["test"] is not None]
         assert [run["seed"] for run in tested] == [0, 1, 2]

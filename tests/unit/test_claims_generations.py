@@ -58,7 +58,7 @@ def test_the_classifier_and_the_embedding_are_exact_and_joint_projections_have_t
 @pytest.mark.parametrize("setting", [DEEP_MLP, DEEP_MLP_NORMALISED, VGG, VIT], ids=lambda one: one.label)
 def test_both_generations_have_as_many_trials(setting: generations.Setting) -> None:
     found = with_grids(setting)
-    assert len(set(found.grid)) == len(set(found.factored_grid)) == 3
+    assert len(set(found.grid)) == len(set(found.factored_grid)) == generations.TRIALS
     assert all(update.feedback_rate is None for update in found.grid)
     assert all(update.feedback_rate for update in found.factored_grid)
 
@@ -82,7 +82,7 @@ def test_a_budget_cuts_methods_then_epochs_then_samples_and_says_so(
     cells, cut = study.plan(RunSettings(seeds=1))
     assert len(cells) == whole and not cut
     steps = max(network.steps for network in study.networks)
-    minutes = 3 * 0.02 / 60 * whole * steps
+    minutes = generations.TRIALS * 0.02 / 60 * whole * steps
     cells, cut = study.plan(RunSettings(seeds=1, budget_minutes=1.01 * minutes))
     assert len(cells) == whole and not cut
     cells, cut = study.plan(RunSettings(seeds=1, budget_minutes=0.5 * minutes))
@@ -91,7 +91,7 @@ def test_a_budget_cuts_methods_then_epochs_then_samples_and_says_so(
     first = study.networks[0]
     assert len(cells) == len(study.core(first)) and len(cut) == 2
     assert cells[0][0].samples < first.samples and cells[0][0].epochs == generations.FEWEST_EPOCHS
-    spent = sum(setting.steps for setting, _ in cells) * 3 * 0.02 / 60
+    spent = sum(setting.steps for setting, _ in cells) * generations.TRIALS * 0.02 / 60
     assert 0.5 < spent / (0.002 * minutes) <= 1
     with pytest.raises(InputError, match="Give more minutes"):
         study.plan(RunSettings(seeds=1, budget_minutes=1e-5 * minutes))
@@ -110,7 +110,7 @@ def test_a_budget_shares_out_the_work_of_all_networks_of_c3(monkeypatch: pytest.
     monkeypatch.setattr(c3, "seconds_per_step", lambda *_: 0.02 / generations.OVERHEAD)
     monkeypatch.setattr(c3, "compare", lambda cells, _: {"cells": cells})
     whole = sum(setting.steps for setting, _ in c3.run(RunSettings())["cells"])
-    minutes = 0.1 * 3 * 0.02 / 60 * whole
+    minutes = 0.1 * generations.TRIALS * 0.02 / 60 * whole
     found = c3.run(RunSettings(seeds=1, budget_minutes=minutes))
     assert len(found["cut"]) == len(c3.WIDTHS) * len(c3.TRIED)
     assert 0.05 * whole < sum(setting.steps for setting, _ in found["cells"]) <= 0.1 * whole
