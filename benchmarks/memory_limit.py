@@ -20,8 +20,10 @@ from typing import Any
 from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from benchmarks.throughput.measure import Plan, measure
 from benchmarks.throughput.networks import NETWORKS, Network
+from benchmarks.throughput.process import WorkerError
 from lowdimfa.errors import InputError
 
+FAILED = 1
 OURS = ("lowdimfa-s0", "lowdimfa-s1")
 PIPELINES = ("1f1b", "1f1b-recompute", "zero-bubble-h1")
 MIB = 1 << 20
@@ -30,7 +32,15 @@ NARROW = 2
 
 
 def run(network: Network, blocks: int, cuts: Sequence[int], plan: Plan, folder: Path) -> list[dict[str, Any]]:
-    """Measure every system with every cut of the batch, and return a row for each."""
+    """Measure every system with every cut of the batch, and return a row for each.
+
+    Raises
+    ------
+    InputError
+        There is no memory for all systems at once.
+    WorkerError
+        A system failed.
+    """
     rows = []
     for parts in cuts:
         cut = replace(network, microbatches=parts)
@@ -48,6 +58,8 @@ def run(network: Network, blocks: int, cuts: Sequence[int], plan: Plan, folder: 
 def _measured(network: Network, blocks: int, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir()
     found = measure(network, blocks, plan, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    for name, reason in found["not_measured"].items():
+        raise WorkerError(f"{name} in {network.microbatches} micro-batches: {reason}")
     return [
         {
             "system": name.replace(f"single-{blocks}x{network.microbatches}", f"single-{blocks}"),
@@ -121,6 +133,9 @@ def main() -> int:
         except InputError as error:
             print(f"benchmarks.memory_limit: {error.message}", file=sys.stderr)
             return error.exit_code
+        except WorkerError as error:
+            print(f"could not be measured to the end, so nothing is stored: {error}", file=sys.stderr)
+            return FAILED
     result = {
         "benchmark": "memory_limit",
         "network": asked.network,

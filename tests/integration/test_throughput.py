@@ -1,4 +1,4 @@
-"""The benchmark of throughput from beginning to end, on the smallest network: 30 s, most of it to start processes."""
+"""The benchmark of throughput from beginning to end, on the smallest network: a minute, most of it to start processes."""
 
 from __future__ import annotations
 
@@ -51,6 +51,24 @@ def test_systems_are_measured_side_by_side() -> None:
     assert found["backward_bytes_per_sample"] == backward
     assert found["ratio_vs_delayed_int8"] > 0
     assert 0 < found["transport_cpu_ms_per_microbatch"] < 100
+
+
+@pytest.mark.timeout(600)
+def test_speed_within_a_limit_of_memory_is_measured_with_every_cut() -> None:
+    command = [sys.executable, "-m", "benchmarks.memory_limit", "--network", "tiny", "--batch-size", "64"]
+    short = ["--parts", "2,8", "--rounds", "1", "--steps", "1", "--limits-mib", "1,4000", "--json"]
+    done = subprocess.run([*command, *short], cwd=ROOT, capture_output=True, text=True, timeout=570)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    both = ["lowdimfa-s0", "lowdimfa-s1", "1f1b", "1f1b-recompute", "zero-bubble-h1", "single-2"]
+    both.append("single-2-recompute")
+    narrow = ["lowdimfa-s0, window 4", "lowdimfa-s1, window 4"]
+    assert [(row["system"], row["parts"]) for row in rows] == [
+        *((name, 2) for name in both),
+        *((name, 8) for name in [*both, *narrow]),
+    ]
+    assert all(row["samples_per_second"] > 0 and row["peak_bytes"] > 1e8 for row in rows)
+    assert "–" in done.stdout  # nothing is within 1 MiB
 
 
 @pytest.mark.timeout(300)
