@@ -34,9 +34,9 @@ def device_name(device: torch.device) -> str:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return ``mean ± standard deviation`` over seeds (of the sample; 0 for one value)."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+    """Return ``mean ± standard deviation`` over seeds (of the sample), or the value where there is one alone."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,9 @@ from lowdimfa.chain.config import ChainQRule, Start
 
 WITH_ERROR_DIM = ("low-dimensional", "direct", "normative", "local")
 FACTORED = ("normative", "local")
-"""The second generation, whose ``Q`` and ``P`` have a learning rate of their own."""
+"""The second generation, whose ``Q`` and ``P`` are factors of the weights."""
+OWN_RATE = "normative"
+"""The rule of it whose ``Q`` and ``P`` its authors give a rate of their own, without decay; `local` has the weights'."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Method:
         """Whether ``Q`` and ``P`` learn as the second generation has it."""
         return self.rule in FACTORED
 
+    @property
+    def has_own_rate(self) -> bool:
+        """Whether they do at a rate of their own."""
+        return self.rule == OWN_RATE
+
     def settings(self) -> dict[str, Any]:
         """Return the settings of the conversion beside rule and ``r``, as far as the rule has a use for them."""
         found: dict[str, Any] = {"error_dims": dict(self.error_dims), "skip": list(self.skip)}
@@ -70,6 +77,8 @@ class Method:
     def configuration(self) -> dict[str, Any]:
         """Return what decides the figures, as plain data."""
         found: dict[str, Any] = {"rule": self.rule}
+        if self.skip and self.rule not in WITH_ERROR_DIM:
+            found |= {"skip": list(self.skip)}
         if self.rule in WITH_ERROR_DIM:
             found |= {"error_dim": self.error_dim}
             found |= {name: value for name, value in self.settings().items() if value}
@@ -120,7 +129,11 @@ GENERATIONS = {"low-dimensional": "first generation", "normative": "normative (r
 def generation(
     rule: str, error_dim: int | float, steps_per_epoch: int, where: str = "", **settings: Any
 ) -> Method:
-    """Return a rule of the paper's generations as its authors used it: ``normative`` is refreshed twice an epoch."""
+    """Return a rule of the paper's generations; ``normative`` is refreshed twice an epoch, as its authors do.
+
+    Gradients of feedback aren't clamped here, and Oja's rule of the first generation sees errors of trace 1: there the
+    authors do otherwise.
+    """
     refresh = max(1, steps_per_epoch // 2) if rule == "normative" else None
     return Method(
         generation_label(rule, error_dim, where), rule, error_dim, refresh_every=refresh, **settings

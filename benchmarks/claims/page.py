@@ -25,7 +25,7 @@ every verdict is computed from the stored figures.
 
 - **Runs**: every method tries the same grid of learning rates and weight decays with seed 0, and what is best on the
   last sixth of the training split is repeated with seeds 1, 2, …. The test split is seen only with what was chosen.
-  Feedback with a rate of its own (the second generation of the rule) tries as many pairs of rates instead.
+  Feedback with a rate of its own (the rule `normative`) tries as many pairs of rates instead.
   All methods on a network have the same initial weights, order of the data, schedule and number of trials.
 - **Figures** are means ± standard deviations over seeds, in % of the test split, after the last step.
 - **Matches**: {CRITERION}

@@ -24,7 +24,7 @@ FEWEST_STEPS = 4
 
 @dataclass(frozen=True)
 class Update:
-    """What AdamW is given, for ``W`` and ``Q`` alike, unless there is a rate for feedback alone: then without decay."""
+    """What AdamW is given, for weights and feedback alike, unless there is a rate for feedback: then without decay."""
 
     rate: float
     weight_decay: float = WEIGHT_DECAY

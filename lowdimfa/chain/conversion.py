@@ -129,6 +129,7 @@ def _find(model: nn.Module, config: ChainConfig) -> dict[str, nn.Module]:
         if (
             _bypasses(owner, chosen)
             or type(module).forward is not kind.forward
+            or "forward" in vars(module)  # as libraries that wrap layers set it
             or parametrize.is_parametrized(module)
         ):
             kept.append(f"{name or 'the model'} ({type(module).__name__})")

@@ -56,6 +56,7 @@ class Local(ChainRule):
         self._kernel_shape = kernel.shape
         self._refresh_every = config.refresh_every
         self._passes = 0  # backward passes in training mode since P and Q started or were refreshed
+        self._all_passes = 0  # in any mode, from the start
         self._counted = -1  # the latest of them
         self.bound = clamp_of(map_, config)
 
@@ -80,8 +81,9 @@ class Local(ChainRule):
     def _count(self) -> None:
         """Count the backward pass under way, once however often the layer runs in it."""
         current = torch._C._current_graph_task_id()  # torch has no public name for it
-        if self.training and current != self._counted:
-            self._passes += 1
+        if current != self._counted:
+            self._passes += self.training
+            self._all_passes += 1
             self._counted = current
 
     def unpacked(self, packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +100,12 @@ class Local(ChainRule):
         self._passes = 0
 
     def get_extra_state(self) -> Tensor:
-        """Return what a resumed run needs beside ``P`` and ``Q``: when the next refresh is due."""
-        return torch.tensor(self._passes)
+        """Return what a resumed run needs beside ``P`` and ``Q``: when the next refresh, and the next fit, is due."""
+        return torch.tensor([self._passes, self._all_passes])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take it back."""
-        self._passes = int(state)
+        self._passes, self._all_passes = state.tolist()
 
     def extra_repr(self) -> str:
         """Return the error dimension."""
@@ -128,7 +130,7 @@ class Normative(Local):
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return the packed factors; their gradient is that of the objective where learning is due, none elsewhere."""
         packed = super().kernel(map_, weight)
-        if (self._passes + 1) % self._fit_every or not packed.requires_grad:
+        if (self._all_passes + 1) % self._fit_every or not packed.requires_grad:
             return packed.detach()
         fitted: Tensor = Fit.apply(packed, weight, map_, self)  # type: ignore[no-untyped-call]
         return fitted

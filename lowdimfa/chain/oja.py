@@ -11,6 +11,8 @@ from lowdimfa.chain.config import ChainConfig
 from lowdimfa.errors import InputError
 
 Drive = Literal["errors", "targets"]
+LONGEST = 0.5
+"""Largest rate of a step that is stable for any errors, where these are scaled to trace 1."""
 
 
 class Oja:
@@ -48,7 +50,9 @@ class Oja:
         rate: float | Tensor = self._rate
         if self._is_normalised:
             seen = normalised(seen)
-            rate = rate * seen.square().sum((-2, -1), keepdim=True) / seen.shape[-2]
+            # The covariance of a wide layer turns P so far that it never comes back: no step is longer than one towards
+            # a covariance of trace 1.
+            rate = (rate * seen.square().sum((-2, -1), keepdim=True) / seen.shape[-2]).clamp(max=LONGEST)
         turn_towards(projection, seen, seen @ projection.mT.to(seen.dtype), rate)
 
 

@@ -201,7 +201,7 @@ class LowDimensional(ChainRule):
         if start == "random":
             mixed = drawn_like(weight, generator, mixed.shape)
         self.Q = nn.Parameter(map_.as_kernel(mixed).clone(), requires_grad=config.q_rule == "hebbian")
-        learns_p = config.p_rule != "fixed" and error_dim < self.P.shape[-1]
+        learns_p = config.p_rule != "fixed" and self.P.shape[-2] < self.P.shape[-1]
         self._oja = Oja(config, drive) if learns_p else None
         self._p_samples = config.p_samples
         self._clamp = clamp_of(map_, config)

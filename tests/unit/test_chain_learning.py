@@ -91,14 +91,26 @@ def test_one_step_of_oja_is_the_rule_as_it_is_written() -> None:
 
 
 def test_a_normalised_step_is_the_rule_on_centred_errors_of_one_deviation() -> None:
-    layer = convert(nn.Linear(5, 7).double(), 3, p_rule="normalised-oja", p_lr=0.3, p_samples=None)
+    layer = convert(nn.Linear(5, 7).double(), 3, p_rule="normalised-oja", p_lr=0.1, p_samples=None)
     rows = feedback_of(layer).P.clone()
     errors = (1 + torch.randn(20, 7, generator=generator()).double()) * torch.arange(1, 8)
     layer(torch.randn(20, 5).double().requires_grad_()).backward(1e-3 * errors)
     seen = (errors - errors.mean(0)) / errors.std(0, unbiased=False).max()
     correlation = seen.t() @ seen / 20
-    expected = rows + 0.3 * rows @ correlation @ (torch.eye(7) - rows.t() @ rows)
+    expected = rows + 0.1 * rows @ correlation @ (torch.eye(7) - rows.t() @ rows)
     torch.testing.assert_close(feedback_of(layer).P, expected)
+
+
+def test_a_normalised_step_on_a_wide_layer_is_no_longer_than_is_stable() -> None:
+    layer = convert(nn.Linear(5, 300), 8, p_rule="normalised-oja", p_samples=None)
+    draws = generator()
+    for _ in range(200):
+        errors = torch.randn(64, 1, generator=draws) * torch.ones(300)  # one direction, of covariance 300
+        layer(torch.randn(64, 5, generator=draws).requires_grad_()).backward(errors)
+    rows = feedback_of(layer).P
+    assert torch.linalg.matrix_norm(rows, 2) < 1.1
+    direction = torch.ones(300) / 300**0.5
+    torch.testing.assert_close((rows @ direction).norm(), torch.tensor(1.0))
 
 
 def test_p_of_an_output_layer_may_see_the_targets() -> None:
