@@ -60,7 +60,8 @@ class ChainConfig:
         ``oja`` turns ``P`` towards the error's principal directions in every backward pass in training mode;
         ``normalised-oja`` those of errors that are centred and divided by their largest standard deviation.
     p_lr
-        Rate of Oja's rule, for an error correlation scaled to trace 1; normalised, for the covariance.
+        Rate of Oja's rule, for an error correlation scaled to trace 1; normalised, for the covariance, but no further
+        than is stable.
     p_samples
         How many error vectors (samples, times tokens or pixels) Oja's rule sees of a layer in a backward pass; None
         for all. The output's error, under the rule ``direct``, is always seen whole.
@@ -75,7 +76,7 @@ class ChainConfig:
         Backward passes in training mode after which ``P`` and ``Q`` start again from the SVD of the weights as
         they are then; None for never. For the rules ``normative`` and ``local``.
     fit_every
-        The rule ``normative`` learns in every so many backward passes.
+        The rule ``normative`` learns in every so many backward passes, in any mode.
     clamp
         Largest absolute value of an element in the gradients of ``P`` and ``Q``: one number, or one for linear layers
         and one for convolutions (the authors' are 1 for the Hebbian rule, 10 and 0.1 for ``normative`` and ``local``).

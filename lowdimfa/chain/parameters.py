@@ -30,9 +30,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the parameters of a converted model in two groups for an optimiser: learned feedback in one of its own.
 
-    The authors train the feedback of the rules ``normative`` and ``local`` with 1.5e-2 where the weights have 3e-4 to
-    5e-4, without decay (arXiv:2502.20580, version 4). Feedback that learns by Kolen and Pollack's rule needs the rate
-    and the decay of the weights. Other settings, such as the weights' decay, are the optimiser's.
+    The authors train the feedback of the rule ``normative`` with 1e-2 to 1.5e-2 where the weights have 3e-4 to 5e-4,
+    without decay, and that of ``local`` with the rate and the decay of the weights (arXiv:2502.20580, version 4, and the
+    configurations that its authors published), as Kolen and Pollack's rule needs it too: those need no second group.
+    Other settings, such as the weights' decay, are the optimiser's.
 
     Parameters
     ----------

@@ -191,6 +191,22 @@ def test_a_subclass_keeps_what_it_adds_and_one_with_its_own_forward_stays_as_it_
     assert [type(layer) for layer in model] == [Scaled, Doubled, Scaled]
 
 
+def test_a_layer_whose_forward_was_replaced_stays_exact() -> None:
+    wrapped: Any = nn.Linear(3, 3)
+    plain = wrapped.forward
+    wrapped.forward = lambda inputs: plain(inputs)
+    model = convert(nn.Sequential(nn.Linear(3, 3), wrapped), 2)
+    assert hasattr(model[0], "feedback") and not hasattr(model[1], "feedback")
+
+
+def test_a_p_that_has_as_many_rows_as_it_may_still_learns_by_oja() -> None:
+    for error_dim in (31, 64):  # a layer with 4 inputs has no more singular vectors
+        layer: Any = convert(nn.Linear(4, 32), error_dim, start="svd")
+        before = layer.feedback.P.clone()
+        layer(torch.randn(8, 4, requires_grad=True)).square().sum().backward()
+        assert before.shape[0] == 4 and not torch.equal(layer.feedback.P, before)
+
+
 def test_parametrised_layers_stay_exact() -> None:
     model = nn.Sequential(nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
     convert(model)
