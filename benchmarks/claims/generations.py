@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.claims.claim import Result, RunSettings, Verdict
-from benchmarks.claims.comparison import Cell, behind, compare, comparison_table
+from benchmarks.claims.comparison import Cell, Gap, behind, compare, comparison_table
 from benchmarks.claims.figures import method_dots
 from benchmarks.claims.methods import BACKPROP, Method, generation
 from benchmarks.claims.settings import FEWEST_STEPS, Setting, Update
@@ -102,8 +102,7 @@ class Study:
                     met.append(gap.points <= limit)
                     shown.append(f"{target.method}: {gap} (limit {limit:.2f})")
         ahead = {
-            f"{second} {-gap.points:.2f} ahead of {first} (limit {gap.tolerance:.2f})": -gap.points
-            > gap.tolerance
+            f"{second} {_apart(gap)} {first} (limit {gap.tolerance:.2f})": -gap.points > gap.tolerance
             for name, found in result["summary"].items()
             for second, first in self.pairs
             if second in found and first in found
@@ -115,6 +114,10 @@ class Study:
         if met and all(met):
             return "reproduced", reason
         return ("partly" if any(met) or (ahead and all(ahead.values())) else "not reproduced"), reason
+
+
+def _apart(gap: Gap) -> str:
+    return f"{gap} behind" if gap.points > 0 else f"{-gap.points:.2f} ahead of"
 
 
 def with_grids(setting: Setting) -> Setting:
