@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 from lowdimfa.calling import FACTORY_KEY
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer, named_tensors
@@ -98,7 +101,7 @@ def refuse_shared(blocks: Sequence[Sequence[Layer]]) -> None:
     for index, layers in enumerate(blocks):
         for layer in layers:
             for name, tensor in named_tensors(layer.module, layer.name):
-                block, first_name = owners.setdefault(id(tensor), (index, name))
+                block, first_name = owners.setdefault(_place(tensor), (index, name))
                 if block != index:
                     raise InputError(
                         BLOCKS_KEY,
@@ -106,3 +109,9 @@ def refuse_shared(blocks: Sequence[Sequence[Layer]]) -> None:
                         "blocks that share nothing, since each learns in a process of its own",
                         "Untie the two, or move the boundaries so that one block holds both.",
                     )
+
+
+def _place(tensor: Tensor) -> int:
+    """Return what two tensors have in common that are one, or begin at one place in memory, as two parameters may."""
+    has_memory = tensor.layout == torch.strided and tensor.device.type != "meta"
+    return (has_memory and tensor.data_ptr()) or id(tensor)

@@ -221,7 +221,9 @@ def _updater(
     trained = dict(forward)
     for site in sites:
         if site.feedback.trained_by_optimizer and forward:
-            trained[f"{site.boundary}.Q"] = site.feedback.weights
+            weights = site.feedback.weights
+            weights.requires_grad_()  # a factory may take only what does, as is usual
+            trained[f"{site.boundary}.Q"] = weights
             kinds[f"{site.boundary}.Q"] = "feedback"
     seed = derive_seed(training.seed, "updater", plan.index)
     update = training.update_of(plan.index)

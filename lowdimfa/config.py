@@ -227,9 +227,9 @@ class TrainingConfig:
     total_steps: int
     microbatches: int = setting(
         1,
-        "Equal parts into which a batch is cut to keep the pipeline of blocks full. `auto` is one with staleness "
-        "or a single block, else 4, or from 8 blocks on 8, or what is near to that, divides the batch and suits the "
-        "replicas; `spec.yaml` of the run has the number.",
+        "Equal parts into which a batch is cut to keep the pipeline of blocks full. `auto` is 1 for "
+        "a single block, with staleness `(blocks - 1) / staleness` but no more than 8, else 4, or from 8 blocks on 8; "
+        "or what is near to that, divides the batch and suits the replicas. `spec.yaml` of the run has the number.",
         ge=1,
     )
     staleness: int = setting(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.config import IGNORED, TrainingConfig
@@ -74,10 +74,11 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
     Raises
     ------
     InputError
-        The name is none of these, the import fails, or ``ignore_index`` was given for a loss that knows no classes.
+        The name is none of these, the import fails, ``ignore_index`` was given for a loss that knows no classes, or the
+        loss has parameters, which nothing would train.
     """
     if not isinstance(name, str):
-        return name
+        return _without_parameters(name, type(name).__name__)
     name = _DEFAULTS[task] if name == "auto" else name
     if name == "cross_entropy":
         return partial(cross_entropy, ignore_index=ignore_index)
@@ -88,7 +89,15 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
         return LOSSES[name]
     if "." not in name and ":" not in name:
         raise InputError("train.loss", repr(name), f"auto, {', '.join(LOSSES)}, or an import path")
-    return resolve(name, "train.loss")
+    return _without_parameters(resolve(name, "train.loss"), name)
+
+
+def _without_parameters(loss: Loss, name: str) -> Loss:
+    if isinstance(loss, nn.Module) and any(one.requires_grad for one in loss.parameters()):
+        raise InputError(
+            "train.loss", f"{name!r}, which has parameters", "one without: nothing would train them"
+        )
+    return loss
 
 
 def counts(name: str | Loss, task: Task, ignore_index: int) -> Callable[[Tensor], Tensor | None]:

@@ -28,7 +28,8 @@ def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
     """Return what the parameters of a module are, by name.
 
     ``matrix``: the weight of a linear layer, of attention's projections, or of a convolution without groups.
-    ``embedding``: that of an embedding. ``output``: in the head, the last matrix. ``other``: the rest, as biases, norms
+    ``embedding``: that of an embedding. ``output``: in the head, the matrix that is registered last, unless it is an
+    embedding's too. ``other``: the rest, as biases, norms
     and learned positions. Blocks have a fifth kind, ``feedback``, their ``Q``.
 
     Parameters
@@ -39,15 +40,19 @@ def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
         Whether the network's output comes from it.
     """
     found: dict[int, Kind] = {}
+    last: Tensor | None = None
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if isinstance(part, nn.Embedding | nn.EmbeddingBag):
                 found[id(parameter)] = "embedding"  # also where a linear layer shares it
             elif _is_matrix(part, name, parameter):
                 found.setdefault(id(parameter), "matrix")
+                last = parameter
     kinds: dict[str, Kind] = {name: found.get(id(one), "other") for name, one in module.named_parameters()}
-    matrices = [name for name, kind in kinds.items() if kind == "matrix"]
-    return kinds | ({matrices[-1]: "output"} if head and matrices else {})
+    is_output = {
+        name for name, one in module.named_parameters() if head and one is last and kinds[name] == "matrix"
+    }
+    return kinds | dict.fromkeys(is_output, "output")
 
 
 def _is_matrix(part: nn.Module, name: str, parameter: Tensor) -> bool:

@@ -15,6 +15,7 @@ from lowdimfa.block import Block
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
 from lowdimfa.data.base import Task
+from lowdimfa.errors import InputError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.partitioning import partition
 from lowdimfa.stage import Stage
@@ -142,9 +143,21 @@ class DecoupledNetwork:
             Number of the step, from 0; random draws depend on it.
         batches
             The micro-batches, of equal size: inputs ``(batch, …)``, by name as `lowdimfa.values.entering` returns them,
-            and targets.
+            and targets; as many as the training's settings have.
+
+        Raises
+        ------
+        InputError
+            There are more or fewer of them.
         """
         result, batches = StepResult(step), list(batches)
+        if len(batches) != (expected := self.head.objective.microbatches):
+            raise InputError(
+                "train.microbatches",
+                f"{len(batches)} micro-batches in step {step}",
+                f"{expected}: each counts as that part of the batch",
+                "Give TrainingConfig and BatchOrder the same number.",
+            )
         weights = self.head.objective.weights([targets for _, targets in batches])
         for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
             result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
@@ -185,6 +198,10 @@ def decouple(
     task: Task = "classification",
 ) -> DecoupledNetwork:
     """Cut a model into blocks that learn from the broadcast error.
+
+    Nothing is tried before the first step, other than by `DecoupledTrainer` and the command, which refuse layers that
+    learn something else in a block than in plain torch, such as those under reentrant checkpointing
+    (`lowdimfa.exactness.refuse_inexact`).
 
     Parameters
     ----------

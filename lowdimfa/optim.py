@@ -95,6 +95,7 @@ class Updater:
             filled["kinds"] = self._kinds
         made = self._call(factory, self.trained, given, filled, where)
         _require(made, _OF_OPTIMISERS, "an optimiser", given.name, where)
+        self._refuse_without_feedback(made, given, where)
         needed = [one for one in _signature(made.step).values() if one.default is inspect.Parameter.empty]
         if any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed):
             raise InputError(
@@ -104,6 +105,21 @@ class Updater:
                 "One that evaluates the loss again, such as LBFGS, can't train blocks that learn apart.",
             )
         return made  # type: ignore[no-any-return]
+
+    def _refuse_without_feedback(self, made: Any, given: FactoryConfig, where: str) -> None:
+        held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+        lost = [
+            name
+            for name, parameter in self._parameters.items()
+            if self._kinds[name] == "feedback" and id(parameter) not in held
+        ]
+        if lost:
+            raise InputError(
+                f"{where}.factory",
+                f"{given.name!r}, which leaves out the feedback weights {', '.join(map(repr, lost))}",
+                "an optimiser of all that its block learns: without them it would hear an error that means nothing",
+                "To leave feedback as it starts, set feedback.q_rule to fixed.",
+            )
 
     def _make_scheduler(self, given: FactoryConfig, total_steps: int) -> LRScheduler:
         where = self.config.scheduler_key
@@ -161,7 +177,7 @@ class Updater:
         assert self.optimizer is not None
         sparse = [group for group in self.optimizer.param_groups if _has_sparse(group)]
         self.sparse = self.sparse or bool(sparse)
-        apart = sparse if self._chosen else []
+        apart = [*sparse, *filter(self._begins_late, self.optimizer.param_groups)] if self._chosen else []
         for group in apart:  # no fused step takes these: let torch choose
             group["fused"] = None
         self.optimizer.step()
@@ -172,6 +188,14 @@ class Updater:
         self.optimizer.zero_grad()
         for parameter in self._parameters.values():  # some of which the optimiser may have left out
             parameter.grad = None
+
+    def _begins_late(self, group: Mapping[str, Any]) -> bool:
+        """Return whether some parameters have their first gradient, others not: fused, torch's SGD fails then."""
+        assert self.optimizer is not None
+        if not group.get("momentum"):
+            return False
+        states = [self.optimizer.state.get(one, {}) for one in group["params"] if one.grad is not None]
+        return len({state.get("momentum_buffer") is not None for state in states}) > 1
 
     def advance(self) -> None:
         """Move the schedule on."""

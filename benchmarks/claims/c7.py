@@ -120,7 +120,10 @@ def accuracy_verdicts(places: Places) -> dict[str, Verdict | None]:
 
 
 def judge(result: Result) -> tuple[Verdict, str]:
-    """Judge by what is counted here, and by the verdicts of the claims about accuracy, as far as they are stored."""
+    """Reproduced if every network has an ``r`` that saves enough, and every claim about accuracy is reproduced.
+
+    Partly if some network has such an ``r``, whatever is known of accuracy.
+    """
     return judge_with(result, accuracy_verdicts(Places()))
 
 

@@ -18,9 +18,12 @@ from benchmarks.reporting import markdown_table, mean_and_spread
 POINTS = 0.5
 """A gap between mean accuracies that counts as none, in percentage points, whatever the spread."""
 STANDARD_ERRORS = 2
+MOST_POINTS = 2.0
+"""What spread can excuse at most: runs that scatter more can't show that a method matches."""
 CRITERION = (
     f"a method matches another where its mean test accuracy is behind by at most {POINTS} points, or by\n"
-    f"  {STANDARD_ERRORS} standard errors of the difference, whichever is more (*limit* in the tables)."
+    f"  {STANDARD_ERRORS} standard errors of the difference, whichever is more, but never more than {MOST_POINTS:g} "
+    "(*limit* in the tables)."
 )
 
 Cell = tuple[Setting, Method]
@@ -60,7 +63,7 @@ def gap_between(reference: Scores, scores: Scores) -> Gap:
     """Return how far scores are behind those of a reference."""
     points = statistics.fmean(reference) - statistics.fmean(scores)
     squares = [statistics.variance(one) / len(one) for one in (reference, scores) if len(one) > 1]
-    return Gap(points, max(POINTS, STANDARD_ERRORS * math.sqrt(sum(squares))))
+    return Gap(points, min(MOST_POINTS, max(POINTS, STANDARD_ERRORS * math.sqrt(sum(squares)))))
 
 
 def compare(cells: Iterable[Cell], settings: RunSettings) -> dict[str, Any]:

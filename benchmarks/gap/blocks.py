@@ -43,14 +43,17 @@ SWEEP = Sweep(
 
 
 def judge(result: Result) -> tuple[Verdict, str]:
-    """Reached if nowhere the default is more than a point behind backpropagation."""
+    """Reached if nowhere the default is more than a point behind itself with the fewest blocks."""
     parts, worst = [], 0.0
     for network in SWEEP.networks:
         losses = SWEEP.losses(result, READOUT.label, network)
-        worst = max(worst, *losses.values())
-        text = ", ".join(f"{loss:.2f} with {count}" for count, loss in losses.items())
-        parts.append(f"{network.label}: {text} blocks")
-    reason = f"Points that the default (readout) is behind backpropagation: {'; '.join(parts)}."
+        fewest, *more = losses
+        costs = {count: losses[count] - losses[fewest] for count in more}
+        worst = max(worst, *costs.values())
+        text = ", ".join(f"{cost:.2f} with {count}" for count, cost in costs.items())
+        behind = ", ".join(f"{loss:.2f}" for loss in losses.values())
+        parts.append(f"{network.label}: {text} (behind backpropagation: {behind})")
+    reason = f"Points that the default (readout) loses beside {fewest} blocks: {'; '.join(parts)}."
     return ("reached" if worst <= POINTS else "not reached"), reason
 
 

@@ -22,6 +22,8 @@ from lowdimfa.formats import nbytes
 from lowdimfa.partitioning import partition
 from lowdimfa.sending import format_between, sent_type
 
+MIDDLE = 1
+"""Of the rates that networks try."""
 NAMED: tuple[Activations, ...] = ("fp32", "bf16", "int8", "int4")
 
 
@@ -44,8 +46,8 @@ ROWS = {
 
 
 def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
-    """Train a network with each format and every seed, at the middle rate of its grid."""
-    own, update = ROWS[row], network.grid[len(network.grid) // 2]
+    """Train a network with each format and every seed, at a middle rate of its grid."""
+    own, update = ROWS[row], network.grid[MIDDLE]
     formats = [*NAMED, *map(RankConfig, own.ranks)]
     rules = [_with(own.rule, activations) for activations in formats[:most]]
     seeds = range(settings.seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.gap.networks import NETWORKS, Network
+from benchmarks.gap.networks import GRID, NETWORKS, Network
 from lowdimfa.models import cnn, vit
 
 _CIFAR = {"data": "CIFAR-10", "samples": 41_600, "target": 1.0}
@@ -12,10 +12,18 @@ _CIFAR = {"data": "CIFAR-10", "samples": 41_600, "target": 1.0}
 
 ROWS = {
     "mlp": replace(
-        NETWORKS["mlp"], label="MLP 4×512, Fashion-MNIST, full data, 40 epochs", samples=50_000, epochs=40
+        NETWORKS["mlp"],
+        label="MLP 4×512, Fashion-MNIST, full data, 40 epochs",
+        samples=50_000,
+        epochs=40,
+        grid=GRID,
     ),
     "cnn": replace(
-        NETWORKS["cnn"], label="CNN, Fashion-MNIST, full data, 20 epochs", samples=50_000, epochs=20
+        NETWORKS["cnn"],
+        label="CNN, Fashion-MNIST, full data, 20 epochs",
+        samples=50_000,
+        epochs=20,
+        grid=GRID,
     ),
     "cifar": Network(
         "CNN (two convolutions per block), 32-64-128 channels, CIFAR-10, full data, 15 epochs",

@@ -11,7 +11,7 @@ FORMATS = ("bf16", "int8")
 """In which activations, and a pipeline's gradients, may travel: a name ends in ``+bf16`` or ``+int8``."""
 
 ZERO_BUBBLE = ("interleaved-zero-bubble", "zero-bubble-h1", "zbv-zero-bubble")
-DELAYED = ("2bw", "2bw-nesterov")
+DELAYED = ("2bw", "2bw-whole", "2bw-nesterov")
 """Pipelines with gradients that don't wait, either."""
 
 LIMIT = "limit"
@@ -37,6 +37,8 @@ class Rival:
         For the class.
     packs
         Whether its tensors may travel in one of `FORMATS`.
+    replicates
+        Whether each process has the whole network: on one machine they are no more than its processor cores.
     number
         Letter and name of an option that its name may end in: ``r`` and ``factors`` for ``powersgd-r8``.
     """
@@ -48,6 +50,7 @@ class Rival:
     loses: str = "nothing; with +bf16 or +int8 the precision of both"
     options: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = True
+    replicates: bool = False
     number: tuple[str, str] | None = None
 
 
@@ -85,8 +88,13 @@ RIVALS: dict[str, Rival] = {
         "two_buffered:TwoBuffered",
         delay=_ONE_STEP,
     ),
+    "2bw-whole": Rival(
+        "the same without micro-batches, which 2 stages can do with two versions; more stages need as many, less one",
+        "two_buffered:TwoBuffered",
+        delay=_ONE_STEP,
+    ),
     "2bw-nesterov": Rival(
-        "the same with Nesterov's look-ahead against the delay (NAdam, momentum 0.99)",
+        "the first with Nesterov's look-ahead against the delay (NAdam, momentum 0.99)",
         "two_buffered:LookingAhead",
         delay=_ONE_STEP,
     ),
@@ -96,6 +104,7 @@ RIVALS: dict[str, Rival] = {
         sends="gradients of all weights",
         loses="nothing",
         packs=False,
+        replicates=True,
     ),
     "powersgd": Rival(
         "the same with PowerSGD: gradients as two factors, of rank 4 (powersgd-r8 for another)",
@@ -104,6 +113,7 @@ RIVALS: dict[str, Rival] = {
         loses="what the rank leaves out, which comes later by error feedback",
         options={"factors": 4},
         packs=False,
+        replicates=True,
         number=("r", "factors"),
     ),
     "diloco": Rival(
@@ -114,6 +124,7 @@ RIVALS: dict[str, Rival] = {
         loses="nothing",
         options={"inner_steps": 50},
         packs=False,
+        replicates=True,
         number=("h", "inner_steps"),
     ),
     LIMIT: Rival(
@@ -135,20 +146,23 @@ def configuration(name: str) -> dict[str, Any]:
         There is no such system.
     """
     base, plus, travel = name.partition("+")
-    if base not in RIVALS and (single := re.fullmatch(r"single-(\d+)(?:x(\d+))?(-recompute)?", base)):
-        options = {"threads": int(single[1]), "parts": int(single[2] or 1)}
-        options |= {"recompute": True} if single[3] else {}
-        rival = RIVALS["single"]
-    elif base in RIVALS and base != "single":
-        rival, options = RIVALS[base], {}
-    else:
-        rival, options = _numbered(base)
+    rival, options = _with_options(base)
     if plus and (travel not in FORMATS or not rival.packs):
         raise ValueError(name)
     return {"class": rival.made_by, "format": travel or "fp32", **rival.options, **options}
 
 
-def _numbered(name: str) -> tuple[Rival, dict[str, Any]]:
+def rival_of(name: str) -> Rival:
+    """Return the row of a system's name; see `configuration`."""
+    return _with_options(name.partition("+")[0])[0]
+
+
+def _with_options(name: str) -> tuple[Rival, dict[str, Any]]:
+    if name in RIVALS and name != "single":
+        return RIVALS[name], {}
+    if single := re.fullmatch(r"single-(\d+)(?:x(\d+))?(-recompute)?", name):
+        options = {"threads": int(single[1]), "parts": int(single[2] or 1)}
+        return RIVALS["single"], options | ({"recompute": True} if single[3] else {})
     base, _, number = name.rpartition("-")
     rival = RIVALS.get(base)
     if rival is None or rival.number is None or not re.fullmatch(rf"{rival.number[0]}[1-9]\d*", number):

@@ -18,7 +18,11 @@ NETWORKS = ("mlp", "cnn", "lm")
 FAST_MBIT = 1000
 """From here on links are those of a fast cluster."""
 
-_PIPELINES = {"1F1B": ("1f1b", "interleaved-1f1b"), "zero-bubble": ZERO_BUBBLE, "PipeDream-2BW": ("2bw",)}
+_PIPELINES = {
+    "1F1B": ("1f1b", "interleaved-1f1b"),
+    "zero-bubble": ZERO_BUBBLE,
+    "PipeDream-2BW": ("2bw", "2bw-whole"),
+}
 _WORDS = dict(zip(FORMATS, ("bfloat16", "8-bit integers"), strict=True))
 RIVALS: dict[str, tuple[str, ...]] = {
     "one process": ("single-",),

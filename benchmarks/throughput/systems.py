@@ -11,9 +11,17 @@ from typing import Any
 import yaml
 
 from benchmarks.throughput.networks import Network
-from benchmarks.throughput.places import Place
+from benchmarks.throughput.places import LocalPlace, Place
 from benchmarks.throughput.process import Answer, Team, WorkerError
-from benchmarks.throughput.registry import DELAYED, FORMATS, LIMIT, RIVALS, ZERO_BUBBLE, configuration
+from benchmarks.throughput.registry import (
+    DELAYED,
+    FORMATS,
+    LIMIT,
+    RIVALS,
+    ZERO_BUBBLE,
+    configuration,
+    rival_of,
+)
 
 START_SECONDS = 300.0
 STALENESS = (0, 1, 2)
@@ -28,6 +36,9 @@ VARIANTS = (WHOLE, LAYERS, f"{LAYERS}{WHOLE}")
 
 ELSEWHERE = ("powersgd", "diloco", "1f1b-recompute")
 """What nobody would choose where links are fast and memory suffices."""
+
+TWO_STAGES = f"2bw{WHOLE}"
+"""What more than 2 stages can't do."""
 
 MANY = 8
 """Blocks with which only those systems are measured that may be the best: a process of each takes 0.4 GB."""
@@ -71,14 +82,16 @@ def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
     every layer are left out: the others fill 20 GB by themselves.
     """
     ours, single = f"{OURS}1", f"single-{min(blocks, os.cpu_count() or 1)}"
+    delayed = [name for name in DELAYED if blocks == 2 or name != TWO_STAGES]
     if blocks >= MANY:
         packed = [f"{name}+int8" for name in (ours, "1f1b", "2bw")] if links else []
         apart = ["powersgd", "diloco"] if links else ["ddp"]
-        return [ours, f"{ours}{WHOLE}", single, "1f1b", "zero-bubble-h1", *DELAYED, *packed, *apart, LIMIT]
+        return [ours, f"{ours}{WHOLE}", single, "1f1b", "zero-bubble-h1", *delayed, *packed, *apart, LIMIT]
     if not links:
         names = [name for name in all_names(blocks, microbatches) if "+" not in name]
-        return [name for name in names if name not in ELSEWHERE and (blocks == 2 or LAYERS not in name)]
-    theirs = ["1f1b", *ZERO_BUBBLE[1:], *DELAYED]
+        left_out = ELSEWHERE if blocks == 2 else (*ELSEWHERE, TWO_STAGES)
+        return [name for name in names if name not in left_out and (blocks == 2 or LAYERS not in name)]
+    theirs = ["1f1b", *ZERO_BUBBLE[1:], *delayed]
     packed = [f"{name}+{travel}" for name in (ours, "1f1b", "zero-bubble-h1", "2bw") for travel in FORMATS]
     return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *packed, "powersgd", "diloco", LIMIT]
 
@@ -145,11 +158,13 @@ def start(
     """
 
     def plain(name: str) -> dict[str, Any]:
+        train: dict[str, Any]
         if not name.startswith(OURS):
-            return network.specification(blocks, real=real, **place.sections)
+            train = {"microbatches": 1} if name.partition("+")[0].endswith(WHOLE) else {}
+            return network.specification(blocks, real=real, train=train, **place.sections)
         base, plus, travel = name.removeprefix(OURS).partition("+")
         staleness, *variants = base.split("-")
-        train: dict[str, Any] = {"activations": travel} if plus else {}
+        train = {"activations": travel} if plus else {}
         if WHOLE[1:] in variants:
             train["microbatches"] = 1
         own = network.specification(blocks, int(staleness), real=real, train=train, **place.sections)
@@ -208,8 +223,11 @@ def _peer(name: str, plain: dict[str, Any], blocks: int, place: Place, real: boo
         return Team([place.worker(0, log, base)])
     exchange = place.folder / f"exchange-{log}"
     exchange.mkdir(exist_ok=True)
-    base |= {"world": blocks, "meet": place.meet(), "exchange": str(exchange)}
-    return Team([place.worker(rank, log, base | {"rank": rank}) for rank in range(blocks)])
+    world = blocks
+    if isinstance(place, LocalPlace) and rival_of(name).replicates:
+        world = min(blocks, os.cpu_count() or 1)
+    base |= {"world": world, "meet": place.meet(), "exchange": str(exchange)}
+    return Team([place.worker(rank, log, base | {"rank": rank}) for rank in range(world)])
 
 
 def _await(systems: Iterable[System]) -> None:

@@ -109,9 +109,13 @@ def _resolved(
     Raises
     ------
     InputError
-        There is no such rule; or one that needs the targets is asked for where blocks can't be told them.
+        There is no such rule; one that needs the targets is asked for where blocks can't be told them; or the error is to
+        enter at every layer of a form in which it doesn't.
     """
     if feedback.form != "broadcast":
+        if feedback.every_layer:
+            expected = "form 'broadcast', the only one whose error enters at every layer"
+            raise InputError("feedback.every_layer", f"True with form {feedback.form!r}", expected)
         return replace(feedback, q_rule="fixed")
     _refuse_unknown_identity(feedback)
     p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim

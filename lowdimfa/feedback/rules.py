@@ -109,7 +109,7 @@ class QRule(Kept):
 
     def deliver(self, error: Tensor) -> Tensor:
         """Return ``Q c`` for every sample, shape ``(batch, *positions, features)``."""
-        return error @ self.weights.t()
+        return error @ self.weights.detach().t()
 
     def accumulate_probe(self, moved: Tensor, response: Tensor) -> None:
         """Take in one probe.

@@ -102,7 +102,7 @@ class Delayed(Single):
     """One process that applies the gradients of its last weights but one."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        super().__init__(told | {"parts": 4})
+        super().__init__({"parts": 4} | told)
         self.older = deepcopy(self._model)
 
     def step(self, number: int) -> float:
@@ -146,6 +146,14 @@ def test_two_buffered_weights_learn_what_one_process_does_with_the_same_delay(
     assert losses(last)[:2] == pytest.approx([exact[0], expected[1]], rel=1e-6)
     assert abs(expected[-1] - exact[-1]) > 1e-3
     assert answers[0][1] == pytest.approx(reference.evaluate(""), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_stages_with_two_versions_of_the_weights_need_no_micro_batches(tmp_path: Path) -> None:
+    whole = {"specification": specification(microbatches=1)}
+    *_, last = train("2bw-whole", 2, (4, 2), tmp_path, **whole)
+    expected = Delayed(whole | {"parts": 1}).steps("", 0, 6)["losses"]
+    assert losses(last) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_pipeline_is_backpropagation_in_one_process_with_its_running_statistics(tmp_path: Path) -> None:

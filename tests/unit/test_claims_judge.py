@@ -54,7 +54,8 @@ def test_studies_of_both_generations(
     found, reason = study.judge(result(("network", means)))
     assert found == verdict
     assert f"{study.targets[0].method}: {50 - chosen[0]:.2f}" in reason
-    assert f"{study.pairs[0][0]} {means[study.pairs[0][0]] - first:.2f} ahead of" in reason
+    ahead = means[study.pairs[0][0]] - first
+    assert f"{study.pairs[0][0]} {abs(ahead):.2f} {'ahead of' if ahead > 0 else 'behind'} " in reason
 
 
 def test_targets_that_were_cut_are_not_judged() -> None:
@@ -154,10 +155,11 @@ def test_c8(low: Sequence[float], high: float, exact: float, verdict: str) -> No
 def test_a_gap_counts_as_none_within_half_a_point_or_two_standard_errors() -> None:
     assert gap_between(scores(50), scores(49.5)).matches
     assert not gap_between(scores(50), scores(49.4)).matches
-    noisy = [47.0, 49.0, 51.0]  # standard error 2 / √3; of the difference 1.156
-    gap = gap_between(scores(51), noisy)
-    assert gap.tolerance == pytest.approx(2 * (4 / 3 + 0.01 / 3) ** 0.5)
+    noisy = [48.0, 49.0, 50.0]  # standard error 1 / √3; of the difference 0.58
+    gap = gap_between(scores(50), noisy)
+    assert gap.tolerance == pytest.approx(2 * (1 / 3 + 0.01 / 3) ** 0.5)
     assert gap.matches
+    assert gap_between([29.0, 49.0, 69.0], scores(48)).tolerance == 2
     assert gap_between(noisy, scores(60)).matches
     assert gap_between(noisy, scores(60)).points == pytest.approx(-11)
 

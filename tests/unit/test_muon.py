@@ -137,6 +137,9 @@ def test_kinds_of_odd_layers() -> None:
     tied = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
     tied[1].weight = tied[0].weight
     assert kinds_of(tied) == {"0.weight": "embedding"}
+    between = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False))
+    between[2].weight = between[0].weight
+    assert kinds_of(between)["1.weight"] == "matrix"
     assert kinds_of(nn.Conv2d(4, 4, 3, groups=4), head=False)["weight"] == "other"
     attention = kinds_of(nn.MultiheadAttention(4, 2), head=False)
     assert [name for name, kind in attention.items() if kind == "matrix"] == [

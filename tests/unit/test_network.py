@@ -318,7 +318,88 @@ def test_computing_threads_are_put_back() -> None:
 def test_learned_feedback_starts_at_zero_only_where_a_tap_has_features_for_every_pixel() -> None:
     def largest(model: nn.Module, example: Tensor) -> list[float]:
         network = decouple(model, example, blocks=2, total_steps=1)
-        return [float(block.sites[-1].feedback.weights.abs().max()) for block in network.blocks]
+        return [float(block.sites[-1].feedback.weights.detach().abs().max()) for block in network.blocks]
 
     assert largest(cnn(1, [4, 4], 3, 8), torch.zeros(2, 1, 8, 8)) == [0.0]
     assert min(largest(mlp(6, 5, 3, 2), torch.zeros(2, 6))) > 0.0
+
+
+def of_trainable(parameters: list[nn.Parameter], **args: Any) -> torch.optim.Optimizer:
+    """Make an optimiser as most scripts do: of what requires a gradient."""
+    return torch.optim.AdamW([one for one in parameters if one.requires_grad], **args)
+
+
+def of_vectors(parameters: list[nn.Parameter], **args: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([one for one in parameters if one.dim() < 2], **args)
+
+
+def trained_by(factory: str, rule: str, steps: int = 3) -> dict[str, Tensor]:
+    inputs, targets = clusters(32, 1, (1, SIZE, SIZE))
+    update = UpdateConfig(FactoryConfig(factory, {"lr": 3e-3}))
+    training = TrainingConfig(total_steps=100, update=update)
+    feedback = FeedbackConfig(q_rule=rule)
+    network = decouple(
+        small_cnn(), inputs[:2], blocks=3, total_steps=100, feedback=feedback, training=training
+    )
+    for step in range(steps):
+        network.train_step(step, [(inputs, targets)])
+    return {
+        name: value.clone()
+        for block in network.blocks
+        for name, value in block.state().tensors.items()
+        if name.endswith("/Q")
+    }
+
+
+@pytest.mark.parametrize("rule", ["hebbian", "readout", "probed"])
+def test_a_factory_of_what_requires_a_gradient_trains_the_feedback_too(rule: str) -> None:
+    plain = trained_by("torch.optim.AdamW", rule)
+    filtered = trained_by(f"{__name__}:of_trainable", rule)
+    assert plain and plain.keys() == filtered.keys()
+    for name, value in plain.items():
+        assert value.abs().sum() > 0
+        torch.testing.assert_close(filtered[name], value)
+
+
+def test_a_factory_that_leaves_out_the_feedback_is_refused() -> None:
+    with pytest.raises(InputError, match=r"leaves out the feedback weights '0\.Q'"):
+        trained_by(f"{__name__}:of_vectors", "hebbian")
+    trained_by(f"{__name__}:of_vectors", "fixed")
+
+
+def test_as_many_micro_batches_as_the_settings_say_make_a_step() -> None:
+    inputs, targets = clusters(20, 1)
+    network = make_network(small_mlp(), inputs[:2], microbatches=2)
+    for parts in (1, 5):
+        batches = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        with pytest.raises(InputError, match=f"found {parts} micro-batches in step 0; expected 2"):
+            network.train_step(0, batches)
+    dataset = Dataset("digits", TensorSplit(inputs, targets), TensorSplit(inputs, targets), "classification")
+    with pytest.raises(InputError, match="Give TrainingConfig and BatchOrder the same number"):
+        InProcessTrainer(network, dataset, BatchOrder(20, 20, 5, 0)).run(0, 1)
+
+
+@pytest.mark.parametrize("form", ["local", "frozen", "backprop"])
+def test_the_error_enters_at_every_layer_of_the_broadcast_form_alone(form: str) -> None:
+    with pytest.raises(InputError, match=f"every_layer: found True with form '{form}'"):
+        make_network(small_mlp(), torch.randn(2, SIZE * SIZE), form=form, every_layer=True)
+
+
+class Scaled(nn.Module):
+    def __init__(self, learned: bool = True) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=learned)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(self.scale * outputs, targets)
+
+
+SCALED = Scaled()
+
+
+@pytest.mark.parametrize("loss", [SCALED, f"{__name__}:SCALED"], ids=["itself", "by path"])
+def test_a_loss_with_parameters_is_refused(loss: Any) -> None:
+    example = torch.randn(2, SIZE * SIZE)
+    with pytest.raises(InputError, match=r"train\.loss: found .*which has parameters"):
+        decouple(small_mlp(), example, blocks=2, total_steps=1, training=TrainingConfig(1, loss=loss))
+    decouple(small_mlp(), example, blocks=2, total_steps=1, training=TrainingConfig(1, loss=Scaled(False)))

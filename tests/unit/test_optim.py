@@ -248,6 +248,24 @@ def test_sparse_gradients_are_applied_as_in_plain_torch(factory: str, args: dict
     assert pack_state(updater).scalars["groups"] == settings
 
 
+def test_gradients_that_begin_late_are_applied_as_in_plain_torch() -> None:
+    args = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    ours, plain = ([nn.Parameter(_normal(3, 2, seed=seed)) for seed in (0, 1)] for _ in range(2))
+    updater = Updater(
+        dict(zip("ab", ours, strict=True)), ours, UpdateConfig(FactoryConfig("torch.optim.SGD", args)), STEPS
+    )
+    reference = torch.optim.SGD(plain, **args)
+    for step in range(6):
+        for number in range(1 + (step in (2, 4))):  # as an expert that is seldom asked
+            for parameters in (ours, plain):
+                parameters[number].grad = _normal(3, 2, seed=10 * step + number)
+        updater.step()
+        reference.step()
+        reference.zero_grad()
+    torch.testing.assert_close(ours, plain)
+    assert updater.optimizer is not None and updater.optimizer.param_groups[0]["fused"]
+
+
 def test_a_fused_step_that_was_asked_for_is_not_undone_for_sparse_gradients() -> None:
     embedding = nn.Embedding(9, 4, sparse=True)
     update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1, "fused": True}))

@@ -250,3 +250,14 @@ def test_an_embedding_stays_with_what_follows_unless_more_blocks_are_asked_for()
     )
     assert [plan.name for plan in partition(model, 3, example)] == ["0", "2", "3"]
     assert [plan.name for plan in partition(model, 4, example)] == ["0", "1", "2", "3"]
+
+
+def test_blocks_whose_parameters_lie_in_one_memory_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    model[2].weight = nn.Parameter(model[0].weight.data)  # as some libraries tie weights
+    refused(model, 2, "0.weight in block 0, which block 1 shares as 2.weight", example=torch.randn(2, 4))
+    partition(model, 1, torch.randn(2, 4))
+    flat = torch.randn(32)  # parts of one memory that don't overlap are no ties
+    for layer, part in zip((model[0], model[2]), flat.chunk(2), strict=True):
+        layer.weight = nn.Parameter(part.view(4, 4))
+    partition(model, 2, torch.randn(2, 4))

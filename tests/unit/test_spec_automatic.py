@@ -9,6 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.spec import Specification, parse_specification, to_yaml
 from lowdimfa.services.spec.automatic import with_microbatches
 from lowdimfa.services.spec.load import parse_text
@@ -30,6 +32,9 @@ def specification(blocks: Any = 2, batch: int = 128, **sections: Any) -> Specifi
         ({"blocks": 8}, 8),
         ({"blocks": 1}, 1),
         ({"train": {"staleness": 1}}, 1),
+        ({"train": {"staleness": 1}, "blocks": 5}, 4),
+        ({"train": {"staleness": 2}, "blocks": 5}, 2),
+        ({"train": {"staleness": 1}, "blocks": 12}, 8),
         ({"feedback": {"form": "backprop"}}, 1),
         ({"batch": 126}, 3),
         ({"batch": 8}, 1),
@@ -44,6 +49,27 @@ def test_the_number_follows_from_the_rest(settings: dict[str, Any], number: int)
     assert found.train.microbatches == number
     kept = to_yaml(found)
     assert f"microbatches: {number}\n" in kept and parse_text(kept, "spec.yaml") == found
+
+
+def samples_per_second(blocks: int, staleness: int, parts: int, share: float) -> float:
+    """Simulate blocks alike, each with a core; a part takes a fixed share of a batch's time, and the rest by its size."""
+    part = share + (1 - share) / parts
+    costs = (BlockCosts(forward=0.01 * part, update=0.02 * part, step=0.0),) * blocks
+    nothing = (0.0,) * (blocks - 1)
+    setting = Setting(costs, parts, 1, activation_bytes=nothing, error_bytes=0.0)
+    return simulate(setting, f"staleness-{staleness}").samples_per_second / parts
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 6, 8, 16])
+def test_it_is_near_the_best_that_the_simulator_finds(blocks: int) -> None:
+    for staleness in (0, 1, 2):
+        chosen = specification(blocks, 840, train={"staleness": staleness}).train.microbatches
+        for share in (0.02, 0.2):
+            rates = {
+                parts: samples_per_second(blocks, staleness, parts, share)
+                for parts in (1, 2, 4, 8, 32, chosen)
+            }
+            assert rates[chosen] >= 0.8 * max(rates.values())
 
 
 @example(4589, 8, 0, 1)  # 13 · 353
