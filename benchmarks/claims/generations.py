@@ -123,9 +123,10 @@ def _apart(gap: Gap) -> str:
 def with_grids(setting: Setting) -> Setting:
     """Return a network with `TRIALS` for every method: rates, decays, and for some a rate of the feedback.
 
-    By the decays other than the first one, what has started or was learned is forgotten `FORGETTING` times within the
-    run, whatever the rate. Learned feedback of the first generation needs that to align; all others can use it. Where
-    feedback has a rate of its own, which has no decay, ten times the weights' is tried in place of a higher one of both.
+    By the decays other than the first one, what decays forgets `FORGETTING` times within the run, whatever the rate.
+    Learned feedback of the first generation needs that to align; all others can use it. The authors give feedback of
+    ``normative`` no decay, and a rate many times the weights', which is tried last; that of ``local`` has the weights'
+    rate and decay, and none is tried last.
     """
     low, high = (update.rate for update in setting.grid[:2])
     decay = setting.grid[0].weight_decay
@@ -137,12 +138,11 @@ def with_grids(setting: Setting) -> Setting:
         return max(decay, float(f"{at_high * high / rate:.3g}"))
 
     tried = (Update(low, decay), Update(low, forgetting(low)), Update(low / 2, forgetting(low / 2)))
-    fast = Update(low, forgetting(low), 10 * low)
-    return replace(
-        setting,
-        grid=(*tried, Update(high, forgetting(high))),
-        factored_grid=(*(replace(update, feedback_rate=update.rate) for update in tried), fast),
-    )
+    forgets = tried[1]
+    without_decay = tuple(replace(update, feedback_rate=update.rate) for update in tried)
+    normative = (*without_decay, replace(forgets, feedback_rate=10 * low))
+    grids = (("normative", normative), ("local", (*tried, without_decay[1])))
+    return replace(setting, grid=(*tried, Update(high, forgetting(high))), grids=grids)
 
 
 def fit(setting: Setting, steps: float, cut: list[str]) -> Setting:
@@ -172,10 +172,10 @@ def _affordable(settings: RunSettings, step: float, cells: Sequence[Cell], first
 
 
 _NOTES = """\
-`normative` reads the weights at every step, and starts again from them twice an epoch; its feedback has a rate of its
-own and no decay. `local` reads them at the start; its feedback has the weights' rate and decay, and so has the first
-generation's, which never reads any, and whose `P` learns by Oja's rule from errors of trace 1. Gradients of feedback
-aren't clamped. *Best epoch*: test accuracy after the epoch that was best in validation."""
+`normative` reads the weights at every step, and starts again from them twice an epoch; `local` reads them at the start;
+the first generation never, and its `P` learns by Oja's rule from errors of trace 1. Feedback has the weights' rate and
+decay, but where it has a rate of its own: then no decay. Its gradients aren't clamped. *Best epoch*: test accuracy
+after the epoch that was best in validation."""
 
 
 def tables(result: Result) -> str:

@@ -13,8 +13,6 @@ from lowdimfa.chain.config import ChainQRule, Start
 WITH_ERROR_DIM = ("low-dimensional", "direct", "normative", "local")
 FACTORED = ("normative", "local")
 """The second generation, whose ``Q`` and ``P`` are factors of the weights."""
-OWN_RATE = "normative"
-"""The rule of it whose ``Q`` and ``P`` its authors give a rate of their own, without decay; `local` has the weights'."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,6 @@ class Method:
     def is_factored(self) -> bool:
         """Whether ``Q`` and ``P`` learn as the second generation has it."""
         return self.rule in FACTORED
-
-    @property
-    def has_own_rate(self) -> bool:
-        """Whether they do at a rate of their own."""
-        return self.rule == OWN_RATE
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the conversion beside rule and ``r``, as far as the rule has a use for them."""

@@ -24,7 +24,7 @@ FEWEST_STEPS = 4
 
 @dataclass(frozen=True)
 class Update:
-    """What AdamW is given, for weights and feedback alike, unless there is a rate for feedback: then without decay."""
+    """What AdamW is given, for weights and feedback alike; feedback with a rate of its own has no decay."""
 
     rate: float
     weight_decay: float = WEIGHT_DECAY
@@ -60,8 +60,8 @@ class Setting:
         Samples of a step.
     grid
         Learning rates and weight decays that every method tries.
-    factored_grid
-        What methods whose ``Q`` and ``P`` have a rate of their own try instead: as many.
+    grids
+        What methods of some rules try instead, by rule: as many.
     is_augmented
         Whether images are cropped at random, out of 4 more pixels around, and flipped.
     large
@@ -77,7 +77,7 @@ class Setting:
     batch_size: int = 128
     grid: tuple[Update, ...] = GRID
     classes: int = 10
-    factored_grid: tuple[Update, ...] = ()
+    grids: tuple[tuple[str, tuple[Update, ...]], ...] = ()
     is_augmented: bool = False
     large: Setting | None = None
 
@@ -129,7 +129,7 @@ class Setting:
 
     def configuration(self) -> dict[str, Any]:
         """Return everything that decides the figures, as plain data."""
-        factored = {"grid_with_feedback_rates": [asdict(update) for update in self.factored_grid]}
+        grids = {f"grid of {rule}": list(map(asdict, grid)) for rule, grid in self.grids}
         folder = "lowdimfa.models" if self.model.__module__.startswith("lowdimfa") else self.model.__module__
         return {
             "model": f"{folder}.{self.model.__name__}{self.arguments}",
@@ -142,7 +142,7 @@ class Setting:
             "optimizer": "AdamW, for W and Q",
             "scheduler": "OneCycleLR, max_lr the rate",
             "grid": [asdict(update) for update in self.grid],
-            **(factored if self.factored_grid else {}),
+            **grids,
             **({"augmented": "random crops out of 4 more pixels, flips"} if self.is_augmented else {}),
             "validation": f"the last {VALIDATION:.4f} of the training split, first seed",
             "precision": "fp32",

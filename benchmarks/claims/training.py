@@ -88,7 +88,7 @@ def train(setting: Setting, method: Method, update: Update, seed: int, device: t
 
 
 def _groups(model: nn.Module, method: Method, update: Update) -> Any:
-    if method.has_own_rate and update.feedback_rate is not None:
+    if method.is_factored and update.feedback_rate is not None:
         return parameter_groups(model, lr=update.rate, feedback_lr=update.feedback_rate)
     return [{"params": list(model.parameters()), "lr": update.rate}]
 

@@ -55,7 +55,7 @@ def runs_of(setting: Setting, method: Method, settings: RunSettings) -> tuple[Ru
     One run for every entry with the first seed, one for every other seed. Those with the best entry have a test
     accuracy.
     """
-    grid = setting.factored_grid if method.has_own_rate and setting.factored_grid else setting.grid
+    grid = dict(setting.grids).get(method.rule, setting.grid)
     trials = [Trial(setting, method, update, 0, settings) for update in grid]
     tried = [trial.validated() for trial in trials]
     best = max(range(len(tried)), key=lambda index: tried[index].validation)

@@ -58,9 +58,11 @@ def test_the_classifier_and_the_embedding_are_exact_and_joint_projections_have_t
 @pytest.mark.parametrize("setting", [DEEP_MLP, DEEP_MLP_NORMALISED, VGG, VIT], ids=lambda one: one.label)
 def test_both_generations_have_as_many_trials(setting: generations.Setting) -> None:
     found = with_grids(setting)
-    assert len(set(found.grid)) == len(set(found.factored_grid)) == generations.TRIALS
+    grids = dict(found.grids)
+    assert grids.keys() == {"normative", "local"}
+    assert all(len(set(grid)) == generations.TRIALS for grid in (found.grid, *grids.values()))
     assert all(update.feedback_rate is None for update in found.grid)
-    assert all(update.feedback_rate for update in found.factored_grid)
+    assert all(update.feedback_rate for update in grids["normative"])
 
 
 def test_batch_normalisation_comes_before_every_relu() -> None:
