@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowdimfa import FeedbackConfig, decouple
+from lowdimfa.config import TrainingConfig
 from lowdimfa.cost import _Operations
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
@@ -146,7 +147,10 @@ def test_layers_in_place_give_the_bits_of_others(feedback: FeedbackConfig) -> No
     states, losses = [], []
     for model in (in_place(), out_of_place()):
         x = inputs()
-        network = decouple(model, x[:2], blocks=["1", "3"], total_steps=3, feedback=feedback)
+        training = TrainingConfig(3, microbatches=2)
+        network = decouple(
+            model, x[:2], blocks=["1", "3"], total_steps=3, feedback=feedback, training=training
+        )
         losses.append([network.train_step(step, [(x, TARGETS)] * 2).loss for step in range(3)])
         losses[-1].append(network.evaluate([(x, TARGETS)]).loss)
         states.append(network.state_dict())
