@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.calling import FACTORY_KEY
+from lowdimfa.emptied import address, is_plain
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer, named_tensors
 from lowdimfa.trace import TracedLayer
@@ -97,7 +98,7 @@ def refuse_shared(blocks: Sequence[Sequence[Layer]]) -> None:
     InputError
         Two do.
     """
-    owners: dict[int, tuple[int, str]] = {}
+    owners: dict[tuple[int, int], tuple[int, str]] = {}
     for index, layers in enumerate(blocks):
         for layer in layers:
             for name, tensor in named_tensors(layer.module, layer.name):
@@ -111,7 +112,9 @@ def refuse_shared(blocks: Sequence[Sequence[Layer]]) -> None:
                     )
 
 
-def _place(tensor: Tensor) -> int:
+def _place(tensor: Tensor) -> tuple[int, int]:
     """Return what two tensors have in common that are one, or begin at one place in memory, as two parameters may."""
-    has_memory = tensor.layout == torch.strided and tensor.device.type != "meta"
-    return (has_memory and tensor.data_ptr()) or id(tensor)
+    if not is_plain(tensor):
+        return id(tensor), 0
+    with torch._C.DisableTorchFunction():  # nothing is read: the values need not be there
+        return address(tensor), int(tensor.storage_offset())

@@ -149,7 +149,9 @@ def _one_step(
     shape = error_shape(blocks, bench.feedback)
     rehearsal = Rehearsal(specification, blocks, bench, [*learning, head], rebuild, shape)
     network = DecoupledNetwork(learning, head, bench.feedback)
-    return rehearsal if rehearsal.step(lambda: network.train_step(0, bench.batches), when) else None
+    return (
+        rehearsal if rehearsal.step(lambda: network.train_step(0, bench.batches, trial=True), when) else None
+    )
 
 
 def _samples(number: int) -> str:

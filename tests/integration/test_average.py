@@ -56,8 +56,8 @@ def test_it_is_torchs_average_of_the_weights_after_every_step_in_every_form(
     courses: dict[DecoupledNetwork, AveragedModel] = {}  # the rehearsal has a network of its own
     plain = DecoupledNetwork.train_step
 
-    def followed(network: DecoupledNetwork, *arguments: Any) -> StepResult:
-        result = plain(network, *arguments)
+    def followed(network: DecoupledNetwork, *arguments: Any, **others: Any) -> StepResult:
+        result = plain(network, *arguments, **others)
         model = mlp(**SPECIFICATION["model"]["args"])
         model.load_state_dict(network.state_dict())
         if network not in courses:
