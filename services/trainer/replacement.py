@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+import psutil
 from ray.cloudpickle import dumps
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
@@ -16,12 +18,15 @@ from lowdimfa.services.recovery.policy import End, GoOn, Rules, TrainerLost, dec
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.actor import Outcome, TrainerActor, end, follow
+from lowdimfa.services.trainer.families import lives
 from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import opened, targets_file
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 PAUSE_LOOK = 0.1
 """Seconds between looks at whether a pause is no longer wanted."""
+END_SECONDS = 5.0
+"""Longest wait for a killed trainer's process."""
 
 
 def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
@@ -48,6 +53,10 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
             raise  # of its own making
         except RayError as error:  # an actor that died, or one that Ray killed for its memory
             lost_at, cause = time.time(), error
+        except KeyboardInterrupt:
+            end(trainer)
+            following.await_end()
+            raise
         finally:
             end(trainer)
         following.catch_up()
@@ -82,6 +91,7 @@ class _Following:
     def __init__(self, place: str, sink: Sink) -> None:
         self.place, self.folder, self.sink = place, work_dir(place), sink
         self.step = 0
+        self._process: psutil.Process | None = None
         self._journal = Journal(self.folder)
         # As this process sees it, which may not have the trainer's disk: the trainer's own positions say nothing here.
         self._position = self._journal.end()
@@ -99,7 +109,16 @@ class _Following:
             for event in events:
                 self._take(event)
 
+    def await_end(self) -> None:
+        """Wait until a killed trainer of this machine has ended, so that it logs nothing after its end is noted."""
+        deadline = time.monotonic() + END_SECONDS
+        while self._process is not None and lives(self._process) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def _take(self, event: Event) -> None:
+        if event["event"] == "started":
+            with suppress(psutil.Error):
+                self._process = psutil.Process(event["pids"]["trainer"])
         if not event["event"].startswith(
             "checkpoint"
         ):  # which is of an earlier step than the run has come to

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
 
+from lowdimfa.config import TrainingConfig
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import decouple
@@ -171,9 +172,9 @@ def test_a_split_of_ones_own_is_seeded_around_each_call(make: Callable[[], Datas
 def test_an_item_is_read_once_in_a_process_and_the_users_generators_stay_as_they_were() -> None:
     train, test = turned()
     dataset = as_dataset((train, test), "data.factory")
-    network = decouple(
-        nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)), torch.zeros(2, 16), blocks=2, total_steps=4
-    )
+    layers = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    training = TrainingConfig(4, microbatches=2)
+    network = decouple(layers, torch.zeros(2, 16), blocks=2, total_steps=4, training=training)
     trainer = InProcessTrainer(network, dataset, BatchOrder(SAMPLES, BATCH, 2, seed=0))
     train.read.clear(), test.read.clear()
     numpy.random.normal()  # leaves a second number waiting
