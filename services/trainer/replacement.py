@@ -116,7 +116,7 @@ class _Following:
             time.sleep(0.01)
 
     def _take(self, event: Event) -> None:
-        if event["event"] == "started":
+        if event["event"] == "started" and "pids" in event:
             with suppress(psutil.Error):
                 self._process = psutil.Process(event["pids"]["trainer"])
         if not event["event"].startswith(
