@@ -210,7 +210,7 @@ def draw(result: Result) -> Figure:
     )
     axes.set_xticks(range(len(shown)), [network.label.replace(", ", ",\n") for network in shown], fontsize=8)
     axes.set_ylabel("gap to backpropagation\n(in targets; lower is better)")
-    axes.legend(ncols=3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=6, fontsize=8)
     return figure
 
 
