@@ -1,6 +1,6 @@
 """How fast a network trains where each process has so much memory and no more, beside pipelines that recompute.
 
-``python -m benchmarks.memory_limit --limits-mib 600,800,1200 --write`` trains with one batch size, cut into more and
+``python -m benchmarks.memory_limit --limits-mib 400,500,700 --write`` trains with one batch size, cut into more and
 more micro-batches. Each cut is measured with all systems side by side, as by ``python -m benchmarks.throughput``, in
 processes that were started for it: *peak* is ``VmHWM`` of the largest, which has torch (and here Ray) in it. This
 runtime is also measured with a window of as few micro-batches as keep its blocks busy, in place of all that staleness
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=2, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=1024, help="samples of a step (%(default)s)")
     parser.add_argument("--parts", type=_numbers, default=[4, 16, 64], help="micro-batches (4,16,64)")
-    parser.add_argument("--limits-mib", type=_numbers, default=[600, 800, 1200], help="(600,800,1200)")
+    parser.add_argument("--limits-mib", type=_numbers, default=[400, 500, 700], help="(400,500,700)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each system (%(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a turn (%(default)s)")
     offer_output(parser)
