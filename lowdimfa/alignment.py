@@ -132,7 +132,10 @@ def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> B
     ours, true = (torch.cat([_dense(value).flatten().float() for value in each]) for each in (update, truth))
     norms = float(ours.norm()), float(true.norm())
     cosine = float(ours @ true) / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)
-    return BlockAlignment(index, cosine, math.degrees(math.acos(max(-1.0, min(1.0, cosine)))), *norms)
+    cosine = max(
+        min(cosine, 1.0), -1.0
+    )  # rounding may take it past 1; in this order what is no number stays none
+    return BlockAlignment(index, cosine, math.degrees(math.acos(cosine)), *norms)
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def build_head(
         module,
         _updater(plan, module, sites, training, is_head=True),
         make_projection(shape, feedback, training),
-        Objective.of(training, task),
+        Objective.of(training, task, device),
         sites,
         StageConfig.of(training, feedback),
         [*parts.starts, apart] if separate else parts.starts,

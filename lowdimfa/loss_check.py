@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -47,6 +48,14 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
         raise InputError(
             "train.loss", f"a loss that returns {returned}", "a scalar tensor, the mean over the samples"
         )
+    if _adds_up(loss, outputs, targets):
+        raise InputError(
+            "train.loss",
+            "a loss that adds up over the samples: of three times as many it is three times as large",
+            "the mean over the samples",
+            "Divide it by their number, or leave out reduction='sum': here gradients are means over a whole batch, in "
+            "however many micro-batches it is computed.",
+        )
     if not value.requires_grad:
         raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")
     if _mixes_samples(loss, outputs, targets, value, counted):
@@ -55,6 +64,21 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "train.loss", found, "outputs and targets of one shape", "Other shapes are broadcast."
         )
     return value.detach()
+
+
+def _adds_up(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether a loss is the sum over its samples, and not their mean; on made-up outputs, where it isn't 0."""
+    generator = torch.Generator().manual_seed(0)
+    made_up = torch.rand(outputs.shape, generator=generator).to(outputs)
+    try:
+        with torch.no_grad():
+            once, thrice = (
+                float(loss(made_up.repeat(times, *[1] * (outputs.dim() - 1)), torch.cat([targets] * times)))
+                for times in (1, 3)
+            )
+    except Exception:  # one that takes batches of one size alone, say: training will tell
+        return False
+    return once != 0 and math.isclose(thrice, 3 * once, rel_tol=1e-4)
 
 
 def _left_as_they_are(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +28,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = IGNORED) 
     InputError
         A target is no class that the logits have room for.
     """
+    shape, found = tuple(logits.shape[:-1]), tuple(targets.shape)
+    if found not in (shape, (*shape, 1)):
+        raise ValueError(f"logits of shape {tuple(logits.shape)}, their classes last, and targets of {found}")
     try:
         return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index)
     except IndexError:
@@ -78,7 +82,7 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
         loss has parameters, which nothing would train.
     """
     if not isinstance(name, str):
-        return _without_parameters(name, type(name).__name__)
+        return without_parameters(name)
     name = _DEFAULTS[task] if name == "auto" else name
     if name == "cross_entropy":
         return partial(cross_entropy, ignore_index=ignore_index)
@@ -89,14 +93,20 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
         return LOSSES[name]
     if "." not in name and ":" not in name:
         raise InputError("train.loss", repr(name), f"auto, {', '.join(LOSSES)}, or an import path")
-    return _without_parameters(resolve(name, "train.loss"), name)
+    return without_parameters(resolve(name, "train.loss"))
 
 
-def _without_parameters(loss: Loss, name: str) -> Loss:
+def without_parameters(loss: Loss, where: str = "train.loss") -> Loss:
+    """Return a loss that has no parameters.
+
+    Raises
+    ------
+    InputError
+        It has some, which nothing would train.
+    """
     if isinstance(loss, nn.Module) and any(one.requires_grad for one in loss.parameters()):
-        raise InputError(
-            "train.loss", f"{name!r}, which has parameters", "one without: nothing would train them"
-        )
+        expected = "one without: nothing would train them"
+        raise InputError(where, f"a {type(loss).__name__} with parameters", expected)
     return loss
 
 
@@ -107,7 +117,8 @@ def counts(name: str | Loss, task: Task, ignore_index: int) -> Callable[[Tensor]
 
 
 def _counted(ignore_index: int, targets: Tensor) -> Tensor | None:
-    return None if targets.is_floating_point() else targets != ignore_index
+    # In torch a number that is compared with uint8 becomes uint8, which would make -100 class 156.
+    return None if targets.is_floating_point() else targets.long() != ignore_index
 
 
 def is_cross_entropy(name: str | Loss, task: Task) -> bool:
@@ -153,7 +164,7 @@ def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IG
     """
     if targets.is_floating_point():
         return
-    targets = targets[targets != ignore_index]
+    targets = targets[targets.long() != ignore_index]
     if targets.numel() == 0:
         return
     low, high = (int(value) for value in torch.aminmax(targets))
@@ -238,10 +249,13 @@ class Objective:
         return loss.detach(), error / self.microbatches
 
     @classmethod
-    def of(cls, training: TrainingConfig, task: Task) -> Objective:
-        """Return what a network is trained for."""
+    def of(cls, training: TrainingConfig, task: Task, device: torch.device | None = None) -> Objective:
+        """Return what a network is trained for; a loss with tensors, such as weights of classes, has them on a device."""
         settings = training.loss, task, training.ignore_index
-        return cls(make_loss(*settings), task, counts(*settings), training.microbatches)
+        loss = make_loss(*settings)
+        if isinstance(loss, nn.Module) and device is not None:
+            loss = deepcopy(loss).to(device)
+        return cls(loss, task, counts(*settings), training.microbatches)
 
 
 def precise(outputs: Tensor) -> Tensor:

@@ -17,7 +17,34 @@ if TYPE_CHECKING:
 _STRUCTURE = ("params", "param_names")
 """Entries of a parameter group that say what is in it; a newly built optimiser has its own."""
 
+_ANEW = "Resume with {}, or begin a new run with the weights of this one (lowdimfa export, model.weights)."
+_PLANNED = {"lr", "initial_lr", "momentum", "betas"}
+"""Settings that schedules change."""
+
 _RESUMED = "one that follows from the checkpoint"
+
+
+def settings_of(updater: Updater) -> State:
+    """Return the settings of an optimiser's groups, to be kept: what the specification says, before any schedule."""
+    encoder = Encoder(f"{updater.config.optimizer_key}.factory")
+    own = next(iter(updater.parameters))
+    groups = [
+        encoder.encode(_settings(group), "optimizer", f"built group {place} with {own}")
+        for place, group in enumerate(_saved(updater)["param_groups"])
+    ]
+    return State(_copies(encoder), {"groups": groups, "scheduler": None})
+
+
+def schedule_of(updater: Updater, settings: State) -> State:
+    """Return the settings of an optimiser with those of its new schedule."""
+    encoder = Encoder(f"{updater.config.scheduler_key}.factory")
+    own = next(iter(updater.parameters))
+    schedule = encoder.encode(updater.scheduler.state_dict(), "scheduler", f"built with {own}")  # type: ignore[union-attr]
+    return State(settings.tensors | _copies(encoder), settings.scalars | {"scheduler": schedule})
+
+
+def _copies(encoder: Encoder) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in encoder.tensors.items()}
 
 
 def pack_state(updater: Updater) -> State:
@@ -29,8 +56,8 @@ def pack_state(updater: Updater) -> State:
         By the names with which the plain data refers to them, ``optimizer/<parameter>/<key>`` and the like.
     scalars
         ``parameters``: what the optimiser keeps of each parameter, by name. ``groups``: the names in each parameter
-        group, and its settings. ``rest``: what else it keeps. ``scheduler``: the schedule's state. ``factories``: of
-        what these are the state.
+        group, and its settings now and as they were built. ``rest``: what else it keeps. ``scheduler``,
+        ``built_scheduler``: the schedule's state, the same. ``factories``: of what these are the state.
 
     Raises
     ------
@@ -44,6 +71,7 @@ def pack_state(updater: Updater) -> State:
     saved = _saved(updater)
     names = _names(updater, saved)
     own = next(iter(updater.parameters))  # names what belongs to the block as a whole
+    built = updater.built.scalars["groups"]
     encoder = Encoder(key)
     state = saved.get("state", {})
     parameters = {
@@ -58,6 +86,7 @@ def pack_state(updater: Updater) -> State:
         {
             "names": [names[number] for number in group["params"]],
             "settings": encoder.encode(_settings(group), "optimizer", f"group {place} with {own}"),
+            "built": built[place] if place < len(built) else None,  # of one that was added later
         }
         for place, group in enumerate(saved["param_groups"])
     ]
@@ -70,8 +99,9 @@ def pack_state(updater: Updater) -> State:
         "rest": kept_rest,
         "scheduler": schedule,
         "factories": _factories(updater),
+        "built_scheduler": updater.built.scalars["scheduler"],
     }
-    return State(encoder.tensors | of_schedule.tensors, scalars)
+    return State(encoder.tensors | of_schedule.tensors | updater.built.tensors, scalars)
 
 
 def load_state(updater: Updater, tensors: Mapping[str, Tensor], scalars: Sequence[Mapping[str, Any]]) -> None:
@@ -86,10 +116,14 @@ def load_state(updater: Updater, tensors: Mapping[str, Tensor], scalars: Sequenc
     scalars
         Of the block, or where the blocks were cut otherwise of each block that had some of the parameters.
 
+    Settings that were built otherwise than those of the state are what the user has changed: these are taken, unless a
+    schedule has planned its course from the old ones.
+
     Raises
     ------
     InputError
-        The state is that of another optimiser or schedule; or blocks that are now one had different settings.
+        The state is that of another optimiser or schedule, or of a schedule with other arguments or from another
+        learning rate; or blocks that are now one had different settings.
     """
     if updater.optimizer is None:
         return
@@ -138,6 +172,7 @@ class _Restoring:
             states = [state["scheduler"] for state in self._scalars]
             where = f"{self._updater.config.scheduler_key}.factory"
             current = scheduler.state_dict()
+            self._require_same_schedule(current)
             scheduler.load_state_dict(self._agreed(states, current, where, "schedules in different states"))
 
     def _entries(self, name: str, data: Any, current: Any = None) -> Any:
@@ -176,7 +211,40 @@ class _Restoring:
         settings = [group["settings"] for _, group in found]
         mixed = "one group of parameters that had different settings"
         agreed: dict[str, Any] = self._agreed(settings, _settings(fresh), where, mixed)
-        return dict(fresh) | agreed
+        built = [group["built"] for _, group in found]
+        if None in built or place >= len(self._updater.built.scalars["groups"]):
+            return dict(fresh) | agreed
+        return (
+            dict(fresh) | agreed | self._changed(place, self._agreed(built, _settings(fresh), where, mixed))
+        )
+
+    def _changed(self, place: int, then: dict[str, Any]) -> dict[str, Any]:
+        """Return those of a group's settings that the specification has otherwise than it had."""
+        own = self._updater.built
+        now = decode(own.scalars["groups"][place], own.tensors, _settings(self._fresh["param_groups"][place]))
+        changed = {key: value for key, value in now.items() if key not in then or not same(value, then[key])}
+        if planned := sorted(_PLANNED & changed.keys() if self._updater.scheduler is not None else ()):
+            key = planned[0]
+            raise InputError(
+                f"{self._updater.config.optimizer_key}.args",
+                f"{key} {now[key]!r} in a run that is resumed",
+                f"{then.get(key)!r}, from which its schedule has planned its course",
+                _ANEW.format("that"),
+            )
+        return changed
+
+    def _require_same_schedule(self, current: Any) -> None:
+        own, where = self._updater.built, self._updater.config.scheduler_key
+        now = decode(own.scalars["scheduler"], own.tensors, current)
+        built = [state["built_scheduler"] for state in self._scalars]
+        then = self._agreed(built, current, f"{where}.factory", "schedules in different states")
+        for key in (key for key, value in now.items() if key not in then or not same(value, then[key])):
+            raise InputError(
+                f"{where}.args",
+                f"other arguments in a run that is resumed ({key}: {now[key]!r})",
+                f"those from which its schedule has planned its course ({then.get(key)!r})",
+                _ANEW.format("those"),
+            )
 
     def _rest(self) -> dict[str, Any]:
         current = {

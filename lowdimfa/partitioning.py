@@ -16,6 +16,7 @@ from lowdimfa.boundaries import BLOCKS_KEY, cuts_at, refuse_end, refuse_set, ref
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer, as_module, list_layers
+from lowdimfa.losses import validate_tokens
 from lowdimfa.trace import TracedLayer, trace
 from lowdimfa.values import ONE, Inputs, Ports, TensorType, Types, entering, some_tensor
 
@@ -177,10 +178,13 @@ def partition(
     ------
     InputError
         The layers can't be listed or don't fit together, they leave out what the model does, there are
-        fewer places to cut than asked for, a boundary is unknown, or two blocks would share a tensor.
+        fewer places to cut than asked for, a boundary is unknown, two blocks would share a tensor, or the embedding has
+        no room for a token.
     """
     module = as_module(model)
     layers = list_layers(module)
+    if (vocabulary := getattr(layers[0].module, "vocabulary", None)) is not None:
+        validate_tokens(example, vocabulary)
     start_with = entering(example)
     traced = trace(module, layers, start_with, balance)
     cuts = (

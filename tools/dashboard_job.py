@@ -26,14 +26,8 @@ JOB_ROWS: Rows = [
             ),
             Panel(
                 "Time left",
-                "At the speed of the last minute.",
-                [
-                    (
-                        f"(lowdimfa_trainer_planned_steps{_JOB} - lowdimfa_trainer_completed_steps{_JOB}) / "
-                        f"clamp_min(deriv(lowdimfa_trainer_completed_steps{_JOB}[1m]), 0.001)",
-                        "",
-                    )
-                ],
+                "At the pace of the latest progress reports.",
+                [(f"lowdimfa_trainer_remaining_seconds{_JOB}", "")],
                 "s",
                 "stat",
             ),

@@ -171,6 +171,10 @@ def task_of(targets: Tensor) -> Task:
     return "classification" if targets.dim() == 1 else "tokens"
 
 
+EVALUATION_SAMPLES = 256
+"""In an evaluation batch, where they are few numbers each."""
+
+
 class BatchOrder:
     """The samples of every micro-batch of a run, as a function of seed, step and micro-batch alone.
 
@@ -195,6 +199,8 @@ class BatchOrder:
         Samples of an epoch's last, smaller batch; 0 where there is none.
     left_out
         Samples of an epoch that are in no batch.
+    evaluation_size
+        Samples of an evaluation batch: those of a micro-batch, or 256 if that is more and a plan finds room for them.
     """
 
     def __init__(
@@ -225,6 +231,7 @@ class BatchOrder:
         self.batch_size = batch_size
         self.microbatches = microbatches
         self.microbatch_size = batch_size // microbatches
+        self.evaluation_size = max(self.microbatch_size, EVALUATION_SAMPLES)
         self.smallest_microbatch = (self.last_batch_size or batch_size) // microbatches
         self.steps_per_epoch = samples // batch_size + (self.last_batch_size > 0)
         self.seed = seed

@@ -52,7 +52,7 @@ class Reader:
         self.dataset = dataset
         self.order = order
         self.types = types
-        self._evaluation = evaluation_batches(dataset.test, order.microbatch_size)
+        self._evaluation = evaluation_batches(dataset.test, order.evaluation_size)
 
     def microbatch(self, ticket: Ticket) -> Samples:
         """Read a training micro-batch."""
@@ -203,9 +203,9 @@ def read(split: Split, indices: Tensor, seed: int) -> Samples:
     )
 
 
-def evaluation_batches(split: Split, microbatch_size: int) -> list[Tensor]:
-    """Return the indices of a split in order, in batches of at least 256 samples (fewer in the last)."""
-    return list(torch.split(torch.arange(len(split)), max(microbatch_size, 256)))
+def evaluation_batches(split: Split, size: int) -> list[Tensor]:
+    """Return the indices of a split in order, in batches of a size (fewer in the last)."""
+    return list(torch.split(torch.arange(len(split)), size))
 
 
 def _seeded(draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:

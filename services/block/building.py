@@ -33,9 +33,6 @@ from lowdimfa.stage import Stage
 from lowdimfa.values import Types
 from lowdimfa.version import VERSION
 
-EVALUATION_SAMPLES = 256
-"""An evaluation's batches have at least this many samples."""
-
 
 @dataclass(frozen=True)
 class Checkpointed:
@@ -63,8 +60,8 @@ def build_stage(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Blo
     return build_head(plan, network.shape, network.feedback, network.training, data.dataset.task, device)
 
 
-def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
-    """Give a newly built stage its state.
+def restore(stage: Stage, source: Source, before: Stage, run_dir: str, step: int) -> None:
+    """Give a newly built stage its state, and move its schedule on to where the run is.
 
     Parameters
     ----------
@@ -76,6 +73,9 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
         The stage that this one takes the place of.
     run_dir
         Of the run, for its checkpoints.
+    step
+        At which the block goes on. Updates since its state was kept are lost; but what learning rate is due a run's
+        steps say, not those of one block.
 
     Raises
     ------
@@ -88,8 +88,11 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str) -> None:
             stage.load({name: value.detach().clone() for name, value in tensors.items()}, scalars)
         case Snapshot():
             source.restore(stage)
-        case Checkpointed(step) if step is not None:
-            load_stage(stage, CheckpointStore(run_dir).load(step))
+        case Checkpointed() if source.step is not None:
+            load_stage(stage, CheckpointStore(run_dir).load(source.step))
+    if not isinstance(source, Own):
+        for _ in range(step - (source.step or 0)):
+            stage.updater.advance()
 
 
 def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
@@ -98,7 +101,9 @@ def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:
         return None
     specification = job.parsed()
     dataset = load_dataset(specification)
-    reader = Reader(dataset, batch_order(specification, dataset.train), job.example.types)
+    order = batch_order(specification, dataset.train)
+    order.evaluation_size = job.evaluation_size
+    reader = Reader(dataset, order, job.example.types)
     head, plan = job.index == len(network.blocks) - 1, network.blocks[job.index]
     return read_ahead(
         specification,
@@ -130,8 +135,7 @@ def describe(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Hello:
 
 def sample_limits(job: BlockJob, network: NetworkPlan) -> tuple[SampleLimit, SampleLimit]:
     """Return the activations that the block accepts, and those that it sends."""
-    train, plan = job.parsed().train, network.blocks[job.index]
-    samples = max(train.batch_size // train.microbatches, EVALUATION_SAMPLES)
+    plan, samples = network.blocks[job.index], job.evaluation_size  # at least those of a micro-batch
     arriving, leaving = (tuple(types.values()) for types in (plan.inputs, plan.outputs))
     before = network.forms(job.index - 1) if job.index else ()
     return SampleLimit(arriving, samples, before), SampleLimit(leaving, samples, network.forms(job.index))

@@ -39,8 +39,8 @@ class BlockJob:
         Of the data, for the plan.
     total_steps
         Optimiser steps of the whole run.
-    evaluation_batches
-        Batches of the test split.
+    evaluation_batches, evaluation_size
+        Batches of the test split, and samples of each.
     user_code
         The files beside the specification.
     rank
@@ -59,6 +59,7 @@ class BlockJob:
     example: Example
     total_steps: int
     evaluation_batches: int
+    evaluation_size: int
     user_code: UserCode
     rank: int = 0
     weights: Origin | None = None
@@ -80,6 +81,7 @@ class BlockJob:
             example=plan.example,
             total_steps=plan.network.training.total_steps,
             evaluation_batches=plan.reader.evaluation_batches,
+            evaluation_size=plan.order.evaluation_size,
             user_code=user_code,
             weights=network.weights,
             shapes=None if outline is None else network.shapes,

@@ -128,6 +128,7 @@ class BlockRunner:
         for index in range(self._policy.rank, batches, self._policy.replicas):
             self.work.evaluate(index, None if self._policy.first else self._next_evaluation(index), totals)
         if isinstance(self.work.stage, Head):
+            self._observer.begin("evaluate", "the metrics of all batches")
             totals.metrics = self.work.stage.metrics.compute()
         self._observer.rest(self._observer.applied_steps)
         return totals

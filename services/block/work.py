@@ -204,6 +204,10 @@ class Work:
 
     def evaluate(self, index: int, activation: Message | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
+        batch = f"evaluation batch {index}"
+        self._observer.begin(
+            "evaluate", batch
+        )  # a hang in data, layers or metrics is noticed as one in training
         drawn = self._draw_for_evaluation(index)
         arrived = None if activation is None else self._copies.to_device(*activation.tensors)
         inputs, _ = self._entering(arrived, drawn.inputs)
@@ -212,6 +216,7 @@ class Work:
             self.stage.evaluate_outputs(inputs, targets, totals, index)
         else:
             output = self._copies.to_next_block(*travelling(self.stage.evaluate(inputs, index)))
+            self._observer.begin("wait", f"next block to take {batch}")
             self._outbox.put(output, partial(self._neighbours.send, "evaluate", Ticket(0, index)))
         if activation is not None:
             self._neighbours.release(activation)

@@ -8,11 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
-from lowdimfa.config import FeedbackConfig
-from lowdimfa.feedback.making import ErrorShape, broadcast_width
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
-from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
 from lowdimfa.services.lab.simulation.simulate import simulate
@@ -35,7 +32,14 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
     threads = sum(map(specification.placement.threads_of, range(blocks)))
     here = setting if cores is None else replace(setting, cores=max(1, cores * blocks // threads))
     schedule = schedule_name(train.staleness)
-    alone, crowded = simulate(setting, schedule), simulate(here, schedule)
+    alone, crowded = simulate(setting, schedule), simulate(here, schedule).samples_per_second
+    if cores is not None:  # the simulator has one process for each block, replicas are several
+        work = sum(
+            specification.placement.threads_of(number)
+            * (own.forward + own.update + replicas[number] * own.step / train.microbatches)
+            for number, own in enumerate(times)
+        )
+        crowded = min(crowded, cores * setting.microbatch_size / work)
     loads = [
         1e3 * _load(own, train.microbatches, number) for own, number in zip(times, replicas, strict=True)
     ]
@@ -49,7 +53,7 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
         "balance": balance(loads),
         "better_cut": _better(plan, loads) if max(replicas) == 1 else None,
         "samples_per_second": alone.samples_per_second,
-        "samples_per_second_here": crowded.samples_per_second,
+        "samples_per_second_here": crowded,
         "cores": cores,
         "device": str(bench.device),
         "threads_per_block": specification.placement.threads_per_block,
@@ -57,26 +61,8 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
         "microbatches": train.microbatches,
         "staleness": train.staleness,
         "window": train.effective_window,
-        "broadcast_bytes_per_sample": error_bytes(network.shape, network.feedback, train.microbatches),
+        "broadcast_bytes_per_sample": network.error_bytes,
     }
-
-
-def error_bytes(shape: ErrorShape, feedback: FeedbackConfig, microbatches: int) -> float:
-    """Return the payload of the broadcast for one sample: its error, and the probes' responses."""
-    size = 2 if feedback.broadcast == "bf16" else 4
-    return size * broadcast_width(shape, feedback) * shape.positions * (1 + _probed(feedback, microbatches))
-
-
-def sent_bytes(plan: RunPlan, block: BlockPlan) -> int:
-    """Return the bytes of activation that a block sends per micro-batch, the head none."""
-    network = plan.network
-    size = network.sent_bytes(block.index, plan.order.microbatch_size)
-    return round(size * (1 + _probed(network.feedback, network.training.microbatches)))
-
-
-def _probed(feedback: FeedbackConfig, microbatches: int) -> float:
-    """Return the share of micro-batches that carry a probe, and so everything twice."""
-    return 1 / (feedback.probe_interval * microbatches) if feedback.probe_interval else 0.0
 
 
 def _load(times: StageTime, microbatches: int, replicas: int) -> float:
@@ -95,8 +81,8 @@ def _setting(plan: RunPlan, times: list[StageTime]) -> Setting:
         ),
         microbatches=train.microbatches,
         microbatch_size=size,
-        activation_bytes=tuple(sent_bytes(plan, block) / size for block in network.blocks[:-1]),
-        error_bytes=error_bytes(network.shape, network.feedback, train.microbatches),
+        activation_bytes=tuple(network.sent_bytes(block.index, size) / size for block in network.blocks[:-1]),
+        error_bytes=network.error_bytes,
         staleness=train.staleness,
         window=train.effective_window,
     )
@@ -137,7 +123,7 @@ def _describe(
             "total": memory.total(in_flight) + checkpoint,
         },
         "in_flight": in_flight,
-        "sent_bytes_per_microbatch": sent_bytes(plan, plan.network.blocks[index]),
+        "sent_bytes_per_microbatch": round(plan.network.sent_bytes(index, plan.order.microbatch_size)),
     }
 
 

@@ -13,7 +13,7 @@ import typer
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.options import Format, FormatOption
+from lowdimfa.services.cli.options import Format, FormatOption, expanded
 from lowdimfa.services.cli.troubles import Troubles
 from lowdimfa.services.lab.simulation.backpropagation import BACKPROPAGATION
 from lowdimfa.services.lab.simulation.calibrate import read_measured
@@ -39,6 +39,7 @@ Runs = Annotated[
     typer.Option(
         "--from",
         metavar="RUN_DIR",
+        parser=expanded,
         help="Take times, sizes and policy from a run that was measured; more runs of the same network, with other "
         "micro-batches or blocks, tell what depends on them. The other options replace what was measured.",
     ),

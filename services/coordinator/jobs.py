@@ -88,6 +88,8 @@ class Job:
         Fields of the ``failed`` event; None unless it failed.
     created, started, ended
         None where it has not come to that; ``started`` is that of the current attempt.
+    queued
+        When it was last put into the queue, for what counts waiting.
     attempt
         How often it was taken out of the queue.
     step, steps
@@ -115,6 +117,7 @@ class Job:
     run_dir: str
     cpus: float
     gpus: float
+    queued: float = 0.0
     error: Event | None = None
     started: float | None = None
     ended: float | None = None

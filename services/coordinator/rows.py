@@ -11,7 +11,7 @@ from typing import Any
 
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the tables; in the file as ``PRAGMA user_version``."""
 
 SCHEMA = """
@@ -27,6 +27,7 @@ CREATE TABLE jobs (
     state TEXT NOT NULL,
     detail TEXT NOT NULL,
     created REAL NOT NULL,
+    queued REAL NOT NULL,
     run_dir TEXT NOT NULL,
     cpus REAL NOT NULL,
     gpus REAL NOT NULL,

@@ -177,7 +177,7 @@ class Coordinator:
         return Reading(
             jobs={str(state): count for state, count in self._store.count_by_state().items()},
             failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(),
-            oldest_queued=waiting[0].created if waiting else None,
+            oldest_queued=waiting[0].queued if waiting else None,
             cluster_up=not health_of.cluster_error,
             cluster_at=health_of.cluster_at,
             round_at=health_of.round_at,

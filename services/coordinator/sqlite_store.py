@@ -135,7 +135,7 @@ class SqliteJobStore(SqliteReads):
             job_id, now = self._new_id(submission.name), time.time()
             self._db.execute(
                 "INSERT INTO jobs (id, name, owner, client_key, digest, specification, files, state, detail, created,"
-                " run_dir, cpus, gpus) VALUES (?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?)",
+                " queued, run_dir, cpus, gpus) VALUES (?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?)",
                 (
                     job_id,
                     submission.name,
@@ -145,6 +145,7 @@ class SqliteJobStore(SqliteReads):
                     submission.specification,
                     json.dumps(submission.files),
                     JobState.queued,
+                    now,
                     now,
                     below(self._storage, job_id),
                     cpus,
@@ -164,6 +165,8 @@ class SqliteJobStore(SqliteReads):
             if to is JobState.starting:
                 entered = {"attempt": job.attempt + 1, "started": now, "stop_requested": ""}
                 changes = entered | {"ended": None, "error": None} | changes
+            elif to is JobState.queued:
+                changes = {"queued": now} | changes
             elif to in ENDS:
                 changes = {"ended": now} | changes
             changed = self.update(job_id, state=to, detail=detail, **changes)

@@ -161,11 +161,15 @@ class TrainerMetrics(_Metrics):
         """Set how many optimiser steps the job will run."""
         self._number("lowdimfa_trainer_planned_steps").set(steps)
 
-    def progress(self, step: int, epoch: float, samples_per_second: float) -> None:
+    def progress(self, step: int, epochs: float, samples_per_second: float) -> None:
         """Set how far the job has come and how fast it is."""
         self._number("lowdimfa_trainer_completed_steps").set(step)
-        self._number("lowdimfa_trainer_completed_epochs").set(epoch)
+        self._number("lowdimfa_trainer_completed_epochs").set(epochs)
         self._number("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
+
+    def remaining(self, seconds: float | None) -> None:
+        """Set how long the job will take yet, if that is known."""
+        self._number("lowdimfa_trainer_remaining_seconds").set(math.nan if seconds is None else seconds)
 
     def language(self, numbers: Mapping[str, float | None]) -> None:
         """Set what says how well a language model does: of `LANGUAGE`, what there is."""

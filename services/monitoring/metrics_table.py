@@ -122,16 +122,22 @@ METRICS = (
         "lowdimfa_trainer_completed_epochs", "gauge", _JOB, "Passes over the training data, with fractions."
     ),
     Metric(
+        "lowdimfa_trainer_remaining_seconds",
+        "gauge",
+        _JOB,
+        "Time that the remaining steps will take at the pace of the latest progress reports.",
+    ),
+    Metric(
         "lowdimfa_trainer_throughput_samples_per_second",
         "gauge",
         _JOB,
-        "Training samples per second since the last progress report.",
+        "Training samples per second over the latest progress reports, 19 at most.",
     ),
     Metric(
         "lowdimfa_trainer_throughput_tokens_per_second",
         "gauge",
         _JOB,
-        "Training tokens that count, per second since the last progress report; language models alone.",
+        "Training tokens that count, per second over the latest progress reports; language models alone.",
     ),
     Metric(
         "lowdimfa_trainer_training_perplexity_value",
@@ -216,13 +222,14 @@ METRICS = (
         "lowdimfa_trainer_job_state",
         "gauge",
         (*_JOB, "state"),
-        "1 for the job's state, 0 for the others: pending, running, recovering, finished, failed, stopped.",
+        "1 for the job's state, 0 for the others: pending, running, recovering, finished, failed, stopped. Its "
+        "process ends soon after the last three, which scrapes may miss: the coordinator knows them for good.",
     ),
     Metric(
         "lowdimfa_trainer_job_failures_total",
         "counter",
         (*_JOB, "code"),
-        "Failures of the job, by the code of the error.",
+        "Failures of the job, by the code of the error; a stop is none.",
     ),
     Metric(
         "lowdimfa_coordinator_known_jobs",

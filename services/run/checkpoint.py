@@ -46,7 +46,7 @@ __all__ = [
     "write_block",
 ]
 
-_OWNER = f"{ROOT}/owner"
+_OWNER, _COURSE = f"{ROOT}/owner", f"{ROOT}/course"
 
 
 class CheckpointStore:
@@ -71,6 +71,7 @@ class CheckpointStore:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
         self._token = ""
+        self._gives_up = False
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -179,10 +180,37 @@ class CheckpointStore:
         with self._storage.writing(f"{folder_of(step)}/{MANIFEST_FILE}") as file:
             file.write(text)
         leftovers.prune(self._storage, step, self._keep, kept)
+        if self._gives_up:
+            self._storage.delete(_COURSE)  # what is there now is of one course
+            self._gives_up = False
         return self._storage.place(folder_of(step))
 
+    def go_on_from(self, step: int) -> None:
+        """Note that the run goes on from the checkpoint of a step: later ones are of a course that it gives up.
+
+        They stay until the next is complete, but are none of the run's.
+
+        Raises
+        ------
+        ResourceError
+            That can't be noted.
+        """
+        with self._attempt(step):
+            self._gives_up = leftovers.complete(self._storage)[-1:] != [step]
+            if self._gives_up:
+                with self._storage.writing(_COURSE) as file:
+                    file.write(str(step).encode())
+
+    def _complete(self) -> Sequence[int]:
+        steps = leftovers.complete(self._storage)
+        try:
+            last = int(self._storage.read(_COURSE))
+        except FileNotFoundError:
+            return steps
+        return [step for step in steps if step <= last]
+
     def list(self) -> Sequence[int]:
-        """Return the steps of the complete checkpoints, oldest first.
+        """Return the steps of the complete checkpoints of the run's present course, oldest first.
 
         Raises
         ------
@@ -190,7 +218,7 @@ class CheckpointStore:
             An object store doesn't say, here and wherever one is read.
         """
         with self._asked():
-            return leftovers.complete(self._storage)
+            return self._complete()
 
     def latest(self) -> Manifest | None:
         """Return the newest checkpoint, or None if there is none.
@@ -211,9 +239,7 @@ class CheckpointStore:
             Step after which none counts, as those of a course of the run that was given up; None counts all.
         """
         with self._asked():
-            return self._newest_good(
-                step for step in leftovers.complete(self._storage) if last is None or step <= last
-            )
+            return self._newest_good(step for step in self._complete() if last is None or step <= last)
 
     def load(self, step: int | None) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.
@@ -224,7 +250,7 @@ class CheckpointStore:
             There is none, or it is damaged; the message names the file and an older good checkpoint, if any.
         """
         with self._asked():
-            complete = leftovers.complete(self._storage)
+            complete = self._complete() if step is None else leftovers.complete(self._storage)
             chosen = max(complete, default=None) if step is None else step
             if chosen is None or chosen not in complete:
                 there = ", ".join(map(str, complete)) or "none"

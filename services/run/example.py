@@ -1,4 +1,4 @@
-"""What a run's network is planned with in place of its data."""
+"""What a run's network is planned with: a few of its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 from lowdimfa.data.base import Task
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError
-from lowdimfa.values import Inputs, TensorType, Types, types_of
+from lowdimfa.values import Inputs, TensorType, Types, Value, mapped, types_of
+
+MOST = 4
+"""Samples of an example."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Example:
     Attributes
     ----------
     inputs
-        Of the first sample. Of one tensor shape and type alone count; of inputs by name, such as masks, also the values.
+        Of the first training samples, `MOST` of them at most, with the samples first. Their values count where a model's
+        own forward is compared with its layers: on zeros, or one sample alone, many functions are the same.
     task
         Of the data.
     """
@@ -38,7 +42,8 @@ class Example:
         InputError
             Test inputs have another shape or type, for which the first evaluation would fail.
         """
-        first, test = (draw(torch.tensor([0])).inputs() for draw in (reader.training, reader.test))
+        few = torch.arange(min(MOST, len(reader.dataset.train)))
+        first, test = reader.training(few).inputs(), reader.test(few[:1]).inputs()
         if isinstance(first, Tensor) and isinstance(
             test, Tensor
         ):  # inputs by name are looked at as they are read
@@ -46,20 +51,17 @@ class Example:
             if kind != other:
                 found = f"{other} as a test input"
                 raise InputError("data.factory", found, f"{kind}, as the training inputs have it")
-        kept = (
-            torch.zeros_like(first)
-            if isinstance(first, Tensor)
-            else {name: part.clone() for name, part in first.items()}
-        )
-        return cls(kept, reader.dataset.task)
+        return cls(mapped(_plain(first), Tensor.clone), reader.dataset.task)
 
     @property
     def types(self) -> Types | None:
         """Of one sample's inputs, where they have names."""
         return None if isinstance(self.inputs, Tensor) else types_of(self.inputs, leading=1)
 
-    def batch(self, samples: int = 2) -> Inputs:
-        """Return a batch of this sample alone."""
-        if isinstance(self.inputs, Tensor):
-            return self.inputs.repeat_interleave(samples, 0)
-        return {name: part.repeat_interleave(samples, 0) for name, part in self.inputs.items()}
+    def batch(self, samples: int = MOST) -> Inputs:
+        """Return a batch of these samples, again and again."""
+        return mapped(_plain(self.inputs), lambda part: part[torch.arange(samples) % len(part)])
+
+
+def _plain(inputs: Inputs) -> Value:
+    return inputs if isinstance(inputs, Tensor) else dict(inputs)

@@ -15,6 +15,7 @@ from lowdimfa.imports import call_factory
 from lowdimfa.layers import as_module, channels_last, list_layers, named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
+from lowdimfa.services.run.example import MOST
 from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest, export_state
 from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
@@ -66,7 +67,7 @@ def cut_model(
         if boundaries is None and measures(specification):
             with computing_threads(specification.placement.threads_of(0)):
                 return partition(model, cut, example(train.batch_size // train.microbatches), "time")
-        return partition(model, cut, example(2))
+        return partition(model, cut, example(MOST))
 
 
 def measures(specification: Specification) -> bool:

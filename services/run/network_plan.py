@@ -11,7 +11,7 @@ from torch import nn
 from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import features_of, parts_of, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
-from lowdimfa.feedback.making import ErrorShape, feedback_columns
+from lowdimfa.feedback.making import ErrorShape, broadcast_width, feedback_columns
 from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
 from lowdimfa.formats import Format, nbytes
 from lowdimfa.layers import Layer
@@ -62,12 +62,24 @@ class NetworkPlan:
         blocks = [replace(block, layers=layers) for block, layers in zip(self.blocks, named, strict=True)]
         return replace(self, blocks=blocks, outline=None)
 
-    def sent_bytes(self, index: int, samples: int) -> int:
-        """Return the bytes of a block's output that travel for so many samples; of the head's none."""
+    def sent_bytes(self, index: int, samples: int) -> float:
+        """Return the bytes of a block's output that travel for so many samples, probes included; of the head's none."""
         if index == len(self.blocks) - 1:
             return 0
         pairs = zip(self.blocks[index].outputs.values(), self.forms(index), strict=True)
-        return sum(nbytes(sent_type(form, kind, samples)) for kind, form in pairs)
+        return (1 + self._probed) * sum(nbytes(sent_type(form, kind, samples)) for kind, form in pairs)
+
+    @property
+    def error_bytes(self) -> float:
+        """The payload of the broadcast for one sample: its error, and the probes' responses."""
+        size = 2 if self.feedback.broadcast == "bf16" else 4
+        return (1 + self._probed) * size * broadcast_width(self.shape, self.feedback) * self.shape.positions
+
+    @property
+    def _probed(self) -> float:
+        """The share of micro-batches that carry a probe, and so everything twice."""
+        interval = self.feedback.probe_interval
+        return 1 / (interval * self.training.microbatches) if interval else 0.0
 
     def forms(self, index: int) -> tuple[Format | None, ...]:
         """Return the format in which each tensor travels that a block puts out, or None for its own."""
@@ -111,6 +123,7 @@ class NetworkPlan:
             "blocks": blocks,
             "source": source_of(self.feedback),
             "error_dim": self.shape.error_dim,
+            "broadcast_bytes_per_sample": self.error_bytes,
             "task_dim": self.shape.task_dim,
             "parameters": sum(block.parameters for block in self.blocks),
             "feedback_parameters": columns

@@ -7,6 +7,7 @@ makes the plan alone, and hands on shapes and how to build each block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from lowdimfa.data.base import BatchOrder, Dataset, Task
+from lowdimfa.data.base import EVALUATION_SAMPLES, BatchOrder, Dataset, Task
 from lowdimfa.data.reading import Reader
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
@@ -47,6 +48,10 @@ from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import Given
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import ONE, named
+
+_EVALUATION_NUMBERS = 2**26
+"""Numbers in the output of a block for an evaluation batch of more samples than a micro-batch: 256 MiB."""
 
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
@@ -136,6 +141,7 @@ def make_run_plan(
         return make_network_plan(specification, example, steps, boundaries, weights, whole=whole)
 
     network = planned(boundaries)
+    order.evaluation_size = _evaluation_size(network, order)
     _check_tokens(network, reader)
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
@@ -238,12 +244,41 @@ def _rehearse(
         rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
 
 
+def _evaluation_size(network: NetworkPlan, order: BatchOrder) -> int:
+    """Return how many samples an evaluation batch has: fewer where what a block puts out for one is large."""
+    largest = max(math.prod(kind.shape) for block in network.blocks for kind in block.outputs.values())
+    return max(order.microbatch_size, min(EVALUATION_SAMPLES, _EVALUATION_NUMBERS // max(1, largest)))
+
+
 def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
     """Look at the tokens of the data, if the network begins with an embedding that says how many it has room for."""
-    vocabulary = getattr(network.blocks[0].layers[0].module, "vocabulary", None)
+    first = network.blocks[0].layers[0].module
+    vocabulary = getattr(first, "vocabulary", None)
     if vocabulary is not None:
         for inputs in reader.known_inputs(_ITEMS_CHECKED):
             validate_tokens(inputs, vocabulary)
+    if getattr(first, "predicts_next", False):
+        _refuse_present_tokens(network, reader)
+
+
+def _refuse_present_tokens(network: NetworkPlan, reader: Reader) -> None:
+    """Refuse targets that are the inputs: for a loss that moves them on by one, as that of `transformers` does."""
+    samples = reader.training(reader.order.indices(Ticket(0, 0))[:16])
+    inputs, targets = named(samples.inputs()), samples.targets()
+    tokens = inputs.get("input_ids", inputs.get(ONE))
+    counted = targets.long() != network.training.ignore_index
+    if (
+        tokens is not None
+        and tokens.shape == targets.shape
+        and counted.any()
+        and torch.equal(tokens[counted], targets[counted])
+    ):
+        raise InputError(
+            "data.factory",
+            "targets that are the very tokens of the inputs, for a network that predicts the next ones",
+            "at each position the token after it",
+            f"Move them on by one: labels[i] = input_ids[i + 1], the last {network.training.ignore_index}.",
+        )
 
 
 def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:

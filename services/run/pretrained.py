@@ -14,6 +14,7 @@ from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.model import trained_model
 from lowdimfa.services.spec import Specification
 
+_SETTINGS = ("generation_config.json", "preprocessor_config.json")
 _TOKENIZER = "tokenizer.json"
 _BESIDE = (
     "tokenizer_config.json",
@@ -53,6 +54,7 @@ def export_folder(
     try:
         with appearing(output) as folder:
             save_pretrained(network, folder)
+            _copy_settings(network.folder, folder)
             _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
     except OSError as error:
         found = f"a path that can't be written ({error})"
@@ -60,6 +62,13 @@ def export_folder(
     return sorted(path.name for path in output.iterdir()), [
         layer.notice for layer in list_layers(network) if layer.notice
     ]
+
+
+def _copy_settings(source: str | None, folder: Path) -> None:
+    """Copy how text is generated and images are prepared, if the network came with that."""
+    for name in _SETTINGS:
+        if source is not None and (expand(source) / name).is_file():
+            shutil.copyfile(expand(source) / name, folder / name)
 
 
 def _copy_tokenizer(places: list[object], folder: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import re
+import secrets
+import stat
 import sys
 import tempfile
 import tokenize
@@ -52,18 +57,49 @@ class UserCode:
         return cls(str(folder), Modules.beside(folder).files if pack else {})
 
     def install(self) -> None:
-        """Make the files importable in this process."""
+        """Make the files importable in this process: those that came, where the folder here is not the same.
+
+        Another machine may have an older copy at the same path. Where it has the same files their own folder is taken,
+        which may have data beside them.
+        """
         if self.folder is None:
             return
         folder = Path(self.folder)
-        if self.files and not folder.is_dir():
-            folder = Path(tempfile.mkdtemp(prefix="lowdimfa-user-code-"))
-            for name, text in self.files.items():
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, "utf-8")
+        if self.files and not self._are_in(folder):
+            folder = self._unpacked()
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+
+    def _are_in(self, folder: Path) -> bool:
+        try:
+            return folder.is_dir() and Modules.beside(folder).files == self.files
+        except InputError:  # more than travels
+            return False
+
+    def _unpacked(self) -> Path:
+        """Return a folder of this user's with the files, one for all processes that have the same."""
+        digest = hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()[:16]
+        folder = _private_folder() / digest
+        for name, text in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if (
+                not path.is_file() or path.read_text("utf-8") != text
+            ):  # others may write the same at this moment
+                part = path.with_name(f".{secrets.token_hex(4)}.partial")
+                part.write_text(text, "utf-8")
+                part.replace(path)
+        return folder
+
+
+def _private_folder() -> Path:
+    """Return a folder to which nobody else can write: what is in it gets imported."""
+    folder = Path(tempfile.gettempdir()) / f"lowdimfa-user-code-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if private else Path(tempfile.mkdtemp(prefix="lowdimfa-user-code-"))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ import re
 from lowdimfa.errors import InputError
 
 _ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]*://")
-_CREDENTIALS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:[^/]*@|(?:s3a?|gc?s)://[^/]*@|[^?]*://[^?]*\?")
-"""A name and a password before an ``@``, or a query, which may have a signature in it. An account of Azure is neither."""
+_CREDENTIALS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:.*@|(?:s3a?|gc?s)://[^/]*@|[^?]*://[^?]*\?")
+"""A name and a password before an ``@``, or a query, which may have a signature in it. An account of Azure is neither.
+
+A password may have slashes, as secret keys of S3 often do, so the ``@`` may stand anywhere after a name and a colon.
+"""
 
 
 PLAIN = (

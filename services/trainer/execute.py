@@ -84,7 +84,10 @@ def prepare(
 
 def _resumed(request: RunRequest) -> Manifest:
     store, step = CheckpointStore(request.run_dir), request.resume_step
-    manifest = store.latest() if step is None else store.load(step)
+    if request.lost_at is not None and step is None and store.list():
+        manifest = store.newest_good().manifest  # nobody is there to choose an older one, as for a lost block
+    else:
+        manifest = store.latest() if step is None else store.load(step)
     if manifest is None:
         where = f"--resume with --run-dir {request.run_dir}"
         raise InputError(where, "no complete checkpoint", "one to go on from")

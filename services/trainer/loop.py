@@ -67,6 +67,7 @@ class TrainingLoop:
     ) -> None:
         self._plan, self._engine, self._place = plan, engine, place
         self._log, self._watch, self._callbacks, self._stop = log, watch, callbacks, stop
+        watch.steps_per_epoch = plan.order.steps_per_epoch
         run = plan.specification.run
         store = self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
@@ -113,7 +114,10 @@ class TrainingLoop:
             self._saving.go_on(manifest)
         self._store.claim()
         self._mirror.guard(self._store.require_own)
-        self._started(self._recovery.start(self._saving.saved))
+        places = self._recovery.start(self._saving.saved)
+        if manifest is not None:
+            self._store.go_on_from(manifest.step)
+        self._started(places)
         try:
             while not (self._train() and self._conclude()):
                 pass  # a recovery left steps, or the evaluation of what it came to, to do

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lowdimfa.config import FactoryConfig, FeedbackConfig
 from lowdimfa.data.base import Dataset
 from lowdimfa.errors import InputError, in_words
+from lowdimfa.losses import without_parameters
 from lowdimfa.metrics import is_metric
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.learning import metric_names
@@ -149,10 +150,7 @@ def loss_value(loss: object) -> object:
         found = f"the class {loss.__name__}" if inspect.isclass(loss) else f"a {type(loss).__name__}"
         raise InputError("loss", found, "a name, or a function of outputs and targets")
     if isinstance(loss, nn.Module):
-        if any(parameter.requires_grad for parameter in loss.parameters()):
-            expected = "one without: nothing would train them"
-            raise InputError("loss", f"a {type(loss).__name__} with parameters", expected)
-        loss = deepcopy(loss)
+        loss = deepcopy(without_parameters(loss, "loss"))
     return Given.of(_name(loss), loss)
 
 

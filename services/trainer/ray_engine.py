@@ -168,11 +168,12 @@ class RayEngine:
         return RayWriting([group.workers[number] for number in group.topology.leaders])
 
     def traffic(self) -> BroadcastTraffic:
-        """Return what the first worker received; every subscriber receives the same."""
-        if self._blocks == 1 or not self._samples:
-            return BroadcastTraffic()
+        """Return what the first subscriber received; all receive the same. A block that learns nothing is none."""
         group = self._require()
-        status = group.ask_one(group.workers[0], BlockWorker.status)
+        if not group.topology.subscribers or not self._samples:
+            return BroadcastTraffic()
+        first = group.topology.number(group.topology.subscribers[0])
+        status = group.ask_one(group.workers[first], BlockWorker.status)
         return BroadcastTraffic(
             status.broadcast.payload_bytes / self._samples, status.broadcast.wire_bytes / self._samples
         )

@@ -53,12 +53,9 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
             raise  # of its own making
         except RayError as error:  # an actor that died, or one that Ray killed for its memory
             lost_at, cause = time.time(), error
-        except KeyboardInterrupt:
-            end(trainer)
-            following.await_end()
-            raise
         finally:
             end(trainer)
+            following.await_end()  # what is noted next is after all that it logged, and its replacement is alone
         following.catch_up()
         _recover(specification, following, stop, cause)
         request = request.again(lost_at)
@@ -110,7 +107,7 @@ class _Following:
                 self._take(event)
 
     def await_end(self) -> None:
-        """Wait until a killed trainer of this machine has ended, so that it logs nothing after its end is noted."""
+        """Wait until a killed trainer has ended, where it is on this machine."""
         deadline = time.monotonic() + END_SECONDS
         while self._process is not None and lives(self._process) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import ray
+from ray.exceptions import RayActorError
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError, PeerError
 from lowdimfa.services.block.snapshot import Snapshot
@@ -18,6 +19,8 @@ from lowdimfa.services.trainer.postmortem import show_stacks
 from lowdimfa.services.trainer.worker_calls import Call, Worker, answers, outcomes
 from lowdimfa.services.trainer.worker_group import WorkerGroup
 
+_AGAIN_SECONDS = 0.5
+"""Before a block is asked again for a snapshot that didn't arrive."""
 WAIT_SECONDS = 2.0
 """Longest time that a block is asked to wait for its next snapshot; then it is asked again."""
 
@@ -210,8 +213,13 @@ class _SnapshotKeeper:
                 call = asked.pop(reference)
                 try:
                     snapshot = call.answer("next snapshot")
-                except Exception:  # a lost block: whoever waits for its steps finds out and says so
-                    continue
+                except Exception as error:
+                    if isinstance(
+                        error.__cause__, RayActorError
+                    ):  # lost: whoever waits for its steps says so
+                        continue
+                    snapshot = None  # it took too long on its way, say; the block waits to be asked again
+                    self._closed.wait(_AGAIN_SECONDS)
                 if snapshot is not None:
                     self._kept[call.worker.number] = snapshot
                 following = self._ask(call.worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import LowdimfaError, StoppedError
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.metrics import POLICIES, TrainerMetrics
@@ -19,12 +19,18 @@ class TrainerWatch:
     ----------
     job
         Name of the run.
+
+    Attributes
+    ----------
+    steps_per_epoch
+        Of the run, once it is planned.
     """
 
     def __init__(self, job: str) -> None:
         self._metrics = TrainerMetrics(job)
         self._exporter: Exporter | None = None
         self._recoveries: Counter[str] = Counter()
+        self.steps_per_epoch = 1
 
     def serve(self, host: str) -> str:
         """Serve the metrics on an address of this machine; return ``host:port``."""
@@ -40,7 +46,9 @@ class TrainerWatch:
                 metrics.planned(event["steps"])
                 metrics.state("running")
             case "progress":
-                metrics.progress(event["step"], event["epoch"], event["samples_per_second"])
+                step = event["step"]
+                metrics.progress(step, step / self.steps_per_epoch, event["samples_per_second"])
+                metrics.remaining(event["eta_seconds"])
                 metrics.language(event)
             case "evaluated":
                 metrics.evaluated(event["test_loss"], event["test_accuracy"])
@@ -63,8 +71,10 @@ class TrainerWatch:
             case "finished":
                 metrics.state("finished")
             case "failed":
-                metrics.state("failed")
-                metrics.failed(event["code"])
+                stopped = event["code"] == StoppedError.code
+                metrics.state("stopped" if stopped else "failed")
+                if not stopped:
+                    metrics.failed(event["code"])
 
     def _recall(self, run_dir: Path) -> None:
         """Take in recoveries of the run that were logged before this trainer was there to see them, as its own may be."""

@@ -287,3 +287,32 @@ def test_code_that_a_folder_brings_is_never_run(folder: Path) -> None:
 def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     refused("pip install 'lowdimfa[hf]'", config=GPT2)
+
+
+GEMMA: dict[str, Any] = {
+    "model_type": "gemma2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 50,
+    "attn_implementation": "eager",
+}
+
+
+def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
+    """Logits of new weights are small, and a cap does nothing to them."""
+    layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
+    refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
+
+
+def test_a_loss_of_experts_is_refused() -> None:
+    refused("output_router_logits", config=LLAMA | {"output_router_logits": True})
+
+
+def test_a_problem_type_that_chooses_no_loss_is_said() -> None:
+    labels = {"num_labels": 4, "problem_type": "multi_label_classification"}
+    network = hugging_face(config=BERT | labels, task="sequence-classification")
+    assert "train.loss" in network[-1].notice

@@ -176,3 +176,21 @@ def test_a_network_that_is_too_small_for_the_data_is_refused(
         fit("gpt2", tmp_path / "run")
     assert message in caught.value.message
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_the_inputs_are_refused(tmp_path: Path) -> None:
+    """As they are for the loss of `transformers`, which moves them on by one; a plain loss would teach to copy."""
+    tokens = following()[0]
+    model = {"factory": "lowdimfa.models:hugging_face", "args": {"config": GPT2}}
+    for given in (tokens, [{"input_ids": row, "labels": row} for row in tokens]):
+        data = (tokens, tokens, tokens, tokens) if given is tokens else (given, given)
+        with pytest.raises(InputError, match="the very tokens of the inputs"):
+            DecoupledTrainer(
+                model=model,
+                data=data,
+                blocks=2,
+                batch_size=8,
+                steps=1,
+                engine="local",
+                run_dir=tmp_path / "run",
+            ).fit()

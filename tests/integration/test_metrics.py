@@ -68,6 +68,7 @@ def used_trainer() -> TrainerMetrics:
     metrics = TrainerMetrics("run-1")
     metrics.planned(100)
     metrics.progress(10, 0.5, 1234.5)
+    metrics.remaining(60.0)
     metrics.evaluated(0.6, 0.75)
     metrics.language(dict.fromkeys(LANGUAGE, 1.5))
     metrics.measured({"f1": [0.5, None], "auroc": 0.75})

@@ -92,10 +92,10 @@ class Looked(nn.Module):
 
 
 class Failing(nn.Linear):
-    """Works on the two samples on which shapes are found."""
+    """Works on the four samples on which shapes are found."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 2:
+        if len(x) > 4:
             raise KeyError("lost")
         return super().forward(x)
 
@@ -104,7 +104,7 @@ class Greedy(nn.Linear):
     """Finds no memory in training, as on a machine that is smaller than those of the blocks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and len(x) > 2:
+        if torch.is_grad_enabled() and len(x) > 4:
             torch.empty(2**60, dtype=torch.uint8)
         return super().forward(x)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from typer.testing import CliRunner
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.services.cli.app import app
 from lowdimfa.services.monitoring.report.curves import smooth
 from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
 from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
@@ -382,3 +384,38 @@ def test_a_big_timeline_is_read_and_drawn_quickly(tmp_path: Path) -> None:
     text = write_report(tmp_path).read_text()
     assert time.process_time() - began < 5
     assert "the busiest with 80%" in text
+
+
+def test_a_timeline_with_a_gap_is_drawn_from_one_of_its_pieces(tmp_path: Path) -> None:
+    """A process records only so many spans, and another one goes on with the run much later."""
+    simulate_timeline(tmp_path / "timeline", steps=20, microbatches=4)
+    for path in (tmp_path / "timeline").iterdir():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        later = [{**line, **({"step": line["step"] + 1000} if "step" in line else {})} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines + later))
+    spans = read_run(tmp_path).spans
+    excerpt = choose_excerpt(spans)
+    assert excerpt is not None and (excerpt.last < 20 or excerpt.first >= 1000)
+    write_report(tmp_path)
+
+
+def test_numbers_that_are_none_leave_a_report(tmp_path: Path) -> None:
+    """A metric that is never finite, and a gradient that overflowed: JSON has null for both."""
+    blocks = [
+        {"block": block, "cosine": None, "angle_degrees": None, "update_norm": 1.0, "gradient_norm": None}
+        for block in range(2)
+    ]
+    events = [
+        {"event": "evaluated", "step": 1, "test_loss": 1.0, "test_accuracy": None, "metrics": {"f1": None}},
+        {"event": "alignment", "step": 1, "blocks": blocks, "explained_error_energy": None},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = write_report(tmp_path).read_text()
+    assert "no cosine was a finite number" in page and "none is a finite number" in page
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"event": "started"}\n')
+    (tmp_path / "report").write_text("a file")
+    told = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert isinstance(told.exception, ResourceError) and "the report can't be written" in str(told.exception)

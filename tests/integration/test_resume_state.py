@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from typer.testing import CliRunner
 
 from lowdimfa.build import build_stages
+from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
 from lowdimfa.encoding import same
 from lowdimfa.errors import InputError
 from lowdimfa.network import decouple
@@ -24,9 +26,12 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
+from lowdimfa.services.trainer.execute import prepare
+from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.stage import Stage
 
 STEPS, HALF = 8, 4
@@ -219,12 +224,12 @@ def stages(trained: bool) -> list[Stage]:
 
 def test_the_copies_kept_for_a_loss_have_it_too() -> None:
     for before, own_copy, fetched in zip(stages(True), stages(False), stages(False), strict=True):
-        restore(own_copy, Own(), before, "")
+        restore(own_copy, Own(), before, "", 2)
         shelf = SnapshotShelf(1)
         shelf.offer(before, 2)
         snapshot = shelf.fetch(-1, 0)
         assert snapshot is not None
-        restore(fetched, snapshot, before, "")
+        restore(fetched, snapshot, before, "", 2)
         for after in (own_copy, fetched):
             assert after.state().scalars == before.state().scalars
             assert same(after.state().tensors, before.state().tensors)
@@ -302,3 +307,48 @@ def test_a_block_reads_what_is_its_own(tmp_path: Path) -> None:
     load_stage(head, Watched(manifest.step, manifest.path, manifest.meta, manifest.entries))
     optimizer = {name.split("/")[1] for name in read if name.startswith("optimizer/")}
     assert optimizer == {"6.weight", "6.bias"}
+
+
+def test_a_block_that_comes_back_has_the_learning_rate_of_the_runs_step() -> None:
+    """Updates since its snapshot are lost; the schedule is that of the run's steps all the same."""
+    torch.manual_seed(0)
+    schedule = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 1})
+    training = TrainingConfig(STEPS, update=UpdateConfig(scheduler=schedule))
+    before, after = (
+        decouple(layers(), torch.zeros(2, 8), blocks=3, total_steps=STEPS, training=training).stages[0]
+        for _ in range(2)
+    )
+    shelf = SnapshotShelf(1)
+    shelf.offer(before, 2)
+    snapshot = shelf.fetch(-1, 0)
+    assert snapshot is not None
+    restore(after, snapshot, before, "", 5)
+    assert after.updater.optimizer is not None and before.updater.optimizer is not None
+    rates = [stage.updater.optimizer.param_groups[0]["lr"] for stage in (before, after)]
+    assert rates[1] == pytest.approx(rates[0] * 0.1**3)
+
+
+def test_a_lost_trainers_replacement_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """A person is told of it and chooses; of a run that recovers by itself nobody is there to."""
+    newest = run(specification(), tmp_path / "run")
+    next(newest.path.glob("block-1-*")).write_bytes(b"damaged")
+    plain = parse_specification(specification(), "test").model_dump()
+    request = RunRequest(plain, str(tmp_path / "run"), "local", True, UserCode())
+    with pytest.raises(InputError, match="The older checkpoint of step 4 is good"):
+        prepare(request)
+    prepared = prepare(request.again(lost_at=1.0))
+    assert prepared.manifest is not None and prepared.manifest.step == HALF
+
+
+def test_another_learning_rate_counts_in_a_resumed_run(tmp_path: Path) -> None:
+    """Where it says so: the run's description has the new one too."""
+    for name, rate in (("same", 0.05), ("other", 0.5)):
+        shutil.copytree(tmp_path / "same", tmp_path / name) if name != "same" else run(
+            specification(), tmp_path / "same"
+        )
+        run(specification(optimizer=own("by_dimension", lr=rate)), tmp_path / name, HALF)
+    same_rate, other = (
+        CheckpointStore(tmp_path / name).load(None).tensors(lambda name: "model" in name)
+        for name in ("same", "other")
+    )
+    assert any(not torch.equal(other[name], value) for name, value in same_rate.items())

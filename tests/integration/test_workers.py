@@ -14,7 +14,6 @@ from specifications import specification
 from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError
-from lowdimfa.services.cli.forecast import error_bytes, sent_bytes
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.plan import make_run_plan
@@ -217,8 +216,8 @@ def test_packed_activations_give_the_same_bits_with_less_traffic(
     assert (evaluated.loss, evaluated.accuracy) == (run.metrics["test_loss"], run.metrics["test_accuracy"])
     plan = make_run_plan(parse_specification(plain, "test"))
     block = plan.network.blocks[0]
-    assert sent == STEPS * 2 * sent_bytes(plan, block)
-    assert errors == STEPS * 64 * error_bytes(plan.network.shape, plan.network.feedback, 2)
+    assert sent == STEPS * 2 * plan.network.sent_bytes(0, 32)
+    assert errors == STEPS * 64 * plan.network.error_bytes
     probed = 1.25 if q_rule == "probed" else 1
     assert sent * times <= probed * STEPS * 64 * 4 * math.prod(block.output_shape)
 

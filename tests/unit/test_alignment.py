@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowdimfa.alignment import measure_alignment
+from lowdimfa.alignment import _compare, measure_alignment
 from lowdimfa.config import FeedbackConfig, RankConfig, TrainingConfig
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.stage import Stage
@@ -216,3 +216,10 @@ def test_nobodys_random_numbers_change_by_a_measurement() -> None:
     found = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
     assert found[:2] == expected[:2]
     assert torch.equal(found[2], expected[2])
+
+
+def test_an_angle_to_what_is_no_number_is_none() -> None:
+    """Python's min and max pass over a NaN in one order alone: it would read as no angle at all."""
+    infinite = _compare(0, [torch.ones(3)], [torch.tensor([math.inf, 0.0, 1.0])])
+    assert math.isnan(infinite.cosine) and math.isnan(infinite.angle_degrees)
+    assert _compare(0, [torch.full((9,), 0.1)], [torch.full((9,), 0.1)]).cosine <= 1

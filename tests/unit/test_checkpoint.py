@@ -408,3 +408,20 @@ def test_a_block_that_cannot_write_says_where(tmp_path: Path) -> None:
         (tmp_path / "run").touch()
         write_block(attempt, BlockState(2, [], MODEL[0], {}))
     assert (caught.value.block, caught.value.setting) == (2, "run.storage")
+
+
+def test_checkpoints_of_a_course_that_was_given_up_are_none_of_the_runs(tmp_path: Path) -> None:
+    """Until the new course has its first they stay on the disk, to be had by their number alone."""
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (5, 10, 15):
+        save(store, step)
+    store.go_on_from(5)
+    for reader in (store, CheckpointStore(tmp_path)):
+        assert reader.list() == [5] and reader.load(None).step == 5
+        assert reader.newest_good().manifest.step == 5 and reader.load(15).step == 15
+    again = CheckpointStore(tmp_path, keep=3)
+    again.go_on_from(5)
+    save(again, 12)
+    assert CheckpointStore(tmp_path).list() == [5, 10, 12]
+    again.go_on_from(12)
+    assert CheckpointStore(tmp_path).list() == [5, 10, 12]

@@ -252,3 +252,11 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
     max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_job_waits_since_it_was_last_put_into_the_queue(store: SqliteJobStore) -> None:
+    job, _ = store.create(submission(), 1, 0)
+    assert job.queued == job.created
+    for state in (JobState.starting, JobState.running, JobState.queued):
+        job = store.transition(job.id, state, "")
+    assert job.queued > job.created

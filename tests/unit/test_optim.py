@@ -273,3 +273,43 @@ def test_a_fused_step_that_was_asked_for_is_not_undone_for_sparse_gradients() ->
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"fused.*sparse"):
         updater.step()
+
+
+def resumed(then: dict[str, Any], now: dict[str, Any], schedules: tuple[Any, Any] = (None, None)) -> Learner:
+    """Return a learner with some arguments that goes on from one with others, after two steps."""
+    first, second = (
+        Learner(UpdateConfig(FactoryConfig("torch.optim.AdamW", args), scheduler))
+        for args, scheduler in zip((then, now), schedules, strict=True)
+    )
+    first.run(0, 2)
+    state = first.updater.state()
+    with torch.no_grad():
+        for name, parameter in second.parameters.items():
+            parameter.copy_(first.parameters[name])
+    second.updater.load({name: value.clone() for name, value in state.tensors.items()}, state.scalars)
+    return second
+
+
+def test_arguments_that_are_changed_for_a_resumed_run_count() -> None:
+    then, now = {"lr": 0.1, "weight_decay": 0.3}, {"lr": 0.01, "weight_decay": 0.3, "betas": [0.5, 0.9]}
+    learner = resumed(then, now)
+    learner.run(2, 6)
+    plain = Learner(UpdateConfig(FactoryConfig("torch.optim.AdamW", then)))
+    plain.run(0, 2)
+    for group in plain.updater.optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"], group["betas"] = 0.01, [0.5, 0.9]
+    plain.run(2, 6)
+    for name, parameter in plain.parameters.items():
+        assert torch.equal(parameter, learner.parameters[name])
+
+
+def test_a_change_that_a_schedule_has_planned_otherwise_is_refused() -> None:
+    steps = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3})
+    faster = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3, "gamma": 0.5})
+    resumed({"lr": 0.1}, {"lr": 0.1, "weight_decay": 0.5}, (steps, steps))
+    with pytest.raises(
+        InputError, match=r"optimizer\.args: found (initial_lr|lr) 0\.2 in a run that is resumed"
+    ):
+        resumed({"lr": 0.1}, {"lr": 0.2}, (steps, steps))
+    with pytest.raises(InputError, match=r"scheduler\.args: found other arguments .*gamma: 0\.5"):
+        resumed({"lr": 0.1}, {"lr": 0.1}, (steps, faster))

@@ -41,7 +41,7 @@ def made_run(
         {"index": index, "cost_share": 0.5, "parameters": 1000, "sent_bytes_per_sample": 128}
         for index in range(2)
     ]
-    (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "error_dim": 9}))
+    (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "broadcast_bytes_per_sample": 36}))
     body, head = (TimelineWriter(folder / "timeline" / f"block-{index}.jsonl") for index in range(2))
     now = head_free = 1000.0
     for step in range(steps):

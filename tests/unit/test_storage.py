@@ -567,6 +567,7 @@ def test_training_asks_no_store_for_anything(address: str, monkeypatch: pytest.M
     "text",
     [
         "s3://AKIA:verysecret@bucket/runs",
+        "s3://AKIA:begun/verysecret/ended@bucket/runs",
         "s3://verysecret@bucket/runs",
         "gs://verysecret@bucket",
         "https://user:verysecret@host/x",

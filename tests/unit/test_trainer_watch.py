@@ -66,9 +66,11 @@ def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
     watch: TrainerWatch, values: Values, tmp_path: Path
 ) -> None:
     watch.saw(started(tmp_path))
-    watch.saw({"event": "progress", "step": 412, "epoch": 1, "samples_per_second": 1.0})
+    watch.steps_per_epoch = 100
+    watch.saw({"event": "progress", "step": 412, "epoch": 5, "samples_per_second": 1.0, "eta_seconds": 588.0})
     watch.saw(recovering("restart"))
     seen = values()
+    assert seen["completed_epochs",] == 4.12 and seen["remaining_seconds",] == 588
     assert seen["job_state", "recovering"] == 1 and seen["job_state", "running"] == 0
     assert seen["job_recoveries_total", "restart"] == 1 and seen["recovery_seconds",] == 0
     watch.saw(recovered("restart", 400, 4.25))
@@ -116,3 +118,14 @@ def test_the_replacement_of_a_lost_trainer_goes_on_counting(
     assert seen["job_recoveries_total", "rejoin"] == 1 and seen["job_recoveries_total", "restart"] == 1
     assert seen["recovery_seconds",] == 9.5
     assert seen["job_state", "running"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "failures"), [("stopped", "stopped", 0), ("internal", "failed", 1)]
+)
+def test_a_stop_is_no_failure(
+    watch: TrainerWatch, values: Values, code: str, state: str, failures: int
+) -> None:
+    watch.saw({"event": "failed", "code": code})
+    seen = values()
+    assert seen["job_state", state] == 1 and seen.get(("job_failures_total", code), 0) == failures

@@ -17,6 +17,7 @@ from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
+_LOUD = 100.0
 
 
 def refuse_other_function(config: Any, outline: Outline, task: Task) -> None:
@@ -46,13 +47,24 @@ def refuse_other_function(config: Any, outline: Outline, task: Task) -> None:
         network.train()
         inputs = _inputs(network.config, task)
         with torch.no_grad():
-            whole, composed = _run_both(original, network, inputs)
-    if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
-        raise InputError(
-            _KEY,
-            f"layers that, run in order, don't compute what the {kind} does",
-            "all that happens to its hidden states, with nothing in between",
-        )
+            outputs = _run_both(original, network, inputs)
+            again = _run_both(original, network, inputs) if _made_loud(original, outputs[0]) else outputs
+    for whole, composed in (outputs, again):
+        if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
+            raise InputError(
+                _KEY,
+                f"layers that, run in order, don't compute what the {kind} does",
+                "all that happens to its hidden states and its output, with nothing in between",
+            )
+
+
+def _made_loud(original: Any, output: Tensor) -> bool:
+    """Make a network's logits as large as training does, where it has an output layer: caps do nothing to small ones."""
+    layer = original.get_output_embeddings()
+    if layer is None:
+        return False
+    layer.weight.mul_(_LOUD / output.abs().max().clamp_min(torch.finfo(output.dtype).tiny))
+    return True
 
 
 def _run_both(original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

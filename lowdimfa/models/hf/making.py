@@ -49,11 +49,22 @@ def hugging_face(
         network does, or weights are shared that must not be.
     """
     settings = read_config(config, path)
+    if getattr(settings, "output_router_logits", False):
+        raise InputError(
+            "model.args.config.output_router_logits",
+            "True",
+            "False: the loss of experts of their own, which it stands for, is not computed here",
+        )
     original = make(settings, task) if path is None else load(settings, task, path)
     outline = outline_of(original, task, layers)
     refuse_other_function(settings, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
+    if getattr(settings, "problem_type", None) == "multi_label_classification":
+        cast(Part, network[-1]).notice = (
+            "the configuration's problem_type, multi_label_classification, chooses no loss here: train.loss does, "
+            "and bce is the one for several labels"
+        )
     network.folder = path
     return network.train()
 

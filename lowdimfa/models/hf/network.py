@@ -40,6 +40,7 @@ class HuggingFaceNetwork(nn.Sequential):
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             embedding=_embedding(original, outline.before, task)
         )
+        layers["embedding"].predicts_next = task == "causal-lm"  # type: ignore[assignment]
         for index in range(len(blocks)):
             name = f"{outline.blocks}.{index}"
             layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary)

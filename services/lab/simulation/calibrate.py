@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.contention import company, slowdown
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
-from lowdimfa.services.monitoring.report.reading import CATEGORIES, Record, Spans, read_run
-from lowdimfa.services.spec import Specification, load_specification
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, Spans, read_run
+from lowdimfa.services.spec import load_specification
 
 WARM_UP = 0.3
 """Share of a run's steps that are left out: memory is taken, caches fill, connections open."""
@@ -108,7 +108,7 @@ def read_measured(run_dir: Path) -> Measured:
         microbatches=train.microbatches,
         microbatch_size=train.batch_size // train.microbatches,
         activation_bytes=tuple(float(block["sent_bytes_per_sample"]) for block in blocks[:-1]),
-        error_bytes=_error_bytes(record, specification),
+        error_bytes=float(record.plan["broadcast_bytes_per_sample"]),
         latency=_latency(spans),
         staleness=train.staleness,
         window=train.window,
@@ -187,10 +187,3 @@ def _latency(spans: dict[int, Spans]) -> float:
             if (began := sent.get((own.step[i], own.microbatch[i]))) is not None:
                 found.append(float(own.start[i] - began))
     return max(0.0, float(np.median(found))) if found else 0.0
-
-
-def _error_bytes(record: Record, specification: Specification) -> float:
-    """Return what the run counted, or where it has not ended, one error per sample."""
-    counted = record.result.get("broadcast_payload_bytes_per_sample")
-    size = 2 if specification.feedback.broadcast == "bf16" else 4
-    return float(counted or size * record.plan["error_dim"])

@@ -68,9 +68,17 @@ class Predictor:
                 staleness=train.staleness,
                 window=train.effective_window,
             )
-            return simulate(setting, schedule_name(train.staleness)).samples_per_second
+            rate = simulate(setting, schedule_name(train.staleness)).samples_per_second
         except InputError:  # times that are none, of a segment too short to have them
             return None
+        if setting.cores is None:
+            return rate
+        # The simulator has one process for each block, replicas are several.
+        work = sum(
+            own.forward + own.update + number * own.step / train.microbatches
+            for own, number in zip(costs, specification.replicas, strict=True)
+        )
+        return min(rate, setting.cores * size / work)
 
     def _shares(self, specification: Specification) -> tuple[float, ...]:
         """Return the blocks' shares of the cost: those that were measured, or of another cut what was expected."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
@@ -21,7 +23,7 @@ def draw_alignment(record: Record) -> Picture | None:
     latest = {}
     for block, colour in zip(blocks, ordered_colours(len(blocks)), strict=True):
         cosines = {
-            step: entry["cosine"]
+            step: math.nan if entry["cosine"] is None else entry["cosine"]
             for step, event in events.items()
             for entry in event["blocks"]
             if entry["block"] == block
@@ -45,10 +47,13 @@ def draw_alignment(record: Record) -> Picture | None:
 
 
 def _caption(cosines: dict[int, float], energy: float) -> str:
+    carried = f"the projected error carried {energy:.1%} of the whole error's energy."
+    cosines = {block: cosine for block, cosine in cosines.items() if math.isfinite(cosine)}
+    if not cosines:
+        return f"At the last measurement no cosine was a finite number; {carried}"
     low = min(cosines, key=cosines.__getitem__)
     high = max(cosines, key=cosines.__getitem__)
     return (
         f"At the last measurement the cosine lay between {cosines[low]:.2f} (block {low}) and "
-        f"{cosines[high]:.2f} (block {high}), where 1 is the true gradient's direction and 0 a right angle; "
-        f"the projected error carried {energy:.1%} of the whole error's energy."
+        f"{cosines[high]:.2f} (block {high}), where 1 is the true gradient's direction and 0 a right angle; {carried}"
     )

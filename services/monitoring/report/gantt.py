@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,18 +85,19 @@ def draw_timeline(record: Record) -> Picture | None:
 
 
 def choose_excerpt(spans: dict[int, Spans]) -> Excerpt | None:
-    """Return a few steps near the middle of what all blocks recorded.
+    """Return a few steps near the middle of what all blocks recorded: of the longest piece of the run without a gap.
 
-    Of the stretches around the middle it is the one of median length, so that an evaluation between two steps
-    doesn't fill the picture.
+    Gaps are there where a process had recorded as many spans as it may, and the run went on in another one. Of the
+    stretches around the middle it is the one of median length, so that an evaluation between two steps doesn't fill the
+    picture.
     """
-    forwards = [block[block.category == _FORWARD] for block in spans.values()]
-    if not forwards or not all(len(block.step) for block in forwards):
+    if not spans:
         return None
-    first = max(int(block.step.min()) for block in forwards)
-    last = min(int(block.step.max()) for block in forwards)
-    if last < first:
+    steps = reduce(np.intersect1d, [block.step[block.category == _FORWARD] for block in spans.values()])
+    if not len(steps):
         return None
+    piece = max(np.split(steps, np.flatnonzero(np.diff(steps) > 1) + 1), key=len)
+    first, last = int(piece[0]), int(piece[-1])
     middle = (first + last) // 2
     bars = max(int(np.count_nonzero(block.step == middle)) for block in spans.values())
     count = int(np.clip(_BARS // max(1, bars), 1, min(4, last - first + 1)))

@@ -46,7 +46,7 @@ def _draw(axes: Axes, values: dict[int, Any]) -> None:
                 steps, numbers = lines.setdefault(index, ([], []))
                 steps.append(step)
                 numbers.append(number)
-    colours = ordered_colours(len(lines)) if len(lines) > 1 else [ORANGE]
+    colours = [ORANGE] if len(lines) == 1 else ordered_colours(len(lines))
     for (index, line), colour in zip(sorted(lines.items()), colours, strict=True):
         axes.plot(*line, "o-", color=colour, markersize=4, linewidth=1.2)
         if 1 < len(lines) <= MOST_NAMED:

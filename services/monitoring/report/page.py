@@ -69,6 +69,8 @@ def write_report(run_dir: Path, last: dict[str, Any] | None = None) -> Path:
     ------
     InputError
         The directory holds no run.
+    OSError
+        Nothing can be written there.
     """
     record = read_run(run_dir)
     record.events.extend([] if last is None else [last])
