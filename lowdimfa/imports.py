@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
     try:
         # What a module draws, or seeds, while it is imported must not depend on which factory of it is the first.
         seed = derive_seed(0, "import", module_name)
-        with nullcontext() if module_name in sys.modules else reproducible(seed):
+        there = module_name in sys.modules
+        with nullcontext() if there else reproducible(seed):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         missing = getattr(error, "name", None) or module_name
@@ -53,6 +55,11 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
             else "a module that can be imported",
             clash_of(missing),
         ) from error
+    if there and _is_another(module_name):
+        expected = "one that is alone of its name, or a process of its own"
+        raise InputError(
+            where, f"{path!r}, whose module was imported from elsewhere", expected, clash_of(module_name)
+        )
     target = getattr(module, name, None)
     if not callable(target):
         reason = "has no such name" if target is None else "is not callable"
@@ -63,6 +70,16 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
             clash_of(module_name),
         )
     return target  # type: ignore[no-any-return]
+
+
+def _is_another(module_name: str) -> bool:
+    """Whether another file than that of the module that is there would be imported now."""
+    top = module_name.partition(".")[0]
+    loaded = getattr(sys.modules.get(top), "__file__", None)
+    found = PathFinder.find_spec(top) if loaded else None
+    if loaded is None or found is None or found.origin is None or not Path(found.origin).is_file():
+        return False
+    return Path(found.origin).resolve() != Path(loaded).resolve()
 
 
 def call_factory(path: str | Callable[..., Any], args: dict[str, Any], where: str) -> Any:

@@ -18,7 +18,7 @@ from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import resolve
-from lowdimfa.optim_state import load_state, pack_state, schedule_of, settings_of
+from lowdimfa.optim_state import load_state, pack_state, settings_of
 from lowdimfa.tickets import derive_seed
 
 FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows steps"
@@ -53,7 +53,7 @@ class Updater:
     sparse
         Whether there were sparse gradients, as those of ``nn.Embedding(sparse=True)``.
     built
-        Settings of optimiser and schedule as the specification has them, before the first step.
+        Settings of the optimiser's groups as the specification has them, before the first step.
 
     Raises
     ------
@@ -88,7 +88,6 @@ class Updater:
         self.built = settings_of(self)
         if config.scheduler is not None:
             self.scheduler = self._make_scheduler(config.scheduler, total_steps)
-            self.built = schedule_of(self, self.built)
         pack_state(self)  # refuses what has no state that can be kept
 
     def _make_optimizer(self) -> Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,7 @@ def settings_of(updater: Updater) -> State:
         encoder.encode(_settings(group), "optimizer", f"built group {place} with {own}")
         for place, group in enumerate(_saved(updater)["param_groups"])
     ]
-    return State(_copies(encoder), {"groups": groups, "scheduler": None})
-
-
-def schedule_of(updater: Updater, settings: State) -> State:
-    """Return the settings of an optimiser with those of its new schedule."""
-    encoder = Encoder(f"{updater.config.scheduler_key}.factory")
-    own = next(iter(updater.parameters))
-    schedule = encoder.encode(updater.scheduler.state_dict(), "scheduler", f"built with {own}")  # type: ignore[union-attr]
-    return State(settings.tensors | _copies(encoder), settings.scalars | {"scheduler": schedule})
+    return State(_copies(encoder), {"groups": groups})
 
 
 def _copies(encoder: Encoder) -> dict[str, Tensor]:
@@ -56,8 +49,8 @@ def pack_state(updater: Updater) -> State:
         By the names with which the plain data refers to them, ``optimizer/<parameter>/<key>`` and the like.
     scalars
         ``parameters``: what the optimiser keeps of each parameter, by name. ``groups``: the names in each parameter
-        group, and its settings now and as they were built. ``rest``: what else it keeps. ``scheduler``,
-        ``built_scheduler``: the schedule's state, the same. ``factories``: of what these are the state.
+        group, and its settings now and as they were built. ``rest``: what else it keeps. ``scheduler``: the schedule's
+        state. ``factories``, ``schedule``: of what these are the state, and the schedule's arguments.
 
     Raises
     ------
@@ -99,7 +92,7 @@ def pack_state(updater: Updater) -> State:
         "rest": kept_rest,
         "scheduler": schedule,
         "factories": _factories(updater),
-        "built_scheduler": updater.built.scalars["scheduler"],
+        "schedule": _arguments(updater),
     }
     return State(encoder.tensors | of_schedule.tensors | updater.built.tensors, scalars)
 
@@ -172,8 +165,8 @@ class _Restoring:
             states = [state["scheduler"] for state in self._scalars]
             where = f"{self._updater.config.scheduler_key}.factory"
             current = scheduler.state_dict()
-            self._require_same_schedule(current)
             scheduler.load_state_dict(self._agreed(states, current, where, "schedules in different states"))
+            self._require_same_schedule()
 
     def _entries(self, name: str, data: Any, current: Any = None) -> Any:
         """Return what is kept of a parameter; a fused optimiser pairs values as they lie in memory."""
@@ -233,18 +226,16 @@ class _Restoring:
             )
         return changed
 
-    def _require_same_schedule(self, current: Any) -> None:
-        own, where = self._updater.built, self._updater.config.scheduler_key
-        now = decode(own.scalars["scheduler"], own.tensors, current)
-        built = [state["built_scheduler"] for state in self._scalars]
-        then = self._agreed(built, current, f"{where}.factory", "schedules in different states")
-        for key in (key for key, value in now.items() if key not in then or not same(value, then[key])):
-            raise InputError(
-                f"{where}.args",
-                f"other arguments in a run that is resumed ({key}: {now[key]!r})",
-                f"those from which its schedule has planned its course ({then.get(key)!r})",
-                _ANEW.format("those"),
-            )
+    def _require_same_schedule(self) -> None:
+        now = _arguments(self._updater)
+        for then in (state["schedule"] for state in self._scalars):
+            if then != now:
+                raise InputError(
+                    f"{self._updater.config.scheduler_key}.args",
+                    f"{now} in a run that is resumed",
+                    f"{then}, from which its schedule has planned its course",
+                    _ANEW.format("those"),
+                )
 
     def _rest(self) -> dict[str, Any]:
         current = {
@@ -306,6 +297,27 @@ def _names(updater: Updater, saved: Mapping[str, Any]) -> dict[Any, str]:
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in _STRUCTURE}
+
+
+def _arguments(updater: Updater) -> str:
+    """Return the arguments of a schedule as text, in which all ways of writing the same are one."""
+    scheduler = updater.config.scheduler
+    if scheduler is None:
+        return ""
+    return json.dumps(_loose(scheduler.args), sort_keys=True, default=_kind)
+
+
+def _kind(value: object) -> str:
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _loose(value: Any) -> Any:
+    """Return a setting in which tuples are lists and integers are floats, as files have them."""
+    if isinstance(value, Mapping):
+        return {str(key): _loose(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_loose(each) for each in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _names_in(state: Mapping[str, Any]) -> set[str]:

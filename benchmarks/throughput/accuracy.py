@@ -57,6 +57,11 @@ class Course:
         self.steps += steps
         self.score = next(score_of(one, network) for one in found if one["loss"] is not None)
 
+    def so_far(self) -> str:
+        """Return it in a few words."""
+        score = "failed" if self.score is None else f"{self.score:.4g}"
+        return f"{score} in {self.steps} steps, {self.seconds:.0f} s"
+
     def described(self, reached: bool) -> dict[str, Any]:
         """Return it as a part of the result; times are None where the score was not reached."""
         if self.failure:
@@ -116,6 +121,7 @@ def time_to_target(
             for system in racing:
                 if not courses[system.name].failure:
                     courses[system.name].go_on(system, network)
+            report("; ".join(f"{one.name} {courses[one.name].so_far()}" for one in racing))
             racing = [system for system in racing if _goes_on(courses[system.name], target, network)]
     finally:
         stop(systems)

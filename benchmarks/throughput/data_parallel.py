@@ -46,10 +46,16 @@ class Replicated(Peer):
 class DataParallel(Replicated):
     """Each process averages its gradients with the others'; running statistics stay its own."""
 
+    bucket_mb: int | None = None
+    """Gradients that travel together; None is what torch chooses."""
+
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)
         self._parallel = DistributedDataParallel(
-            self._model, gradient_as_bucket_view=True, broadcast_buffers=False
+            self._model,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+            bucket_cap_mb=self.bucket_mb,
         )
         self._values = sum(value.numel() for value in self._parameters)
 
@@ -72,6 +78,9 @@ class PowerSGD(DataParallel):
     configuration
         Has the rank of the factors as ``factors``: ``rank`` is the process.
     """
+
+    # Each bucket's sums follow one another as they arrive, which Gloo pairs up wrongly where several are under way.
+    bucket_mb = 1 << 20
 
     def __init__(self, configuration: Answer) -> None:
         super().__init__(configuration)

@@ -26,6 +26,8 @@ MATMUL_ROWS = (64, 256)
 MATMUL_SECONDS = 0.5
 PROCESS_BYTES = 300e6
 """Memory that a process of a system takes for itself, at least."""
+NODE_BYTES = 400e6
+"""Memory that a host's Ray takes for itself."""
 Report = Callable[[str], None]
 
 
@@ -93,7 +95,7 @@ def measure(network: Network, blocks: int, plan: Plan, folder: Path, report: Rep
         There is no memory for so many systems at once.
     """
     names = list(plan.systems) or usual_names(blocks, network.microbatches, links=plan.links)
-    _require_memory(names, blocks)
+    _require_memory(names, blocks, blocks + 1 if plan.links else 1)
     engines = sum(one.startswith(OURS) for one in names)
     with place_for(folder, blocks, max(1, engines), plan.mbit, plan.latency_ms) as place:
         report(f"{network.title}, {blocks} blocks: starting {len(names)} systems")
@@ -185,10 +187,10 @@ def _share_failure(systems: Sequence[System]) -> None:
         system.failure = system.failure or failed.get(id(system.team), "")
 
 
-def _require_memory(names: Sequence[str], blocks: int) -> None:
-    """Refuse what would bring the machine to a standstill: all systems are up at once."""
+def _require_memory(names: Sequence[str], blocks: int, hosts: int) -> None:
+    """Refuse what would bring the machine to a standstill: all systems are up at once, and on each host a Ray."""
     processes = sum(1 if name.startswith("single-") else blocks for name in names)
-    needed, free = processes * PROCESS_BYTES, psutil.virtual_memory().available
+    needed, free = processes * PROCESS_BYTES + hosts * NODE_BYTES, psutil.virtual_memory().available
     if needed > free:
         found = f"{len(names)} systems of {processes} processes, with {free / 1e9:.1f} GB of memory free"
         raise InputError("--systems", found, f"at least {needed / 1e9:.1f} GB", "Name fewer systems.")

@@ -18,7 +18,6 @@ from benchmarks.throughput.registry import (
     FORMATS,
     LIMIT,
     RIVALS,
-    ZERO_BUBBLE,
     configuration,
     rival_of,
 )
@@ -91,9 +90,9 @@ def usual_names(blocks: int, microbatches: int, links: bool) -> list[str]:
         names = [name for name in all_names(blocks, microbatches) if "+" not in name]
         left_out = ELSEWHERE if blocks == 2 else (*ELSEWHERE, TWO_STAGES)
         return [name for name in names if name not in left_out and (blocks == 2 or LAYERS not in name)]
-    theirs = ["1f1b", *ZERO_BUBBLE[1:], *delayed]
-    packed = [f"{name}+{travel}" for name in (ours, "1f1b", "zero-bubble-h1", "2bw") for travel in FORMATS]
-    return [f"{OURS}0", ours, f"{ours}{WHOLE}", single, *theirs, *packed, "powersgd", "diloco", LIMIT]
+    theirs = ["1f1b", "zero-bubble-h1", *delayed]
+    packed = [f"{ours}+bf16", *(f"{name}+int8" for name in (ours, "1f1b", "zero-bubble-h1", "2bw"))]
+    return [ours, f"{ours}{WHOLE}", single, *theirs, *packed, "powersgd", "diloco", LIMIT]
 
 
 @dataclass

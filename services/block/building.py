@@ -60,7 +60,7 @@ def build_stage(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Blo
     return build_head(plan, network.shape, network.feedback, network.training, data.dataset.task, device)
 
 
-def restore(stage: Stage, source: Source, before: Stage, run_dir: str, step: int) -> None:
+def restore(stage: Stage, source: Source, before: Stage, run_dir: str, missed: int) -> None:
     """Give a newly built stage its state, and move its schedule on to where the run is.
 
     Parameters
@@ -73,9 +73,9 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str, step: int
         The stage that this one takes the place of.
     run_dir
         Of the run, for its checkpoints.
-    step
-        At which the block goes on. Updates since its state was kept are lost; but what learning rate is due a run's
-        steps say, not those of one block.
+    missed
+        Steps of the run that the state lacks. Their updates are lost; but what learning rate is due the run's steps say,
+        not those of one block.
 
     Raises
     ------
@@ -90,9 +90,8 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str, step: int
             source.restore(stage)
         case Checkpointed() if source.step is not None:
             load_stage(stage, CheckpointStore(run_dir).load(source.step))
-    if not isinstance(source, Own):
-        for _ in range(step - (source.step or 0)):
-            stage.updater.advance()
+    for _ in range(missed):
+        stage.updater.advance()
 
 
 def draw_data(job: BlockJob, network: NetworkPlan) -> Reader | None:

@@ -202,7 +202,8 @@ class BlockWorker:
         before = self.stage
         if not self._fresh:
             self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
-        restore(self.stage, source, before, self.job.run_dir, step)
+        has = self._observer.applied_steps if isinstance(source, Own) else source.step or 0
+        restore(self.stage, source, before, self.job.run_dir, step - has)
         if not isinstance(source, Own):
             self._observer.finished.clear()  # of a course of the run that is given up
         self._observer.rest(step)

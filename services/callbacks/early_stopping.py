@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowdimfa.callback import Callback, Event, Run
-from lowdimfa.services.callbacks.numbers import number_in
+from lowdimfa.services.callbacks.numbers import has_number, number_in
 from lowdimfa.services.monitoring.journal import Journal
+from lowdimfa.services.spec.section import less_is_better
 
-Mode = Literal["min", "max"]
+Mode = Literal["auto", "min", "max"]
 
 
 class EarlyStopping(Callback):
@@ -25,35 +26,37 @@ class EarlyStopping(Callback):
     patience
         Evaluations without improvement that end the run, at least 1.
     mode
-        Whether less or more is better.
+        Whether less or more is better. ``auto`` is ``max`` for ``test_accuracy`` and ``min`` for losses and perplexities;
+        metrics of your own need one of the others.
     min_delta
         By how much a value has to be better to count as an improvement.
 
     Raises
     ------
     ValueError
-        ``patience`` is below 1, ``min_delta`` below 0, or ``mode`` is neither.
+        ``patience`` is below 1, ``min_delta`` below 0, or ``mode`` doesn't say.
     """
 
     def __init__(
-        self, metric: str = "test_loss", patience: int = 3, mode: Mode = "min", min_delta: float = 0.0
+        self, metric: str = "test_loss", patience: int = 3, mode: Mode = "auto", min_delta: float = 0.0
     ) -> None:
         if patience < 1:
             raise ValueError(f"patience is {patience}, but is at least 1")
         if not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta is {min_delta}, but is at least 0")
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is {mode!r}, but is 'min' or 'max'")
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode is {mode!r}, but is 'auto', 'min' or 'max'")
         self._metric, self._patience, self._delta = metric, patience, min_delta
-        self._sign = 1 if mode == "min" else -1
+        self._sign = 1 if mode == "min" or (mode == "auto" and less_is_better(metric)) else -1
         self._values: dict[int, float] = {}
-        self.watches = (metric,)
+        self.watches, self.mode = (metric,), mode
 
     def started(self, event: Event, run: Run) -> None:
         """Take up what was evaluated before the step at which the run goes on."""
         self._values = {}
         for each in course(run.path, event["step"]):
-            self._take(each)
+            if has_number(each, self._metric):  # those of before it was measured don't count
+                self._take(each)
         self._judge(run)
 
     def recovered(self, event: Event, run: Run) -> None:
@@ -72,7 +75,8 @@ class EarlyStopping(Callback):
         self._judge(run)
 
     def _take(self, event: Event) -> None:
-        self._values[event["step"]] = number_in(event, self._metric)
+        value = number_in(event, self._metric)
+        self._values[event["step"]] = self._sign * math.inf if value is None else value  # no better than any
 
     def _judge(self, run: Run) -> None:
         best, since = math.inf, 0

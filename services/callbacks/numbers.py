@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lowdimfa.callback import Callback, Event
@@ -26,24 +26,34 @@ EVALUATED = {field: field.replace("_", "/", 1) for field in TEST_NUMBERS}
 """By field of an event, the name under which trackers have it."""
 
 
-def number_in(event: Event, metric: str) -> float:
-    """Return a number of an ``evaluated`` event: one of its fields, or of its ``metrics``.
+def has_number(event: Event, metric: str) -> bool:
+    """Whether an ``evaluated`` event has a number of this name, finite or not."""
+    return metric in _known(event)
+
+
+def _known(event: Event) -> dict[str, Any]:
+    own: dict[str, Any] = event.get("metrics", {})
+    return {key: event[key] for key in TEST_NUMBERS if key in event} | own
+
+
+def number_in(event: Event, metric: str) -> float | None:
+    """Return a number of an ``evaluated`` event: one of its fields, or of its ``metrics``; None if it isn't finite.
 
     Raises
     ------
     InputError
-        There is none of this name, or it isn't one finite number.
+        There is none of this name, or it isn't one number.
     """
-    known = {key: event[key] for key in TEST_NUMBERS if key in event} | event.get("metrics", {})
+    known = _known(event)
     value = known.get(metric)
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, int | float) or (value is None and metric in known):
+        return float(value) if value is not None and math.isfinite(value) else None
     there = [key for key, each in known.items() if isinstance(each, int | float)]
     found = f"{metric!r}, which " + (f"is {value!r}" if metric in known else "the evaluation doesn't have")
     raise InputError("metric", found, f"one of {', '.join(there)}")
 
 
-def require_watched(plan: RunPlan, callbacks: Iterable[Callback]) -> None:
+def require_watched(plan: RunPlan, callbacks: Sequence[Callback]) -> None:
     """Refuse what watches a number that the run's evaluations won't have: callbacks, and ``run.keep_best``.
 
     Raises
@@ -61,6 +71,14 @@ def require_watched(plan: RunPlan, callbacks: Iterable[Callback]) -> None:
             found = "which has one number per class" if each else "which this run's evaluations don't have"
             expected = f"one number: {', '.join(there)}"
             raise InputError(where, f"{name!r}, {found}", expected, nearest(name, there))
+    for callback in callbacks:
+        own = [name for name in callback.watches if name not in TEST_NUMBERS]
+        if own and getattr(callback, "mode", None) == "auto":
+            where, expected = (
+                f"the callback {type(callback).__qualname__}",
+                "'min' or 'max', whichever is better",
+            )
+            raise InputError(where, f"the mode 'auto' for the metric {own[0]!r}", expected)
 
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:

@@ -126,6 +126,7 @@ run.keep=2
 run.keep_best.metric=
 run.keep_best.metric=test_loss
 run.keep_best.mode=
+run.keep_best.mode=auto
 run.keep_best.mode=min
 run.keep_best.mode=max
 run.on_failure=

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lowdimfa.errors import PeerError, StoppedError
+from lowdimfa.errors import InputError, PeerError, StoppedError
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.run.naming import named
@@ -84,8 +84,13 @@ def _user_code(files: dict[str, str], folder: str) -> UserCode:
         return UserCode(folder, files)
     for name, text in files.items():
         path = Path(folder) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise InputError(
+                "files", f"{name!r} beside a file or folder of that name", "each once"
+            ) from error
     return UserCode(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from lowdimfa.services.coordinator.jobs import ACTIVE, Job
@@ -19,11 +20,12 @@ class StartOrder(NamedTuple):
     waiting: list[tuple[Job, str]]
 
 
-def start_order(store: JobStore, capacity: Capacity) -> StartOrder:
+def start_order(store: JobStore, capacity: Capacity, resting: Collection[str] = ()) -> StartOrder:
     """Apply the rule of the queue: first come, first served.
 
     What doesn't fit now holds back all that came after it, so that a large job is not overtaken for ever by small
-    ones; but what the whole cluster could not hold holds back nobody.
+    ones; but what the whole cluster could not hold holds back nobody, and neither do jobs for which there was no room
+    on any nodes though there was in sum, as long as they rest.
     """
     active = store.in_states(ACTIVE)
     # Ray's figure knows of other users; ours of jobs that have not taken their places yet.
@@ -33,6 +35,9 @@ def start_order(store: JobStore, capacity: Capacity) -> StartOrder:
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=False, limit=AT_ONCE):
         order.waiting.append((job, _never(job, capacity)))
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=True, limit=AT_ONCE):
+        if job.id in resting:
+            order.waiting.append((job, job.detail))
+            continue
         if job.cpus > cpus or job.gpus > gpus:
             order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
             break

@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.coordinator.runner import AgentCall, Condition
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec.load import indexed
 from lowdimfa.services.trainer.actor import TrainerActor
 from lowdimfa.services.trainer.cluster import start_ray
 from lowdimfa.services.trainer.placement import free_places
@@ -58,6 +59,7 @@ class RayAgent:
     def start(self, trainer: str, request: dict[str, Any]) -> None:
         """Make a trainer, unless there is one of that name, and let it run; it runs once however often it is told."""
         code = UserCode(**request.pop("user_code"))
+        request["specification"] = indexed(request["specification"])
         actor = TrainerActor.options(
             name=trainer, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
         ).remote()

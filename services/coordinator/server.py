@@ -15,6 +15,7 @@ from lowdimfa.services.coordinator.access import Gate
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.calls import Calls
 from lowdimfa.services.coordinator.copies import Copies
+from lowdimfa.services.coordinator.jobs import JobState
 from lowdimfa.services.coordinator.limits import ClientLimits
 from lowdimfa.services.coordinator.notices import Notices
 from lowdimfa.services.coordinator.page import ServiceJobs, page_of
@@ -173,11 +174,10 @@ class Coordinator:
 
     def _reading(self) -> Reading:
         health_of = self._supervisor.health
-        waiting = self._store.queued(float("inf"), float("inf"), fitting=True, limit=1)
         return Reading(
             jobs={str(state): count for state, count in self._store.count_by_state().items()},
             failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(),
-            oldest_queued=waiting[0].queued if waiting else None,
+            oldest_queued=min((job.queued for job in self._store.in_states([JobState.queued])), default=None),
             cluster_up=not health_of.cluster_error,
             cluster_at=health_of.cluster_at,
             round_at=health_of.round_at,

@@ -165,7 +165,7 @@ class SqliteJobStore(SqliteReads):
             if to is JobState.starting:
                 entered = {"attempt": job.attempt + 1, "started": now, "stop_requested": ""}
                 changes = entered | {"ended": None, "error": None} | changes
-            elif to is JobState.queued:
+            elif to is JobState.queued and job.state is not JobState.starting:  # then it waits on
                 changes = {"queued": now} | changes
             elif to in ENDS:
                 changes = {"ended": now} | changes

@@ -98,5 +98,7 @@ def _files(request: pb.SubmitJobRequest) -> list[Violation]:
             wrong.append(Violation(field, f"found {file.path[:80]!r}; expected {expected}"))
         elif file.path in seen:
             wrong.append(Violation(field, f"found {file.path!r} a second time; expected each path once"))
+        elif above := next((str(parent) for parent in path.parents if str(parent) in seen), ""):
+            wrong.append(Violation(field, f"found {file.path!r} in {above!r}, a file; expected a folder"))
         seen.add(file.path)
     return wrong

@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lowdimfa.errors import BlockWithoutRoomError, NoRoomError, StoppedError, StorageError, error_of
+from lowdimfa.errors import (
+    BlockWithoutRoomError,
+    InputError,
+    NoRoomError,
+    StoppedError,
+    StorageError,
+    error_of,
+)
 from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in, trainer_of
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
@@ -19,6 +26,8 @@ from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Conditi
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.monitoring.journal import Journal, Position
 
+LONGEST_REST = 10.0
+"""Times the liveness that a job for which there was no room may rest before it tries again."""
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
 
@@ -84,6 +93,7 @@ class Supervisor:
         self._told: set[str] = set()
         self._warned: dict[str, set[str]] = {}
         self._unread: dict[str, float] = {}
+        self._rests: dict[str, tuple[float, float]] = {}
         self._retry_at = 0.0
         self._woken, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -173,7 +183,15 @@ class Supervisor:
             # After a restart too: nobody knows how far the last coordinator came, and a trainer runs only once.
             submission, lost_at = self._store.submission(job.id), self._recoveries.lost_at(job)
             there = look.condition is not Condition.lost
-            self._runner.start(trainer, self._requests.make(job, submission, lost_at, ready=there))
+            try:
+                request = self._requests.make(job, submission, lost_at, ready=there)
+            except InputError as error:  # a newer release may refuse what an older one took
+                verdict: Event = {"event": "failed", "time": time.time(), **error.as_event()}
+                self._store.append(job.id, [verdict], job.log_position)
+                self._end(job, verdict)
+                self._on_change(job.id)
+                return
+            self._runner.start(trainer, request)
             self._told.add(trainer)
         self._patience.watch(job, look)
         if job.stop_requested:
@@ -263,22 +281,40 @@ class Supervisor:
 
     def _end(self, job: Job, outcome: Event) -> None:
         if outcome["event"] == "finished":
+            self._rest(job, no_room=False)
             if job.state is JobState.starting:  # it was over before it was seen to run
                 self._store.transition(job.id, JobState.running, "")
             self._store.transition(job.id, JobState.finished, "")
             return
         error = error_of(outcome)
+        no_room = job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError)
+        self._rest(job, no_room)
         if isinstance(error, StoppedError):
             said = f"stopped after step {error.step:,}" if isinstance(error.step, int) else error.message
             self._store.transition(job.id, JobState.stopped, said)
-        elif job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError):
-            self._store.transition(job.id, JobState.queued, error.message)  # somebody else took the room
+        elif no_room:
+            self._store.transition(
+                job.id, JobState.queued, error.message
+            )  # taken by others, or of no such shape
         else:
             self._store.transition(job.id, JobState.failed, error.message, error=outcome)
 
+    def _rest(self, job: Job, no_room: bool) -> None:
+        """Let a job that found no room again wait before its next try, each time longer, and others go before it.
+
+        What fits a cluster in sum may fit none of its nodes. When another job ends, all that rest may try at once.
+        """
+        _, pause = self._rests.pop(job.id, (0.0, 0.0))
+        if no_room:
+            longer = max(2 * pause, self._liveness / 12)
+            self._rests[job.id] = time.monotonic() + pause, min(longer, LONGEST_REST * self._liveness)
+        else:
+            self._rests = {name: (0.0, pause) for name, (_, pause) in self._rests.items()}
+
     def _fill(self, capacity: Capacity) -> None:
         """Start queued jobs in order, as far as there is room, and say what the others wait for."""
-        order = start_order(self._store, capacity)
+        resting = {name for name, (until, _) in self._rests.items() if until > time.monotonic()}
+        order = start_order(self._store, capacity, resting)
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:

@@ -247,7 +247,7 @@ METRICS = (
         "lowdimfa_coordinator_queue_oldest_wait_seconds",
         "gauge",
         (),
-        "How long the job that is next in the queue has waited; 0 when none is queued.",
+        "How long the job that has been in the queue longest has waited; 0 when none is queued.",
     ),
     Metric(
         "lowdimfa_coordinator_answered_calls_total",

@@ -74,7 +74,7 @@ class KeepBest:
     def _better(self, step: int, value: float) -> Best:
         """Return the better one of the best so far and another; a tie goes to the earlier one."""
         assert self._wanted is not None, "without a metric nothing has a value"
-        sign = 1 if self._wanted.mode == "min" else -1
+        sign = 1 if self._wanted.less_is_better else -1
         better = self._best is None or sign * value < sign * self._best.value
         return Best(step, value) if self._best is None or better else self._best
 

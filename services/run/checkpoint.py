@@ -23,7 +23,7 @@ from lowdimfa.services.run.checkpoint_files import (
     write_block,
 )
 from lowdimfa.services.run.disk import refusal
-from lowdimfa.services.run.leftovers import ROOT, folder_of
+from lowdimfa.services.run.leftovers import COURSE, ROOT, folder_of
 from lowdimfa.services.run.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -46,7 +46,7 @@ __all__ = [
     "write_block",
 ]
 
-_OWNER, _COURSE = f"{ROOT}/owner", f"{ROOT}/course"
+_OWNER = f"{ROOT}/owner"
 
 
 class CheckpointStore:
@@ -71,7 +71,7 @@ class CheckpointStore:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
         self._token = ""
-        self._gives_up = False
+        self._noted = False
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -179,16 +179,14 @@ class CheckpointStore:
         text = manifest.text()
         with self._storage.writing(f"{folder_of(step)}/{MANIFEST_FILE}") as file:
             file.write(text)
-        leftovers.prune(self._storage, step, self._keep, kept)
-        if self._gives_up:
-            self._storage.delete(_COURSE)  # what is there now is of one course
-            self._gives_up = False
+        leftovers.prune(self._storage, step, self._keep, kept, self._noted)
+        self._noted = False
         return self._storage.place(folder_of(step))
 
     def go_on_from(self, step: int) -> None:
         """Note that the run goes on from the checkpoint of a step: later ones are of a course that it gives up.
 
-        They stay until the next is complete, but are none of the run's.
+        They stay until the next is complete, but are none of the run's. 0 is for a run that begins.
 
         Raises
         ------
@@ -196,18 +194,27 @@ class CheckpointStore:
             That can't be noted.
         """
         with self._attempt(step):
-            self._gives_up = leftovers.complete(self._storage)[-1:] != [step]
-            if self._gives_up:
-                with self._storage.writing(_COURSE) as file:
+            self._noted = any(number > step for number in leftovers.complete(self._storage))
+            if self._noted:
+                with self._storage.writing(COURSE) as file:
                     file.write(str(step).encode())
+            elif self._course() is not None:
+                self._storage.delete(COURSE)
+
+    def _course(self) -> int | None:
+        try:
+            return int(self._storage.read(COURSE))
+        except FileNotFoundError:
+            return None
 
     def _complete(self) -> Sequence[int]:
-        steps = leftovers.complete(self._storage)
-        try:
-            last = int(self._storage.read(_COURSE))
-        except FileNotFoundError:
-            return steps
-        return [step for step in steps if step <= last]
+        steps, last = leftovers.complete(self._storage), self._course()
+        return [step for step in steps if last is None or step <= last]
+
+    def every(self) -> Sequence[int]:
+        """Return the steps of all complete checkpoints, also of those of a course that was given up."""
+        with self._asked():
+            return leftovers.complete(self._storage)
 
     def list(self) -> Sequence[int]:
         """Return the steps of the complete checkpoints of the run's present course, oldest first.

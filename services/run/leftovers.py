@@ -13,6 +13,8 @@ from lowdimfa.services.run.objects import Objects, ObjectsError
 from lowdimfa.services.run.storage import Folder
 
 ROOT = "checkpoints"
+COURSE = f"{ROOT}/course"
+"""Names the step from which a run goes on that gives later checkpoints up, until it has one of its own."""
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 _OURS = re.compile(r"block-\S+\.safetensors|\..+\.partial")
 """Files of attempts; what else lies in the folder of a complete checkpoint is whoever's who put it there."""
@@ -64,11 +66,12 @@ def _listed(storage: Folder | Objects, folder: str, there: set[str]) -> set[str]
     return {entry.file for entry in manifest.blocks}
 
 
-def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int]) -> None:
+def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int], noted: bool) -> None:
     """Delete what a new checkpoint leaves without use.
 
-    Checkpoints of later steps are of a course that was given up, so that none may be left. Only then come older ones;
-    where they can't be deleted, the new one is there all the same.
+    Checkpoints of later steps are of a course that was given up, so that none may be left. Then goes the note that hid
+    them, and the new one with them. Only then come older ones; where they can't be deleted, the new one is there all the
+    same.
 
     Parameters
     ----------
@@ -78,6 +81,8 @@ def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int]
         Of the new checkpoint.
     keep, kept
         How many of the newest stay, and which steps beside them.
+    noted
+        Whether there is a note.
 
     Raises
     ------
@@ -87,6 +92,8 @@ def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int]
     there = complete(storage)
     for later in (number for number in reversed(there) if number > step):
         storage.discard(folder_of(later), first=MANIFEST_FILE)
+    if noted:
+        storage.delete(COURSE)
     course = [number for number in there if number <= step]
     try:
         for old in {*course} - {*course[-keep:], *kept}:

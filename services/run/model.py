@@ -48,8 +48,14 @@ def trained_model(specification: Specification, manifest: Manifest, average: boo
     if average:
         averages = export_state(manifest, average=True)
         with torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(averages[name])
+            averaged = set()
+            for name, value in model.named_parameters(
+                remove_duplicate=False
+            ):  # tied ones are kept under one name
+                if name in averages:
+                    value.copy_(averages[name])
+                    averaged.add(id(value))
+            assert averaged == {id(value) for value in model.parameters()}, "a parameter without an average"
     return model
 
 

@@ -28,6 +28,7 @@ from lowdimfa.loss_check import checked_loss
 from lowdimfa.losses import (
     Objective,
     counts,
+    is_cross_entropy,
     make_loss,
     right_predictions,
     validate_class_targets,
@@ -141,10 +142,10 @@ def make_run_plan(
         return make_network_plan(specification, example, steps, boundaries, weights, whole=whole)
 
     network = planned(boundaries)
-    order.evaluation_size = _evaluation_size(network, order)
     _check_tokens(network, reader)
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
+    order.evaluation_size = _evaluation_size(network, order)
     numbers = _check_targets(network, reader)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
@@ -257,7 +258,10 @@ def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
     if vocabulary is not None:
         for inputs in reader.known_inputs(_ITEMS_CHECKED):
             validate_tokens(inputs, vocabulary)
-    if getattr(first, "predicts_next", False):
+    plain = is_cross_entropy(
+        network.training.loss, reader.dataset.task
+    )  # one of the user's own may move them itself
+    if getattr(first, "predicts_next", False) and plain:
         _refuse_present_tokens(network, reader)
 
 

@@ -59,20 +59,21 @@ class UserCode:
     def install(self) -> None:
         """Make the files importable in this process: those that came, where the folder here is not the same.
 
-        Another machine may have an older copy at the same path. Where it has the same files their own folder is taken,
-        which may have data beside them.
+        Another machine may have an older copy at the same path. Where it has the same files, and maybe others, their own
+        folder is taken, which may have data beside them.
         """
         if self.folder is None:
             return
         folder = Path(self.folder)
         if self.files and not self._are_in(folder):
             folder = self._unpacked()
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+        with suppress(ValueError):
+            sys.path.remove(str(folder))  # another run's may stand before it
+        sys.path.insert(0, str(folder))
 
     def _are_in(self, folder: Path) -> bool:
         try:
-            return folder.is_dir() and Modules.beside(folder).files == self.files
+            return folder.is_dir() and self.files.items() <= Modules.beside(folder).files.items()
         except InputError:  # more than travels
             return False
 

@@ -136,7 +136,9 @@ class BlockOverrides(Section):
     """What one block does differently; null means as in `train`."""
 
     optimizer: Optimizer | None = Field(
-        None, description="Optimiser of this block; null means as in `train`."
+        None,
+        description="Optimiser of this block; null means as in `train`, and so does a `factory` that is left out. Its "
+        "`args` are all that it gets.",
     )
     scheduler: Scheduler | None = Field(None, description="Schedule of this block; null means as in `train`.")
     grad_clip: float | None = Field(
@@ -250,6 +252,10 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for index, own in self.per_block.items():
+            if own.optimizer is not None and "factory" not in own.optimizer.model_fields_set:
+                whole = own.optimizer.model_copy(update={"factory": self.optimizer.factory})
+                self.per_block[index] = own.model_copy(update={"optimizer": whole})
         if self.epochs is None and self.steps is None:
             raise refusal(("epochs",), "neither 'epochs' nor 'steps'", "exactly one of them")
         if self.epochs is not None and self.steps is not None:

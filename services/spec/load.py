@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -27,6 +28,18 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 _BY_BLOCK = (["train", "per_block"], ["placement", "replicas"], ["placement", "threads_per_block"])
 """Where the keys are indexes of blocks."""
+
+
+def indexed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification that went through JSON, where indexes of blocks became text, with numbers in their place."""
+    found = deepcopy(dict(plain))
+    for section, key in _BY_BLOCK:
+        value = found.get(section, {}).get(key)
+        if isinstance(value, dict):
+            found[section][key] = {
+                int(index) if index.isdigit() else index: own for index, own in value.items()
+            }
+    return found
 
 
 def load_specification(path: FilePath, overrides: Overrides = (), *, kept: bool = False) -> Specification:

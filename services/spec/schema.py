@@ -24,6 +24,7 @@ from lowdimfa.services.spec.section import (
     ImportPath,
     LayerName,
     Section,
+    less_is_better,
     nearest,
     refusal,
     shortened,
@@ -105,7 +106,24 @@ class BestSection(Section):
         "test_loss",
         description="What is compared: a number of the `evaluated` event, or the name of one in `train.metrics`.",
     )
-    mode: Literal["min", "max"] = Field("min", description="Whether less or more is better.")
+    mode: Literal["auto", "min", "max"] = Field(
+        "auto",
+        description="Whether less or more is better. `auto` is `max` for `test_accuracy` and `min` for losses and "
+        "perplexities; metrics of your own need one of the others.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mode == "auto" and self.metric not in TEST_NUMBERS:
+            raise refusal(
+                ("mode",), f"'auto' for the metric {self.metric!r}", "'min' or 'max', whichever is better"
+            )
+        return self
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether the best value is the smallest one."""
+        return less_is_better(self.metric) if self.mode == "auto" else self.mode == "min"
 
 
 class RunSection(Section):

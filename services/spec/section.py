@@ -17,6 +17,12 @@ from lowdimfa.services.spec.given import Given
 TEST_NUMBERS = ("test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte")
 """What evaluations tell of any run, or of any language model."""
 
+
+def less_is_better(metric: str) -> bool:
+    """Whether the smaller of two values of one of `TEST_NUMBERS` is the better one."""
+    return metric != "test_accuracy"
+
+
 _NAME = r"[^\W\d]\w*"
 IMPORT_PATTERN = rf"{_NAME}(\.{_NAME})*[.:]{_NAME}"
 

@@ -115,8 +115,7 @@ class TrainingLoop:
         self._store.claim()
         self._mirror.guard(self._store.require_own)
         places = self._recovery.start(self._saving.saved)
-        if manifest is not None:
-            self._store.go_on_from(manifest.step)
+        self._store.go_on_from(self._done)
         self._started(places)
         try:
             while not (self._train() and self._conclude()):

@@ -15,6 +15,7 @@ from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.exporter import Target, write_targets
+from lowdimfa.services.recovery.deadlines import evaluation_patience
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import work_dir
@@ -147,7 +148,9 @@ class RayEngine:
     def evaluate(self) -> Evaluation:
         """Pass the test split through all blocks; the head counts."""
         group = self._require()
-        return group.drive(StallWatch(group).look, BlockWorker.evaluate)[-1]
+        order = self._plan.order
+        patience = evaluation_patience(group.liveness, order.evaluation_size, order.microbatch_size)
+        return group.drive(StallWatch(group, patience).look, BlockWorker.evaluate)[-1]
 
     def align(self) -> Alignment:
         """Gather all blocks' states in this process and compare their updates with the true gradients."""

@@ -65,7 +65,7 @@ class RunRequest:
         ready
             Whether that was done before, and somebody may work there; otherwise nobody does.
         """
-        there = CheckpointStore(self.run_dir).list()
+        there = CheckpointStore(self.run_dir).every()
         resume = bool(there)
         if not resume and not ready:
             unname(self.run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,14 @@ def _loaded(
 
 def _by_epoch(run_dir: Path) -> list[dict[str, Any]]:
     """Return what each evaluation found, with the training's loss and accuracy as last reported before it."""
+    every = int(json.loads((run_dir / "plan.json").read_text())["steps_per_epoch"])
     events = list(Journal(run_dir).read("started", "recovered", "progress", "evaluated"))
     reported = by_step(events, "progress")
     rows = []
     for step, found in by_step(events, "evaluated").items():
         before = [one for at, one in reported.items() if at <= step]
-        rows.append({**(before[-1] if before else {}), **found, "step": step})
+        epoch = max(1, -(-step // every))  # of the evaluation; training may have told last in an earlier one
+        rows.append({**(before[-1] if before else {}), **found, "step": step, "epoch": epoch})
     left_out = ("event", "time", "steps", "eta_seconds")
     return [
         {key: value for key, value in row.items() if key not in left_out and value is not None}

@@ -19,10 +19,13 @@ class StallWatch:
     group
         The workers, and their liveness: after as many seconds without any progress, or without an answer, the run is
         stalled. A silent block is named within it: a look every quarter waits for three quarters.
+    patience
+        Seconds without progress, where it is not the liveness.
     """
 
-    def __init__(self, group: WorkerGroup) -> None:
+    def __init__(self, group: WorkerGroup, patience: float | None = None) -> None:
         self._group = group
+        self._patience = group.liveness if patience is None else patience
         self._next_look = time.monotonic() + group.liveness / 4
 
     def look(self) -> None:
@@ -38,7 +41,7 @@ class StallWatch:
         self._next_look = time.monotonic() + self._group.liveness / 4
         patience = 3 * self._group.liveness / 4
         statuses = gather(self._group.ask(BlockWorker.status), "say what it does", patience)
-        number = holds_up(statuses, self._group.liveness)
+        number = holds_up(statuses, self._patience)
         if number is not None:
             worker, status = self._group.workers[number], statuses[number]
             raise worker.lost(

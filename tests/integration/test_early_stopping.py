@@ -127,3 +127,30 @@ def test_early_stopping_refuses_a_number_that_no_evaluation_has(
     with pytest.raises(InputError, match=f"the callback EarlyStopping: found {words}"):
         trainer.fit()
     assert not (tmp_path / "run").exists()
+
+
+def test_more_accuracy_is_better_without_being_told(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    callback, run = EarlyStopping(metric="test_accuracy", patience=2), Run({}, tmp_path, reasons.append)
+    with opened(Journal(tmp_path)) as journal:
+        callback.started(journal.emit("started", step=0), run)
+        for step, value in enumerate((0.5, 0.6, 0.7, 0.6, 0.6), 1):
+            assert not reasons
+            callback.evaluated(journal.emit("evaluated", step=step, test_accuracy=value), run)
+    assert reasons == ["test_accuracy is no better after 2 evaluations than 0.7"]
+
+
+def test_numbers_that_are_none_are_no_better_and_those_from_before_a_metric_do_not_count(
+    tmp_path: Path,
+) -> None:
+    """A correlation is NaN in a first evaluation, say, and a resumed run measures more than the one before."""
+    reasons: list[str] = []
+    callback, run = EarlyStopping(metric="r2", patience=2, mode="max"), Run({}, tmp_path, reasons.append)
+    with opened(Journal(tmp_path)) as journal:
+        journal.emit("evaluated", step=1, test_loss=1.0)
+        callback.started(journal.emit("started", step=1), run)
+        for step, value in ((2, None), (3, 0.5), (4, None)):
+            callback.evaluated(journal.emit("evaluated", step=step, metrics={"r2": value}), run)
+            assert not reasons
+        callback.evaluated(journal.emit("evaluated", step=5, metrics={"r2": 0.4}), run)
+    assert reasons == ["r2 is no better after 2 evaluations than 0.5"]

@@ -224,12 +224,12 @@ def stages(trained: bool) -> list[Stage]:
 
 def test_the_copies_kept_for_a_loss_have_it_too() -> None:
     for before, own_copy, fetched in zip(stages(True), stages(False), stages(False), strict=True):
-        restore(own_copy, Own(), before, "", 2)
+        restore(own_copy, Own(), before, "", 0)
         shelf = SnapshotShelf(1)
         shelf.offer(before, 2)
         snapshot = shelf.fetch(-1, 0)
         assert snapshot is not None
-        restore(fetched, snapshot, before, "", 2)
+        restore(fetched, snapshot, before, "", 0)
         for after in (own_copy, fetched):
             assert after.state().scalars == before.state().scalars
             assert same(after.state().tensors, before.state().tensors)
@@ -322,7 +322,7 @@ def test_a_block_that_comes_back_has_the_learning_rate_of_the_runs_step() -> Non
     shelf.offer(before, 2)
     snapshot = shelf.fetch(-1, 0)
     assert snapshot is not None
-    restore(after, snapshot, before, "", 5)
+    restore(after, snapshot, before, "", 3)
     assert after.updater.optimizer is not None and before.updater.optimizer is not None
     rates = [stage.updater.optimizer.param_groups[0]["lr"] for stage in (before, after)]
     assert rates[1] == pytest.approx(rates[0] * 0.1**3)

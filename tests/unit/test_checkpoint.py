@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lowdimfa.services.run.checkpoint import (
     export_state,
     write_block,
 )
+from lowdimfa.services.run.storage import Folder
 
 Blocks = dict[int, dict[str, Tensor]]
 MODEL: Blocks = {
@@ -417,7 +419,7 @@ def test_checkpoints_of_a_course_that_was_given_up_are_none_of_the_runs(tmp_path
         save(store, step)
     store.go_on_from(5)
     for reader in (store, CheckpointStore(tmp_path)):
-        assert reader.list() == [5] and reader.load(None).step == 5
+        assert reader.list() == [5] and reader.load(None).step == 5 and reader.every() == [5, 10, 15]
         assert reader.newest_good().manifest.step == 5 and reader.load(15).step == 15
     again = CheckpointStore(tmp_path, keep=3)
     again.go_on_from(5)
@@ -425,3 +427,46 @@ def test_checkpoints_of_a_course_that_was_given_up_are_none_of_the_runs(tmp_path
     assert CheckpointStore(tmp_path).list() == [5, 10, 12]
     again.go_on_from(12)
     assert CheckpointStore(tmp_path).list() == [5, 10, 12]
+
+
+def test_a_course_that_was_given_up_may_be_taken_up_again(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (5, 10):
+        store = CheckpointStore(tmp_path, keep=3)
+        save(store, step)
+    store.go_on_from(5)
+    again = CheckpointStore(tmp_path, keep=1)
+    again.go_on_from(10)
+    assert again.list() == [5, 10]
+    save(again, 15)
+    assert CheckpointStore(tmp_path).list() == [15]
+
+
+def test_a_crash_after_the_first_checkpoint_of_a_new_course_leaves_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the deletion of what is no longer kept ends."""
+    for fails in range(1, 4):
+        place = tmp_path / str(fails)
+        store = CheckpointStore(place, keep=2)
+        for step in (5, 10):
+            save(store, step)
+        store = CheckpointStore(place, keep=1)
+        store.go_on_from(5)
+        count = 0
+
+        def crashing(
+            self: Folder, name: str, first: str = "", *, real: Any = Folder.discard, at: int = fails
+        ) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+            real(self, name, first)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Folder, "discard", crashing)
+            with suppress(KeyboardInterrupt):
+                save(store, 7)
+        found = CheckpointStore(place).list()
+        assert found and found[-1] in (5, 7)

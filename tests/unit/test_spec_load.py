@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +17,8 @@ from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
 from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
 from lowdimfa.services.spec.dialect import read_yaml, write_yaml
-from lowdimfa.services.spec.load import violations
+from lowdimfa.services.spec.load import indexed, violations
+from lowdimfa.services.spec.schema import BestSection
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = "model: {factory: 'a:b', blocks: 2}\ndata: {factory: 'a:c'}\ntrain: {epochs: 1}\n"
@@ -73,6 +75,16 @@ specifications = st.fixed_dictionaries(
         "placement": st.fixed_dictionaries({}, optional={"gpus_per_block": st.sampled_from([0, 0.5, 2])}),
     },
 )
+
+
+MINIMAL = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 3, "classes": 10},
+        "blocks": 3,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -246,3 +258,45 @@ def test_replicas_are_a_number_for_all_blocks_but_the_head_or_one_for_some(tmp_p
     for_first = load_specification(path, ["placement.replicas.0=2", "placement.threads_per_block.0=3"])
     assert for_first.replicas == [2, 1, 1]
     assert [for_first.placement.threads_of(block) for block in range(3)] == [3, 1, 1]
+
+
+def test_indexes_of_blocks_come_back_from_json() -> None:
+    """The agent of a service gets its requests so."""
+    plain = {
+        **MINIMAL,
+        "train": {"steps": 1, "microbatches": 2, "batch_size": 4, "per_block": {0: {"grad_clip": 1.0}}},
+        "placement": {"replicas": {0: 2}, "threads_per_block": {1: 2}},
+    }
+    dumped = parse_specification(plain, "test").model_dump()
+    text = json.loads(json.dumps(dumped))
+    with pytest.raises(InputError, match="the key '0'"):
+        parse_specification(text, "test")
+    assert parse_specification(indexed(text), "test").model_dump() == dumped
+
+
+def test_an_optimiser_of_one_block_is_that_of_all_if_it_names_none() -> None:
+    train = {
+        "steps": 1,
+        "optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 0.1}},
+        "per_block": {
+            0: {"optimizer": {"args": {"lr": 0.2}}},
+            1: {"optimizer": {"factory": "torch.optim.Adam"}},
+        },
+    }
+    found = parse_specification({**MINIMAL, "train": train}, "test").train
+    assert [found.for_block(index).optimizer.factory for index in range(3)] == [
+        "torch.optim.SGD",
+        "torch.optim.Adam",
+        "torch.optim.SGD",
+    ]
+    assert found.for_block(0).optimizer.args == {"lr": 0.2}
+
+
+def test_what_is_better_is_known_of_the_numbers_of_every_evaluation() -> None:
+    for metric, less in (("test_accuracy", False), ("test_loss", True), ("test_perplexity", True)):
+        assert BestSection(metric=metric).less_is_better is less
+    assert BestSection(metric="test_accuracy", mode="min").less_is_better
+    with pytest.raises(InputError, match=r"run\.keep_best\.mode: found 'auto' for the metric 'f1'"):
+        parse_specification(
+            {**MINIMAL, "train": {"steps": 1}, "run": {"keep_best": {"metric": "f1"}}}, "test"
+        )

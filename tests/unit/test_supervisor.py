@@ -312,3 +312,39 @@ def test_a_hanging_supervisor_is_told_without_the_clock(
     assert world.supervisor.health.silent >= 100
     world.rounds()
     assert world.supervisor.health.silent == 0
+
+
+def test_a_job_that_fits_in_sum_and_on_no_node_holds_nobody_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now)
+    no_room = {"event": "failed"} | NoRoomError("no room", setting="placement").as_event()
+    large, small = world.submit(cpus=4), world.submit(cpus=2)
+    waits = world.job(large).queued
+    for _ in range(2):  # once somebody else may have been quicker
+        world.rounds(2)
+        assert (world.state(large), world.state(small)) == (JobState.starting, JobState.queued)
+        world.ended(large, no_room)
+    world.rounds(2)
+    assert (world.state(large), world.state(small)) == (JobState.queued, JobState.starting)
+    assert world.job(large).queued == waits  # it has waited all the time
+    world.ended(small, {"event": "finished", "steps": 10})
+    world.rounds(2)
+    assert world.state(large) is JobState.starting  # there is more room than before
+    for pause in (20 / 12, 40 / 12):
+        world.ended(large, no_room)
+        world.rounds(3)
+        assert world.state(large) is JobState.queued
+        now += pause + 0.01
+        world.rounds(2)
+        assert world.state(large) is JobState.starting
+
+
+def test_a_job_whose_request_cannot_be_made_fails(world: World) -> None:
+    """Such as one whose specification a newer release refuses: it would hold its room for ever."""
+    job_id = world.submit(files={"a.py": "", "a.py/b.py": ""})
+    world.rounds(2)
+    assert world.state(job_id) is JobState.failed
+    error = world.job(job_id).error
+    assert error is not None and "a.py/b.py" in error["message"]

@@ -259,5 +259,5 @@ def test_systems_without_memory_are_refused_before_they_start(
     free = SimpleNamespace(available=1e9)
     monkeypatch.setattr(measuring.psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(measuring, "place_for", None)  # nothing is started
-    with pytest.raises(InputError, match=r"2 systems of 5 processes, with 1\.0 GB .* at least 1\.5 GB"):
+    with pytest.raises(InputError, match=r"2 systems of 5 processes, with 1\.0 GB .* at least 1\.9 GB"):
         measuring.measure("mlp", 4, measuring.Plan(systems=("1f1b", "single-2")), tmp_path, print)

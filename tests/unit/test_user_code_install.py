@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lowdimfa.errors import InputError
+from lowdimfa.imports import resolve
 from lowdimfa.services.run.user_code import UserCode, _private_folder
 
 ASK = """
@@ -65,3 +67,23 @@ def test_without_files_the_folder_itself_is_taken(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "path", list(sys.path))
     UserCode(str(tmp_path)).install()
     assert sys.path[0] == str(tmp_path)
+
+
+def test_a_module_of_another_project_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two projects with a model.py, in one notebook: the second would train the first one's model."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "the_projects_model.py").write_text(f"def make():\n    return {name!r}\n")
+    try:
+        UserCode(str(tmp_path / "a")).install()
+        assert resolve("the_projects_model:make", "model.factory")() == "a"
+        UserCode(str(tmp_path / "b")).install()
+        with pytest.raises(InputError, match="whose module was imported from elsewhere"):
+            resolve("the_projects_model:make", "model.factory")
+        UserCode(str(tmp_path / "a")).install()
+        assert resolve("the_projects_model:make", "model.factory")() == "a"
+    finally:
+        sys.modules.pop("the_projects_model", None)
