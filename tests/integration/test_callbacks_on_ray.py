@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ EXPECTED = [("started", 0), ("checkpoint", 45), ("finished", 45)]
 
 
 @pytest.mark.usefixtures("cluster")
-def test_one_that_can_not_travel_is_refused(tmp_path: Path) -> None:
+def test_one_that_can_not_travel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "own_callbacks", raising=False)  # that of another folder
+
     class Holding(Callback):
         def __init__(self) -> None:
             self.lock = threading.Lock()
