@@ -15,6 +15,9 @@ from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import derive_seed
 
+_ONCE = ("lowdimfa", "torch")
+"""Packages of which a process has one alone, whatever the folders of modules say."""
+
 
 def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
     """Import the callable that ``package.module:name`` or ``package.module.name`` names.
@@ -73,13 +76,24 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
 
 
 def _is_another(module_name: str) -> bool:
-    """Whether another file than that of the module that is there would be imported now."""
-    top = module_name.partition(".")[0]
-    loaded = getattr(sys.modules.get(top), "__file__", None)
-    found = PathFinder.find_spec(top) if loaded else None
-    if loaded is None or found is None or found.origin is None or not Path(found.origin).is_file():
+    """Whether another file, with other text, would be imported now than that of the module that is there."""
+    top, *inner = module_name.split(".")
+    loaded = getattr(sys.modules.get(module_name), "__file__", None)
+    found = PathFinder.find_spec(top) if loaded and top not in _ONCE else None
+    if loaded is None or found is None:
         return False
-    return Path(found.origin).resolve() != Path(loaded).resolve()
+    if inner:
+        bases = [Path(place).joinpath(*inner) for place in found.submodule_search_locations or ()]
+        files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    else:
+        files = [] if found.origin is None else [Path(found.origin)]
+    first = next((file for file in files if file.is_file()), None)
+    if first is None:
+        return False
+    try:  # a copy of the same folder, or the same one by another path, is no other
+        return not first.samefile(loaded) and first.read_bytes() != Path(loaded).read_bytes()
+    except OSError:
+        return False
 
 
 def call_factory(path: str | Callable[..., Any], args: dict[str, Any], where: str) -> Any:

@@ -18,7 +18,7 @@ from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import resolve
-from lowdimfa.optim_state import load_state, pack_state, settings_of
+from lowdimfa.optim_state import load_state, pack_state, schedule_text, settings_of
 from lowdimfa.tickets import derive_seed
 
 FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows steps"
@@ -52,8 +52,8 @@ class Updater:
     ----------
     sparse
         Whether there were sparse gradients, as those of ``nn.Embedding(sparse=True)``.
-    built
-        Settings of the optimiser's groups as the specification has them, before the first step.
+    built, schedule
+        Settings of the optimiser's groups, and what the schedule was told, before the first step.
 
     Raises
     ------
@@ -81,13 +81,14 @@ class Updater:
         self.sparse = False
         self.optimizer: Optimizer | None = None
         self.scheduler: LRScheduler | None = None
-        self.built = State({}, {})
+        self.built, self.schedule = State({}, {}), ""
         if not parameters:  # a block cut so that it has nothing to learn
             return
         self.optimizer = self._make_optimizer()
         self.built = settings_of(self)
         if config.scheduler is not None:
             self.scheduler = self._make_scheduler(config.scheduler, total_steps)
+            self.schedule = schedule_text(self)
         pack_state(self)  # refuses what has no state that can be kept
 
     def _make_optimizer(self) -> Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from lowdimfa.encoding import Encoder, State, decode, references, same
 from lowdimfa.errors import InputError
+from lowdimfa.imports import resolve
 
 if TYPE_CHECKING:
+    from lowdimfa.config import FactoryConfig
     from lowdimfa.optim import Updater
 
 _STRUCTURE = ("params", "param_names")
@@ -34,6 +37,32 @@ def settings_of(updater: Updater) -> State:
         for place, group in enumerate(_saved(updater)["param_groups"])
     ]
     return State(_copies(encoder), {"groups": groups})
+
+
+def schedule_text(updater: Updater) -> str:
+    """Return what a new schedule has been told, as text in which all ways of writing the same are one.
+
+    Arguments that text can't hold, such as functions with a state of their own, are told by the state that the schedule
+    begins with.
+    """
+    given, scheduler = updater.config.scheduler, updater.scheduler
+    if given is None or scheduler is None:
+        return ""
+    try:
+        return json.dumps(_loose({**_defaults(given), **given.args}), sort_keys=True)
+    except TypeError:
+        encoder = Encoder(f"{updater.config.scheduler_key}.factory")
+        state = encoder.encode(scheduler.state_dict(), "scheduler", next(iter(updater.parameters)))
+        return json.dumps(_loose(state), sort_keys=True)
+
+
+def _defaults(given: FactoryConfig) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(resolve(given.factory, "")).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    plain = (str, int, float, bool, list, tuple, type(None))
+    return {one.name: one.default for one in parameters if isinstance(one.default, plain)}
 
 
 def _copies(encoder: Encoder) -> dict[str, Tensor]:
@@ -92,7 +121,7 @@ def pack_state(updater: Updater) -> State:
         "rest": kept_rest,
         "scheduler": schedule,
         "factories": _factories(updater),
-        "schedule": _arguments(updater),
+        "schedule": updater.schedule,
     }
     return State(encoder.tensors | of_schedule.tensors | updater.built.tensors, scalars)
 
@@ -165,8 +194,9 @@ class _Restoring:
             states = [state["scheduler"] for state in self._scalars]
             where = f"{self._updater.config.scheduler_key}.factory"
             current = scheduler.state_dict()
-            scheduler.load_state_dict(self._agreed(states, current, where, "schedules in different states"))
+            agreed = self._agreed(states, current, where, "schedules in different states")
             self._require_same_schedule()
+            scheduler.load_state_dict(agreed)
 
     def _entries(self, name: str, data: Any, current: Any = None) -> Any:
         """Return what is kept of a parameter; a fused optimiser pairs values as they lie in memory."""
@@ -227,7 +257,7 @@ class _Restoring:
         return changed
 
     def _require_same_schedule(self) -> None:
-        now = _arguments(self._updater)
+        now = self._updater.schedule
         for then in (state["schedule"] for state in self._scalars):
             if then != now:
                 raise InputError(
@@ -297,18 +327,6 @@ def _names(updater: Updater, saved: Mapping[str, Any]) -> dict[Any, str]:
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in _STRUCTURE}
-
-
-def _arguments(updater: Updater) -> str:
-    """Return the arguments of a schedule as text, in which all ways of writing the same are one."""
-    scheduler = updater.config.scheduler
-    if scheduler is None:
-        return ""
-    return json.dumps(_loose(scheduler.args), sort_keys=True, default=_kind)
-
-
-def _kind(value: object) -> str:
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _loose(value: Any) -> Any:

@@ -18,6 +18,14 @@ from lowdimfa.services.run.weights import Origin, Weights
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.sparse import Share
 
+LEAST_TIMES = 3.0
+"""Times as long as for a micro-batch that a block may take for an evaluation batch, however small that is."""
+
+
+def evaluation_times(samples: int, microbatch: int) -> float:
+    """Return how many times as long as for a micro-batch of some samples a block may take for an evaluation batch."""
+    return max(LEAST_TIMES, samples / microbatch)
+
 
 @dataclass(frozen=True)
 class BlockJob:
@@ -87,6 +95,12 @@ class BlockJob:
             shapes=None if outline is None else network.shapes,
             share=None if outline is None else outline.share([layer.name for layer in own.layers]),
         )
+
+    @property
+    def evaluating(self) -> float:
+        """How many times as long as for a micro-batch a block may take for an evaluation batch, or for the metrics."""
+        train = self.parsed().train
+        return evaluation_times(self.evaluation_size, train.batch_size // train.microbatches)
 
     @property
     def name(self) -> str:

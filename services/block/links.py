@@ -62,6 +62,8 @@ class Links:
         Gets activations, errors, and failures.
     arriving
         What the network makes of a frame on its way here.
+    evaluating
+        How many times as long as for a micro-batch a block may take for an evaluation batch.
 
     Attributes
     ----------
@@ -85,7 +87,9 @@ class Links:
         carrier: Carrier,
         inbox: Inbox,
         arriving: Arriving = as_it_came,
+        evaluating: float = 1.0,
     ) -> None:
+        self._evaluating = evaluating
         liveness, host = carrier.here.liveness, carrier.here.host
         self._mine, self._windows, self._liveness = mine, windows, liveness
         self._topology, self._seat, self._carrier = topology, seat, carrier
@@ -220,7 +224,10 @@ class Links:
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(kind, ticket, tensors)
+        times = self._evaluating if kind == "evaluate" else 1.0
+        self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(
+            kind, ticket, tensors, times
+        )
 
     def release(self, activation: Message) -> None:
         """Tell the previous block that its activations were consumed."""

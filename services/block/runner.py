@@ -58,6 +58,8 @@ class BlockRunner:
         Seconds without any message after which a wait is given up.
     exchange
         Adds gradients up with the other replicas of the block, if there are any.
+    evaluating
+        How many times the patience an evaluation batch may take to come.
 
     Attributes
     ----------
@@ -74,7 +76,9 @@ class BlockRunner:
         observer: Observer,
         patience: float,
         exchange: Exchange | None = None,
+        evaluating: float = 1.0,
     ) -> None:
+        self._evaluating = evaluating
         self.work = work
         self.ends_at: int | None = None
         self._policy = policy
@@ -154,14 +158,15 @@ class BlockRunner:
         self._observer.waited(schedule.applied_steps, cause, began)
         return event
 
-    def _next_message(self, waiting_for: str) -> Arrived:
+    def _next_message(self, waiting_for: str, times: float = 1.0) -> Arrived:
+        patience = times * self._patience
         for _ in range(LOOKS):
-            message = self._inbox.take(self._patience / LOOKS)
+            message = self._inbox.take(patience / LOOKS)
             if message is not None:
                 return message
             self._neighbours.renew()
         raise PeerError(
-            f"block {self.work.stage.index} heard nothing for {self._patience:.0f} s while it waited for the "
+            f"block {self.work.stage.index} heard nothing for {patience:.0f} s while it waited for the "
             f"{waiting_for}; raise run.liveness_seconds if a step may take longer",
             block=self.work.stage.index,
             setting="run.liveness_seconds",
@@ -250,5 +255,5 @@ class BlockRunner:
         waiting_for = f"activation of evaluation batch {index}"
         self._observer.begin("wait", waiting_for)
         while index not in self._evaluations:
-            self._event_of(self._next_message(waiting_for))
+            self._event_of(self._next_message(waiting_for, self._evaluating))
         return self._evaluations.pop(index)

@@ -118,6 +118,7 @@ class BlockWorker:
             carrier=self._carrier(here),
             inbox=self._inbox,
             arriving=self._arriving(),
+            evaluating=self.job.evaluating,
         )
         self._links.counts.report_lags(self._metrics, self._topology)
         self.reachable = Reachable(self._links.address, self._metrics_address)
@@ -136,6 +137,7 @@ class BlockWorker:
             self._observer,
             patience,
             exchange,
+            self.job.evaluating,
         )
 
     def _work(self, neighbours: Neighbours, patience: float, make: Callable[..., Work] = Work) -> Work:

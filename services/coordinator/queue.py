@@ -20,12 +20,14 @@ class StartOrder(NamedTuple):
     waiting: list[tuple[Job, str]]
 
 
-def start_order(store: JobStore, capacity: Capacity, resting: Collection[str] = ()) -> StartOrder:
+def start_order(
+    store: JobStore, capacity: Capacity, resting: Collection[str] = (), refused: Collection[str] = ()
+) -> StartOrder:
     """Apply the rule of the queue: first come, first served.
 
     What doesn't fit now holds back all that came after it, so that a large job is not overtaken for ever by small
-    ones; but what the whole cluster could not hold holds back nobody, and neither do jobs for which there was no room
-    on any nodes though there was in sum, as long as they rest.
+    ones; but what the whole cluster could not hold holds back nobody, and neither does what was ``refused``: for which
+    there was no room on any nodes though there was in sum. Those of them that are ``resting`` don't try.
     """
     active = store.in_states(ACTIVE)
     # Ray's figure knows of other users; ours of jobs that have not taken their places yet.
@@ -40,6 +42,8 @@ def start_order(store: JobStore, capacity: Capacity, resting: Collection[str] = 
             continue
         if job.cpus > cpus or job.gpus > gpus:
             order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
+            if job.id in refused:
+                continue
             break
         order.starting.append(job)
         cpus, gpus = cpus - job.cpus, gpus - job.gpus

@@ -314,7 +314,7 @@ class Supervisor:
     def _fill(self, capacity: Capacity) -> None:
         """Start queued jobs in order, as far as there is room, and say what the others wait for."""
         resting = {name for name, (until, _) in self._rests.items() if until > time.monotonic()}
-        order = start_order(self._store, capacity, resting)
+        order = start_order(self._store, capacity, resting, self._rests)
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:

@@ -34,16 +34,3 @@ def holds_up(statuses: Sequence[Status], liveness: float) -> int | None:
     return next(
         (number for number, found in enumerate(statuses) if found.working and found.seconds > liveness), None
     )
-
-
-def evaluation_patience(liveness: float, samples: int, microbatch: int) -> float:
-    """Return the seconds that a block may take for an evaluation batch, or the metrics of all of them.
-
-    Parameters
-    ----------
-    liveness
-        In which it has to be done with a micro-batch.
-    samples, microbatch
-        Of an evaluation batch and of a micro-batch, the smaller one.
-    """
-    return max(START_LIVENESS, samples / microbatch) * liveness

@@ -36,7 +36,7 @@ class KeepBest:
     def go_on(self, step: int, there: Collection[int], meta: Mapping[str, Any] | None = None) -> None:
         """Go on from a step, with the checkpoints that are there; ``meta`` has the notes of another part of the run."""
         known = (meta or {}).get("best") or {}
-        if self._wanted is not None and known.get("by") == self._wanted.model_dump():
+        if self._wanted is not None and known.get("by") == self._wanted.meaning:
             self._values[known["step"]] = known["value"]
         self._values = {at: value for at, value in self._values.items() if at <= step and at in there}
         self._best = None
@@ -58,7 +58,7 @@ class KeepBest:
         best = self._with(evaluated, step)
         if self._wanted is None or best is None:
             return {}, ()
-        return {"best": best._asdict() | {"by": self._wanted.model_dump()}}, (best.step,)
+        return {"best": best._asdict() | {"by": self._wanted.meaning}}, (best.step,)
 
     def _with(self, evaluated: Mapping[str, Any], step: int) -> Best | None:
         """Return the best one if there were one of this step."""

@@ -208,8 +208,8 @@ class CheckpointStore:
             return None
 
     def _complete(self) -> Sequence[int]:
-        steps, last = leftovers.complete(self._storage), self._course()
-        return [step for step in steps if last is None or step <= last]
+        last = self._course()  # first: whoever deletes it has deleted what it hides
+        return [step for step in leftovers.complete(self._storage) if last is None or step <= last]
 
     def every(self) -> Sequence[int]:
         """Return the steps of all complete checkpoints, also of those of a course that was given up."""

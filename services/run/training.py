@@ -12,7 +12,7 @@ from lowdimfa.data.streams import StreamSplit
 from lowdimfa.network import computing_threads
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
-from lowdimfa.services.spec.learning import RankSection
+from lowdimfa.services.spec.learning import BlockOptimizer, RankSection
 from lowdimfa.services.spec.placement import PlacementSection
 from lowdimfa.services.spec.section import Rule, taken
 from lowdimfa.stage import Stage
@@ -38,6 +38,8 @@ def training_config(specification: Specification, total_steps: int) -> TrainingC
         def chosen(name: str) -> tuple[Any, str]:
             """Return a setting and its key: the section's own, or that of all blocks."""
             own = getattr(section, name)
+            if isinstance(own, BlockOptimizer):
+                own = own.beside(train.optimizer)
             return (own, f"{key}.{name}") if own is not None else (getattr(train, name), f"train.{name}")
 
         optimizer, scheduler, (grad_clip, clip_key) = map(chosen, ("optimizer", "scheduler", "grad_clip"))

@@ -31,6 +31,7 @@ from lowdimfa.callback import Callback
 from lowdimfa.optim import FOLLOWS_A_LOSS
 from lowdimfa.services.spec.expectations import Path, listed
 from lowdimfa.services.spec.given import Given
+from lowdimfa.services.spec.learning import BlockOptimizer
 from lowdimfa.services.spec.refusals import MOST_NAMED, Refusal, shown
 from lowdimfa.services.spec.schema import Specification
 from lowdimfa.services.spec.section import nearest, shortened
@@ -67,12 +68,15 @@ def argument_refusals(specification: Specification) -> tuple[list[Refusal], bool
     uses = [_Use(("model",), *_of(specification.model)), _Use(("data",), *_of(specification.data))]
     sections: list[tuple[Path, Any]] = [(("train",), train)]
     sections += [(("train", "per_block", index), own) for index, own in train.per_block.items()]
-    uses += [
-        _Use((*path, key), *_of(getattr(section, key)), given=1)
-        for path, section in sections
-        for key in ("optimizer", "scheduler")
-        if getattr(section, key) is not None
-    ]
+    for path, section in sections:
+        own = (
+            section.optimizer.beside(train.optimizer)
+            if isinstance(section.optimizer, BlockOptimizer)
+            else None
+        )
+        for key, found in (("optimizer", own or section.optimizer), ("scheduler", section.scheduler)):
+            if found is not None:
+                uses.append(_Use((*path, key), *_of(found), given=1))
     uses += [
         _Use(("run", "callbacks", index), *_of(each))
         for index, each in enumerate(specification.run.callbacks)

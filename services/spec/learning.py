@@ -118,6 +118,21 @@ class Optimizer(Section):
     )
 
 
+class BlockOptimizer(Section):
+    """The optimiser of one block."""
+
+    factory: Factory | None = Field(
+        None, description="What makes this block's optimiser; null means what makes those of all."
+    )
+    args: Args = Field(
+        dict(_DEFAULT.args), description="Keyword arguments of this block's optimiser, all of them."
+    )
+
+    def beside(self, of_all: Optimizer) -> Optimizer:
+        """Return it as a whole, beside the optimiser of all blocks."""
+        return of_all.model_copy(update={"factory": self.factory or of_all.factory, "args": self.args})
+
+
 class Scheduler(Section):
     """A learning-rate schedule by import path."""
 
@@ -135,10 +150,8 @@ class Scheduler(Section):
 class BlockOverrides(Section):
     """What one block does differently; null means as in `train`."""
 
-    optimizer: Optimizer | None = Field(
-        None,
-        description="Optimiser of this block; null means as in `train`, and so does a `factory` that is left out. Its "
-        "`args` are all that it gets.",
+    optimizer: BlockOptimizer | None = Field(
+        None, description="Optimiser of this block; null means as in `train`."
     )
     scheduler: Scheduler | None = Field(None, description="Schedule of this block; null means as in `train`.")
     grad_clip: float | None = Field(
@@ -252,10 +265,6 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for index, own in self.per_block.items():
-            if own.optimizer is not None and "factory" not in own.optimizer.model_fields_set:
-                whole = own.optimizer.model_copy(update={"factory": self.optimizer.factory})
-                self.per_block[index] = own.model_copy(update={"optimizer": whole})
         if self.epochs is None and self.steps is None:
             raise refusal(("epochs",), "neither 'epochs' nor 'steps'", "exactly one of them")
         if self.epochs is not None and self.steps is not None:
@@ -289,5 +298,7 @@ class TrainSection(Section):
         """Return how block ``index`` is trained, its overrides applied."""
         own = self.per_block.get(index, BlockOverrides())
         return BlockTraining(
-            own.optimizer or self.optimizer, own.scheduler or self.scheduler, own.grad_clip or self.grad_clip
+            own.optimizer.beside(self.optimizer) if own.optimizer else self.optimizer,
+            own.scheduler or self.scheduler,
+            own.grad_clip or self.grad_clip,
         )

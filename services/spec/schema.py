@@ -112,18 +112,15 @@ class BestSection(Section):
         "perplexities; metrics of your own need one of the others.",
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.mode == "auto" and self.metric not in TEST_NUMBERS:
-            raise refusal(
-                ("mode",), f"'auto' for the metric {self.metric!r}", "'min' or 'max', whichever is better"
-            )
-        return self
-
     @property
     def less_is_better(self) -> bool:
         """Whether the best value is the smallest one."""
         return less_is_better(self.metric) if self.mode == "auto" else self.mode == "min"
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What it says, however it is written."""
+        return {"metric": self.metric, "less_is_better": self.less_is_better}
 
 
 class RunSection(Section):
@@ -251,6 +248,9 @@ class Specification(Section):
         if self.run.keep_best is not None and (metric := self.run.keep_best.metric) not in self.test_numbers:
             expected, hint = f"one of {', '.join(self.test_numbers)}", nearest(metric, self.test_numbers)
             raise refusal(("run", "keep_best", "metric"), shortened(metric), expected, hint)
+        if (best := self.run.keep_best) and best.mode == "auto" and best.metric not in TEST_NUMBERS:
+            found = f"'auto' for the metric {best.metric!r}"
+            raise refusal(("run", "keep_best", "mode"), found, "'min' or 'max', whichever is better")
         if self.feedback.form == "backprop" and self.train.staleness:
             found = f"{self.train.staleness} with feedback.form 'backprop'"
             raise refusal(("train", "staleness"), found, "0, as exact gradients need the newest weights")

@@ -121,7 +121,7 @@ class Sender:
             self.close()
             raise
 
-    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
+    def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...], times: float = 1.0) -> None:
         """Queue a message; wait while the window is full. To be called by one thread.
 
         Parameters
@@ -130,15 +130,17 @@ class Sender:
             What the message is for and which micro-batch it belongs to.
         tensors
             One tensor of shape ``(samples, …)``, or two alike.
+        times
+            How many times as long the other block may take for what is on its way as for a micro-batch.
 
         Raises
         ------
         PeerError
-            The other block is lost, or made no room in the window for ``patience`` seconds.
+            The other block is lost, or made no room in the window for ``times`` the patience.
         HandshakeError, ProtocolError
             The other block refused this one or a message of it.
         """
-        room = self._wait_for_room()
+        room = self._wait_for_room(times * self._patience)
         if self._dropping:
             return
         if self._failure is not None:
@@ -267,9 +269,9 @@ class Sender:
             self._replay.acknowledge(ack.sequence)
             self._alarm.wake()
 
-    def _wait_for_room(self) -> bool:
+    def _wait_for_room(self, patience: float) -> bool:
         """Wait for room in the window, or until nothing will be sent; return whether there is either in time."""
-        end = time.monotonic() + self._patience
+        end = time.monotonic() + patience
         while True:
             with self._lock:
                 if self._failure or self._dropping or self._outstanding() < self._replay.capacity:

@@ -13,9 +13,9 @@ from lowdimfa.build import build_stages
 from lowdimfa.errors import LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
+from lowdimfa.services.block.job import evaluation_times
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.monitoring.exporter import Target, write_targets
-from lowdimfa.services.recovery.deadlines import evaluation_patience
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import work_dir
@@ -149,8 +149,8 @@ class RayEngine:
         """Pass the test split through all blocks; the head counts."""
         group = self._require()
         order = self._plan.order
-        patience = evaluation_patience(group.liveness, order.evaluation_size, order.microbatch_size)
-        return group.drive(StallWatch(group, patience).look, BlockWorker.evaluate)[-1]
+        times = evaluation_times(order.evaluation_size, order.microbatch_size)
+        return group.drive(StallWatch(group, times * group.liveness).look, BlockWorker.evaluate)[-1]
 
     def align(self) -> Alignment:
         """Gather all blocks' states in this process and compare their updates with the true gradients."""

@@ -81,7 +81,7 @@ class Saving:
     def go_on(self, manifest: Manifest) -> None:
         """Go on from a checkpoint."""
         self.saved = manifest.step
-        self._best.go_on(manifest.step, self._store.list(), manifest.meta)
+        self._best.go_on(manifest.step, self._store.every(), manifest.meta)
 
     def went_back(self, step: int) -> None:
         """Go on from an earlier step than was reached; what came after it is given up."""

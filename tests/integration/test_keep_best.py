@@ -141,9 +141,10 @@ def test_what_is_evaluated_only_after_it_was_saved_can_be_the_best(tmp_path: Pat
 
 
 @pytest.mark.parametrize("metric", ["test_los", "loss"])
-def test_a_number_that_no_evaluation_has_is_refused(metric: str) -> None:
+@pytest.mark.parametrize("mode", ["min", "auto"])
+def test_a_number_that_no_evaluation_has_is_refused(metric: str, mode: str) -> None:
     with pytest.raises(InputError, match=rf"run\.keep_best\.metric: found '{metric}'.*one of test_loss"):
-        plan(**frozen({"keep_best": {"metric": metric, "mode": "min"}}))
+        plan(**frozen({"keep_best": {"metric": metric, "mode": mode}}))
 
 
 @pytest.mark.parametrize("metric", ["test_perplexity", "test_bits_per_byte"])

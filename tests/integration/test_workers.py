@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from relay import Relay
 from specifications import specification
 from thread_fleet import thread_fleet
+from torch import Tensor, nn
 
 from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.services.rpc.security import Security
@@ -305,3 +307,28 @@ def _run_or_stop_others(fleet):  # type: ignore[no-untyped-def]
             raise
 
     return run
+
+
+class SlowlyEvaluated(nn.Linear):
+    """Takes longer for an evaluation batch, which has many micro-batches' samples, than a block may for one of these."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            time.sleep(1.3)
+        return super().forward(x)
+
+
+def slowly_evaluated() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), SlowlyEvaluated(64, 8), nn.ReLU(), SlowlyEvaluated(8, 10))
+
+
+def test_an_evaluation_batch_has_the_time_of_its_size(tmp_path: Path) -> None:
+    plain = {
+        "model": {"factory": f"{__name__}:slowly_evaluated", "blocks": 2},
+        "data": {"factory": "lowdimfa.data:digits"},
+        "train": {"steps": STEPS, "batch_size": 64, "microbatches": 4},
+        "run": {"liveness_seconds": 0.5},
+    }
+    with thread_fleet(plain, tmp_path) as fleet:
+        fleet.run(0, 2)
+        assert fleet.evaluate().loss > 0

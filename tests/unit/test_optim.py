@@ -306,7 +306,7 @@ def test_arguments_that_are_changed_for_a_resumed_run_count() -> None:
 def test_a_change_that_a_schedule_has_planned_otherwise_is_refused() -> None:
     steps = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3})
     faster = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3, "gamma": 0.5})
-    same = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3.0})
+    same = FactoryConfig("torch.optim.lr_scheduler.StepLR", {"step_size": 3.0, "gamma": 0.1})
     resumed({"lr": 0.1}, {"lr": 0.1, "weight_decay": 0.5, "betas": [0.9, 0.999]}, (steps, same))
     with pytest.raises(
         InputError, match=r"optimizer\.args: found (initial_lr|lr) 0\.2 in a run that is resumed"
@@ -314,3 +314,23 @@ def test_a_change_that_a_schedule_has_planned_otherwise_is_refused() -> None:
         resumed({"lr": 0.1}, {"lr": 0.2}, (steps, steps))
     with pytest.raises(InputError, match=r"scheduler\.args: found .*gamma.: 0\.5.* in a run that is resumed"):
         resumed({"lr": 0.1}, {"lr": 0.1}, (steps, faster))
+
+
+class Warmup:
+    """A function with a state of its own, which no text holds."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.steps)
+
+
+def test_a_change_in_what_no_text_holds_is_refused_too() -> None:
+    short, again, long = (
+        FactoryConfig("torch.optim.lr_scheduler.LambdaLR", {"lr_lambda": Warmup(steps)})
+        for steps in (2, 2, 4)
+    )
+    resumed({"lr": 0.1}, {"lr": 0.1}, (short, again))
+    with pytest.raises(InputError, match=r"scheduler\.args: found"):
+        resumed({"lr": 0.1}, {"lr": 0.1}, (short, long))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lowdimfa.errors import InputError
 from lowdimfa.imports import resolve
+from lowdimfa.services.run.training import training_config
 from lowdimfa.services.spec import load_specification, parse_specification, to_yaml
 from lowdimfa.services.spec.dialect import read_yaml, write_yaml
 from lowdimfa.services.spec.load import indexed, violations
@@ -290,6 +291,18 @@ def test_an_optimiser_of_one_block_is_that_of_all_if_it_names_none() -> None:
         "torch.optim.SGD",
     ]
     assert found.for_block(0).optimizer.args == {"lr": 0.2}
+    dumped = parse_specification({**MINIMAL, "train": train}, "test").model_dump()
+    other = parse_specification(dumped, "test", {"train.optimizer.factory": "torch.optim.RMSprop"}).train
+    assert other.for_block(0).optimizer.factory == "torch.optim.RMSprop"
+    training = training_config(parse_specification(dumped, "test"), 1)
+    assert [training.update_of(index).optimizer.name for index in range(3)] == [
+        "torch.optim.SGD",
+        "torch.optim.Adam",
+        "torch.optim.SGD",
+    ]
+    wrong = {"train.per_block.0.optimizer.args": {"betas": [0.1, 0.2]}}
+    with pytest.raises(InputError, match=r"train\.per_block\.0\.optimizer\.args"):
+        parse_specification(dumped, "test", wrong)
 
 
 def test_what_is_better_is_known_of_the_numbers_of_every_evaluation() -> None:
@@ -298,5 +311,10 @@ def test_what_is_better_is_known_of_the_numbers_of_every_evaluation() -> None:
     assert BestSection(metric="test_accuracy", mode="min").less_is_better
     with pytest.raises(InputError, match=r"run\.keep_best\.mode: found 'auto' for the metric 'f1'"):
         parse_specification(
-            {**MINIMAL, "train": {"steps": 1}, "run": {"keep_best": {"metric": "f1"}}}, "test"
+            {
+                **MINIMAL,
+                "train": {"steps": 1, "metrics": {"f1": "torchmetrics:F1Score"}},
+                "run": {"keep_best": {"metric": "f1"}},
+            },
+            "test",
         )

@@ -348,3 +348,17 @@ def test_a_job_whose_request_cannot_be_made_fails(world: World) -> None:
     assert world.state(job_id) is JobState.failed
     error = world.job(job_id).error
     assert error is not None and "a.py/b.py" in error["message"]
+
+
+def test_a_job_that_was_refused_room_does_not_drain_the_cluster(world: World) -> None:
+    """It fits in sum once all is free, which it never is while small ones come; what is free is for them."""
+    no_room = {"event": "failed"} | NoRoomError("no room", setting="placement").as_event()
+    large, *small = world.submit(cpus=4), *(world.submit(cpus=1.5) for _ in range(4))
+    for _ in range(2):
+        world.rounds(2)
+        world.ended(large, no_room)
+    world.rounds(2)
+    assert [world.state(one) for one in small[:3]] == [JobState.starting, JobState.starting, JobState.queued]
+    world.ended(small[0], {"event": "finished", "steps": 10})
+    world.rounds(2)
+    assert (world.state(large), world.state(small[2])) == (JobState.queued, JobState.starting)
