@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lowdimfa.block_module import BlockModule
@@ -57,6 +58,11 @@ class Block(Stage):
     def learns(self) -> bool:
         """Whether the block has anything to learn: one that has not is sent no errors, and keeps nothing for them."""
         return bool(self.sites)
+
+    def leaving_type(self, name: str) -> torch.dtype:
+        """Return that of the plan, which the next block expects."""
+        planned = self.ports.leaves.get(name)
+        return planned.dtype if planned is not None and planned.dtype.is_floating_point else torch.float32
 
     def forward(self, inputs: Activation, ticket: Ticket) -> Activation:
         """Run the layers, keep under the ticket what the update needs, and return the detached output.

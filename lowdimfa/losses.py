@@ -78,11 +78,11 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
     Raises
     ------
     InputError
-        The name is none of these, the import fails, ``ignore_index`` was given for a loss that knows no classes, or the
-        loss has parameters, which nothing would train.
+        The name is none of these, the import fails, ``ignore_index`` was given for a loss that knows no classes or has
+        another one, or the loss has parameters, which nothing would train.
     """
     if not isinstance(name, str):
-        return without_parameters(name)
+        return _agreeing(without_parameters(name), ignore_index)
     name = _DEFAULTS[task] if name == "auto" else name
     if name == "cross_entropy":
         return partial(cross_entropy, ignore_index=ignore_index)
@@ -93,7 +93,20 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
         return LOSSES[name]
     if "." not in name and ":" not in name:
         raise InputError("train.loss", repr(name), f"auto, {', '.join(LOSSES)}, or an import path")
-    return without_parameters(resolve(name, "train.loss"))
+    return _agreeing(without_parameters(resolve(name, "train.loss")), ignore_index)
+
+
+def _agreeing(loss: Loss, ignore_index: int) -> Loss:
+    """Refuse a loss that leaves out another class than accuracy, metrics and the weights of batches do."""
+    own = getattr(loss, "ignore_index", None)
+    if isinstance(own, int) and not isinstance(own, bool) and own != ignore_index:
+        raise InputError(
+            "train.ignore_index",
+            f"{ignore_index}, with a loss whose ignore_index is {own}",
+            f"{own} in both",
+            "What the loss leaves out counts in no accuracy, metric or weight of a micro-batch either.",
+        )
+    return loss
 
 
 def without_parameters(loss: Loss, where: str = "train.loss") -> Loss:

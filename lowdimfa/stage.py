@@ -25,7 +25,7 @@ from lowdimfa.sites import FeedbackSite, load_rules, pack_rules
 from lowdimfa.stage_config import StageConfig
 from lowdimfa.stash import StashedWeights, WeightStash
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import PLAIN, Activation, Ports, Value, mapped, onward, opened, without_past
+from lowdimfa.values import ONE, PLAIN, Activation, Ports, Value, mapped, onward, opened, without_past
 
 
 class Stage:
@@ -208,7 +208,15 @@ class Stage:
 
     def _full_precision(self, output: Value) -> Value:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
-        return mapped(output, _single) if self._autocast else output
+        if not self._autocast:
+            return output
+        if isinstance(output, Tensor):
+            return _typed(output, self.leaving_type(ONE))
+        return {name: _typed(tensor, self.leaving_type(name)) for name, tensor in output.items()}
+
+    def leaving_type(self, name: str) -> torch.dtype:
+        """Return the type in which floating-point numbers leave, where autocast would have another."""
+        return torch.float32
 
     def step(self) -> None:
         """Apply the accumulated gradients to the layers and the feedback weights."""
@@ -292,8 +300,8 @@ class Stage:
         load_rules(self.sites, tensors, *(part.get("rules", {}) for part in scalars))
 
 
-def _single(output: Tensor) -> Tensor:
-    return output.float() if output.is_floating_point() else output
+def _typed(output: Tensor, kind: torch.dtype) -> Tensor:
+    return output.to(kind) if output.is_floating_point() else output
 
 
 def _finite_sum(values: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ class WeightStash:
             weights = StashedWeights(self._module)
             self._present = weakref.ref(weights)
         present: StashedWeights = weights
-        buffers = {_pointer(buffer) for buffer in self._module.buffers()}
+        # Held, as a layer may put others in their place: their memory must not become that of another tensor meanwhile.
+        buffers = {_pointer(buffer): buffer for buffer in self._module.buffers()}
         copies: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor | _Saved:

@@ -170,9 +170,16 @@ def _learned(module: nn.Module, x: Activation) -> frozenset[str]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
-    with torch.enable_grad():
-        stream = {name: leaf(tensor).clone() for name, tensor in named(opened(x)[0]).items()}
-        y = module(stream.get(ONE, stream), opened(x)[1])
+    frozen = [value for value in module.parameters() if not value.requires_grad and value.is_floating_point()]
+    try:
+        for value in frozen:  # what weights have made is that if they learn nothing, too
+            value.requires_grad_()
+        with torch.enable_grad():
+            stream = {name: leaf(tensor).clone() for name, tensor in named(opened(x)[0]).items()}
+            y = module(stream.get(ONE, stream), opened(x)[1])
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
     return frozenset(
         name for name, tensor in y.items() if tensor is not stream.get(name) and tensor.requires_grad
     )

@@ -266,8 +266,17 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
         if replicas[plan.index] > 1:
             twins = rehearsal.untrained(index), rehearsal.untrained(index)
             refuse_drifting(*twins, replicas[plan.index])
-        trained = rehearsal.stages[index].module.plain_state().extra
+        stage = rehearsal.stages[index]
+        trained = stage.module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
+        frozen = dict(rehearsal.untrained(index).module.named_parameters())
+        for name, value in stage.module.named_parameters():
+            if replicas[plan.index] > 1 and not value.requires_grad and not same_bits(value, frozen[name]):
+                raise InputError(
+                    "placement.replicas",
+                    f"{replicas[plan.index]} of block {plan.index}, whose forward changes the frozen parameter {name}",
+                    "1 for this block, or a buffer, which is averaged between replicas",
+                )
         if replicas[plan.index] > 1 and changed:
             raise InputError(
                 "placement.replicas",

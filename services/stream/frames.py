@@ -146,8 +146,8 @@ def split(message: Message, run: int, block: int, guarded: bool = False) -> Iter
     guarded
         As for `pack`.
     """
-    offset = 0
-    for buffer in map(encode, message.tensors):
+    offset, buffers = 0, [encode(tensor) for tensor in message.tensors]
+    for buffer in [buffer for buffer in buffers if len(buffer)] or buffers[:1]:
         for start in range(0, max(len(buffer), 1), CHUNK_BYTES):
             follows = pb.Header(sequence=message.sequence, offset=offset) if offset else None
             chunk = buffer[start : start + CHUNK_BYTES]

@@ -102,7 +102,7 @@ def test_epochs_are_those_of_plain_torch(
     plain, order = model(), BatchOrder(samples, batch_size, microbatches, seed, "keep")
     whole = BatchOrder(samples, batch_size, 1, seed, "keep")
     steps = 2 * order.steps_per_epoch
-    rate = 0.02 if task == "regression" else 0.3  # where a squared error grows, so does its rounding
+    rate = 0.02 if task == "regression" else 0.1  # where an error grows, so does its rounding
     training = TrainingConfig(
         total_steps=steps,
         microbatches=microbatches,

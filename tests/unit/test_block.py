@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -391,3 +392,32 @@ def test_a_finding_can_be_left_for_later_but_not_lost() -> None:
     assert (failure.block, failure.step) == (block.index, 4)
     with pytest.raises(NotFiniteError):  # a checkpoint looks at once
         block.require_finite(inputs / 0, "parameter w", 5)
+
+
+class Moving(nn.Module):
+    """Puts another buffer in place of its own, whose memory then is that of what comes next."""
+
+    level: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.level = x.detach().mean(0)
+        for _ in range(4):
+            x = x / (1.0 + x.square().mean(0)).sqrt()  # saved, and as large as the buffer
+        return x - self.level
+
+
+def test_stashing_keeps_what_lies_where_a_buffer_was() -> None:
+    for width in range(100, 3000, 50):
+        weight = nn.Parameter(normal(width))
+        module = nn.Sequential(*[Moving(width) for _ in range(3)])
+        found = []
+        for keeping in (nullcontext(), stash.WeightStash(module).keeping()):
+            x = torch.linspace(0.5, 1.5, 4 * width).view(4, width)
+            with keeping:
+                output = module(x * weight)
+            found += torch.autograd.grad(output.square().sum(), [weight])
+        assert torch.equal(*found)

@@ -18,6 +18,7 @@ from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape
+from lowdimfa.losses import make_loss
 from lowdimfa.models import cnn, mlp, vit
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads, decouple
 from lowdimfa.partitioning import partition
@@ -403,3 +404,16 @@ def test_a_loss_with_parameters_is_refused(loss: Any) -> None:
     with pytest.raises(InputError, match=r"train\.loss: found a .*with parameters"):
         decouple(small_mlp(), example, blocks=2, total_steps=1, training=TrainingConfig(1, loss=loss))
     decouple(small_mlp(), example, blocks=2, total_steps=1, training=TrainingConfig(1, loss=Scaled(False)))
+
+
+def test_a_loss_that_leaves_out_another_class_is_refused() -> None:
+    """Accuracy, metrics and the weights of micro-batches would count what it doesn't."""
+    for loss in (nn.CrossEntropyLoss(ignore_index=-1), f"{__name__}:LEAVING_OUT"):
+        with pytest.raises(
+            InputError, match=r"train\.ignore_index: found -100, with a loss whose ignore_index is -1"
+        ):
+            make_loss(loss, "classification")
+    assert make_loss(nn.CrossEntropyLoss(ignore_index=-1), "classification", -1)
+
+
+LEAVING_OUT = nn.CrossEntropyLoss(ignore_index=-1)

@@ -295,3 +295,11 @@ def test_a_frame_that_goes_on_wrongly_names_the_step_of_its_message() -> None:
     assert (
         refused.step == 7 and "step 7" in refused.message and "from 16 where 12 was next" in refused.message
     )
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (0, 3, 0, 2), (0,), (0, 0)])
+def test_members_without_numbers_travel_beside_others(sizes: tuple[int, ...]) -> None:
+    tensors = tuple(torch.randn(2, size) for size in sizes)
+    limit = SampleLimit(tuple(TensorType((size,), torch.float32) for size in sizes), 2)
+    arrived = assemble(list(split(Message("train", Ticket(0, 0), tensors, 0), 1, 0)), limit)
+    assert all(map(torch.equal, arrived.tensors, tensors))
