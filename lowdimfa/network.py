@@ -16,7 +16,9 @@ from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, Form, TrainingConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
+from lowdimfa.generators import unchanged_generators
 from lowdimfa.head import Evaluation, Head
+from lowdimfa.layers import as_module, named_tensors
 from lowdimfa.partitioning import partition
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
@@ -161,25 +163,30 @@ class DecoupledNetwork:
                 "Give TrainingConfig and BatchOrder the same number.",
             )
         weights = self.head.objective.weights([targets for _, targets in batches])
-        for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
-            result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
-        self.form.step()
+        with unchanged_generators(
+            self.head.device
+        ):  # with what a user's loop draws, such as the order of samples
+            for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
+                result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
+            self.form.step()
         return result
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the network's output in evaluation mode."""
         activation = entering(inputs)
-        for stage in self.stages:
-            activation = stage.evaluate(activation)
+        with unchanged_generators(self.head.device):
+            for stage in self.stages:
+                activation = stage.evaluate(activation)
         return one(activation)
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Return loss and accuracy over batches, in evaluation mode."""
         totals = Evaluation()
         for number, (inputs, targets) in enumerate(batches):
-            for block in self.blocks:
-                inputs = block.evaluate(inputs, number)
-            self.head.evaluate_outputs(inputs, targets, totals, number)
+            with unchanged_generators(self.head.device):
+                for block in self.blocks:
+                    inputs = block.evaluate(inputs, number)
+                self.head.evaluate_outputs(inputs, targets, totals, number)
         totals.metrics = self.head.metrics.compute()
         return totals
 
@@ -208,7 +215,7 @@ def decouple(
     Parameters
     ----------
     model
-        An `nn.Sequential`, a list of modules, or a module that declares its layers.
+        An `nn.Sequential`, a list of modules, or a module that declares its layers. It stays on its device.
     example
         A small batch of inputs, maybe by name, for shapes and costs.
     blocks
@@ -222,9 +229,9 @@ def decouple(
     """
     feedback = feedback or FeedbackConfig()
     training = training or TrainingConfig(total_steps=total_steps)
-    return DecoupledNetwork(
-        *build_stages(partition(model, blocks, example), feedback, training, task), feedback
-    )
+    device = next((value.device for _, value in named_tensors(as_module(model))), None)
+    plans = partition(model, blocks, example)
+    return DecoupledNetwork(*build_stages(plans, feedback, training, task, device), feedback)
 
 
 @contextmanager

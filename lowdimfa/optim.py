@@ -84,6 +84,8 @@ class Updater:
         self.built, self.schedule = State({}, {}), ""
         if not parameters:  # a block cut so that it has nothing to learn
             return
+        for parameter in parameters.values():  # of whatever was done with the model before
+            parameter.grad = None
         self.optimizer = self._make_optimizer()
         self.built = settings_of(self)
         if config.scheduler is not None:

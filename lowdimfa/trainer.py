@@ -45,7 +45,7 @@ class InProcessTrainer:
                     on_step(result)
 
     def step(self, step: int) -> StepResult:
-        """Run one step, which leaves the default random generators seeded."""
+        """Run one step; reading its samples leaves the default random generators seeded."""
         return self.network.train_step(step, self._batches(self._reader.step(step)))
 
     def evaluate(self) -> Evaluation:

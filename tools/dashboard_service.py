@@ -14,7 +14,7 @@ SERVICE_ROWS: Rows = [
             Panel("Queued", "Jobs.", [('lowdimfa_coordinator_known_jobs{state="queued"}', "")], kind="stat"),
             Panel(
                 "Oldest wait",
-                "Of the job that is next in the queue.",
+                "Of the job that has been in the queue longest.",
                 [("lowdimfa_coordinator_queue_oldest_wait_seconds", "")],
                 "s",
                 "stat",

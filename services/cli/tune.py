@@ -174,10 +174,12 @@ def _changed(
 
     A number of micro-batches that is left to the program may follow from what was chosen: then it is written out.
     """
+    from lowdimfa.services.run.weights import located  # late: it imports torch
+
     wanted = parse_specification(default.model_dump(), str(spec), chosen)
     for pinned in ({}, {"train.microbatches": wanted.train.microbatches}):
         found = rewritten(text, str(spec), list(overrides), {**chosen, **pinned})
-        if parse_text(found, str(spec)) == wanted:
+        if located(parse_text(found, str(spec))) == wanted:
             return found
     raise InputError(str(spec), "a text that changes, or can't be changed", "a file that stays as it is")
 

@@ -31,7 +31,7 @@ class Reading:
     failed
         How many of the failed ones have an error of each code; codes without any have a zero.
     oldest_queued
-        When the job that is next in the queue was submitted, in Unix seconds; None if none is queued.
+        Since when the job waits that has been in the queue longest, in Unix seconds; None if none is queued.
     cluster_up
         Whether the cluster answered when it was last asked.
     cluster_at, round_at

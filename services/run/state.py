@@ -59,7 +59,9 @@ def saving(stage: Stage, attempt: Attempt, step: int, copy: bool) -> Write:
         state = copied(state)
     elif stage.device.type == "cuda":
         torch.cuda.synchronize(stage.device)  # another thread's stream waits for none of this one's work
-    learned = [name for name, _ in stage.module.named_plain_parameters()]
+    # By where they lie: a layer may have other names in its state than its parameters have, and leave some out.
+    own = {value.data_ptr() for value in stage.module.parameters()}
+    learned = [name for name, value in stage.module.plain_state_dict().items() if value.data_ptr() in own]
     block = BlockState(stage.index, list(stage.module.layer_names), *state)
     return partial(_write, stage, attempt, step, learned, block)
 

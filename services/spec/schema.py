@@ -187,6 +187,7 @@ class RunSection(Section):
     callbacks: list[CallbackSection] = Field(
         [],
         description="What is told of the run's events, in this order, and may end it: [callbacks.md](callbacks.md).",
+        json_schema_extra={"expected": "a list of callbacks, each a mapping with keys factory and args"},
     )
     metrics: Literal["loopback", "node", "off"] = Field(
         "loopback",

@@ -185,9 +185,12 @@ def _run(
     plan, manifest, made = prepared
     callbacks = Callbacks(made, plan.specification, run_dir.path, stop.finish)
     engine: Engine | None = None
+    loop: TrainingLoop | None = None
+    former: dict[str, bytes] = {}
     try:
         if stop.made:  # before anything of a run is there, so that it may still begin as a new one
             raise stopped(request.run_dir)
+        former = run_dir.description() if manifest is not None else {}
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         _copy(mirror, "the run can't be described")
         engine = make_engine(request, plan, watch)
@@ -197,6 +200,8 @@ def _run(
         _copy(mirror, "the run is done, but its result can't be kept")
         return finished
     except BaseException as error:  # the user's own layers, loss or data may raise anything
+        if former and not (loop and loop.begun):  # a run that isn't resumed after all is still what it was
+            run_dir.restore(former)
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             ended(journal, watch, callbacks, "failed", stopped(request.run_dir).as_event())
             raise

@@ -72,6 +72,7 @@ class TrainingLoop:
         store = self._store = CheckpointStore(place, run.keep, run.liveness_seconds)
         self._total = plan.network.training.total_steps
         self._seconds, self._done = 0.0, 0
+        self.begun = False  # whether the blocks are there, with the state from which they go on
         self._mirror = mirror or Mirror(place)
         self._saving = Saving(plan, engine, store, self._mirror, self._emit, self._warn)
         periods: list[tuple[int, Callable[[], None]]] = [
@@ -116,6 +117,7 @@ class TrainingLoop:
         self._mirror.guard(self._store.require_own)
         places = self._recovery.start(self._saving.saved)
         self._store.go_on_from(self._done)
+        self.begun = True
         self._started(places)
         try:
             while not (self._train() and self._conclude()):

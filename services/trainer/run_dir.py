@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -151,6 +151,17 @@ class RunDir:
         what = "the run can't be described"
         replace_text(self.path / "plan.json", json.dumps(plan, indent=1), what)
         replace_text(self.path / "spec.yaml", to_yaml(specification), what)  # by which a run is known: last
+
+    def description(self) -> dict[str, bytes]:
+        """Return what `describe` has written before, by name."""
+        files = [self.path / name for name in ("plan.json", "spec.yaml")]
+        return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+    def restore(self, description: Mapping[str, bytes]) -> None:
+        """Write a former description again, as far as the disk lets it."""
+        with suppress(OSError):
+            for name, text in description.items():
+                (self.path / name).write_bytes(text)
 
     def keep_traceback(self, error: BaseException) -> str:
         """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from typer.testing import CliRunner
@@ -23,7 +24,7 @@ from lowdimfa.services.block.building import Own, restore
 from lowdimfa.services.block.snapshot import SnapshotShelf
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.manifest import Manifest
+from lowdimfa.services.run.manifest import Manifest, export_state
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.state import load_stage
 from lowdimfa.services.run.user_code import UserCode
@@ -352,3 +353,25 @@ def test_another_learning_rate_counts_in_a_resumed_run(tmp_path: Path) -> None:
         for name in ("same", "other")
     )
     assert any(not torch.equal(other[name], value) for name, value in same_rate.items())
+
+
+def test_a_resume_that_is_refused_leaves_what_describes_the_run(tmp_path: Path) -> None:
+    given = specification(scheduler=own("sequential"))
+    run(given, tmp_path / "run")
+    before = (tmp_path / "run" / "spec.yaml").read_text()
+    other = specification(scheduler=own("sequential"), optimizer=own("by_dimension", lr=0.5))
+    with pytest.raises(InputError, match="from which its schedule has planned its course"):
+        run(other, tmp_path / "run", HALF)
+    assert (tmp_path / "run" / "spec.yaml").read_text() == before
+    evaluate_run(tmp_path / "run")
+
+
+def test_layers_whose_state_has_other_names_are_kept(tmp_path: Path) -> None:
+    """As those of torch's checkpoint wrapper, which drops its own part of them."""
+    model = [checkpoint_wrapper(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 4)]
+    trainer = DecoupledTrainer(
+        model=model, data=data(), blocks=2, batch_size=16, steps=2, engine="local", run_dir=tmp_path / "run"
+    )
+    trainer.fit()
+    names = export_state(CheckpointStore(tmp_path / "run").load(None))
+    assert len(names) == 4

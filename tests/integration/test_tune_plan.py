@@ -70,7 +70,7 @@ def test_segments_are_measured_and_what_was_fastest_is_written(
     for row in (default, other):
         assert row["samples_per_second"] > 0 and 0 < row["busy"] <= 1 and row["predicted"] > 0
         assert row["peak_bytes"] > 50e6
-    assert all(len(some) == 3 for some in asked) and found["untried"] > 0
+    assert all(0 < len(some) <= 3 for some in asked) and found["untried"] > 0
     assert found["chosen"] == asked[1][0].changes and found["ratio"] > 2
     written = Path(found["written"])
     assert written == spec.with_name("digits.tuned.yaml")

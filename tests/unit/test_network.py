@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -417,3 +418,34 @@ def test_a_loss_that_leaves_out_another_class_is_refused() -> None:
 
 
 LEAVING_OUT = nn.CrossEntropyLoss(ignore_index=-1)
+
+
+def test_a_users_loop_draws_what_it_would_without_a_network() -> None:
+    """Such as the order of samples in each epoch, which would be the same one again and again."""
+    inputs, targets = clusters(4, 0)
+    network = make_network(small_mlp(), inputs)
+    drawn = []
+    for using in (False, True):
+        torch.manual_seed(5)
+        random.seed(5)
+        for step in range(3):
+            if using:
+                network.train_step(step, [(inputs, targets)])
+                network.evaluate([(inputs, targets)])
+                network.forward(inputs)
+            drawn.append((torch.rand(3).tolist(), random.random()))
+    assert drawn[:3] == drawn[3:]
+
+
+def test_gradients_from_before_are_no_part_of_the_first_update() -> None:
+    found = []
+    inputs, targets = clusters(4, 0)
+    for before in (False, True):
+        torch.manual_seed(0)
+        model = small_mlp()
+        if before:
+            model(inputs).sum().backward()
+        network = make_network(model, inputs)
+        network.train_step(0, [(inputs, targets)])
+        found.append(network.state_dict())
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())

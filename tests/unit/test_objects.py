@@ -19,6 +19,7 @@ from lowdimfa.services.spec import load_specification, parse_specification, to_y
 from lowdimfa.services.spec.given import Given
 from lowdimfa.services.spec.load import parse_text, violations
 from lowdimfa.services.trainer.copying import Copies
+from lowdimfa.services.trainer.objects import model_section
 from lowdimfa.services.trainer.run_dir import read_run
 
 
@@ -313,3 +314,25 @@ def test_a_factory_that_returns_what_an_earlier_run_may_have_trained_is_refused(
         trainer(model=lambda: same).plan()
     frozen = same[0].requires_grad_(False)  # what stays as it is may be shared
     trainer(model=lambda: [frozen, nn.Tanh(), nn.Linear(6, 3)]).plan()
+
+
+def test_functions_that_hold_parts_of_the_model_are_refused() -> None:
+    """A copy has the same functions, which would compute with the original's weights: nothing would be trained."""
+
+    def patched(layer: nn.Linear, other: nn.Module) -> nn.Module:
+        plain = layer.forward
+        layer.forward = lambda x: plain(x) + other(x)  # type: ignore[method-assign, assignment]
+        return layer
+
+    adapter, side = nn.Linear(8, 8), nn.Linear(8, 8)
+    layer = patched(nn.Linear(8, 8), adapter)
+    layer.adapter = adapter
+    hooked = nn.Linear(8, 8)
+    hooked.side = side
+    hooked.register_forward_hook(lambda module, given, output: output + side(given[0]))
+    for part in (layer, hooked):
+        with pytest.raises(InputError, match="that holds parts of the model itself"):
+            model_section(nn.Sequential(part, nn.Linear(8, 3)))
+    plain = nn.Linear(8, 8)
+    plain.register_forward_hook(lambda module, given, output: output * 2)
+    model_section(nn.Sequential(nn.utils.parametrizations.spectral_norm(plain), nn.Linear(8, 3)))

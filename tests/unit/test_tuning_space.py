@@ -104,7 +104,8 @@ def learned(changes: Changes) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"model__factory": f"{__name__}:normed", "model__args": {}}, "batch norm"),
+        ({"model__factory": f"{__name__}:normed", "model__args": {}}, "statistics from each micro-batch"),
+        ({"train__loss": "torch.nn.functional:cross_entropy"}, "a loss of one's own"),
         ({"feedback__q_rule": "probed"}, "probed"),
     ],
 )

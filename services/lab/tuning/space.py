@@ -11,12 +11,15 @@ from torch import nn
 
 from lowdimfa.balance import Cut, bottleneck, recut
 from lowdimfa.errors import InputError
+from lowdimfa.losses import LOSSES
 from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.tuning.search import Changes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.spec import Specification, parse_specification
 
+_LOOKED_AT = 1024
+"""Items of a data set, which may be costly to read, whose targets are looked at."""
 FREE = ("microbatches", "cut", "replicas", "window", "threads", "transport")
 """Names of what is tried unless it is kept."""
 
@@ -189,13 +192,33 @@ def _not_free(plan: RunPlan) -> dict[str, str]:
     modules = [
         module for block in plan.network.blocks for layer in block.layers for module in layer.module.modules()
     ]
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
-        why = "batch norm takes its statistics from each micro-batch"
-        return {"microbatches": why, "replicas": why}
+    own = plan.specification.train.per_block
+    cut = {"cut": "train.per_block says what single blocks have"} if own else {}
+    if any(
+        isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        for module in modules
+    ):
+        why = "layers take their statistics from each micro-batch"
+        return {"microbatches": why, "replicas": why} | cut
+    if plan.specification.train.loss not in ("auto", *LOSSES):
+        return {
+            "microbatches": "a loss of one's own may be another function of parts than of the whole batch"
+        } | cut
     feedback = plan.network.feedback
+    counted = feedback.q_rule in ("auto", "readout") and plan.dataset.task == "tokens"
+    if counted and _has_ignored(plan):
+        return {
+            "microbatches": "a readout learns from each micro-batch by how many of its targets count"
+        } | cut
     rules = (feedback.q_rule, feedback.p_rule)
     if "probed" in rules or not all(rule in (*Q_RULES.built_in, *P_RULES.built_in) for rule in rules):
         named = next(rule for rule in rules if rule == "probed" or not isinstance(rule, str) or "." in rule)
         name = named if isinstance(named, str) else named.name
-        return {"microbatches": f"the rule {name} may learn from each micro-batch by itself"}
-    return {}
+        return {"microbatches": f"the rule {name} may learn from each micro-batch by itself"} | cut
+    return cut
+
+
+def _has_ignored(plan: RunPlan) -> bool:
+    """Whether some of the data's targets don't count."""
+    ignored = plan.network.training.ignore_index
+    return any(bool((targets == ignored).any()) for targets in plan.reader.known_targets(_LOOKED_AT))
