@@ -130,6 +130,8 @@ class DecoupledNetwork:
         self.blocks = list(blocks)
         self.head = head
         self.form = make_form(feedback.form, self.blocks, head, feedback)
+        # A stage without tensors counts as one on the processor.
+        self._device = next((one.device for one in self.stages if one.device.type != "cpu"), head.device)
 
     @property
     def stages(self) -> list[Stage]:
@@ -174,7 +176,7 @@ class DecoupledNetwork:
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the network's output in evaluation mode."""
         activation = entering(inputs)
-        with unchanged_generators(self.head.device):
+        with unchanged_generators(self._device):
             for stage in self.stages:
                 activation = stage.evaluate(activation)
         return one(activation)
@@ -183,7 +185,7 @@ class DecoupledNetwork:
         """Return loss and accuracy over batches, in evaluation mode."""
         totals = Evaluation()
         for number, (inputs, targets) in enumerate(batches):
-            with unchanged_generators(self.head.device):
+            with unchanged_generators(self._device):
                 for block in self.blocks:
                     inputs = block.evaluate(inputs, number)
                 self.head.evaluate_outputs(inputs, targets, totals, number)

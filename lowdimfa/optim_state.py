@@ -25,6 +25,9 @@ _ANEW = "Resume with {}, or begin a new run with the weights of this one (lowdim
 _PLANNED = {"lr", "initial_lr", "momentum", "betas"}
 """Settings that schedules change."""
 
+_RATES = ("base_lrs", "_last_lr")
+"""What a schedule has from its optimiser."""
+
 _RESUMED = "one that follows from the checkpoint"
 
 
@@ -49,11 +52,13 @@ def schedule_text(updater: Updater) -> str:
     if given is None or scheduler is None:
         return ""
     try:
-        return json.dumps(_loose({**_defaults(given), **given.args}), sort_keys=True)
+        return json.dumps(_loose(given.args), sort_keys=True)
     except TypeError:
         encoder = Encoder(f"{updater.config.scheduler_key}.factory")
-        state = encoder.encode(scheduler.state_dict(), "scheduler", next(iter(updater.parameters)))
-        return json.dumps(_loose(state), sort_keys=True)
+        state = {key: value for key, value in scheduler.state_dict().items() if key not in _RATES}
+        return json.dumps(
+            _loose(encoder.encode(state, "scheduler", next(iter(updater.parameters)))), sort_keys=True
+        )
 
 
 def _defaults(given: FactoryConfig) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def _defaults(given: FactoryConfig) -> dict[str, Any]:
     except (TypeError, ValueError):
         return {}
     plain = (str, int, float, bool, list, tuple, type(None))
-    return {one.name: one.default for one in parameters if isinstance(one.default, plain)}
+    return {one.name: _loose(one.default) for one in parameters if isinstance(one.default, plain)}
 
 
 def _copies(encoder: Encoder) -> dict[str, Tensor]:
@@ -245,7 +250,12 @@ class _Restoring:
         """Return those of a group's settings that the specification has otherwise than it had."""
         own = self._updater.built
         now = decode(own.scalars["groups"][place], own.tensors, _settings(self._fresh["param_groups"][place]))
-        changed = {key: value for key, value in now.items() if key not in then or not same(value, then[key])}
+        # What another release has beside is no change of the user's.
+        changed = {
+            key: value
+            for key, value in now.items()
+            if key in then and not same(_loose(value), _loose(then[key]))
+        }
         if planned := sorted(_PLANNED & changed.keys() if self._updater.scheduler is not None else ()):
             key = planned[0]
             raise InputError(
@@ -257,9 +267,11 @@ class _Restoring:
         return changed
 
     def _require_same_schedule(self) -> None:
-        now = self._updater.schedule
+        now, given = self._updater.schedule, self._updater.config.scheduler
+        left_out = _defaults(given) if given is not None else {}
         for then in (state["schedule"] for state in self._scalars):
-            if then != now:
+            # Defaults written out are no change; what another release has as defaults is none either.
+            if left_out | json.loads(then or "{}") != left_out | json.loads(now or "{}"):
                 raise InputError(
                     f"{self._updater.config.scheduler_key}.args",
                     f"{now} in a run that is resumed",

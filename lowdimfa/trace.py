@@ -170,9 +170,13 @@ def _learned(module: nn.Module, x: Activation) -> frozenset[str]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
-    frozen = [value for value in module.parameters() if not value.requires_grad and value.is_floating_point()]
+    frozen = [value for value in module.parameters() if value.is_floating_point()]
+    if any(
+        value.requires_grad for value in frozen
+    ):  # then a table that it doesn't learn is none of what it makes
+        frozen = []
     try:
-        for value in frozen:  # what weights have made is that if they learn nothing, too
+        for value in frozen:  # what weights have made is that if the whole layer is frozen, too
             value.requires_grad_()
         with torch.enable_grad():
             stream = {name: leaf(tensor).clone() for name, tensor in named(opened(x)[0]).items()}

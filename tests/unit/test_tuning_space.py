@@ -28,6 +28,11 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 4))
 
 
+def untracked() -> nn.Module:
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    return nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 8), nn.Linear(8, 4))
+
+
 @cache
 def plan(**settings: Any) -> RunPlan:
     plain = {
@@ -105,6 +110,7 @@ def learned(changes: Changes) -> dict[str, Any]:
     ("settings", "why"),
     [
         ({"model__factory": f"{__name__}:normed", "model__args": {}}, "statistics from each micro-batch"),
+        ({"model__factory": f"{__name__}:untracked", "model__args": {}}, "statistics from each micro-batch"),
         ({"train__loss": "torch.nn.functional:cross_entropy"}, "a loss of one's own"),
         ({"feedback__q_rule": "probed"}, "probed"),
     ],

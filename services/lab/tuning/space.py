@@ -194,10 +194,7 @@ def _not_free(plan: RunPlan) -> dict[str, str]:
     ]
     own = plan.specification.train.per_block
     cut = {"cut": "train.per_block says what single blocks have"} if own else {}
-    if any(
-        isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-        for module in modules
-    ):
+    if any(map(_by_micro_batch, modules)):
         why = "layers take their statistics from each micro-batch"
         return {"microbatches": why, "replicas": why} | cut
     if plan.specification.train.loss not in ("auto", *LOSSES):
@@ -222,3 +219,9 @@ def _has_ignored(plan: RunPlan) -> bool:
     """Whether some of the data's targets don't count."""
     ignored = plan.network.training.ignore_index
     return any(bool((targets == ignored).any()) for targets in plan.reader.known_targets(_LOOKED_AT))
+
+
+def _by_micro_batch(module: nn.Module) -> bool:
+    """Whether a layer takes statistics of each micro-batch: batch norm always, instance norm where it keeps some."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm or (isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats)
