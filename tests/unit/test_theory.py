@@ -77,7 +77,7 @@ def test_the_factors_of_the_second_generation_follow_gradients(seed: int) -> Non
 def test_what_the_local_rule_conserves(seed: int, decay: float) -> None:
     """W₁W₁ᵀ − QQᵀ and PPᵀ − QᵀQ only decay."""
     task, state = draw(seed, 2)
-    final = integrate(task, LinearFeedback("local", decay=decay), state, [3.0], 0.02).final
+    final = integrate(task, LinearFeedback("local", decay=decay), state, [3.0], 0.005).final
     for one, other in (
         (lambda s: s.w1 @ s.w1.mT, lambda s: s.q @ s.q.mT),
         (lambda s: s.p @ s.p.mT, lambda s: s.q.mT @ s.q),
