@@ -239,3 +239,32 @@ def test_ids_and_masks_keep_their_types_on_a_coarse_wire() -> None:
     types = {name: value.dtype for name, value in out.stream.items()}
     packed = dict.fromkeys(("left", "right"), torch.bfloat16)
     assert types == packed | {"floor": torch.float32, "which": torch.int64}
+
+
+class Tabled(nn.Module):
+    """Puts out a table beside what weights make of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.tokens(x), "table": torch.full((len(x), 3), -torch.inf)}
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        return self.out(hidden.sum(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_layer_hands_on_is_none_of_what_it_makes_if_it_is_frozen_either(frozen: bool) -> None:
+    first = Tabled()
+    first.requires_grad_(not frozen)
+    plans = partition(nn.Sequential(first, Summed()), ["1"], torch.zeros(2, 3, dtype=torch.int64))
+    assert plans[0].tapped == ("hidden",)
+    assert [value.requires_grad for value in first.parameters()] == [not frozen]

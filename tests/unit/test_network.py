@@ -19,7 +19,7 @@ from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape
-from lowdimfa.losses import make_loss
+from lowdimfa.losses import counts, make_loss
 from lowdimfa.models import cnn, mlp, vit
 from lowdimfa.network import DecoupledNetwork, StepResult, computing_threads, decouple
 from lowdimfa.partitioning import partition
@@ -449,3 +449,11 @@ def test_gradients_from_before_are_no_part_of_the_first_update() -> None:
         network.train_step(0, [(inputs, targets)])
         found.append(network.state_dict())
     assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_targets_of_eight_bits_have_no_class_that_does_not_count() -> None:
+    """In torch -100 beside uint8 is 156."""
+    counted = counts("cross_entropy", "classification", -100)(
+        torch.tensor([155, 156, 157], dtype=torch.uint8)
+    )
+    assert counted is not None and counted.all()
