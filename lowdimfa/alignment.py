@@ -132,9 +132,8 @@ def _compare(index: int, update: Sequence[Tensor], truth: Sequence[Tensor]) -> B
     ours, true = (torch.cat([_dense(value).flatten().float() for value in each]) for each in (update, truth))
     norms = float(ours.norm()), float(true.norm())
     cosine = float(ours @ true) / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)
-    cosine = max(
-        min(cosine, 1.0), -1.0
-    )  # rounding may take it past 1; in this order what is no number stays none
+    # Rounding may take it past 1; in this order what is no number stays none.
+    cosine = max(min(cosine, 1.0), -1.0)
     return BlockAlignment(index, cosine, math.degrees(math.acos(cosine)), *norms)
 
 

@@ -166,8 +166,8 @@ class DecoupledNetwork:
             )
         weights = self.head.objective.weights([targets for _, targets in batches])
         with unchanged_generators(
-            self.head.device
-        ):  # with what a user's loop draws, such as the order of samples
+            self._device
+        ):  # a user's loop draws from them, such as the order of samples
             for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
                 result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
             self.form.step()

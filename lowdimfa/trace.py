@@ -170,13 +170,12 @@ def _learned(module: nn.Module, x: Activation) -> frozenset[str]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
+    # What weights have made is that if the whole layer is frozen, too; of one that learns, a table it doesn't is not.
     frozen = [value for value in module.parameters() if value.is_floating_point()]
-    if any(
-        value.requires_grad for value in frozen
-    ):  # then a table that it doesn't learn is none of what it makes
+    if any(value.requires_grad for value in frozen):
         frozen = []
     try:
-        for value in frozen:  # what weights have made is that if the whole layer is frozen, too
+        for value in frozen:
             value.requires_grad_()
         with torch.enable_grad():
             stream = {name: leaf(tensor).clone() for name, tensor in named(opened(x)[0]).items()}

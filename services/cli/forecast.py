@@ -11,7 +11,7 @@ from lowdimfa.balance import WORTHWHILE, Cut, balance, bottleneck, recut
 from lowdimfa.measure import StageTime
 from lowdimfa.memory import StageMemory
 from lowdimfa.services.lab.simulation.names import schedule_name
-from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting
+from lowdimfa.services.lab.simulation.setting import BlockCosts, Outcome, Setting, core_seconds
 from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.profile import make_bench
@@ -33,12 +33,9 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
     here = setting if cores is None else replace(setting, cores=max(1, cores * blocks // threads))
     schedule = schedule_name(train.staleness)
     alone, crowded = simulate(setting, schedule), simulate(here, schedule).samples_per_second
-    if cores is not None:  # the simulator has one process for each block, replicas are several
-        work = sum(
-            specification.placement.threads_of(number)
-            * (own.forward + own.update + replicas[number] * own.step / train.microbatches)
-            for number, own in enumerate(times)
-        )
+    if cores is not None:
+        costs = [BlockCosts(own.forward, own.update, own.step) for own in times]
+        work = core_seconds(costs, replicas, train.microbatches, specification.placement.threads_of)
         crowded = min(crowded, cores * setting.microbatch_size / work)
     loads = [
         1e3 * _load(own, train.microbatches, number) for own, number in zip(times, replicas, strict=True)

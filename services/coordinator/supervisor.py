@@ -280,22 +280,18 @@ class Supervisor:
         self._unread.pop(job.id, None)
 
     def _end(self, job: Job, outcome: Event) -> None:
-        if outcome["event"] == "finished":
-            self._rest(job, no_room=False)
+        error = None if outcome["event"] == "finished" else error_of(outcome)
+        no_room = job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError)
+        self._rest(job, no_room)
+        if error is None:
             if job.state is JobState.starting:  # it was over before it was seen to run
                 self._store.transition(job.id, JobState.running, "")
             self._store.transition(job.id, JobState.finished, "")
-            return
-        error = error_of(outcome)
-        no_room = job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError)
-        self._rest(job, no_room)
-        if isinstance(error, StoppedError):
+        elif isinstance(error, StoppedError):
             said = f"stopped after step {error.step:,}" if isinstance(error.step, int) else error.message
             self._store.transition(job.id, JobState.stopped, said)
-        elif no_room:
-            self._store.transition(
-                job.id, JobState.queued, error.message
-            )  # taken by others, or of no such shape
+        elif no_room:  # taken by others, or of no such shape
+            self._store.transition(job.id, JobState.queued, error.message)
         else:
             self._store.transition(job.id, JobState.failed, error.message, error=outcome)
 

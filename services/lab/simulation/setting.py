@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,26 @@ class BlockCosts:
     update: float
     step: float = 0.0
     send: float = 0.0
+
+
+def core_seconds(
+    costs: Iterable[BlockCosts], replicas: Sequence[int], microbatches: int, threads: Callable[[int], int]
+) -> float:
+    """Return what a micro-batch takes of all cores together, with the replicas of blocks, which are not simulated.
+
+    Parameters
+    ----------
+    costs
+        Of the blocks, each in one replica.
+    replicas, microbatches
+        Of the blocks, and of a step.
+    threads
+        Tells how many cores a block computes with.
+    """
+    return sum(
+        threads(block) * (own.forward + own.update + number * own.step / microbatches)
+        for block, (own, number) in enumerate(zip(costs, replicas, strict=True))
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.simulation.fit import apart, fit_costs
 from lowdimfa.services.lab.simulation.names import schedule_name
+from lowdimfa.services.lab.simulation.setting import core_seconds
 from lowdimfa.services.lab.simulation.simulate import simulate
 from lowdimfa.services.lab.tuning.search import Changes
 from lowdimfa.services.lab.tuning.space import loads
@@ -73,11 +74,7 @@ class Predictor:
             return None
         if setting.cores is None:
             return rate
-        # The simulator has one process for each block, replicas are several.
-        work = sum(
-            own.forward + own.update + number * own.step / train.microbatches
-            for own, number in zip(costs, specification.replicas, strict=True)
-        )
+        work = core_seconds(costs, specification.replicas, train.microbatches, lambda block: 1)
         return min(rate, setting.cores * size / work)
 
     def _shares(self, specification: Specification) -> tuple[float, ...]:
