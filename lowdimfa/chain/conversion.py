@@ -130,6 +130,7 @@ def _find(model: nn.Module, config: ChainConfig) -> dict[str, nn.Module]:
             _bypasses(owner, chosen)
             or type(module).forward is not kind.forward
             or "forward" in vars(module)  # as libraries that wrap layers set it
+            or _convolves_otherwise(module)
             or parametrize.is_parametrized(module)
         ):
             kept.append(f"{name or 'the model'} ({type(module).__name__})")
@@ -181,6 +182,13 @@ def _converted_class(plain: type[nn.Module]) -> type[nn.Module]:
     if plain in (kind, NonDynamicallyQuantizableLinear):
         return KINDS[kind]
     return type(f"Chain{plain.__name__}", (KINDS[kind], plain), {"__module__": plain.__module__})
+
+
+def _convolves_otherwise(module: nn.Module) -> bool:
+    """Return whether a convolution standardises, masks or casts its weights, in what its ``forward`` calls."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return type(module)._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in vars(module)
 
 
 def _is_under(name: str, prefixes: Sequence[str]) -> bool:

@@ -98,6 +98,7 @@ class OutputError(nn.Module):
         if not isinstance(output, Tensor):
             found = f"a model that puts out a {type(output).__name__}"
             raise InputError(WHERE, found, "one tensor, whose gradient is the error")
+        require_outputs(output)
         if output.requires_grad:
             output.register_hook(partial(self._receive, call))  # type: ignore[no-untyped-call]
 
@@ -114,6 +115,17 @@ class OutputError(nn.Module):
         call.error = errors @ self.P.t().to(error.dtype)
         if self._oja is not None and self.training:
             self._oja.turn(self.P, errors.reshape(-1, task_dim), call.error.reshape(-1, len(self.P)))
+
+
+def require_outputs(output: Tensor) -> None:
+    """Refuse an output without a dimension for outputs: errors of samples would be taken for those of one output each."""
+    if output.dim() < 2:
+        raise InputError(
+            WHERE,
+            f"a model whose output has the shape {tuple(output.shape)}",
+            "(batch, …, outputs)",
+            "Keep the last dimension where there is one output, and drop it in the loss.",
+        )
 
 
 class DirectFeedback(ChainRule):
@@ -145,11 +157,12 @@ class DirectFeedback(ChainRule):
         super().__init__(map_, weight, error_dim, config, generator)
         self.output = output
         drawn = drawn_like(weight, generator, torch.Size((features, error_dim)))
-        self.Q = nn.Parameter(drawn, requires_grad=config.q_rule == "hebbian")
+        self._learns_q = config.q_rule == "hebbian"
+        self.Q = nn.Parameter(drawn, requires_grad=self._learns_q)
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` transposed."""
-        return self.Q.t()
+        return (self.Q if self._learns_q else self.Q.detach()).t()
 
     def delivery(self) -> Delivery:
         """Bind the feedback to the forward pass that is under way."""

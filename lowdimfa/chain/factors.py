@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.function import Incoming, without_autocast
+from lowdimfa.chain.function import Incoming, once_differentiable, without_autocast
 from lowdimfa.chain.maps import Map
 from lowdimfa.chain.rules import ChainRule
 from lowdimfa.chain.starts import clamp_of, clamped, drawn_like, drawn_seed, start_rows, svd_factors
@@ -33,6 +32,7 @@ class Local(ChainRule):
     """
 
     error_dim_of_layer = True
+    learns_with_weights = True
     starts = ("svd", "random", "transposed")
     unused: ClassVar[tuple[str, ...]] = ("q_rule", "p_rule", "p_lr", "p_samples", "p_targets", "fit_every")
 
@@ -119,6 +119,7 @@ class Normative(Local):
     through a factorisation. The gradient needs products with ``W`` alone, and no matrix of its size.
     """
 
+    learns_with_weights = False
     unused = ("q_rule", "p_rule", "p_lr", "p_samples", "p_targets")
 
     def __init__(

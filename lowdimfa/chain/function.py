@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
 from torch import Size, Tensor
-from torch.autograd.function import once_differentiable
 
 from lowdimfa.chain.maps import Map
 from lowdimfa.errors import InputError
@@ -89,6 +90,43 @@ class Delivery(Protocol):
 
     def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
         """Return the error at the map's input, and the gradient of the kernel if it learns."""
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Once(torch.autograd.Function):
+    """The identity, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> Tensor:
+        """Refuse."""
+        raise InputError(
+            CHAIN_RULES.key, "a derivative of a gradient that feedback has made", "first derivatives alone"
+        )
+
+
+def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Let a backward pass refuse second derivatives.
+
+    Torch's decorator of that name takes the gradients for constants where the arriving error is one, as ones are under
+    ``sum``: the penalty of a gradient would silently lack a part.
+    """
+
+    @wraps(backward)
+    def refusing(ctx: Any, *arriving: Tensor) -> Gradients:
+        with torch.no_grad():
+            found = backward(ctx, *arriving)
+        if not torch.is_grad_enabled():
+            return found
+        return tuple(None if one is None else Once.apply(one.detach().requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
+
+    return refusing
 
 
 class MapFunction(torch.autograd.Function):

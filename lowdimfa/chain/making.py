@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.direct import WHERE, OutputError
+from lowdimfa.chain.direct import WHERE, OutputError, require_outputs
 from lowdimfa.chain.layers import map_of, padding_before
 from lowdimfa.chain.oja import Drive
 from lowdimfa.chain.rules import ChainRule
@@ -118,6 +118,7 @@ class DirectMaker:
         if not isinstance(output, Tensor):
             found = f"a model that puts out a {type(output).__name__}"
             raise InputError(WHERE, found, "one tensor, whose gradient is the error")
+        require_outputs(output)
         return output.shape[-1]
 
 

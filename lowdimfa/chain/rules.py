@@ -49,12 +49,15 @@ class ChainRule(nn.Module):
         The values of ``start`` that it allows, its own first.
     unused
         Names of settings that it refuses, since it would leave them unused.
+    learns_with_weights
+        Whether the kernel learns by what the layer's weights learn by, so that it stays as it is where they are frozen.
     """
 
     error_dim_of_layer: ClassVar[bool] = False
     direct: ClassVar[bool] = False
     starts: ClassVar[tuple[Start, ...]] = ("random", "transposed", "svd")
     unused: ClassVar[tuple[str, ...]] = ()
+    learns_with_weights: ClassVar[bool] = False
 
     def __init__(
         self, map_: Map, weight: Tensor, error_dim: int, config: ChainConfig, generator: torch.Generator
@@ -95,7 +98,10 @@ class ChainRule(nn.Module):
         """Run the map; where no error will pass on to the input, with ordinary autograd and nothing else."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return map_.run(x, weight, bias)
-        return run_map(map_, x, weight, bias, self.kernel(map_, weight.detach()), self.delivery())
+        kernel = self.kernel(map_, weight.detach())
+        if self.learns_with_weights and not weight.requires_grad:
+            kernel = kernel.detach()
+        return run_map(map_, x, weight, bias, kernel, self.delivery())
 
 
 OF_FACTORS = (
@@ -151,7 +157,8 @@ class FeedbackAlignment(ChainRule):
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` in the layout of the forward weights."""
-        return map_.as_kernel(self.Q)
+        # What is fixed stays so, also where somebody lets all parameters of a model require gradients.
+        return map_.as_kernel(self.Q if self.learned else self.Q.detach())
 
 
 class KolenPollack(FeedbackAlignment):
@@ -162,6 +169,7 @@ class KolenPollack(FeedbackAlignment):
     """
 
     learned = True
+    learns_with_weights = True
 
 
 class LowDimensional(ChainRule):
@@ -183,6 +191,7 @@ class LowDimensional(ChainRule):
     P: Tensor
     Q: Tensor
     error_dim_of_layer = True
+    learns_with_weights = True
     unused: ClassVar[tuple[str, ...]] = ("refresh_every", "fit_every")
 
     def __init__(
@@ -200,7 +209,8 @@ class LowDimensional(ChainRule):
         mixed = map_.combine(self.P, weight.detach())
         if start == "random":
             mixed = drawn_like(weight, generator, mixed.shape)
-        self.Q = nn.Parameter(map_.as_kernel(mixed).clone(), requires_grad=config.q_rule == "hebbian")
+        self._learns_q = config.q_rule == "hebbian"
+        self.Q = nn.Parameter(map_.as_kernel(mixed).clone(), requires_grad=self._learns_q)
         learns_p = config.p_rule != "fixed" and self.P.shape[-2] < self.P.shape[-1]
         self._oja = Oja(config, drive) if learns_p else None
         self._p_samples = config.p_samples
@@ -208,7 +218,7 @@ class LowDimensional(ChainRule):
 
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` in the layout of a weight with ``r`` outputs."""
-        return map_.as_kernel(self.Q)
+        return map_.as_kernel(self.Q if self._learns_q else self.Q.detach())
 
     def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
         """Carry the error through ``P`` and then ``Q``: two thin products."""
@@ -218,7 +228,8 @@ class LowDimensional(ChainRule):
         gradient = None
         if incoming.learns:
             gradient = clamped(incoming.q_gradient(rows, projected, incoming.kernel.shape), self._clamp)
-        if self._oja is not None and self.training:
+        stays = self._learns_q and not incoming.learns  # as where the weights are frozen: P belongs to Q
+        if self._oja is not None and self.training and not stays:
             errors, seen = (map_.vectors(one, self._p_samples) for one in (error, projected))
             self._oja.turn(self.P, errors, seen)
         return delivered, gradient

@@ -56,13 +56,16 @@ def svd_factors(map_: Map, weight: Tensor, error_dim: int, seed: int) -> tuple[T
 
 def drawn_seed(generator: torch.Generator) -> int:
     """Return a seed drawn from a generator."""
-    return int(torch.randint(2**31, (), generator=generator))
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
 def drawn_like(weight: Tensor, generator: torch.Generator, shape: torch.Size | None = None) -> Tensor:
     """Draw values at the scale of a weight; where it is all zeros, at that of one with outputs of unit variance."""
     scale = float(weight.detach().double().square().mean().sqrt()) or weight[0].numel() ** -0.5
-    return (torch.randn(shape or weight.shape, generator=generator) * scale).to(weight)
+    drawn = torch.randn(
+        shape or weight.shape, generator=generator, device=generator.device, dtype=torch.float32
+    )
+    return (drawn * scale).to(weight)
 
 
 def clamp_of(map_: Map, config: ChainConfig) -> float | None:

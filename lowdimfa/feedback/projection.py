@@ -11,10 +11,14 @@ from lowdimfa.rules import P_RULES
 
 
 def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """Return ``rows <= width`` random orthonormal rows, shape ``(rows, width)``; the identity where both are equal."""
+    """Return ``rows <= width`` random orthonormal rows, shape ``(rows, width)``; the identity where both are equal.
+
+    In float32 on the generator's device, whatever torch's defaults are.
+    """
     if rows == width:
-        return torch.eye(width)
-    columns: Tensor = torch.linalg.qr(torch.randn(width, rows, generator=generator))[0]
+        return torch.eye(width, dtype=torch.float32, device=generator.device)
+    drawn = torch.randn(width, rows, generator=generator, dtype=torch.float32, device=generator.device)
+    columns: Tensor = torch.linalg.qr(drawn)[0]
     return columns.t().contiguous()
 
 

@@ -8,6 +8,8 @@ has learned. Saxe, McClelland and Ganguli (2014) solved the former without decay
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -125,9 +127,13 @@ def oja_projector(start: Tensor, correlation: Tensor, p_rate: float, time: float
         Shape ``(*batch, m, m)``.
     """
     values, vectors = torch.linalg.eigh(correlation)
-    weights = torch.exp(p_rate * time * (values - values[..., -1:]))  # a common factor changes no span
-    rows = start @ (vectors * weights.unsqueeze(-2)) @ vectors.mT
-    basis: Tensor = torch.linalg.qr(rows.mT)[0]
+    exponents = p_rate * time * (values - values[..., -1:])  # a common factor changes no span
+    # In steps, between which rows are made orthonormal again: beyond e^16 they would differ by rounding alone.
+    steps = max(1, math.ceil(float(exponents.abs().max()) / 16))
+    step = (vectors * torch.exp(exponents / steps).unsqueeze(-2)) @ vectors.mT
+    basis: Tensor = start.mT
+    for _ in range(steps):
+        basis = torch.linalg.qr(step @ basis)[0]
     return basis @ basis.mT
 
 

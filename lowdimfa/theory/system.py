@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,7 +62,17 @@ class LinearTask:
 
     @classmethod
     def stack(cls, tasks: Sequence[LinearTask]) -> LinearTask:
-        """Return several teachers with the same singular values as one batch."""
+        """Return several teachers with the same singular values as one batch.
+
+        Raises
+        ------
+        InputError
+            Their singular values differ.
+        """
+        for task in tasks[1:]:
+            if not torch.equal(task.singular_values, tasks[0].singular_values):
+                found = f"{tasks[0].singular_values.tolist()} and {task.singular_values.tolist()}"
+                raise InputError("singular_values", found, "the same ones in all tasks of a batch")
         left, right = (torch.stack([getattr(task, name) for task in tasks]) for name in ("left", "right"))
         return cls(left, tasks[0].singular_values, right)
 
@@ -114,6 +124,9 @@ class LinearFeedback:
     anneal: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value, known in (("rule", self.rule, get_args(Rule)), ("drive", self.drive, get_args(Drive))):
+            if value not in known:
+                raise InputError(f"LinearFeedback: {name}", repr(value), f"one of {', '.join(known)}")
         if self.decay < 0 or self.p_rate < 0 or (self.anneal is not None and self.anneal <= 0):
             raise InputError(
                 "LinearFeedback",

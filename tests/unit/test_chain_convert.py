@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from lowdimfa import convert, feedback_parameters, revert
+from lowdimfa import InputError, convert, feedback_parameters, revert
+from lowdimfa.chain.starts import drawn_seed
+from lowdimfa.feedback.projection import orthonormal_rows
 from lowdimfa.models import cnn, mlp, vit
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "chain-form.md"
@@ -252,9 +254,38 @@ def test_the_first_layer_has_nothing_to_deliver_and_learns_no_feedback() -> None
 def test_second_derivatives_are_refused_rather_than_wrong() -> None:
     layer = convert(nn.Linear(3, 3), 2)
     x = torch.randn(2, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    for output in (
+        layer(x).square().sum(),
+        layer(x).sum(),
+    ):  # whose error is a constant, as a linear critic's
+        (gradient,) = torch.autograd.grad(output, x, create_graph=True)
+        with pytest.raises(InputError, match="derivative of a gradient"):
+            gradient.square().sum().backward()
+
+
+def test_drawing_depends_on_no_default_of_torch() -> None:
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            drawn = orthonormal_rows(2, 5, torch.Generator().manual_seed(1))
+            seed = drawn_seed(torch.Generator().manual_seed(1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(drawn, orthonormal_rows(2, 5, torch.Generator().manual_seed(1)))
+    assert seed == drawn_seed(torch.Generator().manual_seed(1))
+
+
+def test_a_convolution_that_changes_its_weights_on_the_way_stays_as_it_is() -> None:
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, (weight - weight.mean()) / weight.std(), bias)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Standardised(4, 4, 3))
+    x = torch.randn(2, 3, 8, 8)
+    before = model(x)
+    converted = convert(model, 2)
+    assert not hasattr(converted[1], "feedback")
+    torch.testing.assert_close(converted(x), before)
 
 
 def test_the_examples_of_the_document_run() -> None:

@@ -57,6 +57,14 @@ def test_below_full_rank_q_learns_from_the_projected_output_error() -> None:
     assert torch.dist(output_error.P, rows) > 1e-3  # Oja's rule
 
 
+@pytest.mark.parametrize("with_example", [False, True])
+def test_an_output_without_a_dimension_of_its_own_is_refused(with_example: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0))
+    x = torch.randn(8, 6)
+    with pytest.raises(InputError, match="Keep the last dimension"):
+        convert(model, 1, rule="direct", example=x if with_example else None)(x)
+
+
 def test_p_rests_in_evaluation_mode() -> None:
     model = convert(perceptron(), 2, rule="direct").eval()
     rows = feedback_of(model[2]).output.P.clone()

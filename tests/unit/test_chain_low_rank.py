@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowdimfa import convert
 from lowdimfa.chain.attention import PARTS
+from lowdimfa.chain.function import Incoming
+from lowdimfa.chain.layers import map_of
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3},
@@ -96,18 +98,42 @@ def test_attention_delivers_the_formed_products_and_differentiates_softmax_exact
 
 
 @pytest.mark.parametrize("batch", [3, 50], ids=["few samples", "many samples"])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_gradient_of_q_is_the_correlation_of_input_and_projected_error(batch: int, frozen: bool) -> None:
-    layer = convert(nn.Linear(6, 8).double().requires_grad_(not frozen), 3)
+def test_the_gradient_of_q_is_the_correlation_of_input_and_projected_error(batch: int) -> None:
+    layer = convert(nn.Linear(6, 8).double(), 3)
     feedback: Any = layer.feedback
     rows = feedback.P.clone()
     x = drawn(batch, 6).requires_grad_()
     error = backward(layer(x))
     torch.testing.assert_close(feedback.Q.grad, x.detach().t() @ (error @ rows.t()))
-    if frozen:
-        assert layer.weight.grad is None
-    else:
-        torch.testing.assert_close(layer.weight.grad, error.t() @ x.detach())
+    torch.testing.assert_close(layer.weight.grad, error.t() @ x.detach())
+
+
+@pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack", "local", "follow"])
+def test_the_feedback_of_frozen_weights_stays_with_them(rule: Any) -> None:
+    layer = convert(nn.Linear(6, 8).double().requires_grad_(False), 3, rule=rule)
+    before = {name: value.clone() for name, value in layer.feedback.state_dict().items() if name in "PQ"}
+    backward(layer(drawn(5, 6).requires_grad_()))
+    assert all(parameter.grad is None for parameter in layer.feedback.parameters())
+    assert all(torch.equal(before[name], layer.feedback.state_dict()[name]) for name in before)
+
+
+@pytest.mark.parametrize("rule", ["low-dimensional", "feedback-alignment", "direct"])
+def test_fixed_feedback_does_not_learn_where_all_parameters_are_let_go(rule: Any) -> None:
+    options = {} if rule == "feedback-alignment" else {"q_rule": "fixed"}
+    model = convert(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), rule=rule, **options)
+    model.requires_grad_(True)
+    backward(model(torch.randn(5, 6).requires_grad_()))
+    assert model[2].weight.grad is not None
+    assert model[2].feedback.Q.grad is None
+
+
+@pytest.mark.parametrize("rule", ["low-dimensional", "local"])
+def test_an_empty_batch_passes_a_convolution(rule: Any) -> None:
+    layer = convert(nn.Conv2d(4, 8, 3, groups=2), 2, rule=rule)
+    x = torch.zeros(0, 4, 6, 6, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert not layer.feedback.Q.grad.any()
 
 
 @pytest.mark.parametrize("pixels", [2, 6], ids=["few pixels", "many pixels"])
@@ -138,6 +164,14 @@ class Sizes(TorchDispatchMode):
         return result
 
 
+def deliver(layer: Any, x: Tensor, error: Tensor) -> Tensor:
+    """Carry an error through feedback that learns, without the gradient of the weights, and return the kernel."""
+    map_ = map_of(layer)
+    kernel: Tensor = layer.feedback.kernel(map_, layer.weight.detach())
+    layer.feedback.deliver(Incoming(map_, error, x, x.shape, kernel.detach(), None, True))
+    return kernel
+
+
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_the_product_of_q_and_p_is_never_formed(kind: str) -> None:
     width, r = 96, 4
@@ -145,13 +179,10 @@ def test_the_product_of_q_and_p_is_never_formed(kind: str) -> None:
         layer, x = nn.Linear(width, width), torch.randn(8, width)
     else:
         layer, x = nn.Conv2d(width, width, 1), torch.randn(2, width, 2, 2)
-    layer.requires_grad_(False)  # the weight's own gradient is as large as the product
     convert(layer, r)
-    output = layer(x.requires_grad_())
-    error = torch.randn_like(output)
+    error = torch.randn_like(layer(x))
     with Sizes() as sizes:
-        output.backward(error)
-    assert x.grad is not None and layer.feedback.Q.grad is not None
+        deliver(layer, x, error)
     assert sizes.largest <= 8 * width < width**2
 
 
@@ -191,20 +222,17 @@ def test_learning_both_factors_costs_thin_products(rule: str, batch: int) -> Non
 @pytest.mark.parametrize("rule", ["local", "normative"])
 def test_learning_both_factors_forms_nothing_of_the_weights_size(rule: str) -> None:
     width, r = 96, 4
-    layer = convert(nn.Linear(width, width).requires_grad_(False), r, rule=rule)
-    for parameter in layer.feedback.parameters():
-        parameter.requires_grad_()
-    output = layer(torch.randn(8, width, requires_grad=True))
-    error = torch.randn_like(output)
+    layer = convert(nn.Linear(width, width), r, rule=rule)
     with Sizes() as sizes:
-        output.backward(error)
+        kernel = deliver(layer, torch.randn(8, width), torch.randn(8, width))
+        kernel.backward(torch.zeros_like(kernel))
     assert layer.feedback.P.grad is not None
     assert sizes.largest <= 8 * width < width**2
 
 
 @pytest.mark.parametrize("learns", [False, True])
 def test_the_input_is_kept_only_where_something_is_learned_from_it(learns: bool) -> None:
-    layer = convert(nn.Linear(6, 8).requires_grad_(False), 3, q_rule="hebbian" if learns else "fixed")
+    layer = convert(nn.Linear(6, 8).requires_grad_(learns), 3)
     x, kept = torch.randn(5, 6, requires_grad=True), []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -183,6 +183,25 @@ def test_oja_ends_in_the_leading_directions_of_the_targets() -> None:
     assert near(final.p.mT @ final.p, leading @ leading.mT)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_closed_form_of_oja_ends_there_too_however_late(rank: int) -> None:
+    task, state = draw(8, rank)
+    leading = task.left[:, :rank]
+    found = oja_projector(state.p, task.teacher @ task.teacher.mT, 1.0, 1e4)
+    assert near(found, leading @ leading.mT)
+
+
+def test_feedback_and_batches_that_are_not_meant_are_refused() -> None:
+    with pytest.raises(InputError, match="q_and_p"):
+        LinearFeedback("q_and_p")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="target"):
+        LinearFeedback("q-and-p", "target")  # type: ignore[arg-type]
+    draws = torch.Generator().manual_seed(0)
+    tasks = [LinearTask.random(values, 4, 4, draws) for values in ([2.0, 1.0], [3.0, 1.0])]
+    with pytest.raises(InputError, match="same"):
+        LinearTask.stack(tasks)
+
+
 def test_halving_the_step_divides_the_error_by_sixteen() -> None:
     """The method is of order 4, for a decay that changes in time too."""
     task, state = draw(9, 2)
