@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ METHODS = (*map(chain, ERROR_DIMS), BACKPROP)
 
 def run(settings: RunSettings) -> dict[str, Any]:
     """Train the network of C2 by every method, with one rate and decay, and measure its first layer."""
-    setting = MLP.on(settings.device).scaled(effort(settings, MINUTES))
+    setting = replace(MLP.on(settings.device).scaled(effort(settings, MINUTES)), grid=(UPDATE,))
     runs = [
         _measured(Trial(setting, method, UPDATE, seed, settings))
         for method in METHODS

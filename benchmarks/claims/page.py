@@ -25,7 +25,8 @@ every verdict is computed from the stored figures.
 
 - **Runs**: every method tries the same grid of learning rates and weight decays with seed 0, and what is best on the
   last sixth of the training split is repeated with seeds 1, 2, …. The test split is seen only with what was chosen.
-  Feedback with a rate of its own (the rule `normative`) tries as many pairs of rates instead.
+  Feedback with a rate of its own (the rules `normative` and `local`) tries as many pairs of rates instead. C8, BLOCKS and
+  DIMENSION show courses, and choose nothing: one rate for all, also for backpropagation.
   All methods on a network have the same initial weights, order of the data, schedule and number of trials.
 - **Figures** are means ± standard deviations over seeds, in % of the test split, after the last step.
 - **Matches**: {CRITERION}
@@ -39,8 +40,10 @@ BUDGET = """\
 LONG = """\
 ## Long runs
 
-The broadcast form with ten times the work and more, all training samples, and the control of blocks that stay as drawn
-(`python -m benchmarks.gap`). *Gap* is to backpropagation by the same optimiser; in bold where it is beyond the target.
+`python -m benchmarks.gap`. The broadcast form with ten times the work and more, all training samples, and the control
+of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*); with activations in
+fewer bytes, on the usual networks and samples (*formats*). *Gap* is to backpropagation by the same optimiser, in bold
+where it is beyond the target; *behind fp32* to the same rule with whole numbers.
 """
 NO_RESULT = "no stored result"
 _GAP = closing.CLAIM.name
@@ -133,9 +136,9 @@ def _made_by(result: Result) -> str:
     environment = result["environment"]
     minutes = result["seconds"] / 60
     return (
-        f"*Made by* `{result['command']}` in {minutes:.1f} minutes of running on {environment['device']} "
-        f"({environment['machine']}, threads: {environment['threads']}, Python {environment['python']}, "
-        f"torch {environment['torch']})."
+        f"*Made by* `{result['command']}` on {result['date']} in {minutes:.1f} minutes of running on "
+        f"{environment['device']} ({environment['machine']}, threads: {environment['threads']}, "
+        f"Python {environment['python']}, torch {environment['torch']})."
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def measure(claim: Claim, settings: RunSettings) -> dict[str, Any]:
         "command": command([claim.name], settings),
         "seeds": settings.seeds,
         "budget_minutes": settings.budget_minutes,
+        "date": datetime.now(UTC).strftime("%d %B %Y"),
         "environment": environment(settings.device),
         "seconds": round(time.monotonic() - started, 1),
         **found,

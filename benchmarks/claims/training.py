@@ -18,6 +18,7 @@ from benchmarks.claims.settings import VALIDATION, Setting, Update
 from lowdimfa.chain import parameter_groups
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Split
+from lowdimfa.data.base import EVALUATION_SAMPLES
 from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.tickets import Ticket
@@ -29,11 +30,15 @@ Score = Callable[[Split], float]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, what scores it, and what scores it as it was after the epoch that was best in validation."""
+    """A trained network, what scores it, and what scores it as it was after the epoch that was best in validation.
+
+    ``curve`` has the accuracy in validation after each epoch.
+    """
 
     model: nn.Sequential
     score: Score
     score_best: Score | None = None
+    curve: list[float] | None = None
 
 
 class Loop:
@@ -74,16 +79,20 @@ def train(setting: Setting, method: Method, update: Update, seed: int, device: t
     if method.rule == "local loss":
         return _train_local(setting, update, seed, device)
     loop = Loop(setting, method, update, seed, device)
-    best, kept = -1.0, loop.model.state_dict()
+    best, kept, curve = -1.0, loop.model.state_dict(), list[float]()
     for step in range(setting.steps):
         loop.step(step)
         if (step + 1) % setting.steps_per_epoch == 0 and setting.epochs > 1:
             found = accuracy(loop.model, device, loop.dataset.test)
             loop.model.train()
+            curve.append(round(found, 3))
             if found > best:
                 best, kept = found, deepcopy(loop.model.state_dict())
     return Trained(
-        loop.model, partial(accuracy, loop.model, device), partial(_accuracy_with, loop.model, kept, device)
+        loop.model,
+        partial(accuracy, loop.model, device),
+        partial(_accuracy_with, loop.model, kept, device),
+        curve,
     )
 
 
@@ -132,7 +141,7 @@ def accuracy(model: nn.Module, device: torch.device, split: Split) -> float:
     """Return the accuracy in percent, in evaluation mode."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in evaluation_batches(split, 1):
+    for indices in evaluation_batches(split, EVALUATION_SAMPLES):
         predicted = model(split.inputs(indices).to(device)).argmax(-1)
         right += (predicted == split.targets(indices).to(device)).sum()
     return 100 * int(right) / len(split)
@@ -165,6 +174,6 @@ def _train_local(setting: Setting, asked: Update, seed: int, device: torch.devic
 def _local_accuracy(network: DecoupledNetwork, device: torch.device, split: Split) -> float:
     batches = (
         (split.inputs(indices).to(device), split.targets(indices).to(device))
-        for indices in evaluation_batches(split, 1)
+        for indices in evaluation_batches(split, EVALUATION_SAMPLES)
     )
     return 100 * (network.evaluate(batches).accuracy or 0.0)

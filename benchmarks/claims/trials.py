@@ -32,7 +32,7 @@ class Run:
     """One training run: accuracies in percent after the last epoch.
 
     ``test`` is None for an entry of the grid that wasn't chosen; ``best`` is that after the epoch that was best in
-    validation.
+    validation; ``curve`` has the accuracy in validation after each epoch.
     """
 
     setting: str
@@ -45,6 +45,7 @@ class Run:
     seconds: float
     feedback_rate: float | None = None
     best: float | None = None
+    curve: list[float] | None = None
 
 
 def runs_of(setting: Setting, method: Method, settings: RunSettings) -> tuple[Run, ...]:
@@ -158,6 +159,7 @@ class Trial:
             validation=validation,
             test=None,
             seconds=seconds,
+            curve=self.trained.curve,
         )
         self._keep(run)
         return run

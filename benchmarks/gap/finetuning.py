@@ -48,6 +48,7 @@ FROM_SCRATCH = Network(
 )
 """What the weights to go on from are made by."""
 
+_TOPICS = Path("runs/data/python-topics")
 TOPICS = f"Python's reference (pydoc_data.topics) in the tokens of Shakespeare, in windows of {CONTEXT}"
 
 
@@ -63,7 +64,12 @@ class FineTuned(Network):
     def configuration(self) -> dict[str, Any]:
         """Return everything that decides the figures, as plain data."""
         weights = (_checkpoint() / "model.safetensors").read_bytes()
-        return super().configuration() | {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+        _topics()
+        text = b"".join(path.read_bytes() for path in sorted(_TOPICS.glob("*.bin")))
+        digests = {"weights": weights, "text": text}
+        return super().configuration() | {
+            name: hashlib.sha256(one).hexdigest()[:16] for name, one in digests.items()
+        }
 
     def dataset(self) -> Dataset:
         """Return the data, all training samples included."""
@@ -103,7 +109,7 @@ def _checkpoint() -> Path:
 @cache
 def _topics() -> Dataset:
     """Return the text to be learned, which every Python has with it."""
-    folder = Path("runs/data/python-topics")
+    folder = _TOPICS
     if not folder.exists():
         source = folder.with_suffix(".jsonl")
         documents = (json.dumps({"text": text}) for _, text in sorted(topics.topics.items()))

@@ -13,7 +13,7 @@ from benchmarks.claims.storing import read_json
 from benchmarks.gap import closing, dimension, formats, residual
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import Network
-from benchmarks.gap.rules import Rule
+from benchmarks.gap.rules import READOUT, Rule, by_muon
 from benchmarks.gap.sweeps import Sweep
 
 ALL = sys.maxsize
@@ -66,6 +66,14 @@ def _closing(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
     return {"run": run, "table": table}
 
 
+def _gap_rules(network: Network) -> tuple[Rule, ...]:
+    """Return the rules of the gap, whose default has the network's target by either optimiser."""
+    defaults = (READOUT.label, by_muon(READOUT).label)
+    return tuple(
+        replace(one, target=network.target) if one.label in defaults else one for one in closing.RULES
+    )
+
+
 def _swept(network: Network, most: int = ALL) -> Sweep:
     return replace(dimension.SWEEP, networks=(network,), lines=dimension.SWEEP.lines[:most])
 
@@ -73,7 +81,7 @@ def _swept(network: Network, most: int = ALL) -> Sweep:
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid("gap", ROWS, **_closing(lambda row: closing.RULES)),
+        Grid("gap", ROWS, **_closing(lambda row: _gap_rules(ROWS[row]))),
         Grid(
             "dimension",
             ROWS,

@@ -48,6 +48,11 @@ class Network(Setting):
         """1 where a higher score is better, -1 where a lower one is."""
         return 1 if self.score == ACCURACY else -1
 
+    @property
+    def worst(self) -> float:
+        """The score of a run that has diverged: finite, as JSON has no other numbers."""
+        return 0.0 if self.score == ACCURACY else 1e9
+
     def network(self) -> nn.Sequential:
         """Return the network, drawn from torch's global generator; images keep their channels last, which is faster."""
         model = super().network()

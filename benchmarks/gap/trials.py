@@ -16,7 +16,9 @@ from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import Rule
 from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Dataset, Split
+from lowdimfa.data.base import EVALUATION_SAMPLES
 from lowdimfa.data.reading import evaluation_batches
+from lowdimfa.errors import NotFiniteError
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.trainer import InProcessTrainer
 
@@ -29,8 +31,11 @@ class BlockTrial(Trial):
 
     @cached_property
     def trained(self) -> Trained:
-        """The trained network."""
-        return train(self.setting, self.method, self.update, self.seed, self.settings.device)
+        """The trained network; in place of one that has diverged what has the worst score, and isn't chosen."""
+        try:
+            return train(self.setting, self.method, self.update, self.seed, self.settings.device)
+        except NotFiniteError:
+            return Trained(nn.Sequential(), lambda split: self.setting.worst)
 
 
 def made_on(networks: Sequence[Network], tasks: Sequence[Task], settings: RunSettings) -> list[Run]:
@@ -91,6 +96,6 @@ def in_blocks(
 def _score(network: Network, blocks: DecoupledNetwork, device: torch.device, split: Split) -> float:
     batches = (
         (split.inputs(indices).to(device), split.targets(indices).to(device))
-        for indices in evaluation_batches(split, 1)
+        for indices in evaluation_batches(split, EVALUATION_SAMPLES)
     )
     return network.score_of(blocks.evaluate(batches))

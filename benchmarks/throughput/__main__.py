@@ -12,8 +12,9 @@ pipeline drains at a turn's end. A step has ended when every block has applied i
 
 - *busy*: share of that time in which a block's compute thread did not wait; *computing*: forwards, updates and
   optimiser steps alone.
-- *transport CPU per micro-batch* of a block: processor time of all threads of its process but the compute thread, and
-  that thread's time outside computing and waiting (sending, publishing, taking messages, deciding), over a whole turn.
+- *CPU per part of a batch*, of all processes: of as many parts as a pipeline cuts a batch into, for all systems alike.
+- *transport CPU* of a block: processor time of all threads of its process but the compute thread, and that thread's time
+  outside computing and waiting (sending, publishing, taking messages, deciding), over a whole turn, for such a part.
   The JSON line has the slowest block's.
 - *bytes*: tensors alone, as they are packed, summed over all links and counted where they are sent; for all-reduces
   what a ring sends of the tensors that it was given. The JSON line has the broadcast's bytes with framing too.
@@ -171,7 +172,9 @@ def main() -> None:
             about = {"benchmark": "throughput", "network": name, "command": command(name, blocks, plan)}
             result = about | measured
             print(f"\n{tables(result)}\n", flush=True)
-            if lost := [one for one in result["not_measured"] if one.startswith(OURS)]:
+            races = result.get("time_to_target") or {}
+            failed = {*result["not_measured"], *(one for one, race in races.items() if "failure" in race)}
+            if lost := sorted(one for one in failed if one.startswith(OURS)):
                 kept = "; nothing was stored" if found.write else ""
                 print(f"could not be measured to the end: {', '.join(lost)}{kept}", file=sys.stderr)
                 status = FAILED

@@ -26,7 +26,7 @@ def merge(answers: Sequence[Mapping[str, Any]], count: int, batch: int, microbat
     count
         Steps that were timed.
     batch, microbatches
-        Samples and micro-batches of a step.
+        Samples of a step, and micro-batches to which times are told: the same for all, also for those without any.
     """
     seconds = max(answer["seconds"] for answer in answers)
     steps = answers[0]["steps"]
@@ -48,7 +48,9 @@ def merge(answers: Sequence[Mapping[str, Any]], count: int, batch: int, microbat
             "backward_wire_bytes_per_sample": per_sample("backward_wire_bytes"),
             "busy": [one["busy"] for one in first["shares"]],
             "computing": [one["computing"] for one in first["shares"]],
-            "transport_cpu_ms": first["transport_cpu_ms"],
+            "transport_cpu_ms": [
+                1e3 * one / (steps * microbatches) for one in first["transport_cpu_seconds"]
+            ],
             "whole_segment_samples_per_second": steps * batch / first["whole_seconds"],
         }
     return found

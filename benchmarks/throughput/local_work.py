@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.throughput.peers import Answer
 from lowdimfa.block import Block
-from lowdimfa.build import build_stages
+from lowdimfa.build import build_block, build_head
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.head import Head
 from lowdimfa.services.run.plan import make_run_plan
@@ -31,11 +31,12 @@ class LocalWork:
 
     def __init__(self, configuration: Answer) -> None:
         specification = parse_specification(configuration["specification"], "the benchmark")
-        plan = make_run_plan(specification)
+        plan = make_run_plan(specification, rehearsed=False)
         network, order = plan.network, plan.order
-        blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
         index = configuration["rank"]
-        self._stage = [*blocks, head][index]
+        own, about = network.blocks[index], (network.shape, network.feedback, network.training)
+        is_head = index == len(network.blocks) - 1
+        self._stage = build_head(own, *about, plan.dataset.task) if is_head else build_block(own, *about)
         self._microbatches = specification.train.microbatches
         self._next = 0
         shape = network.blocks[index].input_shape

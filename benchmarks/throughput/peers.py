@@ -19,7 +19,7 @@ from lowdimfa.imports import resolve
 from lowdimfa.losses import Objective
 from lowdimfa.outcome import Evaluation
 from lowdimfa.services.run.model import build_model
-from lowdimfa.services.run.plan import RunPlan, make_run_plan
+from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.tickets import Ticket
@@ -50,9 +50,11 @@ class Peer(ABC):
 
     def __init__(self, configuration: Answer) -> None:
         self.specification = parse_specification(configuration["specification"], "the benchmark")
-        self.plan: RunPlan = make_run_plan(self.specification)
-        self.data, self.order = self.plan.dataset.train, self.plan.order
-        self.objective = Objective.of(self.plan.network.training, self.plan.dataset.task)
+        # No rehearsal, and none of the plan's network is kept: this process's peak of memory is that of its own training.
+        plan = make_run_plan(self.specification, rehearsed=False)
+        self.dataset, self.example, self.order = plan.dataset, plan.example, plan.order
+        self.data = self.dataset.train
+        self.objective = Objective.of(plan.network.training, self.dataset.task)
         self.loss = self.objective.loss
         self.microbatches = self.specification.train.microbatches
         self.sent = {"forward": 0, "backward": 0}
@@ -112,9 +114,9 @@ class Peer(ABC):
         model = self.whole_model()
         if model is None:
             return {"accuracy": None, "loss": None}
-        test, found = self.plan.dataset.test, Evaluation()
+        test, found = self.dataset.test, Evaluation()
         model.eval()
-        for indices in evaluation_batches(test, self.order.microbatch_size):
+        for indices in evaluation_batches(test, self.order.evaluation_size):
             found.add(model(test.inputs(indices)), test.targets(indices), self.objective, len(indices))
             found.samples += len(indices)
         model.train()

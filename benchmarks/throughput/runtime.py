@@ -71,7 +71,6 @@ class EngineHost:
         end = applied(timelines, measured + count - 1)
         traffic, samples_now = self._engine.traffic(), last * self._plan.order.batch_size
         subscribers = len(self._pids) - 1
-        microbatches = (last - first) * self._plan.specification.train.microbatches
         beside = [
             others + handling_seconds(spans) for (_, others), spans in zip(spent, timelines, strict=True)
         ]
@@ -87,7 +86,7 @@ class EngineHost:
             "peak_bytes": max(peaks),
             "peaks": peaks,
             "shares": [shares(spans, start, end) for spans in timelines],
-            "transport_cpu_ms": [1e3 * seconds / microbatches for seconds in beside],
+            "transport_cpu_seconds": beside,
         }
 
     def evaluate(self) -> Answer:

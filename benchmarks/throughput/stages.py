@@ -59,7 +59,7 @@ class Staged(Peer):
 
     def plans(self, count: int) -> list[BlockPlan]:
         """Return all stages."""
-        example, balance = self.plan.example.batch(), self.specification.model.balance
+        example, balance = self.example.batch(), self.specification.model.balance
         return partition(self.model(), count, example, balance)
 
     def gathered(self, mine: list[BlockModule]) -> nn.Module | None:

@@ -80,7 +80,7 @@ def _systems(result: Mapping[str, Any]) -> str:
         "samples/s",
         "bytes forward per sample",
         "backward",
-        "CPU ms per micro-batch",
+        "CPU ms per part of a batch",
         "peak MiB of a process",
         "other work on the machine",
     )
@@ -95,7 +95,13 @@ def _blocks(result: Mapping[str, Any]) -> str:
             rows.append(
                 (name, str(block), f"{share:.3f}", f"{computing[block]:.3f}", f"{transport[block]:.2f}")
             )
-    header = ("system", "block", "busy (all but waiting)", "computing", "transport CPU ms per micro-batch")
+    header = (
+        "system",
+        "block",
+        "busy (all but waiting)",
+        "computing",
+        "transport CPU ms per part of a batch",
+    )
     return markdown_table(header, rows) if rows else ""
 
 

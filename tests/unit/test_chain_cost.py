@@ -12,7 +12,9 @@ import torch
 from benchmarks import rule_costs
 from benchmarks.claims import c7
 from benchmarks.claims.claim import RunSettings
+from benchmarks.claims.comparison import Gap, behind
 from benchmarks.claims.step_costs import Network, by_hand, counted
+from benchmarks.claims.storing import Places, stored
 from lowdimfa.models import cnn, mlp, vit
 
 pytestmark = pytest.mark.slow
@@ -69,26 +71,40 @@ def saving(result: dict[str, Any], shares: list[float]) -> dict[str, Any]:
     return changed
 
 
-def test_the_verdict_follows_savings_and_accuracy(result: dict[str, Any]) -> None:
-    equal: dict[str, Any] = dict.fromkeys(c7.ACCURACY, "reproduced")
-    all_save, one_saves, none_saves = ([0.25] * 3, [0.1, 0.21, 0.2], [0.1, 0.2, 0.1])
+def test_the_verdict_follows_savings_and_the_accuracy_of_the_same_rule_at_the_same_r(
+    result: dict[str, Any],
+) -> None:
+    first, second, third = result["summary"]
+    methods = {name: list(found)[1] for name, found in result["summary"].items()}
+    level, lower = Gap(0.4, 0.5), Gap(2.0, 0.5)
     cases = [
-        (all_save, equal, "reproduced"),
-        (all_save, equal | {"C4": "partly"}, "partly"),
-        (all_save, equal | {"C5": None}, "partly"),
-        (one_saves, equal, "partly"),
-        (none_saves, equal, "not reproduced"),
+        ([0.25, 0.1, 0.1], {first: {methods[first]: level}}, "reproduced"),
+        ([0.25, 0.1, 0.1], {first: {methods[first]: lower}}, "partly"),
+        ([0.25, 0.1, 0.1], {first: {"another": level}, second: {methods[second]: level}}, "partly"),
+        ([0.25, 0.21, 0.2], {second: {methods[second]: level}}, "reproduced"),
+        ([0.1, 0.2, 0.1], {first: {methods[first]: level}, third: {methods[third]: level}}, "not reproduced"),
     ]
-    for shares, accuracy, expected in cases:
-        verdict, reason = c7.judge_with(saving(result, shares), accuracy)
+    for shares, gaps, expected in cases:
+        verdict, reason = c7.judge_with(saving(result, shares), gaps)
         assert verdict == expected
-        assert ("C5 has no result yet" in reason) == (accuracy["C5"] is None)
+        assert ("nowhere." in reason) == (expected == "not reproduced")
+
+
+def test_gaps_are_those_of_the_first_generation_at_the_r_that_is_counted() -> None:
+    places = Places()
+    found = c7.accuracy_gaps(places)
+    c2 = stored("C2", places)
+    assert c2 is not None
+    name = next(iter(c2["summary"]))
+    mlp = found["MLP, 3 × 2048"]
+    assert mlp["r = 10"] == behind(c2, name, "first generation, r = 10")
+    assert set(found) == {network.label for network in c7.NETWORKS}
 
 
 def test_counts_that_differ_from_the_formulae_are_never_a_success(result: dict[str, Any]) -> None:
     result = saving(result, [0.3] * 3)
     result["summary"]["cnn"]["r = 1/4"]["agree"] = False
-    verdict, reason = c7.judge_with(result, dict.fromkeys(c7.ACCURACY, "reproduced"))
+    verdict, reason = c7.judge_with(result, {})
     assert verdict == "not reproduced" and "cnn" in reason
 
 

@@ -38,6 +38,7 @@ def store(folder: Path, direct_form: float) -> Places:
         "benchmark": "claim",
         "claim": "C6",
         "command": "python -m benchmarks.claims C6 --seeds 2 --budget 3",
+        "date": "1 May 2026",
         "environment": {"device": "cpu", "machine": "m", "threads": 1, "python": "3", "torch": "2"},
         "seconds": 90.0,
         "configuration": {"networks": {"MLP": MLP.configuration()}, "methods": {"a": {"rule": "plain"}}},
@@ -87,7 +88,7 @@ def test_the_page_says_what_is_stored_and_what_is_not(tmp_path: Path) -> None:
     row = next(line for line in section.splitlines() if line.startswith("| 1 "))
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["40.00 ± 0.00", "39.00 ± 0.00"]
     assert "figures/claim-C6.png" in section
-    assert "`python -m benchmarks.claims C6 --seeds 2 --budget 3` in 1.5 minutes" in section
+    assert "`python -m benchmarks.claims C6 --seeds 2 --budget 3` on 1 May 2026 in 1.5 minutes" in section
     assert all(str(value) in section for value in (MLP.samples, MLP.steps, MLP.batch_size))
     for name in set(MODULES) - {"C6"}:
         assert f"`python -m benchmarks.claims {name}` makes one" in text

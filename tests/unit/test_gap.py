@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import Claim, RunSettings
 from benchmarks.claims.page import page
 from benchmarks.claims.settings import Update
@@ -27,9 +28,12 @@ from benchmarks.gap.trials import BlockTrial, in_blocks, runs_of, train
 from benchmarks.throughput.networks import images
 from lowdimfa.config import TrainingConfig
 from lowdimfa.data import Task
+from lowdimfa.data.base import EVALUATION_SAMPLES
+from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
+from lowdimfa.network import DecoupledNetwork
 from lowdimfa.partitioning import partition
 
 pytestmark = pytest.mark.slow
@@ -195,6 +199,41 @@ def test_the_frozen_control_changes_no_block_and_muon_is_what_it_says() -> None:
     dataset = TINY.dataset().limited(32)
     blocks = in_blocks(TINY.network(), dataset, by_muon(READOUT), Update(1e-3), 4, 0)
     assert {type(stage.updater.optimizer).__name__ for stage in blocks.stages} == {"Muon"}
+
+
+@pytest.mark.parametrize("score", [ACCURACY, BITS])
+def test_a_rate_at_which_a_run_diverges_is_the_worst_and_ends_nothing(
+    score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = replace(TINY, score=score, grid=(Update(1e-3), Update(4e-3)))
+
+    def trained(network: Network, rule: Rule, update: Update, *others: Any) -> Trained:
+        if update.rate == 4e-3:
+            raise NotFiniteError("block 0, step 1: the loss is not finite")
+        return train(network, rule, update, *others)
+
+    monkeypatch.setattr(trials, "train", trained)
+    runs = runs_of(network, READOUT, RunSettings(seeds=1, cache=RunCache()))
+    assert [run.test is None for run in runs] == [False, True]
+    assert runs[1].validation == network.worst
+
+
+def test_scores_take_samples_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format that packs a batch is not to be judged by samples alone, and small forwards are slow."""
+    sizes: list[int] = []
+    run = BlockTrial(TINY, READOUT, Update(1e-3), 0, RunSettings()).trained
+    split = TINY.dataset().test
+    evaluate = DecoupledNetwork.evaluate
+
+    def watched(network: DecoupledNetwork, batches: Any) -> Evaluation:
+        batches = list(batches)
+        sizes.extend(len(targets) for _, targets in batches)
+        return evaluate(network, batches)
+
+    monkeypatch.setattr(DecoupledNetwork, "evaluate", watched)
+    run.score(split)
+    assert sum(sizes) == len(split)
+    assert max(sizes) == min(EVALUATION_SAMPLES, len(split)) > 1
 
 
 def tiny(monkeypatch: pytest.MonkeyPatch, network: Network = TINY) -> None:
