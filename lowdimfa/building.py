@@ -252,6 +252,12 @@ class Building(Emptied):  # type: ignore[no-untyped-call]
             yield
 
 
+def is_rebuilding() -> bool:
+    """Whether this thread builds some layers of a network whose factory has already run as a whole, for the outline."""
+    modes = _get_current_dispatch_mode_stack()
+    return any(isinstance(mode, Building) and mode._drawn is not None for mode in modes)
+
+
 class _Call:
     """One operation: what it takes and what it changes."""
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
+from lowdimfa.encoding import same_bits
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.losses import Loss
 
@@ -25,8 +29,9 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
     Raises
     ------
     InputError
-        The loss fails, isn't a scalar or doesn't depend on the outputs, writes to what it is given, or compares one
-        sample's output with another's target, because shapes are broadcast.
+        The loss fails, isn't a scalar or doesn't depend on the outputs, or on parameters beside them, writes to what it
+        is given or has a state that it changes, or compares one sample's output with another's target, because shapes are
+        broadcast.
     """
     outputs = outputs.detach().requires_grad_()
     shapes = f"outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets {tuple(targets.shape)} ({targets.dtype})"
@@ -34,6 +39,7 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")  # torch's, where shapes are broadcast
+            loss = deepcopy(loss) if isinstance(loss, nn.Module) else loss  # which its calls may change
             value = _left_as_they_are(loss, outputs, targets)
     except InputError:
         raise
@@ -56,14 +62,33 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "Divide it by their number, or leave out reduction='sum': here gradients are means over a whole batch, in "
             "however many micro-batches it is computed.",
         )
-    if not value.requires_grad:
+    leaves = list(_leaves(value))
+    if any(leaf is not outputs for leaf in leaves):
+        raise InputError(
+            "train.loss",
+            "a loss that depends on parameters of its own, or of the model",
+            "a function of outputs and targets: nothing would train them",
+            "Penalties on weights are the optimiser's (weight_decay), what is to be learned belongs to a layer of the "
+            "model, and what isn't needs requires_grad_(False).",
+        )
+    if not leaves:
         raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")
     if _mixes_samples(loss, outputs, targets, value, counted):
-        found = f"a loss that compares the output of one sample with the targets of others, on {shapes}"
-        raise InputError(
-            "train.loss", found, "outputs and targets of one shape", "Other shapes are broadcast."
-        )
+        raise _broadcasts(shapes)
     return value.detach()
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors at which the gradients of a value end."""
+    found = {get_gradient_edge(value).node} if value.requires_grad else set()
+    ahead = list(found)
+    while ahead:
+        node = ahead.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        new = {other for other, _ in node.next_functions if other is not None} - found
+        found |= new
+        ahead += new
 
 
 def _adds_up(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
@@ -82,7 +107,8 @@ def _adds_up(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
 
 
 def _left_as_they_are(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss, or refuse it if it writes to what it is given."""
+    """Return the loss, or refuse it if it writes to what it is given, or to a state of its own."""
+    kept = _state_of(loss)
     given = {"outputs": outputs, "targets": targets}
     before = {what: (value._version, value.detach().clone()) for what, value in given.items()}
     written = None
@@ -95,14 +121,33 @@ def _left_as_they_are(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
         if "leaf Variable that requires grad" not in str(error):
             raise
         written = "outputs"
-    if written is None:
-        return result
-    raise InputError(
-        "train.loss",
-        f"a loss that writes to the {written} in place",
-        "one that leaves them as they are",
-        f"Let it work on a copy, {written}.clone(), or with operations that make new tensors.",
-    )
+    if written is not None:
+        raise InputError(
+            "train.loss",
+            f"a loss that writes to the {written} in place",
+            "one that leaves them as they are",
+            f"Let it work on a copy, {written}.clone(), or with operations that make new tensors.",
+        )
+    moved = [
+        name
+        for name, tensor in _state_of(loss).items()
+        if name not in kept or not same_bits(tensor, kept[name])
+    ]
+    if moved:
+        raise InputError(
+            "train.loss",
+            f"a loss whose calls change a state of its own, {moved[0]!r}",
+            "one that is the same function at every call",
+            "Evaluations would change it too, and it is in no checkpoint. Give it what is known before the run, and let "
+            "a network within it be in evaluation mode.",
+        )
+    return result
+
+
+def _state_of(loss: Loss) -> dict[str, Tensor]:
+    state = loss.state_dict() if isinstance(loss, nn.Module) else {}
+    dense = {name: value for name, value in state.items() if getattr(value, "layout", None) is torch.strided}
+    return {name: value.clone() for name, value in dense.items()}
 
 
 def _broadcasts(shapes: str) -> InputError:
@@ -117,7 +162,11 @@ def _broadcasts(shapes: str) -> InputError:
 def _mixes_samples(
     loss: Loss, outputs: Tensor, targets: Tensor, value: Tensor, counted: Tensor | None
 ) -> bool:
-    """Return whether the first sample's gradient depends on the others' targets, of another shape but as many."""
+    """Return whether outputs are compared with the targets of others, of another shape but as many.
+
+    Then the first sample's gradient depends on the others' targets. So it does in a function of the whole batch's mean,
+    such as its root; but there it matters whose target is whose.
+    """
     if outputs.shape == targets.shape or outputs.numel() != targets.numel():
         return False
     valid = targets if counted is None else targets[counted]
@@ -127,4 +176,17 @@ def _mixes_samples(
     others = mirrored if counted is None else torch.where(counted, mirrored, targets)
     changed = torch.cat([targets[:1], others[1:]])
     first, second = (torch.autograd.grad(each, outputs)[0][0] for each in (value, loss(outputs, changed)))
-    return not torch.equal(first, second)
+    return not torch.equal(first, second) and not _pairs(loss, outputs, targets, counted)
+
+
+def _pairs(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> bool:
+    """Return whether outputs that are right cost something else once the targets change places."""
+    counted = torch.ones_like(targets, dtype=torch.bool) if counted is None else counted
+    right, moved = targets.reshape(outputs.shape).to(outputs), targets.clone()
+    moved[counted] = targets[counted].roll(1)
+    try:
+        with torch.no_grad():
+            each = [float(loss(right, placed)) for placed in (targets, moved)]
+    except Exception:  # one that takes no such outputs
+        return False
+    return all(map(math.isfinite, each)) and not math.isclose(*each, rel_tol=1e-5)

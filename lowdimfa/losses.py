@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -81,24 +82,40 @@ def make_loss(name: str | Loss, task: Task, ignore_index: int = IGNORED) -> Loss
         The name is none of these, the import fails, ``ignore_index`` was given for a loss that knows no classes or has
         another one, or the loss has parameters, which nothing would train.
     """
-    if not isinstance(name, str):
-        return _agreeing(without_parameters(name), ignore_index)
-    name = _DEFAULTS[task] if name == "auto" else name
-    if name == "cross_entropy":
+    loss = _found(name, task)
+    if not isinstance(loss, str):
+        _agreeing(without_parameters(loss), ignore_index)
+        if not is_cross_entropy(loss, task):
+            return loss
+        loss = "cross_entropy"
+    if loss == "cross_entropy":
         return partial(cross_entropy, ignore_index=ignore_index)
-    if name in LOSSES:
-        if ignore_index != IGNORED:
-            expected = "it with cross_entropy, or with a loss of your own that leaves out the same class"
-            raise InputError("train.ignore_index", f"{ignore_index} with the loss {name!r}", expected)
-        return LOSSES[name]
+    if ignore_index != IGNORED:
+        expected = "it with cross_entropy, or with a loss of your own that leaves out the same class"
+        raise InputError("train.ignore_index", f"{ignore_index} with the loss {loss!r}", expected)
+    return LOSSES[loss]
+
+
+def _found(name: str | Loss, task: Task) -> str | Loss:
+    """Return the name in `LOSSES` that is meant, or the loss of one's own.
+
+    Raises
+    ------
+    InputError
+        The name is unknown, or the import fails.
+    """
+    if not isinstance(name, str) or name in LOSSES:
+        return name
+    if name == "auto":
+        return _DEFAULTS[task]
     if "." not in name and ":" not in name:
         raise InputError("train.loss", repr(name), f"auto, {', '.join(LOSSES)}, or an import path")
-    return _agreeing(without_parameters(resolve(name, "train.loss")), ignore_index)
+    return resolve(name, "train.loss")
 
 
-def _agreeing(loss: Loss, ignore_index: int) -> Loss:
+def _agreeing(loss: Loss, ignore_index: int) -> None:
     """Refuse a loss that leaves out another class than accuracy, metrics and the weights of batches do."""
-    own = getattr(loss, "ignore_index", None)
+    own = IGNORED if loss is functional.cross_entropy else getattr(loss, "ignore_index", None)
     if isinstance(own, int) and not isinstance(own, bool) and own != ignore_index:
         raise InputError(
             "train.ignore_index",
@@ -106,7 +123,6 @@ def _agreeing(loss: Loss, ignore_index: int) -> Loss:
             f"{own} in both",
             "What the loss leaves out counts in no accuracy, metric or weight of a micro-batch either.",
         )
-    return loss
 
 
 def without_parameters(loss: Loss, where: str = "train.loss") -> Loss:
@@ -125,7 +141,7 @@ def without_parameters(loss: Loss, where: str = "train.loss") -> Loss:
 
 def counts(name: str | Loss, task: Task, ignore_index: int) -> Callable[[Tensor], Tensor | None]:
     """Return which of the targets a loss counts, as booleans, or None for all: what is ignored counts nowhere else."""
-    ignores = (_DEFAULTS[task] if name == "auto" else name) not in ("mse", "bce")
+    ignores = _found(name, task) not in ("mse", "bce")
     return partial(_counted, ignore_index) if ignores else lambda targets: None
 
 
@@ -135,8 +151,18 @@ def _counted(ignore_index: int, targets: Tensor) -> Tensor | None:
 
 
 def is_cross_entropy(name: str | Loss, task: Task) -> bool:
-    """Return whether a loss is softmax cross-entropy, the mean over what counts of the positions."""
-    return (_DEFAULTS[task] if name == "auto" else name) == "cross_entropy"
+    """Return whether a loss is softmax cross-entropy, the mean over what counts of the positions.
+
+    Of single classes torch's own is it, too. For positions that takes the classes in another dimension.
+    """
+    loss = _found(name, task)
+    if isinstance(loss, str):
+        return loss == "cross_entropy"
+    if type(loss) is nn.CrossEntropyLoss:
+        plain = loss.weight is None and loss.label_smoothing == 0 and loss.reduction == "mean"
+    else:
+        plain = loss is functional.cross_entropy
+    return plain and task == "classification"
 
 
 def shows_targets(name: str | Loss, task: Task) -> bool:
@@ -260,6 +286,20 @@ class Objective:
         if weight != 1:
             loss, error = weight * loss, weight * error
         return loss.detach(), error / self.microbatches
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let a loss that is a module be in evaluation mode, and then in the modes that its parts had."""
+        if not isinstance(self.loss, nn.Module):
+            yield
+            return
+        modes = [(module, module.training) for module in self.loss.modules()]
+        self.loss.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @classmethod
     def of(cls, training: TrainingConfig, task: Task, device: torch.device | None = None) -> Objective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -18,6 +18,7 @@ from lowdimfa.encoding import State
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import resolve
+from lowdimfa.muon import Muon
 from lowdimfa.optim_state import load_state, pack_state, schedule_text, settings_of
 from lowdimfa.tickets import derive_seed
 
@@ -26,6 +27,11 @@ FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows st
 
 _OF_OPTIMISERS = ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict")
 _OF_SCHEDULES = ("step", "state_dict", "load_state_dict")
+
+_FUSED: Mapping[Any, Sequence[str]] = dict.fromkeys(
+    (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, Muon), ("cpu", "cuda")
+) | {torch.optim.Adagrad: ("cpu",)}
+"""Optimisers that can make a step in one pass, and on which devices every supported torch lets them."""
 
 
 class Updater:
@@ -102,6 +108,13 @@ class Updater:
             filled["kinds"] = self._kinds
         made = self._call(factory, self.trained, given, filled, where)
         _require(made, _OF_OPTIMISERS, "an optimiser", given.name, where)
+        if callable(getattr(made, "train", None)) and callable(getattr(made, "eval", None)):
+            raise InputError(
+                f"{where}.factory",
+                f"{given.name!r}, which has other weights for evaluation, between its eval() and train()",
+                "an optimiser whose weights are those of evaluations and checkpoints, too",
+                "train.average evaluates a moving average of the weights.",
+            )
         self._refuse_without_feedback(made, given, where)
         needed = [one for one in _signature(made.step).values() if one.default is inspect.Parameter.empty]
         if any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed):
@@ -234,11 +247,14 @@ def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def _fused(
     factory: Callable[..., Any], parameters: list[nn.Parameter], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten."""
-    choices = _signature(factory) if inspect.isclass(factory) else {}
-    if "fused" not in choices or given.keys() & {"fused", "foreach", "differentiable"}:
+    """Return ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten.
+
+    Of other classes it isn't known what they make of it, whatever they call their arguments.
+    """
+    devices = _FUSED.get(factory, ()) if inspect.isclass(factory) else ()
+    if given.keys() & {"fused", "foreach", "differentiable"}:
         return {}
-    fits = all(value.is_floating_point() and value.device.type in ("cpu", "cuda") for value in parameters)
+    fits = all(value.is_floating_point() and value.device.type in devices for value in parameters)
     return {"fused": True} if fits else {}
 
 

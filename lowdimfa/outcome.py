@@ -82,7 +82,8 @@ class Evaluation:
         outputs = precise(outputs)
         share = objective.count(targets) / targets.numel()
         if share:
-            self.loss_sum += float(objective.loss(outputs, targets)) * samples * share
+            with objective.evaluating():
+                self.loss_sum += float(objective.loss(outputs, targets)) * samples * share
         correct, counted = objective.score(outputs, targets)
         self.correct += int(correct)
         self.counted += int(counted)

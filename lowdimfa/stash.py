@@ -68,6 +68,21 @@ class _Saved(NamedTuple):
         return self.place.within(self.weights.storages[self.place.pointer])
 
 
+class _Unmoved(NamedTuple):
+    """What a graph holds of a frozen parameter that no forward has changed so far: the tensor, and its version."""
+
+    alias: Tensor
+    version: int
+
+    def tensor(self) -> Tensor:
+        if self.alias._version != self.version:  # autograd looks no more where hooks have packed
+            raise RuntimeError(
+                "a frozen parameter that the backward pass needs has been modified by an inplace operation since; "
+                "change it in every forward, before it is used, or make it a buffer"
+            )
+        return self.alias
+
+
 class WeightStash:
     """Keeps the weights that graphs of earlier forwards still need.
 
@@ -78,11 +93,14 @@ class WeightStash:
     Parameters
     ----------
     module
-        Whose parameters are kept. Buffers that a graph saves are copied at once, since forwards change them.
+        Whose parameters are kept. Buffers that a graph saves are copied at once, since forwards change them; so are
+        frozen parameters once a forward has changed them, as one that is an average of others.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        # Versions of frozen parameters before the first forward, by where they lie.
+        self._frozen: dict[int, int] = {}
         # Weak, so that the last graph that needs a version takes it along.
         self._present: weakref.ref[StashedWeights] | None = None
 
@@ -95,22 +113,29 @@ class WeightStash:
             self._present = weakref.ref(weights)
         present: StashedWeights = weights
         # Held, as a layer may put others in their place: their memory must not become that of another tensor meanwhile.
-        buffers = {_pointer(buffer): buffer for buffer in self._module.buffers()}
-        copies: dict[int, Tensor] = {}
+        fixed = (one for one in self._module.parameters() if not one.requires_grad)
+        frozen = {_pointer(one): one for one in fixed if one.layout is torch.strided}
+        held = frozen | {_pointer(buffer): buffer for buffer in self._module.buffers()}
+        self._frozen = {place: self._frozen.get(place, one._version) for place, one in frozen.items()}
+        copies: dict[tuple[int, torch.dtype, int], Tensor] = {}
 
-        def pack(tensor: Tensor) -> Tensor | _Saved:
+        def pack(tensor: Tensor) -> Tensor | _Saved | _Unmoved:
             place = _Place.of(tensor)
             if place.pointer in present.storages:
                 same = present.storages[place.pointer].dtype == tensor.dtype
                 return _Saved(present, place) if same else tensor.clone()
-            if place.pointer not in buffers:
-                return tensor.detach()  # a node's own output would hold its node for ever
-            if place.pointer not in copies:
-                copies[place.pointer] = _whole(tensor).clone()
-            return place.within(copies[place.pointer])
+            alias = tensor.detach()  # a node's own output would hold its node for ever
+            if place.pointer not in held:
+                return alias
+            if self._frozen.get(place.pointer) == alias._version:
+                return _Unmoved(alias, alias._version)
+            key = place.pointer, alias.dtype, alias._version
+            if key not in copies:
+                copies[key] = _whole(tensor).clone()
+            return place.within(copies[key])
 
         with torch.autograd.graph.saved_tensors_hooks(
-            pack, lambda saved: saved.tensor() if isinstance(saved, _Saved) else saved
+            pack, lambda saved: saved.tensor() if isinstance(saved, _Saved | _Unmoved) else saved
         ):
             yield present
 

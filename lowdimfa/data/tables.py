@@ -19,6 +19,9 @@ from lowdimfa.values import Inputs
 
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
+_EXACT = 1 << 24
+"""Up to which single precision has every whole number."""
+
 
 @dataclass(frozen=True)
 class TableSplit:
@@ -100,7 +103,7 @@ def table(
 ) -> Dataset:
     """Return rows of a table, which are read when they are drawn; it needs the extra ``hf``.
 
-    Floating-point numbers are float32, whole ones int64.
+    Floating-point numbers are float32, whole ones int64; several columns that are put side by side are float32.
 
     Parameters
     ----------
@@ -120,7 +123,8 @@ def table(
     Raises
     ------
     InputError
-        The path can't be read, or is that of several tables; a column is missing, has gaps, or has no numbers.
+        The path can't be read, or is that of several tables; a column is missing, has gaps, or has no numbers; whole
+        numbers beyond 2^24 would be rounded.
     """
     columns = (
         {name: _list(given) for name, given in inputs.items()}
@@ -128,6 +132,7 @@ def table(
         else {"": _list(inputs)}
     )
     classes: dict[str, int] = {}
+    beside = {name for names in columns.values() if len(names) > 1 for name in names}
 
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
@@ -138,6 +143,8 @@ def table(
                 known = f"one of {', '.join(map(repr, rows.column_names))}"
                 raise InputError(str(where), f"no column {name!r}", known)
             _require_numbers(rows.data.column(name), str(where), name)
+            if name in beside:
+                _require_exact(rows.data.column(name), str(where), name)
         if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
             classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
         return TableSplit(rows.with_format("torch", columns=wanted), str(where), columns, target, classes)
@@ -159,6 +166,21 @@ def _require_numbers(column: Any, where: str, name: str) -> None:
         raise InputError(where, f"{column.type} in the column {name!r}", expected, "Convert it to a number.")
     if column.type == arrow.uint64() and (compute.max(column).as_py() or 0) >= 2**63:
         raise InputError(where, f"{compute.max(column)} in the column {name!r}", "whole numbers below 2^63")
+
+
+def _require_exact(column: Any, where: str, name: str) -> None:
+    """Refuse whole numbers that single precision rounds."""
+    arrow, compute = package("pyarrow"), package("pyarrow.compute")
+    if not arrow.types.is_integer(column.type) or not len(column):
+        return
+    largest = max(compute.min_max(column).as_py().values(), key=abs)
+    if abs(largest) > _EXACT:
+        raise InputError(
+            where,
+            f"{largest} in the column {name!r}, one of several that become float32 side by side",
+            f"whole numbers up to {_EXACT}",
+            "As an input by name of its own, the column stays int64.",
+        )
 
 
 def _list(given: str | Sequence[str]) -> list[str]:

@@ -78,7 +78,7 @@ class TextDisplay:
     """A progress bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(file=stream, highlight=False, emoji=False)
         self._bar = Progress(
             Course(self._console),
             console=self._console,

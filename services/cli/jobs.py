@@ -160,7 +160,7 @@ def logs(
     form: FormatOption = Format.text,
 ) -> None:
     """Show what the processes of a job wrote."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     silent = True
     for name, text in client.logs(find(client, job), tail, follow, source or ()):
         silent = False

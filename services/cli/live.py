@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet
 
-from lowdimfa.services.cli.signals import Stopping
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.monitoring.live.app import LivePage
 from lowdimfa.services.monitoring.live.sessions import Sessions
@@ -25,6 +24,7 @@ from lowdimfa.services.monitoring.pages import Pages
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import to_yaml
 from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.signals import Stopping
 
 if TYPE_CHECKING:
     from lowdimfa.services.trainer.api import DecoupledTrainer

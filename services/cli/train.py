@@ -14,19 +14,16 @@ from lowdimfa.services.cli.display import Display, JsonDisplay, TextDisplay
 from lowdimfa.services.cli.jobs_display import file_lines
 from lowdimfa.services.cli.options import Format, FormatOption, OverridesOption, SpecArgument, placed
 from lowdimfa.services.cli.output import claim_stdout, outlive
-from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run.loading import load, loading
 from lowdimfa.services.run.user_code import Modules
 from lowdimfa.services.trainer import early_ray
+from lowdimfa.services.trainer.signals import STOP_LIVENESS, graceful_signals
 
 if TYPE_CHECKING:
     from lowdimfa.services.cli.live import LiveRun
     from lowdimfa.services.trainer.api import DecoupledTrainer
     from lowdimfa.services.trainer.results import Result
-
-STOP_LIVENESS = 4.0
-"""An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
 
 
 class EngineOption(StrEnum):

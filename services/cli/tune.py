@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from lowdimfa.errors import InputError, ResourceError, StoppedError
 from lowdimfa.services.cli.display import aligned
-from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.cli.words import clock, size
 from lowdimfa.services.spec.dialect import write_inline
 from lowdimfa.services.spec.load import parse_specification, parse_text, text_of
 from lowdimfa.services.spec.rewriting import rewritten
 from lowdimfa.services.spec.section import nearest
+from lowdimfa.services.trainer.signals import graceful_signals
 
 if TYPE_CHECKING:
     from lowdimfa.services.lab.tuning.search import Tried

@@ -27,6 +27,10 @@ _USAGES = {
 _PEM = serialization.Encoding.PEM
 
 
+MOST_DAYS = 36_500
+"""A certificate ends before the year 10,000, and nobody means a later one."""
+
+
 class Authority:
     """A certificate authority that lasts as long as this object.
 
@@ -122,7 +126,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: float) -> list[
     Raises
     ------
     InputError
-        One of the files is there already, a host is neither name nor address, or nothing can be written.
+        One of the files is there already, a host is neither name nor address, the days are none that a certificate can
+        have, or nothing can be written.
     """
     names = [f"{who}.{what}" for who in ("ca", "server", "client") for what in ("crt", "key")]
     present = [name for name in names if (folder / name).exists()]
@@ -130,6 +135,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: float) -> list[
         raise InputError(str(folder), f"{', '.join(present)} already there", "a folder without them")
     for host in hosts:
         _host(host)
+    if not 0 < days <= MOST_DAYS:
+        raise InputError("--days", f"{days:g}", f"a number above 0, {MOST_DAYS:,} at most")
     authority = Authority("lowdimfa", days)
     contents = [
         authority.certificate,

@@ -12,10 +12,11 @@ from lowdimfa.balance import balance, bottleneck
 from lowdimfa.build import features_of, parts_of, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.feedback.making import ErrorShape, broadcast_width, feedback_columns
-from lowdimfa.feedback.source import source_of, starts_as_identity, stays_transposed
+from lowdimfa.feedback.source import at_site, source_of, starts_as_identity, stays_transposed
 from lowdimfa.formats import Format, nbytes
 from lowdimfa.layers import Layer
 from lowdimfa.partitioning import BlockPlan, block_starts
+from lowdimfa.rules import Q_RULES
 from lowdimfa.sending import format_between, sent_type
 from lowdimfa.services.run.weights import Origin
 from lowdimfa.sparse import Outline
@@ -114,7 +115,7 @@ class NetworkPlan:
                 "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
             | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})
-            | (entries[i][-1] if entries[i] else {"tap": None, "q_start": None})
+            | (entries[i][-1] if entries[i] else {"tap": None, "q_rule": None, "q_start": None})
             | {"tap_features": features[i]}
             for i, block in enumerate(self.blocks)
         ]
@@ -141,9 +142,14 @@ class NetworkPlan:
     def _describe_entry(self, part: BlockPlan) -> dict[str, Any]:
         """Return how the error enters at the end of a part of a block."""
         tap = tap_of(part, self.feedback, self.shape)
-        identity = starts_as_identity(part, tap, self.feedback, self.shape)
-        start = "identity" if identity else "random"
-        return {"tap": tap.name, "q_start": start, "tap_features": features_of(tap, part)}
+        own = at_site(self.feedback, starts_as_identity(part, tap, self.feedback, self.shape))
+        rule = Q_RULES.name_of(Q_RULES.find(own.q_rule))
+        return {
+            "tap": tap.name,
+            "q_rule": rule,
+            "q_start": own.q_start,
+            "tap_features": features_of(tap, part),
+        }
 
     def _own_features(self, entry: dict[str, Any]) -> int:
         """Return the features of an entry that have feedback weights of their own, which `Pᵀ` isn't."""

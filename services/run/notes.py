@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import torch
+
+from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.errors import some_of
+from lowdimfa.feedback.resolving import resolve_feedback
+from lowdimfa.losses import LOSSES
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.training import feedback_config
 
 
 def aligns(network: NetworkPlan) -> bool:
@@ -20,7 +28,45 @@ def notes(plan: RunPlan) -> Iterator[str]:
     yield from network.notices
     if network.note:
         yield network.note
+    if _lacks_readout(plan):
+        yield (
+            "feedback.q_rule: auto is hebbian with a loss of your own, from whose error blocks can't tell the targets; "
+            "with train.loss: cross_entropy it is readout"
+        )
+    if specification.data.validation and (unseen := _unseen_classes(plan)):
+        yield (
+            f"data.validation holds out the last samples, and those left to train on have none of the classes "
+            f"{some_of(unseen)}: shuffle sorted data in the factory"
+        )
     if network.outline is not None and specification.run.alignment_every:
         yield "run.alignment_every is left out: it takes a process that holds the whole network, which is too large"
     if network.outline is not None and specification.model.balance == "time":
         yield "model.balance: time goes by layers alone: whole blocks aren't timed where the network is so large"
+
+
+def _unseen_classes(plan: RunPlan) -> list[str]:
+    """Return the classes that only test targets have, where all targets are in memory."""
+    dataset = plan.dataset
+    if dataset.task != "classification" or not all(map(_in_memory, (dataset.train, dataset.test))):
+        return []
+    seen, tested = (
+        set(split.targets(torch.arange(len(split))).tolist()) for split in (dataset.train, dataset.test)
+    )
+    return [str(found) for found in sorted(tested - seen - {plan.network.training.ignore_index})]
+
+
+def _in_memory(split: Split) -> bool:
+    while isinstance(split, SubSplit):
+        split = split.split
+    return isinstance(split, TensorSplit)
+
+
+def _lacks_readout(plan: RunPlan) -> bool:
+    """Whether ``auto`` would be another rule for the few numbers of the error if the loss were cross-entropy."""
+    network, task = plan.network, plan.dataset.task
+    shape, training = network.shape, network.training
+    if training.loss in ("auto", *LOSSES) or shape.error_dim == shape.task_dim:
+        return False
+    given = replace(feedback_config(plan.specification), broadcast="fp32")
+    other = resolve_feedback(given, shape, replace(training, loss="cross_entropy"), task)
+    return other.q_rule == "readout" != network.feedback.q_rule

@@ -31,6 +31,7 @@ from lowdimfa.losses import (
     is_cross_entropy,
     make_loss,
     right_predictions,
+    shows_targets,
     validate_class_targets,
     validate_tokens,
 )
@@ -292,7 +293,7 @@ def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
     """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     loss = make_loss(training.loss, task, training.ignore_index)
-    if training.loss in ("auto", "cross_entropy") and task != "regression":
+    if shows_targets(training.loss, task):
         for targets in reader.known_targets(_ITEMS_CHECKED):
             validate_class_targets(targets, shape[-1], training.ignore_index)
     # A number of samples that no other dimension has: what is broadcast then shows.

@@ -29,7 +29,7 @@ _BESIDE = (
 def export_folder(
     specification: Specification, manifest: Manifest, output: Path, average: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and the notices of its layers.
+    """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and what is to be said.
 
     Parameters
     ----------
@@ -55,13 +55,12 @@ def export_folder(
         with appearing(output) as folder:
             save_pretrained(network, folder)
             _copy_settings(network.folder, folder)
-            _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
+            notices = _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
     except OSError as error:
         found = f"a path that can't be written ({error})"
         raise InputError(str(output), found, "a writable folder") from error
-    return sorted(path.name for path in output.iterdir()), [
-        layer.notice for layer in list_layers(network) if layer.notice
-    ]
+    notices += [layer.notice for layer in list_layers(network) if layer.notice]
+    return sorted(path.name for path in output.iterdir()), notices
 
 
 def _copy_settings(source: str | None, folder: Path) -> None:
@@ -71,11 +70,20 @@ def _copy_settings(source: str | None, folder: Path) -> None:
             shutil.copyfile(expand(source) / name, folder / name)
 
 
-def _copy_tokenizer(places: list[object], folder: Path) -> None:
-    """Copy the tokenizer of the first place that has one: the data's own, or what the network came with."""
+def _copy_tokenizer(places: list[object], folder: Path) -> list[str]:
+    """Copy the tokenizer of the first place that has one: the data's own, or what the network came with; say if not."""
+    notices = []
     for place in places:
-        if isinstance(place, str) and (expand(place) / _TOKENIZER).is_file():
+        if not isinstance(place, str):
+            continue
+        try:
+            source = expand(place)
+        except ValueError as error:  # a variable of the machine that trained
+            notices.append(f"no tokenizer was copied from {place}: {error}")
+            continue
+        if (source / _TOKENIZER).is_file():
             for name in (_TOKENIZER, *_BESIDE):
-                if (expand(place) / name).is_file():
-                    shutil.copyfile(expand(place) / name, folder / name)
-            return
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
+            break
+    return notices

@@ -22,8 +22,9 @@ class DataSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Fraction of the training samples that is held out of training and evaluated in place "
-        "of the test split. Choose hyperparameters on this, never on the test split.",
+        description="Fraction of the training samples that is held out of training and evaluated in place of the test "
+        "split: the last in the order of the data set, so shuffle sorted data in the factory. Choose hyperparameters on "
+        "this, never on the test split.",
     )
     last_batch: Literal["drop", "keep"] = Field(
         "drop",

@@ -276,7 +276,8 @@ class TrainSection(Section):
                 ("microbatches",), str(self.microbatches), f"a divisor of batch_size ({self.batch_size})"
             )
         names = metric_names(self.metrics)
-        twice = next((name for name in names if names.count(name) > 1 or name in TEST_NUMBERS), None)
+        taken = {*TEST_NUMBERS, *(name.removeprefix("test_") for name in TEST_NUMBERS)}
+        twice = next((name for name in names if names.count(name) > 1 or name in taken), None)
         if twice is not None:
             expected = "a name of its own for each metric, and none that every evaluation has"
             raise refusal(("metrics",), f"the name {twice!r}", expected, "A mapping names them as you like.")

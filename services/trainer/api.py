@@ -28,6 +28,7 @@ from lowdimfa.services.trainer.arguments import (
     goes_on,
     near_misses,
     require_fit,
+    require_ray,
     said_of_arguments,
     specified,
 )
@@ -36,6 +37,7 @@ from lowdimfa.services.trainer.local_engine import alone
 from lowdimfa.services.trainer.request import EngineName, RunRequest
 from lowdimfa.services.trainer.results import Result
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
+from lowdimfa.services.trainer.signals import STOP_LIVENESS, graceful_by_default
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
 
 
@@ -141,6 +143,7 @@ class DecoupledTrainer:
         objects |= {"optimizer": optimizer, "scheduler": scheduler, "steps": steps, "epochs": epochs}
         objects |= {"collate": collate, "batch_size": batch_size, "microbatches": microbatches, "seed": seed}
         objects |= {"metrics": metrics}
+        require_ray(engine, address)
         name, folder = "run", None if user_code is None else Path(user_code)
         if isinstance(specification, str | Path):
             path = Path(specification)
@@ -189,11 +192,15 @@ class DecoupledTrainer:
         InputError
             Something the user gave doesn't fit.
         StoppedError
-            `stop` was called; a checkpoint of the step reached is there.
+            `stop` was called, or a signal came (Ctrl-C, SIGTERM); a checkpoint of the step reached is there.
+        KeyboardInterrupt
+            A second signal came.
         LowdimfaError
             The run failed; its last good checkpoint is kept.
         """
-        with self._own_directory(), self._speaks(), alone(self.request.engine):
+        patience = STOP_LIVENESS * self.specification.run.liveness_seconds
+        signals = graceful_by_default(self.stop, patience)
+        with signals, self._own_directory(), self._speaks(), alone(self.request.engine):
             finished = (
                 execute(self.request, self.request.journal(self._on_event), self._stop)
                 if self.request.engine == "local"

@@ -129,6 +129,19 @@ def require_fit(**given: object) -> None:
             raise InputError(name, shortened(value), expected)
 
 
+def require_ray(engine: str, address: str | None) -> None:
+    """Refuse the address of a cluster for a run that no cluster is to have.
+
+    Raises
+    ------
+    InputError
+        It has one, and the engine is another than Ray.
+    """
+    if engine == "local" and address is not None:
+        expected = "a cluster's address with the engine 'ray' alone: 'local' trains in this process"
+        raise InputError("--address", f"{address} and --engine local", expected)
+
+
 def goes_on(run_dir: str | Path | None, resume: bool, resume_step: int | None) -> bool:
     """Return whether a run goes on from a checkpoint.
 

@@ -149,6 +149,8 @@ class TrainingLoop:
             run_dir=str(self._place),
             engine=self._engine.name,
             blocks=len(plan.network.blocks),
+            boundaries=plan.network.boundaries,
+            replicas=plan.specification.replicas,
             parameters=self._parameters,
             error_dim=plan.network.shape.error_dim,
             source=source_of(plan.network.feedback),

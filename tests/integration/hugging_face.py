@@ -34,6 +34,7 @@ VIT = {
     "num_labels": 5,
 }
 DECODER = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
+ROBERTA = {"before": ["roberta.embeddings"], "list": "roberta.encoder.layer", "after": ["lm_head"]}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ CASES = {
     ),
     "bert": Case(BERT, "masked-lm", _ENCODED),
     "bert, classes": Case(BERT | {"num_labels": 3}, "sequence-classification", _ENCODED),
+    "bert, decoder": Case(
+        BERT | {"is_decoder": True},
+        "causal-lm",
+        _ENCODED,
+        {"before": ["bert.embeddings"], "list": "bert.encoder.layer", "after": ["cls"]},
+    ),
     "vit": Case(VIT, "image-classification", ()),
     "mistral": Case(LLAMA | {"model_type": "mistral", "sliding_window": 5}, "causal-lm", layers=DECODER),
     "qwen2": Case(
@@ -80,7 +87,18 @@ CASES = {
         BERT | {"model_type": "roberta", "max_position_embeddings": 40},
         "masked-lm",
         ("attention_mask",),
-        {"before": ["roberta.embeddings"], "list": "roberta.encoder.layer", "after": ["lm_head"]},
+        ROBERTA,
+    ),
+    "distilbert": Case(
+        {"model_type": "distilbert", "vocab_size": 50, "max_position_embeddings": 24, "dim": 16, "n_heads": 4}
+        | {"n_layers": 3, "hidden_dim": 32},
+        "masked-lm",
+        ("attention_mask", "position_ids"),
+        {
+            "before": ["distilbert.embeddings"],
+            "list": "distilbert.transformer.layer",
+            "after": ["vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"],
+        },
     ),
 }
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, Case, inputs, original
+from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, Case, inputs, original, transformers
+from torch import nn
 
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
+from lowdimfa.models.hf import check, making
+from lowdimfa.models.hf.saving import save_pretrained
+from lowdimfa.models.hf.source import make
+from lowdimfa.sparse import outline
 
 NO_DROPOUT = dict.fromkeys(
     (
@@ -22,6 +28,7 @@ NO_DROPOUT = dict.fromkeys(
         "embd_pdrop",
         "resid_pdrop",
         "attention_dropout",
+        "dropout",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
     ),
@@ -214,6 +221,14 @@ def test_a_sequence_beyond_the_positions_is_refused(config: dict[str, Any]) -> N
         network(torch.zeros(2, 25, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("kind", ["roberta", "camembert", "xlm-roberta"])
+def test_positions_that_begin_behind_that_of_padding_are_fewer(kind: str) -> None:
+    network = hugging_face(config=BERT | {"model_type": kind}, task="masked-lm", layers=ROBERTA)
+    assert network(torch.full((2, 22), 9)).shape == (2, 22, 50)
+    with pytest.raises(InputError, match=r"positions for 22 tokens; expected room for .* sequences of 23"):
+        network(torch.full((2, 23), 9))
+
+
 @pytest.mark.parametrize("config", [GPT2, LLAMA, BERT], ids=["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("length", [5, 7])
 def test_a_mask_of_another_length_is_refused(config: dict[str, Any], length: int) -> None:
@@ -244,6 +259,22 @@ def test_a_folder_gives_its_weights(name: str, tmp_path: Path) -> None:
     assert network.training
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     torch.testing.assert_close(network.eval().run(**inputs(case)), whole.float()(**inputs(case)).logits)
+
+
+@pytest.mark.parametrize("change", ["adapter", "rows"])
+def test_a_network_of_another_state_than_its_configurations_is_not_saved(change: str, tmp_path: Path) -> None:
+    network = made(CASES["llama"])
+    linear = next(module for module in network.layer_1.modules() if isinstance(module, nn.Linear))
+    if change == "adapter":
+        linear.lora_A = nn.Parameter(torch.zeros(2, linear.in_features))
+    else:
+        linear.weight = nn.Parameter(torch.cat([linear.weight.detach(), torch.zeros(1, linear.in_features)]))
+    key = "lora_A" if change == "adapter" else "weight"
+    with pytest.raises(
+        InputError, match=rf"differs from its configuration in model\.layers\.1\.\S*{key};.*adapters"
+    ):
+        save_pretrained(network, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_config_file_is_as_good_as_a_mapping(tmp_path: Path) -> None:
@@ -306,6 +337,93 @@ def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
     """Logits of new weights are small, and a cap does nothing to them."""
     layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
     refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
+
+
+def test_a_network_that_sees_what_it_is_to_predict_is_refused(folder: Path) -> None:
+    bert = CASES["bert, decoder"].layers
+    seeing = "whose tokens see those after them, with the task causal-lm; expected one that sees none"
+    refused(f"a BertLMHeadModel {seeing}", config=BERT, layers=bert)
+    refused(f"a BertLMHeadModel {seeing}", path=str(folder), layers=bert)
+    refused(f"a RobertaForCausalLM {seeing}", config=BERT | {"model_type": "roberta"}, layers=ROBERTA)
+
+
+def test_blocks_that_run_several_times_are_refused() -> None:
+    config = LLAMA | {"model_type": "albert", "embedding_size": 8, "num_key_value_heads": 4}
+    layers = {
+        "before": ["albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"],
+        "list": "albert.encoder.albert_layer_groups",
+        "after": ["predictions"],
+    }
+    for shared in (1, 2):
+        again = config | {"num_hidden_layers": 6, "num_hidden_groups": shared}
+        refused(
+            "don't compute what the AlbertForMaskedLM does", config=again, task="masked-lm", layers=layers
+        )
+    network = hugging_face(config=config | {"num_hidden_groups": 3}, task="masked-lm", layers=layers)
+    assert len(network) == 5
+
+
+@pytest.mark.parametrize("kind", ["granite_swa", "granitemoe_swa"])
+def test_rotary_embeddings_of_which_each_block_has_one_are_refused(kind: str) -> None:
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"no {kind} in this version of transformers")
+    config = LLAMA | {"model_type": kind, "attn_implementation": "eager", "num_local_experts": 2}
+    config |= {"num_experts_per_tok": 1, "embedding_multiplier": 1.0, "logits_scaling": 1.0}
+    for last in (10.0, 0):
+        several = config | {"layer_rope_theta": [10000.0, 10000.0, last]}
+        refused("that, run in order, don't compute what the Granite", config=several, layers=DECODER)
+    assert len(hugging_face(config=config, layers=DECODER)) == 5
+
+
+def test_a_block_of_each_kind_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def noted(config: Any, task: Any) -> Any:
+        made.append(config)
+        return make(config, task)
+
+    monkeypatch.setattr(check, "make", noted)
+    kinds = ["full_attention"] * 4 + ["sliding_attention"]
+    windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "layer_types": kinds}
+    hugging_face(config=LLAMA | windows | {"num_hidden_layers": 5}, layers=DECODER)
+    assert [config.layer_types for config in made] == [[*kinds[:2], kinds[4]]]
+
+
+def test_images_of_unknown_size_are_asked_for() -> None:
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    config |= {"layer_type": "basic", "num_labels": 3, "attn_implementation": "eager"}
+    layers = {
+        "before": ["resnet.embedder"],
+        "list": "resnet.encoder.stages",
+        "after": ["resnet.pooler", "classifier"],
+    }
+    refused(
+        "model.args.config: found no image_size", config=config, task="image-classification", layers=layers
+    )
+    network = hugging_face(config=config | {"image_size": 32}, task="image-classification", layers=layers)
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_of_a_folder_only_the_layers_of_a_block_have_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Any = original(CASES["llama"], seed=5)
+    whole.bfloat16().save_pretrained(tmp_path / "saved")
+    compared = []
+    monkeypatch.setattr(making, "refuse_other_function", lambda *given: compared.append(given))
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
+
+    def make_whole() -> Any:
+        torch.manual_seed(0)
+        return hugging_face(path=str(tmp_path / "saved"))
+
+    found = outline(make_whole, smallest=256)
+    assert all(p.nbytes < 256 or not p.untyped_storage().nbytes() for p in found.model.parameters())
+    [layer] = found.share(["layer_1"]).build(make_whole)
+    assert len(compared) == 1  # in the outline; who builds a share alone has no memory for more
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+    expected = make_whole().layer_1.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in layer.module.state_dict().items())
 
 
 def test_a_loss_of_experts_is_refused() -> None:

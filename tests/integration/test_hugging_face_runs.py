@@ -17,7 +17,9 @@ from lowdimfa.errors import InputError
 from lowdimfa.models import hugging_face
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.pretrained import export_folder
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.run_dir import read_run
 
 transformers = pytest.importorskip("transformers")
 
@@ -139,6 +141,18 @@ def test_a_language_model_writes_on(tmp_path: Path) -> None:
     network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
     whole = following()[0][3:4]
     assert torch.equal(network.generate(whole[:, :4], max_new_tokens=8, do_sample=False), whole)
+
+
+def test_a_tokenizer_whose_place_has_no_name_here_is_not_copied(tmp_path: Path) -> None:
+    fit("gpt2", tmp_path / "run", steps=1)
+    specification = read_run(tmp_path / "run")
+    data = specification.data.model_copy(update={"args": {"path": "$THAT_IS_NOWHERE/tokens"}})
+    manifest = CheckpointStore(tmp_path / "run").load(None)
+    files, notices = export_folder(
+        specification.model_copy(update={"data": data}), manifest, tmp_path / "folder"
+    )
+    assert "model.safetensors" in files and "tokenizer.json" not in files
+    assert "no tokenizer was copied from $THAT_IS_NOWHERE/tokens: $THAT_IS_NOWHERE is not set" in notices
 
 
 def test_another_network_or_place_is_refused(tmp_path: Path) -> None:

@@ -320,6 +320,14 @@ def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) 
     assert "result.json is missing." in read_run(tmp_path).notes
 
 
+def test_a_resumed_run_that_ends_shows_its_own_result_before_that_is_in_its_file(run_dir: Path) -> None:
+    finished = read_run(run_dir)
+    again = {"event": "started", "time": EPOCH + 90, "step": 1404, "steps": 2000, "blocks": 4}
+    end = finished_event(2000) | {"time": EPOCH + 120, "test_accuracy": 0.95}
+    numbers = dict(collect_numbers(replace(finished, events=[*finished.events, again, end])))
+    assert (numbers["Test accuracy"], numbers["Steps"]) == ("95.00%", "2,000")
+
+
 def test_a_resumed_run_that_was_stopped_does_not_show_the_result_of_its_earlier_part(run_dir: Path) -> None:
     finished = read_run(run_dir)
     again = {"event": "started", "time": EPOCH + 90, "step": 1404, "steps": 2000, "blocks": 4}

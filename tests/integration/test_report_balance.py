@@ -98,6 +98,8 @@ def test_replicas_share_their_blocks_work_and_do_not_disturb_the_report(tmp_path
     write_run(tmp_path, [0.004, 0.002], [[0.5], [0.5]])
     timeline = tmp_path / "timeline"
     (timeline / "block-0-replica-1.jsonl").write_bytes((timeline / "block-0.jsonl").read_bytes())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"replicas": [2, 1]}))
     found = measure_balance(read_run(tmp_path))
     assert found is not None
     assert [row.predicted for row in found.rows] == pytest.approx([1 / 3, 2 / 3])

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lowdimfa.services.monitoring.report.gantt import choose_excerpt
-from lowdimfa.services.monitoring.report.page import write_report
-from lowdimfa.services.monitoring.report.reading import read_run
+from lowdimfa.services.monitoring.live.course import Course
+from lowdimfa.services.monitoring.report.curves import draw_curves
+from lowdimfa.services.monitoring.report.gantt import choose_excerpt, time_shares
+from lowdimfa.services.monitoring.report.page import collect_numbers, write_report
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, read_run
 from lowdimfa.services.monitoring.report.recoveries import find_recoveries, recovery_cells
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 
@@ -95,6 +97,65 @@ def test_the_excerpt_of_the_timeline_shows_steps_that_lasted(tmp_path: Path) -> 
     excerpt = choose_excerpt(record.lasting_spans())
     assert excerpt is not None
     assert excerpt.high - excerpt.low < 5  # not the time from its first to its second run
+
+
+def test_what_blocks_did_under_another_cut_is_left_out(tmp_path: Path) -> None:
+    now = {"boundaries": ["2"], "replicas": [1, 1]}
+    events = [
+        started(EPOCH, 0) | {"boundaries": ["1", "2"], "replicas": [1, 1, 1]},
+        started(BACK, 40) | now,
+        started(BACK + 30, 70) | now,
+    ]
+    write_events(tmp_path, events)
+    write_timeline(tmp_path, blocks=2)
+    old = TimelineWriter(tmp_path / "timeline" / "block-2.jsonl")
+    old.record("forward", 0, 0, EPOCH, EPOCH + 1)
+    old.close()
+    record = read_run(tmp_path)
+    assert list(record.spans) == [0, 1]
+    assert all((spans.start >= BACK).all() and len(spans.step) == 120 for spans in record.spans.values())
+    write_events(tmp_path, [event | now for event in events])
+    assert [len(spans.step) for spans in read_run(tmp_path).spans.values()] == [240, 240, 1]
+
+
+def test_shares_of_time_leave_out_what_nobody_recorded(tmp_path: Path) -> None:
+    """A block recorded 10 s of work in two processes, each until it was full; a night lies between them."""
+    writer = TimelineWriter(tmp_path / "timeline" / "block-0.jsonl")
+    night = 36_000
+    for first, began in ((0, EPOCH), (500, EPOCH + night), (900, EPOCH + 2 * night)):
+        for step in range(10):
+            writer.record("forward", first + step, 0, began + step, began + step + 0.5)
+    writer.close()
+    events = [started(EPOCH, 0), started(EPOCH + night, 500)]  # the third part is of a block that came back
+    write_events(tmp_path, events)
+    shares = time_shares(read_run(tmp_path).spans[0], [event["time"] for event in events])
+    assert shares[CATEGORIES.index("forward")] == pytest.approx(0.5, rel=0.06)
+
+
+def test_what_was_evaluated_in_a_course_that_was_given_up_is_not_the_latest(tmp_path: Path) -> None:
+    def evaluated(step: int, accuracy: float) -> dict[str, Any]:
+        return {
+            "event": "evaluated", "time": EPOCH + step, "step": step, "test_loss": 1.0, "test_accuracy": accuracy,
+        }  # fmt: skip
+
+    events = [*RESTARTED[:-3], evaluated(30, 0.3), evaluated(60, 0.6), *RESTARTED[-3:]]
+    write_events(tmp_path, events)
+    record = read_run(tmp_path)
+    assert dict(collect_numbers(record))["Test accuracy"] == "30.00%"
+    picture = draw_curves(record)
+    assert picture is not None and "after step 30" in picture.caption
+    course = Course()
+    course.take(events, len(events))
+    assert "test_accuracy" not in course.told
+
+
+def test_a_recovery_has_ended_when_the_run_is_resumed_later(tmp_path: Path) -> None:
+    later = started(BACK + 86_400, 100)
+    for end in ([], [{"event": "finished", "time": BACK + 60, "steps": 100}]):
+        (found,) = find_recoveries(
+            [started(EPOCH, 0), recovering(LOST, 60), recovered(BACK, 40), *end, later]
+        )
+        assert found.ended["seconds"] == 29.96 and found.ended["step"] == 40
 
 
 def test_a_recovery_is_a_row_with_what_it_cost(tmp_path: Path) -> None:

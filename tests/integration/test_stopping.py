@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from lowdimfa.services.block.instructions import (
 )
 from lowdimfa.services.block.schedule import Schedule
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.cli.signals import graceful_signals
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.signals import graceful_signals
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.services.trainer.ticks import EarlyEnd
 from lowdimfa.tickets import Ticket
@@ -228,6 +229,51 @@ def test_stopped_before_the_first_step_leaves_a_checkpoint_of_it(tmp_path: Path)
     with pytest.raises(StoppedError, match="go on from step 0"):
         fit(tmp_path / "run", stop)
     assert fit(tmp_path / "run", resume=True)[-1]["steps"] == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_from_python_as_the_call_does(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def interrupt(trainer: DecoupledTrainer, event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["step"] == 5:
+            signal.raise_signal(number)
+
+    with pytest.raises(StoppedError, match="go on from step 5 with --resume"):
+        fit(tmp_path / "run", interrupt)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert fit(tmp_path / "run", resume=True)[-1]["steps"] == 12
+
+
+def test_a_second_ctrl_c_interrupts_a_run_from_python_at_once(tmp_path: Path) -> None:
+    def interrupt(trainer: DecoupledTrainer, event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", interrupt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_program_that_handles_signals_itself_goes_on_to_do_so(tmp_path: Path) -> None:
+    seen: list[int] = []
+    default = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+
+    def interrupt(trainer: DecoupledTrainer, event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        assert fit(tmp_path / "run", interrupt)[-1]["event"] == "finished"
+    finally:
+        signal.signal(signal.SIGINT, default)
+    assert seen == [signal.SIGINT]
+
+
+def test_in_another_thread_than_the_main_one_a_run_takes_no_signals(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fit, tmp_path / "run").result()[-1]["event"] == "finished"
 
 
 def test_stopped_before_it_began_leaves_no_run(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     columns |= {"hole": hole, "day": [day] * 20, "price": [Decimal("1.5")] * 20}
     columns |= {"ragged": [[1.0] * (1 + k % 2) for k in range(20)], "gap": [None, *range(19)]}
     made = datasets.Dataset.from_dict(columns)
+    made = made.add_column("id", [-(2**24), 2**24 + 1, *range(18)])
     made = made.add_column("huge", [2**63, *range(19)], feature=datasets.Value("uint64"))
     datasets.disable_progress_bars()
     made.save_to_disk(str(tmp_path / "saved"))
@@ -66,6 +67,8 @@ def test_tables_give_their_columns_whatever_file_they_are_in(tables: Path) -> No
     path = str(tables / "rows.parquet")
     assert_whole(table(path, "row", "word", test=0.2), 4)
     assert table(path, "row", "a").task == "regression"
+    ids = table(path, {"id": "id"}).train.inputs(torch.arange(18))
+    assert not isinstance(ids, Tensor) and ids["id"].dtype == torch.int64
     named = table(path, {"ids": "row", "more": ["a", "b"]}).train.inputs(torch.tensor([0, 1]))
     assert not isinstance(named, Tensor) and {name: tuple(part.shape) for name, part in named.items()} == {
         "ids": (2, 3),
@@ -85,6 +88,7 @@ def test_tables_give_their_columns_whatever_file_they_are_in(tables: Path) -> No
         ("rows.parquet", "day", r"found timestamp\[us\] in the column 'day'; expected numbers"),
         ("rows.parquet", "price", r"found decimal128\(.*\) in the column 'price'; expected numbers"),
         ("rows.parquet", "huge", r"found 9223372036854775808 in the column 'huge'; expected whole .* below"),
+        ("rows.parquet", ["a", "id"], r"found 16777217 in the column 'id', one of several .* up to 16777216"),
         ("two", "a", r"two: found several tables, train, test; expected the path of one"),
         ("torn.parquet", "a", r"torn\.parquet: found what datasets can't read \("),
         (".", "a", r"found files of .*\.csv, \.jsonl, \.parquet kind; expected files of one kind"),

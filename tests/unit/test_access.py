@@ -209,6 +209,9 @@ def test_a_server_s_files_are_checked_before_they_are_used(tmp_path: Path) -> No
 def test_names_that_are_no_hosts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--host not a host"):
         write_certificates(tmp_path / "tls", ["not a host"], 1)
+    for days in (float("nan"), float("inf"), 9_999_999):
+        with pytest.raises(InputError, match="36,500 at most"):
+            write_certificates(tmp_path / "tls", ["localhost"], days)
     assert not list(tmp_path.iterdir())
 
 

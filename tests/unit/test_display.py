@@ -68,6 +68,11 @@ def test_the_start_says_what_is_broadcast_where_it_is_not_the_outputs_error() ->
     assert ", 96 numbers per error of the head's input; " in other
 
 
+def test_texts_are_shown_as_they_are() -> None:
+    text = "model.py:100: UserWarning, 127.0.0.1:1234: refused :x: [b]"
+    assert text in "\n".join(shown({"event": "warning", "message": text}))
+
+
 def test_a_recovery_is_a_line_when_it_begins_and_one_when_it_is_done() -> None:
     assert shown(RECOVERING, RECOVERED) == [
         "block 1 lost its process (killed by signal 9); rejoin at step 1,412 …",

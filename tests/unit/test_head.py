@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def careless(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def make_head(
-    loss: str = "auto",
+    loss: str | Loss = "auto",
     task: Task = "classification",
     *,
     tokens: bool = False,
@@ -340,6 +341,108 @@ def test_built_in_losses_refuse_targets_of_another_shape_with_as_many_numbers(na
 def test_a_loss_that_writes_in_place_is_refused(loss: Loss, what: str) -> None:
     with pytest.raises(InputError, match=rf"^train\.loss: found a loss that writes to the {what} in place"):
         checked_loss(loss, torch.zeros(5, 1), torch.arange(5.0).unsqueeze(1))
+
+
+def root_of_the_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.mse_loss(outputs.squeeze(1), targets).sqrt()
+
+
+def concordance(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A user's loss over the whole batch, in which no sample has a loss of its own."""
+    outputs = outputs.flatten()
+    apart = (outputs - targets).square().mean()
+    return apart / (outputs.var() + targets.var() + (outputs.mean() - targets.mean()).square())
+
+
+@pytest.mark.parametrize("loss", [root_of_the_mean, concordance])
+@pytest.mark.parametrize("targets", [torch.arange(5.0) - 1, torch.tensor([3.0, 3.0, 700.0, 3.0, 3.0])])
+def test_losses_over_the_whole_batch_are_taken(loss: Loss, targets: Tensor) -> None:
+    """The first sample's gradient depends on the others' targets, though nothing is broadcast."""
+    checked_loss(loss, torch.zeros(5, 1), targets)
+
+
+class Penalised(nn.Module):
+    """A user's loss with a temperature, called by one of its methods."""
+
+    def __init__(self, trained: bool = True) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()), requires_grad=trained)
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs / self.temperature, targets)
+
+
+def losses_with_parameters() -> dict[str, Loss]:
+    layer, own = nn.Linear(3, 3), Penalised()
+
+    def penalised(outputs: Tensor, targets: Tensor, weight: float = 1e-4) -> Tensor:
+        return functional.cross_entropy(outputs, targets) + weight * layer.weight.abs().sum()
+
+    derived = own.temperature.exp()
+    return {
+        "closure": penalised,
+        "partial": partial(penalised, weight=0.1),
+        "method": own.value,
+        "derived": lambda outputs, targets: functional.cross_entropy(derived * outputs, targets),
+        "alone": lambda outputs, targets: layer.bias.square().mean(),
+        "itself": lambda outputs, targets: own.temperature,
+    }
+
+
+@pytest.mark.parametrize("case", losses_with_parameters())
+def test_a_loss_that_depends_on_parameters_beside_the_outputs_is_refused(case: str) -> None:
+    """The error is the gradient at the outputs: such a penalty would be a constant."""
+    with pytest.raises(
+        InputError, match=r"^train\.loss: found a loss that depends on parameters .*weight_decay"
+    ):
+        checked_loss(losses_with_parameters()[case], torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+
+
+def test_a_loss_that_depends_on_what_is_fixed_is_taken() -> None:
+    checked_loss(Penalised(trained=False).value, torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(InputError, match="a loss that doesn't depend on the outputs"):
+        checked_loss(lambda outputs, targets: torch.ones(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+
+
+class Balanced(nn.Module):
+    """A user's loss: it weighs classes by how often they came, and smooths in training alone."""
+
+    def __init__(self, moves: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(CLASSES))
+        self.moves = moves
+        self.fixed = nn.Dropout().eval()
+        self.inner = nn.Identity()
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.moves:
+            self.seen += torch.bincount(targets, minlength=CLASSES)
+        smoothing = 0.2 if self.inner.training else 0.0
+        weights = self.seen / self.seen.sum()
+        return functional.cross_entropy(self.fixed(outputs), targets, weights, label_smoothing=smoothing)
+
+
+def test_a_loss_whose_calls_move_a_buffer_is_refused_and_left_as_it_was() -> None:
+    """Evaluations would move it too, and no checkpoint has it."""
+    moving = Balanced()
+    with pytest.raises(InputError, match="calls change a state of its own, 'seen'"):
+        checked_loss(moving, torch.zeros(BATCH, CLASSES), classes(BATCH))
+    assert torch.equal(moving.seen, torch.ones(CLASSES))
+    checked_loss(Balanced(moves=False), torch.zeros(BATCH, CLASSES), classes(BATCH))
+
+
+def test_a_loss_is_in_evaluation_mode_where_layers_are() -> None:
+    head = make_head(Balanced(moves=False))
+    inputs, targets = normal(BATCH, 6), classes(BATCH)
+    loss, totals = head.objective.loss, Evaluation()
+    assert isinstance(loss, Balanced)
+    expected = functional.cross_entropy(head.evaluate(inputs), targets)
+    head.evaluate_outputs(inputs, targets, totals)
+    assert totals.loss == pytest.approx(float(expected), rel=1e-5)
+    assert loss.training and loss.inner.training and not loss.fixed.training
+    trained = float(head.forward(inputs, targets, FIRST).loss)
+    smoothed = functional.cross_entropy(head.evaluate(inputs), targets, label_smoothing=0.2)
+    assert trained == pytest.approx(float(smoothed), rel=1e-5)
 
 
 def test_a_loss_that_fits_gives_its_value() -> None:

@@ -13,7 +13,6 @@ import pytest
 from live_source import Browser
 
 from lowdimfa.services.cli.live import LAST_LOOK_SECONDS, MOST_UNREAD, LiveRun, RunJob
-from lowdimfa.services.cli.signals import Stopping, graceful_signals
 from lowdimfa.services.monitoring.exporter import start_exporter, write_targets
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.monitoring.live import block_times
@@ -25,6 +24,7 @@ from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.run_dir import targets_file
+from lowdimfa.services.trainer.signals import Stopping, graceful_signals
 
 SPECIFICATION = {
     "model": {

@@ -192,6 +192,7 @@ ELSEWHERE = nn.Linear(4, 4, device="meta")
         ({"user_code": "no/such"}, r"user_code: found 'no/such'; expected .* folder that is there"),
         ({"user_code": Path(__file__)}, r"user_code: found .*; expected .* folder that is there"),
         ({"on_event": "print"}, r"on_event: found 'print'; expected a function"),
+        ({"address": "auto"}, r"--address: found auto and --engine local"),
         ({"callbacks": Rule}, r"callbacks: found .*Rule.*; expected a list"),
         ({"overrides": "run.keep=1"}, r"overrides: found 'run\.keep=1'; expected a mapping"),
         ({"overrides": {3: 1}}, r"overrides: found 3; expected a mapping"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lowdimfa.config import FactoryConfig, UpdateConfig
 from lowdimfa.errors import InputError
-from lowdimfa.optim import Updater
+from lowdimfa.optim import Updater, _fused
 from lowdimfa.optim_state import pack_state
 
 STEPS = 12
@@ -171,6 +172,21 @@ def test_bad_factories_and_arguments_are_refused_under_their_key(update: UpdateC
     assert str(caught.value).startswith(key)
 
 
+class ScheduleFree(torch.optim.SGD):
+    """As those of the package schedulefree: weights to evaluate are there only after `eval`."""
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+
+def test_an_optimiser_with_other_weights_for_evaluation_is_refused() -> None:
+    """Nobody would ask it for them, and evaluations and checkpoints would have those of training."""
+    given = FactoryConfig(ScheduleFree, {"lr": 0.1})
+    with pytest.raises(InputError, match=r"^train\.optimizer\.factory: .*ScheduleFree.* train\.average"):
+        Learner(UpdateConfig(given))
+
+
 @pytest.mark.parametrize("clip", [0.5, 1e6])
 def test_clipping_is_of_the_forward_parameters_alone(clip: float) -> None:
     learner = Learner(config("sgd", grad_clip=clip))
@@ -208,6 +224,34 @@ def test_steps_are_fused_unless_somebody_chose(choice: dict[str, bool], fused: b
     learner = Learner(UpdateConfig(FactoryConfig("torch.optim.AdamW", {"lr": 0.01} | choice)))
     assert learner.updater.optimizer is not None
     assert learner.updater.optimizer.defaults["fused"] is fused
+
+
+class OneWay(torch.optim.Adam):
+    """Has fused steps too, and refuses them beside its default, as some libraries' optimisers do."""
+
+    def __init__(self, params: Any, lr: float = 0.1, foreach: bool = True, fused: bool = False) -> None:
+        if foreach and fused:
+            raise ValueError("one of foreach and fused")
+        super().__init__(params, lr, foreach=foreach, fused=fused)
+
+
+@pytest.mark.parametrize(
+    ("factory", "fused"),
+    [
+        *((f"torch.optim.{name}", True) for name in ("Adam", "AdamW", "SGD", "Adagrad")),
+        (f"{__name__}:OneWay", False),
+    ],
+)
+def test_steps_are_fused_only_of_optimisers_of_which_it_is_known_how(factory: str, fused: bool) -> None:
+    learner = Learner(UpdateConfig(FactoryConfig(factory, {"lr": 0.01})))
+    assert learner.updater.optimizer is not None
+    assert learner.updater.optimizer.defaults["fused"] is fused
+
+
+def test_adagrad_is_fused_on_processors_alone() -> None:
+    on_gpu = SimpleNamespace(is_floating_point=lambda: True, device=torch.device("cuda"))
+    for factory, fused in ((torch.optim.Adagrad, {}), (torch.optim.AdamW, {"fused": True})):
+        assert _fused(factory, [on_gpu], {}) == fused  # type: ignore[list-item]
 
 
 def test_a_fused_step_shows_in_the_parameters_versions() -> None:

@@ -18,7 +18,7 @@ from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.projection import orthonormal_rows
 from lowdimfa.feedback.readout import LocalReadout, ReadoutFeedback, with_classes
 from lowdimfa.feedback.resolving import resolve_feedback
-from lowdimfa.losses import make_loss
+from lowdimfa.losses import Loss, make_loss
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.sites import FeedbackSite, deliver
 from lowdimfa.taps import FlatTap
@@ -107,12 +107,14 @@ def test_a_token_without_an_error_teaches_nothing() -> None:
         assert torch.equal((found == 0).all(-1), ignored)
 
 
-def decoupled(**feedback: Any) -> DecoupledNetwork:
+def decoupled(loss: str | Loss = "auto", **feedback: Any) -> DecoupledNetwork:
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3)), nn.Linear(5, CLASSES)
     )
-    return decouple(model, normal(2, 5), blocks=4, total_steps=2, feedback=FeedbackConfig(**feedback))
+    training = TrainingConfig(2, loss=loss)
+    given = FeedbackConfig(**feedback)
+    return decouple(model, normal(2, 5), blocks=4, total_steps=2, feedback=given, training=training)
 
 
 def test_with_its_own_error_alone_a_block_learns_as_from_a_greedy_local_loss() -> None:
@@ -145,7 +147,19 @@ def test_learned_weights_for_every_pixel_start_at_zero(feedback: dict[str, Any])
     assert not network.blocks[0].sites[-1].feedback.weights.any()
 
 
-def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", p_rule: str = "fixed") -> object:
+class Focal(nn.CrossEntropyLoss):
+    """A user's loss, which is another one."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 2 * super().forward(outputs, targets)
+
+
+TORCHS = nn.CrossEntropyLoss()
+
+
+def resolved(
+    rule: str, error_dim: int, task: Task, loss: str | Loss = "auto", p_rule: str = "fixed"
+) -> object:
     feedback = FeedbackConfig(q_rule=rule, p_rule=p_rule)
     training = TrainingConfig(1, loss=loss)
     return resolve_feedback(feedback, ErrorShape(CLASSES, error_dim, 0, 1), training, task).q_rule
@@ -163,11 +177,20 @@ def resolved(rule: str, error_dim: int, task: Task, loss: str = "auto", p_rule: 
         (1, "classification", "mse", "hebbian"),
         (CLASSES, "regression", "auto", "hebbian"),
         (CLASSES, "classification", "mse", "hebbian"),
-        (CLASSES, "classification", "torch.nn.functional:cross_entropy", "hebbian"),
+        (CLASSES, "classification", "torch.nn.functional:cross_entropy", "readout"),
+        (1, "classification", functional.cross_entropy, "readout"),
+        (1, "classification", nn.CrossEntropyLoss(), "readout"),
+        (1, "classification", f"{__name__}:TORCHS", "readout"),
+        (1, "classification", nn.CrossEntropyLoss(label_smoothing=0.1), "hebbian"),
+        (1, "classification", nn.CrossEntropyLoss(torch.ones(CLASSES)), "hebbian"),
+        (1, "classification", nn.CrossEntropyLoss(reduction="sum"), "hebbian"),
+        (1, "classification", Focal(), "hebbian"),
+        (1, "tokens", nn.CrossEntropyLoss(), "hebbian"),  # its classes are in another dimension
+        (1, "regression", functional.cross_entropy, "hebbian"),  # of probabilities
     ],
 )
 def test_the_default_is_the_readout_where_blocks_can_be_told_the_targets(
-    error_dim: int, task: Task, loss: str, expected: str
+    error_dim: int, task: Task, loss: str | Loss, expected: str
 ) -> None:
     assert resolved("auto", error_dim, task, loss) == expected
     assert resolved("hebbian", error_dim, task, loss) == "hebbian"
@@ -264,3 +287,34 @@ def test_where_the_default_is_the_readout_the_error_is_a_softmax_less_a_one_hot_
     error = torch.autograd.grad(loss, logits)[0] * BATCH
     expected = logits.detach().softmax(-1) - functional.one_hot(targets, CLASSES)
     torch.testing.assert_close(error, expected)
+
+
+@pytest.mark.parametrize(
+    "loss", [functional.cross_entropy, nn.CrossEntropyLoss(), "torch.nn.functional.cross_entropy"]
+)
+def test_torchs_own_cross_entropy_trains_to_the_bits_of_the_built_in_one(loss: str | Loss) -> None:
+    inputs, targets = normal(32, 5, seed=2), torch.arange(32) % CLASSES
+    targets[3] = -100
+    found = []
+    for each in ("cross_entropy", loss):
+        network = decoupled(each, error_dim=2)
+        losses = [network.train_step(step, [(inputs, targets)]).loss for step in range(2)]
+        found.append((losses, network.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, "torch.nn.functional:cross_entropy"])
+def test_torchs_own_cross_entropy_leaves_out_the_class_that_it_says(loss: str | Loss) -> None:
+    with pytest.raises(
+        InputError, match=r"train\.ignore_index: found 1, with a loss whose ignore_index is -100"
+    ):
+        make_loss(loss, "classification", 1)
+
+
+def test_over_positions_torchs_own_cross_entropy_keeps_its_meaning() -> None:
+    """It has the classes in the second dimension, and the built-in one in the last."""
+    logits, targets = normal(BATCH, CLASSES, CLASSES), torch.arange(BATCH * CLASSES).view(BATCH, -1) % CLASSES
+    loss = make_loss(nn.CrossEntropyLoss(), "tokens")(logits, targets)
+    assert loss == functional.cross_entropy(logits, targets)
+    assert loss != make_loss("cross_entropy", "tokens")(logits, targets)

@@ -23,6 +23,7 @@ from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedF
 from lowdimfa.models import char_transformer, mlp, resnet, vit
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.partitioning import partition
+from lowdimfa.services.run.notes import notes
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.stage import Stage
@@ -356,11 +357,62 @@ def test_a_plan_says_where_q_starts() -> None:
     plain["model"]["blocks"] = 3
     found = make_run_plan(parse_specification(plain, "test"), rehearsed=False).describe()
     assert [block["q_start"] for block in found["blocks"]] == ["identity", "identity", None]
+    assert [block["q_rule"] for block in found["blocks"]] == ["fixed", "fixed", None]
     assert (found["source"], found["task_dim"], found["feedback_parameters"]) == ("hidden", 8, 0)
     plain["feedback"] = {"source": "hidden", "q_start": "random"}
     found = make_run_plan(parse_specification(plain, "test"), rehearsed=False).describe()
     assert [block["q_start"] for block in found["blocks"]] == ["random", "random", None]
+    assert [block["q_rule"] for block in found["blocks"]] == ["hebbian", "hebbian", None]
     assert found["feedback_parameters"] == 2 * 8 * 8
+
+
+@pytest.mark.parametrize(("order", "told"), [("sorted", True), ("mixed", False)])
+def test_a_run_says_which_classes_are_held_out_alone(
+    order: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = torch.arange(40) // 4 if order == "sorted" else torch.arange(40) % 10
+    plain = {
+        "model": {"factory": "lowdimfa.models:mlp", "blocks": 2}
+        | {"args": {"in_features": 3, "width": 8, "depth": 3, "classes": 10}},
+        "data": {"factory": f"{__name__}:four", "validation": 0.15},
+        "train": {"steps": 1, "batch_size": 4},
+    }
+    monkeypatch.setattr(f"{__name__}.four", lambda: (torch.randn(40, 3), targets) * 2, raising=False)
+    plan = make_run_plan(parse_specification(plain, "test"), rehearsed=False)
+    found = [note for note in notes(plan) if "none of the classes 9: shuffle" in note]
+    assert len(found) == told
+
+
+def doubled(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss of a user's own."""
+    return 2 * functional.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("loss", "feedback", "told"),
+    [
+        (f"{__name__}:doubled", {"error_dim": 4}, True),
+        (f"{__name__}:doubled", {"error_dim": 4, "broadcast": "bf16"}, True),
+        (f"{__name__}:doubled", {}, False),
+        (f"{__name__}:doubled", {"error_dim": 4, "q_rule": "hebbian"}, False),
+        (f"{__name__}:doubled", {"error_dim": 4, "p_rule": "pca"}, False),  # with which it couldn't be either
+        (f"{__name__}:doubled", {"error_dim": 4, "source": "hidden"}, False),
+        ("torch.nn.functional.cross_entropy", {"error_dim": 4}, False),
+        ("auto", {"error_dim": 4}, False),
+    ],
+)
+def test_a_run_says_that_its_loss_leaves_it_without_a_readout(
+    loss: str, feedback: dict[str, Any], told: bool
+) -> None:
+    factory = {"factory": "lowdimfa.models:mlp"}
+    plain = {
+        "model": factory | {"args": {"in_features": 64, "width": 8, "depth": 3, "classes": 10}, "blocks": 2},
+        "data": {"factory": "lowdimfa.data:digits"},
+        "feedback": feedback,
+        "train": {"steps": 1, "loss": loss},
+    }
+    plan = make_run_plan(parse_specification(plain, "test"), rehearsed=False)
+    assert any("auto is hebbian with a loss of your own" in note for note in notes(plan)) is told
 
 
 def test_baselines_learn_as_without_it() -> None:

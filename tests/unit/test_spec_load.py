@@ -318,3 +318,13 @@ def test_what_is_better_is_known_of_the_numbers_of_every_evaluation() -> None:
             },
             "test",
         )
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy", "perplexity", "bits_per_byte", "test_loss"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_metric_that_trackers_would_take_for_the_runs_own_is_refused(name: str, listed: bool) -> None:
+    path = f"my_metrics:{name}"
+    metrics = [path] if listed else {name: "my_metrics:mine"}
+    with pytest.raises(InputError, match=rf"train\.metrics: found the name '{name}'.*a name of its own"):
+        parse_specification({**MINIMAL, "train": {"steps": 1, "metrics": metrics}}, "test")
+    parse_specification({**MINIMAL, "train": {"steps": 1, "metrics": {"balanced": path}}}, "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -17,38 +18,41 @@ from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
-_LOUD = 100.0
+_LOUD, _ROUNDING = 100.0, 1e-5
 
 
-def refuse_other_function(config: Any, outline: Outline, task: Task) -> None:
+def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
     """Compare the layers of a network of few blocks with itself, on a few tokens or images, padding included.
 
     Parameters
     ----------
-    config, outline, task
-        Of the network; only the number of its blocks is another one.
+    original, outline, task
+        Of the network; what is compared is one of each kind of its blocks, with weights of its own.
 
     Raises
     ------
     InputError
-        The layers don't compute the same, or leave out weights.
+        The layers don't compute the same, or leave out weights; or a network that is to predict the next token sees it.
     """
     # Whoever builds parts of the network by a mode of torch needs nothing of this one.
     with _disable_current_modes(), reproducible(0), torch.device("cpu"):
-        original: Any = _made_small(config, task)
-        network = HuggingFaceNetwork(original, outline, task)
+        small: Any = _made_small(original, outline, task)
+        network = HuggingFaceNetwork(small, outline, task)
         kind, owned = network.kind.__name__, set(network.original_state())
-        missed = [name for name in original.state_dict() if name not in owned]
+        missed = [name for name in small.state_dict() if name not in owned]
         if missed:
             found = f"layers of a {kind} that leave out {', '.join(missed[:5])}"
             raise InputError(_KEY, found, "all that the network has")
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
-        original.train()
+        small.train()
         network.train()
         inputs = _inputs(network.config, task)
         with torch.no_grad():
-            outputs = _run_both(original, network, inputs)
-            again = _run_both(original, network, inputs) if _made_loud(original, outputs[0]) else outputs
+            outputs = _run_both(small, network, inputs)
+            if task == "causal-lm":
+                _refuse_foresight(small.eval(), inputs["input_ids"])
+                small.train()
+            again = _run_both(small, network, inputs) if _made_loud(small, outputs[0]) else outputs
     for whole, composed in (outputs, again):
         if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
             raise InputError(
@@ -56,6 +60,20 @@ def refuse_other_function(config: Any, outline: Outline, task: Task) -> None:
                 f"layers that, run in order, don't compute what the {kind} does",
                 "all that happens to its hidden states and its output, with nothing in between",
             )
+
+
+def _refuse_foresight(original: Any, tokens: Tensor) -> None:
+    """Refuse a network whose logits depend on later tokens: it would learn to copy what it is to predict."""
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % original.config.vocab_size
+    before, after = (original(input_ids=given).logits[:, :-1] for given in (tokens, other))
+    if (before - after).norm() > _ROUNDING * before.norm():
+        raise InputError(
+            "model.args.config",
+            f"a {type(original).__name__} whose tokens see those after them, with the task causal-lm",
+            "one that sees none of what it is to predict: is_decoder: true for BERT and its kin",
+            "With model.args.path, set it in the folder's config.json. A network that sees both sides is for masked-lm.",
+        )
 
 
 def _made_loud(original: Any, output: Tensor) -> bool:
@@ -80,22 +98,41 @@ def _run_both(original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tens
         raise InputError(_KEY, found, "those through which its hidden states go") from error
 
 
-def _made_small(config: Any, task: Task) -> Any:
-    """Return the network with few blocks, or with all if a configuration says of each what it is."""
+def _made_small(original: Any, outline: Outline, task: Task) -> Any:
+    """Return the network with few blocks: two, and of each kind that its configuration lists one more."""
+    config = original.config
+    count = len(original.get_submodule(outline.blocks))
+    if getattr(config, "num_hidden_layers", None) != count or _rotates_twice(original, outline):
+        return make(deepcopy(config), task)  # what its blocks do depends on more than their number
     few = deepcopy(config)
-    if getattr(few, "num_hidden_layers", 0) > _BLOCKS:
-        if getattr(few, "layer_types", None):
-            few.layer_types = few.layer_types[:_BLOCKS]
-        few.num_hidden_layers = _BLOCKS
-    try:
-        return make(few, task)
-    except InputError:
-        return make(deepcopy(config), task)
+    lists = {
+        key: value for key, value in vars(few).items() if isinstance(value, list) and len(value) == count
+    }
+    kinds = [[value[index] for value in lists.values()] for index in range(count)]
+    kept = [index for index in range(count) if index < _BLOCKS or kinds[index] not in kinds[:index]]
+    for key, value in lists.items():
+        setattr(few, key, [value[index] for index in kept])
+    few.num_hidden_layers = len(kept)
+    with suppress(InputError):
+        small: Any = make(few, task)
+        if len(small.get_submodule(outline.blocks)) == len(kept):
+            return small
+    return make(deepcopy(config), task)
+
+
+def _rotates_twice(original: Any, outline: Outline) -> bool:
+    """Whether there are several rotary embeddings beside the list of blocks, of which each block gets one."""
+    beside = original.get_submodule(outline.blocks.rpartition(".")[0]).named_children()
+    return len([name for name, _ in beside if "rotary" in name]) > 1
 
 
 def _inputs(config: Any, task: Task) -> dict[str, Tensor]:
     if task == "image-classification":
-        size = config.image_size
+        size = getattr(config, "image_size", None)
+        if size is None:
+            raise InputError(
+                "model.args.config", "no image_size", "that of the data, one number or [height, width]"
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": torch.randn(_SAMPLES, config.num_channels, height, width)}
     length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))

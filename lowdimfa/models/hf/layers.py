@@ -88,12 +88,14 @@ class PositionedEmbedding(TokenEmbedding):
         self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
         """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
-        _refuse_long(input_ids, self.config, position_ids)
-        first, *others = self.names
-        embedded = self.get_submodule(first)(
-            input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids
-        )
-        return self.run(embedded, others)
+        name, *others = self.names
+        first: Any = self.get_submodule(name)
+        # Those of RoBERTa and its kin count positions from behind that of padding.
+        counted = hasattr(first, "create_position_ids_from_inputs_embeds")
+        _refuse_long(input_ids, self.config, position_ids, first.padding_idx + 1 if counted else 0)
+        # What wasn't given isn't named: DistilBERT has no token types.
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.run(first(input_ids=input_ids, position_ids=position_ids, **types), others)
 
 
 class GPT2Embedding(TokenEmbedding):
@@ -123,8 +125,8 @@ class ImageEmbedding(Part):
         return self.run(pixel_values, self.names)
 
 
-def _refuse_long(input_ids: Tensor, config: Any, position_ids: Tensor | None) -> None:
-    most = config.max_position_embeddings
+def _refuse_long(input_ids: Tensor, config: Any, position_ids: Tensor | None, unused: int = 0) -> None:
+    most = config.max_position_embeddings - unused
     if position_ids is None and input_ids.shape[1] > most:
         found = f"positions for {most} tokens"
         raise InputError("model.args", found, f"room for the data's sequences of {input_ids.shape[1]}")

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
+from lowdimfa.building import is_rebuilding
 from lowdimfa.errors import InputError
 from lowdimfa.models.hf.check import refuse_other_function
 from lowdimfa.models.hf.layers import Part
@@ -57,7 +58,10 @@ def hugging_face(
         )
     original = make(settings, task) if path is None else load(settings, task, path)
     outline = outline_of(original, task, layers)
-    refuse_other_function(settings, outline, task)
+    if (
+        not is_rebuilding()
+    ):  # the process that drew the outline has compared, and this one has memory for a share alone
+        refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
     if getattr(settings, "problem_type", None) == "multi_label_classification":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -150,7 +151,7 @@ def load(config: Any, task: Task, path: str) -> nn.Module:
     _require_weights(folder)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "weights_only": True}
     try:
-        with quiet():
+        with quiet(), _in_this_thread():
             made, info = kind.from_pretrained(
                 folder,
                 config=config,
@@ -219,6 +220,21 @@ def _read_json(file: Path, key: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(key, f"{file} with a {type(values).__name__}", "a mapping")
     return values
+
+
+@contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """Let ``transformers`` read weights in this thread, where a mode of torch sees them that keeps some alone."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class Course:
         self.position = 0
         self.told: Fields = {"state": "starting", "step": 0, "steps": 0}
         self.curves = {name: Curve() for name in CURVES}
+        self._evaluated = 0
         self._notes: deque[list[str]] = deque(maxlen=NOTES)
         self._turns: deque[Event] = deque(maxlen=10 * NOTES)
 
@@ -77,9 +78,14 @@ class Course:
         if kind in ("progress", "evaluated"):
             for name in self.curves.keys() & event.keys():
                 self.curves[name].add(event["step"], event[name])
+        if kind == "evaluated":
+            self._evaluated = event["step"]
         if kind in _GOES_ON:
             for curve in self.curves.values():
                 curve.cut(event["step"])
+            if self._evaluated > event["step"]:  # of a course that was given up
+                for name in _TOLD["evaluated"]:
+                    self.told.pop(name, None)
         if kind in (*_STATES, "failed"):
             self._turn(kind, event)
         if kind not in ("progress", "alignment"):

@@ -20,7 +20,6 @@ def draw_alignment(record: Record) -> Picture | None:
     figure = new_figure(3.9)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
 
-    latest = {}
     for block, colour in zip(blocks, ordered_colours(len(blocks)), strict=True):
         cosines = {
             step: math.nan if entry["cosine"] is None else entry["cosine"]
@@ -30,7 +29,6 @@ def draw_alignment(record: Record) -> Picture | None:
         }
         points = (list(cosines), list(cosines.values()))
         left.plot(*points, ".-", color=colour, linewidth=1.5, markersize=4, label=f"block {block}")
-        latest[block] = points[1][-1]
     left.axhline(0, color="#bbbbbb", linewidth=0.8)
     left.set_ylim(min(-0.05, left.get_ylim()[0]), 1.05)
     left.legend(
@@ -43,17 +41,20 @@ def draw_alignment(record: Record) -> Picture | None:
     right.set_ylim(0, 1.05)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     quiet(right, "Error energy in the broadcast", "step", "share of the whole error")
-    return Picture(figure, _caption(latest, float(energy[-1]) if len(energy) else np.nan))
+    last = {entry["block"]: entry["cosine"] for entry in events[max(events)]["blocks"]}
+    return Picture(figure, _caption(last, float(energy[-1]) if len(energy) else np.nan))
 
 
-def _caption(cosines: dict[int, float], energy: float) -> str:
+def _caption(cosines: dict[int, float | None], energy: float) -> str:
     carried = f"the projected error carried {energy:.1%} of the whole error's energy."
-    cosines = {block: cosine for block, cosine in cosines.items() if math.isfinite(cosine)}
-    if not cosines:
+    finite = {
+        block: cosine for block, cosine in cosines.items() if cosine is not None and math.isfinite(cosine)
+    }
+    if not finite:
         return f"At the last measurement no cosine was a finite number; {carried}"
-    low = min(cosines, key=cosines.__getitem__)
-    high = max(cosines, key=cosines.__getitem__)
+    low = min(finite, key=finite.__getitem__)
+    high = max(finite, key=finite.__getitem__)
     return (
-        f"At the last measurement the cosine lay between {cosines[low]:.2f} (block {low}) and "
-        f"{cosines[high]:.2f} (block {high}), where 1 is the true gradient's direction and 0 a right angle; {carried}"
+        f"At the last measurement the cosine lay between {finite[low]:.2f} (block {low}) and "
+        f"{finite[high]:.2f} (block {high}), where 1 is the true gradient's direction and 0 a right angle; {carried}"
     )

@@ -70,7 +70,7 @@ def measure_balance(record: Record) -> Balance | None:
     if not all(taken):
         return None
     # Each replica does its part of the micro-batches, so that a block's share of the time is as much smaller.
-    replicas = [record.replicas.get(block["index"], 1) for block in blocks]
+    replicas = record.plan.get("replicas", [1] * len(blocks))
     predicted = [block["cost_share"] / number for block, number in zip(blocks, replicas, strict=True)]
     achieved = [own / number for own, number in zip(taken, replicas, strict=True)]
     rows = [

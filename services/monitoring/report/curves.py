@@ -94,7 +94,7 @@ def _logarithmic(axes: Axes) -> None:
 
 def _caption(record: Record, loss: NDArray[np.float64]) -> str:
     caption = f"The training loss went from {loss[0]:.3g} to {loss[-1]:.3g} (smoothed; light: as reported)"
-    evaluated = record.latest("evaluated")
+    evaluated = record.latest_step("evaluated")
     if not evaluated:
         return f"{caption}; no evaluation was recorded."
     caption += (

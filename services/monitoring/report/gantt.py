@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -71,7 +72,8 @@ def draw_timeline(record: Record) -> Picture | None:
     top, bottom = figure.subplots(2, 1, height_ratios=[rows + 0.6, rows])
     _draw_excerpt(top, lasting, excerpt)
     _mark_recoveries(top, record, excerpt)
-    shares = np.array([time_shares(block) for block in spans.values()])
+    begins = [event["time"] for event in record.events if event.get("event") == "started" and "time" in event]
+    shares = np.array([time_shares(block, begins) for block in spans.values()])
     _draw_shares(bottom, shares)
     for axes in (top, bottom):
         axes.set_yticks(range(rows), [f"block {block}" for block in spans])
@@ -106,12 +108,32 @@ def choose_excerpt(spans: dict[int, Spans]) -> Excerpt | None:
     return stretches[len(stretches) // 2]
 
 
-def time_shares(block: Spans) -> NDArray[np.float64]:
-    """Return the share of a block's recorded time that went into each of `CATEGORIES`."""
+def time_shares(block: Spans, begins: Sequence[float] = ()) -> NDArray[np.float64]:
+    """Return the share of a block's recorded time that went into each of `CATEGORIES`.
+
+    Parameters
+    ----------
+    block
+        Its spans, at least one.
+    begins
+        When the parts of the run began, Unix seconds: what lies between two parts is nobody's time.
+    """
     duration = np.bincount(block.category, block.end - block.start, minlength=len(CATEGORIES))
     # Sending may overlap computing, so that the parts can exceed the whole.
-    whole = max(block.end.max() - block.start.min(), duration.sum())
+    whole = max(_recorded_seconds(block, begins), duration.sum())
     return np.asarray(duration / whole, dtype=np.float64)
+
+
+def _recorded_seconds(block: Spans, begins: Sequence[float]) -> float:
+    """Return how long a block recorded: without what lies between two parts, or steps of which it recorded nothing."""
+    part = np.searchsorted(np.sort(begins), block.start, side="right")
+    order = np.lexsort((block.start, part))
+    reached = np.concatenate(
+        [np.maximum.accumulate(block.step[order][part[order] == own]) for own in np.unique(part)]
+    )
+    gaps = (np.diff(reached) > 1) | (np.diff(part[order]) > 0)
+    pieces = np.split(order, np.flatnonzero(gaps) + 1)
+    return float(sum(block.end[piece].max() - block.start[piece].min() for piece in pieces))
 
 
 def _stretch(spans: dict[int, Spans], first: int, last: int) -> Excerpt:

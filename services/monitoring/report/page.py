@@ -47,9 +47,12 @@ _PICTURES: tuple[tuple[str, str, Callable[[Record], Picture | None], str], ...] 
         "timeline",
         "Timeline",
         draw_timeline,
-        "There is no step that every block recorded; run.timeline: true records it.",
+        "There is no step that every block recorded; run.timeline: true records it where every block is an actor.",
     ),
 )
+
+
+_TESTED = ("test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte")
 
 
 def write_report(run_dir: Path, last: dict[str, Any] | None = None) -> Path:
@@ -152,10 +155,12 @@ def _failed_checkpoints(record: Record) -> list[str]:
 
 def collect_numbers(record: Record) -> list[tuple[str, str]]:
     """Return names and texts of the numbers at the top, those that are known: of the end, else the latest ones."""
-    latest = {kind: record.latest(kind) for kind in ("started", "progress", "evaluated")}
+    latest = {kind: record.latest(kind) for kind in ("started", "progress")}
+    evaluated = record.latest_step("evaluated")
     # A run that was resumed and has not ended yet no longer has the result of its earlier part.
     under_way = record.latest("started", "finished").get("event") == "started"
-    end = {} if under_way else record.latest("finished") | record.result
+    # At its end `result.json` is still that of the part before, if the run was resumed after it had finished.
+    end = {} if under_way else record.result | record.latest("finished")
     known: dict[str, Any] = {
         **{key: latest["started"].get(key) for key in ("blocks", "error_dim", "parameters")},
         "steps": record.steps_done,
@@ -163,10 +168,7 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
         if under_way
         else None,
         "samples_per_second": latest["progress"].get("samples_per_second"),
-        "test_loss": latest["evaluated"].get("test_loss"),
-        "test_accuracy": latest["evaluated"].get("test_accuracy"),
-        "test_perplexity": latest["evaluated"].get("test_perplexity"),
-        "test_bits_per_byte": latest["evaluated"].get("test_bits_per_byte"),
+        **{key: evaluated.get(key) for key in _TESTED},
         "tokens_per_second": latest["progress"].get("tokens_per_second"),
         **end,
     }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,7 @@ class Record:
     specification
         Text of ``spec.yaml``.
     spans
-        Timeline by block; of a block with data-parallel replicas that of the first.
-    replicas
-        By block, how many replicas left a timeline.
+        Timeline by block, since the network is cut as it is now; of a block with replicas that of the first.
     notes
         Sentences on what is missing or could not be read.
     """
@@ -102,7 +100,6 @@ class Record:
     events: list[dict[str, Any]]
     specification: str
     spans: dict[int, Spans]
-    replicas: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def latest(self, *kinds: str) -> dict[str, Any]:
@@ -126,6 +123,11 @@ class Record:
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps: see `by_step`."""
         return by_step(self.events, event)
+
+    def latest_step(self, event: str) -> dict[str, Any]:
+        """Return the event of a kind of the last step whose work lasts, or an empty one."""
+        lines = self.by_step(event)
+        return lines[max(lines)] if lines else {}
 
     def lasting_spans(self) -> dict[int, Spans]:
         """Return the timeline without the work of steps that were taken back."""
@@ -170,8 +172,7 @@ def read_run(run_dir: Path) -> Record:
         result=_read_object(run_dir / "result.json", notes if finished else []),
         events=events,
         specification=specification.read_text(encoding="utf-8") if specification.is_file() else "",
-        spans=_read_timeline(run_dir / "timeline", notes),
-        replicas=_count_replicas(run_dir / "timeline"),
+        spans=_since(_cut_since(events), _read_timeline(run_dir / "timeline", notes)),
         notes=notes,
     )
 
@@ -224,9 +225,19 @@ def _read_timeline(folder: Path, notes: list[str]) -> dict[int, Spans]:
     return dict(sorted(spans.items()))
 
 
-def _count_replicas(folder: Path) -> dict[int, int]:
-    """Return how many replicas of each block left a timeline."""
-    return Counter(int(path.stem.split("-")[1]) for path in folder.glob("block-*.jsonl"))
+def _cut_since(events: list[Event]) -> float:
+    """Return when the run was last resumed with another cut or other replicas; earlier work says nothing of them."""
+    parts = [event for event in events if event.get("event") == "started" and "time" in event]
+    for before, after in reversed(list(pairwise(parts))):
+        if any(before.get(key) != after.get(key) for key in ("boundaries", "replicas")):
+            return float(after["time"])
+    return -np.inf
+
+
+def _since(time: float, spans: dict[int, Spans]) -> dict[int, Spans]:
+    """Return what was recorded since a time, of the blocks that recorded something since."""
+    later = {block: own[own.start >= time] for block, own in spans.items()}
+    return {block: own for block, own in later.items() if len(own.start)}
 
 
 def _category(line: dict[str, Any]) -> str:

@@ -29,13 +29,14 @@ def find_recoveries(events: Iterable[Event]) -> list[Recovery]:
                 under_way = True
             case "recovered" if found:
                 found[-1] = found[-1]._replace(ended=event)
+                under_way = False
             case "started" if (
                 under_way
             ):  # from a loss before training began, or of the trainer: then more follows
                 seconds = event["time"] - found[-1].began["time"]
                 found[-1] = found[-1]._replace(ended={**event, "seconds": seconds})
                 under_way = False
-            case "failed":
+            case "failed" | "finished":
                 under_way = False
     return found
 

@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from lowdimfa.services.cli.display import wrapped
+STOP_LIVENESS = 4.0
+"""An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop at once"
 _TOO_LONG = "stopping at once: the step and its checkpoint took longer than {:g} s"
 
@@ -72,14 +74,32 @@ def graceful_signals(stop: Callable[[], None], patience: float, notice: str = _N
     stop, patience, notice
         As for `Stopping`, which is given: whoever has it may make the request too.
     """
-    stopping = Stopping(stop, patience, notice)
+    with _handled(_DEFAULTS, Stopping(stop, patience, notice)) as stopping:
+        yield stopping
 
+
+@contextmanager
+def graceful_by_default(stop: Callable[[], None], patience: float) -> Iterator[None]:
+    """Do as `graceful_signals` in a program that leaves signals to Python: what it handles itself is left to it.
+
+    In other threads than the main one nothing can be done, and isn't. SIGTERM goes the way of SIGINT or none.
+    """
+    free = [number for number, default in _DEFAULTS.items() if signal.getsignal(number) is default]
+    if threading.current_thread() is not threading.main_thread() or signal.SIGINT not in free:
+        yield
+        return
+    with _handled(free, Stopping(stop, patience)):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Iterable[signal.Signals], stopping: Stopping) -> Iterator[Stopping]:
     def handle(number: int, frame: FrameType | None) -> None:
         if stopping.asked:
             raise KeyboardInterrupt
         stopping.ask()
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stopping
     finally:
@@ -93,6 +113,7 @@ def _say(text: str) -> None:
     start = ""
     if sys.stderr.isatty():
         start = "\r\x1b[2K"  # in place of a progress bar, which is drawn anew below
-        text = wrapped(text, shutil.get_terminal_size().columns)
+        columns = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
     with suppress(OSError):  # nobody may read it any more
         os.write(2, f"{start}{text}\n".encode())
