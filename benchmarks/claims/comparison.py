@@ -100,6 +100,8 @@ def summarise(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
             entry["scores"].append(run.test)
             if run.best is not None:
                 entry.setdefault("best", []).append(run.best)
+            if run.curve is not None:
+                entry.setdefault("curves", []).append(run.curve)
     return summary
 
 
@@ -114,6 +116,29 @@ def behind(result: Result, setting: str, method: str, reference: str = BACKPROP.
     return gap_between(scores_of(result, setting, reference), scores_of(result, setting, method))
 
 
+def epochs_to(result: Result, setting: str, method: str) -> float | None:
+    """Return the first epoch with backpropagation's last accuracy less `POINTS`, both in validation, mean over seeds.
+
+    None where a seed never has it, or where no curves are stored.
+    """
+    found = result["summary"][setting]
+    curves, reference = (found[name].get("curves") for name in (method, BACKPROP.label))
+    if not curves or not reference:
+        return None
+    goal = statistics.fmean(curve[-1] for curve in reference) - POINTS
+    first = [next((n for n, value in enumerate(curve, 1) if value >= goal), None) for curve in curves]
+    return None if None in first else statistics.fmean(n for n in first if n is not None)
+
+
+def operations_to(result: Result, setting: str, method: str) -> float | None:
+    """Return the operations until there, as a share of what backpropagation needs to come there itself, or None."""
+    steps = result.get("operations", {}).get(setting, {})
+    ours, theirs = (epochs_to(result, setting, name) for name in (method, BACKPROP.label))
+    if ours is None or theirs is None or method not in steps:
+        return None
+    return ours * steps[method] / (theirs * steps[BACKPROP.label])
+
+
 def mean_of(result: Result, setting: str, method: str) -> float:
     """Return the mean test accuracy."""
     return statistics.fmean(scores_of(result, setting, method))
@@ -123,12 +148,16 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
     """Return one network's methods as a table, backpropagation's gap left empty."""
     found: Mapping[str, Any] = result["summary"][setting]
     chosen = list(methods or found)
-    has_best, has_feedback = (any(key in found[one] for one in chosen) for key in ("best", "feedback_rate"))
+    has_best, has_feedback, has_curves = (
+        any(key in found[one] for one in chosen) for key in ("best", "feedback_rate", "curves")
+    )
     rows = []
     for method in chosen:
         entry = found[method]
         gap = behind(result, setting, method)
         is_reference = method == BACKPROP.label
+        epochs, share = (count(result, setting, method) for count in (epochs_to, operations_to))
+        until = ["" if epochs is None else f"{epochs:.1f}", "" if share is None else f"{share:.2f}"]
         rows.append(
             (
                 method,
@@ -137,6 +166,7 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
                 "" if is_reference else str(gap),
                 "" if is_reference else f"{gap.tolerance:.2f}",
                 "" if is_reference else ("yes" if gap.matches else "no"),
+                *(until if has_curves else []),
                 f"{entry['rate']:g}",
                 *(
                     [f"{entry['feedback_rate']:g}" if "feedback_rate" in entry else ""]
@@ -154,6 +184,7 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
         "gap",
         "limit",
         "matches",
+        *(["epochs to there", "operations"] if has_curves else []),
         "rate",
         *(["feedback's rate"] if has_feedback else []),
         "decay",

@@ -91,8 +91,11 @@ class Network:
 def counted(network: Network, error_dim: int | float | None) -> dict[str, int]:
     """Return the operations of a forward and a backward pass, counted as they are called, without computing them."""
     device = torch.device("meta")
-    model = network.build(error_dim).to(device)
-    inputs, targets = network.batch(device)
+    return operations(network.build(error_dim).to(device), *network.batch(device))
+
+
+def operations(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, int]:
+    """Return the operations of a forward and a backward pass of a model on the meta device."""
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH):  # fused attention on a CPU isn't counted
         with forward:

@@ -85,9 +85,12 @@ def test_the_verdict_follows_savings_and_the_accuracy_of_the_same_rule_at_the_sa
         ([0.1, 0.2, 0.1], {first: {methods[first]: level}, third: {methods[third]: level}}, "not reproduced"),
     ]
     for shares, gaps, expected in cases:
-        verdict, reason = c7.judge_with(saving(result, shares), gaps)
+        verdict, reason = c7.judge_with(saving(result, shares), gaps, {})
         assert verdict == expected
         assert ("nowhere." in reason) == (expected == "not reproduced")
+    for share, expected in ((0.79, "reproduced"), (0.81, "partly")):
+        verdict, reason = c7.judge_with(saving(result, [0.25, 0.1, 0.1]), {}, {"C4": ("local", share)})
+        assert verdict == expected and f"{share:.2f} of backpropagation's by local (C4)" in reason
 
 
 def test_gaps_are_those_of_the_first_generation_at_the_r_that_is_counted() -> None:
@@ -104,7 +107,7 @@ def test_gaps_are_those_of_the_first_generation_at_the_r_that_is_counted() -> No
 def test_counts_that_differ_from_the_formulae_are_never_a_success(result: dict[str, Any]) -> None:
     result = saving(result, [0.3] * 3)
     result["summary"]["cnn"]["r = 1/4"]["agree"] = False
-    verdict, reason = c7.judge_with(result, {})
+    verdict, reason = c7.judge_with(result, {}, {"C4": ("local", 0.5)})
     assert verdict == "not reproduced" and "cnn" in reason
 
 

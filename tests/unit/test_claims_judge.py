@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from benchmarks.claims import c2, c3, c4, c5, c6, c8
-from benchmarks.claims.comparison import POINTS, behind, comparison_table, gap_between
+from benchmarks.claims.comparison import (
+    POINTS,
+    behind,
+    comparison_table,
+    epochs_to,
+    gap_between,
+    operations_to,
+)
 from benchmarks.claims.generations import Study
 from benchmarks.claims.methods import BACKPROP, GENERATIONS, chain, direct, generation_label
 from benchmarks.claims.networks import DIRECT_ERROR_DIMS
@@ -56,6 +63,29 @@ def test_studies_of_both_generations(
     assert f"{study.targets[0].method}: {50 - chosen[0]:.2f}" in reason
     ahead = means[study.pairs[0][0]] - first
     assert f"{study.pairs[0][0]} {abs(ahead):.2f} {'ahead of' if ahead > 0 else 'behind'} " in reason
+
+
+def test_operations_are_counted_until_backpropagation_s_accuracy_less_half_a_point() -> None:
+    found = result(("network", {BACKPROP.label: 50.0, "fast": 50.0, "slow": 50.0}))
+    methods = found["summary"]["network"]
+    methods[BACKPROP.label]["curves"] = [[30.0, 49.6, 50.0], [30.0, 40.0, 50.0]]
+    methods["fast"]["curves"] = [[49.5, 49.4, 50.0], [49.4, 49.5, 50.0]]
+    methods["slow"]["curves"] = [[30.0, 50.0, 50.0], [30.0, 40.0, 49.4]]
+    found["operations"] = {"network": {BACKPROP.label: 100, "fast": 80, "slow": 50}}
+    assert epochs_to(found, "network", BACKPROP.label) == 2.5
+    assert epochs_to(found, "network", "fast") == 1.5
+    assert epochs_to(found, "network", "slow") is None  # one of its seeds never gets there
+    assert operations_to(found, "network", "fast") == 1.5 * 80 / (2.5 * 100)
+    assert operations_to(found, "network", "slow") is None
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in comparison_table(found, "network").splitlines()
+    ]
+    places = rows[0].index("epochs to there"), rows[0].index("operations")
+    assert [[row[place] for place in places] for row in rows[2:]] == [
+        ["2.5", "1.00"],
+        ["1.5", "0.48"],
+        ["", ""],
+    ]
 
 
 def test_targets_that_were_cut_are_not_judged() -> None:
