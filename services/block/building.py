@@ -11,6 +11,7 @@ import torch
 from lowdimfa.block import Block
 from lowdimfa.build import build_block, build_head
 from lowdimfa.data.reading import Reader
+from lowdimfa.encoding import State
 from lowdimfa.feedback.making import broadcast_width
 from lowdimfa.feedback.source import sends_projection
 from lowdimfa.formats import Format
@@ -60,7 +61,7 @@ def build_stage(job: BlockJob, network: NetworkPlan, data: Reader | None) -> Blo
     return build_head(plan, network.shape, network.feedback, network.training, data.dataset.task, device)
 
 
-def restore(stage: Stage, source: Source, before: Stage, run_dir: str, missed: int) -> None:
+def restore(stage: Stage, source: Checkpointed | Snapshot | State, run_dir: str, missed: int) -> None:
     """Give a newly built stage its state, and move its schedule on to where the run is.
 
     Parameters
@@ -68,9 +69,7 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str, missed: i
     stage
         As it was drawn.
     source
-        Where the state is.
-    before
-        The stage that this one takes the place of.
+        Where the state is, or the state itself.
     run_dir
         Of the run, for its checkpoints.
     missed
@@ -83,13 +82,13 @@ def restore(stage: Stage, source: Source, before: Stage, run_dir: str, missed: i
         The checkpoint is missing or damaged.
     """
     match source:
-        case Own():
-            tensors, scalars = before.state()
-            stage.load({name: value.detach().clone() for name, value in tensors.items()}, scalars)
+        case State(tensors, scalars):
+            stage.load(tensors, scalars)
         case Snapshot():
             source.restore(stage)
         case Checkpointed() if source.step is not None:
-            load_stage(stage, CheckpointStore(run_dir).load(source.step))
+            # The trainer has verified all blocks' files; each block looks once more at those that it reads.
+            load_stage(stage, CheckpointStore(run_dir).load(source.step, lazily=True))
     for _ in range(missed):
         stage.updater.advance()
 

@@ -29,9 +29,6 @@ from lowdimfa.tickets import Ticket
 CLOSE_GRACE = 1.0
 """Seconds that open streams get to end in order."""
 
-PATIENCE_LIVENESS = 2.0
-"""A block gives a wait up after this many times the liveness; the trainer, which sees all blocks, judges sooner."""
-
 SHARD_WINDOW = 4
 """Messages to a replica that may be unused at once: a step has two, and it may be a step behind."""
 
@@ -71,6 +68,9 @@ class Links:
         Where this block listens.
     ends, counts
         The ends of the connections, and what they have carried.
+    patience
+        Seconds after which a block gives a wait up: before what it waits for, all blocks may work one after the other,
+        each on one thing for the liveness. The trainer, which sees all blocks, judges sooner.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Links:
         liveness, host = carrier.here.liveness, carrier.here.host
         self._mine, self._windows, self._liveness = mine, windows, liveness
         self._topology, self._seat, self._carrier = topology, seat, carrier
+        self.patience = (1 + len(topology.replicas)) * liveness
         arriving_limit, self._output_limit = limits
         self._shard_limit = SampleLimit.of((), torch.uint8, shard_bytes)
         self._error_limit = error_limit
@@ -210,7 +211,7 @@ class Links:
     def _patience_for_room(self) -> float:
         """Seconds to wait for room in a window: where nothing else holds a block back, as long as for an error."""
         paced = self._seat in (*self._topology.subscribers, self._topology.head)
-        return self._liveness if paced else PATIENCE_LIVENESS * self._liveness
+        return self._liveness if paced else self.patience
 
     def _carrier_to(self, peer: Seat) -> Carrier:
         """Return what moves tensors to and from a worker; replicas' are in the host's memory."""
@@ -224,7 +225,8 @@ class Links:
 
     def send(self, kind: Kind, ticket: Ticket, tensors: tuple[Tensor, ...]) -> None:
         """Send activations to the next block."""
-        times = self._evaluating if kind == "evaluate" else 1.0
+        # Nothing else holds a block back in an evaluation.
+        times = self._evaluating * self.patience / self._patience_for_room if kind == "evaluate" else 1.0
         self.ends.senders[self._topology.worker(self._seat.block + 1, ticket)].send(
             kind, ticket, tensors, times
         )

@@ -65,6 +65,9 @@ class Delivery(Protocol):
     def put(self, computed: OnHost, send: Send) -> None:
         """Have tensors sent once they have arrived."""
 
+    def settle(self, patience: float) -> bool:
+        """Wait until everything put so far was sent or dropped; return False if it isn't after ``patience`` seconds."""
+
     def close(self) -> None:
         """End it."""
 
@@ -75,6 +78,10 @@ class AtOnce:
     def put(self, computed: OnHost, send: Send) -> None:
         """Send tensors."""
         send(computed.wait())
+
+    def settle(self, patience: float) -> bool:
+        """Return True: nothing waits."""
+        return True
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -99,7 +106,7 @@ class Outbox:
     def __init__(self, name: str, room: int, on_failure: Callable[[LowdimfaError], None]) -> None:
         self._on_failure = on_failure
         self._room = threading.Semaphore(room)
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | threading.Event | None] = queue.SimpleQueue()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name=f"{name}-outbox", daemon=True)
         self._thread.start()
@@ -109,6 +116,12 @@ class Outbox:
         self._room.acquire()
         self._jobs.put(partial(_wait_and_send, computed, send))
 
+    def settle(self, patience: float) -> bool:
+        """Wait until everything put so far was sent or dropped; return False if it isn't after ``patience`` seconds."""
+        reached = threading.Event()
+        self._jobs.put(reached)
+        return reached.wait(patience)
+
     def close(self) -> None:
         """Let the thread end after what it has to send; connections that are closed make that soon."""
         self._jobs.put(None)
@@ -116,6 +129,9 @@ class Outbox:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
             try:
                 if not self._failed:
                     job()

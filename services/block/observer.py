@@ -29,16 +29,21 @@ class Activity:
     subject
         The micro-batch, or what is waited for.
     since
-        Unix seconds.
+        Seconds by a clock that nobody sets.
     """
 
     kind: str
     subject: str
     since: float
 
+    @property
+    def seconds(self) -> float:
+        """For how long."""
+        return time.monotonic() - self.since
+
     def __str__(self) -> str:
         words = {"wait": "waiting for the", "rest": "at rest,"}.get(self.kind, f"in {self.kind} of")
-        return f"{words} {self.subject} for {time.time() - self.since:.1f} s"
+        return f"{words} {self.subject} for {self.seconds:.1f} s"
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Observer:
     metrics: BlockMetrics
     timeline: TimelineWriter | None
     on_step: Callable[[], None]
-    activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.time()))
+    activity: Activity = field(default_factory=lambda: Activity("rest", "not started", time.monotonic()))
     applied_steps: int = 0
     finished: deque[StepResult] = field(default_factory=deque)
     recent: deque[tuple[str, Ticket, float, float, str]] = field(
@@ -81,11 +86,11 @@ class Observer:
         """Return what a block says when asked, with its traffic."""
         activity = self.activity
         working = activity.kind not in ("wait", "rest")
-        return Status(self.applied_steps, str(activity), time.time() - activity.since, working, broadcast)
+        return Status(self.applied_steps, str(activity), activity.seconds, working, broadcast)
 
     def begin(self, kind: str, subject: str) -> None:
         """Note what is being done from now on."""
-        self.activity = Activity(kind, subject, time.time())
+        self.activity = Activity(kind, subject, time.monotonic())
 
     def rest(self, step: int) -> None:
         """Note that the block is at a step boundary and has nothing to do."""
@@ -100,7 +105,7 @@ class Observer:
 
     def did(self, kind: str, ticket: Ticket, began: float) -> None:
         """Note a finished piece of work."""
-        ended = time.time()
+        ended = max(began, time.time())  # the clock may be set back
         if kind not in ("send", "publish"):
             self.metrics.busy(kind, ended - began)
         if kind == "step":
@@ -112,7 +117,7 @@ class Observer:
 
     def waited(self, step: int, cause: str, began: float) -> None:
         """Note the end of a wait."""
-        ended = time.time()
+        ended = max(began, time.time())
         self.metrics.waited(cause, ended - began)
         self._span("wait", Ticket(step, 0), began, ended, cause)
 

@@ -6,6 +6,7 @@ depends on the order of its messages alone.
 
 from __future__ import annotations
 
+import math
 import time
 
 from lowdimfa.errors import PeerError, ProtocolError
@@ -37,8 +38,8 @@ from lowdimfa.services.block.work import Neighbours, Work
 from lowdimfa.services.stream.frames import ErrorVector, Message
 from lowdimfa.tickets import Ticket
 
-LOOKS = 8
-"""Parts into which a block cuts its patience: after each without a message it asks for a repetition."""
+LOOKS = 4
+"""Times per liveness that a block without a message asks for a repetition."""
 
 
 class BlockRunner:
@@ -54,6 +55,8 @@ class BlockRunner:
         Where messages come from.
     observer
         Gets what was done when.
+    liveness
+        Of the run, in seconds.
     patience
         Seconds without any message after which a wait is given up.
     exchange
@@ -74,6 +77,7 @@ class BlockRunner:
         inbox: Inbox,
         neighbours: Neighbours,
         observer: Observer,
+        liveness: float,
         patience: float,
         exchange: Exchange | None = None,
         evaluating: float = 1.0,
@@ -85,15 +89,16 @@ class BlockRunner:
         self._inbox = inbox
         self._neighbours = neighbours
         self._observer = observer
-        self._patience = patience
+        self._look, self._patience = liveness / LOOKS, patience
         self._exchange = exchange
         self._evaluations: dict[int, Message] = {}
-        self._schedule: Schedule | None = None
+        self._first_step = 0
 
     @property
     def published(self) -> RunUpdate | None:
         """The last error that the head has broadcast in the present run of steps, or in the last one."""
-        return None if self._schedule is None else self._schedule.published
+        last = self.work.published
+        return None if last is None or last.ticket.step < self._first_step else last
 
     def run(self, first_step: int, last_step: int) -> int:
         """Run the steps ``first_step <= t < last_step``, or fewer if told so, and return the step reached.
@@ -103,9 +108,15 @@ class BlockRunner:
         LowdimfaError
             Something isn't finite, a message is wrong, a peer is lost or silent.
         """
-        self.ends_at = None
+        self.ends_at, self._first_step = None, first_step
         self.work.begin(first_step)
-        schedule = self._schedule = Schedule(self._policy, first_step, last_step)
+        try:
+            return self._run(Schedule(self._policy, first_step, last_step))
+        finally:
+            if self._policy.head:  # however it ends: others may be told to wait for what it has broadcast
+                self.work.settle(self._patience)
+
+    def _run(self, schedule: Schedule) -> int:
         instructions = schedule.start()
         while True:
             event: Event | None = None
@@ -160,8 +171,8 @@ class BlockRunner:
 
     def _next_message(self, waiting_for: str, times: float = 1.0) -> Arrived:
         patience = times * self._patience
-        for _ in range(LOOKS):
-            message = self._inbox.take(patience / LOOKS)
+        for _ in range(math.ceil(patience / self._look)):
+            message = self._inbox.take(self._look)
             if message is not None:
                 return message
             self._neighbours.renew()

@@ -73,7 +73,7 @@ class Schedule:
 
     @property
     def published(self) -> RunUpdate | None:
-        """The last error that the head has broadcast in this run of steps, or None before the first."""
+        """The last error that the head was told to broadcast in this run of steps, or None before the first."""
         index = self._policy.index(self._forward) - 1
         if index < self._first_step * self._policy.share:
             return None

@@ -16,6 +16,7 @@ from lowdimfa.errors import NotFiniteError, PeerError
 from lowdimfa.head import Evaluation, Head
 from lowdimfa.network import StepResult
 from lowdimfa.services.block.devices import Check, Copies, OnDevice, OnHost
+from lowdimfa.services.block.instructions import RunUpdate
 from lowdimfa.services.block.mailboxes import Delivery
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.snapshot import SnapshotShelf
@@ -70,6 +71,12 @@ class Work:
         Seconds within which a snapshot has to be kept.
     copies, outbox
         Between the block's device and the host, and from there to the neighbours.
+
+    Attributes
+    ----------
+    published
+        The last error of the head that was really broadcast: one whose check fails in the outbox is not. Any thread may
+        read it.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Work:
         self._snapshots = snapshots
         self._patience = patience
         self._copies, self._outbox = copies, outbox
+        self.published: RunUpdate | None = None
         self._activations: dict[Ticket, tuple[Message, OnDevice]] = {}
         self._errors: dict[tuple[Ticket, ErrorKind], OnDevice] = {}
         self._outputs: dict[Ticket, OnHost] = {}
@@ -202,6 +210,10 @@ class Work:
         self._outbox.put(computed, partial(self._publish, ticket, errors))
         self._observer.did("publish", ticket, began)
 
+    def settle(self, patience: float) -> None:
+        """Wait until what was computed is sent, or dropped as its check fails."""
+        self._outbox.settle(patience)
+
     def evaluate(self, index: int, activation: Message | None, totals: Evaluation) -> None:
         """Pass one evaluation batch on; in the head, count loss and right predictions."""
         batch = f"evaluation batch {index}"
@@ -254,8 +266,10 @@ class Work:
     def _publish(self, ticket: Ticket, errors: int, tensors: tuple[Tensor, ...]) -> None:
         """Broadcast what comes after the three measured numbers: an error, maybe ``P``, and maybe a response."""
         self._neighbours.publish(ticket, "train", *tensors[3 : 3 + errors])
+        self.published = RunUpdate(ticket, "train")
         for projected in tensors[3 + errors :]:
             self._neighbours.publish(ticket, "probe", projected)
+            self.published = RunUpdate(ticket, "probe")
 
     def _written(self, error: Tensor | None) -> Tensor | None:
         """Return what the head broadcasts as it travels: where it was rounded nothing is lost by that."""

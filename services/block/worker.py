@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,7 @@ from lowdimfa.services.block.devices import copies_for
 from lowdimfa.services.block.exchange import Exchange
 from lowdimfa.services.block.instructions import EndAt, Halt, RunUpdate
 from lowdimfa.services.block.job import BlockJob
-from lowdimfa.services.block.links import PATIENCE_LIVENESS, Links
+from lowdimfa.services.block.links import Links
 from lowdimfa.services.block.mailboxes import Inbox, delivery_for
 from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.block.reports import LastWords, Reachable, Status, stacks
@@ -46,7 +47,7 @@ from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.background import Writer
 from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import Mirror, files_of, work_dir
-from lowdimfa.services.run.state import Unwanted, Write, saving
+from lowdimfa.services.run.state import Unwanted, Write, copied, saving
 from lowdimfa.services.stream.carriers import Here, carrier_class
 from lowdimfa.services.stream.resumable import Arriving, as_it_came
 
@@ -125,8 +126,7 @@ class BlockWorker:
         self._assemble()
 
     def _assemble(self) -> None:
-        patience = PATIENCE_LIVENESS * self._specification.run.liveness_seconds
-        exchange = None
+        patience, exchange = self._links.patience, None
         if self._topology.siblings(self.job.seat):
             exchange = Exchange(self.stage, self._topology, self.job.seat, self._links)
         self.runner = BlockRunner(
@@ -135,6 +135,7 @@ class BlockWorker:
             self._inbox,
             self._links,
             self._observer,
+            self._specification.run.liveness_seconds,
             patience,
             exchange,
             self.job.evaluating,
@@ -201,11 +202,14 @@ class BlockWorker:
         InputError
             The checkpoint is missing or damaged.
         """
-        before = self.stage
-        if not self._fresh:
-            self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
         has = self._observer.applied_steps if isinstance(source, Own) else source.step or 0
-        restore(self.stage, source, before, self.job.run_dir, step - has)
+        state = copied(self.stage.state()) if isinstance(source, Own) else source
+        if not self._fresh:
+            # The device may have no room for two of it, and what refers to each other is freed by the collector alone.
+            del self.runner, self.stage
+            gc.collect()
+            self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
+        restore(self.stage, state, self.job.run_dir, step - has)
         if not isinstance(source, Own):
             self._observer.finished.clear()  # of a course of the run that is given up
         self._observer.rest(step)
@@ -282,8 +286,8 @@ class BlockWorker:
         return self._writer.written(patience)
 
     def state(self) -> State:
-        """Return the block's state."""
-        return self.stage.state()
+        """Return a copy of the block's state in the host's memory, for a process that may have no such device."""
+        return copied(self.stage.state())
 
     def abort(self, error: LowdimfaError) -> None:
         """End whatever the compute thread waits for."""

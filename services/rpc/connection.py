@@ -48,10 +48,11 @@ class Peer:
     address: str
     liveness: float
 
-    def lost(self, reason: str) -> PeerError:
-        """Return the error for a far end that was silent too long."""
+    def lost(self, reason: str, seconds: float | None = None) -> PeerError:
+        """Return the error for a far end that was silent for too many seconds, the liveness by default."""
+        silence = self.liveness if seconds is None else seconds
         return PeerError(
-            f"block {self.block} lost {self.name} at {self.address}: {reason} for {self.liveness:g} s",
+            f"block {self.block} lost {self.name} at {self.address}: {reason} for {silence:g} s",
             block=self.block,
             setting="run.liveness_seconds",
         )

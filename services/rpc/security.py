@@ -45,10 +45,11 @@ class Security:
         return cls(secrets.token_urlsafe(32))
 
     @classmethod
-    def mutual_tls(cls, days: int = 30) -> Security:
+    def mutual_tls(cls, days: int = 3650) -> Security:
         """Return a fresh token and a fresh certificate that is valid for ``days``.
 
-        The authority's private key is forgotten at once, so nobody can add a block to the run later.
+        The authority's private key is forgotten at once, so nobody can add a block to the run later. And so the
+        certificate can't be renewed: it has to outlast any run, which needs it whenever blocks connect again.
         """
         authority = Authority("lowdimfa-run", days)
         certificate, key = authority.issue(BLOCK_NAME, [BLOCK_NAME], "peer")

@@ -248,8 +248,16 @@ class CheckpointStore:
         with self._asked():
             return self._newest_good(step for step in self._complete() if last is None or step <= last)
 
-    def load(self, step: int | None) -> Manifest:
+    def load(self, step: int | None, lazily: bool = False) -> Manifest:
         """Return the verified checkpoint of a step, or the newest one.
+
+        Parameters
+        ----------
+        step
+            Of the checkpoint.
+        lazily
+            Whether each block's file is verified only when something in it is wanted, as is enough for one block where
+            somebody else has verified all.
 
         Raises
         ------
@@ -265,15 +273,15 @@ class CheckpointStore:
                 root = str(self._storage.place(ROOT))
                 raise InputError(root, f"no {wanted}", f"a complete one (there: {there})")
             try:
-                return self._read(chosen)
+                return self._read(chosen, lazily)
             except DamagedError as error:
                 older = self._newest_good(number for number in complete if number < chosen)
                 raise error.refused(way_back(older.manifest)) from error
 
-    def _read(self, step: int) -> Manifest:
+    def _read(self, step: int, lazily: bool = False) -> Manifest:
         if isinstance(self._storage, Objects):
             return Manifest.read(Fetched(self._storage, folder_of(step)), step)
-        return Manifest.read(self._storage.place(folder_of(step)), step)
+        return Manifest.read(self._storage.place(folder_of(step)), step, lazily)
 
     def _newest_good(self, steps: Iterable[int]) -> NewestGood:
         damaged: dict[int, DamagedError] = {}

@@ -24,6 +24,9 @@ from lowdimfa.services.run.objects import Objects
 from lowdimfa.services.run.storage import Place, storage_of
 from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
 
+OLDER = "'lowdimfa train --resume-step' goes on from an older checkpoint."
+"""The way out where a file turns out to be damaged that was not verified before."""
+
 _LENGTH_BYTES = 8  # with which a safetensors file begins: those of the header
 _MOST_HEADER = 100 << 20  # bytes; the library takes no larger one
 
@@ -227,8 +230,7 @@ class Fetched:
                 _verify(path, entry)
             except DamagedError as error:
                 path.unlink()
-                hint = "'lowdimfa train --resume-step' goes on from an older checkpoint."
-                raise DamagedError(place, error.found, error.expected).refused(hint) from error
+                raise DamagedError(place, error.found, error.expected).refused(OLDER) from error
             except OSError as error:
                 path.unlink(missing_ok=True)
                 raise refusal("a checkpoint can't be read", place, error) from error

@@ -21,6 +21,7 @@ from lowdimfa.average import PREFIX
 from lowdimfa.encoding import tensor_name
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.checkpoint_files import (
+    OLDER,
     BlockEntry,
     DamagedError,
     Fetched,
@@ -74,7 +75,7 @@ class ManifestFile(Record):
 class Manifest:
     """One checkpoint whose manifest, files, sizes and digests have been verified.
 
-    Of one in an object store, digests are verified when a file is wanted.
+    Of one in an object store, digests are verified when a file is wanted; so they are elsewhere if read ``lazily``.
 
     Attributes
     ----------
@@ -93,9 +94,10 @@ class Manifest:
     meta: Mapping[str, Any]
     entries: Sequence[BlockEntry]
     _fetched: Fetched | None = field(default=None, repr=False, compare=False)
+    _unverified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
-    def read(cls, source: Path | Fetched, step: int) -> Manifest:
+    def read(cls, source: Path | Fetched, step: int, lazily: bool = False) -> Manifest:
         """Read and verify the checkpoint of one step.
 
         Parameters
@@ -104,6 +106,8 @@ class Manifest:
             Its directory, or what fetches its files.
         step
             Of which it should be.
+        lazily
+            Whether each block's file is verified only when something in it is wanted.
 
         Raises
         ------
@@ -132,9 +136,12 @@ class Manifest:
         names = [name for entry in contents.blocks for name in entry.tensors]
         if any(len(set(listed)) < len(listed) for listed in (blocks, files, names)):
             raise DamagedError(file, "a block, file or tensor listed twice", "each listed once")
-        verify_files(source, contents.blocks)
+        later = lazily and isinstance(source, Path)
+        if not later:
+            verify_files(source, contents.blocks)
         entries = sorted(contents.blocks, key=lambda entry: entry.block)
-        return cls(step, path, contents.meta, entries, source if isinstance(source, Fetched) else None)
+        fetched = source if isinstance(source, Fetched) else None
+        return cls(step, path, contents.meta, entries, fetched, set(files if later else ()))
 
     def tensors(self, select: Callable[[str], bool]) -> dict[str, Tensor]:
         """Return the tensors whose names are selected, from whichever files hold them, on the CPU."""
@@ -159,10 +166,7 @@ class Manifest:
 
     @contextmanager
     def _opened(self, entry: BlockEntry, whole: bool = True) -> Iterator[Any]:
-        if self._fetched is None:
-            path = Path(self.path) / entry.file
-        else:
-            path = self._fetched.fetch(entry) if whole else self._fetched.outline(entry)
+        path = self._file(entry, whole)
         try:
             with safe_open(path, framework="pt") as file:
                 yield file
@@ -171,6 +175,17 @@ class Manifest:
             raise InputError(
                 str(file_in(self.path, entry.file)), reason[:_LONGEST_REASON], "tensors that torch can hold"
             ) from error
+
+    def _file(self, entry: BlockEntry, whole: bool) -> Path:
+        if self._fetched is not None:
+            return self._fetched.fetch(entry) if whole else self._fetched.outline(entry)
+        if entry.file in self._unverified:
+            try:
+                verify_files(Path(self.path), [entry])
+            except DamagedError as error:
+                raise error.refused(OLDER) from error
+            self._unverified.discard(entry.file)
+        return Path(self.path) / entry.file
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the model, by its plain name."""

@@ -140,13 +140,14 @@ class Sender:
         HandshakeError, ProtocolError
             The other block refused this one or a message of it.
         """
-        room = self._wait_for_room(times * self._patience)
+        patience = times * self._patience
+        room = self._wait_for_room(patience)
         if self._dropping:
             return
         if self._failure is not None:
             raise self._failure
         if not room:
-            raise self._peer.lost(f"none of {self._replay.capacity} activations was acknowledged")
+            raise self._peer.lost(f"none of {self._replay.capacity} activations was acknowledged", patience)
         message = Message(kind, ticket, tensors, self._replay.next_sequence)
         sent = self._carrier.pack(message, self._run, self._block)
         with self._lock:

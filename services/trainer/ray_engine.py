@@ -161,7 +161,7 @@ class RayEngine:
             blocks, head = build_stages(network.blocks, network.feedback, network.training, plan.dataset.task)
             use_own_threads([*blocks, head], plan.specification.placement)
             for stage, state in zip((*blocks, head), states, strict=True):
-                stage.load({name: value.cpu() for name, value in state.tensors.items()}, state.scalars)
+                stage.load(*state)
             return measure_alignment(blocks, head, *alignment_batch(plan))
 
     def save(self, attempt: Attempt, step: int, copy: bool) -> RayWriting:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,8 @@ from specifications import specification
 from thread_fleet import ThreadFleet, thread_fleet
 
 from lowdimfa.errors import PeerError
-from lowdimfa.services.block.building import Own, Source
+from lowdimfa.services.block import worker
+from lowdimfa.services.block.building import Own, Source, build_stage
 from lowdimfa.services.block.snapshot import Snapshot
 from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.rpc.security import Security
@@ -193,3 +196,35 @@ def test_with_staleness_too_the_blocks_that_are_left_rest_after_one_step(
         assert keeper.kept[lost].step >= applied[lost] - 1
 
     disturbed(rejoining(1, train={"staleness": staleness}), tmp_path, lost, 5, check)
+
+
+def test_a_block_that_goes_on_with_its_own_state_is_never_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a well-filled GPU there would be no room for it."""
+    left: list[bool] = []
+
+    def build(*arguments: Any) -> Any:
+        left.append(before() is not None)
+        return build_stage(*arguments)
+
+    with thread_fleet(rejoining(5), tmp_path) as fleet:
+        (block, *_), run = fleet.workers, secrets.token_hex(4)
+        keeper = Keeper(fleet.workers)
+        fleet.run(0, 2)
+        keeper.close()
+        tensors = block.state().tensors
+        before = weakref.ref(block.stage)
+        monkeypatch.setattr(worker, "build_stage", build)
+        block.reopen(run, Security.loopback(), "127.0.0.1")
+        block.stage.look_later = block.runner.work._look_later  # as on a GPU: they refer to each other
+        gc.disable()  # it would come by chance
+        try:
+            block.load(2, Own())
+        finally:
+            gc.enable()
+        after = block.stage.state().tensors
+        assert left == [False]
+        assert [name for name, value in tensors.items() if not torch.equal(after[name], value)] == []
+        for name, value in block.state().tensors.items():  # a copy: who asked may have no such device
+            assert value.data_ptr() != after[name].data_ptr() or not value.numel()

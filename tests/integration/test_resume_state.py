@@ -20,13 +20,13 @@ from lowdimfa.config import FactoryConfig, TrainingConfig, UpdateConfig
 from lowdimfa.encoding import same
 from lowdimfa.errors import InputError
 from lowdimfa.network import decouple
-from lowdimfa.services.block.building import Own, restore
+from lowdimfa.services.block.building import Checkpointed, restore
 from lowdimfa.services.block.snapshot import SnapshotShelf
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import Manifest, export_state
 from lowdimfa.services.run.plan import make_run_plan
-from lowdimfa.services.run.state import load_stage
+from lowdimfa.services.run.state import copied, load_stage
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -225,12 +225,12 @@ def stages(trained: bool) -> list[Stage]:
 
 def test_the_copies_kept_for_a_loss_have_it_too() -> None:
     for before, own_copy, fetched in zip(stages(True), stages(False), stages(False), strict=True):
-        restore(own_copy, Own(), before, "", 0)
+        restore(own_copy, copied(before.state()), "", 0)
         shelf = SnapshotShelf(1)
         shelf.offer(before, 2)
         snapshot = shelf.fetch(-1, 0)
         assert snapshot is not None
-        restore(fetched, snapshot, before, "", 0)
+        restore(fetched, snapshot, "", 0)
         for after in (own_copy, fetched):
             assert after.state().scalars == before.state().scalars
             assert same(after.state().tensors, before.state().tensors)
@@ -310,6 +310,20 @@ def test_a_block_reads_what_is_its_own(tmp_path: Path) -> None:
     assert optimizer == {"6.weight", "6.bias"}
 
 
+def test_a_block_looks_at_no_file_but_its_own(tmp_path: Path) -> None:
+    """The trainer has verified all of them; to read all in each block would take longer than it may."""
+    manifest = run(specification(), tmp_path / "run")
+    next(manifest.path.glob("block-1-*")).write_bytes(b"damaged")
+    plan = make_run_plan(parse_specification(specification(), "test"))
+    first, second, *_ = build_stages(
+        plan.network.blocks, plan.network.feedback, plan.network.training, "classification"
+    )[0]
+    source = Checkpointed(manifest.step)
+    restore(first, source, str(tmp_path / "run"), 0)
+    with pytest.raises(InputError, match=r"block-1-\S*: found 7 bytes"):
+        restore(second, source, str(tmp_path / "run"), 0)
+
+
 def test_a_block_that_comes_back_has_the_learning_rate_of_the_runs_step() -> None:
     """Updates since its snapshot are lost; the schedule is that of the run's steps all the same."""
     torch.manual_seed(0)
@@ -323,7 +337,7 @@ def test_a_block_that_comes_back_has_the_learning_rate_of_the_runs_step() -> Non
     shelf.offer(before, 2)
     snapshot = shelf.fetch(-1, 0)
     assert snapshot is not None
-    restore(after, snapshot, before, "", 3)
+    restore(after, snapshot, "", 3)
     assert after.updater.optimizer is not None and before.updater.optimizer is not None
     rates = [stage.updater.optimizer.param_groups[0]["lr"] for stage in (before, after)]
     assert rates[1] == pytest.approx(rates[0] * 0.1**3)

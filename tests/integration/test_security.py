@@ -76,6 +76,11 @@ def test_secrets_stay_out_of_messages() -> None:
     assert Security.loopback().token != Security.loopback().token
 
 
+def test_the_certificate_outlasts_any_run() -> None:
+    certificate = x509.load_pem_x509_certificate(Security.mutual_tls().certificate or b"")
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days >= 3650
+
+
 def test_the_certificate_names_blocks_and_expires() -> None:
     certificate = x509.load_pem_x509_certificate(Security.mutual_tls(days=3).certificate or b"")
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -309,6 +309,36 @@ def _run_or_stop_others(fleet):  # type: ignore[no-untyped-def]
     return run
 
 
+class SlowAtFirst(nn.Linear):
+    """Takes longer for its first forward pass, as a layer does that is compiled in it."""
+
+    begun = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.begun:
+            self.begun = True
+            time.sleep(0.7)
+        return super().forward(x)
+
+
+def slow_at_first() -> nn.Sequential:
+    inner = (SlowAtFirst(8, 8) for _ in range(3))
+    return nn.Sequential(nn.Flatten(), SlowAtFirst(64, 8), *inner, SlowAtFirst(8, 10))
+
+
+def test_blocks_may_be_slow_one_after_the_other(tmp_path: Path) -> None:
+    """Each is below the liveness, and so none is lost, though the last one waits for all others."""
+    plain = {
+        "model": {"factory": f"{__name__}:slow_at_first", "blocks": ["2", "3", "4", "5"]},
+        "data": {"factory": "lowdimfa.data:digits"},
+        "train": {"steps": STEPS, "batch_size": 64},
+        "run": {"liveness_seconds": 1.0},
+    }
+    with thread_fleet(plain, tmp_path) as fleet:
+        fleet.run(0, 2)
+        assert [worker.status().applied_steps for worker in fleet.workers] == [2] * 5
+
+
 class SlowlyEvaluated(nn.Linear):
     """Takes longer for an evaluation batch, which has many micro-batches' samples, than a block may for one of these."""
 

@@ -293,6 +293,60 @@ def test_without_staleness_autograd_keeps_references_and_refuses_a_late_update()
         block.receive_error(Ticket(1, 0), normal(4, 3))
 
 
+class Followed(nn.Module):
+    """Scales by a frozen average of another weight, which it moves before it uses it, or after."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.scale = nn.Parameter(normal(8, seed=7) + 2)
+        self.average = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def move(self) -> None:
+        with torch.no_grad():
+            self.average.lerp_(self.scale, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first:
+            self.move()
+        y = x * self.average * self.scale
+        if not self.first:
+            self.move()
+        return y
+
+
+def test_a_stale_update_uses_a_frozen_weight_as_it_was_when_its_forward_had_moved_it() -> None:
+    block = make_block(layers(Followed(first=True)), training=stale_training(1))
+    twin = deepcopy(block)
+    tickets = [Ticket(0, part) for part in range(3)]
+    for ticket in tickets:
+        block.forward(normal(4, 6, seed=ticket.microbatch), ticket)
+    for ticket in tickets:
+        block.receive_error(ticket, normal(4, 3))
+        twin.forward(normal(4, 6, seed=ticket.microbatch), ticket)
+        twin.receive_error(ticket, normal(4, 3))
+    torch.testing.assert_close(gradients(block), gradients(twin), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_frozen_weight_that_is_moved_after_its_use_is_refused_as_autograd_does(staleness: int) -> None:
+    block = make_block(layers(Followed(first=False)), training=stale_training(staleness))
+    block.forward(normal(4, 6), FIRST)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        block.receive_error(FIRST, normal(4, 3))
+
+
+def test_no_copy_is_kept_of_a_frozen_weight_that_stays() -> None:
+    network = layers()
+    network[2].requires_grad_(False)  # through which the gradient of the first passes
+    block = make_block(network, training=stale_training(1))
+    place = network[2].weight.untyped_storage().data_ptr()
+    for part in range(2):
+        block.forward(normal(4, 6, seed=part), Ticket(0, part))
+    kept = [found.alias for found in gc.get_objects() if type(found) is stash._Unmoved]
+    assert [alias.untyped_storage().data_ptr() for alias in kept].count(place) == 2
+
+
 def test_stashing_changes_no_bit_where_nothing_is_stale() -> None:
     plain, stashing = (
         make_block(layers(nn.BatchNorm1d(8)), training=stale_training(staleness)) for staleness in (0, 2)

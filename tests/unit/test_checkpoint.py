@@ -329,6 +329,24 @@ def test_a_damaged_checkpoint_is_refused_and_a_good_one_named(
     assert list(damaged) == [7] and damaged[7].found in caught.value.message
 
 
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, forge, link, block(tensors=["model/other"])])
+def test_a_block_verifies_the_files_that_it_reads_and_no_others(
+    store: CheckpointStore, damage: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(save(store, 7))
+    hashed: list[str] = []
+    digest = checkpoint_files.digest
+    monkeypatch.setattr(checkpoint_files, "digest", lambda path: hashed.append(path.name[:7]) or digest(path))
+    manifest = store.load(7, lazily=True)
+    assert hashed == []
+    for _ in range(2):
+        assert manifest.tensors("model/b.weight".__eq__).keys() == {"model/b.weight"}
+    assert hashed == ["block-1"]
+    names = {name for entry in manifest.entries for name in entry.tensors}
+    with pytest.raises(InputError, match=r"block-0-.*found .*--resume-step"):
+        manifest.tensors(names.__contains__)
+
+
 def test_without_a_good_one_none_is_promised(store: CheckpointStore) -> None:
     for step in (6, 7):
         truncate(save(store, step))

@@ -19,6 +19,7 @@ from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.copies import LOOK_SECONDS, Copies
 from lowdimfa.services.coordinator.jobs import Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.supervisor import Supervisor
 from lowdimfa.services.run.objects import Objects, ObjectsError
 from lowdimfa.services.trainer.run_dir import targets_file
 
@@ -201,6 +202,42 @@ def test_a_recovery_is_noted_in_the_store_though_that_was_away_when_the_trainer_
         event["message"] for _, event in world.store.events(job_id, 0, 1000) if event["event"] == "warning"
     ]
     assert not any("became shorter" in message for message in told) and len(told) == 3
+
+
+@pytest.mark.parametrize("gate", [0.0, 2.0])
+def test_what_a_lost_trainer_told_the_store_alone_is_kept_and_counts(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch, gate: float
+) -> None:
+    """The store comes back while it is still left alone, or later: the copy here has not all, and replaces nothing."""
+    job_id = running(world, clock, "restart")
+    job = world.job(job_id)
+    away = Away(monkeypatch)
+    lose(world, job_id)
+    for _ in range(20):  # twice the liveness
+        later(world, clock)
+    away.back()
+    log(world, job_id, {"event": "progress", "step": 7, "steps": 10}, {"event": "finished"})
+    said = Objects(job.run_dir).read("events.jsonl")
+    later(world, clock, gate)
+    assert Objects(job.run_dir).read("events.jsonl") == said
+    later(world, clock, 2.0)
+    assert Objects(job.run_dir).read("events.jsonl") == said
+    assert world.state(job_id) is JobState.finished and world.job(job_id).step == 7
+
+
+def test_events_that_come_with_the_last_look_are_read_before_a_recovery_is_noted(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = running(world, clock, "restart")
+    monkeypatch.setattr(
+        Supervisor, "_read_to_the_end", lambda self, job: True
+    )  # as if that had been given up
+    lose(world, job_id)
+    log(world, job_id, {"event": "finished"})
+    said = Objects(world.job(job_id).run_dir).read("events.jsonl")
+    world.rounds(2)
+    assert Objects(world.job(job_id).run_dir).read("events.jsonl") == said
+    assert world.state(job_id) is JobState.finished
 
 
 @settings(max_examples=20)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from accelerators import LateDevice
+from torch import Tensor, nn
 
+from lowdimfa.build import build_stages
+from lowdimfa.config import FeedbackConfig, TrainingConfig
 from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError, ResourceError
+from lowdimfa.partitioning import partition
 from lowdimfa.services.block.devices import Check, NoCopies, OnHost, StreamedCopies, block_device, copies_for
-from lowdimfa.services.block.mailboxes import AtOnce, Outbox
+from lowdimfa.services.block.instructions import Halt, Policy, RunUpdate
+from lowdimfa.services.block.mailboxes import AtOnce, Inbox, Outbox
+from lowdimfa.services.block.observer import Observer
+from lowdimfa.services.block.runner import BlockRunner
+from lowdimfa.services.block.work import Work
+from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.stream.frames import Message
+from lowdimfa.tickets import Ticket
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_do() -> None:
@@ -131,6 +145,82 @@ def test_what_a_connection_raises_is_told_once() -> None:
         outbox.put(on_host(0.0), lost)
     outbox.close()
     assert [type(error) for error in failures] == [PeerError]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_an_outbox_has_settled_when_all_was_sent_or_dropped(passed: bool) -> None:
+    sent: list[float] = []
+    there = threading.Event()
+    outbox = Outbox("block-0", 4, lambda error: None)
+    outbox.put(OnHost((torch.tensor(1.0),), (), lambda: there.wait(10) and None), _into(sent))
+    outbox.put(on_host(2.0, passed), _into(sent))
+    outbox.put(on_host(3.0), _into(sent))
+    assert not outbox.settle(0.01) and sent == []
+    there.set()
+    assert outbox.settle(10) and sent == ([1.0, 2.0, 3.0] if passed else [1.0])
+    outbox.close()
+
+
+class Deferred(NoCopies):
+    """Leaves findings for whoever sends, as a GPU does, and has nothing ready before it is waited for at the end."""
+
+    deferred = True
+
+    def __init__(self) -> None:
+        self.waited_for = threading.Event()
+
+    def to_host(self, *tensors: Tensor, checks: Sequence[Check] = ()) -> OnHost:
+        return OnHost(tensors, tuple(checks), lambda: self.waited_for.wait(10) and None)
+
+
+class Settling(Outbox):
+    """Lets the device get ready when somebody waits for the outbox to come to rest."""
+
+    def __init__(self, copies: Deferred, failures: list[LowdimfaError]) -> None:
+        super().__init__("block-1", 4, failures.append)
+        self._copies = copies
+
+    def settle(self, patience: float) -> bool:
+        self._copies.waited_for.set()
+        return super().settle(patience)
+
+
+@pytest.mark.parametrize("probed", [False, True])
+@pytest.mark.parametrize("wrong", [1, 0])
+def test_an_error_that_was_not_broadcast_is_none_that_the_head_says_it_has(wrong: int, probed: bool) -> None:
+    """It may have run its forward; but its check fails in the outbox, and no other block may wait for it."""
+    heard: list[RunUpdate] = []
+    failures: list[LowdimfaError] = []
+    inbox, copies = Inbox(), Deferred()
+    outbox = Settling(copies, failures)
+    plans = partition(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), 2, torch.zeros(4, 6))
+    head = build_stages(plans, FeedbackConfig(q_rule="probed"), TrainingConfig(9), "classification")[1]
+    targets = SimpleNamespace(targets=lambda: torch.tensor([0, 1, 2, 0]))
+    data = SimpleNamespace(step=lambda step: [targets] * 3)
+
+    class Halted(Work):
+        def forward(self, ticket: Ticket, probe: bool) -> None:
+            super().forward(ticket, probe)
+            if ticket.microbatch == 1:
+                inbox.put(Halt(None))
+
+    neighbours: Any = SimpleNamespace(
+        publish=lambda ticket, kind, *tensors: heard.append(RunUpdate(ticket, kind)),
+        release=lambda message: None,
+    )
+    observer = Observer(BlockMetrics("job", "1", "0"), None, lambda: None)
+    work = Halted(head, neighbours, cast(Any, data), observer, None, 1.0, copies, outbox)
+    for microbatch in range(2):
+        values = torch.full((4, 5), torch.inf if microbatch == wrong else 1.0)
+        inbox.put(Message("train", Ticket(2, microbatch), (values,) * (1 + probed), microbatch))
+    policy = Policy(False, True, 3, 6, 1, probe_every=int(probed))
+    runner = BlockRunner(work, policy, inbox, neighbours, observer, 1.0, 2.0)
+    assert runner.published is None
+    assert runner.run(2, 4) == 2
+    outbox.close()
+    last = RunUpdate(Ticket(2, 0), "probe" if probed else "train")
+    assert (runner.published, heard[-1:]) == ((last, [last]) if wrong else (None, []))
+    assert [type(error) for error in failures] == [NotFiniteError]
 
 
 def test_on_processors_a_failed_check_is_raised_at_once() -> None:
