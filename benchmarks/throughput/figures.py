@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.throughput.registry import DELAYED, FORMATS, LIMIT, ZERO_BUBBLE
+from benchmarks.throughput.registry import DELAYED, FORMATS, LIMIT, ZERO_BUBBLE, without_parts
 from benchmarks.throughput.systems import OURS, VARIANTS
 
 PEERS = {"1f1b": ("1f1b",), "zero_bubble": ZERO_BUBBLE, "delayed": DELAYED}
@@ -67,7 +67,11 @@ def ratio(rounds: Sequence[Round], ours: str, others: Sequence[str]) -> float | 
     """Return the median over rounds of our rate over the fastest of some others' in the same round, or None."""
     found = []
     for one in rounds:
-        rates = [one[name]["samples_per_second"] for name in others if name in one]
+        rates = [
+            measured["samples_per_second"]
+            for name, measured in one.items()
+            if name in others or without_parts(name)[0] in others
+        ]
         if ours in one and rates:
             found.append(one[ours]["samples_per_second"] / max(rates))
     return statistics.median(found) if found else None

@@ -137,6 +137,12 @@ RIVALS: dict[str, Rival] = {
 }
 
 
+def without_parts(name: str) -> tuple[str, int | None]:
+    """Return the name of a pipeline, and of its format, without the micro-batches that it says, and those: ``1f1bx8``."""
+    found = re.fullmatch(r"(?!single-)(.+?)x([1-9]\d*)(\+.+)?", name)
+    return (name, None) if found is None else (found[1] + (found[3] or ""), int(found[2]))
+
+
 def configuration(name: str) -> dict[str, Any]:
     """Return what a worker needs to know of a system: the class, its options and the format of its tensors.
 
@@ -145,8 +151,11 @@ def configuration(name: str) -> dict[str, Any]:
     ValueError
         There is no such system.
     """
-    base, plus, travel = name.partition("+")
+    plain, parts = without_parts(name)
+    base, plus, travel = plain.partition("+")
     rival, options = _with_options(base)
+    if parts and not rival.packs:
+        raise ValueError(name)
     if plus and (travel not in FORMATS or not rival.packs):
         raise ValueError(name)
     return {"class": rival.made_by, "format": travel or "fp32", **rival.options, **options}
@@ -154,7 +163,7 @@ def configuration(name: str) -> dict[str, Any]:
 
 def rival_of(name: str) -> Rival:
     """Return the row of a system's name; see `configuration`."""
-    return _with_options(name.partition("+")[0])[0]
+    return _with_options(without_parts(name)[0].partition("+")[0])[0]
 
 
 def _with_options(name: str) -> tuple[Rival, dict[str, Any]]:
@@ -183,6 +192,7 @@ def table() -> str:
         "lowdimfa-s0, lowdimfa-s1, lowdimfa-s2: this runtime with staleness 0, 1 and 2",
         "    sends activations, and back the broadcast error alone; delay: the staleness, in steps; loses what",
         "    the error's dimensions leave out; with +bf16 or +int8 the precision of activations",
+        "pipelines in another number of micro-batches: 1f1bx8, zero-bubble-h1x2+int8",
     ]
     for name, rival in RIVALS.items():
         lines += [

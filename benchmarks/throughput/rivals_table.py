@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.reporting import markdown_table
 from benchmarks.throughput.figures import best, ratio
-from benchmarks.throughput.registry import FORMATS, ZERO_BUBBLE
+from benchmarks.throughput.registry import FORMATS, ZERO_BUBBLE, without_parts
 from benchmarks.throughput.systems import OURS
 from benchmarks.throughput.tables import place
 
@@ -110,7 +110,7 @@ def _matching(measured: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [
         one
         for one in measured
-        if one in names or any(one.startswith(name) for name in names if name[-1] == "-")
+        if without_parts(one)[0] in names or any(one.startswith(name) for name in names if name[-1] == "-")
     ]
 
 

@@ -20,6 +20,7 @@ from benchmarks.throughput.registry import (
     RIVALS,
     configuration,
     rival_of,
+    without_parts,
 )
 
 START_SECONDS = 300.0
@@ -159,7 +160,8 @@ def start(
     def plain(name: str) -> dict[str, Any]:
         train: dict[str, Any]
         if not name.startswith(OURS):
-            train = {"microbatches": 1} if name.partition("+")[0].endswith(WHOLE) else {}
+            parts = 1 if name.partition("+")[0].endswith(WHOLE) else without_parts(name)[1]
+            train = {} if parts is None else {"microbatches": parts}
             return network.specification(blocks, real=real, train=train, **place.sections)
         base, plus, travel = name.removeprefix(OURS).partition("+")
         staleness, *variants = base.split("-")

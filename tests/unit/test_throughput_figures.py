@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.throughput.figures import merge, order_of, ratio, summary
 from benchmarks.throughput.networks import NETWORKS
-from benchmarks.throughput.registry import RIVALS, configuration, stages_of, table
+from benchmarks.throughput.registry import RIVALS, configuration, stages_of, table, without_parts
 from benchmarks.throughput.spans import (
     applied,
     cpu_seconds,
@@ -120,6 +120,17 @@ def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
     assert ratio(measured, "lowdimfa-s1", ["a"]) == 2.0
     assert ratio(measured, "lowdimfa-s1", ["a", "b"]) == 2.0  # 2, 1.25, 2.1: the best of each round
     assert ratio(measured, "lowdimfa-s1", ["none"]) is None
+
+
+def test_a_pipeline_is_represented_by_its_fastest_number_of_micro_batches() -> None:
+    measured = rounds(lowdimfa_s1=[200.0], **{"1f1b": [100.0], "1f1bx8": [160.0], "1f1bx8+int8": [400.0]})
+    assert ratio(measured, "lowdimfa-s1", ["1f1b"]) == 200 / 160
+    assert ratio(measured, "lowdimfa-s1", ["1f1b+int8"]) == 0.5
+    assert without_parts("zero-bubble-h1x2+int8") == ("zero-bubble-h1+int8", 2)
+    assert without_parts("single-2x4") == ("single-2x4", None)
+    assert configuration("1f1bx8+int8") == configuration("1f1b+int8")
+    with pytest.raises(ValueError, match="ddpx2"):
+        configuration("ddpx2")
 
 
 def test_the_summary_has_what_is_promised_and_leaves_out_what_failed() -> None:
