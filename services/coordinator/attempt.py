@@ -9,12 +9,14 @@ from typing import Literal
 from lowdimfa.errors import InputError, PeerError, StoppedError
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState, Submission
 from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.unlinked import write_file
 from lowdimfa.services.run.naming import named
 from lowdimfa.services.run.storage import Place, below
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec.addresses import is_address
 from lowdimfa.services.spec.load import parse_text
 from lowdimfa.services.trainer.request import RunRequest
+from lowdimfa.services.trainer.stopping import stopped
 
 LAST_EVENTS = 50
 """Among which a run's last one is: only notes about its state may come after it."""
@@ -70,27 +72,25 @@ class RunRequests:
             run_dir=job.run_dir,
             engine="ray",
             resume=False,
-            user_code=_user_code(submission.files, below(job.run_dir, "code")),
+            user_code=_user_code(submission.files, job.run_dir),
             way_on=f"lowdimfa resume {job.id}",
         )
         return first.again(lost_at, ready=ready)
 
 
-def _user_code(files: dict[str, str], folder: str) -> UserCode:
+def _user_code(files: dict[str, str], run_dir: str) -> UserCode:
     """Lay the user's files down where all processes see them; where there is no such folder, they travel."""
     if not files:
         return UserCode()
+    folder = below(run_dir, "code")
     if is_address(folder):
         return UserCode(folder, files)
     for name, text in files.items():
-        path = Path(folder) / name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8")
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise InputError(
-                "files", f"{name!r} beside a file or folder of that name", "each once"
-            ) from error
+            write_file(Path(run_dir), Path("code", name), text)
+        except (NotADirectoryError, IsADirectoryError) as error:
+            found = f"{name!r}, and a file, folder or link in its way in {folder}"
+            raise InputError("files", found, "each once, and no links") from error
     return UserCode(folder)
 
 
@@ -105,14 +105,26 @@ def outcome_in(store: JobStore, job: Job) -> Event | None:
     return None
 
 
-def lost(job: Job) -> Event:
-    """Return the last word of a trainer that left none."""
+def lost(store: JobStore, job: Job) -> Event:
+    """Return the last word of a trainer that left none, or that was never made."""
     if job.stop_requested == "now":
         return {"event": "failed"} | StoppedError("stopped at once").as_event()
-    if job.stop_requested and not named(job.run_dir):
-        return {"event": "failed"} | StoppedError("stopped before it began").as_event()
+    if job.stop_requested and not _began(store, job):
+        early = stopped(job.run_dir) if named(job.run_dir) else StoppedError("stopped before it began")
+        return {"event": "failed"} | early.as_event()
     error = PeerError(
         f"the trainer of job {job.id} was lost after step {job.step}; 'lowdimfa resume {job.id}' goes on from its last "
         "checkpoint, if it has one"
     )
     return {"event": "failed"} | error.as_event()
+
+
+def _began(store: JobStore, job: Job) -> bool:
+    """Return whether a job's current attempt trained, so that its trainer's loss may have cost something."""
+    recent = store.events(job.id, max(0, job.last_sequence - LAST_EVENTS), LAST_EVENTS)
+    for _, event in reversed(recent):
+        if event["event"] == "state" and event["state"] == JobState.starting:
+            return False
+        if event["event"] == "started":
+            return True
+    return True

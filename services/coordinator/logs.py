@@ -8,7 +8,9 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from lowdimfa.services.coordinator.unlinked import folder_in, open_file
 
 POLL_SECONDS = 0.5
 """Pause between looks for new lines."""
@@ -18,8 +20,8 @@ LONGEST_LINE = 1 << 16
 
 CHUNK = 1 << 18
 
-SOURCE = re.compile(r"trainer|block-([0-9]{1,5})(?:-replica-([0-9]{1,5}))?")
-"""What a process may be called."""
+LOG = re.compile(r"(trainer|block-([0-9]{1,5})(?:-replica-([0-9]{1,5}))?)\.log")
+"""Name of a file, with what a process may be called."""
 
 
 class Line(NamedTuple):
@@ -32,13 +34,18 @@ class Line(NamedTuple):
 @dataclass
 class _Source:
     name: str
-    path: Path
-    position: int
+    run_dir: Path
+    position: int = 0
     rest: bytes = b""
+
+    def skip(self, tail: int) -> None:
+        """Begin with so many of the last lines; 0 for all."""
+        with self._open() as file:
+            self.position = start_of_tail(file, tail) if tail else 0
 
     def read(self) -> list[Line]:
         """Return the whole lines that came since the last call; a very long one in pieces."""
-        with self.path.open("rb") as file:
+        with self._open() as file:
             file.seek(self.position)
             data = file.read(CHUNK)
         self.position += len(data)
@@ -52,6 +59,9 @@ class _Source:
         """Return what was left without a line break."""
         rest, self.rest = self.rest, b""
         return [self._line(rest)] if rest else []
+
+    def _open(self) -> BinaryIO:
+        return open_file(self.run_dir, "logs", f"{self.name}.log")
 
     def _line(self, text: bytes) -> Line:
         return Line(self.name, text[:LONGEST_LINE].rstrip(b"\r").decode("utf-8", "replace"))
@@ -79,14 +89,13 @@ async def read_logs(
     refresh
         Called before each look, with that answer, to bring what is there up to date.
     """
-    folder = run_dir / "logs"
     known: dict[str, _Source] = {}
     going_on = True
     while going_on:
         going_on = follow()  # asked before the last look, so that what came just before the end is read
         await asyncio.to_thread(refresh, going_on)
-        for source in _appeared(folder, sources, known):
-            source.position = await asyncio.to_thread(start_of_tail, source.path, tail) if tail else 0
+        for source in await asyncio.to_thread(_appeared, run_dir, sources, known):
+            await asyncio.to_thread(source.skip, tail)
             known[source.name] = source
         for source in known.values():
             while lines := await asyncio.to_thread(source.read):
@@ -99,40 +108,35 @@ async def read_logs(
             yield line
 
 
-def _appeared(folder: Path, sources: Collection[str], known: dict[str, _Source]) -> list[_Source]:
+def _appeared(run_dir: Path, sources: Collection[str], known: Collection[str]) -> list[_Source]:
+    """Return the processes that have a log now; what is no file has none."""
     try:
-        paths = list(folder.glob("*.log"))
+        with folder_in(run_dir, "logs") as folder, os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except OSError:
         return []
-    found = [
-        (_place(name), path)
-        for path in paths
-        if (name := SOURCE.fullmatch(path.stem))
-        and path.stem not in known
-        and (not sources or path.stem in sources)
-    ]
-    return [_Source(path.stem, path, 0) for _, path in sorted(found)]
+    found = [log for name in names if (log := LOG.fullmatch(name)) and log[1] not in known]
+    return [_Source(log[1], run_dir) for log in sorted(found, key=_place) if not sources or log[1] in sources]
 
 
 def _place(name: re.Match[str]) -> tuple[int, int]:
     """Return where a process comes in the order: the trainer, then blocks, each with its replicas."""
-    block, replica = name.groups()
+    _, block, replica = name.groups()
     return (-1, 0) if block is None else (int(block), int(replica or 0))
 
 
-def start_of_tail(path: Path, lines: int) -> int:
+def start_of_tail(file: BinaryIO, lines: int) -> int:
     """Return where the last lines of a file begin, read from its end."""
-    with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        left = lines + 1  # the break at the end of the last line counts as one
-        while position:
-            size = min(CHUNK, position)
-            position -= size
-            file.seek(position)
-            data = file.read(size)
-            at = len(data)
-            while (at := data.rfind(b"\n", 0, at)) >= 0:
-                left -= 1
-                if not left:
-                    return position + at + 1
-        return 0
+    position = file.seek(0, os.SEEK_END)
+    left = lines + 1  # the break at the end of the last line counts as one
+    while position:
+        size = min(CHUNK, position)
+        position -= size
+        file.seek(position)
+        data = file.read(size)
+        at = len(data)
+        while (at := data.rfind(b"\n", 0, at)) >= 0:
+            left -= 1
+            if not left:
+                return position + at + 1
+    return 0

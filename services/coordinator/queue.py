@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from lowdimfa.services.coordinator.jobs import ACTIVE, Job
+from lowdimfa.services.coordinator.jobs import ACTIVE, Job, JobState
 from lowdimfa.services.coordinator.runner import Capacity
 from lowdimfa.services.coordinator.store import JobStore
 
 AT_ONCE = 50
-"""Jobs that are looked at in one round; the others are behind them."""
+"""Jobs that are looked at in one round, beside those that were refused; the others are behind them."""
 
 
 class StartOrder(NamedTuple):
@@ -27,7 +27,8 @@ def start_order(
 
     What doesn't fit now holds back all that came after it, so that a large job is not overtaken for ever by small
     ones; but what the whole cluster could not hold holds back nobody, and neither does what was ``refused``: for which
-    there was no room on any nodes though there was in sum. Those of them that are ``resting`` don't try.
+    there was no room on any nodes though there was in sum. These get what the others leave, one at a time, since one
+    that tries has its room until it is refused again. Those of them that are ``resting`` don't try.
     """
     active = store.in_states(ACTIVE)
     # Ray's figure knows of other users; ours of jobs that have not taken their places yet.
@@ -36,17 +37,25 @@ def start_order(
     order = StartOrder([], [])
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=False, limit=AT_ONCE):
         order.waiting.append((job, _never(job, capacity)))
-    for job in store.queued(capacity.cpus, capacity.gpus, fitting=True, limit=AT_ONCE):
-        if job.id in resting:
-            order.waiting.append((job, job.detail))
+    again: list[Job] = []
+    for job in store.queued(capacity.cpus, capacity.gpus, fitting=True, limit=AT_ONCE + len(refused)):
+        if job.id in refused:
+            again.append(job)
             continue
         if job.cpus > cpus or job.gpus > gpus:
             order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
-            if job.id in refused:
-                continue
             break
         order.starting.append(job)
         cpus, gpus = cpus - job.cpus, gpus - job.gpus
+    trying = any(job.id in refused and job.state is JobState.starting for job in active)
+    for job in again:
+        if job.id in resting:
+            continue
+        if job.cpus > cpus or job.gpus > gpus:
+            order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
+        elif not trying:
+            order.starting.append(job)
+            cpus, gpus, trying = cpus - job.cpus, gpus - job.gpus, True
     return order
 
 

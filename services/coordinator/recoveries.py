@@ -7,13 +7,13 @@ import random
 import time
 from typing import Any
 
-from lowdimfa.errors import RecoveriesUsedUpError, StorageError, error_of
+from lowdimfa.errors import RecoveriesUsedUpError, ResourceError, StorageError, error_of
 from lowdimfa.services.coordinator.attempt import LAST_EVENTS
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.store import JobStore
-from lowdimfa.services.monitoring.journal import Journal
+from lowdimfa.services.monitoring.journal import Journal, Position
 from lowdimfa.services.recovery.policy import TRAINER_LOST, End, Rules, TrainerGaveUp, decide, history_in
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec.load import parse_text
@@ -85,17 +85,26 @@ class Recoveries:
         return None
 
     def _note(self, job: Job, event: str, **fields: Any) -> Event:
-        """Add an event to the journal of a run that nobody works on."""
-        folder = self._copies.folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        before = Journal(folder).end().byte
-        with opened(Journal(folder)) as journal:
+        """Add an event to the journal of a run that nobody works on, as its last: all else in it was taken in.
+
+        Raises
+        ------
+        ResourceError
+            It isn't possible now, and the journal is as it was.
+        """
+        journal = Journal(self._copies.folder(job))
+        # The copy replaces the store's journal: what the store has beyond it would be lost.
+        self._copies.refresh(job, now=True)
+        if journal.after(Position(job.log_position)).events:
+            raise StorageError(f"events of job {job.id} came late; they are read first")
+        before = journal.end().byte
+        with opened(journal):
             entry = journal.emit(event, **fields)
-        try:
+        try:  # what the run's log has not must not be taken in: it is noted again, once that is possible
+            if entry not in journal.read(event):
+                raise ResourceError(f"an event can't be added to the run: {journal.trouble}")
             self._copies.send_events(job)
-        except (
-            StorageError
-        ):  # what the run's log has not must not be taken in: it is noted again, once that is possible
+        except ResourceError:
             os.truncate(journal.path, before)
             raise
         return entry

@@ -114,7 +114,7 @@ class SqliteJobStore(SqliteReads):
 
     def create(self, submission: Submission, cpus: float, gpus: float) -> tuple[Job, bool]:
         """Put a job into the queue, unless its client key was used before."""
-        digest = _digest(submission)
+        digest, job_id = _digest(submission), self._new_id(submission.name)
         with self._transaction():
             known = self._db.execute(
                 "SELECT id, digest FROM jobs WHERE owner = ? AND client_key = ? AND client_key != ''",
@@ -132,7 +132,7 @@ class SqliteJobStore(SqliteReads):
                 raise QueueFullError(
                     f"{waiting} jobs are queued, the most that this service takes; try again when some have run"
                 )
-            job_id, now = self._new_id(submission.name), time.time()
+            now = time.time()
             self._db.execute(
                 "INSERT INTO jobs (id, name, owner, client_key, digest, specification, files, state, detail, created,"
                 " queued, run_dir, cpus, gpus) VALUES (?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?)",
@@ -221,6 +221,10 @@ class SqliteJobStore(SqliteReads):
             self._db.execute("COMMIT")
 
     def _new_id(self, name: str) -> str:
+        """Draw an identifier; not in a transaction, which would hold everybody up where the storage hangs.
+
+        That two submissions draw the same at once is as good as impossible, and then the table refuses one.
+        """
         while True:
             job_id = f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
             # A run of an earlier store may still lie there, and is not this job's to go on with.

@@ -244,7 +244,7 @@ class Supervisor:
 
     def _conclude(self, job: Job, look: Look) -> None:
         """Bring a job whose trainer has ended to its end, or back to the queue."""
-        outcome = outcome_in(self._store, job) or look.outcome or lost(job)
+        outcome = outcome_in(self._store, job) or look.outcome or lost(self._store, job)
         verdict = self._recoveries.verdict(job, look, outcome)
         job = self._take_in(job)  # which the verdict may have added to
         if verdict is None:
@@ -296,21 +296,24 @@ class Supervisor:
             self._store.transition(job.id, JobState.failed, error.message, error=outcome)
 
     def _rest(self, job: Job, no_room: bool) -> None:
-        """Let a job that found no room again wait before its next try, each time longer, and others go before it.
+        """Let a job that found no room twice wait before its next try, each time longer, and others go before it.
 
-        What fits a cluster in sum may fit none of its nodes. When another job ends, all that rest may try at once.
+        Once somebody may have been quicker; but what fits a cluster in sum may fit none of its nodes. When another job
+        ends, all that rest may try again.
         """
-        _, pause = self._rests.pop(job.id, (0.0, 0.0))
+        _, last = self._rests.pop(job.id, (0.0, None))
         if no_room:
-            longer = max(2 * pause, self._liveness / 12)
-            self._rests[job.id] = time.monotonic() + pause, min(longer, LONGEST_REST * self._liveness)
+            longer = 0.0 if last is None else max(2 * last, self._liveness / 12)
+            pause = min(longer, LONGEST_REST * self._liveness)
+            self._rests[job.id] = time.monotonic() + pause, pause
         else:
             self._rests = {name: (0.0, pause) for name, (_, pause) in self._rests.items()}
 
     def _fill(self, capacity: Capacity) -> None:
         """Start queued jobs in order, as far as there is room, and say what the others wait for."""
         resting = {name for name, (until, _) in self._rests.items() if until > time.monotonic()}
-        order = start_order(self._store, capacity, resting, self._rests)
+        refused = {name for name, (_, pause) in self._rests.items() if pause}
+        order = start_order(self._store, capacity, resting, refused)
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:

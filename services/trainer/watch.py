@@ -42,7 +42,7 @@ class TrainerWatch:
         metrics = self._metrics
         match event["event"]:
             case "started":
-                self._recall(work_dir(event["run_dir"]))
+                self._recall(work_dir(event["run_dir"]), event["step"])
                 metrics.planned(event["steps"])
                 metrics.state("running")
             case "progress":
@@ -76,15 +76,26 @@ class TrainerWatch:
                 if not stopped:
                     metrics.failed(event["code"])
 
-    def _recall(self, run_dir: Path) -> None:
-        """Take in recoveries of the run that were logged before this trainer was there to see them, as its own may be."""
+    def _recall(self, run_dir: Path, start: int) -> None:
+        """Take in what was logged before this trainer was there to see it, as its own recoveries may be.
+
+        That is the run's recoveries, and its last checkpoint; those after the step where it goes on are given up.
+        """
         logged: Counter[str] = Counter()
-        for event in Journal(run_dir).read("recovering", "recovered"):
+        for event in Journal(run_dir).read("recovering", "recovered", "checkpoint"):
             match event:
                 case {"event": "recovering", "policy": str() as policy}:
                     logged[policy] += 1
                 case {"event": "recovered", "seconds": int() | float() as seconds}:
                     self._metrics.recovered(seconds)
+                case {
+                    "event": "checkpoint",
+                    "step": int() as step,
+                    "time": int() | float() as at,
+                    "seconds": int() | float() as seconds,
+                    "pause_seconds": int() | float() as pause,
+                } if step <= start:
+                    self._metrics.checkpointed(at, seconds, pause)
         for policy in (logged - self._recoveries).elements():
             self._count(policy)
 

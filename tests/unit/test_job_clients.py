@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lowdimfa.errors import PeerError
 from lowdimfa.services.coordinator import client as module
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
 from lowdimfa.services.coordinator.logs import read_logs
+from lowdimfa.services.coordinator.unlinked import open_file
 
 
 class Unavailable(grpc.RpcError):
@@ -89,3 +92,39 @@ def test_every_process_of_a_job_is_in_its_logs_in_order(tmp_path: Path) -> None:
         (tmp_path / "logs" / f"{name}.log").write_text("written\n")
     assert lines(tmp_path) == [f"{name} written" for name in names]
     assert lines(tmp_path, "block-0-replica-1") == ["block-0-replica-1 written"]
+
+
+def test_a_log_that_leads_elsewhere_or_never_ends_is_not_read(tmp_path: Path) -> None:
+    """The job's own code can put anything there, and the coordinator may read more than it."""
+    run_dir, secret = tmp_path / "run", tmp_path / "secret" / "trainer.log"
+    for folder in (run_dir / "logs", secret.parent, tmp_path / "other"):
+        folder.mkdir(parents=True)
+    secret.write_text("the key\n")
+    (run_dir / "logs" / "trainer.log").write_text("written\n")
+    (run_dir / "logs" / "block-0.log").symlink_to(secret)
+    os.mkfifo(run_dir / "logs" / "block-1.log")
+    (run_dir / "logs" / "block-2.log").mkdir()
+    assert lines(run_dir) == ["trainer written"]
+    for name in ("block-0.log", "block-1.log", "block-2.log"):  # put there after it was looked at
+        with pytest.raises(OSError, match=name):
+            open_file(run_dir, "logs", name)
+    (tmp_path / "other" / "logs").symlink_to(secret.parent)
+    assert lines(tmp_path / "other") == []
+
+
+def test_a_storage_that_hangs_holds_up_no_other_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    threads: set[int] = set()
+
+    def noted(call: Any) -> Any:
+        def work(*given: Any, **named: Any) -> Any:
+            threads.add(threading.get_ident())
+            return call(*given, **named)
+
+        return work
+
+    (tmp_path / "logs" / "trainer.log").write_text("written\n")
+    for name in ("open", "scandir"):
+        monkeypatch.setattr(os, name, noted(getattr(os, name)))
+    assert lines(tmp_path) == ["trainer written"]
+    assert threads and threading.get_ident() not in threads  # in which the loop runs, and all calls with it

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -64,6 +66,35 @@ def test_the_queue_takes_so_many_and_no_more(store: SqliteJobStore) -> None:
         store.create(submission(), 1, 0)
     with pytest.raises(QueueFullError, match="5 jobs are queued"):
         store.create(submission(), 1, 0)
+
+
+def test_a_storage_that_hangs_holds_up_nobody_but_who_submits(
+    store: SqliteJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.create(submission(), 1, 0)
+    free = []
+
+    def meanwhile() -> None:
+        free.append(store.update(job.id, step=7).step)
+
+    def looked(path: Path) -> bool:
+        other = Thread(target=meanwhile, daemon=True)
+        other.start()
+        other.join(30)
+        return False
+
+    monkeypatch.setattr(Path, "exists", looked)
+    store.create(submission(), 1, 0)
+    assert free == [7]
+
+
+def test_the_name_of_a_job_or_of_a_folder_that_is_there_is_not_given_again(
+    store: SqliteJobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "mnist-bbbbbb").mkdir(parents=True)
+    drawn = iter("aaaaaa" + "aaaaaabbbbbbcccccc")
+    monkeypatch.setattr(secrets, "choice", lambda letters: next(drawn))
+    assert [store.create(submission(), 1, 0)[0].id for _ in range(2)] == ["mnist-aaaaaa", "mnist-cccccc"]
 
 
 @pytest.mark.parametrize("start", JobState)

@@ -11,10 +11,12 @@ import pytest
 from supervised import FAILED, STOPPED, World
 
 from lowdimfa.errors import NoRoomError
+from lowdimfa.services.coordinator import queue
 from lowdimfa.services.coordinator import supervisor as supervisor_module
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
-from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.queue import start_order
+from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.recovery.deadlines import longest_silence
 from lowdimfa.services.trainer.request import RunRequest
 
@@ -219,6 +221,39 @@ def test_a_job_stopped_before_its_trainer_was_made_is_stopped_and_not_failed(wor
     assert world.state(job_id) is JobState.stopped
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("on_failure", ["fail", "restart"])
+def test_a_resumed_job_stopped_before_it_trains_is_stopped_with_its_checkpoint(
+    world: World, told: bool, on_failure: str
+) -> None:
+    job_id = world.running(on_failure)
+    (Path(world.job(job_id).run_dir) / "spec.yaml").write_text("")
+    world.checkpoint(job_id, 5)
+    world.ended(job_id, FAILED)
+    world.rounds()
+    world.store.transition(job_id, JobState.queued, "")
+    world.rounds(1 + told)
+    assert world.state(job_id) is JobState.starting
+    world.store.update(job_id, stop_requested="graceful")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.cluster.trainers.clear()
+    world.rounds()
+    assert (world.state(job_id), world.job(job_id).detail) == (JobState.stopped, "stopped after step 5")
+    world.store.transition(job_id, JobState.queued, "")
+    world.rounds(2)
+    assert world.cluster.requests[world.trainer(job_id)].resume
+
+
+def test_a_job_whose_trainer_is_lost_while_it_stops_has_failed(world: World) -> None:
+    job_id = world.running()
+    (Path(world.job(job_id).run_dir) / "spec.yaml").write_text("")
+    world.store.update(job_id, stop_requested="graceful")
+    world.store.transition(job_id, JobState.stopping, "")
+    world.cluster.trainers.clear()
+    world.rounds()
+    assert world.state(job_id) is JobState.failed
+
+
 def test_room_lost_while_the_blocks_were_placed_sends_the_job_back_to_the_queue(world: World) -> None:
     job_id = world.submit()
     world.rounds(2)
@@ -362,3 +397,81 @@ def test_a_job_that_was_refused_room_does_not_drain_the_cluster(world: World) ->
     world.ended(small[0], {"event": "finished", "steps": 10})
     world.rounds(2)
     assert (world.state(large), world.state(small[2])) == (JobState.queued, JobState.starting)
+
+
+@pytest.mark.parametrize("place", ["code/my.py", "code/pkg", "code", ""])
+def test_a_link_that_a_job_left_is_not_written_through(world: World, place: str) -> None:
+    """A resumed job's files are laid down anew, by a coordinator who may write more than the job's code."""
+    job_id = world.submit(files={"my.py": "x = 1\n", "pkg/deep.py": "y = 2\n"})
+    world.rounds(2)
+    world.ended(job_id, FAILED)
+    world.rounds()
+    path, elsewhere = Path(world.job(job_id).run_dir) / place, world.folder / "elsewhere"
+    path.rename(elsewhere)
+    for file in (elsewhere, *elsewhere.rglob("*.py")):
+        if file.is_file():
+            file.write_text("precious")
+    path.symlink_to(elsewhere)
+    world.store.transition(job_id, JobState.queued, "")
+    world.rounds(2)
+    for file in (elsewhere, *elsewhere.rglob("*.py")):
+        assert file.is_dir() or file.read_text() == "precious"
+    if place == "code/my.py":
+        assert world.state(job_id) is JobState.starting
+        assert not path.is_symlink() and path.read_text() == "x = 1\n"
+    else:
+        error = world.job(job_id).error
+        assert world.state(job_id) is JobState.failed
+        assert error is not None and error["code"] == "bad_input" and "link" in error["message"]
+
+
+NO_ROOM = {"event": "failed"} | NoRoomError("no room", setting="placement").as_event()
+
+
+def refused(world: World, count: int) -> list[str]:
+    """Return jobs of two cores that found no room twice, and rest."""
+    jobs = [world.submit(cpus=2) for _ in range(count)]
+    for job in jobs:
+        for _ in range(2):
+            world.rounds(2)
+            assert world.state(job) is JobState.starting
+            world.ended(job, NO_ROOM)
+    world.rounds()
+    return jobs
+
+
+def test_jobs_that_were_refused_room_try_one_at_a_time_and_after_all_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: 100.0)
+    first = world.submit(cpus=2)
+    world.rounds(2)
+    misfits = refused(world, 2)
+    others = [world.submit(cpus=1) for _ in range(3)]
+    world.rounds()
+    assert [world.state(job) for job in others] == [JobState.starting, JobState.starting, JobState.queued]
+    world.ended(first, {"event": "finished", "steps": 10})  # by which both may try again
+    world.rounds(2)
+    assert world.state(others[2]) is JobState.starting
+    assert {world.state(job) for job in misfits} == {JobState.queued}  # one core is left
+    world.cluster.cpus += 4
+    for trying, waiting in (misfits, reversed(misfits)):
+        world.rounds(2)
+        assert (world.state(trying), world.state(waiting)) == (JobState.starting, JobState.queued)
+        world.ended(trying, NO_ROOM)
+
+
+def test_a_job_that_was_refused_room_overtakes_nobody_who_came_before_it(world: World) -> None:
+    early, large, late = [world.submit(cpus) for cpus in (2, 3, 2)]
+    for room, job in ((4, large), (2, early)):
+        order = start_order(world.store, Capacity(4, 0, room, 0), refused={early, late})
+        assert [starting.id for starting in order.starting] == [job]
+
+
+def test_however_many_jobs_rest_the_next_one_starts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(queue, "AT_ONCE", 2)
+    refused(world, 3)
+    following = world.submit(cpus=1)
+    world.rounds()
+    assert world.state(following) is JobState.starting

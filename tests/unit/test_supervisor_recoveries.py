@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,26 @@ def test_a_cluster_that_went_away_and_comes_back_empty_takes_its_jobs_up_again(
     world.rounds(2)
     assert world.cluster.requests[world.trainer(kept)].resume
     assert len(events(world, kept, "recovering")) == 1
+
+
+def test_a_recovery_that_finds_no_room_in_the_run_s_log_waits_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What isn't noted isn't counted: the job would go on without end."""
+    job_id = world.running("restart")
+    path = Path(world.job(job_id).run_dir) / "events.jsonl"
+    before = path.read_bytes()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        lose(world, job_id)
+        world.rounds(3)
+    assert (world.state(job_id), path.read_bytes()) == (JobState.running, before)
+    assert "no space left" in events(world, job_id, "warning")[-1]["message"]
+    world.rounds()
+    assert world.state(job_id) is JobState.starting
+    (recovering,) = events(world, job_id, "recovering")
+    assert recovering["recovery"] == 1

@@ -120,6 +120,22 @@ def test_the_replacement_of_a_lost_trainer_goes_on_counting(
     assert seen["job_state", "running"] == 1
 
 
+@pytest.mark.parametrize(("step", "last"), [(0, None), (200, 2.0), (250, 2.0), (300, 4.0)])
+def test_a_resumed_run_has_the_last_checkpoint_of_what_it_goes_on_from(
+    watch: TrainerWatch, values: Values, tmp_path: Path, step: int, last: float | None
+) -> None:
+    log = Journal(tmp_path)
+    for at, saved in ((1.0, 100), (2.0, 200), (3.0, 310), (4.0, 290), (5.0, 400)):
+        log.emit("checkpoint", step=saved, path="", seconds=at / 2, pause_seconds=at / 4, time=at)
+    log.emit("checkpoint")
+    log.close()
+    watch.saw(started(tmp_path) | {"step": step})
+    seen = values()
+    assert seen.get(("checkpoint_last_success_timestamp_seconds",)) == last
+    assert seen.get(("checkpoint_duration_seconds",)) == (last and last / 2)
+    assert seen.get(("checkpoint_pause_seconds",)) == (last and last / 4)
+
+
 @pytest.mark.parametrize(
     ("code", "state", "failures"), [("stopped", "stopped", 0), ("internal", "failed", 1)]
 )
