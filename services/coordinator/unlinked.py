@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from lowdimfa.services.monitoring.line_file import open_regular
 
 
 @contextmanager
@@ -50,12 +50,7 @@ def open_file(run_dir: Path, folder: str, name: str) -> BinaryIO:
         It is a link, or no file: one that nobody writes to would never end.
     """
     with folder_in(run_dir, folder) as descriptor:
-        # Without waiting for somebody who writes, as a named pipe has it.
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "not a file", name)
-    return os.fdopen(file, "rb")
+        return os.fdopen(open_regular(name, folder=descriptor), "rb")
 
 
 def write_file(run_dir: Path, path: Path, text: str) -> None:

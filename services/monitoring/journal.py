@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowdimfa.services.monitoring.line_file import WAITING_BYTES, LineFile, object_in, objects_in, to_json
+from lowdimfa.services.monitoring.line_file import (
+    WAITING_BYTES,
+    LineFile,
+    object_in,
+    objects_in,
+    open_regular,
+    to_json,
+)
 
 EVENTS = "events.jsonl"
 """Name of a journal's file in the run directory."""
@@ -147,7 +154,7 @@ class Journal:
     def end(self) -> Position:
         """Return the position after all that the file has; half a line at its end is nobody's news."""
         try:
-            with self.path.open("rb") as file:
+            with os.fdopen(open_regular(self.path), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 1))
                 return Position(size, ahead=int(file.read(1) not in (b"", b"\n")))
@@ -210,7 +217,9 @@ class Journal:
     def _bytes_after(self, start: int) -> tuple[int, bytes]:
         """Return the size of the file, and what it has after a byte."""
         with contextlib.ExitStack() as stack:
-            file = self._file.open() if self._open else stack.enter_context(self.path.open("rb")).fileno()
+            file = self._file.open() if self._open else open_regular(self.path)
+            if not self._open:
+                stack.callback(os.close, file)
             return os.fstat(file).st_size, os.pread(file, MOST_BYTES, start)
 
     def _news(self, data: bytes, whole: int, position: Position, more: bool, through: str) -> News:

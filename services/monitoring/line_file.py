@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -78,7 +80,7 @@ class LineFile:
         """
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 self._half_line = _ends_in_half_line(descriptor)
             except OSError:
@@ -181,6 +183,30 @@ class LineFile:
             self._descriptor = None
 
 
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = None) -> int:
+    """Open a file and return its descriptor; who may write to its folder can't lead elsewhere, nor make this wait.
+
+    Parameters
+    ----------
+    path
+        The file; beneath ``folder``, a descriptor, if that is given.
+    flags
+        Of `os.open`.
+
+    Raises
+    ------
+    OSError
+        There is none, it can't be opened, or it is a link, a named pipe or no file at all.
+    """
+    # Without waiting for somebody at the other end, as a named pipe has it.
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return descriptor
+
+
 def _ends_in_half_line(descriptor: int) -> bool:
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -197,11 +223,11 @@ def objects_in(path: Path, marks: Collection[bytes] = ()) -> Iterator[tuple[int,
         Only lines that have one of these in them; all if empty.
     """
     try:
-        file = path.open("rb")
+        descriptor = open_regular(path)
     except FileNotFoundError:
         return
     byte = 0
-    with file:
+    with os.fdopen(descriptor, "rb") as file:
         for line in file:
             if not marks or any(mark in line for mark in marks):
                 yield byte, object_in(line)

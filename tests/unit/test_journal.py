@@ -92,6 +92,19 @@ def test_long_logs_come_in_portions_and_a_line_without_end_holds_nothing_up(
     assert position == Position(log.stat().st_size)
 
 
+@pytest.mark.parametrize("trap", ["named pipe", "link"])
+def test_a_journal_that_is_no_file_is_neither_waited_for_nor_followed(tmp_path: Path, trap: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text('{"event":"started","time":1.0}\n')
+    journal = Journal(tmp_path / "run")
+    journal.path.parent.mkdir()
+    os.mkfifo(journal.path) if trap == "named pipe" else journal.path.symlink_to(elsewhere)
+    for read in (lambda: journal.after(Position(0)), lambda: list(journal.read()), journal.end, journal.open):
+        with pytest.raises(OSError):
+            read()
+    assert elsewhere.read_text().count("\n") == 1
+
+
 def test_a_log_that_became_shorter_is_reported_and_read_on(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text('{"event": "warning", "message": "new"}\n')
