@@ -169,7 +169,8 @@ class ConvMap:
         chosen = _choose(len(error) * pixels, limit, error.device)
         flat = error.flatten(2)
         vectors = flat.mT.flatten(0, 1) if chosen is None else flat[chosen // pixels, :, chosen % pixels]
-        return vectors.unflatten(1, (self.groups, vectors.shape[1] // self.groups)).transpose(0, 1)
+        outputs = vectors.shape[1] // self.groups  # said, as a reshape of no vectors could not infer it
+        return vectors.reshape(len(vectors), self.groups, outputs).transpose(0, 1)
 
 
 def _matrix(x: Tensor) -> Tensor:
