@@ -124,7 +124,7 @@ def _works_by_position(module: nn.Module) -> bool:
 def _try(layers: Sequence[Layer], width: int) -> None:
     """Refuse a module that declares what it doesn't do."""
     like = next((value for layer in layers for value in layer.module.parameters()), torch.zeros(()))
-    whole = torch.randn(_ROWS, width, generator=torch.Generator().manual_seed(0)).to(like)
+    whole = torch.randn(_ROWS, width, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     single = list(torch.split(whole, 1))
     for layer in layers:
         mode = layer.module.training

@@ -242,4 +242,6 @@ def _make_up(storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
 
 @cache
 def _pattern() -> Tensor:
-    return torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        _PATTERN, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    )

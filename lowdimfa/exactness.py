@@ -115,7 +115,9 @@ class _Checked:
         site = self.block.sites[-1]
         tapped = tap_at(site.tap, arriving(self.block.form, self.block.ports.leaves, opened(output)[0]))
         shape = *tapped.shape[:-1], site.feedback.received
-        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(tapped.device) / len(tapped)
+        return torch.randn(
+            shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu"
+        ).to(tapped.device) / len(tapped)
 
     def _learn(self, events: str) -> Gradients:
         """Return the gradients and buffers after these events: f and u of a micro-batch, and w, other weights."""

@@ -278,4 +278,6 @@ def _leading(rows: Tensor, rank: int) -> Tensor:
 
 @lru_cache(16)
 def _start(features: int, rank: int) -> Tensor:
-    return torch.randn(features, rank, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        features, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    )

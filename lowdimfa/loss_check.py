@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from lowdimfa.encoding import same_bits
 from lowdimfa.errors import InputError, in_words
+from lowdimfa.generators import reproducible
 from lowdimfa.losses import Loss
 
 
@@ -40,7 +41,10 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")  # torch's, where shapes are broadcast
             loss = deepcopy(loss) if isinstance(loss, nn.Module) else loss  # which its calls may change
-            value = _left_as_they_are(loss, outputs, targets)
+            with reproducible(0):
+                value = _left_as_they_are(loss, outputs, targets)
+            with reproducible(0):
+                again = loss(outputs, targets)
     except InputError:
         raise
     except UserWarning as error:
@@ -62,8 +66,12 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "Divide it by their number, or leave out reduction='sum': here gradients are means over a whole batch, in "
             "however many micro-batches it is computed.",
         )
+    if not (same_bits(again, value) or math.isclose(again, value, rel_tol=1e-6)):
+        raise _changes("that it has as an attribute, or in a closure")
     leaves = list(_leaves(value))
-    if any(leaf is not outputs for leaf in leaves):
+    # What a call makes for itself, such as a sum to begin with, is another tensor in the next one.
+    lasting = [leaf for leaf in leaves for other in _leaves(again) if leaf is other]
+    if any(leaf is not outputs for leaf in lasting):
         raise InputError(
             "train.loss",
             "a loss that depends on parameters of its own, or of the model",
@@ -71,7 +79,7 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "Penalties on weights are the optimiser's (weight_decay), what is to be learned belongs to a layer of the "
             "model, and what isn't needs requires_grad_(False).",
         )
-    if not leaves:
+    if not any(leaf is outputs for leaf in leaves):
         raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")
     if _mixes_samples(loss, outputs, targets, value, counted):
         raise _broadcasts(shapes)
@@ -134,14 +142,18 @@ def _left_as_they_are(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
         if name not in kept or not same_bits(tensor, kept[name])
     ]
     if moved:
-        raise InputError(
-            "train.loss",
-            f"a loss whose calls change a state of its own, {moved[0]!r}",
-            "one that is the same function at every call",
-            "Evaluations would change it too, and it is in no checkpoint. Give it what is known before the run, and let "
-            "a network within it be in evaluation mode.",
-        )
+        raise _changes(repr(moved[0]))
     return result
+
+
+def _changes(what: str) -> InputError:
+    return InputError(
+        "train.loss",
+        f"a loss whose calls change a state of its own, {what}",
+        "one that is the same function at every call",
+        "Evaluations would change it too, and it is in no checkpoint. Give it what is known before the run, and let "
+        "a network within it be in evaluation mode.",
+    )
 
 
 def _state_of(loss: Loss) -> dict[str, Tensor]:

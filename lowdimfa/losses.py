@@ -289,12 +289,16 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Let a loss that is a module be in evaluation mode, and then in the modes that its parts had."""
-        if not isinstance(self.loss, nn.Module):
+        """Let a loss that is a module, or a method of one, be in evaluation mode, then in its parts' modes again."""
+        loss = self.loss
+        while isinstance(loss, partial):
+            loss = loss.func
+        own = loss if isinstance(loss, nn.Module) else getattr(loss, "__self__", None)
+        if not isinstance(own, nn.Module):
             yield
             return
-        modes = [(module, module.training) for module in self.loss.modules()]
-        self.loss.eval()
+        modes = [(module, module.training) for module in own.modules()]
+        own.eval()
         try:
             yield
         finally:

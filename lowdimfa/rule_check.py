@@ -156,7 +156,9 @@ def _drawn(
     generator = torch.Generator().manual_seed(2**20 + seed)
     rows = _SAMPLES, *[2] * position_dims
     widths = len(weights), received or weights.shape[-1]
-    value, error = (torch.randn(*rows, width, generator=generator) for width in widths)
+    value, error = (
+        torch.randn(*rows, width, generator=generator, dtype=torch.float32, device="cpu") for width in widths
+    )
     return value.to(weights.device), error.to(weights.device)
 
 

@@ -66,7 +66,7 @@ class Tap(ABC):
 
     def features(self, output_shape: Sequence[int]) -> int:
         """Return the number of features of the tap for an output of the given shape (without the batch)."""
-        return self(torch.zeros(1, *output_shape)).shape[-1]
+        return self(torch.zeros(1, *output_shape, dtype=torch.float32, device="cpu")).shape[-1]
 
     def keeps_places(self, output_shape: Sequence[int]) -> bool:
         """Return whether the tap has features for every pixel or token of an output (of the shape without batch)."""
@@ -238,4 +238,4 @@ def choose_tap(
 
 
 def _drawn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator, device=generator.device)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32, device=generator.device)

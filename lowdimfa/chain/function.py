@@ -122,7 +122,8 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
     def refusing(ctx: Any, *arriving: Tensor) -> Gradients:
         with torch.no_grad():
             found = backward(ctx, *arriving)
-        if not torch.is_grad_enabled():
+        # Transforms of torch.func always ask for second derivatives, wanted or not.
+        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return found
         return tuple(None if one is None else Once.apply(one.detach().requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
 

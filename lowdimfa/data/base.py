@@ -244,7 +244,7 @@ class BatchOrder:
         epoch, step = divmod(ticket.step, self.steps_per_epoch)
         if self._shuffled and epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._permutation = torch.randperm(self._samples, generator=generator)
+            self._permutation = torch.randperm(self._samples, generator=generator, device="cpu")
             self._epoch = epoch
         first = step * self.batch_size
         size, larger = divmod(min(self.batch_size, self._samples - first), self.microbatches)

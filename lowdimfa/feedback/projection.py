@@ -93,7 +93,7 @@ class WholeError(PRule):
     """
 
     def __init__(self, task_dim: int) -> None:
-        self.weights = torch.empty(task_dim, 0)
+        self.weights = torch.empty(task_dim, 0, dtype=torch.float32, device="cpu")
 
     @property
     def is_identity(self) -> bool:
@@ -102,7 +102,7 @@ class WholeError(PRule):
 
     def restore(self, weights: Tensor) -> None:
         """Take in a ``P`` of shape ``(m, m)``."""
-        if not torch.equal(weights, torch.eye(len(weights))):
+        if not torch.equal(weights, torch.eye(len(weights), dtype=weights.dtype, device=weights.device)):
             self.weights = weights.to(self.weights.device, copy=True)
 
     def project(self, error: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class OjaProjection(PRule):
     def __init__(self, task_dim: int, error_dim: int, generator: torch.Generator, p_lr: float = 0.1) -> None:
         super().__init__(task_dim, error_dim, generator)
         self.p_lr = p_lr
-        self._correlation = torch.zeros(task_dim, task_dim)
+        self._correlation = torch.zeros(task_dim, task_dim, dtype=torch.float32, device="cpu")
 
     def accumulate(self, error: Tensor) -> None:
         """Add the correlation of the errors of one micro-batch."""
@@ -178,7 +178,7 @@ class PcaProjection(PRule):
         if not 0 <= p_decay < 1 or p_every < 1:
             raise ValueError(f"p_decay is {p_decay} and p_every {p_every}; from 0 to below 1, and at least 1")
         self.p_decay, self.p_every = p_decay, p_every
-        self.running = torch.zeros(task_dim, task_dim)
+        self.running = torch.zeros(task_dim, task_dim, dtype=torch.float32, device="cpu")
         self._correlation = torch.zeros_like(self.running)
         self.steps = 0
 

@@ -75,7 +75,10 @@ class QRule(Kept):
     weights: nn.Parameter
 
     def __init__(self, features: int, error_dim: int, generator: torch.Generator) -> None:
-        drawn = torch.randn(features, error_dim, generator=generator) / math.sqrt(error_dim)
+        drawn = torch.randn(
+            features, error_dim, generator=generator, dtype=torch.float32, device=generator.device
+        )
+        drawn /= math.sqrt(error_dim)
         self.weights = nn.Parameter(drawn, requires_grad=False)
 
     @property
@@ -150,7 +153,11 @@ class TransposedFeedback(QRule):
     def __init__(self, projection: PRule) -> None:
         self.error_dim, columns = projection.weights.shape
         self._whole = isinstance(projection, WholeError) or columns == self.error_dim
-        drawn = torch.empty(self.error_dim, 0) if self._whole else projection.weights.t().contiguous()
+        drawn = (
+            torch.empty(self.error_dim, 0, dtype=torch.float32, device="cpu")
+            if self._whole
+            else projection.weights.t().contiguous()
+        )
         self.weights = nn.Parameter(drawn, requires_grad=False)
 
     @property

@@ -124,7 +124,10 @@ class LinearFeedback:
     anneal: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (("rule", self.rule, get_args(Rule)), ("drive", self.drive, get_args(Drive))):
+        for name, value, known in (
+            ("rule", self.rule, get_args(Rule)),
+            ("drive", self.drive, get_args(Drive)),
+        ):
             if value not in known:
                 raise InputError(f"LinearFeedback: {name}", repr(value), f"one of {', '.join(known)}")
         if self.decay < 0 or self.p_rate < 0 or (self.anneal is not None and self.anneal <= 0):

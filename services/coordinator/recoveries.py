@@ -60,7 +60,7 @@ class Recoveries:
             error_of(outcome), look.condition is Condition.lost, job.state is not JobState.starting
         )
         rules = Rules.of(parse_text(self._store.submission(job.id).specification, "the specification"))
-        journal = Journal(self._copies.folder(job))
+        journal = Journal(self._copies.folder(job), follow=False)
         events = journal.read("failed", "finished", "recovering", "started")
         decision = decide(failure, rules, history_in(events), time.time(), random.random())
         if isinstance(decision, End):
@@ -92,7 +92,7 @@ class Recoveries:
         ResourceError
             It isn't possible now, and the journal is as it was.
         """
-        journal = Journal(self._copies.folder(job))
+        journal = Journal(self._copies.folder(job), follow=False)
         # The copy replaces the store's journal: what the store has beyond it would be lost.
         self._copies.refresh(job, now=True)
         if journal.after(Position(job.log_position)).events:

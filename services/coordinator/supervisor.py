@@ -229,7 +229,7 @@ class Supervisor:
         starting = job.state is JobState.starting
         # No further than the start, which changes the job's state: watchers see all that in its order.
         before = Position(job.log_position)
-        events, position, more = Journal(self._copies.folder(job)).after(
+        events, position, more = Journal(self._copies.folder(job), follow=False).after(
             before, through="started" if starting else ""
         )
         if position is None or position == before:

@@ -50,7 +50,7 @@ def open_file(run_dir: Path, folder: str, name: str) -> BinaryIO:
         It is a link, or no file: one that nobody writes to would never end.
     """
     with folder_in(run_dir, folder) as descriptor:
-        return os.fdopen(open_regular(name, folder=descriptor), "rb")
+        return os.fdopen(open_regular(name, follow=False, folder=descriptor), "rb")
 
 
 def write_file(run_dir: Path, path: Path, text: str) -> None:

@@ -77,6 +77,8 @@ class Journal:
         then followed by a ``recovered`` event.
     limit
         Bytes that may wait for room on the disk.
+    follow
+        Whether the file may be a link: not for who may read what the run's own code may not.
     """
 
     def __init__(
@@ -86,10 +88,12 @@ class Journal:
         lost_at: float | None = None,
         *,
         limit: int = WAITING_BYTES,
+        follow: bool = True,
     ) -> None:
         self.path = run_dir / EVENTS
         self._sink, self._lost_at = sink, lost_at
-        self._file = LineFile(self.path, limit, on_trouble=self._note_trouble, gap=_note_gap)
+        self._follow = follow
+        self._file = LineFile(self.path, limit, on_trouble=self._note_trouble, gap=_note_gap, follow=follow)
         self._begun: Position | None = None
         self._open = False
         self._given_up = b""
@@ -145,7 +149,7 @@ class Journal:
             ``kinds`` it hears of few: other lines are not looked at, since parsing a long journal takes seconds.
         """
         marks = [f'"{kind}"'.encode() for kind in kinds]
-        for byte, event in objects_in(self.path, marks):
+        for byte, event in objects_in(self.path, marks, follow=self._follow):
             if event is None or not _is_event(event):
                 damaged(byte)
             elif not kinds or event["event"] in kinds:
@@ -154,7 +158,7 @@ class Journal:
     def end(self) -> Position:
         """Return the position after all that the file has; half a line at its end is nobody's news."""
         try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
+            with os.fdopen(open_regular(self.path, follow=self._follow), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 1))
                 return Position(size, ahead=int(file.read(1) not in (b"", b"\n")))
@@ -217,7 +221,7 @@ class Journal:
     def _bytes_after(self, start: int) -> tuple[int, bytes]:
         """Return the size of the file, and what it has after a byte."""
         with contextlib.ExitStack() as stack:
-            file = self._file.open() if self._open else open_regular(self.path)
+            file = self._file.open() if self._open else open_regular(self.path, follow=self._follow)
             if not self._open:
                 stack.callback(os.close, file)
             return os.fstat(file).st_size, os.pread(file, MOST_BYTES, start)

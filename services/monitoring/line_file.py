@@ -40,6 +40,8 @@ class LineFile:
         or "", goes before them.
     gap
         Called with the number of lines given up; what it returns, a line or "", stands in their place.
+    follow
+        Whether the file may be a link.
 
     Attributes
     ----------
@@ -56,8 +58,9 @@ class LineFile:
         *,
         on_trouble: Callable[[str], str] = lambda reason: "",
         gap: Callable[[int], str] = lambda lines: "",
+        follow: bool = True,
     ) -> None:
-        self.path = path
+        self.path, self._follow = path, follow
         self.trouble: str | None = None
         self.missing = 0
         self._limit = limit
@@ -80,7 +83,8 @@ class LineFile:
         """
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            descriptor = open_regular(self.path, flags, follow=self._follow)
             try:
                 self._half_line = _ends_in_half_line(descriptor)
             except OSError:
@@ -183,7 +187,9 @@ class LineFile:
             self._descriptor = None
 
 
-def open_regular(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = None) -> int:
+def open_regular(
+    path: str | Path, flags: int = os.O_RDONLY, *, follow: bool = True, folder: int | None = None
+) -> int:
     """Open a file and return its descriptor; who may write to its folder can't lead elsewhere, nor make this wait.
 
     Parameters
@@ -192,14 +198,16 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, folder: int | None 
         The file; beneath ``folder``, a descriptor, if that is given.
     flags
         Of `os.open`.
+    follow
+        Whether it may be a link.
 
     Raises
     ------
     OSError
-        There is none, it can't be opened, or it is a link, a named pipe or no file at all.
+        There is none, it can't be opened, or it is a named pipe, a link that isn't followed, or no file at all.
     """
     # Without waiting for somebody at the other end, as a named pipe has it.
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     descriptor = os.open(path, flags, 0o666, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -212,7 +220,9 @@ def _ends_in_half_line(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
-def objects_in(path: Path, marks: Collection[bytes] = ()) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def objects_in(
+    path: Path, marks: Collection[bytes] = (), *, follow: bool = True
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield the byte of each line of a file and the JSON object in it, None if there is none; no file has no lines.
 
     Parameters
@@ -221,9 +231,11 @@ def objects_in(path: Path, marks: Collection[bytes] = ()) -> Iterator[tuple[int,
         The file.
     marks
         Only lines that have one of these in them; all if empty.
+    follow
+        Whether it may be a link.
     """
     try:
-        descriptor = open_regular(path)
+        descriptor = open_regular(path, follow=follow)
     except FileNotFoundError:
         return
     byte = 0

@@ -49,9 +49,10 @@ def _unseen_classes(plan: RunPlan) -> list[str]:
     dataset = plan.dataset
     if dataset.task != "classification" or not all(map(_in_memory, (dataset.train, dataset.test))):
         return []
-    seen, tested = (
-        set(split.targets(torch.arange(len(split))).tolist()) for split in (dataset.train, dataset.test)
-    )
+    whole = [split.targets(torch.arange(len(split))) for split in (dataset.train, dataset.test)]
+    if any(targets.is_floating_point() for targets in whole):  # shares of classes
+        return []
+    seen, tested = (set(torch.unique(targets).tolist()) for targets in whole)
     return [str(found) for found in sorted(tested - seen - {plan.network.training.ignore_index})]
 
 

@@ -11,11 +11,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOP_LIVENESS = 4.0
 """An ordered stop may take this many times the liveness: one step, and a checkpoint as long as at the start."""
 
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_DEFAULTS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 _NOTICE = "stopping: finishing the step and writing a checkpoint; again to stop at once"
 _TOO_LONG = "stopping at once: the step and its checkpoint took longer than {:g} s"
 
@@ -94,7 +98,13 @@ def graceful_by_default(stop: Callable[[], None], patience: float) -> Iterator[N
 
 @contextmanager
 def _handled(numbers: Iterable[signal.Signals], stopping: Stopping) -> Iterator[Stopping]:
+    here = os.getpid()
+
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:  # in a fork, which is nobody's run: a signal is what it is elsewhere
+            signal.signal(number, _DEFAULTS[signal.Signals(number)])
+            signal.raise_signal(number)
+            return
         if stopping.asked:
             raise KeyboardInterrupt
         stopping.ask()

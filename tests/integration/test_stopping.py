@@ -231,6 +231,24 @@ def test_stopped_before_the_first_step_leaves_a_checkpoint_of_it(tmp_path: Path)
     assert fit(tmp_path / "run", resume=True)[-1]["steps"] == 12
 
 
+def test_a_fork_within_a_run_ends_with_the_signal_that_is_sent_to_it() -> None:
+    with graceful_signals(lambda: None, 60.0) as stopping:
+        ready, begun = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(begun, b"1")  # a fork forgets the signals that come before it is complete
+            for _ in range(3000):  # more than one: the signal may come before it would be waited for
+                time.sleep(0.01)
+            os._exit(1)
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+    os.close(ready)
+    os.close(begun)
+    assert not stopping.asked
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_run_from_python_as_the_call_does(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

@@ -263,6 +263,23 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
             gradient.square().sum().backward()
 
 
+def test_transforms_of_torch_func_take_first_derivatives() -> None:
+    model = convert(mlp(6, 8, 3, 4), 2, p_rule="fixed").double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        output: Tensor = torch.func.functional_call(model, weights, (x,))
+        return output.square().mean()
+
+    found = torch.func.grad(loss)(weights)
+    loss(weights).backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(
+            found[name], torch.zeros_like(weight) if weight.grad is None else weight.grad
+        )
+
+
 def test_drawing_depends_on_no_default_of_torch() -> None:
     try:
         torch.set_default_dtype(torch.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -404,6 +405,34 @@ def test_a_loss_that_depends_on_what_is_fixed_is_taken() -> None:
         checked_loss(lambda outputs, targets: torch.ones(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
 
 
+def test_a_loss_may_make_a_tensor_to_begin_with() -> None:
+    def summed(outputs: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), requires_grad=True)
+        for output, target in zip(outputs, targets, strict=True):
+            total = total + functional.cross_entropy(output, target) / len(targets)
+        return total
+
+    value = checked_loss(summed, torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert float(value) == pytest.approx(math.log(3))
+
+
+def test_a_loss_that_remembers_what_it_saw_is_refused_wherever_it_does() -> None:
+    seen: list[float] = []
+
+    def adapting(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(1.0)
+        return functional.cross_entropy(outputs, targets) * (1 + len(seen))
+
+    with pytest.raises(InputError, match="calls change a state of its own"):
+        checked_loss(adapting, normal(4, 3), torch.tensor([0, 1, 2, 0]))
+    noisy = nn.Sequential(nn.Dropout())  # drawn anew, but no state
+
+    def dropping(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(noisy(outputs), targets)
+
+    checked_loss(dropping, normal(4, 3), torch.tensor([0, 1, 2, 0]))
+
+
 class Balanced(nn.Module):
     """A user's loss: it weighs classes by how often they came, and smooths in training alone."""
 
@@ -443,6 +472,16 @@ def test_a_loss_is_in_evaluation_mode_where_layers_are() -> None:
     trained = float(head.forward(inputs, targets, FIRST).loss)
     smoothed = functional.cross_entropy(head.evaluate(inputs), targets, label_smoothing=0.2)
     assert trained == pytest.approx(float(smoothed), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [lambda loss: loss.forward, lambda loss: partial(loss.forward)])
+def test_so_is_one_of_which_a_method_is_the_loss(wrapped: Any) -> None:
+    loss = Balanced(moves=False)
+    objective = make_head(wrapped(loss)).objective
+    own = objective.loss.func if isinstance(objective.loss, partial) else objective.loss
+    with objective.evaluating():
+        assert not own.__self__.inner.training
+    assert own.__self__.inner.training
 
 
 def test_a_loss_that_fits_gives_its_value() -> None:

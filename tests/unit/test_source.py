@@ -190,6 +190,20 @@ def test_a_restored_head_tells_its_projection_again() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
+def test_blocks_get_a_restored_projection_that_learns_no_more() -> None:
+    made, resumed = (
+        network("tokens", 3, source="head_input", error_dim=3, p_rule=rule, every_layer=True)
+        for rule in ("oja", "fixed")
+    )
+    made.train_step(0, [batch("tokens")])
+    for stage, twin in zip(made.stages, resumed.stages, strict=True):
+        twin.load(*stage.state())
+    resumed.train_step(1, [batch("tokens", seed=1)])
+    for stage in resumed.stages:
+        for site in stage.sites:
+            assert torch.equal(site.feedback.weights.data, made.head.projection.weights.T)
+
+
 def test_what_learns_starts_as_the_identity_and_goes_its_own_way() -> None:
     made = network("tokens", 3, source="hidden", error_dim=3, q_rule="hebbian", p_rule="pca")
     directions = made.head.projection.weights.clone()

@@ -229,7 +229,9 @@ def _cut_since(events: list[Event]) -> float:
     """Return when the run was last resumed with another cut or other replicas; earlier work says nothing of them."""
     parts = [event for event in events if event.get("event") == "started" and "time" in event]
     for before, after in reversed(list(pairwise(parts))):
-        if any(before.get(key) != after.get(key) for key in ("boundaries", "replicas")):
+        if any(
+            before[key] != after[key] for key in ("boundaries", "replicas") if key in before and key in after
+        ):
             return float(after["time"])
     return -np.inf
 
