@@ -350,3 +350,33 @@ def test_a_probe_of_a_dead_block_teaches_nothing_and_stays_finite() -> None:
     feedback.accumulate_probe(torch.zeros(3, 4), normal(3, 2))
     feedback.step()
     torch.testing.assert_close(feedback.weights.data, 0.75 * drawn)
+
+
+@pytest.mark.parametrize(
+    "feedback",
+    [
+        FeedbackConfig(),
+        FeedbackConfig(q_rule="hebbian", p_rule="oja", error_dim=2),
+        FeedbackConfig(q_rule="probed"),
+        FeedbackConfig(form="local"),
+    ],
+)
+def test_a_network_in_double_precision_learns_whatever_torch_s_default_type_is(
+    feedback: FeedbackConfig,
+) -> None:
+    """Feedback is float32, and drawn alike."""
+    drawn = []
+    for default in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)
+        ).double()
+        x, y = torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % 4
+        torch.set_default_dtype(default)
+        try:
+            network = decouple(model, x, blocks=2, total_steps=2, feedback=feedback)
+            results = [network.train_step(step, [(x, y)]) for step in range(2)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        drawn.append([result.loss for result in results])
+    assert drawn[0] == pytest.approx(drawn[1], rel=1e-6)
