@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +60,27 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def operations(module: nn.Module, x: Activation) -> float:
     """Return the cost of a forward pass in operations; a backward pass is taken to be in proportion.
 
-    Counted, not timed, so that two processes cut a model alike. Attention is counted in its plain form, since
-    fused kernels differ between devices.
+    Counted, not timed, so that two processes cut a model alike. Attention and recurrent layers are counted in their plain
+    form, since fused kernels differ between devices.
     """
-    # With gradients, since the built-in transformer layers otherwise take fused paths that are not counted.
     # The copy stands for the reading of the input, and keeps it from layers that work in place.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(), _Operations() as counted:
         _run(module, everywhere(x, Tensor.clone))
     return float(counted.floating_point + _OPERATIONS_PER_BYTE * counted.written)
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Let built-in layers take operators that have formulas: torch has none for what whole layers are fused into."""
+    mha, mkldnn = torch.backends.mha, cast(Any, torch.backends.mkldnn)
+    fast, fused = mha.get_fastpath_enabled(), mkldnn.enabled
+    mha.set_fastpath_enabled(False)  # which frozen transformer layers would take
+    mkldnn.enabled = False  # with which a whole LSTM is one operator
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+        mkldnn.enabled = fused
 
 
 def seconds(module: nn.Module, x: Activation) -> float:

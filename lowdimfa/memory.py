@@ -31,7 +31,8 @@ class StageMemory:
     feedback
         The feedback weights; in the head the projection.
     kept
-        What one forward keeps for its update: the activations, the output among them, each storage once.
+        What one forward keeps for its update: the activations, the output among them, each storage once. 0 where there
+        is nothing to learn.
     stale
         Weights that are kept beside the present ones for forwards that ran ahead of an update.
     """
@@ -87,6 +88,8 @@ def measure_memory(stage: Block | Head, inputs: Activation, staleness: int) -> S
 
 def _kept_bytes(stage: Block | Head, inputs: Activation, own: set[int]) -> int:
     """Return the bytes of what autograd saves of a forward, without the stage's own weights, and of its output."""
+    if isinstance(stage, Block) and not stage.learns:
+        return 0
     saved: list[Tensor] = []  # the tensors themselves, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def _setting(plan: RunPlan, times: list[StageTime]) -> Setting:
     size = plan.order.microbatch_size
     return Setting(
         blocks=tuple(
-            BlockCosts(own.forward / number, own.update / number, own.step)
-            for own, number in zip(times, plan.specification.replicas, strict=True)
+            BlockCosts(own.forward / number, own.update / number, own.step, learns=block.learns)
+            for own, number, block in zip(times, plan.specification.replicas, network.blocks, strict=True)
         ),
         microbatches=train.microbatches,
         microbatch_size=size,
@@ -97,7 +97,8 @@ def _describe(
     index, train = described["index"], plan.specification.train
     head = index == len(plan.network.blocks) - 1
     most = min(train.effective_window, train.microbatches * (train.staleness + 1))
-    in_flight = 1 if head else math.ceil(most / replicas)
+    learns = plan.network.blocks[index].learns
+    in_flight = 1 if head else math.ceil(most / replicas) if learns else 0
     run = plan.specification.run
     copied = run.background_checkpoints and (run.checkpoint_every or run.keep_best is not None)
     checkpoint = memory.state if copied else 0
@@ -135,4 +136,8 @@ def _better(plan: RunPlan, milliseconds: list[float]) -> dict[str, Any] | None:
     better = recut(layers, milliseconds, plan.describe()["balance"]["starts"])
     if present.saving(better) < WORTHWHILE:
         return None
-    return {"blocks": list(better.boundaries), "milliseconds_per_microbatch": better.highest}
+    return {
+        "blocks": list(better.boundaries),
+        "milliseconds_per_microbatch": better.highest,
+        "moves_per_block": bool(plan.specification.train.per_block),
+    }

@@ -25,7 +25,7 @@ Allow = Annotated[
     typer.Option(
         metavar="NAME,…",
         help="What --tune may try though other weights are learned: some of staleness,activations,every_layer; "
-        "microbatches and replicas where they do that.",
+        "microbatches, replicas and window where they do that.",
     ),
 ]
 Keep = Annotated[
@@ -103,7 +103,10 @@ def _text(found: dict[str, Any]) -> str:
     if (better := found["better_cut"]) is not None:
         names = ",".join(f'"{name}"' for name in better["blocks"])
         setting = shlex.quote(f"model.blocks=[{names}]")
-        lines.append(f"a better cut: --set {setting}, about {better['milliseconds_per_microbatch']:.2f} ms")
+        word = "; train.per_block would then be of other layers" if better["moves_per_block"] else ""
+        lines.append(
+            f"a better cut: --set {setting}, about {better['milliseconds_per_microbatch']:.2f} ms{word}"
+        )
     lines.append(
         f"predicted: {found['samples_per_second']:,.0f} samples/s with staleness {found['staleness']} and a core or GPU "
         "for each block"

@@ -167,7 +167,7 @@ def simulate_command(
         "trouble": troubles.of(count, slow, lost, checkpoint_every, on_failure is Policy.rejoin),
     }
     setting = replace(start, **{name: value for name, value in given.items() if value is not None})
-    names = schedules or dict.fromkeys([*_DEFAULT, schedule_name(start.staleness)])
+    names = schedules or dict.fromkeys([*_DEFAULT, schedule_name(start.staleness, start.activations)])
     outcomes = [simulate(setting, name) for name in names]
     print(_as_json(setting, outcomes) if form is Format.json else _as_text(setting, outcomes))
 
@@ -175,7 +175,7 @@ def simulate_command(
 def _with_times(
     blocks: tuple[BlockCosts, ...], milliseconds: dict[str, float | None]
 ) -> tuple[BlockCosts, ...]:
-    own = {name: each / 1e3 for name, each in milliseconds.items() if each is not None}
+    own: dict[str, Any] = {name: each / 1e3 for name, each in milliseconds.items() if each is not None}
     return tuple(replace(block, **own) for block in blocks)
 
 

@@ -48,11 +48,11 @@ def tune_command(
     output: Path | None,
 ) -> dict[str, Any]:
     """Search, write what was found, and return it as an event."""
-    from lowdimfa.services.lab.tuning.space import AT_A_PRICE, FREE, Space
+    from lowdimfa.services.lab.tuning.space import ALLOWED, FREE, Space
     from lowdimfa.services.trainer.api import DecoupledTrainer
 
     allowed, kept = (
-        _names("--allow", allow, (*AT_A_PRICE, "microbatches", "replicas")),
+        _names("--allow", allow, ALLOWED),
         _names("--keep", keep, FREE),
     )
     began = time.monotonic()
@@ -82,11 +82,14 @@ def tune_command(
 
 def tuned_text(found: dict[str, Any], spec: Path) -> str:
     """Return what was found as a table and a sentence."""
+    from lowdimfa.services.lab.tuning.space import ALLOWED
+
     rows = [row for row in found["settings"] if row["samples_per_second"] is not None]
     lines = [aligned([_HEADER, *map(_row, rows)]), ""]
     lines += [f"{_said(row['changes'])}: {row['failure']}" for row in found["settings"] if row["failure"]]
     lines += [
-        f"{name} left as it is: {why}; --allow {name} tries it" for name, why in found["left_out"].items()
+        f"{name} left as it is: {why}" + (f"; --allow {name} tries it" if name in ALLOWED else "")
+        for name, why in found["left_out"].items()
     ]
     if found["untried"]:
         lines.append(
@@ -263,7 +266,7 @@ def _searched(trainer: DecoupledTrainer, plan: RunPlan, space: Space, began: flo
                 plan.specification, plan.network.boundaries, folder, trainer.request.user_code, each, stop
             ) as segments,
         ):
-            search = Search(segments.measure, time.monotonic, began + seconds, told)
+            search = Search(segments.measure, time.monotonic, began + seconds, told, segments.rehearse)
             return tune(search, space, segments.found, lambda part: began + part * seconds)
     except KeyboardInterrupt:
         raise StoppedError("stopped: nothing was chosen, and nothing is left") from None

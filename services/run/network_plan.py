@@ -70,6 +70,11 @@ class NetworkPlan:
         pairs = zip(self.blocks[index].outputs.values(), self.forms(index), strict=True)
         return (1 + self._probed) * sum(nbytes(sent_type(form, kind, samples)) for kind, form in pairs)
 
+    def output_bytes(self, index: int) -> float:
+        """Return the same for one sample, in whatever format the run sends it, in the output's own types."""
+        own = 0 if index == len(self.blocks) - 1 else sum(map(nbytes, self.blocks[index].outputs.values()))
+        return (1 + self._probed) * own
+
     @property
     def error_bytes(self) -> float:
         """The payload of the broadcast for one sample: its error, and the probes' responses."""
@@ -111,7 +116,7 @@ class NetworkPlan:
                 "frozen_parameters": block.frozen,
                 "input_shape": _shapes(block.inputs),
                 "output_shape": _shapes(block.outputs),
-                "cost_share": round(block.cost_share, 4),
+                "cost_share": float(f"{block.cost_share:.6g}"),  # however small, some
                 "layer_shares": [round(share, 6) for share in block.layer_shares],
             }
             | ({} if self.seconds is None else {"milliseconds": round(1e3 * self.seconds[i], 3)})

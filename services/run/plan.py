@@ -91,6 +91,7 @@ class RunPlan:
         size = self.order.microbatch_size
         for block in described["blocks"]:
             block["sent_bytes_per_sample"] = self.network.sent_bytes(block["index"], size) / size
+            block["output_bytes_per_sample"] = self.network.output_bytes(block["index"])
         return described | {
             "batch_size": train.batch_size,
             "last_batch_size": self.order.last_batch_size,

@@ -92,6 +92,20 @@ def test_settings_change_what_is_sent(spec: Path) -> None:
     assert coarse["broadcast_bytes_per_sample"] == 4 * 5 * probed
 
 
+def test_a_block_with_nothing_to_learn_waits_for_nobody_and_keeps_nothing(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = [StageTime(1e-3, 0.0, 0.0), StageTime(4e-3, 0.0, 1e-3)]
+    monkeypatch.setattr(measure._Run, "times", lambda measured, microbatches: frozen)
+    found = forecast(
+        spec, 'model.blocks=["2"]', 'model.frozen=["0.*", "1.*"]', "placement.threads_per_block=1"
+    )
+    first, head = found["blocks"]
+    assert (first["in_flight"], first["memory"]["activations"], head["in_flight"]) == (0, 0, 1)
+    assert first["memory"]["total"] == first["memory"]["weights"]
+    assert found["samples_per_second"] == pytest.approx(32 / 17e-3, rel=1e-3)  # the head never waits
+
+
 def test_replicas_share_a_blocks_micro_batches(spec: Path) -> None:
     found = forecast(spec, "placement.replicas={0: 2}")
     first = found["blocks"][0]
@@ -107,8 +121,13 @@ def test_an_uneven_cut_gets_a_better_one(spec: Path, monkeypatch: pytest.MonkeyP
     ]  # the head has three of the four layers
     monkeypatch.setattr(measure._Run, "times", lambda measured, microbatches: uneven)
     width = "model.args.width=512"  # so that the hidden layers cost most
-    better = forecast(spec, width, 'model.blocks=["1"]')["better_cut"]
-    assert better["blocks"] in (["2"], ["3"])
+    cut = 'model.blocks=["1"]'
+    better = forecast(spec, width, cut)["better_cut"]
+    assert better["blocks"] in (["2"], ["3"]) and not better["moves_per_block"]
+    word = "train.per_block would then be of other layers"
+    assert word not in run(spec, "--set", width, "--set", cut)
+    own = "train.per_block={0: {optimizer: {args: {lr: 0.5}}}}"
+    assert word in run(spec, "--set", width, "--set", cut, "--set", own)
 
 
 def test_people_get_tables(spec: Path) -> None:

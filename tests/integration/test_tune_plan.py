@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.cli.app import app, run
-from lowdimfa.services.cli.tune import _changed, _write
+from lowdimfa.services.cli.tune import _changed, _names, _write, tuned_text
 from lowdimfa.services.lab.tuning.search import Search, Tried, Verdict
+from lowdimfa.services.lab.tuning.space import ALLOWED
+from lowdimfa.services.lab.tuning.tune import Tuned
 from lowdimfa.services.spec import load_specification
 from lowdimfa.services.spec.load import parse_specification, parse_text
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -140,6 +142,16 @@ def test_what_is_written_is_what_was_measured_also_where_a_number_is_left_to_the
 def test_a_text_that_is_no_longer_what_was_read_is_refused(spec: Path) -> None:
     with pytest.raises(InputError, match="a text that changes"):
         _changed(TEXT, spec, [], {}, parse_text(TEXT, "", ["train.seed=3"]))
+
+
+def test_only_what_can_be_allowed_is_said_to_be(spec: Path) -> None:
+    left_out = dict.fromkeys(("cut", "microbatches", "replicas", "window"), "it is so")
+    found = Tuned([Tried({})], Tried({}), Verdict(()), 0, False).describe()
+    text = tuned_text(found | {"left_out": left_out, "written": None}, spec)
+    assert "cut left as it is: it is so\n" in text
+    for name in ("microbatches", "replicas", "window"):
+        assert f"{name} left as it is: it is so; --allow {name} tries it" in text
+        assert _names("--allow", name, ALLOWED) == {name}
 
 
 def test_what_cannot_be_written_after_the_search_is_told(tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ def test_memory_counts_every_storage_once_and_weights_apart() -> None:
     assert block.total(0) == 5 * block.weights + 3 * q
 
 
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_block_that_learns_nothing_keeps_nothing_of_a_forward(frozen: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model[frozen].requires_grad_(False)
+    feedback = FeedbackConfig()
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.01, "momentum": 0.9}))
+    training = TrainingConfig(total_steps=100, microbatches=2, staleness=0, update=update)
+    (block,), head = build_stages(partition(model, 2, torch.rand(2, 4)), feedback, training, "classification")
+    make_step([block], head, feedback, batches())
+    found = measure_memory(block, torch.rand(BATCH, 4), 2)
+    assert (found.kept == 0) == (frozen == 0)
+    assert found.weights == 4 * (4 * 6 + 6)
+    assert measure_memory(head, torch.rand(BATCH, 6), 2).kept > 0
+
+
 def test_a_normalised_tap_keeps_more_and_fixed_feedback_has_no_gradient() -> None:
     normalised, _ = memory_of(FeedbackConfig(q_rule="fixed", tap="normalised"), staleness=0)
     identity, _ = memory_of(FeedbackConfig(q_rule="fixed", tap="identity"), staleness=0)

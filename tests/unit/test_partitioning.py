@@ -157,10 +157,19 @@ def test_cost_counts_operations_and_bytes() -> None:
     assert operations(nn.Flatten(), x) == 10 * 4 * 2 * 8  # a view writes nothing
 
 
-def test_built_in_transformer_layers_are_counted() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_built_in_transformer_layers_are_counted(whole: bool, frozen: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    module = (nn.TransformerEncoder(layer, 1) if whole else layer).eval().requires_grad_(not frozen)
     with torch.no_grad():
-        assert operations(layer, torch.rand(2, 5, 8)) > 2 * 2 * 5 * (4 * 8 * 8 + 2 * 8 * 16)
+        assert operations(module, torch.rand(2, 5, 8)) > 2 * 2 * 5 * (4 * 8 * 8 + 2 * 8 * 16)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_are_counted(layer: type[nn.RNNBase], gates: int) -> None:
+    assert operations(layer(8, 256), torch.rand(5, 2, 8)) > 2 * 5 * 2 * gates * 256 * (8 + 256)
 
 
 def test_a_list_of_modules_is_numbered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from lowdimfa.services.cli.app import app
 from lowdimfa.services.lab.simulation.calibrate import read_measured
 from lowdimfa.services.lab.simulation.fit import fit_costs
 from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import load_specification
 
 SPECIFICATION = """\
 model: {{factory: "lowdimfa.models:mlp", args: {{in_features: 64, width: 32, depth: 4, classes: 10}}, blocks: 2}}
 data: {{factory: "lowdimfa.data:digits"}}
-train: {{steps: 20, batch_size: 32, microbatches: {microbatches}, staleness: 0}}
+train: {{steps: 20, batch_size: 32, microbatches: {microbatches}, staleness: 0, activations: {activations}}}
 placement: {{replicas: {replicas}}}
 """
 FORWARD, UPDATE, HEAD, STEP, SEND, LATENCY = 0.002, 0.004, 0.007, 0.001, 0.0002, 0.0005
@@ -32,14 +35,25 @@ def simulated(*arguments: str) -> dict[str, Any]:
 
 
 def made_run(
-    folder: Path, microbatches: int = 2, scale: float = 1.0, steps: int = 20, replicas: int = 1
+    folder: Path,
+    microbatches: int = 2,
+    scale: float = 1.0,
+    steps: int = 20,
+    replicas: int = 1,
+    activations: str = "fp32",
+    frozen: bool = False,
 ) -> Path:
     """Write a run of two blocks, each busy with one micro-batch at a time, as a block's timeline would show it."""
     folder.mkdir()
-    (folder / "spec.yaml").write_text(SPECIFICATION.format(microbatches=microbatches, replicas=replicas))
+    given = {"microbatches": microbatches, "replicas": replicas, "activations": activations}
+    (folder / "spec.yaml").write_text(SPECIFICATION.format(**given))
     blocks = [
-        {"index": index, "cost_share": 0.5, "parameters": 1000, "sent_bytes_per_sample": 128}
-        for index in range(2)
+        {"index": index, "cost_share": 0.5, "parameters": 1000, "frozen_parameters": 1000 * first}
+        | {
+            "sent_bytes_per_sample": 128 // (1 if activations == "fp32" else 4),
+            "output_bytes_per_sample": 128,
+        }
+        for index, first in enumerate((frozen, False))
     ]
     (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "broadcast_bytes_per_sample": 36}))
     body, head = (TimelineWriter(folder / "timeline" / f"block-{index}.jsonl") for index in range(2))
@@ -48,12 +62,16 @@ def made_run(
         for microbatch in range(microbatches):
             sent = now + scale * FORWARD + SEND
             body.record("forward", step, microbatch, now, now + scale * FORWARD)
-            body.record("send", step, microbatch, now + scale * FORWARD, sent)
             began = sent + LATENCY
             published = began + scale * HEAD + SEND
+            # A frozen block waits in its sending until the next block takes something.
+            body.record("send", step, microbatch, now + scale * FORWARD, published if frozen else sent)
             head.record("wait", step, 0, head_free, began, "activation")
             head.record("forward", step, microbatch, began, began + scale * HEAD)
             head.record("publish", step, microbatch, began + scale * HEAD, published)
+            if frozen:
+                head_free = now = published
+                continue
             body.record("wait", step, 0, sent, published, "error")
             head_free, now = published, published + scale * UPDATE
             body.record("update", step, microbatch, published, now)
@@ -121,6 +139,69 @@ def test_a_run_with_one_microbatch_is_simulated_as_it_was(tmp_path: Path) -> Non
     [outcome] = simulated("--from", str(run), "--schedule", "staleness-0")["schedules"]
     seconds = FORWARD + SEND + LATENCY + HEAD + SEND + UPDATE + STEP
     assert outcome["samples_per_second"] == pytest.approx(32 / seconds, rel=0.05)
+
+
+@pytest.mark.parametrize(("activations", "name"), [("int8", "int8"), ("{rank: 8}", "x4")])
+def test_sizes_are_those_of_float32_whatever_the_run_has_sent(
+    activations: str, name: str, tmp_path: Path
+) -> None:
+    """Names of schedules say in how many fewer bytes; the run's own row has its own format."""
+    found = simulated("--from", str(made_run(tmp_path / "run", activations=activations)))
+    sizes = {one["schedule"]: one["forward_bytes_per_sample"] for one in found["schedules"]}
+    assert sizes.pop(f"staleness-0+{name}") == 32
+    assert set(sizes.values()) == {128}
+
+
+def test_a_run_of_objects_is_measured_like_any(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    expected = read_measured(run).setting
+    text = (run / "spec.yaml").read_text()
+    (run / "spec.yaml").write_text(text.replace('"lowdimfa.models:mlp"', '"<object Sequential>"'))
+    assert read_measured(run).setting == expected
+
+
+def test_a_run_with_a_frozen_block_is_simulated_as_one(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a", frozen=True), made_run(tmp_path / "b", 1, scale=1.6, frozen=True)]
+    setting = read_measured(runs[0]).setting
+    frozen, head = setting.blocks
+    assert (frozen.learns, frozen.update, head.learns) == (False, 0.0, True)
+    assert head.forward == pytest.approx(HEAD / 3, rel=1e-3)
+    [outcome] = simulated("--from", str(runs[0]), "--schedule", "staleness-0")["schedules"]
+    assert outcome["step_seconds"] == pytest.approx(2 * (HEAD + SEND) + STEP, rel=0.02)
+    assert outcome["in_flight_max"] == 0 and outcome["backward_bytes_per_sample"] == 0
+    options = [option for run in runs for option in ("--from", str(run))]
+    blocks = simulated(*options, "--microbatch-size", "64")["setting"]["blocks"]
+    assert blocks[0]["forward"] == pytest.approx(2.8 * FORWARD, rel=1e-2)
+    assert blocks[0]["update"] == blocks[0]["step"] == 0
+    assert blocks[1]["forward"] + blocks[1]["update"] == pytest.approx(2.8 * HEAD, rel=1e-2)
+    blocks = simulated("--from", str(runs[0]), "--blocks", "4")["setting"]["blocks"]
+    assert [block["learns"] for block in blocks] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("activations", ["fp32", "int8"])
+def test_a_plan_has_what_is_read_of_it(activations: str, tmp_path: Path) -> None:
+    text = SPECIFICATION.format(microbatches=2, replicas=1, activations=activations)
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    plan = make_run_plan(load_specification(path), rehearsed=False)
+    first, head = plan.describe()["blocks"]
+    assert (first["output_bytes_per_sample"], head["output_bytes_per_sample"]) == (4 * 32, 0)
+    assert (first["sent_bytes_per_sample"] < 4 * 32) == (activations == "int8")
+    assert first["frozen_parameters"] == 0 < first["parameters"]
+    tiny = [replace(block, layer_shares=(3e-7,)) for block in plan.network.blocks]
+    assert [block["cost_share"] for block in replace(plan.network, blocks=tiny).describe(1, 1)["blocks"]] == [
+        3e-7,
+        3e-7,
+    ]
+
+
+def test_a_block_without_cost_is_refused(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    plan = json.loads((run / "plan.json").read_text())
+    plan["blocks"][0]["cost_share"] = 0.0
+    (run / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(InputError, match="block 0: found no part of the network's cost"):
+        fit_costs([read_measured(run)])
 
 
 def test_runs_with_other_microbatches_tell_what_depends_on_them(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.block.instructions import ApplyStep, Compute, RunForward, RunUpdate
 from lowdimfa.services.lab.simulation.backpropagation import BACKPROPAGATION, order_of_work
 from lowdimfa.services.lab.simulation.clock import Clock, Cores
-from lowdimfa.services.lab.simulation.decoupled import DecoupledBlock
+from lowdimfa.services.lab.simulation.decoupled import DecoupledBlock, start_decoupled
 from lowdimfa.services.lab.simulation.machine import Machine
 from lowdimfa.services.lab.simulation.names import read_name, schedule_name
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
 from lowdimfa.services.lab.simulation.simulate import compressed, simulate, start
+from lowdimfa.services.lab.simulation.trouble import Loss, Trouble
 
 SCHEDULES = [*BACKPROPAGATION, *map(schedule_name, (0, 1, 2, 5))]
 FORWARD, UPDATE, STEP = 0.010, 0.020, 0.004
@@ -38,7 +39,7 @@ def uniform(blocks: int, microbatches: int, step: float = 0.0, **other: object) 
 
 
 times = st.integers(1, 40).map(lambda milliseconds: milliseconds / 1000)
-costs = st.builds(BlockCosts, times, times, times, st.sampled_from([0.0, 0.0005]))
+costs = st.builds(BlockCosts, times, times, times, st.sampled_from([0.0, 0.0005]), st.booleans())
 
 
 @st.composite
@@ -146,11 +147,13 @@ def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Set
     # So much was computed, in no less than that time on any core, and in none more than there is.
     passes = steps * setting.microbatches
     for block, costs_, busy in zip(range(len(setting.blocks)), setting.blocks, machine.busy(), strict=True):
-        work = passes * (costs_.forward + costs_.update) + steps * costs_.step
+        updates = costs_.learns or not broadcast or block == len(setting.blocks) - 1
+        work = passes * (costs_.forward + updates * costs_.update) + steps * costs_.step
         assert work - 1e-6 <= busy <= machine.clock.now + 1e-6, block
     # So much was sent, and it took its time.
     sent = passes * setting.microbatch_size * sum(setting.activation_bytes)
-    back = passes * setting.microbatch_size * setting.error_bytes * (len(setting.blocks) - 1)
+    learning = sum(block.learns for block in setting.blocks[:-1])
+    back = passes * setting.microbatch_size * setting.error_bytes * learning
     carried = sum(uplink.carried for uplink in machine.uplinks)
     assert carried == pytest.approx(sent + (back if broadcast else sent))
     for uplink in machine.uplinks:
@@ -158,7 +161,9 @@ def test_a_run_does_all_its_work_and_sends_no_faster_than_the_links(setting: Set
 
 
 @given(any_settings())
-def test_every_microbatch_is_forwarded_and_updated_once_in_each_block(setting: Setting) -> None:
+def test_every_microbatch_is_forwarded_once_in_each_block_and_updated_once_where_one_learns(
+    setting: Setting,
+) -> None:
     done: Counter[tuple[int, Compute]] = Counter()
 
     class Counted(DecoupledBlock):
@@ -173,11 +178,47 @@ def test_every_microbatch_is_forwarded_and_updated_once_in_each_block(setting: S
     machine.run(2)
     assert set(done.values()) == {1}
     kinds = Counter((index, type(work)) for index, work in done)
-    for index in range(len(blocks)):
-        head = index == len(blocks) - 1
+    for index, block in enumerate(setting.blocks):
+        updates = block.learns and index < len(blocks) - 1
         assert kinds[index, RunForward] == 2 * setting.microbatches
-        assert kinds[index, RunUpdate] == (0 if head else 2 * setting.microbatches)
+        assert kinds[index, RunUpdate] == (2 * setting.microbatches if updates else 0)
+        assert updates or index == len(blocks) - 1 or machine.most_in_flight[index] == 0
         assert kinds[index, ApplyStep] == 2
+
+
+def frozen_first(*others: BlockCosts, **other: object) -> Setting:
+    frozen = BlockCosts(FORWARD, 0.0, learns=False)
+    return replace(uniform(1 + len(others), 4, **other), blocks=(frozen, *others))  # type: ignore[arg-type]
+
+
+def test_neither_an_error_nor_a_step_holds_back_a_block_that_learns_nothing() -> None:
+    learning = BlockCosts(FORWARD, UPDATE, STEP)
+    outcome = simulate(frozen_first(learning, bandwidth=1e9), "staleness-0")
+    assert outcome.step_seconds == pytest.approx(4 * (FORWARD + UPDATE) + STEP)  # the head never waits
+    assert outcome.in_flight == (0, 0) and outcome.backward_bytes == 0
+    assert simulate(frozen_first(learning, learning), "staleness-0").backward_bytes == 40
+
+
+@pytest.mark.parametrize("window", [1, 3, None])
+def test_a_block_that_learns_nothing_runs_ahead_by_a_window_of_outputs(window: int | None) -> None:
+    slow = BlockCosts(10 * FORWARD, 10 * UPDATE)
+    machine = Machine(frozen_first(slow, window=window))
+    start_decoupled(machine, 50)
+    machine.run(2)
+    taken = 2 * 4  # by the head, and one more that it is busy with
+    forwarded = round(machine.busy()[0] / FORWARD)
+    assert taken + (window or 4) <= forwarded <= taken + (window or 4) + 2
+
+
+def test_a_run_goes_on_from_the_step_of_the_blocks_that_learn() -> None:
+    slow = BlockCosts(10 * FORWARD, 10 * UPDATE, STEP)
+    trouble = Trouble(60.0, lost=(Loss(1, 20.0),), recovery=3.0)
+    outcome = simulate(frozen_first(slow, slow, window=16, trouble=trouble), "staleness-0")
+    whole = simulate(frozen_first(slow, slow, window=16), "staleness-0")
+    lost = (
+        3.0 + 2 * whole.step_seconds
+    )  # what was begun is done again, and no step is counted that nobody made
+    assert (60 - lost) * 0.95 <= 60 * outcome.samples_per_second / whole.samples_per_second <= 60 - 3.0 + 1
 
 
 @given(

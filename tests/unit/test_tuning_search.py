@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lowdimfa.errors import BlockLostError, LowdimfaError, StoppedError
+from lowdimfa.errors import BlockLostError, InputError, LowdimfaError, StoppedError
 from lowdimfa.services.lab.tuning.search import PAIRS, Changes, Search, Segment, Tried, Verdict
 
 SECONDS = 5.0
@@ -123,6 +123,31 @@ def test_what_cannot_be_had_is_noted_and_left_out() -> None:
     assert search.best_of(candidates, math.inf) is candidates[2]
     assert candidates[1].failure == "block 1 found no memory" and candidates[1].gain is None
     assert len([one for one in search.tried if one is candidates[1]]) == 1
+
+
+@pytest.mark.parametrize("refused", [set(), {3.0}, {3.0, 2.0}, {3.0, 2.0, 1.5}])
+def test_what_a_run_is_refused_for_gives_its_place_to_the_next_best(refused: set[float]) -> None:
+    machine, asked = Machine(), []
+
+    def rehearse(changes: Changes) -> None:
+        asked.append(changes["speed"])
+        machine.now += SECONDS
+        if changes["speed"] in refused:
+            raise InputError("placement.replicas", "2 of block 0", "1 for this block")
+
+    search = Search(machine.measure, lambda: machine.now, 600.0, rehearse=rehearse)
+    candidates = settings(0.9, 3.0, 1.5, 2.0)
+    best = search.best_of(candidates, 300.0)
+    left = sorted({3.0, 2.0, 1.5} - refused, reverse=True)
+    assert best.changes.get("speed") == (left[0] if left else None)
+    assert {one.changes["speed"] for one in candidates if one.failure} == refused
+    assert asked == [*sorted(refused, reverse=True), *left[:1]]
+    search.best_of([one for one in candidates if not one.failure], 600.0)  # what was rehearsed is not again
+    assert len(asked) == len(refused) + bool(left)
+    machine.now = 601.0
+    late = settings(4.0)
+    late[0].gains.append(1.0)
+    assert not search._begins(late[0]) and len(asked) == len(refused) + bool(left)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowdimfa.build import build_stages
-from lowdimfa.errors import StoppedError
+from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
+from lowdimfa.services.lab.simulation.simulate import simulate
+from lowdimfa.services.lab.tuning import segments
 from lowdimfa.services.lab.tuning.predict import Predictor
 from lowdimfa.services.lab.tuning.search import Changes, Search, Segment
 from lowdimfa.services.lab.tuning.space import AT_A_PRICE, Space
@@ -21,6 +26,7 @@ from lowdimfa.services.lab.tuning.tune import Tuned, tune
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.training import use_own_threads
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
 
 
@@ -31,6 +37,43 @@ def normed() -> nn.Module:
 def untracked() -> nn.Module:
     norm = nn.BatchNorm1d(8, track_running_stats=False)
     return nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 8), nn.Linear(8, 4))
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 8), nn.Linear(8, 4))
+
+
+def parametrized() -> nn.Module:
+    norm = nn.utils.parametrizations.spectral_norm
+    return nn.Sequential(nn.Linear(6, 8), norm(nn.Linear(8, 8)), norm(nn.Linear(8, 4)))
+
+
+class Centred(nn.Module):
+    """A norm by hand, whose mean is a parameter that no optimiser moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.data.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+def by_hand() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), Centred(), nn.Linear(8, 8), nn.Linear(8, 4))
+
+
+class Locked(nn.Linear):
+    """Can't be copied, so that nothing can be tried on it."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise TypeError("locked")
+
+
+def locked() -> nn.Module:
+    return nn.Sequential(Locked(6, 8), nn.Linear(8, 8), nn.Linear(8, 4))
 
 
 @cache
@@ -51,6 +94,32 @@ def plan(**settings: Any) -> RunPlan:
     return make_run_plan(parse_specification(plain, "the test", overrides), rehearsed=False)
 
 
+def changed(**settings: Any) -> RunPlan:
+    overrides = {key.replace("__", "."): value for key, value in settings.items()}
+    specification = parse_specification(plan().specification.model_dump(), "the test", overrides)
+    return make_run_plan(specification, rehearsed=False)
+
+
+class Counting(nn.Linear):
+    """Changes a state while it trains that replicas can't average."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += self.training
+        return super().forward(x)
+
+    def get_extra_state(self) -> int:
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        self.seen = state
+
+
+def counting() -> nn.Module:
+    return nn.Sequential(Counting(6, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+
+
 def measured(*seconds: tuple[float, float], microbatches: int = 2, fixed: float = 0.0) -> Measured:
     """Return a segment whose blocks took so long, forward and update, for a sample, and more for a micro-batch."""
     size = 24 // microbatches
@@ -59,6 +128,7 @@ def measured(*seconds: tuple[float, float], microbatches: int = 2, fixed: float 
     return Measured(setting, (1 / len(blocks),) * len(blocks), (100.0,) * len(blocks), {})
 
 
+SAMPLES_100 = {"data__args": {"in_features": 6, "outputs": 4, "samples": 100, "test_samples": 8}}
 EVEN = measured((1e-3, 2e-3), (3e-3, 1e-9))
 
 
@@ -111,25 +181,50 @@ def learned(changes: Changes) -> dict[str, Any]:
     [
         ({"model__factory": f"{__name__}:normed", "model__args": {}}, "statistics from each micro-batch"),
         ({"model__factory": f"{__name__}:untracked", "model__args": {}}, "statistics from each micro-batch"),
+        ({"model__factory": f"{__name__}:spectral", "model__args": {}}, "changes 0.weight_u"),
+        ({"model__factory": f"{__name__}:parametrized", "model__args": {}}, "changes 1.parametrizations"),
+        ({"model__factory": f"{__name__}:by_hand", "model__args": {}}, "changes 1.mean"),
+        ({"model__factory": f"{__name__}:locked", "model__args": {}}, "can't be seen here (InputError)"),
+        ({"train__ignore_index": 3}, "how many of its targets count"),
+        (
+            {"train__batch_size": 40, "train__microbatches": 8, "data__last_batch": "keep"} | SAMPLES_100,
+            "a readout weighs micro-batches alike",
+        ),
         ({"train__loss": "torch.nn.functional:cross_entropy"}, "a loss of one's own"),
         ({"feedback__q_rule": "probed"}, "probed"),
     ],
 )
 def test_micro_batches_stay_where_they_are_not_free(settings: dict[str, Any], why: str) -> None:
-    own = make_run_plan(
-        parse_specification(
-            plan().specification.model_dump(),
-            "the test",
-            {k.replace("__", "."): v for k, v in settings.items()},
-        ),
-        rehearsed=False,
-    )
+    own = changed(**settings)
     space = Space.around(own, (), ())
     assert why in space.left_out["microbatches"]
     assert "train.microbatches" not in keys(space.main(EVEN))
     allowed = Space.around(own, ("microbatches",), ())
     assert "microbatches" not in allowed.left_out
     assert "train.microbatches" in keys(allowed.main(EVEN))
+
+
+def test_under_a_readout_a_smaller_last_batch_is_shared_out_evenly() -> None:
+    kept = {"train__batch_size": 40, "data__last_batch": "keep"} | SAMPLES_100
+    of_readout, of_hebbian = (
+        {
+            one.get("train.microbatches")
+            for one in Space.around(changed(**kept, **own), (), ("cut",)).main(None)
+        }
+        for own in ({}, {"feedback__q_rule": "hebbian"})
+    )
+    assert of_readout == {1, 4} and of_hebbian == {1, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("staleness", "allowed", "tried"), [(0, (), True), (1, (), False), (1, ("window",), True)]
+)
+def test_with_staleness_the_window_changes_what_is_learned(
+    staleness: int, allowed: tuple[str, ...], tried: bool
+) -> None:
+    space = Space.around(changed(train__staleness=staleness), allowed, ())
+    assert ("train.window" in keys(space.variations({}, EVEN))) == tried
+    assert ("window" in space.left_out) != tried
 
 
 def test_a_cut_that_the_user_named_stays_and_replicas_need_room() -> None:
@@ -165,6 +260,28 @@ def test_the_simulator_knows_micro_batches_staleness_cuts_and_replicas() -> None
     assert (predictor(uneven).rate(cut) or 0) > (predictor(uneven).rate({}) or 0)
     replicated = {"placement.replicas": {0: 2}}
     assert (predictor(uneven).rate(replicated) or 0) > (predictor(uneven).rate({}) or 0)
+
+
+@pytest.mark.parametrize("forward", [1e-3, 5e-3])
+def test_the_simulator_knows_blocks_that_learn_nothing(forward: float) -> None:
+    """What it was told comes back."""
+    found = measured((forward, 0.0), (1e-3, 2e-3))
+    frozen, head = found.setting.blocks
+    setting = replace(found.setting, blocks=(replace(frozen, step=0.0, learns=False), head))
+    own = predictor(replace(found, setting=setting))
+    assert own.rate({}) == pytest.approx(simulate(setting, "staleness-0").samples_per_second, rel=1e-6)
+    assert own.rate({"train.staleness": 1}) == pytest.approx(1 / max(forward, 3e-3), rel=0.01)
+
+
+def test_a_setting_with_which_no_run_begins_is_refused_by_a_rehearsal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segments, "_SegmentActor", Mock())
+    own = changed(model__factory=f"{__name__}:counting", model__args={})
+    found = segments.Segments(own.specification, own.network.boundaries, Path(), Mock(), 1.0, StopRequest())
+    found.rehearse({"train.microbatches": 4})
+    with pytest.raises(InputError, match="extra state is not averaged between replicas"):
+        found.rehearse({"placement.replicas": {0: 2}})
 
 
 class Cluster:

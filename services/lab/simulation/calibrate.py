@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,11 +90,14 @@ def read_measured(run_dir: Path) -> Measured:
     record = read_run(run_dir)
     if not record.plan or not record.specification:
         raise InputError(str(run_dir), "a run without spec.yaml or plan.json", "the directory of a run")
-    specification = load_specification(run_dir / "spec.yaml")
+    specification = load_specification(run_dir / "spec.yaml", kept=True)
     if max(specification.replicas) > 1:
         found = f"a run with {max(specification.replicas)} replicas of a block"
         raise InputError(str(run_dir), found, "one worker for each block", "Set placement.replicas to 1.")
     blocks = record.plan["blocks"]
+    if not all("output_bytes_per_sample" in block for block in blocks):
+        found = "blocks without output_bytes_per_sample"
+        raise InputError(str(run_dir / "plan.json"), found, "a run of this version")
     spans = {index: _settled(own) for index, own in record.lasting_spans().items()}
     missing = [index for index in range(len(blocks)) if index not in spans or not len(spans[index].step)]
     if missing:
@@ -101,17 +106,19 @@ def read_measured(run_dir: Path) -> Measured:
             f"no timeline of block {missing[0]} after the first {WARM_UP:.0%} of its steps",
             "a run with run.timeline that was long enough to measure",
         )
-    costs = _block_costs([spans[index] for index in range(len(blocks))])
+    learns = [block["frozen_parameters"] < block["parameters"] for block in blocks]
+    costs = _block_costs([spans[index] for index in range(len(blocks))], learns)
     train = specification.train
     setting = Setting(
         blocks=costs,
         microbatches=train.microbatches,
         microbatch_size=train.batch_size // train.microbatches,
-        activation_bytes=tuple(float(block["sent_bytes_per_sample"]) for block in blocks[:-1]),
+        activation_bytes=tuple(float(block["output_bytes_per_sample"]) for block in blocks[:-1]),
         error_bytes=float(record.plan["broadcast_bytes_per_sample"]),
         latency=_latency(spans),
         staleness=train.staleness,
         window=train.window,
+        activations=_form(train.activations, blocks[:-1]),
     )
     return Measured(
         setting,
@@ -119,6 +126,14 @@ def read_measured(run_dir: Path) -> Measured:
         tuple(block["parameters"] for block in blocks),
         {index: spans[index] for index in range(len(blocks))},
     )
+
+
+def _form(given: object, blocks: Sequence[dict[str, Any]]) -> str:
+    """Return the format of a run's activations as a schedule's name has it; of low rank, in how many fewer bytes."""
+    if isinstance(given, str):
+        return given
+    whole, sent = (sum(block[f"{key}_bytes_per_sample"] for block in blocks) for key in ("output", "sent"))
+    return f"x{max(1.0, whole / sent):.4g}" if sent else "fp32"
 
 
 def _slower(spans: Spans, times: NDArray[np.float64], *kinds: int) -> float:
@@ -143,16 +158,19 @@ def _settled(spans: Spans) -> Spans:
     )
 
 
-def _block_costs(spans: Sequence[Spans]) -> tuple[BlockCosts, ...]:
-    body = [_costs(own) for own in spans[:-1]]
-    head = _costs(spans[-1])
-    forward, update = (sum(getattr(block, name) for block in body) for name in ("forward", "update"))
-    share = forward / (forward + update) if body else 1 / 3
+def _block_costs(spans: Sequence[Spans], learns: Sequence[bool]) -> tuple[BlockCosts, ...]:
+    *body, head = map(_costs, spans, learns)
+    learning = [block for block in body if block.learns]
+    forward, update = (sum(getattr(block, name) for block in learning) for name in ("forward", "update"))
+    share = forward / (forward + update) if learning else 1 / 3
     whole = head.forward
-    return (*body, BlockCosts(share * whole, (1 - share) * whole, head.step, head.send))
+    # What learns nothing waits for the next block to take what it sends, and its spans of sending have that in them.
+    send = fmean(block.send for block in (*learning, head))
+    body = [block if block.learns else replace(block, send=send) for block in body]
+    return (*body, replace(head, forward=share * whole, update=(1 - share) * whole))
 
 
-def _costs(spans: Spans) -> BlockCosts:
+def _costs(spans: Spans, learns: bool) -> BlockCosts:
     """Return what a block's pieces of work take on average."""
     until = np.append(spans.start[1:], spans.end[-1])
     seconds = np.maximum(spans.end, until) - spans.start
@@ -170,6 +188,7 @@ def _costs(spans: Spans) -> BlockCosts:
         update=total(_UPDATE, _PROBE) / updates,
         step=total(_STEP) / steps,
         send=total(_SEND, _PUBLISH) / forwards,
+        learns=learns,
     )
 
 

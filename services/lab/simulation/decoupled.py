@@ -63,9 +63,18 @@ class DecoupledBlock:
         self._samples = setting.microbatch_size
         self._inbox: deque[Event] = deque()
         self._waits = False
-        window = setting.window or setting.microbatches * (setting.staleness + 1)
-        policy = Policy(index == 0, self._head, setting.microbatches, window, setting.staleness)
-        self._schedule = Schedule(policy, first_step, steps)
+        self._window = setting.in_flight
+        self._ahead = 0  # outputs that the next block has not taken
+        self._held: list[Instruction] = []  # until it takes one of them
+        self._policy = Policy(
+            index == 0,
+            self._head,
+            setting.microbatches,
+            self._window,
+            setting.staleness,
+            learns=self._costs.learns,
+        )
+        self._schedule = Schedule(self._policy, first_step, steps)
 
     def start(self) -> None:
         """Begin to work."""
@@ -80,6 +89,9 @@ class DecoupledBlock:
         """Come to rest after the update of that error, or of those that are here; then call a function."""
         self._rested = rested
         self.receive(Halt(through))
+        held, self._held = self._held, []
+        if held:
+            self._carry_out(held[1:])  # the next block won't get it
 
     def receive(self, event: Event) -> None:
         """Take what a message brings, at once or after the present computation."""
@@ -89,6 +101,13 @@ class DecoupledBlock:
             self._tell(event)
         else:
             self._inbox.append(event)
+
+    def release(self) -> None:
+        """Note that the next block has taken an output, which makes room for another one."""
+        self._ahead -= 1
+        if self._held and not self.gone:
+            held, self._held = self._held, []
+            self._carry_out(held)
 
     def _tell(self, event: Event) -> None:
         instructions = self._schedule.handle(event)
@@ -105,6 +124,8 @@ class DecoupledBlock:
                     self._rested(self._index)
             case Wait():
                 self._wait()
+            case Send() if self._ahead == self._window and self._rested is None:
+                self._held = instructions  # errors hold other blocks back before it comes to this
             case Send() | Publish() as message:
                 coding = self._coding if isinstance(message, Send) else 0.0
                 self._machine.send(self._index, coding, self._sent, message, instructions[1:])
@@ -128,8 +149,11 @@ class DecoupledBlock:
 
     def _computed(self, work: Compute) -> None:
         match work:
-            case RunForward() if not self._head:
-                self._machine.keeps(self._index, 1)
+            case RunForward():
+                if self._policy.updates:
+                    self._machine.keeps(self._index, 1)
+                if self._index:
+                    self._blocks[self._index - 1].release()
             case RunUpdate():
                 self._machine.keeps(self._index, -1)
             case ApplyStep():
@@ -143,11 +167,12 @@ class DecoupledBlock:
         uplink, setting = self._machine.uplinks[self._index], self._machine.setting
         if isinstance(message, Send):
             size = self._samples * setting.activation_bytes[self._index]
+            self._ahead += 1
             uplink.send(size, self._blocks[self._index + 1].receive, ActivationArrived(message.ticket))
         else:
             error = ErrorArrived(message.ticket, "train")
-            for block in self._blocks[:-1]:
-                uplink.send(self._samples * setting.error_bytes, block.receive, error)
+            for index in setting.subscribers:
+                uplink.send(self._samples * setting.error_bytes, self._blocks[index].receive, error)
         self._carry_out(rest)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.calibrate import Measured
 from lowdimfa.services.lab.simulation.contention import estimate_contention
 from lowdimfa.services.lab.simulation.setting import BlockCosts, Setting
@@ -49,16 +51,24 @@ class Costs:
     send: float
 
     def blocks(
-        self, shares: Sequence[float], parameters: Sequence[float], samples: int
+        self,
+        shares: Sequence[float],
+        parameters: Sequence[float],
+        samples: int,
+        learns: Sequence[bool] | None = None,
     ) -> tuple[BlockCosts, ...]:
-        """Return the costs of the blocks of a cut."""
-        found = []
+        """Return the costs of the blocks of a cut, all of which learn unless it is said which ones do."""
+        found, last = [], len(shares) - 1
         for index, (share, weights) in enumerate(zip(shares, parameters, strict=True)):
+            learning = learns is None or learns[index]
             forward, update = share * self.forward.at(samples), share * self.update.at(samples)
-            if index == len(shares) - 1:
+            if index == last:
                 ratio = share * self.head.at(samples) / (forward + update)
                 forward, update = forward * ratio, update * ratio
-            found.append(BlockCosts(forward, update, self.step.at(weights), self.send))
+            elif not learning:
+                update = 0.0
+            step = self.step.at(weights) if learning else 0.0
+            found.append(BlockCosts(forward, update, step, self.send, learning))
         return tuple(found)
 
 
@@ -82,21 +92,44 @@ def apart(runs: Sequence[Measured], cores: int) -> tuple[list[Measured], float]:
 
 
 def fit_costs(runs: Sequence[Measured]) -> Costs:
-    """Return the costs that runs of one network show; what one run can't tell is taken to be in proportion."""
+    """Return the costs that runs of one network show; what one run can't tell is taken to be in proportion.
+
+    Raises
+    ------
+    InputError
+        A block has no part of the network's cost.
+    """
     points: dict[str, list[tuple[float, float]]] = {"forward": [], "update": [], "head": [], "step": []}
     for run in runs:
         size, last = run.setting.microbatch_size, len(run.shares) - 1
+        updating = run.setting.subscribers or [last]
         for index, block in enumerate(run.setting.blocks):
             share = run.shares[index]
-            points["step"].append((run.parameters[index], block.step))
+            if share <= 0:
+                expected = "some, of which to tell what other blocks take"
+                raise InputError(f"block {index}", "no part of the network's cost", expected)
+            if block.learns:
+                points["step"].append((run.parameters[index], block.step))
             if index == last:
                 points["head"].append((size, (block.forward + block.update) / share))
             if index < last or not last:
                 points["forward"].append((size, block.forward / share))
+            if index in updating:
                 points["update"].append((size, block.update / share))
     sends = [block.send for run in runs for block in run.setting.blocks]
     lines = {name: _fit(found) for name, found in points.items()}
     return Costs(lines["forward"], lines["update"], lines["head"], lines["step"], float(np.mean(sends)))
+
+
+def recut_learns(learns: Sequence[bool], shares: Sequence[float], others: Sequence[float]) -> list[bool]:
+    """Return which blocks of another cut learn: those that have some of a block that does, by shares of the cost."""
+    least = 1e-6
+    cuts, other_cuts = ([0.0, *accumulate(some)] for some in (shares, others))
+    learning = [cut for cut, own in zip(pairwise(cuts), learns, strict=True) if own]
+    return [
+        any(min(stop, end) - max(start, begin) > least for begin, end in learning)
+        for start, stop in pairwise(other_cuts)
+    ]
 
 
 def _fit(points: Sequence[tuple[float, float]]) -> Line:
@@ -125,9 +158,15 @@ def resized(runs: Sequence[Measured], blocks: int | None, samples: int | None) -
     """
     first = runs[0].setting
     shares, parameters, sizes = runs[0].shares, runs[0].parameters, first.activation_bytes
+    learns = [block.learns for block in first.blocks]
     if blocks is not None:
-        shares, parameters = (1 / blocks,) * blocks, (sum(parameters) / blocks,) * blocks
+        even = (1 / blocks,) * blocks
+        learns, shares, parameters = (
+            recut_learns(learns, shares, even),
+            even,
+            (sum(parameters) / blocks,) * blocks,
+        )
         sizes = (sum(sizes) / max(1, len(sizes)),) * (blocks - 1)
     samples = samples or first.microbatch_size
-    costs = fit_costs(runs).blocks(shares, parameters, samples)
+    costs = fit_costs(runs).blocks(shares, parameters, samples, learns)
     return replace(first, blocks=costs, microbatch_size=samples, activation_bytes=sizes)

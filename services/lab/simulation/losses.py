@@ -99,8 +99,10 @@ class Losses:
             or (self._drains and left - self._rested)
         ):
             return
-        if self._drains and left:
-            step = max(machine.steps[index] for index in left)
+        # Blocks that learn nothing may be steps ahead: the run's are those of the others.
+        paced = left & {*machine.setting.subscribers, len(self._workers) - 1}
+        if self._drains and paced:
+            step = max(machine.steps[index] for index in paced)
         else:
             every = self._trouble.checkpoint_every
             step = len(machine.step_times) // every * every

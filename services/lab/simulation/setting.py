@@ -26,12 +26,15 @@ class BlockCosts:
         Optimiser step.
     send
         Handing one message to the network.
+    learns
+        Whether the block has anything to learn. Otherwise this method makes no updates in it and sends it no errors.
     """
 
     forward: float
     update: float
     step: float = 0.0
     send: float = 0.0
+    learns: bool = True
 
 
 def core_seconds(
@@ -74,6 +77,9 @@ class Setting:
         Seconds from the end of a message's sending to its arrival.
     staleness, window
         Policy of the method, as in a specification; no window means that the staleness alone limits what is in flight.
+    activations
+        Format in which a run that was measured sent them, as a schedule's name has it. It changes no size above: what
+        is simulated that name says.
     cores
         Processor cores that all blocks share, or None where each block has its own.
     contention
@@ -93,6 +99,7 @@ class Setting:
     latency: float = 0.0
     staleness: int = 0
     window: int | None = None
+    activations: str = "fp32"
     cores: int | None = None
     contention: float = 0.0
     coding: float = 0.0
@@ -129,6 +136,16 @@ class Setting:
     def samples(self) -> int:
         """Samples of a step."""
         return self.microbatches * self.microbatch_size
+
+    @property
+    def in_flight(self) -> int:
+        """Most micro-batches that a block may have forwarded and not yet updated."""
+        return self.window or self.microbatches * (self.staleness + 1)
+
+    @property
+    def subscribers(self) -> list[int]:
+        """Indexes of the blocks to which the head sends errors."""
+        return [index for index, block in enumerate(self.blocks[:-1]) if block.learns]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def start(machine: Machine, name: ScheduleName, steps: int, first_step: int = 0)
 def traffic(setting: Setting, broadcast: bool) -> tuple[float, float]:
     """Return the bytes that cross all links together for one sample, forward and backward."""
     forward = sum(setting.activation_bytes)
-    return forward, setting.error_bytes * (len(setting.blocks) - 1) if broadcast else forward
+    return forward, setting.error_bytes * len(setting.subscribers) if broadcast else forward
 
 
 def _settled(machine: Machine, name: ScheduleName) -> tuple[int, float, list[float]]:

@@ -9,7 +9,7 @@ from typing import Any
 from lowdimfa.balance import recut
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.calibrate import Measured
-from lowdimfa.services.lab.simulation.fit import apart, fit_costs
+from lowdimfa.services.lab.simulation.fit import apart, fit_costs, recut_learns
 from lowdimfa.services.lab.simulation.names import schedule_name
 from lowdimfa.services.lab.simulation.setting import core_seconds
 from lowdimfa.services.lab.simulation.simulate import simulate
@@ -45,7 +45,7 @@ class Predictor:
         self._plain, self._plan = specification.model_dump(), plan
         alone, contention = apart(measured, cores or 1)
         # What was measured, in place of counted operations.
-        alone = [replace(one, shares=_parts(loads(one))) for one in alone]
+        alone = [replace(one, shares=_parts(_work(one))) for one in alone]
         self._costs, self._alone = fit_costs(alone), alone[0]
         self._setting = replace(alone[0].setting, cores=cores, contention=contention)
 
@@ -54,8 +54,10 @@ class Predictor:
         specification = parse_specification(self._plain, "", changes)
         train = specification.train
         shares = self._shares(specification)
+        present = [block.learns for block in self._alone.setting.blocks]
+        learns = recut_learns(present, self._alone.shares, shares)
         size = train.batch_size // train.microbatches
-        costs = self._costs.blocks(shares, self._alone.parameters, size)
+        costs = self._costs.blocks(shares, self._alone.parameters, size, learns)
         blocks = tuple(
             replace(own, forward=own.forward / number, update=own.update / number)
             for own, number in zip(costs, specification.replicas, strict=True)
@@ -80,13 +82,23 @@ class Predictor:
     def _shares(self, specification: Specification) -> tuple[float, ...]:
         """Return the blocks' shares of the cost: those that were measured, or of another cut what was expected."""
         wanted = specification.model.blocks
-        whole = loads(self._alone)
         blocks = self._plan["blocks"]
         if isinstance(wanted, int) or wanted == [block["name"] for block in blocks[1:]]:
-            return _parts(whole)
+            return self._alone.shares
         layers = [dict(zip(block["layers"], block["layer_shares"], strict=True)) for block in blocks]
-        cut = recut(layers, whole, wanted)
+        cut = recut(layers, self._alone.shares, wanted)
         return _parts(cut.costs)
+
+
+def _work(measured: Measured) -> list[float]:
+    """Return the blocks' loads, of those that learn nothing as if they did, since the costs are shared out by them."""
+    blocks = measured.setting.blocks
+    head = blocks[-1]  # its work is divided as the others' is
+    times = head.update / head.forward if head.forward else 0.0
+    return [
+        load if block.learns or block is head else load + times * block.forward
+        for block, load in zip(blocks, loads(measured), strict=True)
+    ]
 
 
 def _parts(costs: Sequence[float]) -> tuple[float, ...]:

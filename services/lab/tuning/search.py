@@ -70,6 +70,8 @@ class Tried:
         Of the segments of the search: logarithms of the rate over the default's at the same time.
     failure
         Why it can't be had; empty where it can.
+    rehearsed
+        Whether a run with it would begin.
     """
 
     changes: Changes
@@ -77,6 +79,7 @@ class Tried:
     segments: list[Segment] = field(default_factory=list)
     gains: list[float] = field(default_factory=list)
     failure: str = ""
+    rehearsed: bool = False
 
     @property
     def samples_per_second(self) -> float | None:
@@ -141,6 +144,8 @@ class Search:
         When the search is to be over. No segment begins that is expected to end later.
     on_segment
         Told of each segment.
+    rehearse
+        Raises what a run with some changes would be refused for, though a segment of it can be trained.
 
     Attributes
     ----------
@@ -156,8 +161,10 @@ class Search:
         clock: Callable[[], float],
         until: float,
         on_segment: Callable[[Tried], None] = lambda tried: None,
+        rehearse: Callable[[Changes], None] = lambda changes: None,
     ) -> None:
         self._measure, self._clock, self._until, self._on_segment = measure, clock, until, on_segment
+        self._rehearse = rehearse
         self._costs: dict[int, list[float]] = {}
         self._rounds = 0
         self.default = Tried({})
@@ -199,7 +206,8 @@ class Search:
     def best_of(self, candidates: Sequence[Tried], until: float) -> Tried:
         """Return the fastest by successive halving, the default if that is faster than all.
 
-        Each round measures what is left, in turns with the default, and keeps the faster half.
+        Each round measures what is left, in turns with the default, and keeps the faster half. What a run would be
+        refused for gives its place to the next best.
         """
         left, complete = list(candidates), True
         while left and complete:
@@ -212,7 +220,12 @@ class Search:
                 least = median(left[0].gains) + math.log(HOPELESS)
                 left = [one for one in left[: math.ceil(len(left) / 2)] if median(one.gains) >= least]
                 complete = len(left) > 1
-        return left[0] if left and median(left[0].gains) > 0 else self.default
+        if not left or median(left[0].gains) <= 0:
+            return self.default
+        dropped = [one for one in candidates if one.gains and one not in left]
+        dropped.sort(key=lambda one: (len(one.gains), median(one.gains)), reverse=True)
+        ahead = (one for one in (*left, *dropped) if median(one.gains) > 0)
+        return next((one for one in ahead if self._begins(one)), self.default)
 
     def duel(self, leader: Tried) -> Verdict:
         """Measure the default and the leader in turns, in pairs whose order changes."""
@@ -225,6 +238,18 @@ class Search:
                 return Verdict(())
             ratios.append(ours.samples_per_second / theirs.samples_per_second)
         return Verdict(tuple(ratios))
+
+    def _begins(self, tried: Tried) -> bool:
+        """Return whether a run with a setting would begin, as a rehearsal in the time that is left says."""
+        if not (tried.rehearsed or tried.failure or self._clock() > self._until):
+            try:
+                self._rehearse(tried.changes)
+                tried.rehearsed = True
+            except StoppedError:
+                raise
+            except LowdimfaError as error:
+                tried.failure = error.message
+        return tried.rehearsed and not tried.failure
 
     def _has_time(self, until: float, segments: int = 1) -> bool:
         return self._clock() + segments * self.cost <= until

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from lowdimfa.errors import InputError, LowdimfaError, PeerError, StoppedError, unforeseen
+from lowdimfa.errors import InputError, LowdimfaError, PeerError, StoppedError, other_peoples_code, unforeseen
 from lowdimfa.network import StepResult
 from lowdimfa.services.lab.simulation.calibrate import WARM_UP, Measured, read_measured
 from lowdimfa.services.lab.tuning.search import Changes, Segment
@@ -223,9 +223,9 @@ class Segments:
             It can't be trained so.
         """
         specification = parse_specification(self._plain, "the specification", changes)
-        cut = None if "model.blocks" in changes else self._cut
+        wanted = specification.model_dump(), self._cut_of(changes), self._seconds
         try:
-            outcome = self._awaited(self._host.measure.remote(specification.model_dump(), cut, self._seconds))
+            outcome = self._awaited(self._host.measure.remote(*wanted))
         except RayError as error:
             raise PeerError(f"the process that measures was lost ({type(error).__name__})") from error
         if isinstance(outcome, LowdimfaError):
@@ -234,6 +234,21 @@ class Segments:
         measured: Measured | None = outcome[1]
         self.found += [measured] if measured is not None else []
         return segment
+
+    def rehearse(self, changes: Changes) -> None:
+        """Make the first step of a run with some changes on copies, as whoever starts it does; nothing of it stays.
+
+        Raises
+        ------
+        InputError
+            The run would be refused.
+        """
+        specification = parse_specification(self._plain, "the specification", changes)
+        with other_peoples_code("a run with these settings can't be planned"):
+            make_run_plan(specification, self._cut_of(changes), whole=False)
+
+    def _cut_of(self, changes: Changes) -> Sequence[str] | None:
+        return None if "model.blocks" in changes else self._cut
 
     def _awaited(self, running: Any) -> Any:
         patience, asked = longest_silence(self._liveness, started=False), False

@@ -7,24 +7,22 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from torch import nn
-
 from lowdimfa.balance import Cut, bottleneck, recut
 from lowdimfa.errors import InputError
-from lowdimfa.losses import LOSSES
-from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.services.lab.simulation.calibrate import Measured
+from lowdimfa.services.lab.tuning.free import not_free
 from lowdimfa.services.lab.tuning.search import Changes
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.spec import Specification, parse_specification
 
-_LOOKED_AT = 1024
-"""Items of a data set, which may be costly to read, whose targets are looked at."""
 FREE = ("microbatches", "cut", "replicas", "window", "threads", "transport")
 """Names of what is tried unless it is kept."""
 
 AT_A_PRICE = ("staleness", "activations", "every_layer")
 """Names of what is tried only where it is allowed: the weights that are learned are others."""
+
+ALLOWED = (*AT_A_PRICE, "microbatches", "replicas", "window")
+"""Names of what can be allowed: some of `FREE` too, which has that price in some runs."""
 
 MOST_MICROBATCHES = 16
 
@@ -77,7 +75,7 @@ class Space:
         cluster
             What there is of the cluster; see above.
         """
-        left_out = {name: why for name, why in _not_free(plan).items() if name not in {*allowed, *kept}}
+        left_out = {name: why for name, why in not_free(plan).items() if name not in {*allowed, *kept}}
         names = ({*FREE} | {*allowed}) - {*kept} - left_out.keys()
         return cls(plan.specification, plan.describe(), frozenset(names), left_out=left_out, **cluster)
 
@@ -148,10 +146,13 @@ class Space:
 
     def _microbatches(self) -> list[int]:
         train, last = self.specification.train, self.plan["last_batch_size"]
+        # A readout weighs the micro-batches of a step alike.
+        alike = any(block["q_rule"] == "readout" for block in self.plan["blocks"])
         return [
             number
             for number in (2**power for power in range(MOST_MICROBATCHES.bit_length()))
-            if train.batch_size % number == 0 and number != train.microbatches and not 0 < last < number
+            if train.batch_size % number == 0 and number != train.microbatches
+            if not 0 < last < number and not (alike and last % number)
         ]
 
     def _cuts(self, measured: Measured | None) -> list[Cut]:
@@ -185,43 +186,3 @@ def loads(measured: Measured) -> list[float]:
     """Return the seconds of each block for a micro-batch, with its part of the step."""
     setting = measured.setting
     return [block.forward + block.update + block.step / setting.microbatches for block in setting.blocks]
-
-
-def _not_free(plan: RunPlan) -> dict[str, str]:
-    """Return what changes what this network learns, though not what most do, by name, and why."""
-    modules = [
-        module for block in plan.network.blocks for layer in block.layers for module in layer.module.modules()
-    ]
-    own = plan.specification.train.per_block
-    cut = {"cut": "train.per_block says what single blocks have"} if own else {}
-    if any(map(_by_micro_batch, modules)):
-        why = "layers take their statistics from each micro-batch"
-        return {"microbatches": why, "replicas": why} | cut
-    if plan.specification.train.loss not in ("auto", *LOSSES):
-        return {
-            "microbatches": "a loss of one's own may be another function of parts than of the whole batch"
-        } | cut
-    feedback = plan.network.feedback
-    counted = feedback.q_rule in ("auto", "readout") and plan.dataset.task == "tokens"
-    if counted and _has_ignored(plan):
-        return {
-            "microbatches": "a readout learns from each micro-batch by how many of its targets count"
-        } | cut
-    rules = (feedback.q_rule, feedback.p_rule)
-    if "probed" in rules or not all(rule in (*Q_RULES.built_in, *P_RULES.built_in) for rule in rules):
-        named = next(rule for rule in rules if rule == "probed" or not isinstance(rule, str) or "." in rule)
-        name = named if isinstance(named, str) else named.name
-        return {"microbatches": f"the rule {name} may learn from each micro-batch by itself"} | cut
-    return cut
-
-
-def _has_ignored(plan: RunPlan) -> bool:
-    """Whether some of the data's targets don't count."""
-    ignored = plan.network.training.ignore_index
-    return any(bool((targets == ignored).any()) for targets in plan.reader.known_targets(_LOOKED_AT))
-
-
-def _by_micro_batch(module: nn.Module) -> bool:
-    """Whether a layer takes statistics of each micro-batch: batch norm always, instance norm where it keeps some."""
-    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return batch_norm or (isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats)

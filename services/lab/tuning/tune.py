@@ -85,7 +85,8 @@ def tune(search: Search, space: Space, found: Sequence[Measured], times: Callabl
         search.default.predicted = predict(search.default.changes)
         leader = search.best_of(_likely(main, predict, search.affordable(times(MAIN))), times(MAIN))
         listed += (further := [Tried(changes) for changes in space.variations(leader.changes, first)])
-        until = min(times(ALL), times(1) - search.cost_of_duel(leader))
+        # The last one to lead is rehearsed, which is taken to last as long as a segment.
+        until = min(times(ALL), times(1) - search.cost_of_duel(leader) - search.cost)
         likely = _likely(further, predict, search.affordable(until))
         leader = search.best_of([*([] if leader is search.default else [leader]), *likely], until)
         if leader is not search.default:
@@ -120,6 +121,8 @@ def _likely(some: list[Tried], predict: Callable[[Changes], float | None], most:
 
 
 def _standing(tried: Tried) -> float:
+    if tried.failure:
+        return 0.0
     return -(tried.gain or 1.0 if not tried.changes else tried.gain or 0.0)
 
 

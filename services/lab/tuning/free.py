@@ -1,0 +1,106 @@
+"""What isn't free to change in a run, since other weights would be learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from lowdimfa.losses import LOSSES, counts
+from lowdimfa.measure import make_step
+from lowdimfa.rules import P_RULES, Q_RULES
+from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.profile import make_bench
+from lowdimfa.services.run.rehearsal import SAMPLES
+from lowdimfa.stage import Stage
+from lowdimfa.tickets import derive_seed
+
+_LOOKED_AT = 1024
+"""Items of a data set, which may be costly to read, whose targets are looked at."""
+
+
+def not_free(plan: RunPlan) -> dict[str, str]:
+    """Return what changes what this network learns, though not what most do, by name, and why."""
+    train = plan.specification.train
+    found: dict[str, str] = {}
+    if train.per_block:
+        found["cut"] = "train.per_block says what single blocks have"
+    if train.staleness:
+        found["window"] = "with staleness, forwards that wait for it see newer weights"
+    if why := _changed_by_a_forward(plan):
+        return found | {"microbatches": why, "replicas": why}
+    why = _learns_from_parts(plan)
+    return found | ({"microbatches": why} if why else {})
+
+
+def _learns_from_parts(plan: RunPlan) -> str:
+    """Return why parts of a batch add up to something else than the whole, or nothing."""
+    train, feedback = plan.specification.train, plan.network.feedback
+    if train.loss not in ("auto", *LOSSES):
+        return "a loss of one's own may be another function of parts than of the whole batch"
+    if feedback.q_rule in ("auto", "readout"):
+        if _has_ignored(plan):
+            return "a readout learns from each micro-batch by how many of its targets count"
+        if plan.order.last_batch_size % train.microbatches:
+            return "a readout weighs micro-batches alike, and an epoch's last batch has uneven ones"
+    rules = (feedback.q_rule, feedback.p_rule)
+    if "probed" in rules or not all(rule in (*Q_RULES.built_in, *P_RULES.built_in) for rule in rules):
+        named = next(rule for rule in rules if rule == "probed" or not isinstance(rule, str) or "." in rule)
+        name = named if isinstance(named, str) else named.name
+        return f"the rule {name} may learn from each micro-batch by itself"
+    return ""
+
+
+def _has_ignored(plan: RunPlan) -> bool:
+    """Whether some of the data's targets don't count."""
+    training = plan.network.training
+    counted = map(
+        counts(training.loss, plan.dataset.task, training.ignore_index), plan.reader.known_targets(_LOOKED_AT)
+    )
+    return any(one is not None and not bool(one.all()) for one in counted)
+
+
+def _changed_by_a_forward(plan: RunPlan) -> str:
+    """Return why it matters into how many forwards a batch is cut, or nothing."""
+    modules = [layer.module for block in plan.network.blocks for layer in block.layers]
+    if any(
+        isinstance(one, nn.modules.batchnorm._BatchNorm) for module in modules for one in module.modules()
+    ):
+        return "layers take their statistics from each micro-batch"
+    if plan.network.outline is not None:
+        kept = any(True for module in modules for _ in module.buffers())
+        return (
+            "layers have buffers, and the network is too large to see here whether they change"
+            if kept
+            else ""
+        )
+    try:
+        name = _first_changed(plan)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the user's own layers; for a GPU that isn't here they may fail, too
+        return f"whether a forward changes a buffer can't be seen here ({type(error).__name__})"
+    return f"each forward in training changes {name}" if name else ""
+
+
+def _first_changed(plan: RunPlan) -> str | None:
+    """Make a step on copies, and return the name of a buffer or frozen parameter that it changed."""
+    specification, network = plan.specification, plan.network
+    training = replace(network.training, compile=False)
+    bench = make_bench(specification, network.feedback, training, plan.reader).with_samples(SAMPLES)
+    with bench.computing(derive_seed(specification.train.seed, "tuning")):
+        learning, head = bench.stages(network.blocks)
+        stages: list[Stage] = [*learning, head]
+        before = [{name: value.clone() for name, value in _not_learned(stage).items()} for stage in stages]
+        make_step(learning, head, network.feedback, bench.batches)
+    for stage, kept in zip(stages, before, strict=True):
+        for name, value in _not_learned(stage).items():
+            if name not in kept or not value.equal(kept[name]):
+                return name
+    return None
+
+
+def _not_learned(stage: Stage) -> dict[str, Tensor]:
+    frozen = ((name, one) for name, one in stage.module.named_plain_parameters() if not one.requires_grad)
+    return {name: value.detach() for name, value in (*stage.module.named_plain_buffers(), *frozen)}
