@@ -17,7 +17,8 @@ PREFIX = "average/"
 class Average:
     """An exponential moving average: ``a ← decay a + (1 - decay) w`` after each step, ``a = w`` after the first.
 
-    The arithmetic is that of `torch.optim.swa_utils`. Buffers, such as running statistics, are not averaged.
+    The arithmetic is that of `torch.optim.swa_utils`. Buffers, such as running statistics, are not averaged. Averages are
+    kept in float32 or wider: in bfloat16 the increments would be rounded away.
 
     Parameters
     ----------
@@ -31,12 +32,18 @@ class Average:
         self._parameters = dict(parameters)
         self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._steps = 0
-        self._weights = [parameter.detach().clone() for parameter in parameters.values()]
+        self._weights = [
+            parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in parameters.values()
+        ]
 
     @torch.no_grad()
     def step(self) -> None:
         """Take in the weights after an optimiser step."""
-        current = [parameter.detach() for parameter in self._parameters.values()]
+        current = [
+            parameter.detach().to(own.dtype)
+            for parameter, own in zip(self._parameters.values(), self._weights, strict=True)
+        ]
         if self._steps:
             self._update(self._weights, current, self._steps)
         else:
@@ -47,15 +54,14 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the layers have the averages for weights in the body."""
-        self._exchange()
+        present = [(parameter, parameter.data) for parameter in self._parameters.values()]
+        for (parameter, data), own in zip(present, self._weights, strict=True):
+            parameter.data = own.to(data.dtype)
         try:
             yield
         finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for index, parameter in enumerate(self._parameters.values()):
-            parameter.data, self._weights[index] = self._weights[index], parameter.data
+            for parameter, data in present:
+                parameter.data = data
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the averages by name, and how many steps they have."""

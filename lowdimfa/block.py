@@ -162,3 +162,8 @@ class Block(Stage):
             kept.tapped = kept.weights = None
         if kept.tapped is None and kept.moved is None:
             del self._kept[ticket]
+
+    def forget(self) -> None:
+        """Drop what micro-batches have accumulated and kept since the last step."""
+        super().forget()
+        self._kept.clear()

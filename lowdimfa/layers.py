@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -23,7 +24,8 @@ class Layer:
     Attributes
     ----------
     name
-        By which the plain model registers it: ``name + ".weight"`` is a key of the plain state.
+        By which the plain model registers it: ``name + ".weight"`` is a key of the plain state. With the number of the
+        time where ``layers`` lists it again, as in ``act:2``: what is kept at its end is that place's.
     module
         The layer itself, called as `lowdimfa.calling` says.
     needed
@@ -130,7 +132,8 @@ def _declared_layers(model: nn.Module) -> list[Layer]:
         raise _not_layers(f"a {type(model).__name__} whose 'layers' is a {type(declared).__name__}")
     modules = {name: module for name, module in model.named_modules() if name}
     names = {id(module): name for name, module in modules.items()}
-    layers = []
+    layers: list[Layer] = []
+    times: Counter[str] = Counter()
     for entry in declared:
         name = entry if isinstance(entry, str) else names.get(id(entry), "")
         if name not in modules:
@@ -141,7 +144,8 @@ def _declared_layers(model: nn.Module) -> list[Layer]:
                 f"its submodules or their names{', such as ' + ', '.join(map(repr, near)) if near else ''}",
                 "Assign the layer to an attribute of the model.",
             )
-        layers.append(Layer(name, modules[name]))
+        times[name] += 1
+        layers.append(Layer(name if times[name] == 1 else f"{name}:{times[name]}", modules[name]))
     return layers
 
 

@@ -139,7 +139,7 @@ class DecoupledNetwork:
         return [*self.blocks, self.head]
 
     def train_step(self, step: int, batches: Iterable[Batch], *, trial: bool = False) -> StepResult:
-        """Run one optimiser step over its micro-batches.
+        """Run one optimiser step over its micro-batches; of one that fails, no gradient is left for the next.
 
         Parameters
         ----------
@@ -168,9 +168,14 @@ class DecoupledNetwork:
         with unchanged_generators(
             self._device
         ):  # a user's loop draws from them, such as the order of samples
-            for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
-                result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
-            self.form.step()
+            try:
+                for microbatch, ((inputs, targets), weight) in enumerate(zip(batches, weights, strict=True)):
+                    result.add(*self.form.run(inputs, targets, Ticket(step, microbatch), weight))
+                self.form.step()
+            except BaseException:  # whoever catches it may go on with another batch
+                for stage in self.stages:
+                    stage.forget()
+                raise
         return result
 
     def forward(self, inputs: Inputs) -> Tensor:

@@ -19,7 +19,7 @@ from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import resolve
 from lowdimfa.muon import Muon
-from lowdimfa.optim_state import load_state, pack_state, schedule_text, settings_of
+from lowdimfa.optim_state import laid_out, load_state, pack_state, schedule_text, settings_of
 from lowdimfa.tickets import derive_seed
 
 FOLLOWS_A_LOSS = "a schedule that follows a measured loss", "one that follows steps"
@@ -197,9 +197,13 @@ class Updater:
         assert self.optimizer is not None
         sparse = [group for group in self.optimizer.param_groups if _has_sparse(group)]
         self.sparse = self.sparse or bool(sparse)
-        apart = [*sparse, *filter(self._begins_late, self.optimizer.param_groups)] if self._chosen else []
+        groups = self.optimizer.param_groups if self._chosen else []
+        apart = [one for one in groups if _has_sparse(one) or _has_gaps(one) or self._begins_late(one)]
         for group in apart:  # no fused step takes these: let torch choose
             group["fused"] = None
+        for parameter in self._parameters.values():  # a fused step pairs values as they lie in memory
+            if parameter.grad is not None and not parameter.grad.is_sparse:
+                parameter.grad = laid_out(parameter.grad, parameter)
         self.optimizer.step()
         for group in apart:  # as in all other blocks, with which this one may be resumed
             group |= self._chosen
@@ -260,6 +264,14 @@ def _fused(
 
 def _has_sparse(group: Mapping[str, Any]) -> bool:
     return any(one.grad is not None and one.grad.is_sparse for one in group["params"])
+
+
+def _has_gaps(group: Mapping[str, Any]) -> bool:
+    """Whether there are parameters between whose values others may lie, as in a slice of a table of columns."""
+    return any(
+        not one.is_contiguous() and torch.empty_like(one, device="meta").stride() != one.stride()
+        for one in group["params"]
+    )
 
 
 def _require(made: object, names: tuple[str, ...], what: str, factory: str, where: str) -> None:

@@ -206,7 +206,7 @@ class _Restoring:
     def _entries(self, name: str, data: Any, current: Any = None) -> Any:
         """Return what is kept of a parameter; a fused optimiser pairs values as they lie in memory."""
         parameter = self._updater.parameters[name]
-        tensors = {one: _laid_out(self._tensors[one], parameter) for one in references(data)}
+        tensors = {one: laid_out(self._tensors[one], parameter) for one in references(data)}
         return decode(data, tensors, current)
 
     def _undo_casts(self, kept: Mapping[Any, tuple[str, Any]]) -> None:
@@ -378,8 +378,8 @@ def _alike(exact: object, loaded: object) -> bool:
         return False
 
 
-def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return a state tensor with the parameter's strides."""
+def laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a state tensor, or a gradient, with the parameter's strides."""
     if value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from copy import deepcopy
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -227,6 +228,18 @@ class Stage:
         self.before_update()
         self.seed_for("step", self._learned.step)
         self.updater.step()
+
+    def forget(self) -> None:
+        """Drop what micro-batches have accumulated since the last step, which failed before it was applied."""
+        for rule in self._rules:
+            weights, kept = rule.weights.detach().clone(), deepcopy(rule.state())
+            with torch.no_grad(), suppress(Exception):  # it may be what failed
+                rule.step()  # uses up the rule's sums
+            rule.weights.data.copy_(weights)
+            rule.weights.grad = None
+            rule.load(kept)
+        for parameter in self.updater.trained:
+            parameter.grad = None
 
     def before_update(self) -> None:
         """Keep the weights for forwards whose updates are to come; to be called before these change."""

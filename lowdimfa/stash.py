@@ -114,12 +114,14 @@ class WeightStash:
         present: StashedWeights = weights
         # Held, as a layer may put others in their place: their memory must not become that of another tensor meanwhile.
         fixed = (one for one in self._module.parameters() if not one.requires_grad)
-        frozen = {_pointer(one): one for one in fixed if one.layout is torch.strided}
-        held = frozen | {_pointer(buffer): buffer for buffer in self._module.buffers()}
+        frozen = {_pointer(one): one for one in fixed if _is_dense(one)}
+        held = frozen | {_pointer(one): one for one in self._module.buffers() if _is_dense(one)}
         self._frozen = {place: self._frozen.get(place, one._version) for place, one in frozen.items()}
         copies: dict[tuple[int, torch.dtype, int], Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor | _Saved | _Unmoved:
+            if not _is_dense(tensor):
+                return tensor.detach()
             place = _Place.of(tensor)
             if place.pointer in present.storages:
                 same = present.storages[place.pointer].dtype == tensor.dtype
@@ -145,6 +147,11 @@ class WeightStash:
         if weights is not None:
             weights.copy()
         self._present = None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor lies in one storage."""
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _pointer(tensor: Tensor) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
@@ -105,10 +106,25 @@ def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> Non
 
 @contextmanager
 def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterator[None]:
-    """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state."""
+    """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state.
+
+    Of training mode also frozen parameters, which a forward may move, as one that is an average of others.
+    """
     modes = [(module, module.training) for module in model.modules()]
     extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
+    # Under `lowdimfa.emptied` values are made up anew for each operation, and copies would take the memory saved.
+    keeps = training and not is_in_torch_dispatch_mode()
+    frozen = [
+        (one, one.detach().clone())
+        for one in model.parameters()
+        if keeps and not one.requires_grad and not is_lazy(one)
+    ]
     with unchanged_generators(some_tensor(example).device), torch.no_grad():
         try:
             model.train(training)
@@ -116,8 +132,11 @@ def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterato
         finally:
             for module, mode in modes:
                 module.training = mode
-            for buffer, value in buffers:
+            for module, name, buffer, value in buffers:
                 buffer.copy_(value)
+                setattr(module, name, buffer)  # in whose place a forward may have put another
+            for parameter, value in frozen:
+                parameter.data.copy_(value)
             for module, state in extra:
                 module.set_extra_state(state)
 

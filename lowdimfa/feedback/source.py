@@ -15,7 +15,6 @@ from torch import Tensor
 from lowdimfa.config import FeedbackConfig, Source
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.making import ErrorShape
-from lowdimfa.feedback.projection import PRule
 from lowdimfa.feedback.rules import QRule
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.rules import P_RULES, Q_RULES
@@ -151,6 +150,8 @@ def stays_transposed(feedback: FeedbackConfig) -> bool:
 
 
 def sends_projection(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
-    """Whether ``P`` goes with the errors of a step before which it has changed, for the blocks whose ``Q`` is ``Pᵀ``."""
-    learns = P_RULES.find(feedback.p_rule) is not PRule and shape.error_dim < shape.task_dim
-    return wants_identity(feedback) and stays_transposed(feedback) and learns
+    """Whether ``P`` goes with the errors of a step before which it has changed, for the blocks whose ``Q`` is ``Pᵀ``.
+
+    One that stays as it is, too: a checkpoint may bring what another rule has learned.
+    """
+    return wants_identity(feedback) and stays_transposed(feedback) and shape.error_dim < shape.task_dim

@@ -31,7 +31,7 @@ from lowdimfa.services.run.checkpoint_files import (
 )
 from lowdimfa.services.run.objects import ObjectsError
 from lowdimfa.services.run.storage import Folder, Place
-from lowdimfa.services.run.tensor_file import Kind, write_tensors
+from lowdimfa.services.run.tensor_file import TYPES, Kind, write_tensors
 
 MANIFEST_FILE = "manifest.json"
 MODEL_PREFIX = "model/"
@@ -249,7 +249,8 @@ def way_back(older: Manifest | None) -> str:
 def export_state(manifest: Manifest, average: bool = False) -> dict[str, Tensor]:
     """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor.
 
-    With ``average``, trained weights are their moving average; an `InputError` if the checkpoint has none.
+    With ``average``, trained weights are their moving average, as precise as it is kept; an `InputError` if the
+    checkpoint has none.
     """
     names = _exported(manifest, average)
     found = manifest.tensors(set(names.values()).__contains__)
@@ -294,13 +295,15 @@ def export_file(manifest: Manifest, output: Path, average: bool = False) -> None
     """
     try:
         names = _exported(manifest, average)
-        kinds = manifest.kinds(set(names.values()).__contains__)
+        found = manifest.kinds({*names.values(), *(f"{MODEL_PREFIX}{name}" for name in names)}.__contains__)
+        # An average has the type of its weight here: it is kept in a wider one where that is narrow.
+        kinds = {name: found.get(f"{MODEL_PREFIX}{name}", found[kept]) for name, kept in names.items()}
+
+        def read(name: str) -> Tensor:
+            return manifest.tensors(names[name].__eq__)[names[name]].to(TYPES[kinds[name].dtype][0])
+
         with Folder(output.parent).writing(output.name) as file:
-            write_tensors(
-                file,
-                {name: kinds[kept] for name, kept in names.items()},
-                lambda name: manifest.tensors(names[name].__eq__)[names[name]],
-            )
+            write_tensors(file, kinds, read)
     except (OSError, SafetensorError) as error:
         raise InputError(str(output), f"a path that can't be written ({error})", "a writable file") from error
 

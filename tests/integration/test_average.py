@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lowdimfa import sparse
@@ -22,6 +24,17 @@ from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.evaluate import evaluate_run
 
 DECAY = 0.9
+
+
+class Narrow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).bfloat16()
+
+
+def narrow() -> nn.Sequential:
+    return nn.Sequential(Narrow(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).bfloat16()
+
+
 SPECIFICATION: dict[str, Any] = {
     "model": {
         "factory": "lowdimfa.models:mlp",
@@ -96,6 +109,35 @@ def test_evaluations_and_exports_have_it(frozen: list[str], tmp_path: Path) -> N
     assert torch.equal(result.model(average=True)(test.inputs(everything)), outputs)
     loss = torch.nn.functional.cross_entropy(outputs, test.targets(everything))
     assert evaluate_run(tmp_path / "run")["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_averages_of_narrow_weights_move(tmp_path: Path) -> None:
+    """By less than such a weight can: they are kept in a wider type, and cast where they are used."""
+    decay = 0.9999
+    given = with_(average={"decay": decay}) | {
+        "model": {"factory": f"{Path(__file__).stem}:narrow", "blocks": 2},
+        "run": SPECIFICATION["run"] | {"checkpoint_every": 1, "keep": 20},
+    }
+    found = fit(tmp_path / "run", given)
+    store = CheckpointStore(tmp_path / "run")
+    first, *others = (export_state(store.load(step)) for step in range(1, 21))
+    for name, expected in first.items():
+        expected = expected.float()
+        for weights in others:
+            expected = expected.lerp(weights[name].float(), 1 - decay)
+        torch.testing.assert_close(found[name], expected)
+        assert not torch.equal(found[name], first[name].float())
+    export_file(store.load(None), tmp_path / "exported", average=True)
+    exported = load_file(tmp_path / "exported")
+    assert all(torch.equal(exported[name], value.bfloat16()) for name, value in found.items())
+    model = narrow()
+    model.load_state_dict(exported)
+    test = load_dataset(parse_specification(SPECIFICATION, "test")).test
+    outputs = model(test.inputs(torch.arange(len(test)))).detach().float()
+    loss = nn.functional.cross_entropy(outputs, test.targets(torch.arange(len(test))))
+    assert evaluate_run(tmp_path / "run")["test_loss"] == pytest.approx(float(loss), rel=1e-3)
+    again = fit(tmp_path / "run", given, resume_step=10)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_never_interrupted(tmp_path: Path) -> None:

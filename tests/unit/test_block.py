@@ -336,6 +336,35 @@ def test_a_frozen_weight_that_is_moved_after_its_use_is_refused_as_autograd_does
         block.receive_error(FIRST, normal(4, 3))
 
 
+class Mixing(nn.Module):
+    """Multiplies features by a matrix that may be sparse, as one of neighbours is."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        matrix = normal(8, 8, seed=7)
+        matrix[matrix < 0.3] = 0
+        matrix = matrix if layout is torch.strided else matrix.to_sparse(layout=layout)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.matrix @ x.t()).t()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_matrix_is_none_of_the_weights_that_a_stale_update_keeps(layout: torch.layout) -> None:
+    sparse, dense = (
+        make_block(layers(Mixing(kind)), training=stale_training(1)) for kind in (layout, torch.strided)
+    )
+    for block in (sparse, dense):
+        for step in range(2):
+            block.forward(normal(4, 6, seed=step), Ticket(step, 0))
+        for step in range(2):  # the second after the weights have moved on
+            block.receive_error(Ticket(step, 0), normal(4, 3, seed=5 + step))
+            if step == 0:
+                block.step()
+    torch.testing.assert_close(gradients(sparse), gradients(dense))
+
+
 def test_no_copy_is_kept_of_a_frozen_weight_that_stays() -> None:
     network = layers()
     network[2].requires_grad_(False)  # through which the gradient of the first passes

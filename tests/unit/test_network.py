@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -17,7 +17,7 @@ from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, Updat
 from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.reading import evaluation_batches
 from lowdimfa.data.splits import TensorSplit
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.losses import counts, make_loss
 from lowdimfa.models import cnn, mlp, vit
@@ -457,3 +457,74 @@ def test_targets_of_eight_bits_have_no_class_that_does_not_count() -> None:
         torch.tensor([155, 156, 157], dtype=torch.uint8)
     )
     assert counted is not None and counted.all()
+
+
+class Failing(nn.Module):
+    """Puts out no number, or raises what it is told to, when asked."""
+
+    failure: BaseException | float = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.failure, BaseException):
+            raise self.failure
+        return x * self.failure
+
+
+def failed_step(
+    network: DecoupledNetwork, failing: Failing, failure: BaseException | float, batches: Iterator[Any]
+) -> None:
+    """Run a step that fails in its second micro-batch."""
+    run, runs = network.form.run, iter((1.0, failure))
+
+    def fails(*arguments: Any) -> Any:
+        failing.failure = next(runs)
+        return run(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network.form, "run", fails)
+        with pytest.raises((NotFiniteError, KeyboardInterrupt, RuntimeError)):
+            network.train_step(2, batches)
+    failing.failure = 1.0
+
+
+@pytest.mark.parametrize("failure", [float("nan"), KeyboardInterrupt(), RuntimeError("the user's own")])
+@pytest.mark.parametrize("place", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("update", "feedback"),
+    [
+        (optimizer(), {"q_rule": "readout"}),
+        (optimizer("SGD", momentum=0.9), {"q_rule": "hebbian", "p_rule": "oja", "error_dim": 3}),
+        (optimizer(), {"q_rule": "probed", "p_rule": "pca", "error_dim": 3, "probe_every": 1}),
+        (optimizer(), {"q_rule": "hebbian", "every_layer": True}),
+        (optimizer(), {"form": "backprop"}),
+        (optimizer(), {"form": "local"}),
+    ],
+)
+def test_a_step_that_fails_leaves_nothing_to_the_next(
+    update: UpdateConfig, feedback: dict[str, Any], place: int, failure: BaseException | float
+) -> None:
+    made = []
+    for failing in (Failing(), Failing()):
+        layers = list(small_mlp())
+        layers.insert(place, failing)
+        training = TrainingConfig(total_steps=100, microbatches=2, update=update)
+        given = FeedbackConfig(**feedback)
+        cut = decouple(
+            layers, clusters(4, 0)[0], blocks=3, total_steps=100, feedback=given, training=training
+        )
+        made.append((cut, failing))
+
+    def batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*(part.chunk(2) for part in clusters(16, seed=step)), strict=True)
+
+    (network, failing), (whole, _) = made
+    for step in range(4):
+        if step == 2:
+            failed_step(network, failing, failure, batches(99))
+        results = [one.train_step(step, batches(step)) for one in (network, whole)]
+        assert results[0] == results[1]
+    for stage, other in zip(network.stages, whole.stages, strict=True):
+        ours, theirs = stage.state().tensors, other.state().tensors
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert not any(block._kept for block in network.blocks)

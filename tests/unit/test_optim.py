@@ -310,6 +310,31 @@ def test_gradients_that_begin_late_are_applied_as_in_plain_torch() -> None:
     assert updater.optimizer is not None and updater.optimizer.param_groups[0]["fused"]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum", "muon and adamw"])
+def test_parameters_and_gradients_may_lie_in_memory_as_they_like(optimizer: str) -> None:
+    """A fused step pairs values as they lie in memory, whatever the strides say."""
+
+    def parameters(spread: bool) -> tuple[dict[str, nn.Parameter], Tensor]:
+        table, turned = _normal(4, 6, seed=0), _normal(3, 4, seed=1)
+        values = {"slice": table[:, :2], "turned slice": turned[:2].t(), "turned": _normal(5, 4, seed=2).t()}
+        made = {name: nn.Parameter(value if spread else value.contiguous()) for name, value in values.items()}
+        return made | {"plain": nn.Parameter(_normal(4, 3, seed=3))}, table
+
+    (spread, table), (dense, untouched) = parameters(True), parameters(False)
+    updaters = [Updater(given, [], config(optimizer), STEPS) for given in (spread, dense)]
+    settings = deepcopy(pack_state(updaters[0]).scalars["groups"])
+    for step in range(3):
+        for name in spread:
+            gradient = _normal(*dense[name].shape, seed=10 + step)
+            spread[name].grad, dense[name].grad = gradient.t().contiguous().t(), gradient
+        for updater in updaters:
+            updater.step()
+    torch.testing.assert_close(dict(spread), dict(dense))
+    assert torch.equal(table[:, 2:], untouched[:, 2:])
+    # A checkpoint says what those of other blocks say, so that they may be resumed as one block.
+    assert pack_state(updaters[0]).scalars["groups"] == settings
+
+
 def test_a_fused_step_that_was_asked_for_is_not_undone_for_sparse_gradients() -> None:
     embedding = nn.Embedding(9, 4, sparse=True)
     update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1, "fused": True}))

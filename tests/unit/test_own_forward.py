@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdimfa.errors import InputError
+from lowdimfa.partitioning import partition
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -124,6 +125,42 @@ def test_what_a_forward_does_beside_its_layers_is_noticed(
 
 def test_layers_that_are_all_of_it_train(tmp_path: Path) -> None:
     assert trainer(Whole(), torch.randn(16, 1, 6, 6), tmp_path).fit().metrics["steps"] == 1
+
+
+class Following(nn.Module):
+    """Takes from what it is given the means of all that it has been given, in a new buffer or a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.scale = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.5 * self.mean + x.detach().mean(0)
+            with torch.no_grad():
+                self.scale.add_(x.detach().abs().mean(0))
+        return (x - self.mean) / self.scale
+
+
+class Followed(Scaled):
+    layers = ("follow", "first", "act", "second")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follow = Following()
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.follow(x)  # type: ignore[no-any-return]
+
+
+def test_what_a_forward_moves_is_as_before_whatever_its_means() -> None:
+    model = Followed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mean = model.follow.mean
+    partition(model, 2, torch.randn(4, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.follow.mean is mean
 
 
 def test_a_loss_that_adds_up_over_samples_is_refused(tmp_path: Path) -> None:

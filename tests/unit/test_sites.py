@@ -160,6 +160,57 @@ def test_state_moves_between_cuts() -> None:
     )
 
 
+class Again(nn.Module):
+    """Comes to two of its layers twice."""
+
+    layers = ("first", "act", "shared", "act", "shared", "last")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.shared, self.last = (
+            nn.Linear(12, 8),
+            nn.Tanh(),
+            nn.Linear(8, 8),
+            nn.Linear(8, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared(self.act(self.shared(self.act(self.first(x)))))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("blocks", "every_layer"), [(3, False), (2, True)])
+def test_a_layer_that_comes_again_has_feedback_weights_for_each_time(blocks: int, every_layer: bool) -> None:
+    def made(seed: int) -> DecoupledNetwork:
+        torch.manual_seed(seed)
+        cut = ["shared", "last"] if blocks == 3 else ["last"]
+        return decouple(
+            Again(),
+            torch.zeros(2, 12),
+            blocks=cut,
+            total_steps=STEPS,
+            feedback=FeedbackConfig(q_rule="hebbian", every_layer=every_layer),
+            training=TrainingConfig(total_steps=STEPS, microbatches=MICROBATCHES, seed=seed),
+        )
+
+    one, other = made(0), made(1)
+    states = [stage.state() for stage in one.stages]
+    kept = [name for state in states for name in state.tensors]
+    assert len(set(kept)) == len(kept)
+    drawn = {name: value.clone() for state in states for name, value in state.tensors.items()}
+    train(one, "mlp")
+    states = [stage.state() for stage in one.stages]
+    tensors = {name: value.clone() for state in states for name, value in state.tensors.items()}
+    feedback = [name for name in tensors if name.startswith("feedback/")]
+    assert len(feedback) == sum(len(stage.sites) for stage in one.stages) == (3 if every_layer else 2)
+    assert not any(torch.equal(tensors[name], drawn[name]) for name in feedback)
+    for stage, state in zip(other.stages, states, strict=True):
+        stage.load(tensors, state.scalars)
+    found = {name: value for stage in other.stages for name, value in stage.state().tensors.items()}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def _rest(scalars: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in scalars["updater"].items() if key != "parameters"}
 

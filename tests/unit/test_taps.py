@@ -282,3 +282,17 @@ def test_auto_pools_residual_streams_of_tokens_and_large_maps(
     tap = choose_tap("auto", shape, position_dims, residual)
     assert tap.name == expected
     assert tap.position_dims == position_dims
+
+
+def test_only_the_mean_over_nothing_is_the_same_wherever_the_channels_are() -> None:
+    """What docs/concepts.md advises for outputs of shape (height, width, channels)."""
+    maps = torch.randn(3, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+    for name, alike in (("normalised", True), ("grid-normalised", False), ("pooled", False)):
+        first, last = (
+            choose_tap(name, shape, 0, residual=False)(output)
+            for shape, output in (((6, 16, 16), maps), ((16, 16, 6), maps.movedim(1, -1)))
+        )
+        if alike:
+            torch.testing.assert_close(last.view(3, 16, 16, 6).movedim(-1, 1).flatten(1), first)
+        else:
+            assert last.shape != first.shape
