@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -73,7 +73,9 @@ class Folder:
                 scratch.unlink(missing_ok=True)
             raise
         for folder in dict.fromkeys((path.parent, path.parent.parent, self.root)):
-            _sync(folder)
+            # What lies around the root is others', and may not be opened to be read.
+            with suppress(PermissionError) if folder == self.root.parent else nullcontext():
+                _sync(folder)
 
     def delete(self, name: str) -> None:
         """Delete a file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -39,6 +40,14 @@ from lowdimfa.services.trainer.results import Result
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.signals import STOP_LIVENESS, graceful_by_default
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
+
+
+def _spans_nodes(engine: EngineName) -> bool:
+    """Return whether a run is to be in a cluster of several machines that the program is connected to already."""
+    ray = sys.modules.get("ray")
+    if engine != "ray" or ray is None or not ray.is_initialized():
+        return False
+    return sum(bool(node["Alive"]) for node in ray.nodes()) > 1
 
 
 class DecoupledTrainer:
@@ -163,7 +172,7 @@ class DecoupledTrainer:
             run_dir=place,
             engine=engine,
             resume=resume,
-            user_code=UserCode.beside(folder, pack=address is not None),
+            user_code=UserCode.beside(folder, pack=address is not None or _spans_nodes(engine)),
             resume_step=resume_step,
             callbacks=tuple(callbacks),
         )

@@ -199,14 +199,18 @@ class TrainingLoop:
         self._saving.before_recovery(loss)
         words = postmortem_file(work_dir(self._place))
         earlier = written_at(words)
+        reason, self._stop.reason = self._stop.reason, None
         try:
             self._done = self._recovery.after(loss, step, self._saving.saved)
         except LowdimfaError:
             if written_at(words) not in (None, earlier):
                 self._warn(f"every block's last words are in {words}")
             raise
-        if self._done < step:
-            self._stop.reason = None  # that of a course which is given up
+        if (
+            self._done >= step
+        ):  # else it was the reason of a course which is given up; a callback may have a new one
+            self._stop.reason = self._stop.reason or reason
+        else:
             self._saving.went_back(self._done)
         self._evaluated = {}  # of weights of which blocks may have lost some steps
 

@@ -10,6 +10,9 @@ from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.language import Language
 
+RECENT_SECONDS, FEWEST_MARKS = 10.0, 20
+"""Speed is that of the last seconds; of slow steps it is that of as many, or of bursts of them."""
+
 
 class ProgressMeter:
     """Turns step results into ``progress`` events: means over the last steps, speed, time left.
@@ -45,7 +48,7 @@ class ProgressMeter:
         self._every = every
         self._language = language or Language()
         self._recent: deque[StepResult] = deque(maxlen=every)
-        self._marks: deque[tuple[float, int]] = deque(maxlen=20)
+        self._marks: deque[tuple[float, int]] = deque()
         self.last_step = 0
 
     def begin(self, step: int) -> None:
@@ -57,15 +60,23 @@ class ProgressMeter:
         self._marks.append((time.monotonic(), step))
 
     def take(self, results: Sequence[StepResult]) -> None:
-        """Take in finished steps, in order."""
+        """Take in steps, in order, that have finished by now."""
+        if results:
+            self._mark(results[-1].step + 1)
         for result in results:
             self._recent.append(result)
             done = self.last_step = result.step + 1
             if done % self._every == 0 or done == self._total:
                 self._report(done)
 
+    def _mark(self, done: int) -> None:
+        """Note when a step had finished; steps come in bursts, so that of several the last one alone is known."""
+        now = time.monotonic()
+        self._marks.append((now, done))
+        while len(self._marks) > FEWEST_MARKS and now - self._marks[0][0] > RECENT_SECONDS:
+            self._marks.popleft()
+
     def _report(self, done: int) -> None:
-        self._marks.append((time.monotonic(), done))
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         seconds = end - start
         rate = (last - first) / seconds if seconds > 0 else 0.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lowdimfa.errors import InputError, LowdimfaError, PeerError
+from lowdimfa.errors import InputError, LowdimfaError, PeerError, ResourceError
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.disk import no_room, refusal, replace_text
 from lowdimfa.services.run.mirror import TARGETS, work_dir
@@ -158,10 +158,10 @@ class RunDir:
         return {file.name: file.read_bytes() for file in files if file.is_file()}
 
     def restore(self, description: Mapping[str, bytes]) -> None:
-        """Write a former description again, as far as the disk lets it."""
-        with suppress(OSError):
-            for name, text in description.items():
-                (self.path / name).write_bytes(text)
+        """Write a former description again, as far as the disk lets it; what is there already needs no room."""
+        for name, text in description.items():
+            with suppress(ResourceError, UnicodeDecodeError):
+                replace_text(self.path / name, text.decode(), "the run can't be described")
 
     def keep_traceback(self, error: BaseException) -> str:
         """Write where an unexpected error came from into a file, and return its path, or why it could not be kept."""

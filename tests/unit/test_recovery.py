@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from lossy_engine import ALIGN, EVALUATE, SAVE, STEPS, LossyEngine, drive, events, of
 
+from lowdimfa.callback import Callback
 from lowdimfa.errors import (
     BlockLostError,
     DiskFullError,
@@ -195,6 +196,17 @@ def test_a_budget_that_is_used_up_ends_the_run_and_names_the_setting(method: str
     assert (caught.value.block, caught.value.setting) == (1, "run.max_recoveries")
     assert engine.given_up == [caught.value]
     assert len(of(events(tmp_path), "recovering")) == 2
+
+
+@pytest.mark.parametrize("policy", ["restart", "rejoin"])
+def test_a_callback_may_end_a_run_at_its_recovery(policy: str, tmp_path: Path) -> None:
+    class Enough(Callback):
+        def recovered(self, event: Any, run: Any) -> None:
+            run.stop("enough")
+
+    found = drive(LossyEngine([("run_steps", 7, lost())]), tmp_path, on_failure=policy, callbacks=[Enough()])
+    assert found[-1]["event"] == "finished" and found[-1]["stopped_early"] == "enough"
+    assert found[-1]["steps"] < STEPS
 
 
 def test_losses_far_apart_do_not_add_up(tmp_path: Path) -> None:
