@@ -165,5 +165,5 @@ class Block(Stage):
 
     def forget(self) -> None:
         """Drop what micro-batches have accumulated and kept since the last step."""
-        super().forget()
         self._kept.clear()
+        super().forget()

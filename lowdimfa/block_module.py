@@ -54,6 +54,8 @@ class BlockModule(nn.Module):
         self.layer_names = tuple(layer.name for layer in layers)
         self._layers = nn.ModuleList(layer.module for layer in layers)
         self._takes = tuple(layer.takes for layer in layers)
+        modules = [layer.module for layer in layers]
+        self._again = {str(index) for index, one in enumerate(modules) if modules.index(one) < index}
 
     def parts(self, starts: Sequence[int]) -> list[BlockModule]:
         """Return modules that share the layers: each has those from one start, an index, up to the next."""
@@ -131,11 +133,19 @@ class BlockModule(nn.Module):
         seen: set[int] = set()
         for key, value in named.items():
             if key.endswith(_EXTRA_STATE) or not isinstance(value, Tensor):
+                if (
+                    key.split(".", 2)[1] in self._again
+                ):  # a layer that comes again is told once, as what is tied
+                    continue
                 extra[self._plain(key)] = value
             elif id(value) not in seen:
                 seen.add(id(value))
                 tensors[self._plain(key)] = value.detach()
-        formats = {key: value for key, value in _metadata(named).items() if "." in key}
+        formats = {
+            key: value
+            for key, value in _metadata(named).items()
+            if "." in key and key.split(".", 2)[1] not in self._again
+        }
         versions = {self._plain(key): value for key, value in formats.items() if value != _FIRST_VERSION}
         return PlainState(tensors, extra, versions)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,15 +72,25 @@ def operations(module: nn.Module, x: Activation) -> float:
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Let built-in layers take operators that have formulas: torch has none for what whole layers are fused into."""
-    mha, mkldnn = torch.backends.mha, cast(Any, torch.backends.mkldnn)
-    fast, fused = mha.get_fastpath_enabled(), mkldnn.enabled
-    mha.set_fastpath_enabled(False)  # which frozen transformer layers would take
-    mkldnn.enabled = False  # with which a whole LSTM is one operator
+    # By the functions beneath torch.backends, whose switches a program may have frozen.
+    switches: list[tuple[bool, Callable[[bool], None]]] = [
+        (
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.backends.mha.set_fastpath_enabled,
+        ),  # of frozen transformers
+        (
+            torch._C._get_mkldnn_enabled(),
+            torch._C._set_mkldnn_enabled,
+        ),  # with which a whole LSTM is one operator
+        (torch._C._get_cudnn_enabled(), torch._C._set_cudnn_enabled),
+    ]
     try:
+        for _, switch in switches:
+            switch(False)
         yield
     finally:
-        mha.set_fastpath_enabled(fast)
-        mkldnn.enabled = fused
+        for before, switch in switches:
+            switch(before)
 
 
 def seconds(module: nn.Module, x: Activation) -> float:

@@ -67,7 +67,9 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "however many micro-batches it is computed.",
         )
     if not (same_bits(again, value) or math.isclose(again, value, rel_tol=1e-6)):
-        raise _changes("that it has as an attribute, or in a closure")
+        raise _changes(
+            "an attribute, a variable of its closure, or a generator that isn't torch's global one"
+        )
     leaves = list(_leaves(value))
     # What a call makes for itself, such as a sum to begin with, is another tensor in the next one.
     lasting = [leaf for leaf in leaves for other in _leaves(again) if leaf is other]

@@ -231,15 +231,20 @@ class Stage:
 
     def forget(self) -> None:
         """Drop what micro-batches have accumulated since the last step, which failed before it was applied."""
-        for rule in self._rules:
-            weights, kept = rule.weights.detach().clone(), deepcopy(rule.state())
-            with torch.no_grad(), suppress(Exception):  # it may be what failed
-                rule.step()  # uses up the rule's sums
-            rule.weights.data.copy_(weights)
-            rule.weights.grad = None
-            rule.load(kept)
-        for parameter in self.updater.trained:
+        for parameter in (*self.updater.trained, *(rule.weights for rule in self._rules)):
             parameter.grad = None
+        for rule in self._rules:
+            with (
+                torch.no_grad(),
+                suppress(Exception),
+            ):  # it may be what failed, or there is no memory for copies
+                weights, kept = rule.weights.detach().clone(), deepcopy(rule.state())
+                try:
+                    rule.step()  # uses up the rule's sums
+                finally:
+                    rule.weights.data.copy_(weights)
+                    rule.weights.grad = None
+                    rule.load(kept)
 
     def before_update(self) -> None:
         """Keep the weights for forwards whose updates are to come; to be called before these change."""

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from lowdimfa.block_module import BlockModule
 from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
 from lowdimfa.cost import COSTS, Balance
+from lowdimfa.encoding import same_bits
 from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import Layer, runs_children
@@ -106,9 +107,9 @@ def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> Non
 
 @contextmanager
 def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterator[None]:
-    """Enter one mode, then put back the model's modes, buffers and extra state, and the global random state.
+    """Enter one mode, then put back the model's modes, buffers, frozen parameters and extra state, and the random state.
 
-    Of training mode also frozen parameters, which a forward may move, as one that is an average of others.
+    A forward may move a frozen parameter, as one that is an average of others.
     """
     modes = [(module, module.training) for module in model.modules()]
     extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
@@ -119,11 +120,11 @@ def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterato
         if not is_lazy(buffer)
     ]
     # Under `lowdimfa.emptied` values are made up anew for each operation, and copies would take the memory saved.
-    keeps = training and not is_in_torch_dispatch_mode()
+    keeps = not is_in_torch_dispatch_mode()
     frozen = [
         (one, one.detach().clone())
         for one in model.parameters()
-        if keeps and not one.requires_grad and not is_lazy(one)
+        if keeps and not (one.requires_grad or is_lazy(one) or one.is_meta) and one.layout is torch.strided
     ]
     with unchanged_generators(some_tensor(example).device), torch.no_grad():
         try:
@@ -136,7 +137,8 @@ def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterato
                 buffer.copy_(value)
                 setattr(module, name, buffer)  # in whose place a forward may have put another
             for parameter, value in frozen:
-                parameter.data.copy_(value)
+                if not same_bits(parameter, value):  # else nothing is written: it may lie in a file
+                    parameter.data.copy_(value)
             for module, state in extra:
                 module.set_extra_state(state)
 

@@ -71,9 +71,10 @@ class NetworkPlan:
         return (1 + self._probed) * sum(nbytes(sent_type(form, kind, samples)) for kind, form in pairs)
 
     def output_bytes(self, index: int) -> float:
-        """Return the same for one sample, in whatever format the run sends it, in the output's own types."""
-        own = 0 if index == len(self.blocks) - 1 else sum(map(nbytes, self.blocks[index].outputs.values()))
-        return (1 + self._probed) * own
+        """Return the same for one sample in float32, whatever types and format the run sends."""
+        outputs = () if index == len(self.blocks) - 1 else self.blocks[index].outputs.values()
+        whole = (one._replace(dtype=torch.float32) if one.dtype.is_floating_point else one for one in outputs)
+        return (1 + self._probed) * sum(map(nbytes, whole))
 
     @property
     def error_bytes(self) -> float:

@@ -102,6 +102,8 @@ def _handled(numbers: Iterable[signal.Signals], stopping: Stopping) -> Iterator[
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != here:  # in a fork, which is nobody's run: a signal is what it is elsewhere
+            if number == signal.SIGINT:  # a terminal sends it to all; the run may need its helpers to the end
+                return
             signal.signal(number, _DEFAULTS[signal.Signals(number)])
             signal.raise_signal(number)
             return

@@ -129,10 +129,10 @@ def read_measured(run_dir: Path) -> Measured:
 
 
 def _form(given: object, blocks: Sequence[dict[str, Any]]) -> str:
-    """Return the format of a run's activations as a schedule's name has it; of low rank, in how many fewer bytes."""
-    if isinstance(given, str):
-        return given
+    """Return the format of a run's activations as a schedule's name has it; else in how many fewer bytes than float32."""
     whole, sent = (sum(block[f"{key}_bytes_per_sample"] for block in blocks) for key in ("output", "sent"))
+    if isinstance(given, str) and (given != "fp32" or whole == sent):
+        return given
     return f"x{max(1.0, whole / sent):.4g}" if sent else "fp32"
 
 

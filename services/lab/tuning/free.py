@@ -38,7 +38,7 @@ def _learns_from_parts(plan: RunPlan) -> str:
     train, feedback = plan.specification.train, plan.network.feedback
     if train.loss not in ("auto", *LOSSES):
         return "a loss of one's own may be another function of parts than of the whole batch"
-    if feedback.q_rule in ("auto", "readout"):
+    if feedback.q_rule == "readout":
         if _has_ignored(plan):
             return "a readout learns from each micro-batch by how many of its targets count"
         if plan.order.last_batch_size % train.microbatches:

@@ -242,10 +242,15 @@ class Segments:
         ------
         InputError
             The run would be refused.
+        StoppedError
+            Somebody asked for an end meanwhile.
         """
         specification = parse_specification(self._plain, "the specification", changes)
         with other_peoples_code("a run with these settings can't be planned"):
-            make_run_plan(specification, self._cut_of(changes), whole=False)
+            # Of a network that no process holds piece by piece takes minutes.
+            make_run_plan(specification, self._cut_of(changes), whole=False, in_turn=False)
+        if self._stop.made:
+            raise StoppedError("stopped")
 
     def _cut_of(self, changes: Changes) -> Sequence[str] | None:
         return None if "model.blocks" in changes else self._cut
