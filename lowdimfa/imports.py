@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,84 @@ from lowdimfa.tickets import derive_seed
 
 _ONCE = ("lowdimfa", "torch")
 """Packages of which a process has one alone, whatever the folders of modules say."""
+
+_ALONE = "one that is alone of its name, or a process of its own"
+
+_folders: set[str] = set()
+"""The user's own, from which this process imports."""
+
+_imported: dict[str, tuple[ModuleSpec, str]] = {}
+"""What the user's modules were when they were first seen: a reload gives a module another `ModuleSpec`."""
+
+
+def import_from(folder: Path) -> None:
+    """Let this process import from a folder of the user's own first.
+
+    Parameters
+    ----------
+    folder
+        Goes to the front of ``sys.path``.
+
+    Raises
+    ------
+    InputError
+        A module of it was imported before its file was changed, or has the name of another folder's that was imported.
+    """
+    own = str(folder)
+    path = [own, *(entry for entry in sys.path if entry != own)]
+    for name, spec, file in _users_modules():
+        if _is_another(name, path):
+            found = f"a module {name!r}, and another of that name was imported from elsewhere"
+            raise InputError(own, found, _ALONE, f"The other is {file}.")
+        known, text = _imported.get(name, (None, ""))
+        now = _text_of(file) if known is spec and _is_below(str(file), own) else ""
+        if now and text and now != text:
+            raise InputError(
+                str(file),
+                "another text than when it was imported here",
+                "the same: other processes of the run would import the new text, and this one has the old",
+                f"Restart the program, or reload {name!r} with importlib and then what imports from it.",
+            )
+    sys.path[:] = path
+    _folders.add(own)
+    _remember()
+
+
+def _remember() -> None:
+    """Note the texts of the user's modules that are new: nothing tells later what they were when they were imported."""
+    for name, spec, file in _users_modules():
+        known, _ = _imported.get(name, (None, ""))
+        if known is not spec:
+            _imported[name] = spec, _text_of(file)
+
+
+def _users_modules() -> Iterator[tuple[str, ModuleSpec, Path]]:
+    """Yield the modules that are loaded from the user's folders, but what is installed below one of them."""
+    for name, module in list(sys.modules.items()) if _folders else ():
+        # Not by `getattr`, at which some modules import others.
+        spec = getattr(module, "__dict__", {}).get("__spec__")
+        if not isinstance(spec, ModuleSpec) or not spec.has_location or name.partition(".")[0] in _ONCE:
+            continue
+        file = spec.origin or ""
+        if any(_is_below(file, folder) for folder in _folders):
+            yield name, spec, Path(file)
+
+
+def _is_below(file: str, folder: str) -> bool:
+    """Whether a folder has a module's file; no ``import`` from it leads to ``.venv`` or ``python3.11/site-packages``."""
+    if not (
+        file.startswith(folder) and Path(file).is_relative_to(folder)
+    ):  # the first sorts most out, at once
+        return False
+    return file.endswith(".py") and all(map(str.isidentifier, Path(file[:-3]).relative_to(folder).parts))
+
+
+def _text_of(file: Path) -> str:
+    """Return what tells texts apart; nothing of a file that isn't there any more."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
@@ -41,10 +120,10 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
         module_name, _, name = path.rpartition(".")
     if not module_name or not name:
         raise InputError(where, repr(path), "an import path such as 'package.module:factory'")
+    there = module_name in sys.modules
     try:
         # What a module draws, or seeds, while it is imported must not depend on which factory of it is the first.
         seed = derive_seed(0, "import", module_name)
-        there = module_name in sys.modules
         with nullcontext() if there else reproducible(seed):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
@@ -58,10 +137,12 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
             else "a module that can be imported",
             clash_of(missing),
         ) from error
-    if there and _is_another(module_name):
-        expected = "one that is alone of its name, or a process of its own"
+    finally:
+        if not there:
+            _remember()
+    if there and _is_another(module_name, sys.path):
         raise InputError(
-            where, f"{path!r}, whose module was imported from elsewhere", expected, clash_of(module_name)
+            where, f"{path!r}, whose module was imported from elsewhere", _ALONE, clash_of(module_name)
         )
     target = getattr(module, name, None)
     if not callable(target):
@@ -75,11 +156,11 @@ def resolve(path: str | Callable[..., Any], where: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-def _is_another(module_name: str) -> bool:
-    """Whether another file, with other text, would be imported now than that of the module that is there."""
+def _is_another(module_name: str, path: list[str]) -> bool:
+    """Whether another file, with other text, would be imported from a path than that of the module that is there."""
     top, *inner = module_name.split(".")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
-    found = PathFinder.find_spec(top) if loaded and top not in _ONCE else None
+    found = PathFinder.find_spec(top, path) if loaded and top not in _ONCE else None
     if loaded is None or found is None:
         return False
     if inner:
@@ -116,6 +197,8 @@ def call_factory(path: str | Callable[..., Any], args: dict[str, Any], where: st
             f"{name!r}, which {'ends the program' if ended else 'fails'} with arguments {args!r} ({in_words(error)})",
             "a factory that returns what it makes" if ended else "a factory that accepts these arguments",
         ) from error
+    finally:
+        _remember()  # a factory may import, too
 
 
 def clash_of(module: str) -> str:

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import stat
-import sys
 import tempfile
 import tokenize
 from collections import Counter
@@ -61,15 +60,20 @@ class UserCode:
 
         Another machine may have an older copy at the same path. Where it has the same files, and maybe others, their own
         folder is taken, which may have data beside them.
+
+        Raises
+        ------
+        InputError
+            This process has imported one of them with another text, or another module of its name.
         """
+        from lowdimfa.imports import import_from  # here, since it needs torch: who sends files doesn't
+
         if self.folder is None:
             return
         folder = Path(self.folder)
         if self.files and not self._are_in(folder):
             folder = self._unpacked()
-        with suppress(ValueError):
-            sys.path.remove(str(folder))  # another run's may stand before it
-        sys.path.insert(0, str(folder))
+        import_from(folder)
 
     def _are_in(self, folder: Path) -> bool:
         try:

@@ -9,6 +9,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,28 @@ import ray
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.trainer import early_ray
 from lowdimfa.services.trainer.local_ray import start_local
+
+_CHANGING = threading.Lock()
+"""Held while Ray begins or ends: a process has one connection, whatever its threads do."""
+
+
+@dataclass
+class _Connection:
+    """One that `start_ray` has made, until the last of its users leaves."""
+
+    end: Callable[[], None]
+    users: int = 0
+
+    def leave(self) -> None:
+        global _connection
+        with _CHANGING:
+            self.users -= 1
+            if self.users == 0:
+                _connection = None
+                self.end()
+
+
+_connection: _Connection | None = None
 
 
 def start_ray(
@@ -28,7 +52,8 @@ def start_ray(
 ) -> Callable[[], None]:
     """Join the cluster at an address, or start one on this machine; return what ends the connection.
 
-    A connection that the caller has made before is used and left alone.
+    A connection that the caller has made before is used and left alone. One that another thread has by this function is
+    shared, and lasts for as long as one of them needs it.
 
     Parameters
     ----------
@@ -50,8 +75,19 @@ def start_ray(
     KeyboardInterrupt
         SIGTERM came meanwhile, which this process handles otherwise than Ray does.
     """
-    if ray.is_initialized():
-        return lambda: None
+    global _connection
+    with _CHANGING:
+        if not ray.is_initialized():
+            _connection = _Connection(_connect(address, blocks, cpus_per_block, liveness, namespace))
+        elif _connection is None:
+            return lambda: None
+        _connection.users += 1
+        return _connection.leave
+
+
+def _connect(
+    address: str | None, blocks: int, cpus_per_block: float, liveness: float, namespace: str | None
+) -> Callable[[], None]:
     _refuse_other_packages(Path.cwd())
     # Ray's advice on tokens comes before `logging_level` counts.
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -65,7 +101,7 @@ def start_ray(
             disconnect = early.join(liveness, namespace=namespace, log_to_driver=False, **quiet)
         elif address is None:
             cpus = early_ray.local_cpus(blocks, cpus_per_block)
-            disconnect = start_local(num_cpus=cpus, **quiet).end
+            disconnect = _lasting(lambda: start_local(num_cpus=cpus, **quiet).end)
         else:
             _require_reachable(address, liveness)
             ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
@@ -77,6 +113,27 @@ def start_ray(
         if threading.current_thread() is threading.main_thread():  # where alone Ray replaces the handler
             signal.signal(signal.SIGTERM, terminate)
     return disconnect
+
+
+def _lasting(start: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """Start what the kernel ends with the thread that started it, by one that lasts as long; return what ends both.
+
+    Other threads may still have a run when that of the first has ended; the main thread lasts as long as the program.
+    """
+    if threading.current_thread() is threading.main_thread():  # a signal breaks the start off here alone
+        return start()
+    holder = ThreadPoolExecutor(1)
+    try:
+        end = holder.submit(start).result()
+    except BaseException:
+        holder.shutdown(wait=False)
+        raise
+
+    def end_both() -> None:
+        end()
+        holder.shutdown()
+
+    return end_both
 
 
 def _refuse_other_packages(folder: Path) -> None:

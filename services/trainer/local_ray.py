@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import ray
 
-from lowdimfa.services.trainer import forks
+from lowdimfa.services.trainer import fork_server, forks
 from lowdimfa.services.trainer.early_ray import not_started
 from lowdimfa.services.trainer.families import forget_session
 
@@ -41,7 +41,7 @@ class LocalRay:
     session
         The folder of its logs and sockets, in the temporary folder.
     processes
-        Of its node.
+        Children of this one that are its node's, and its server.
     server
         By which its workers begin.
     """
@@ -53,14 +53,11 @@ class LocalRay:
 
     def end(self) -> None:
         """End it, and remove what it leaves once its processes have gone."""
-        family = {*self.processes}
-        for process in self.processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                family |= {*process.children(recursive=True)}
+        family = _with_descendants(self.processes)
         ray.shutdown()
         if self.server:
             self.server.end()
-        _, alive = psutil.wait_procs([*family], END_SECONDS)
+        _, alive = psutil.wait_procs(family, END_SECONDS)
         _end(alive)
         self.forget()
 
@@ -87,7 +84,7 @@ def start_local(door: Path | None = None, **options: Any) -> LocalRay:
         Ray does not come up.
     """
     for last in (False, True):
-        before = set(_children())
+        before = set(psutil.Process().children())
         server = None
         try:
             with _environment(dict.fromkeys(forks.NOT_FOR_RAY) | _AT_ONCE), _few_processes():
@@ -97,14 +94,14 @@ def start_local(door: Path | None = None, **options: Any) -> LocalRay:
                     context = ray.init(
                         address="local", include_dashboard=False, log_to_driver=False, **options
                     )
-            own = [process for process in _children() if process not in before]
             found = context.address_info
-            return LocalRay(found["gcs_address"], Path(found["session_dir"]), own, server)
+            return LocalRay(found["gcs_address"], Path(found["session_dir"]), _started(before), server)
         except BaseException as error:
+            family = _with_descendants(_started(before))
             ray.shutdown()
             if server:
                 server.end()
-            _end([process for process in _children() if process not in before])
+            _end(family)
             if not isinstance(error, Exception):
                 raise
             if last:
@@ -142,8 +139,29 @@ def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
         os.environ.update(kept)
 
 
-def _children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+def _started(before: set[psutil.Process]) -> list[psutil.Process]:
+    """Return what Ray has started since: other threads of the program may have started processes meanwhile, too.
+
+    These are programs in Ray's own folder (``gcs_server``, ``raylet``), maybe run by Python, and the server by which
+    workers begin. All else of Ray's is below them.
+    """
+    marks = (f"{Path(ray.__file__).parent}{os.sep}", "ray::", fork_server.__name__)
+    own = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if process not in before and any(
+                mark in word for word in process.cmdline()[:4] for mark in marks
+            ):
+                own.append(process)
+    return own
+
+
+def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
+    family = {*processes}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family |= {*process.children(recursive=True)}
+    return [*family]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import psutil
 import pytest
@@ -78,6 +82,55 @@ def test_ray_starts_in_an_environment_that_is_not_for_it_and_leaves_nothing(
     assert session.with_name("session_latest").resolve() != session
     assert not list(folder.iterdir())
     neighbour.rmdir()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_program_starts_meanwhile_is_not_taken_for_rays(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine: list[subprocess.Popen[bytes]] = []
+    start = Node.start_ray_processes
+
+    def start_beside(node: Node) -> None:
+        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        mine.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+        if fails:
+            raise RuntimeError("The current node timed out during startup.")
+        start(node)
+
+    monkeypatch.setattr(Node, "start_ray_processes", start_beside)
+    try:
+        if fails:
+            with pytest.raises(ResourceError):
+                start_ray(None)
+        else:
+            start_ray(None)()
+        assert mine and [process.poll() for process in mine] == [None] * len(mine)
+    finally:
+        for process in mine:
+            process.communicate()
+
+
+def test_a_ray_lasts_as_long_as_one_of_the_threads_that_need_it() -> None:
+    """Two runs at a time in one program: whichever ends first leaves the other its Ray."""
+    together = Barrier(2)
+
+    def started(_number: int) -> Callable[[], None]:
+        together.wait()
+        return start_ray(None)
+
+    before = children()
+    with ThreadPoolExecutor(2) as threads:
+        first, last = threads.map(started, range(2))
+    try:
+        raylets = [process for process in children() - before if process.name() == "raylet"]
+        assert len(raylets) == 1
+        first()
+        assert ray.is_initialized() and ray.nodes()[0]["Alive"]
+    finally:
+        last()
+    assert not ray.is_initialized()
+    assert not raylets[0].is_running()
 
 
 @pytest.mark.parametrize("name", ["lowdimfa/__init__.py", "lowdimfa.py"])
