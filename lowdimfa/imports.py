@@ -28,13 +28,15 @@ _imported: dict[str, tuple[ModuleSpec, str]] = {}
 """What the user's modules were when they were first seen: a reload gives a module another `ModuleSpec`."""
 
 
-def import_from(folder: Path) -> None:
+def import_from(folder: Path, with_others: bool = True) -> None:
     """Let this process import from a folder of the user's own first.
 
     Parameters
     ----------
     folder
         Goes to the front of ``sys.path``.
+    with_others
+        Whether other processes will import from it too, and must get the same.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def import_from(folder: Path) -> None:
             raise InputError(own, found, _ALONE, f"The other is {file}.")
         known, text = _imported.get(name, (None, ""))
         now = _text_of(file) if known is spec and _is_below(str(file), own) else ""
-        if now and text and now != text:
+        if with_others and now and text and now != text:
             raise InputError(
                 str(file),
                 "another text than when it was imported here",

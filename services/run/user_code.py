@@ -55,16 +55,21 @@ class UserCode:
         folder = folder.resolve()
         return cls(str(folder), Modules.beside(folder).files if pack else {})
 
-    def install(self) -> None:
+    def install(self, with_others: bool = True) -> None:
         """Make the files importable in this process: those that came, where the folder here is not the same.
 
         Another machine may have an older copy at the same path. Where it has the same files, and maybe others, their own
         folder is taken, which may have data beside them.
 
+        Parameters
+        ----------
+        with_others
+            Whether other processes will import them too, and must get the same.
+
         Raises
         ------
         InputError
-            This process has imported one of them with another text, or another module of its name.
+            This process has imported one of them with another text that those don't have, or another module of its name.
         """
         from lowdimfa.imports import import_from  # here, since it needs torch: who sends files doesn't
 
@@ -73,7 +78,7 @@ class UserCode:
         folder = Path(self.folder)
         if self.files and not self._are_in(folder):
             folder = self._unpacked()
-        import_from(folder)
+        import_from(folder, with_others)
 
     def _are_in(self, folder: Path) -> bool:
         try:

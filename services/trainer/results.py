@@ -69,7 +69,9 @@ def _loaded(
     specification: Specification, user_code: UserCode, manifest: Manifest, average: bool = False
 ) -> nn.Module:
     """Return the uncut network with the weights of a checkpoint, or their average, in evaluation mode."""
-    user_code.install()
+    user_code.install(
+        with_others=False
+    )  # what this process has imported is what was trained, whatever the files say now
     return trained_model(specification, manifest, average).eval()
 
 
