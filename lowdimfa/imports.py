@@ -19,6 +19,9 @@ from lowdimfa.tickets import derive_seed
 _ONCE = ("lowdimfa", "torch")
 """Packages of which a process has one alone, whatever the folders of modules say."""
 
+_OF_THE_PROGRAM = ("__main__", "__mp_main__", "conftest")
+"""What no other process imports by these names: the program itself, and pytest's, of which several share one."""
+
 _ALONE = "one that is alone of its name, or a process of its own"
 
 _folders: set[str] = set()
@@ -51,7 +54,7 @@ def import_from(folder: Path, with_others: bool = True) -> None:
             raise InputError(own, found, _ALONE, f"The other is {file}.")
         known, text = _imported.get(name, (None, ""))
         now = _text_of(file) if known is spec and _is_below(str(file), own) else ""
-        if with_others and now and text and now != text:
+        if with_others and now and text and now != text and not _is_reloaded():
             raise InputError(
                 str(file),
                 "another text than when it was imported here",
@@ -61,6 +64,15 @@ def import_from(folder: Path, with_others: bool = True) -> None:
     sys.path[:] = path
     _folders.add(own)
     _remember()
+
+
+def _is_reloaded() -> bool:
+    """Whether a notebook keeps modules as their files are (``%autoreload``): what it patches stays the same module."""
+    try:
+        shell = sys.modules["IPython"].get_ipython()
+        return bool(shell.magics_manager.registry["AutoreloadMagics"]._reloader.enabled)
+    except (KeyError, AttributeError):
+        return False
 
 
 def _remember() -> None:
@@ -76,7 +88,9 @@ def _users_modules() -> Iterator[tuple[str, ModuleSpec, Path]]:
     for name, module in list(sys.modules.items()) if _folders else ():
         # Not by `getattr`, at which some modules import others.
         spec = getattr(module, "__dict__", {}).get("__spec__")
-        if not isinstance(spec, ModuleSpec) or not spec.has_location or name.partition(".")[0] in _ONCE:
+        if not isinstance(spec, ModuleSpec) or not spec.has_location:
+            continue
+        if name.partition(".")[0] in _ONCE or name.rpartition(".")[2] in _OF_THE_PROGRAM:
             continue
         file = spec.origin or ""
         if any(_is_below(file, folder) for folder in _folders):
@@ -173,8 +187,11 @@ def _is_another(module_name: str, path: list[str]) -> bool:
     first = next((file for file in files if file.is_file()), None)
     if first is None:
         return False
+    spec, text = _imported.get(module_name, (None, ""))
+    if spec is None or spec is not getattr(sys.modules[module_name], "__spec__", None):
+        text = _text_of(Path(loaded))
     try:  # a copy of the same folder, or the same one by another path, is no other
-        return not first.samefile(loaded) and first.read_bytes() != Path(loaded).read_bytes()
+        return not first.samefile(loaded) and "" != text != _text_of(first)
     except OSError:
         return False
 

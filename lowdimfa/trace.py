@@ -105,6 +105,10 @@ def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> Non
         )
 
 
+MOST_COPIED = 128 << 20
+"""Bytes of frozen parameters that are put back after a forward; of more it isn't looked whether one has moved them."""
+
+
 @contextmanager
 def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterator[None]:
     """Enter one mode, then put back the model's modes, buffers, frozen parameters and extra state, and the random state.
@@ -121,11 +125,14 @@ def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterato
     ]
     # Under `lowdimfa.emptied` values are made up anew for each operation, and copies would take the memory saved.
     keeps = not is_in_torch_dispatch_mode()
-    frozen = [
-        (one, one.detach().clone())
+    still = [
+        one
         for one in model.parameters()
         if keeps and not (one.requires_grad or is_lazy(one) or one.is_meta) and one.layout is torch.strided
     ]
+    # Of a large pretrained network copies could be more than memory, and nothing moves all of it.
+    few = sum(one.nbytes for one in still) <= MOST_COPIED
+    frozen = [(one, one.detach().clone()) for one in still if few]
     with unchanged_generators(some_tensor(example).device), torch.no_grad():
         try:
             model.train(training)

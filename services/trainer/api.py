@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowdimfa.callback import Callback
 from lowdimfa.config import FeedbackConfig
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.monitoring.journal import Event, Sink
 from lowdimfa.services.run import weights
 from lowdimfa.services.run.checkpoint import CheckpointStore
@@ -40,6 +40,17 @@ from lowdimfa.services.trainer.results import Result
 from lowdimfa.services.trainer.run_dir import new_run_dir, opened, require_run_dir, reserved, targets_file
 from lowdimfa.services.trainer.signals import STOP_LIVENESS, graceful_by_default
 from lowdimfa.services.trainer.stopping import StopRequest, stopped
+
+
+def _code_beside(folder: Path | None, engine: EngineName, address: str | None) -> UserCode:
+    """Return the user's files, packed where they may have to travel.
+
+    What is too much for that is refused where the cluster is named; nodes of one that is joined may share the folder.
+    """
+    if address is None and _spans_nodes(engine):
+        with suppress(InputError):
+            return UserCode.beside(folder, pack=True)
+    return UserCode.beside(folder, pack=address is not None)
 
 
 def _spans_nodes(engine: EngineName) -> bool:
@@ -172,7 +183,7 @@ class DecoupledTrainer:
             run_dir=place,
             engine=engine,
             resume=resume,
-            user_code=UserCode.beside(folder, pack=address is not None or _spans_nodes(engine)),
+            user_code=_code_beside(folder, engine, address),
             resume_step=resume_step,
             callbacks=tuple(callbacks),
         )

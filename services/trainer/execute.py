@@ -64,7 +64,7 @@ def prepare(
     InputError
         The specification, the data, the model, or the checkpoint to resume doesn't fit.
     """
-    request.user_code.install()
+    request.user_code.install(with_others=request.engine != "local")
     specification = request.parsed()
     require_engine(specification, request.engine)
     callbacks = make_callbacks(specification, request.callbacks) if rehearsed else []

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -163,6 +164,40 @@ def test_a_file_that_was_changed_since_it_was_imported_is_refused_until_it_is_re
     assert sys.modules["users_layers"].WIDTH == 22
     (tmp_path / "users_layers.py").unlink()  # what nobody can import has no other text
     code.install()
+
+
+@pytest.mark.usefixtures("program")
+def test_modules_that_are_the_program_s_own_or_kept_as_their_files_are_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = written(tmp_path, conftest="WIDTH = 1\n", users_layers="WIDTH = 1\n")
+    inner = written(tmp_path / "tests", conftest="WIDTH = 2\n")
+    sys.path[:0] = [str(tmp_path / "tests")]
+    monkeypatch.delitem(sys.modules, "conftest", raising=False)
+    importlib.import_module("conftest")
+    for one in (code, inner, code):
+        one.install()
+    importlib.import_module("users_layers")
+    code.install()
+    written(tmp_path, users_layers="WIDTH = 22\n")
+    with pytest.raises(InputError, match="another text"):
+        code.install()
+    reloads = SimpleNamespace(_reloader=SimpleNamespace(enabled=True))
+    shell = SimpleNamespace(magics_manager=SimpleNamespace(registry={"AutoreloadMagics": reloads}))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    code.install()
+
+
+@pytest.mark.usefixtures("program")
+def test_a_module_is_what_it_was_when_it_was_imported_whatever_its_file_says_now(tmp_path: Path) -> None:
+    """As of a network that was trained with packed files, which lie elsewhere too."""
+    code = written(tmp_path / "own", users_layers="WIDTH = 1\n")
+    code.install()
+    importlib.import_module("users_layers")
+    code.install()
+    packed = written(tmp_path / "packed", users_layers="WIDTH = 1\n")
+    written(tmp_path / "own", users_layers="WIDTH = 22\n")
+    packed.install(with_others=False)
 
 
 @pytest.mark.usefixtures("program")
