@@ -249,6 +249,15 @@ def test_a_fork_within_a_run_ends_with_the_signal_that_is_sent_to_it() -> None:
     assert not stopping.asked
 
 
+@pytest.fixture
+def no_handlers() -> Iterator[None]:
+    """As in a program that leaves signals to Python: a Ray of an earlier test may have left one of its own here."""
+    left = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, left)
+
+
+@pytest.mark.usefixtures("no_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_run_from_python_as_the_call_does(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
