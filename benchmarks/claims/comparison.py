@@ -100,7 +100,7 @@ def summarise(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
             entry["scores"].append(run.test)
             if run.best is not None:
                 entry.setdefault("best", []).append(run.best)
-            if run.curve is not None:
+            if run.curve:
                 entry.setdefault("curves", []).append(run.curve)
     return summary
 

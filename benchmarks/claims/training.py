@@ -92,7 +92,7 @@ def train(setting: Setting, method: Method, update: Update, seed: int, device: t
         loop.model,
         partial(accuracy, loop.model, device),
         partial(_accuracy_with, loop.model, kept, device),
-        curve,
+        curve or None,
     )
 
 
