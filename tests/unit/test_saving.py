@@ -320,7 +320,7 @@ def test_a_run_that_is_interrupted_leaves_no_file_of_what_was_in_flight_and_no_t
 
 def test_a_copy_is_made_once_that_of_a_checkpoint_given_up_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No block holds two."""
-    engine = LocalEngine(plan(), "unused")
+    engine = LocalEngine(plan(liveness_seconds=PATIENT), "unused")
     engine._network = network("mlp", "float32", "fixed")
     living: list[weakref.ref[Tensor]] = []
     counts: list[int] = []
