@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,9 +70,19 @@ def operations(module: nn.Module, x: Activation) -> float:
     return float(counted.floating_point + _OPERATIONS_PER_BYTE * counted.written)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Let built-in layers take operators that have formulas: torch has none for what whole layers are fused into."""
+    with (
+        _ONE_AT_A_TIME
+    ):  # the switches are the process's: another thread would put back what this one has set
+        yield from _switched_off()
+
+
+def _switched_off() -> Iterator[None]:
     # By the functions beneath torch.backends, whose switches a program may have frozen.
     switches: list[tuple[bool, Callable[[bool], None]]] = [
         (

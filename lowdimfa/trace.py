@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
@@ -124,7 +123,8 @@ def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterato
         if not is_lazy(buffer)
     ]
     # Under `lowdimfa.emptied` values are made up anew for each operation, and copies would take the memory saved.
-    keeps = not is_in_torch_dispatch_mode()
+    # This thread's: torch's own flag is one for all, and threads that plan at once leave it set.
+    keeps = not torch._C._len_torch_dispatch_stack()
     still = [
         one
         for one in model.parameters()
