@@ -133,9 +133,8 @@ class BlockModule(nn.Module):
         seen: set[int] = set()
         for key, value in named.items():
             if key.endswith(_EXTRA_STATE) or not isinstance(value, Tensor):
-                if (
-                    key.split(".", 2)[1] in self._again
-                ):  # a layer that comes again is told once, as what is tied
+                # A layer that comes again is told once, as what is tied.
+                if key.split(".", 2)[1] in self._again:
                     continue
                 extra[self._plain(key)] = value
             elif id(value) not in seen:

@@ -71,37 +71,27 @@ def operations(module: nn.Module, x: Activation) -> float:
 
 
 _ONE_AT_A_TIME = threading.RLock()
+"""The switches are the process's: of two threads one would put back what the other has set."""
 
 
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Let built-in layers take operators that have formulas: torch has none for what whole layers are fused into."""
-    with (
-        _ONE_AT_A_TIME
-    ):  # the switches are the process's: another thread would put back what this one has set
-        yield from _switched_off()
-
-
-def _switched_off() -> Iterator[None]:
-    # By the functions beneath torch.backends, whose switches a program may have frozen.
-    switches: list[tuple[bool, Callable[[bool], None]]] = [
-        (
-            torch.backends.mha.get_fastpath_enabled(),
-            torch.backends.mha.set_fastpath_enabled,
-        ),  # of frozen transformers
-        (
-            torch._C._get_mkldnn_enabled(),
-            torch._C._set_mkldnn_enabled,
-        ),  # with which a whole LSTM is one operator
-        (torch._C._get_cudnn_enabled(), torch._C._set_cudnn_enabled),
-    ]
-    try:
-        for _, switch in switches:
-            switch(False)
-        yield
-    finally:
-        for before, switch in switches:
-            switch(before)
+    # By the functions beneath torch.backends where there are any: a program may have frozen its switches.
+    switches = (
+        (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+        (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+        (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    )
+    with _ONE_AT_A_TIME:
+        before = [is_on() for is_on, _ in switches]
+        try:
+            for _, switch in switches:
+                switch(False)
+            yield
+        finally:
+            for (_, put_back), was_on in zip(switches, before, strict=True):
+                put_back(was_on)
 
 
 def seconds(module: nn.Module, x: Activation) -> float:

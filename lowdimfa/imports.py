@@ -99,9 +99,8 @@ def _users_modules() -> Iterator[tuple[str, ModuleSpec, Path]]:
 
 def _is_below(file: str, folder: str) -> bool:
     """Whether a folder has a module's file; no ``import`` from it leads to ``.venv`` or ``python3.11/site-packages``."""
-    if not (
-        file.startswith(folder) and Path(file).is_relative_to(folder)
-    ):  # the first sorts most out, at once
+    # The first sorts most out, at once.
+    if not (file.startswith(folder) and Path(file).is_relative_to(folder)):
         return False
     return file.endswith(".py") and all(map(str.isidentifier, Path(file[:-3]).relative_to(folder).parts))
 

@@ -234,10 +234,8 @@ class Stage:
         for parameter in (*self.updater.trained, *(rule.weights for rule in self._rules)):
             parameter.grad = None
         for rule in self._rules:
-            with (
-                torch.no_grad(),
-                suppress(Exception),
-            ):  # it may be what failed, or there is no memory for copies
+            # It may be what failed, or there is no memory for copies.
+            with torch.no_grad(), suppress(Exception):
                 weights, kept = rule.weights.detach().clone(), deepcopy(rule.state())
                 try:
                     rule.step()  # uses up the rule's sums

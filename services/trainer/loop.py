@@ -206,9 +206,8 @@ class TrainingLoop:
             if written_at(words) not in (None, earlier):
                 self._warn(f"every block's last words are in {words}")
             raise
-        if (
-            self._done >= step
-        ):  # else it was the reason of a course which is given up; a callback may have a new one
+        if self._done >= step:
+            # Else it was that of a course which is given up, for which a callback may have another one.
             self._stop.reason = self._stop.reason or reason
         else:
             self._saving.went_back(self._done)
