@@ -72,8 +72,11 @@ def test_segments_are_measured_and_what_was_fastest_is_written(
     for row in (default, other):
         assert row["samples_per_second"] > 0 and 0 < row["busy"] <= 1 and row["predicted"] > 0
         assert row["peak_bytes"] > 50e6
-    assert all(0 < len(some) <= 3 for some in asked) and found["untried"] > 0
-    assert found["chosen"] == asked[1][0].changes and found["ratio"] > 2
+    combinations, variations = asked
+    assert 0 < len(combinations) <= 3 and found["untried"] > 0
+    # What led so far, and as many others as can be afforded; how many there are depends on which that is.
+    assert 0 < len(variations) - 1 <= 3 and variations[0] is combinations[0]
+    assert found["chosen"] == variations[0].changes and found["ratio"] > 2
     written = Path(found["written"])
     assert written == spec.with_name("digits.tuned.yaml")
     assert load_specification(written) == load_specification(spec, {"train.seed": 3, **found["chosen"]})
