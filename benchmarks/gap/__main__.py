@@ -1,11 +1,12 @@
-"""Run the long grids: ``python -m benchmarks.gap [gap dimension residual formats] [--rows …] [--rules N] [--seeds N]``.
+"""Run the long grids: ``python -m benchmarks.gap [gap dimension residual formats layers] [--rows …] [--seeds N]``.
 
 ``gap`` trains every rule with every rate on a row's network, ``dimension`` over ``r`` with one rate, ``residual`` the
-error of the hidden state and its controls on networks with a residual stream, ``formats`` the default with activations
-that travel in fewer bytes, with one rate. Such a row takes hours on one core, of ``formats`` minutes. Every
-finished run is kept, as of the claims: what was stopped goes on where it was. A row that is complete is printed and
-stored in ``benchmarks/results``, from where ``python -m benchmarks.claims --page`` takes it. The usual sizes are
-claims: ``python -m benchmarks.claims GAP DIMENSION``.
+error of the hidden state and its controls on networks with a residual stream. Such a row takes hours on one core. Of the
+others it takes minutes, with one rate: ``formats`` has the default with activations that travel in fewer bytes,
+``layers`` the error at every layer of two blocks beside that at their ends. Every finished run is kept, as of the
+claims: what was stopped goes on where it was. A row that is complete is printed and stored in ``benchmarks/results``,
+from where ``python -m benchmarks.claims --page`` takes it. The usual sizes are claims: ``python -m benchmarks.claims
+GAP DIMENSION``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
 from benchmarks.gap.networks import ACCURACY, BITS, NETWORKS, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
-from benchmarks.gap.trials import made_on, runs_of
+from benchmarks.gap.trials import made_on, runs_of, runs_with
 from benchmarks.reporting import markdown_table, mean_and_spread
 
 MINUTES = 135.0
@@ -24,6 +24,8 @@ MINUTES = 135.0
 USUAL = (BACKPROP, READOUT, LOCAL, FIXED, FROZEN)
 RULES = (*USUAL, *map(by_muon, (BACKPROP, READOUT, LOCAL)))
 """Those of the long rows. Muon makes a step of the MLP 17 times as long."""
+MIDDLE = 1
+"""Of the rates that networks try."""
 BASELINES = (LOCAL, FIXED)
 """What the default has to beat on every network."""
 
@@ -41,6 +43,13 @@ def run_on(
     tasks = [partial(runs_of, network, rule) for network in networks for rule in rules]
     runs = made_on(networks, tasks, settings)
     return result_of(networks, rules, runs)
+
+
+def run_at_one_rate(network: Network, rules: Sequence[Rule], settings: RunSettings) -> dict[str, Any]:
+    """Train a network by every rule and with every seed, at a middle rate of its grid."""
+    update, seeds = network.grid[MIDDLE], range(settings.seeds)
+    tasks = [partial(runs_with, network, rule, update, seeds) for rule in rules]
+    return result_of([network], rules, made_on([network], tasks, settings))
 
 
 def judge(result: Result) -> tuple[Verdict, str]:
@@ -76,8 +85,8 @@ def tables(result: Result) -> str:
                 network.label,
                 network.score,
                 *(_scores(result, network, rule) for rule in (BACKPROP, READOUT)),
-                _amount(network, gap),
-                _amount(network, network.target),
+                amount(network, gap),
+                amount(network, network.target),
                 "yes" if gap <= network.target else "no",
             )
         )
@@ -134,11 +143,11 @@ def network_table(result: Result, network: Network, rules: Sequence[Rule] = ()) 
     targets = {rule.label: rule.target for rule in rules if rule.target is not None}
     rows = []
     for label, entry in found.items():
-        gap = "" if label == _reference(label) else _amount(network, _gap(result, network, label))
+        gap = "" if label == _reference(label) else amount(network, _gap(result, network, label))
         target = targets.get(label)
         if target is not None and _gap(result, network, label) > target:
             gap = f"**{gap}**"
-        aimed = [] if not targets else ["" if target is None else _amount(network, target)]
+        aimed = [] if not targets else ["" if target is None else amount(network, target)]
         score = mean_and_spread(entry["scores"], digits_of(network))
         rows.append((label, score, gap, *aimed, f"{entry['rate']:g}", str(len(entry["scores"]))))
     header = ("feedback", f"test {network.score}", "gap", *(["target"] if targets else []), "rate", "seeds")
@@ -174,7 +183,8 @@ def _beats(result: Result, network: Network, rule: Rule) -> bool:
     return _gap(result, network) < _gap(result, network, rule.label)
 
 
-def _amount(network: Network, gap: float) -> str:
+def amount(network: Network, gap: float) -> str:
+    """Return a gap for a table: points, or a share of a score of text."""
     return f"{gap:.2f}" if network.score == ACCURACY else f"{100 * gap:.1f} %"
 
 

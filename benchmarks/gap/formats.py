@@ -5,25 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.claims.claim import Result, RunSettings
-from benchmarks.claims.comparison import result_of
+from benchmarks.gap.closing import amount, digits_of, run_at_one_rate
 from benchmarks.gap.networks import ACCURACY, NETWORKS, Network
 from benchmarks.gap.residual import HEAD_INPUT, LANGUAGE_MODEL, by_layers
 from benchmarks.gap.rules import READOUT, Rule
-from benchmarks.gap.trials import made_on, runs_with
 from benchmarks.reporting import markdown_table, mean_and_spread
 from lowdimfa.config import Activations, RankConfig, TrainingConfig
 from lowdimfa.formats import nbytes
 from lowdimfa.partitioning import partition
 from lowdimfa.sending import format_between, sent_type
 
-MIDDLE = 1
-"""Of the rates that networks try."""
 NAMED: tuple[Activations, ...] = ("fp32", "bf16", "int8", "int4")
 
 
@@ -47,14 +43,12 @@ ROWS = {
 
 def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
     """Train a network with each format and every seed, at a middle rate of its grid."""
-    own, update = ROWS[row], network.grid[MIDDLE]
+    own = ROWS[row]
     formats = [*NAMED, *map(RankConfig, own.ranks)]
     rules = [_with(own.rule, activations) for activations in formats[:most]]
-    seeds = range(settings.seeds)
-    tasks = [partial(runs_with, network, rule, update, seeds) for rule in rules]
-    runs = made_on([network], tasks, settings)
+    result = run_at_one_rate(network, rules, settings)
     sent = {rule.label: bytes_per_sample(network, rule) for rule in rules}
-    return result_of([network], rules, runs) | {"bytes": sent}
+    return result | {"bytes": sent}
 
 
 def _with(rule: Rule, activations: Activations | RankConfig) -> Rule:
@@ -73,22 +67,31 @@ def bytes_per_sample(network: Network, rule: Rule) -> float:
 
 def table(row: str, network: Network, result: Result) -> str:
     """Return the formats of a network side by side; how far they are behind is in points, or a share of the score."""
-    score = network.score
     found: Mapping[str, Any] = result["summary"][network.label]
     sent, rows = result["bytes"], []
     whole = statistics.fmean(found[NAMED[0]]["scores"])
     for name, entry in found.items():
         mean = statistics.fmean(entry["scores"])
-        behind = f"{whole - mean:.2f}" if score == ACCURACY else f"{100 * (mean / whole - 1):.1f} %"
         rows.append(
             (
                 name,
                 f"{sent[name]:,.0f}",
                 f"{sent[NAMED[0]] / sent[name]:.1f}",
-                mean_and_spread(entry["scores"], 3 if score != ACCURACY else 2),
-                "" if name == NAMED[0] else behind,
+                mean_and_spread(entry["scores"], digits_of(network)),
+                ""
+                if name == NAMED[0]
+                else amount(
+                    network, network.sign * (whole - mean) / (1 if network.score == ACCURACY else whole)
+                ),
                 str(len(entry["scores"])),
             )
         )
-    header = ("activations", "bytes per sample", "times fewer", f"test {score}", "behind fp32", "seeds")
+    header = (
+        "activations",
+        "bytes per sample",
+        "times fewer",
+        f"test {network.score}",
+        "behind fp32",
+        "seeds",
+    )
     return f"{network.label}:\n\n{markdown_table(header, rows)}"

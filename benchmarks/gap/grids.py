@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.claims.claim import Result, RunSettings
 from benchmarks.claims.storing import read_json
-from benchmarks.gap import closing, dimension, formats, residual
+from benchmarks.gap import closing, dimension, formats, layers, residual
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import Network
 from benchmarks.gap.rules import READOUT, Rule, by_muon
@@ -94,5 +94,13 @@ GRIDS = {
             **_closing(lambda row: residual.ROWS[row][1]),
         ),
         Grid("formats", {row: own.network for row, own in formats.ROWS.items()}, formats.run, formats.table),
+        Grid(
+            "layers",
+            layers.ROWS,
+            run=lambda row, network, most, settings: closing.run_at_one_rate(
+                network, layers.RULES[:most], settings
+            ),
+            table=lambda row, network, result: closing.network_table(result, network),
+        ),
     )
 }

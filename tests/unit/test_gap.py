@@ -281,6 +281,16 @@ def test_a_try_of_a_long_grid_is_not_stored(tmp_path: Path, monkeypatch: pytest.
     assert not places.results.exists()
 
 
+@pytest.mark.parametrize("name", ["formats", "layers"])
+def test_grids_at_one_rate_have_a_score_of_every_rule_for_each_seed(name: str) -> None:
+    grid = GRIDS[name]
+    found = grid.run("mlp", TINY, 4, RunSettings(seeds=2, cache=RunCache()))
+    entries = found["summary"][TINY.label]
+    assert [(entry["rate"], len(entry["scores"])) for entry in entries.values()] == [(3e-3, 2)] * 4
+    table = grid.table("mlp", TINY, found)
+    assert all(f"| {label} " in table for label in entries)
+
+
 def test_a_gap_beyond_the_target_of_its_rule_is_in_bold() -> None:
     near, far = (replace(READOUT, label=label, target=1.0) for label in ("near", "far"))
     means = {BACKPROP.label: 90.0, "near": 89.5, "far": 88.0, LOCAL.label: 80.0}
