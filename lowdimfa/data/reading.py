@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
+from lowdimfa.data.fingerprint import fingerprint, numbers_of
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.data.streams import StreamSplit
@@ -169,10 +170,10 @@ class Reader:
                 )
 
     def fingerprint(self) -> str:
-        """Return a short digest by which two processes know that they read the same samples.
+        """Return what tells, by `lowdimfa.data.fingerprint.same_data`, whether two processes read the same samples.
 
-        It covers the numbers of samples and the targets, and of some training inputs their type and shape, and their
-        values if those are integers: the last bits of other numbers may differ from one processor to another.
+        It covers the numbers of samples, the targets, and type, shape and values of some training inputs. Of
+        floating-point values the last bits don't count: they may differ from one processor to another.
         """
         train = self.dataset.train
         inputs = self.training(_spread(train, _FEW)).inputs()
@@ -180,13 +181,20 @@ class Reader:
         own = [whole.digest for whole in wholes if isinstance(whole, DigestedSplit)]
         sizes = f"{len(train)}:{len(self.dataset.test)}"
         digest = hashlib.sha256(" ".join([sizes, *own]).encode())
+        numbers: list[float] = []
         for name, part in sorted(named(inputs).items()):
             digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
-            if not part.is_floating_point():
+            if part.is_floating_point():
+                numbers += numbers_of(part)
+            else:
                 digest.update(_bytes(part))
         for targets in self.known_targets(_FEW):
-            digest.update(_bytes(targets))
-        return digest.hexdigest()[:16]
+            if targets.is_floating_point():
+                digest.update(f"{targets.dtype}:{tuple(targets.shape)}".encode())
+                numbers += numbers_of(targets[None])
+            else:
+                digest.update(_bytes(targets))
+        return fingerprint(digest.hexdigest()[:16], numbers)
 
 
 def read(split: Split, indices: Tensor, seed: int) -> Samples:

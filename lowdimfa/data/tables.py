@@ -29,8 +29,8 @@ class TableSplit:
 
     Attributes
     ----------
-    rows
-        A `datasets.Dataset` that gives tensors.
+    input_rows, target_rows
+        The `datasets.Dataset` as it gives tensors of the inputs, and of the targets alone.
     where
         Its path, for messages.
     columns
@@ -41,18 +41,19 @@ class TableSplit:
         Number of the class that each text of this column stands for; empty where it has numbers.
     """
 
-    rows: Any
+    input_rows: Any
+    target_rows: Any
     where: str
     columns: dict[str, list[str]]
     target: str
     classes: dict[str, int]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.target_rows)
 
     def inputs(self, indices: Tensor) -> Inputs:
         """Return the inputs of the given rows."""
-        read = self.rows[indices.tolist()]
+        read = self.input_rows[indices.tolist()]
         drawn: dict[str, Tensor] = {
             name: self._beside(read, columns) for name, columns in self.columns.items()
         }
@@ -60,7 +61,7 @@ class TableSplit:
 
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the given rows."""
-        read = self.rows[indices.tolist()]
+        read = self.target_rows[indices.tolist()]
         if not self.classes:
             return self._tensor(read, self.target)
         found = read[self.target]
@@ -137,8 +138,8 @@ def table(
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
         rows = _rows(where)
-        wanted = list(dict.fromkeys([*(name for names in columns.values() for name in names), target]))
-        for name in wanted:
+        wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
+        for name in dict.fromkeys([*wanted, target]):
             if name not in rows.column_names:
                 known = f"one of {', '.join(map(repr, rows.column_names))}"
                 raise InputError(str(where), f"no column {name!r}", known)
@@ -147,7 +148,8 @@ def table(
                 _require_exact(rows.data.column(name), str(where), name)
         if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
             classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
-        return TableSplit(rows.with_format("torch", columns=wanted), str(where), columns, target, classes)
+        inputs, targets = (rows.with_format("torch", columns=names) for names in (wanted, [target]))
+        return TableSplit(inputs, targets, str(where), columns, target, classes)
 
     return with_test("table", read, path, test, seed)
 

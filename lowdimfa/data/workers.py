@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data._utils import worker as torch_worker
 
 from lowdimfa.data import items
+from lowdimfa.data.fingerprint import same_data
 from lowdimfa.data.items import Samples
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError, unforeseen
@@ -97,7 +98,7 @@ class WorkerReader(Reader):
         return self._take(("test", 0, index))
 
     def fingerprint(self) -> str:
-        """Return the digest of the data, which is computed once."""
+        """Return that of the data, which is computed once."""
         self._fingerprint = self._fingerprint or super().fingerprint()
         return self._fingerprint
 
@@ -115,6 +116,7 @@ class WorkerReader(Reader):
         ResourceError
             A worker has ended.
         """
+        self.fingerprint()  # what the data set itself raises is none of the workers'
         try:
             if next(self._expected, None) != request:
                 self._begin(request)
@@ -223,7 +225,7 @@ class _Work(TorchDataset[Read]):
     def _made(self) -> Reader:
         if self._reader is None:
             reader = self._ahead.make()
-            if reader.fingerprint() != self._fingerprint:
+            if not same_data(reader.fingerprint(), self._fingerprint):
                 raise InputError(
                     "data.factory",
                     "other samples in a process that reads ahead than in the one that began it",

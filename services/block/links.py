@@ -167,7 +167,7 @@ class Links:
         siblings = topology.siblings(seat)
         greeted = {*self.ends.receivers, *downstream, *siblings, topology.head} - {seat}
         for peer in sorted(greeted):
-            greet(addresses[peer], self._security, mine, self._liveness)
+            greet(addresses[peer], self._security, mine, self._liveness, topology.name(peer))
         for sibling in siblings:
             self._reach(sibling, addresses[sibling], SHARD_WINDOW, self._shard_limit)
         if seat in topology.subscribers:

@@ -217,9 +217,6 @@ class BlockRunner:
         match instruction:
             case RunForward(ticket, probe):
                 if self.work.reads:
-                    self._observer.begin(
-                        "read", str(ticket)
-                    )  # a hang in it is noticed as one in a computation
                     self.work.read(ticket)
                     self._observer.waited(ticket.step, "data", began)
                     began = time.time()

@@ -129,14 +129,19 @@ class Work:
         if self._source is None or ticket in self._drawn:
             return
         if not isinstance(self.stage, Head):
-            self._drawn[ticket] = self._parts(self._source.microbatch(ticket))
+            self._drawn[ticket] = self._read(self._source, ticket)
             return
-        read = [self._parts(samples) for samples in self._source.step(ticket.step)]
+        tickets = [Ticket(ticket.step, part) for part in range(self._source.order.microbatches)]
+        read = [self._read(self._source, each) for each in tickets]
         weights = self.stage.objective.weights([_present(drawn.targets) for drawn in read])
         self._drawn = {
-            Ticket(ticket.step, part): drawn._replace(weight=weight)
-            for part, (drawn, weight) in enumerate(zip(read, weights, strict=True))
+            each: drawn._replace(weight=weight)
+            for each, drawn, weight in zip(tickets, read, weights, strict=True)
         }
+
+    def _read(self, source: Reader, ticket: Ticket) -> _Drawn:
+        self._observer.begin("read", str(ticket))  # a hang in it is noticed as one in a computation
+        return self._parts(source.microbatch(ticket))
 
     def forward(self, ticket: Ticket, probe: bool) -> None:
         """Run the forward pass on what was read, and keep what is to be sent."""

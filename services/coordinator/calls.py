@@ -58,6 +58,8 @@ class Calls:
         ):
             self.metrics.streams(method, 1)
             try:
+                # News may be long in coming: by this the client knows that it was let in.
+                await context.send_initial_metadata(())
                 yield caller
             finally:
                 self.metrics.streams(method, -1)

@@ -17,7 +17,7 @@ from lowdimfa.errors import InputError, PeerError
 from lowdimfa.services.coordinator.jobs import Event, JobState
 from lowdimfa.services.coordinator.messages import job_fields, message_to_event, state_to_message
 from lowdimfa.services.coordinator.statuses import error_of
-from lowdimfa.services.rpc.certificates import read_pem
+from lowdimfa.services.rpc.certificates import channel_credentials
 from lowdimfa.services.rpc.connection import Backoff, is_transient
 from lowdimfa.services.rpc.options import client_options
 from lowdimfa.services.rpc.security import is_loopback
@@ -25,6 +25,9 @@ from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 
 T = TypeVar("T")
+
+OPEN_SECONDS = 1.0
+"""A stream that was open for so long had been let in: after its end the service is looked for anew."""
 
 FIRST_SECONDS = 2.0
 """How long a service is looked for that has not answered yet: where none listens, waiting helps nobody."""
@@ -67,7 +70,7 @@ class Connection:
         Raises
         ------
         InputError
-            The address is beyond this machine and there is no TLS; or a file can't be read.
+            The address is beyond this machine and there is no TLS; or a file can't be read, or isn't what it should be.
         """
         options = client_options(self.liveness, proxy=not is_loopback(self.address))
         if (self.certificate is None) != (self.key is None):
@@ -81,10 +84,8 @@ class Connection:
                     "Give --ca with the authority's certificate, --tls for a public one, or --insecure.",
                 )
             return grpc.insecure_channel(self.address, options)
-        files = [
-            None if path is None else read_pem(path) for path in (self.authority, self.key, self.certificate)
-        ]
-        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(*files), options)
+        credentials = channel_credentials(self.authority, self.certificate, self.key)
+        return grpc.secure_channel(self.address, credentials, options)
 
 
 class CoordinatorClient:
@@ -206,8 +207,10 @@ class CoordinatorClient:
     ) -> Iterator[tuple[str, str]]:
         """Yield lines that a job's processes wrote: the process, and the text."""
         request = pb.GetLogsRequest(id=job_id, tail=tail, follow=follow, sources=sources)
+        call = self._stub.GetLogs(request, metadata=self._metadata)
         try:
-            for line in self._stub.GetLogs(request, metadata=self._metadata):
+            _await_answer(call, self._connection.liveness)
+            for line in call:
                 yield line.source, line.text
         except grpc.RpcError as error:
             raise error_of(error, self._connection.address) from error
@@ -232,16 +235,29 @@ class CoordinatorClient:
         backoff = Backoff(self._connection.liveness)
         never = threading.Event()
         while True:
-            call, began = connect(), time.monotonic()
+            call, opened = connect(), time.monotonic()
             try:
+                _await_answer(call, backoff.remaining())
+                opened = time.monotonic()
                 for response in call:
                     backoff.restored()
                     yield response
                 return
             except grpc.RpcError as error:
-                if time.monotonic() - began > self._connection.liveness:
+                if time.monotonic() - opened > OPEN_SECONDS:
                     backoff.restored()  # it was open, only without news
                 if not is_transient(error) or not backoff.wait(never):
                     raise error_of(error, self._connection.address) from error
             finally:
                 call.cancel()
+
+
+def _await_answer(call: Any, seconds: float) -> None:
+    """Wait until the service has let a stream's call in, or end it: nothing else bounds the time to what comes first."""
+    timer = threading.Timer(max(0.0, seconds), call.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        call.initial_metadata()
+    finally:
+        timer.cancel()

@@ -37,8 +37,8 @@ MESSAGE_BYTES = 4 << 20
 
 _CODES = sorted({LowdimfaError.code, *(kind.code for kind in LowdimfaError.__subclasses__())})
 
-SHORTEST_PING_MS = 100
-"""Clients that ping more often than this are cut off."""
+SHORTEST_PING = 0.1
+"""Seconds; clients that ping more often than this are cut off."""
 
 CALLS_AT_ONCE = 4096
 """Of all clients together; beyond these gRPC itself answers RESOURCE_EXHAUSTED."""
@@ -102,10 +102,9 @@ class Coordinator:
         self._health = health.aio.HealthServicer()
         self._server: Any = grpc.aio.server(
             options=[
-                *server_options(settings.liveness),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES),
                 # A client's liveness is its own: it may ping more often than a block's would.
-                ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MS),
+                *server_options(settings.liveness, SHORTEST_PING),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ],
             maximum_concurrent_rpcs=CALLS_AT_ONCE,
         )

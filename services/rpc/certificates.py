@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,8 @@ _USAGES = {
 }
 _PEM = serialization.Encoding.PEM
 
+_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+"""Names of hosts, without ports, schemes and paths, which no client could match."""
 
 MOST_DAYS = 36_500
 """A certificate ends before the year 10,000, and nobody means a later one."""
@@ -130,9 +134,6 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: float) -> list[
         have, or nothing can be written.
     """
     names = [f"{who}.{what}" for who in ("ca", "server", "client") for what in ("crt", "key")]
-    present = [name for name in names if (folder / name).exists()]
-    if present:
-        raise InputError(str(folder), f"{', '.join(present)} already there", "a folder without them")
     for host in hosts:
         _host(host)
     if not 0 < days <= MOST_DAYS:
@@ -146,6 +147,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: float) -> list[
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if present := [name for name in names if (folder / name).exists()]:
+            raise InputError(str(folder), f"{', '.join(present)} already there", "a folder without them")
         for name, content in zip(names, contents, strict=True):
             mode = 0o600 if name.endswith(".key") else 0o644
             with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -171,7 +174,35 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
         A file can't be read or isn't what it should be, key and certificate don't belong together, or the
         certificate isn't valid today.
     """
-    chain, private = read_pem(certificate), read_pem(key)
+    own = _pair(certificate, key)
+    authority = None if client_ca is None else _authority(client_ca)
+    return grpc.ssl_server_credentials(
+        [own], root_certificates=authority, require_client_auth=authority is not None
+    )
+
+
+def channel_credentials(authority: Path | None, certificate: Path | None, key: Path | None) -> Any:
+    """Return `grpc.ChannelCredentials` of files.
+
+    Parameters
+    ----------
+    authority
+        Of the server's certificate, PEM; None for the public ones.
+    certificate, key
+        The client's own, PEM; None for a server that asks for none.
+
+    Raises
+    ------
+    InputError
+        As for `server_credentials`.
+    """
+    own = (None, None) if certificate is None or key is None else _pair(certificate, key)
+    return grpc.ssl_channel_credentials(None if authority is None else _authority(authority), *own)
+
+
+def _pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """Return key and certificate, PEM, which belong together and are valid today."""
+    chain, private = _read(certificate), _read(key)
     own = _certificate(certificate, chain)
     try:
         loaded = serialization.load_pem_private_key(private, None)
@@ -189,22 +220,16 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
             "one that is valid today",
             "'lowdimfa certs' makes one.",
         )
-    authority = None if client_ca is None else read_pem(client_ca)
-    if client_ca is not None and authority is not None:
-        _certificate(client_ca, authority)
-    return grpc.ssl_server_credentials(
-        [(private, chain)], root_certificates=authority, require_client_auth=authority is not None
-    )
+    return private, chain
 
 
-def read_pem(path: Path) -> bytes:
-    """Return the contents of a certificate's or key's file.
+def _authority(path: Path) -> bytes:
+    data = _read(path)
+    _certificate(path, data)
+    return data
 
-    Raises
-    ------
-    InputError
-        It can't be read.
-    """
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -219,15 +244,10 @@ def _certificate(path: Path, data: bytes) -> x509.Certificate:
 
 
 def _host(host: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        if host and not host.startswith(".") and " " not in host:
-            return x509.DNSName(host)
-    except ValueError:
-        pass
+    if _NAME.fullmatch(host):
+        return x509.DNSName(host)
     raise InputError(
         f"--host {host}", "neither a name nor an address", "such as 'cluster.example.org' or '10.0.0.7'"
     )

@@ -130,9 +130,10 @@ def failure_of_thread(error: Exception, block: int | None = None) -> LowdimfaErr
     """Return what ended this thread as the error to report: without it a run would wait for a dead thread."""
     if isinstance(error, LowdimfaError):
         return error
-    return LowdimfaError(  # a defect
-        f"{threading.current_thread().name} failed: {type(error).__name__}: {error}", block=block
-    )
+    name = threading.current_thread().name
+    defect = LowdimfaError(f"{name} failed: {type(error).__name__}: {error}", block=block)
+    defect.__cause__ = error  # whoever reports it shows where that was
+    return defect
 
 
 class StreamThread:
@@ -145,7 +146,7 @@ class StreamThread:
     peer
         The far end.
     connect
-        Starts the call.
+        Starts the call, whose ``cancel`` ends it at any time, in any thread.
     on_response
         Takes each response, in this thread. `Resend` breaks the connection; what else it raises ends the stream.
     on_end

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import grpc
 
+from lowdimfa.data.fingerprint import same_data
 from lowdimfa.errors import HandshakeError
 from lowdimfa.services.rpc.connection import Backoff, Peer, is_transient
 from lowdimfa.services.rpc.security import Security
@@ -71,7 +71,7 @@ def check_compatible(mine: Hello, theirs: Hello) -> None:
         ("major version of the software", mine.software.split(".")[0], theirs.software.split(".")[0]),
         ("error dimension", mine.error_dim, theirs.error_dim),
     ]
-    if mine.data and theirs.data:
+    if mine.data and theirs.data and not same_data(mine.data, theirs.data):
         pairs.append((_DATA, mine.data, theirs.data))
     if theirs.block == mine.block + 1:
         pairs.append(("type of the activation between them (output, input)", mine.output, theirs.input))
@@ -94,13 +94,10 @@ class HandshakeServicer:
     ----------
     mine
         This block.
-    on_hello
-        Told, in a gRPC thread, of each block that fits.
     """
 
-    def __init__(self, mine: Hello, on_hello: Callable[[Hello], None] = lambda hello: None) -> None:
+    def __init__(self, mine: Hello) -> None:
         self._mine = mine
-        self._on_hello = on_hello
 
     def attach(self, server: Any, pool: ThreadPoolExecutor) -> None:
         """Register the service."""
@@ -113,12 +110,24 @@ class HandshakeServicer:
             check_compatible(self._mine, theirs)
         except HandshakeError as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
-        self._on_hello(theirs)
         return pb.HelloReply(answerer=_to_message(self._mine))
 
 
-def greet(address: str, security: Security, mine: Hello, liveness: float) -> Hello:
+def greet(address: str, security: Security, mine: Hello, liveness: float, name: str = "its peer") -> Hello:
     """Exchange descriptions with the block at ``address``, waiting for its server to come up.
+
+    Parameters
+    ----------
+    address
+        ``host:port``.
+    security
+        The secrets of the run.
+    mine
+        What this block says of itself.
+    liveness
+        Seconds to wait.
+    name
+        Of the other block, for messages.
 
     Returns
     -------
@@ -132,7 +141,7 @@ def greet(address: str, security: Security, mine: Hello, liveness: float) -> Hel
     PeerError
         There was no answer for ``liveness`` seconds, for whatever reason, TLS included.
     """
-    peer = Peer(mine.block, "its peer", address, liveness)
+    peer = Peer(mine.block, name, address, liveness)
     backoff = Backoff(liveness)
     request = pb.HelloRequest(caller=_to_message(mine))
     with security.channel(address, liveness) as channel:

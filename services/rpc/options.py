@@ -28,14 +28,26 @@ def client_options(liveness: float, *, proxy: bool = False) -> Options:
     ]
 
 
-def server_options(liveness: float) -> Options:
-    """Return the server options for peers that count as lost after ``liveness`` seconds of silence."""
+def server_options(liveness: float, shortest_ping: float | None = None) -> Options:
+    """Return the server options for peers that count as lost after ``liveness`` seconds of silence.
+
+    Parameters
+    ----------
+    liveness
+        In seconds.
+    shortest_ping
+        Seconds between two pings of a client below which it is cut off; by default half of what `client_options` make
+        of the same liveness. gRPC takes the first of two options of one name, so there must be one of each.
+    """
     return [
         *_common_options(liveness),
         # A second server on the same port is an error, not a partner that shares its connections.
         ("grpc.so_reuseport", 0),
         # By default a server drops clients that ping more often than every five minutes.
-        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(liveness / 6)),
+        (
+            "grpc.http2.min_ping_interval_without_data_ms",
+            _milliseconds(liveness / 6 if shortest_ping is None else shortest_ping),
+        ),
     ]
 
 

@@ -84,8 +84,18 @@ class Security:
             [(self.key, self.certificate)], root_certificates=self.authority, require_client_auth=True
         )
 
-    def channel(self, address: str, liveness: float) -> Any:
+    def channel(self, address: str, liveness: float, *, single_threaded: bool = False) -> Any:
         """Return a `grpc.Channel` to ``address``.
+
+        Parameters
+        ----------
+        address
+            ``host:port``.
+        liveness
+            Seconds of silence after which the other end counts as lost.
+        single_threaded
+            Who reads a stream waits on the connection itself: no thread of gRPC's hands each message over. Until the
+            other end answers, such a call can be ended only with its channel.
 
         Raises
         ------
@@ -93,8 +103,10 @@ class Security:
             The address is not a loopback address and there is no TLS.
         """
         self.require_allowed(address)
-        # Who reads a stream of errors waits on the connection itself: no thread of gRPC's hands each error over.
-        options = [*client_options(liveness), (ChannelOptions.SingleThreadedUnaryStream, 1)]
+        options = [
+            *client_options(liveness),
+            (ChannelOptions.SingleThreadedUnaryStream, int(single_threaded)),
+        ]
         if self.certificate is None:
             return grpc.insecure_channel(address, options)
         credentials = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)

@@ -15,7 +15,8 @@ from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.v1 import tensors_pb2 as pb
 
 MAX_DIMENSIONS = 8
-MAX_TENSOR_BYTES = 1 << 32
+MAX_TENSOR_BYTES = 1 << 40
+"""Beyond what any machine holds: nothing that is announced may be more. What a stream may bring, its limit says."""
 
 _CODES: dict[torch.dtype, pb.Dtype] = {
     torch.float32: pb.DTYPE_FLOAT32,
@@ -86,20 +87,16 @@ class TensorBuffer:
     ----------
     dtype, shape
         Code of the element type, and shape, as announced.
-    limit
-        Largest size in bytes for which memory is taken.
 
     Raises
     ------
     ProtocolError
-        The type is unknown, there are more than 8 dimensions, one is negative, or the size exceeds ``limit``.
+        The type is unknown, there are more than 8 dimensions, one is negative, or the size exceeds `MAX_TENSOR_BYTES`.
     """
 
-    def __init__(self, dtype: int, shape: Sequence[int], limit: int = MAX_TENSOR_BYTES) -> None:
+    def __init__(self, dtype: int, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self.dtype, self.nbytes = layout(dtype, self.shape)
-        if self.nbytes > limit:
-            raise ProtocolError(f"a tensor of {self.nbytes} bytes; at most {limit} are allowed")
         self._tensor = torch.empty(self.shape, dtype=self.dtype)
         self._bytes = _bytes_of(self._tensor)
         self._filled = 0
@@ -150,19 +147,6 @@ def layout(code: int, shape: tuple[int, ...]) -> tuple[torch.dtype, int]:
     if min(shape, default=0) < 0 or extent > MAX_TENSOR_BYTES:
         raise ProtocolError(f"a tensor of shape {shape}, negative or too large")
     return dtype, math.prod(shape) * dtype.itemsize
-
-
-def decode(dtype: int, shape: Sequence[int], data: bytes | memoryview) -> Tensor:
-    """Return the tensor of a whole buffer, in memory of its own.
-
-    Raises
-    ------
-    ProtocolError
-        As for `TensorBuffer`, or the buffer is not of the size that type and shape ask for.
-    """
-    buffer = TensorBuffer(dtype, shape, limit=len(data))
-    buffer.write(data)
-    return buffer.tensor()
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[numpy.uint8]:

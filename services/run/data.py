@@ -13,6 +13,7 @@ from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory, resolve
+from lowdimfa.network import computing_threads
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.data import DataSection
 from lowdimfa.services.spec.given import Given, opened
@@ -32,6 +33,8 @@ class Source:
         The specification's section.
     limit, steps_per_epoch, batch_size, seed
         ``train.limit_samples`` and so on.
+    threads
+        With which torch makes the data, wherever that is: the bits of a mean depend on it.
     """
 
     data: DataSection
@@ -39,19 +42,25 @@ class Source:
     steps_per_epoch: int | None
     batch_size: int
     seed: int
+    threads: int
 
     @classmethod
     def of(cls, specification: Specification) -> Source:
         """Return that of a run."""
         train = specification.train
         return cls(
-            specification.data, train.limit_samples, train.steps_per_epoch, train.batch_size, train.seed
+            specification.data,
+            train.limit_samples,
+            train.steps_per_epoch,
+            train.batch_size,
+            train.seed,
+            specification.placement.threads_of(0),
         )
 
     def load(self) -> Dataset:
         """Call the factory, and apply the limits that the specification sets."""
         data = self.data
-        with reproducible(derive_seed(self.seed, "data")):
+        with computing_threads(self.threads), reproducible(derive_seed(self.seed, "data")):
             made = call_factory(opened(data.factory), deepcopy(dict(data.args)), "data.factory")
         collate = None if data.collate is None else resolve(opened(data.collate), "data.collate")
         dataset = as_dataset(made, "data.factory", collate)

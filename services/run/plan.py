@@ -67,8 +67,8 @@ class RunPlan:
     ----------
     numbers
         Those of which each evaluation has one, by name; `Language.numbers` are further ones.
-    stream
-        Digest of what a stream of training samples begins with; None for samples that have numbers.
+    fingerprint
+        Of the data, of a stream what it begins with; empty where nothing is to be trained.
     """
 
     specification: Specification
@@ -77,7 +77,7 @@ class RunPlan:
     example: Example
     network: NetworkPlan
     numbers: list[str]
-    stream: str | None
+    fingerprint: str
 
     @property
     def reader(self) -> Reader:
@@ -156,8 +156,8 @@ def make_run_plan(
         _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
     if network.outline is not None:
         network.outline.close()
-    stream = reader.fingerprint() if isinstance(dataset.train, StreamSplit) else None
-    return RunPlan(specification, dataset, order, example, network, numbers, stream)
+    fingerprint = reader.fingerprint() if rehearsed else ""
+    return RunPlan(specification, dataset, order, example, network, numbers, fingerprint)
 
 
 def make_network_plan(
@@ -294,15 +294,31 @@ def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
     """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     loss = make_loss(training.loss, task, training.ignore_index)
-    if shows_targets(training.loss, task):
+    shown = shows_targets(training.loss, task)
+    if shown or isinstance(reader.dataset.train, StreamSplit):  # which may end too soon
         for targets in reader.known_targets(_ITEMS_CHECKED):
-            validate_class_targets(targets, shape[-1], training.ignore_index)
+            if shown:
+                validate_class_targets(targets, shape[-1], training.ignore_index)
     # A number of samples that no other dimension has: what is broadcast then shows.
     samples = next(number for number in range(2, 8) if number not in shape)
+    few = torch.arange(min(samples, len(reader.dataset.test)))
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
-    counted = counts(training.loss, task, training.ignore_index)(targets)
-    checked_loss(loss, torch.zeros(len(targets), *shape), targets, counted)
-    return _check_metrics(network, targets, task)
+    names: list[str] = []
+    for some in (targets, _as_in_training(reader.test(few).targets(), targets)):
+        counted = counts(training.loss, task, training.ignore_index)(some)
+        checked_loss(loss, torch.zeros(len(some), *shape), some, counted)
+        names = _check_metrics(network, some, task)
+    return names
+
+
+def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
+    """Return test targets, unless they have another shape than those of training: a loss might broadcast them."""
+    if targets.shape[1:] != training.shape[1:]:
+        found = f"a target of shape {list(targets.shape[1:])} for a test sample"
+        raise InputError(
+            "data.factory", found, f"{list(training.shape[1:])}, as the training targets have it"
+        )
+    return targets
 
 
 def _check_metrics(network: NetworkPlan, targets: torch.Tensor, task: Task) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from lowdimfa.average import PREFIX
 from lowdimfa.config import FactoryConfig
+from lowdimfa.data.fingerprint import same_data
 from lowdimfa.encoding import State, references
 from lowdimfa.errors import InputError
 from lowdimfa.rules import Q_RULES, TAPS, Registry
@@ -142,7 +143,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
             "seed": specification.train.seed,
         },
         "last_batch": specification.data.last_batch,
-        "stream": plan.stream and f"a stream whose first samples have the digest {plan.stream}",
+        "data": plan.fingerprint,
         "feedback": {
             "form": specification.feedback.form,
             "source": plan.network.feedback.source,
@@ -182,7 +183,6 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     keys = {
         "data_order": "train",
         "last_batch": "data.last_batch",
-        "stream": "data.factory",
         "feedback": "feedback",
         "optimizer": "train.optimizer.factory",
         "scheduler": "train.scheduler.factory",
@@ -190,6 +190,14 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     now, then = resume_meta(plan), manifest.meta
     for name, where in keys.items():
         _require_equal(where, now[name], then.get(name))
+    # Evaluations have no fingerprint: they may be of other data.
+    if now["data"] and not same_data(now["data"], then.get("data", now["data"])):
+        raise InputError(
+            "data.factory",
+            f"other samples, or in another order, than when the checkpoint was written ({_short(now['data'])})",
+            f"the same ({_short(then['data'])})",
+            "A new run can begin with these weights: lowdimfa export, then model.weights.",
+        )
     training, steps = plan.network.training, "train.steps (or epochs)"
     updates = [training.update_of(block.index) for block in plan.network.blocks]
     if any(
@@ -216,6 +224,10 @@ def _require_same_extra_state(plan: RunPlan, manifest: Manifest) -> None:
             "a checkpoint of this model",
             "Resume with the model that wrote it, or start a new run.",
         )
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint if len(fingerprint) < 40 else f"{fingerprint[:40]}…"
 
 
 def _require_equal(where: str, now: Any, then: Any) -> None:

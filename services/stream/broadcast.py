@@ -185,6 +185,35 @@ class ErrorPublisher:
             )
 
 
+class _Subscription:
+    """A subscriber's call, over a channel of its own: it can be ended at any time, by ending the channel.
+
+    Before the head answers, gRPC holds the lock of a call of this kind, which its ``cancel`` would wait for: for a head
+    that hangs, without end.
+    """
+
+    def __init__(self, channel: Any, request: pb.SubscribeRequest, metadata: Any) -> None:
+        self._channel = channel
+        method = channel.unary_stream(
+            f"/{SERVICE}/{METHOD}", request_serializer=pb.SubscribeRequest.SerializeToString
+        )
+        self._call = method(request, metadata=metadata)
+        self._cancelled = False
+        self.initial_metadata = self._call.initial_metadata
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._call)
+
+    def is_active(self) -> bool:
+        """Return whether it goes on. Of the end of a channel a call knows only once it is read."""
+        return not self._cancelled and bool(self._call.is_active())
+
+    def cancel(self) -> None:
+        """End it, if that hasn't been done."""
+        self._cancelled = True
+        self._channel.close()
+
+
 class ErrorSubscriber:
     """Receives every error once and in order, over a connection that may break, lose, repeat or garble messages.
 
@@ -232,10 +261,7 @@ class ErrorSubscriber:
         self._on_error = on_error
         self._on_failure = on_failure
         self._metadata = security.metadata
-        self._channel = security.channel(address, liveness)
-        self._call = self._channel.unary_stream(
-            f"/{SERVICE}/{METHOD}", request_serializer=pb.SubscribeRequest.SerializeToString
-        )
+        self._channel = partial(security.channel, address, liveness, single_threaded=True)
         peer = Peer(seat.block, "the head", address, liveness)
         self._thread = StreamThread(
             f"block-{seat.block}-errors", peer, self._subscribe, self._incoming.take, self._on_end
@@ -257,7 +283,6 @@ class ErrorSubscriber:
     def close(self) -> None:
         """Unsubscribe and join the thread."""
         self._thread.close()
-        self._channel.close()
 
     def _subscribe(self) -> Any:
         """Begin a connection with what has not come over those before."""
@@ -266,7 +291,7 @@ class ErrorSubscriber:
         request = pb.SubscribeRequest(
             run=self._run, block=block, rank=rank, next_sequence=self._incoming.expected
         )
-        return self._call(request, metadata=self._metadata)
+        return _Subscription(self._channel(), request, self._metadata)
 
     def _on_end(self, failure: LowdimfaError | None) -> None:
         if failure is not None:

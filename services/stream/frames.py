@@ -79,7 +79,8 @@ class ErrorVector(NamedTuple):
     sequence
         Position in the broadcast.
     tensors
-        The error, float32, shape ``(samples, …, error_dim)``, and maybe ``P``, shape ``(error_dim, source_width)``.
+        The error, float32 or bfloat16, shape ``(samples, …, error_dim)``, and maybe ``P``, shape
+        ``(error_dim, source_width)``.
     """
 
     ticket: Ticket

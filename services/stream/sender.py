@@ -129,7 +129,7 @@ class Sender:
         kind, ticket
             What the message is for and which micro-batch it belongs to.
         tensors
-            One tensor of shape ``(samples, …)``, or two alike.
+            Each of shape ``(samples, …)``, as `Message` has them.
         times
             How many times as long the other block may take for what is on its way as for a micro-batch.
 

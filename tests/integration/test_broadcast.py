@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from relay import Relay
@@ -13,7 +17,7 @@ from lowdimfa.errors import HandshakeError, NotFiniteError, PeerError, ProtocolE
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.rpc.topology import Seat, Topology
-from lowdimfa.services.stream.broadcast import ErrorPublisher, ErrorSubscriber
+from lowdimfa.services.stream.broadcast import METHOD, SERVICE, ErrorPublisher, ErrorSubscriber
 from lowdimfa.services.stream.limits import ErrorLimit
 from lowdimfa.tickets import Ticket
 
@@ -166,6 +170,52 @@ def test_a_silent_connection_is_noticed() -> None:
         assert isinstance(head.failures.get(5), PeerError)
 
 
+def test_a_defect_in_a_thread_is_reported_with_where_it_was() -> None:
+    with broadcast() as head:
+        head.subscribe(limit=None)  # nothing that has a check
+        head.publish(0)
+        failure = head.failures.get()
+        assert isinstance(failure.__cause__, AttributeError)
+        assert "in take" in "".join(traceback.format_exception(failure))
+
+
+class Hanging:
+    """A head whose interpreter hangs: it takes calls, as gRPC does that by itself, and answers none."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def attach(self, server: Any, pool: Any) -> None:
+        method = grpc.unary_stream_rpc_method_handler(self.hang)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+
+    def hang(self, request: bytes, context: Any) -> Iterator[bytes]:
+        self.released.wait(LIVENESS * 10)
+        yield from ()
+
+
+@pytest.mark.parametrize("security", [Security.loopback(), Security.mutual_tls()], ids=["plain", "TLS"])
+def test_a_head_that_hangs_holds_nobody_up_and_is_lost_in_time(security: Security) -> None:
+    hanging, failures, liveness = Hanging(), Inbox(), 0.6
+    server = RpcServer("head", security, LIVENESS)
+    server.add(hanging)
+    limit, errors = ErrorLimit(3), Inbox()
+    with no_threads_left(), server:
+        subscriber = ErrorSubscriber(
+            server.address, security, RUN, Seat(0), limit, liveness, errors.put, failures.put
+        )
+        subscriber.start()
+        began = time.monotonic()
+        while failures.empty():
+            subscriber.renew()
+        assert isinstance(failures.get(), PeerError)
+        assert time.monotonic() - began < 5 * liveness
+        closed = time.monotonic()
+        subscriber.close()
+        assert time.monotonic() - closed < 5 * liveness
+        hanging.released.set()
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
@@ -196,6 +246,8 @@ def test_strangers_are_refused() -> None:
 def test_missing_subscribers_are_named() -> None:
     with broadcast(subscribers=3) as head:
         head.subscribe(block=1)
+        head.publish(0)
+        head.errors.get()  # it is subscribed, however long that took
         with pytest.raises(PeerError, match="block 0, block 2"):
             head.publisher.wait_for_subscribers(0.5)
 

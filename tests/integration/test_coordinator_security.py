@@ -136,9 +136,19 @@ def test_a_client_s_certificate_has_to_be_valid_today_and_of_the_authority(
     guarded: Guarded, name: str
 ) -> None:
     folder = guarded.folder
+    files = [(folder / file).read_bytes() for file in ("ca.crt", f"{name}.key", f"{name}.crt")]
+    with grpc.secure_channel(guarded.running.address, grpc.ssl_channel_credentials(*files)) as channel:
+        call = channel.unary_unary(f"{METHOD}ListJobs")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", metadata=guarded.metadata(), timeout=1.0)
+    assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     options = {"certificate": folder / f"{name}.crt", "key": folder / f"{name}.key", "liveness": 1.0}
-    with guarded.client(**options) as calls, pytest.raises(PeerError):
-        list(calls.jobs())
+    if name == "expired":
+        with pytest.raises(InputError, match=r"expired\.crt: found a certificate valid from"):
+            guarded.client(**options)
+    else:
+        with guarded.client(**options) as calls, pytest.raises(PeerError):
+            list(calls.jobs())
 
 
 def test_a_client_without_a_certificate_or_with_another_authority_gets_no_connection(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from rpc_helpers import eventually
 from lowdimfa.errors import InputError, PeerError
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
 from lowdimfa.services.coordinator.jobs import JobState
+from lowdimfa.services.coordinator.server import SERVICE
 
 
 @pytest.fixture
@@ -75,6 +78,40 @@ def test_what_is_wrong_is_said_key_by_key(service: Running) -> None:
     for call in ("get", "resume"):
         with client(service) as calls, pytest.raises(InputError, match="no job 'nobody'"):
             getattr(calls, call)("nobody")
+
+
+def test_a_client_may_be_less_patient_than_the_service(tmp_path: Path) -> None:
+    """Its pings are the more frequent the shorter its liveness is, and none of the service's business."""
+    with coordinator(tmp_path, change=lambda settings: replace(settings, liveness=60.0)) as running:
+        impatient = Connection(running.address, liveness=0.6)
+        with client(running) as calls, CoordinatorClient(impatient) as watcher:
+            job = calls.submit("a", SPECIFICATION, {})[0]["id"]
+            stop = threading.Timer(2.0, calls.stop, (job, False))  # some ten pings later
+            stop.start()
+            assert list(watcher.logs(job, follow=True)) == []
+            stop.join()
+            assert calls.get(job)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("method", ["watch", "logs"])
+def test_a_service_that_hangs_is_given_up(method: str) -> None:
+    hanging = threading.Event()
+
+    def hang(request: bytes, context: Any) -> Iterator[bytes]:
+        hanging.wait(30)
+        yield from ()
+
+    handlers = {name: grpc.unary_stream_rpc_method_handler(hang) for name in ("WatchJob", "GetLogs")}
+    server = grpc.server(ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    began = time.monotonic()
+    with CoordinatorClient(Connection(f"127.0.0.1:{port}", liveness=0.5)) as calls, pytest.raises(PeerError):
+        list(getattr(calls, method)("a-job"))
+    assert time.monotonic() - began < 5
+    hanging.set()
+    server.stop(None).wait()
 
 
 def test_queued_jobs_say_what_they_wait_for(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from thread_fleet import thread_fleet
 
 from lowdimfa.data import ItemSplit
 from lowdimfa.errors import HandshakeError
+from lowdimfa.services.block.observer import Observer
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.tickets import Ticket
 
 STEPS = 8
 
@@ -92,3 +94,23 @@ def test_data_that_differ_between_processes_are_refused_with_what_may_be_the_rea
     different = pytest.raises(HandshakeError, match=r"data fingerprint.*the order of a listing")
     with different, thread_fleet(plain, tmp_path / "threads"):
         pass
+
+
+def test_each_part_that_the_head_reads_has_the_liveness_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads a whole step at once: what takes the liveness is one item of many, not their sum."""
+    begun: list[tuple[int, str]] = []
+    begin = Observer.begin
+
+    def noted(observer: Observer, kind: str, subject: str) -> None:
+        if kind == "read":
+            begun.append((id(observer), subject))
+        begin(observer, kind, subject)
+
+    monkeypatch.setattr(Observer, "begin", noted)
+    plain = specification(blocks=2, data={"factory": "drawing:turned"}, train={"microbatches": 4})
+    with thread_fleet(plain, tmp_path) as fleet:
+        fleet.run(0, 1)
+        head = id(fleet.workers[-1]._observer)
+    assert [subject for own, subject in begun if own == head] == [str(Ticket(0, part)) for part in range(4)]

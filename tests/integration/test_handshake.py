@@ -24,7 +24,7 @@ UPSTREAM = Hello(
     input=(SampleType("uint8", (28, 28)),),
     output=(SampleType("float32", (32, 14, 14)),),
     error_dim=10,
-    data="abc",
+    data="abc 1.5",
 )
 DOWNSTREAM = replace(
     UPSTREAM,
@@ -37,19 +37,17 @@ DOWNSTREAM = replace(
 
 
 @contextmanager
-def block(hello: Hello, security: Security) -> Iterator[tuple[str, Inbox]]:
-    greeted = Inbox()
+def block(hello: Hello, security: Security) -> Iterator[str]:
     server = RpcServer(f"block-{hello.block}", security, LIVENESS)
-    server.add(HandshakeServicer(hello, greeted.put))
+    server.add(HandshakeServicer(hello))
     with no_threads_left(), server:
-        yield server.address, greeted
+        yield server.address
 
 
 def test_neighbours_that_fit_learn_of_each_other() -> None:
     security = Security.loopback()
-    with block(DOWNSTREAM, security) as (address, greeted):
+    with block(DOWNSTREAM, security) as address:
         assert greet(address, security, UPSTREAM, LIVENESS) == DOWNSTREAM
-        assert greeted.get() == UPSTREAM
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,8 @@ def test_neighbours_that_fit_learn_of_each_other() -> None:
         ({"run": "run-8"}, ("run-7", "run-8")),
         ({"software": "1.0.0"}, ("0", "1")),
         ({"error_dim": 9}, ("10", "9")),
-        ({"data": "abd"}, ("abc", "abd")),
+        ({"data": "abd 1.5"}, ("abc", "abd")),
+        ({"data": "abc 1.501"}, ("abc 1.5", "abc 1.501")),
         ({"input": (SampleType("float32", (7, 7)),)}, ("[32, 14, 14]", "[7, 7]")),
         ({"input": (SampleType("bfloat16", (32, 14, 14)),)}, ("float32", "bfloat16")),
         ({"input": (SampleType("float32", (32, 14, 14), "x"),)}, ("0 has float32", "1 has 'x': float32")),
@@ -71,17 +70,15 @@ def test_neighbours_that_fit_learn_of_each_other() -> None:
 )
 def test_differences_name_both_blocks_and_values(change: dict[str, Any], values: tuple[str, str]) -> None:
     security = Security.loopback()
-    with block(replace(DOWNSTREAM, **change), security) as (address, greeted):
-        with pytest.raises(HandshakeError) as caught:
-            greet(address, security, UPSTREAM, LIVENESS)
-        assert greeted.empty()
+    with block(replace(DOWNSTREAM, **change), security) as address, pytest.raises(HandshakeError) as caught:
+        greet(address, security, UPSTREAM, LIVENESS)
     for words in ("block 0", "block 1", *values):
         assert words in caught.value.message
 
 
 def test_only_neighbours_compare_activations_and_only_readers_compare_data() -> None:
     security = Security.loopback()
-    with block(replace(DOWNSTREAM, block=3, data=""), security) as (address, _):
+    with block(replace(DOWNSTREAM, block=3, data=""), security) as address:
         greet(address, security, replace(UPSTREAM, output=(SampleType("float32", (1,)),)), LIVENESS)
 
 
@@ -106,6 +103,6 @@ def test_silence_is_a_peer_error_in_time() -> None:
     address = server.address
     server.stop(grace=0)
     started = time.monotonic()
-    with pytest.raises(PeerError, match=address):
-        greet(address, security, UPSTREAM, 0.5)
+    with pytest.raises(PeerError, match=f"block 0 lost block 1 at {address}"):
+        greet(address, security, UPSTREAM, 0.5, "block 1")
     assert time.monotonic() - started < 20 * 0.5

@@ -20,9 +20,11 @@ from torch.utils.data import Subset
 
 from lowdimfa.config import TrainingConfig
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
+from lowdimfa.data.fingerprint import same_data
 from lowdimfa.errors import InputError, StoppedError
-from lowdimfa.network import decouple
+from lowdimfa.network import computing_threads, decouple
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.data import Source
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -311,6 +313,54 @@ def test_the_fingerprint_tells_data_apart() -> None:
     prints = [reader(parts).fingerprint() for parts in data]
     assert len(set(prints)) == len(prints)
     assert reader(tensors()).fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("standardised", [False, True])
+def test_the_fingerprint_knows_another_order_of_pictures_but_no_last_bits(standardised: bool) -> None:
+    """Pictures of a class in another order, as a listing may have them, are other samples with equal targets."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(250, 3, 8, 8, generator=generator)
+    if standardised:  # each of them, so that no mean tells them apart
+        pictures = (pictures - pictures.mean((1, 2, 3), True)) / pictures.std((1, 2, 3), keepdim=True)
+    shuffled = pictures[torch.randperm(250, generator=generator)]
+    regression = torch.rand(250, generator=generator)
+
+    def printed(x: Tensor, y: Tensor) -> str:
+        return reader(tensors(x=x, y=y)).fingerprint()
+
+    once = printed(pictures, regression)
+    assert same_data(once, printed(pictures * (1 + 1e-7), regression * (1 - 1e-7)))
+    assert not same_data(once, printed(shuffled, regression))
+    assert not same_data(once, printed(pictures, regression.flip(0)))
+    assert not same_data(once, printed(pictures, regression.double()))
+    gap = torch.where(pictures == pictures[0, 0, 0, 0], torch.nan, pictures)
+    assert same_data(printed(gap, regression), printed(gap, regression))
+    assert not same_data(printed(gap, regression), once)
+
+
+def test_a_factory_makes_the_same_bits_whatever_number_of_threads_its_process_has() -> None:
+    source = Source.of(parse_specification(THREADS, "test"))
+    assert source.threads == 1
+    made = []
+    for threads in (1, 2):
+        with computing_threads(threads):
+            made.append(source.load().train.targets(torch.arange(100_000)))
+            assert torch.get_num_threads() == threads
+    assert torch.equal(*made)
+
+
+def standardised() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return data whose targets depend on the order in which a sum is made."""
+    values = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    values = (values - values.mean()) / values.std()
+    return values[:, None], values, values[:9, None], values[:9]
+
+
+THREADS = {
+    "model": {"factory": "torch.nn.Flatten", "blocks": 1},
+    "data": {"factory": "test_reading:standardised"},
+    "train": {"steps": 1},
+}
 
 
 def test_the_fingerprint_and_the_check_of_targets_read_few_of_many_items() -> None:

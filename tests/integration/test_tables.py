@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data import Dataset, table
+from lowdimfa.data.splits import SubSplit
+from lowdimfa.data.tables import TableSplit
 from lowdimfa.errors import InputError
 
 INPUTS = numpy.arange(60, dtype=numpy.float32).reshape(20, 3)
@@ -30,6 +32,15 @@ def assert_whole(data: Dataset, tests: int) -> None:
     order = inputs[:, 0].argsort()
     assert torch.equal(inputs[order], torch.from_numpy(INPUTS))
     assert torch.equal(targets[order], torch.from_numpy(TARGETS))
+
+
+def test_who_reads_targets_alone_reads_no_inputs(tables: Path) -> None:
+    data = table(str(tables / "rows.parquet"), inputs="row", test=0.2)
+    whole = data.train
+    while isinstance(whole, SubSplit):
+        whole = whole.split
+    assert isinstance(whole, TableSplit)
+    assert set(whole.target_rows[[0, 1]]) == {"label"} and set(whole.input_rows[[0, 1]]) == {"row"}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,12 @@ from lowdimfa.services.coordinator.access import (
 from lowdimfa.services.coordinator.limits import CALLS_AT_ONCE, CALLS_WAITING, ClientLimits
 from lowdimfa.services.coordinator.refusals import RefusedError
 from lowdimfa.services.coordinator.settings import ServeSettings
-from lowdimfa.services.rpc.certificates import Authority, server_credentials, write_certificates
+from lowdimfa.services.rpc.certificates import (
+    Authority,
+    channel_credentials,
+    server_credentials,
+    write_certificates,
+)
 
 
 def test_a_token_is_known_by_its_hash_alone(tmp_path: Path) -> None:
@@ -206,9 +211,39 @@ def test_a_server_s_files_are_checked_before_they_are_used(tmp_path: Path) -> No
             server_credentials(folder / certificate, folder / private, None)
 
 
-def test_names_that_are_no_hosts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--host not a host"):
-        write_certificates(tmp_path / "tls", ["not a host"], 1)
+@pytest.mark.parametrize(
+    "host", ["not a host", "a.b:50051", "[::1]", "https://a.b", "a/b", "a\nb", "", ".a", "a..b"]
+)
+def test_names_that_are_no_hosts_are_refused(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found neither a name nor an address"):
+        write_certificates(tmp_path / "tls", [host], 1)
+    assert not (tmp_path / "tls").exists()
+
+
+def test_hosts_may_be_names_patterns_and_addresses(tmp_path: Path) -> None:
+    assert write_certificates(tmp_path / "tls", ["localhost", "*.a-b.example", "::1", "10.0.0.7", "a_b"], 1)
+    with pytest.raises(InputError, match="no place to write"):
+        write_certificates(tmp_path / ("n" * 300), ["localhost"], 1)
+
+
+def test_a_client_is_told_which_of_its_files_is_no_good(tmp_path: Path) -> None:
+    write_certificates(tmp_path, ["localhost"], 1)
+    write_certificates(tmp_path / "other", ["localhost"], 1)
+    authority, certificate, key = (tmp_path / name for name in ("ca.crt", "client.crt", "client.key"))
+    (tmp_path / "junk").write_text("junk")
+    channel_credentials(authority, certificate, key)
+    channel_credentials(None, None, None)
+    for files, words in (
+        ((tmp_path / "junk", certificate, key), "junk: found no certificate"),
+        ((key, certificate, key), "client.key: found no certificate"),
+        ((tmp_path / "none", None, None), "none: found a file that can't be read"),
+        ((authority, certificate, tmp_path / "other" / "client.key"), "client.key: found a key of another"),
+    ):
+        with pytest.raises(InputError, match=words):
+            channel_credentials(*files)
+
+
+def test_certificates_are_valid_for_days_that_there_are(tmp_path: Path) -> None:
     for days in (float("nan"), float("inf"), 9_999_999):
         with pytest.raises(InputError, match="36,500 at most"):
             write_certificates(tmp_path / "tls", ["localhost"], days)

@@ -17,6 +17,14 @@ def test_the_library_knows_every_setting(options: list[tuple[str, int]]) -> None
     assert not unknown
 
 
+@pytest.mark.parametrize("shortest", [None, 0.1])
+def test_each_setting_is_given_once_as_the_library_takes_the_first(shortest: float | None) -> None:
+    options = server_options(60.0, shortest)
+    assert len(dict(options)) == len(options)
+    pings = dict(options)["grpc.http2.min_ping_interval_without_data_ms"]
+    assert pings == (10_000 if shortest is None else 100)
+
+
 def test_a_server_allows_the_pings_of_its_clients() -> None:
     pings = dict(client_options(6.0))["grpc.keepalive_time_ms"]
     assert dict(server_options(6.0))["grpc.http2.min_ping_interval_without_data_ms"] < pings

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from lowdimfa.errors import ProtocolError
 from lowdimfa.formats import INT8
 from lowdimfa.services.rpc.connection import Resend, Resends
-from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, decode, dtype_code, dtype_of, encode
+from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, dtype_code, dtype_of, encode, layout
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
 from lowdimfa.services.stream.frames import Assembly, Message, pack, run_fingerprint, split, unpack
 from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
@@ -30,6 +31,15 @@ def random_tensor(dtype: torch.dtype, shape: list[int], seed: int) -> torch.Tens
     if dtype == torch.bool:
         raw %= 2
     return raw.to(torch.uint8).view(dtype).reshape(shape)
+
+
+def decode(code: int, shape: Sequence[int], data: bytes | memoryview) -> torch.Tensor:
+    """Return the tensor of bytes as a stream does, which compares their number before memory is taken."""
+    if layout(code, tuple(shape))[1] != len(data):
+        raise ProtocolError("too many bytes, or too few")
+    buffer = TensorBuffer(code, shape)
+    buffer.write(data)
+    return buffer.tensor()
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -88,11 +98,12 @@ def test_each_kind_of_malformed_tensor_is_refused(code: int, shape: list[int], d
         decode(code, shape, data)
 
 
-def test_no_memory_is_taken_beyond_the_limit() -> None:
+def test_what_no_machine_holds_is_refused_and_a_large_shard_is_not() -> None:
     with pytest.raises(ProtocolError):
         TensorBuffer(0, [MAX_TENSOR_BYTES])
-    with pytest.raises(ProtocolError):
-        TensorBuffer(0, [11], limit=40)
+    code, shard = dtype_code(torch.uint8), (3 << 32,)
+    SampleLimit.of((), torch.uint8, shard[0]).check(pb.KIND_PART, [(code, shard)])
+    assert layout(code, shard) == (torch.uint8, shard[0])
 
 
 def test_complex_tensors_have_no_code() -> None:

@@ -1,0 +1,109 @@
+"""Data that aren't what they seem: other test targets than training targets, other samples in a run that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit
+from lowdimfa.data.workers import Ahead, WorkerReader
+from lowdimfa.errors import InputError
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.tickets import Ticket
+
+INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(40) % 3
+NUMBERS = INPUTS.sum(1)
+
+
+def parts(train: str, test: str, order: int = 0) -> tuple[Tensor, ...]:
+    """Return data with targets of two kinds, and in one of some orders that a listing might have."""
+    kinds = {
+        "classes": CLASSES,
+        "column of classes": CLASSES[:, None],
+        "one-hot": torch.eye(3)[CLASSES],
+        "numbers": NUMBERS,
+        "column": NUMBERS[:, None],
+    }
+    listed = torch.arange(40).roll(order)
+    return INPUTS[listed], kinds[train][listed], INPUTS, kinds[test]
+
+
+class Short(IterableDataset[tuple[Tensor, Tensor]]):
+    """A stream of 40 samples."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(INPUTS, NUMBERS[:, None], strict=True)
+
+
+def short() -> tuple[Short, Short]:
+    """Return a stream as training and test samples."""
+    return Short(), Short()
+
+
+def specification(factory: str = "parts", classes: int = 1, **args: Any) -> dict[str, Any]:
+    width = {"in_features": 6, "width": 8, "depth": 2, "classes": classes}
+    return {
+        "model": {"factory": "lowdimfa.models:mlp", "args": width, "blocks": 2},
+        "data": {"factory": f"test_unlike_data:{factory}", "args": args},
+        "train": {"steps": 4, "batch_size": 8},
+        "run": {"checkpoint_every": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "words"),
+    [
+        ("column", "numbers", 1, r"shape \[\] for a test sample; expected \[1\]"),
+        ("classes", "column of classes", 3, r"shape \[1\] for a test sample; expected \[\]"),
+        ("classes", "one-hot", 3, r"shape \[3\] for a test sample; expected \[\]"),
+    ],
+)
+def test_test_targets_of_another_shape_are_refused_before_training(
+    train: str, test: str, classes: int, words: str
+) -> None:
+    """A loss may broadcast them, and every evaluation would be another one than was meant."""
+    plain = specification(classes=classes, train=train, test=test)
+    with pytest.raises(InputError, match=rf"^data\.factory: found a target of {words}"):
+        make_run_plan(parse_specification(plain, "test"))
+
+
+def test_a_short_stream_of_numbers_is_found_before_training_too() -> None:
+    plain = specification("short")
+    plain["train"] |= {"steps_per_epoch": 6, "steps": 12}
+    with pytest.raises(InputError, match=r"a stream that ended after 40 samples of epoch 1; expected 48"):
+        make_run_plan(parse_specification(plain, "test"))
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    for kind, classes in (("column", 1), ("classes", 3)):
+        plain = specification(classes=classes, train=kind, test=kind)
+        run_dir = tmp_path / kind
+        DecoupledTrainer(plain, engine="local", run_dir=run_dir).fit()
+        other = specification(classes=classes, train=kind, test=kind, order=1)
+        with pytest.raises(InputError, match=r"^data\.factory: found other samples, or in another order"):
+            DecoupledTrainer(other, engine="local", run_dir=run_dir, resume_step=2).fit()
+        DecoupledTrainer(plain, engine="local", run_dir=run_dir, resume_step=2).fit()
+
+
+class Broken(TensorSplit):
+    """A split of the user's own with a defect."""
+
+    def inputs(self, indices: Tensor) -> Any:
+        raise RuntimeError("shape '[3, 4]' is invalid")
+
+
+def test_workers_are_not_blamed_for_what_the_data_raise() -> None:
+    split = Broken(INPUTS, CLASSES)
+    reader = Reader(Dataset("broken", split, split, "classification"), BatchOrder(40, 8, 1, seed=0))
+    ahead = WorkerReader(reader, Ahead(lambda: reader, workers=1, prefetch=1, steps=1))
+    with pytest.raises(RuntimeError, match="is invalid"):
+        ahead.microbatch(Ticket(0, 0))
