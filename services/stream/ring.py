@@ -81,7 +81,8 @@ class Ring:
     slots
         Messages that it holds.
     largest
-        Bytes of the largest message. A slot takes memory only as far as it is written.
+        Bytes of the largest message. A slot takes memory only as far as its message goes: that of an evaluation is many
+        times as large as those of training.
 
     Attributes
     ----------
@@ -98,6 +99,7 @@ class Ring:
         if not sys.platform.startswith("linux"):
             raise OSError("memory without a name is shared on Linux only")
         self.shape = Shape(slots, slot_bytes(largest))
+        self._ends = [0] * slots  # of each slot's message, in whole pages
         self._descriptor = os.memfd_create("lowdimfa-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(self._descriptor, 0o600)
@@ -134,6 +136,7 @@ class Ring:
                 f"a frame of {len(frame)} bytes, which don't fit before an activation in its slot"
             )
         offset = self.shape.slot(sequence)
+        self._give_back(sequence % self.shape.slots, offset, slot_bytes(nbytes))
         prefix = sequence.to_bytes(SEQUENCE, "little") + len(frame).to_bytes(LENGTH, "little") + frame
         self._memory[offset : offset + len(prefix)] = prefix
         offset += PREFIX
@@ -149,6 +152,13 @@ class Ring:
             found.append(torch.from_numpy(there).view(dtype).reshape(shape))
             offset += len(there)
         return tuple(found)
+
+    def _give_back(self, slot: int, offset: int, end: int) -> None:
+        """Give back what a slot's message leaves of the memory of the one before."""
+        if end < self._ends[slot]:
+            with suppress(OSError):  # then it stays
+                self._memory.madvise(mmap.MADV_REMOVE, offset + end, self._ends[slot] - end)
+        self._ends[slot] = end
 
     def announce(self, sequence: int) -> None:
         """Say that all messages up to one are there; whoever waits for that is to be told by other means."""

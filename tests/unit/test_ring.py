@@ -112,6 +112,22 @@ def test_what_was_announced_before_anybody_looked_comes_from_where_it_is_wanted(
         assert list(arriving) == []
 
 
+def test_a_large_message_gives_its_memory_back_to_the_small_ones_after_it() -> None:
+    ring, few, many = Ring(2, 4 << 20), torch.arange(100.0), torch.ones(1 << 20)
+    try:
+        for sequence in range(2):
+            ring.write(sequence, b"", (many,))
+        assert os.fstat(ring.fileno()).st_blocks * 512 > 8 << 20
+        for sequence in range(2, 4):
+            ring.write(sequence, b"", (few,))
+        assert os.fstat(ring.fileno()).st_blocks * 512 <= 3 * slot_bytes(few.nbytes)
+        for sequence, tensor in ((4, many), (5, few), (6, many)):
+            ring.write(sequence, b"", (tensor,))
+            assert torch.equal(*ring.tensors(sequence, [(tensor.dtype, tensor.shape)]), tensor)
+    finally:
+        ring.close()
+
+
 def test_a_message_outlives_the_sender_s_end() -> None:
     with pair() as (sender, there):
         sender.ring.write(0, b"", (torch.arange(2000.0),))
