@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.reporting import environment, markdown_table, update_page, write_result
 from benchmarks.throughput.networks import NETWORKS
 from benchmarks.throughput.runtime import Runtime
@@ -141,7 +143,7 @@ def measure(rounds: int, steps: int) -> dict[str, Any]:
 def _compare(cases: Sequence[Case], rounds: int, steps: int, cores: int, place: Path) -> list[dict[str, Any]]:
     """Return what was measured and predicted of each configuration of a network."""
     seconds: dict[Case, list[float]] = {case: [] for case in cases}
-    engines = {case.name: case.specification() for case in cases}
+    engines = {case.name: yaml.safe_dump(case.specification()) for case in cases}
     blocks = sum(case.blocks for case in cases)
     runtime = Runtime({"engines": engines, "folder": str(place), "address": None, "blocks": blocks})
     try:

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _several(text: str) -> list[str]:
+    return text.split(",")
+
+
 HEADER = ("network", "staleness", "samples/s", "chosen", "default of best", "noise")
 
 
@@ -73,12 +78,12 @@ def main() -> None:
     offer_output(parser)
     asked = parser.parse_args()
     options = ["--minutes", asked.minutes, *(["--allow", asked.allow] if asked.allow else [])]
-    found = [
-        measure(network, int(blocks), int(staleness), options)
-        for network in asked.networks.split(",")
-        for blocks in asked.blocks.split(",")
-        for staleness in asked.staleness.split(",")
-    ]
+    found = []
+    for network, blocks, staleness in product(
+        *map(_several, (asked.networks, asked.blocks, asked.staleness))
+    ):
+        found.append(measure(network, int(blocks), int(staleness), options))
+        print(" | ".join(row(found[-1])), file=sys.stderr, flush=True)
     result = {"benchmark": "tuning", "environment": environment(), "found": found}
     put_out(result, markdown_table(HEADER, [row(one) for one in found]), asked)
 

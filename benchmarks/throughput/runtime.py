@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import ray
+import yaml
 from ray.exceptions import RayTaskError
 
 from benchmarks.throughput.peers import Answer
@@ -144,8 +145,8 @@ class Runtime:
     Parameters
     ----------
     configuration
-        ``engines`` (specifications by name of the system), ``folder`` for run directories, ``address`` of a Ray cluster
-        or None to start one, ``blocks`` for which it needs room.
+        ``engines`` (specifications by name of the system, in YAML), ``folder`` for run directories, ``address`` of a Ray
+        cluster or None to start one, ``blocks`` for which it needs room.
     """
 
     def __init__(self, configuration: Answer) -> None:
@@ -153,7 +154,8 @@ class Runtime:
         host: Any = ray.remote(num_cpus=0)(EngineHost)
         folder = Path(configuration["folder"])
         self._hosts = {
-            name: host.remote(plain, str(folder / name)) for name, plain in configuration["engines"].items()
+            name: host.remote(yaml.safe_load(text), str(folder / name))
+            for name, text in configuration["engines"].items()
         }
         for engine in self._hosts.values():
             ray.get(engine.__ray_ready__.remote())

@@ -22,6 +22,7 @@ from benchmarks.throughput.registry import (
     rival_of,
     without_parts,
 )
+from lowdimfa.services.spec import parse_specification
 
 START_SECONDS = 300.0
 STALENESS = (0, 1, 2)
@@ -177,12 +178,16 @@ def start(
     systems: list[System] = []
     try:
         if ours:
+            engines = {name: plain(name) for name in ours}
             host = {
                 "class": "runtime:Runtime",
-                "engines": {name: plain(name) for name in ours},
+                # Through a pipe as JSON, which has no numbers as keys, such as those of blocks.
+                "engines": {name: yaml.safe_dump(engine) for name, engine in engines.items()},
                 "folder": str(place.folder / ("real-runs" if real else "runs")),
                 "address": place.ray_address,
-                "blocks": blocks * len(ours),
+                "blocks": sum(
+                    sum(parse_specification(engine, name).replicas) for name, engine in engines.items()
+                ),
             }
             team = Team([place.trainer("runtime-real" if real else "runtime", host)])
             systems += (System(name, team, shared=True) for name in ours)

@@ -2,42 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-4
-"""Part of the largest number by which numbers of the same data may differ."""
+_PART = 3e-4
+"""By which part of the standard deviation of values a number may differ: more than another decoder of pictures changes,
+less than another sample does."""
+
+_LAST_BITS = 2.0
+"""Of all values' type, by how many of its last bits they may differ, whatever their deviation."""
+
+_SLICE = 1 << 20
+"""Values that are looked at together."""
 
 
-def numbers_of(part: Tensor) -> list[float]:
-    """Return a number for each sample of floating-point values, by which samples can be told apart.
+class Fingerprint:
+    """Takes in data part by part: a digest of what must be equal, and numbers of what may have been rounded."""
 
-    It is a sum with weights that differ from place to place. Last bits, which differ from one processor to another,
-    hardly change it.
+    def __init__(self, *words: str) -> None:
+        self._digest = hashlib.sha256(" ".join(words).encode())
+        self._numbers: list[str] = []
 
-    Parameters
-    ----------
-    part
-        Shape ``(samples, …)``.
+    def add(self, name: str, part: Tensor, together: bool = False) -> None:
+        """Take in values of a type and shape.
+
+        Parameters
+        ----------
+        name
+            Of the part.
+        part
+            Shape ``(samples, …)``.
+        together
+            Whether samples of floating-point values have one number together in place of one each.
+        """
+        part = part.detach().cpu()
+        self._digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
+        if not part.is_floating_point():
+            self._digest.update(_bytes(part))
+            return
+        for values in _slices(part):
+            if not values.isfinite().all():
+                kinds = values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
+                self._digest.update(_bytes(kinds))
+        self._numbers.append(" ".join(f"{number:.9g}" for number in _numbers(part, together)))
+
+    def __str__(self) -> str:
+        return ";".join([self._digest.hexdigest()[:16], *self._numbers])
+
+
+def differing(one: str, other: str) -> tuple[str, str] | None:
+    """Return by what two fingerprints aren't of the same data, of each its own; None where they are."""
+    if one == other:
+        return None
+    (digest, *parts), (other_digest, *others) = one.split(";"), other.split(";")
+    if digest != other_digest or len(parts) != len(others):
+        return digest[:16], other_digest[:16]
+    for pair in zip(parts, others, strict=True):
+        found, wanted = map(_floats, pair)
+        tolerance = max(found[0], wanted[0])
+        if len(found) != len(wanted) or math.isnan(tolerance):
+            return pair[0][:40], pair[1][:40]
+        for place, (mine, theirs) in enumerate(zip(found[1:], wanted[1:], strict=True)):
+            if not (mine == theirs or abs(mine - theirs) <= tolerance):
+                return f"{digest}, {mine:.9g} at {place}", f"{digest}, {theirs:.9g} at {place}"
+    return None
+
+
+def _numbers(part: Tensor, together: bool) -> Iterator[float]:
+    """Yield a tolerance, the mean, and of each sample, or of all, a number that tells it from others.
+
+    That is a sum of deviations from the mean, with weights at random: last bits hardly change it, whether values are
+    alike from place to place or not. All are in units of the sum of one sample, or of all.
     """
-    values = part.detach().cpu().double().reshape(len(part), -1)
-    weights = torch.cos(torch.arange(1.0, values.shape[1] + 1, dtype=torch.float64))
-    return (values @ weights).tolist()
+    count = max(1, sum(int(some.isfinite().sum()) for some in _slices(part)))
+    mean = sum(float(_finite(some).sum()) for some in _slices(part)) / count
+    variance = sum(float(_finite(some - mean).square().sum()) for some in _slices(part)) / count
+    width = math.prod(part.shape[1:])
+    weights, unit = _weights(width), math.sqrt(width / 3)
+    numbers = torch.cat([_finite(some - mean) @ weights for some in _slices(part)])
+    if together:
+        numbers, unit = numbers[None] @ _weights(len(part)), unit * math.sqrt(len(part) / 3)
+    bits = _LAST_BITS * max(torch.finfo(part.dtype).eps, 1e-7)
+    yield unit * max(_PART * math.sqrt(variance), bits * math.sqrt(variance + mean**2))
+    yield unit * mean
+    yield from numbers.tolist()
 
 
-def fingerprint(digest: str, numbers: Sequence[float]) -> str:
-    """Return what `same_data` compares: a digest of what must be equal, and `numbers_of` what may be rounded."""
-    return " ".join([digest, *(f"{number:.6g}" for number in numbers)])
+def _slices(part: Tensor) -> Iterator[Tensor]:
+    """Yield the values of a part in double precision, some samples at a time, of shape ``(samples, values)``."""
+    rows = part.reshape(len(part), math.prod(part.shape[1:]))
+    for some in torch.split(rows, max(1, _SLICE // max(1, rows.shape[1]))):
+        yield some.double()
 
 
-def same_data(one: str, other: str) -> bool:
-    """Return whether two fingerprints are of the same data."""
-    (digest, *numbers), (other_digest, *other_numbers) = one.split(), other.split()
-    if digest != other_digest or len(numbers) != len(other_numbers):
-        return False
-    found, wanted = (torch.tensor([float(number) for number in some]) for some in (numbers, other_numbers))
-    finite = [abs(float(number)) for number in wanted[wanted.isfinite()]]
-    near = torch.isclose(found, wanted, 0.0, _TOLERANCE * max(finite, default=0.0), equal_nan=True)
-    return bool(near.all())
+def _finite(values: Tensor) -> Tensor:
+    return values.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _weights(number: int) -> Tensor:
+    """Return the same weights from -1 to 1 everywhere: of these numbers torch makes no last bits that differ."""
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.rand(number, generator=generator, dtype=torch.float64) - 1
+
+
+def _floats(part: str) -> list[float]:
+    try:
+        return [float(number) for number in part.split()] or [math.nan]
+    except ValueError:
+        return [math.nan]  # it wasn't made here
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.fingerprint import fingerprint, numbers_of
+from lowdimfa.data.fingerprint import Fingerprint
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.data.streams import StreamSplit
@@ -170,31 +169,19 @@ class Reader:
                 )
 
     def fingerprint(self) -> str:
-        """Return what tells, by `lowdimfa.data.fingerprint.same_data`, whether two processes read the same samples.
+        """Return what tells, by `lowdimfa.data.fingerprint.differing`, whether two processes read the same samples.
 
         It covers the numbers of samples, the targets, and type, shape and values of some training inputs. Of
         floating-point values the last bits don't count: they may differ from one processor to another.
         """
-        train = self.dataset.train
-        inputs = self.training(_spread(train, _FEW)).inputs()
-        wholes = _whole(train), _whole(self.dataset.test)
-        own = [whole.digest for whole in wholes if isinstance(whole, DigestedSplit)]
-        sizes = f"{len(train)}:{len(self.dataset.test)}"
-        digest = hashlib.sha256(" ".join([sizes, *own]).encode())
-        numbers: list[float] = []
-        for name, part in sorted(named(inputs).items()):
-            digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
-            if part.is_floating_point():
-                numbers += numbers_of(part)
-            else:
-                digest.update(_bytes(part))
+        train, test = self.dataset.train, self.dataset.test
+        own = [whole.digest for whole in map(_whole, (train, test)) if isinstance(whole, DigestedSplit)]
+        found = Fingerprint(f"{len(train)}:{len(test)}", *own)
+        for name, part in sorted(named(self.training(_spread(train, _FEW)).inputs()).items()):
+            found.add(name, part)
         for targets in self.known_targets(_FEW):
-            if targets.is_floating_point():
-                digest.update(f"{targets.dtype}:{tuple(targets.shape)}".encode())
-                numbers += numbers_of(targets[None])
-            else:
-                digest.update(_bytes(targets))
-        return fingerprint(digest.hexdigest()[:16], numbers)
+            found.add("targets", targets, together=True)
+        return str(found)
 
 
 def read(split: Split, indices: Tensor, seed: int) -> Samples:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data._utils import worker as torch_worker
 
 from lowdimfa.data import items
-from lowdimfa.data.fingerprint import same_data
+from lowdimfa.data.fingerprint import differing
 from lowdimfa.data.items import Samples
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError, LowdimfaError, ResourceError, unforeseen
@@ -225,7 +225,7 @@ class _Work(TorchDataset[Read]):
     def _made(self) -> Reader:
         if self._reader is None:
             reader = self._ahead.make()
-            if not same_data(reader.fingerprint(), self._fingerprint):
+            if differing(reader.fingerprint(), self._fingerprint):
                 raise InputError(
                     "data.factory",
                     "other samples in a process that reads ahead than in the one that began it",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowdimfa.errors import InputError
-from lowdimfa.services.cli.options import expanded
+from lowdimfa.services.cli.options import MOST_LIVENESS, expanded
 
 if TYPE_CHECKING:
     from lowdimfa.services.coordinator.client import Connection
@@ -72,7 +72,10 @@ InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Talk in the clear to another machine, token and all.")
 ]
 LivenessOption = Annotated[
-    float, typer.Option("--liveness", min=0.1, help="Seconds after which a silent service counts as lost.")
+    float,
+    typer.Option(
+        "--liveness", min=0.1, max=MOST_LIVENESS, help="Seconds after which a silent service counts as lost."
+    ),
 ]
 
 
@@ -151,15 +154,20 @@ def _address(text: str) -> str:
 def _token(path: Path | None) -> str:
     """Return the token; it is no option, since every user of a machine can read the options of a process."""
     if path is None:
-        return os.environ.get("LOWDIMFA_TOKEN", "").strip()
+        token = os.environ.get("LOWDIMFA_TOKEN", "").strip()
+        return _checked(token, "LOWDIMFA_TOKEN") if token else ""
     try:
         token = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--token-file {path}", f"a file that can't be read ({error})", "a file with a token"
         ) from error
+    return _checked(token, f"--token-file {path}")
+
+
+def _checked(token: str, where: str) -> str:
     if not token or any(character.isspace() for character in token):
-        raise InputError(
-            f"--token-file {path}", "no token" if not token else "more than a token", "one token"
-        )
+        raise InputError(where, "no token" if not token else "more than a token", "one token")
+    if not (token.isascii() and token.isprintable()):
+        raise InputError(where, "characters that no token has", "one, as 'lowdimfa tokens add' prints it")
     return token

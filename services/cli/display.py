@@ -79,10 +79,12 @@ class TextDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, emoji=False)
+        # What a bar needs, whatever the environment says of colours.
+        self._terminal = stream.isatty() and not self._console.is_dumb_terminal
         self._bar = Progress(
             Course(self._console),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._terminal,
             transient=True,
         )
         self._next_line = 0.0
@@ -127,12 +129,12 @@ class TextDisplay:
     def _progress(self, event: Event) -> None:
         self._bar.update(self._task, completed=event["step"], numbers=numbers_of(event))
         last = event["step"] == event["steps"]
-        if not self._console.is_terminal and (last or time.monotonic() >= self._next_line):
+        if not self._terminal and (last or time.monotonic() >= self._next_line):
             self._next_line = time.monotonic() + QUIET_SECONDS
             self._say(f"step {joined(numbers_of(event))}")
 
     def _say(self, text: str, table: bool = False) -> None:
-        if self._console.is_terminal and not table:
+        if self._terminal and not table:
             text = wrapped(text, self._console.width)
         self._bar.console.print(text, markup=False, soft_wrap=True)
 

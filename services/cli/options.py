@@ -27,6 +27,9 @@ FormatOption = Annotated[
 ]
 
 
+MOST_LIVENESS = 86_400.0
+"""Seconds, a day: nothing waits longer, and gRPC's deadlines have room for it."""
+
 BestOption = Annotated[
     bool, typer.Option("--best", help="Take the best checkpoint, of a run with run.keep_best.")
 ]
@@ -34,7 +37,8 @@ BestOption = Annotated[
 
 def expanded(text: object) -> Path:
     """Read a path option: ``~`` and variables in it are filled in, since a shell doesn't do that everywhere."""
-    if is_address(str(text)):
+    _require_written(text)
+    if is_address(str(text)) or "://" in str(text):
         raise typer.BadParameter("an address; this has to be a path.")
     try:
         return expand(str(text))
@@ -44,12 +48,19 @@ def expanded(text: object) -> Path:
 
 def placed(text: object) -> str:
     """Read where a run is kept: a folder, or an address."""
+    _require_written(text)
     try:
         place = located(str(text), "RUN_DIR")
         path = "://" not in str(text) and not is_address(place)
         return str(expand(str(text))) if path else place  # as it was written, for what is printed
     except InputError as error:
         raise typer.BadParameter(error.message.partition(": ")[2]) from error
+
+
+def _require_written(text: object) -> None:
+    """Refuse nothing as a path, as a variable has it that isn't set: it would be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("found nothing; expected a path. The current folder is '.'.")
 
 
 StorageOption = Annotated[

@@ -35,7 +35,7 @@ DEFAULT_FILE = Path("tokens.json")
 
 
 def certs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets the six files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=expanded, help="Gets the six files.")],
     host: Annotated[
         list[str] | None,
         typer.Option("--host", help="Name or address by which clients reach the service; may be repeated."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowdimfa.errors import InputError
-from lowdimfa.services.cli.options import Format, FormatOption, StorageOption, expanded
+from lowdimfa.services.cli.options import MOST_LIVENESS, Format, FormatOption, StorageOption, expanded
 from lowdimfa.services.cli.output import outlive
 from lowdimfa.services.spec.addresses import is_address
 
@@ -66,7 +66,8 @@ Tokens = Annotated[
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")]
 Liveness = Annotated[
-    float, typer.Option(min=0.5, help="Seconds of silence from which every deadline derives.")
+    float,
+    typer.Option(min=0.5, max=MOST_LIVENESS, help="Seconds of silence from which every deadline derives."),
 ]
 MaxQueued = Annotated[int, typer.Option(min=1, help="Jobs that may wait.")]
 MaxStreamsPerClient = Annotated[

@@ -40,7 +40,7 @@ Runs = Annotated[
         "--from",
         metavar="RUN_DIR",
         parser=expanded,
-        help="Take times, sizes and policy from a run that was measured; more runs of the same network, with other "
+        help="Take times, sizes and schedule from a run that was measured; more runs of the same network, with other "
         "micro-batches or blocks, tell what depends on them. The other options replace what was measured.",
     ),
 ]

@@ -10,6 +10,9 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.setting import BlockCosts
 from lowdimfa.services.lab.simulation.trouble import Trouble, draw_losses, draw_slowdowns, uneven
 
+MOST_TROUBLES = 100_000
+"""Slowdowns or losses of a block: each is simulated."""
+
 
 @dataclass(frozen=True)
 class Troubles:
@@ -63,16 +66,25 @@ class Troubles:
         """Return what goes wrong, or None if nothing is to; it raises as `paced` does."""
         if slow is None and lost is None:
             return None
+        if not 0 < self.seconds < math.inf:
+            raise InputError("--seconds", f"{self.seconds:g}", "a number above 0")
         found = Trouble(self.seconds, checkpoint_every=checkpoint_every, rejoin=rejoin)
         if slow is not None:
             every, lasting, factor = _numbers("--slow", slow, "EVERY:FOR:FACTOR, such as 60:5:3", 3)
+            self._require_few("--slow", every + lasting)
             drawn = draw_slowdowns(blocks, self.seconds, every, lasting, factor, self.seed)
             found = replace(found, slow=drawn)
         if lost is not None:
             every, recovery = _numbers("--lost", lost, "EVERY:RECOVERY, such as 3600:8", 2)
+            self._require_few("--lost", every)
             losses = draw_losses(blocks, self.seconds, every, self.seed)
             found = replace(found, lost=losses, recovery=recovery)
         return found
+
+    def _require_few(self, option: str, every: float) -> None:
+        if self.seconds / every > MOST_TROUBLES:
+            found = f"one in {every:g} s for {self.seconds:g} s (--seconds)"
+            raise InputError(option, found, f"at most {MOST_TROUBLES:,} for each block")
 
 
 def _numbers(option: str, text: str, expected: str, count: int) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import grpc
 
-from lowdimfa.data.fingerprint import same_data
+from lowdimfa.data.fingerprint import differing
 from lowdimfa.errors import HandshakeError
 from lowdimfa.services.rpc.connection import Backoff, Peer, is_transient
 from lowdimfa.services.rpc.security import Security
@@ -71,8 +71,8 @@ def check_compatible(mine: Hello, theirs: Hello) -> None:
         ("major version of the software", mine.software.split(".")[0], theirs.software.split(".")[0]),
         ("error dimension", mine.error_dim, theirs.error_dim),
     ]
-    if mine.data and theirs.data and not same_data(mine.data, theirs.data):
-        pairs.append((_DATA, mine.data, theirs.data))
+    if mine.data and theirs.data and (unlike := differing(mine.data, theirs.data)):
+        pairs.append((_DATA, *unlike))
     if theirs.block == mine.block + 1:
         pairs.append(("type of the activation between them (output, input)", mine.output, theirs.input))
     if theirs.block == mine.block - 1:

@@ -293,6 +293,8 @@ def export_file(manifest: Manifest, output: Path, average: bool = False) -> None
     InputError
         The file can't be written there, or the checkpoint has no ``average``.
     """
+    if output.is_dir() or not output.name:
+        raise InputError("--output", f"the folder {str(output)!r}", "the path of a file")
     try:
         names = _exported(manifest, average)
         found = manifest.kinds({*names.values(), *(f"{MODEL_PREFIX}{name}" for name in names)}.__contains__)

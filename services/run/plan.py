@@ -36,6 +36,7 @@ from lowdimfa.losses import (
     validate_tokens,
 )
 from lowdimfa.metrics import Metrics
+from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.example import Example
@@ -156,7 +157,8 @@ def make_run_plan(
         _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
     if network.outline is not None:
         network.outline.close()
-    fingerprint = reader.fingerprint() if rehearsed else ""
+    with computing_threads(specification.placement.threads_of(0)):  # as the first block does
+        fingerprint = reader.fingerprint() if rehearsed else ""
     return RunPlan(specification, dataset, order, example, network, numbers, fingerprint)
 
 
@@ -295,29 +297,42 @@ def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     loss = make_loss(training.loss, task, training.ignore_index)
     shown = shows_targets(training.loss, task)
-    if shown or isinstance(reader.dataset.train, StreamSplit):  # which may end too soon
+    if shown:
         for targets in reader.known_targets(_ITEMS_CHECKED):
-            if shown:
-                validate_class_targets(targets, shape[-1], training.ignore_index)
+            validate_class_targets(targets, shape[-1], training.ignore_index)
+    elif isinstance(train := reader.dataset.train, StreamSplit):  # which may end too soon
+        reader.training(torch.tensor([min(_ITEMS_CHECKED, len(train)) - 1])).targets()
     # A number of samples that no other dimension has: what is broadcast then shows.
     samples = next(number for number in range(2, 8) if number not in shape)
     few = torch.arange(min(samples, len(reader.dataset.test)))
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
-    names: list[str] = []
-    for some in (targets, _as_in_training(reader.test(few).targets(), targets)):
-        counted = counts(training.loss, task, training.ignore_index)(some)
-        checked_loss(loss, torch.zeros(len(some), *shape), some, counted)
-        names = _check_metrics(network, some, task)
+    counting = counts(training.loss, task, training.ignore_index)
+    checked_loss(loss, torch.zeros(len(targets), *shape), targets, counting(targets))
+    names = _check_metrics(network, targets, task)
+    tests = _as_in_training(reader.test(few).targets(), targets)
+    counted = counting(tests)
+    if counted is None or counted.any():
+        try:
+            checked_loss(loss, torch.zeros(len(tests), *shape), tests, counted)
+            _check_metrics(network, tests, task)
+        except InputError as error:
+            raise InputError(
+                "data.factory",
+                f"test targets unlike those of training ({error.message})",
+                "such as the loss and the metrics take too",
+            ) from error
     return names
 
 
 def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """Return test targets, unless they have another shape than those of training: a loss might broadcast them."""
-    if targets.shape[1:] != training.shape[1:]:
-        found = f"a target of shape {list(targets.shape[1:])} for a test sample"
-        raise InputError(
-            "data.factory", found, f"{list(training.shape[1:])}, as the training targets have it"
-        )
+    """Return test targets, unless they are of a shape that a loss might take, by broadcasting, for that of training."""
+    test, own = targets.shape[1:], training.shape[1:]
+    alike = math.prod(test) == math.prod(own) or (
+        len(test) == len(own) and all(a == b or 1 in (a, b) for a, b in zip(test, own, strict=True))
+    )
+    if test != own and alike:
+        found = f"a target of shape {list(test)} for a test sample"
+        raise InputError("data.factory", found, f"{list(own)}, as the training targets have it")
     return targets
 
 

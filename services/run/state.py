@@ -11,7 +11,7 @@ import torch
 
 from lowdimfa.average import PREFIX
 from lowdimfa.config import FactoryConfig
-from lowdimfa.data.fingerprint import same_data
+from lowdimfa.data.fingerprint import differing
 from lowdimfa.encoding import State, references
 from lowdimfa.errors import InputError
 from lowdimfa.rules import Q_RULES, TAPS, Registry
@@ -191,11 +191,11 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     for name, where in keys.items():
         _require_equal(where, now[name], then.get(name))
     # Evaluations have no fingerprint: they may be of other data.
-    if now["data"] and not same_data(now["data"], then.get("data", now["data"])):
+    if now["data"] and (unlike := differing(now["data"], then.get("data", now["data"]))):
         raise InputError(
             "data.factory",
-            f"other samples, or in another order, than when the checkpoint was written ({_short(now['data'])})",
-            f"the same ({_short(then['data'])})",
+            f"other training or test samples, or in another order ({unlike[0]})",
+            f"those with which the checkpoint was written ({unlike[1]})",
             "A new run can begin with these weights: lowdimfa export, then model.weights.",
         )
     training, steps = plan.network.training, "train.steps (or epochs)"
@@ -224,10 +224,6 @@ def _require_same_extra_state(plan: RunPlan, manifest: Manifest) -> None:
             "a checkpoint of this model",
             "Resume with the model that wrote it, or start a new run.",
         )
-
-
-def _short(fingerprint: str) -> str:
-    return fingerprint if len(fingerprint) < 40 else f"{fingerprint[:40]}…"
 
 
 def _require_equal(where: str, now: Any, then: Any) -> None:

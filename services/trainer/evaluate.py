@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.run.data import load_dataset
+from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.language import Language
 from lowdimfa.services.run.mirror import DESCRIPTION, fetch
+from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.execute import prepare
@@ -16,8 +21,17 @@ from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 
-def evaluate_run(place: Place, best: bool = False) -> Event:
-    """Return an ``evaluated`` event for the newest checkpoint, or the best one, with the number of samples.
+def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
+    """Return an ``evaluated`` event for a checkpoint, with the number of samples and the split that these are.
+
+    Parameters
+    ----------
+    place
+        Of the run.
+    best
+        Take the best checkpoint in place of the newest one.
+    test
+        Take the test split, also where ``data.validation`` kept it away from the run's own evaluations.
 
     Raises
     ------
@@ -38,6 +52,9 @@ def evaluate_run(place: Place, best: bool = False) -> Event:
     code = UserCode(read_plan(folder).get("user_code"))
     request = RunRequest(sequential.model_dump(), place, "local", True, code)
     plan = prepare(request, rehearsed=False).plan
+    held_out = specification.data.validation > 0
+    if test and held_out:
+        plan = _with_test_split(plan)
     engine = LocalEngine(plan, place)
     with other_peoples_code("the evaluation failed"):
         engine.start(manifest.step)
@@ -51,6 +68,18 @@ def evaluate_run(place: Place, best: bool = False) -> Event:
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "samples": result.samples,
+        "split": "validation" if held_out and not test else "test",
         **Language.of(plan).evaluated(result),
         **({"metrics": result.metrics} if result.metrics else {}),
     }
+
+
+def _with_test_split(plan: RunPlan) -> RunPlan:
+    """Return a plan that evaluates the data's own test split in place of training samples that were held out."""
+    specification = plan.specification
+    data = specification.data.model_copy(update={"validation": 0.0})
+    with other_peoples_code("the test split can't be loaded"):
+        whole = load_dataset(specification.model_copy(update={"data": data}))
+        found = replace(plan, dataset=replace(plan.dataset, test=whole.test))
+        Example.of(found.reader)  # raises where its samples are of another kind
+    return found

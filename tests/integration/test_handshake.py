@@ -24,7 +24,7 @@ UPSTREAM = Hello(
     input=(SampleType("uint8", (28, 28)),),
     output=(SampleType("float32", (32, 14, 14)),),
     error_dim=10,
-    data="abc 1.5",
+    data="abc;0.01 1.5",
 )
 DOWNSTREAM = replace(
     UPSTREAM,
@@ -57,8 +57,8 @@ def test_neighbours_that_fit_learn_of_each_other() -> None:
         ({"run": "run-8"}, ("run-7", "run-8")),
         ({"software": "1.0.0"}, ("0", "1")),
         ({"error_dim": 9}, ("10", "9")),
-        ({"data": "abd 1.5"}, ("abc", "abd")),
-        ({"data": "abc 1.501"}, ("abc 1.5", "abc 1.501")),
+        ({"data": "abd;0.01 1.5"}, ("abc", "abd")),
+        ({"data": "abc;0.01 1.52"}, ("abc, 1.5 at 0", "abc, 1.52 at 0")),
         ({"input": (SampleType("float32", (7, 7)),)}, ("[32, 14, 14]", "[7, 7]")),
         ({"input": (SampleType("bfloat16", (32, 14, 14)),)}, ("float32", "bfloat16")),
         ({"input": (SampleType("float32", (32, 14, 14), "x"),)}, ("0 has float32", "1 has 'x': float32")),

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 
 from lowdimfa.config import TrainingConfig
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
-from lowdimfa.data.fingerprint import same_data
+from lowdimfa.data.fingerprint import differing
 from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import computing_threads, decouple
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
@@ -315,27 +315,58 @@ def test_the_fingerprint_tells_data_apart() -> None:
     assert reader(tensors()).fingerprint() == prints[0]
 
 
-@pytest.mark.parametrize("standardised", [False, True])
-def test_the_fingerprint_knows_another_order_of_pictures_but_no_last_bits(standardised: bool) -> None:
-    """Pictures of a class in another order, as a listing may have them, are other samples with equal targets."""
+def pictures(kind: str) -> Tensor:
+    """Return 250 of noise, of noise without a mean, or of gentle slopes, as photographs are."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(250, 3, 8, 8, generator=generator)
-    if standardised:  # each of them, so that no mean tells them apart
-        pictures = (pictures - pictures.mean((1, 2, 3), True)) / pictures.std((1, 2, 3), keepdim=True)
-    shuffled = pictures[torch.randperm(250, generator=generator)]
-    regression = torch.rand(250, generator=generator)
+    if kind == "smooth":
+        coarse = torch.rand(250, 3, 2, 2, generator=generator)
+        return nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
+    noise = torch.rand(250, 3, 8, 8, generator=generator)
+    return (
+        noise
+        if kind == "noise"
+        else (noise - noise.mean((1, 2, 3), True)) / noise.std((1, 2, 3), keepdim=True)
+    )
 
-    def printed(x: Tensor, y: Tensor) -> str:
-        return reader(tensors(x=x, y=y)).fingerprint()
 
-    once = printed(pictures, regression)
-    assert same_data(once, printed(pictures * (1 + 1e-7), regression * (1 - 1e-7)))
-    assert not same_data(once, printed(shuffled, regression))
-    assert not same_data(once, printed(pictures, regression.flip(0)))
-    assert not same_data(once, printed(pictures, regression.double()))
-    gap = torch.where(pictures == pictures[0, 0, 0, 0], torch.nan, pictures)
-    assert same_data(printed(gap, regression), printed(gap, regression))
-    assert not same_data(printed(gap, regression), once)
+def printed(x: Tensor, y: Tensor) -> str:
+    return reader(tensors(x=x, y=y)).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", ["noise", "standardised", "smooth"])
+def test_the_fingerprint_knows_another_order_of_pictures_but_no_last_bits(
+    kind: str, dtype: torch.dtype
+) -> None:
+    """Pictures of a class in another order, as a listing may have them, are other samples with equal targets."""
+    generator = torch.Generator().manual_seed(1)
+    x = pictures(kind).to(dtype)
+    y = torch.arange(250) % 5
+    once = printed(x, y)
+    noise = torch.randn(x.shape, generator=generator)
+    rounded = (pictures(kind) * (1 + 2e-7 * noise)).to(dtype)
+    assert differing(once, printed(x.clone(), y)) is None
+    assert differing(once, printed(rounded, y)) is None
+    assert differing(once, printed(x[torch.randperm(250, generator=generator)], y)) is not None
+    gap = torch.where(x == x[0, 0, 0, 0], torch.nan, x)
+    assert differing(printed(gap, y), printed(gap, y)) is None
+    assert differing(printed(gap, y), once) is not None
+
+
+@pytest.mark.parametrize("offset", [0.0, 20_000.0])
+@pytest.mark.parametrize("beside", [1.0, 1e9])
+def test_the_fingerprint_knows_other_numbers_as_targets(offset: float, beside: float) -> None:
+    """However large the inputs or the targets' mean are, and though one of them is missing."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = beside * torch.rand(250, 2, generator=generator), offset + torch.randn(250, generator=generator)
+    y[7] = torch.nan
+    once = printed(x, y)
+    assert differing(once, printed(x * (1 + 1e-7), y * (1 - 1e-7))) is None
+    swapped = y.clone()
+    swapped[[3, 4]] = y[[4, 3]]
+    for other in (swapped, y.flip(0), y + 0.1, torch.full_like(y, offset), y.double(), y[:, None]):
+        assert differing(once, printed(x, other)) is not None
+    assert differing(once, "") == (once[:16], "") and differing("a;x", "a;1 y") is not None
 
 
 def test_a_factory_makes_the_same_bits_whatever_number_of_threads_its_process_has() -> None:

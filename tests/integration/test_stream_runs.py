@@ -85,7 +85,7 @@ def test_a_stream_that_cannot_be_repeated_is_refused_before_training(tmp_path: P
     options = plain("test_stream_runs:unlike", steps=4)
     fitted(tmp_path / "unlike", options, engine="local")
     with pytest.raises(
-        InputError, match=r"^data\.factory: found other samples, or in another order, than when"
+        InputError, match=r"^data\.factory: found other training or test samples, or in another order"
     ):
         fitted(tmp_path / "unlike", options, engine="local", resume_step=4)
 

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
+from typer.testing import CliRunner
 
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit
 from lowdimfa.data.workers import Ahead, WorkerReader
 from lowdimfa.errors import InputError
+from lowdimfa.models import mlp
+from lowdimfa.services.cli.app import app
+from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
+from lowdimfa.services.trainer.evaluate import evaluate_run
 from lowdimfa.tickets import Ticket
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -32,6 +38,7 @@ def parts(train: str, test: str, order: int = 0) -> tuple[Tensor, ...]:
         "one-hot": torch.eye(3)[CLASSES],
         "numbers": NUMBERS,
         "column": NUMBERS[:, None],
+        "three": NUMBERS[:, None].repeat(1, 3),
     }
     listed = torch.arange(40).roll(order)
     return INPUTS[listed], kinds[train][listed], INPUTS, kinds[test]
@@ -62,9 +69,10 @@ def specification(factory: str = "parts", classes: int = 1, **args: Any) -> dict
 @pytest.mark.parametrize(
     ("train", "test", "classes", "words"),
     [
-        ("column", "numbers", 1, r"shape \[\] for a test sample; expected \[1\]"),
-        ("classes", "column of classes", 3, r"shape \[1\] for a test sample; expected \[\]"),
-        ("classes", "one-hot", 3, r"shape \[3\] for a test sample; expected \[\]"),
+        ("column", "numbers", 1, r"a target of shape \[\] for a test sample; expected \[1\]"),
+        ("classes", "column of classes", 3, r"a target of shape \[1\] for a test sample; expected \[\]"),
+        ("three", "column", 3, r"a target of shape \[1\] for a test sample; expected \[3\]"),
+        ("classes", "one-hot", 3, ""),
     ],
 )
 def test_test_targets_of_another_shape_are_refused_before_training(
@@ -72,7 +80,7 @@ def test_test_targets_of_another_shape_are_refused_before_training(
 ) -> None:
     """A loss may broadcast them, and every evaluation would be another one than was meant."""
     plain = specification(classes=classes, train=train, test=test)
-    with pytest.raises(InputError, match=rf"^data\.factory: found a target of {words}"):
+    with pytest.raises(InputError, match=rf"^data\.factory: found {words}"):
         make_run_plan(parse_specification(plain, "test"))
 
 
@@ -89,7 +97,9 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
         run_dir = tmp_path / kind
         DecoupledTrainer(plain, engine="local", run_dir=run_dir).fit()
         other = specification(classes=classes, train=kind, test=kind, order=1)
-        with pytest.raises(InputError, match=r"^data\.factory: found other samples, or in another order"):
+        with pytest.raises(
+            InputError, match=r"^data\.factory: found other training or test samples, or in another order"
+        ):
             DecoupledTrainer(other, engine="local", run_dir=run_dir, resume_step=2).fit()
         DecoupledTrainer(plain, engine="local", run_dir=run_dir, resume_step=2).fit()
 
@@ -107,3 +117,22 @@ def test_workers_are_not_blamed_for_what_the_data_raise() -> None:
     ahead = WorkerReader(reader, Ahead(lambda: reader, workers=1, prefetch=1, steps=1))
     with pytest.raises(RuntimeError, match="is invalid"):
         ahead.microbatch(Ticket(0, 0))
+
+
+def test_the_test_split_that_was_kept_away_is_measured_when_it_is_asked_for(tmp_path: Path) -> None:
+    plain = specification(classes=3, train="classes", test="classes")
+    plain["data"]["validation"] = 0.2
+    done = DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit().metrics
+    as_the_run, test = evaluate_run(tmp_path / "run"), evaluate_run(tmp_path / "run", test=True)
+    assert as_the_run["test_loss"] == done["test_loss"]
+    assert (as_the_run["split"], as_the_run["samples"]) == ("validation", 8)
+    assert (test["split"], test["samples"]) == ("test", 40)
+    model = mlp(6, 8, 2, 3)
+    model.load_state_dict(export_state(CheckpointStore(tmp_path / "run").load(None)))
+    assert test["test_loss"] == pytest.approx(cross_entropy(model(INPUTS), CLASSES).item(), rel=1e-5)
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")], catch_exceptions=False).output
+    assert "(8 training samples that data.validation held out)" in shown
+    shown = (
+        CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--test"], catch_exceptions=False).output
+    )
+    assert "(40 samples)" in shown

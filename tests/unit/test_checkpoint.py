@@ -134,6 +134,9 @@ def test_export_writes_the_plain_model(store: CheckpointStore, tmp_path: Path) -
     assert [path.name for path in output.parent.iterdir()] == ["model.safetensors"]
     with pytest.raises(InputError, match="can't be written"):
         export_file(store.load(1), output / "below-a-file")
+    for folder in (Path(), Path("/"), tmp_path):
+        with pytest.raises(InputError, match=r"--output: found the folder"):
+            export_file(store.load(1), folder)
 
 
 def test_only_the_newest_are_kept(store: CheckpointStore) -> None:

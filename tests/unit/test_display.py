@@ -177,3 +177,24 @@ def test_wrapping_keeps_every_word_whole(text: str, width: int) -> None:
     lines = wrapped(text, width).split("\n")
     assert " ".join(lines).split() == text.split()
     assert all(len(line) <= width or " " not in line.strip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "bar"),
+    [
+        (Terminal, {"TERM": "xterm"}, True),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_progress_is_a_bar_on_a_terminal_that_can_show_one_and_lines_elsewhere(
+    stream: type[io.StringIO], environment: dict[str, str], bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = stream()
+    with TextDisplay(shown) as display:
+        for event in ({"event": "starting"}, STARTED, PROGRESS):
+            display.show(event)
+    assert ("\x1b[2K" in shown.getvalue()) is bar
+    assert (f"step {joined(numbers_of(PROGRESS))}" in shown.getvalue()) is not bar

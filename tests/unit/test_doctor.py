@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,26 +45,26 @@ CHECKS = [
     (software.gpus([GPU, GPU], OF_PROCESSORS), WARNING, f"2 × {GPU}, and torch sees none", "Install a build of torch"),
     (software.gpus([GPU], OF_CUDA), WARNING, "torch sees none", "CUDA_VISIBLE_DEVICES"),
     (software.gpus([GPU], replace(OF_CUDA, devices=["NVIDIA H200"])), OK, "NVIDIA H200", ""),
-    (machine.shared_memory(7 * GIB, 20 * GIB), OK, "7.0 GiB free", ""),
-    (machine.shared_memory(64 << 20, 20 * GIB), WARNING, "64.0 MiB free in /dev/shm; Ray wants 6.0 GiB", "--shm-size=6g"),
-    (machine.shared_memory(None, 400 * GIB), WARNING, "no /dev/shm; Ray wants 9.3 GiB", "--shm-size=10g"),
+    (machine.shared_memory(7 * GIB, 20 * GIB), OK, "7.0 GIB free", ""),
+    (machine.shared_memory(64 << 20, 20 * GIB), WARNING, "64.0 MiB free in /dev/shm; Ray wants 6.0 GIB", "--shm-size=6g"),
+    (machine.shared_memory(None, 400 * GIB), WARNING, "no /dev/shm; Ray wants 9.3 GIB", "--shm-size=10g"),
     (machine.open_files(8192), OK, "8,192", ""),
     (machine.open_files(1024), WARNING, "1,024", "8192"),
     (machine.threads(None, ""), OK, "no limit", ""),
     (machine.threads(1000, "ulimit -u"), WARNING, "1,000 more may start (ulimit -u)", "Raise"),
     (machine.threads(100, "ulimit -u"), PROBLEM, "100 more", "Raise"),
-    (machine.memory(8 * GIB), OK, "8.0 GiB", ""),
-    (machine.memory(2 * GIB), WARNING, "2.0 GiB", "fewer blocks"),
+    (machine.memory(8 * GIB), OK, "8.0 GIB", ""),
+    (machine.memory(2 * GIB), WARNING, "2.0 GIB", "fewer blocks"),
     (machine.memory(GIB // 2), PROBLEM, "512.0 MiB", "fewer blocks"),
-    (machine.storage(DISK), OK, "50.0 GiB free in /tmp", ""),
+    (machine.storage(DISK), OK, "50.0 GIB free in /tmp", ""),
     (machine.storage(replace(DISK, free=GIB // 2)), WARNING, "512.0 MiB", "run.storage"),
     (machine.storage(replace(DISK, free=1 << 20)), PROBLEM, "1.0 MiB", "run.storage"),
     (machine.storage(Disk(Path("/x"), error="Permission denied")), PROBLEM, "/x can't be written: Perm", "run.storage"),
-    (machine.temporary(DISK), OK, "50.0 GiB", ""),
+    (machine.temporary(DISK), OK, "50.0 GIB", ""),
     (machine.temporary(replace(DISK, free=4 * GIB)), WARNING, "over 95% full", "Make room"),
     (machine.temporary(replace(DISK, path=Path("/tmp", "x" * 60))), PROBLEM, "too long for Ray's sockets", "TMPDIR"),
     (machine.temporary(Disk(Path("/x"), error="Read-only")), PROBLEM, "/x can't be written: Read-only", "TMPDIR"),
-    (machine.cache(DISK), OK, "50.0 GiB", ""),
+    (machine.cache(DISK), OK, "50.0 GIB", ""),
     (machine.cache(Disk(Path("/x"), error="Permission denied")), WARNING, "/x can't be written", "LOWDIMFA_DATA"),
     (machine.listening("loopback", "127.0.0.1", ""), OK, "127.0.0.1", ""),
     (machine.listening("own address", "192.0.2.2", "timed out"), PROBLEM, "192.0.2.2: timed out", "firewall"),
@@ -72,7 +73,7 @@ CHECKS = [
     (machine.clock(machine.BUILT + 1, 1.0, 1.0), OK, "2026-01-01 00:00:01 UTC", ""),
     (machine.clock(0.0, 1.0, 2.0), PROBLEM, "1970-01-01", "certificates"),
     (machine.clock(machine.BUILT + 1, 2.0, 1.0), PROBLEM, "backwards", "clock source"),
-    (node(NODE, HERE), OK, "4 CPUs, 1 GPUs, 8.0 GiB memory; same versions; clock +0.020 s (± 0.001 s)", ""),
+    (node(NODE, HERE), OK, "4 CPUs, 1 GPUs, 8.0 GIB memory; same versions; clock +0.020 s (± 0.001 s)", ""),
     (node(replace(NODE, clock=-3.0), HERE), WARNING, "clock -3.000 s", "NTP"),
     (node(replace(NODE, clock=3.0, doubt=2.5), HERE), OK, "clock +3.000 s (± 2.500 s)", ""),
     (node(replace(NODE, clock=4000.0), HERE), PROBLEM, "clock +4000.000 s", "NTP"),
@@ -88,6 +89,37 @@ def test_each_check(finding: Finding, state: State, found: str, todo: str) -> No
     assert finding.state is state
     assert found in finding.found
     assert todo in finding.todo and bool(finding.todo) == (state is not OK)
+
+
+@pytest.mark.parametrize(
+    ("names", "returned"),
+    [
+        (("memory.max", "memory.current"), "inactive_file"),
+        (("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("limit", "free", "left"), [(8, 128, 7.5), (8, 3, 3), (2**40, 128, 128), (0.25, 9, 0)]
+)
+def test_memory_is_what_is_left_of_the_container_and_of_its_host(
+    names: tuple[str, str],
+    returned: str,
+    limit: float,
+    free: float,
+    left: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What others use on the host is none of the container's limit."""
+    (tmp_path / names[0]).write_text(f"{int(limit * GIB)}\n")
+    (tmp_path / names[1]).write_text(f"{GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\n{returned} {GIB // 2}\n")
+    monkeypatch.setattr(reading, "_MEMORY_LIMITS", ((tmp_path / names[0], names[1], returned),))
+    host = SimpleNamespace(total=256 * GIB, available=int(free * GIB))
+    monkeypatch.setattr(reading.psutil, "virtual_memory", lambda: host)
+    assert reading.available_memory() == left * GIB
+    (tmp_path / names[0]).write_text("max\n")
+    assert reading.available_memory() == free * GIB
 
 
 def test_what_this_machine_is_like_can_be_read() -> None:

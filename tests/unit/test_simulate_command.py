@@ -237,6 +237,8 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
         (["--slow", "60:5"], "EVERY:FOR:FACTOR"),
         (["--lost", "soon:8"], "EVERY:RECOVERY"),
         (["--factor", "8=2"], "a block from 0 to 7"),
+        (["--lost", "3600:8", "--seconds", "inf"], "--seconds: found inf"),
+        (["--slow", "1e-6:1e-6:2", "--seconds", "1e6"], "--slow: found one in 2e-06 s for 1e+06 s"),
         (["--from", "/nowhere"], "/nowhere"),
     ],
 )

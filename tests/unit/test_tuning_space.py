@@ -204,6 +204,12 @@ def test_micro_batches_stay_where_they_are_not_free(settings: dict[str, Any], wh
     assert "train.microbatches" in keys(allowed.main(EVEN))
 
 
+def test_errors_of_the_hidden_state_leave_micro_batches_free() -> None:
+    own = changed(feedback__source="head_input", feedback__q_start="identity")
+    assert own.network.feedback.q_rule == "auto"  # to be what each block needs
+    assert "microbatches" not in Space.around(own, (), ()).left_out
+
+
 def test_under_a_readout_a_smaller_last_batch_is_shared_out_evenly() -> None:
     kept = {"train__batch_size": 40, "data__last_batch": "keep"} | SAMPLES_100
     of_readout, of_hebbian = (

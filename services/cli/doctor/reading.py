@@ -20,7 +20,12 @@ from lowdimfa.services.run.naming import require_usable
 CONNECT_SECONDS = 2.0
 """Longest wait for a connection from this machine to itself."""
 
-_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory.max"))
+_MEMORY_LIMITS = (
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+)
+"""Beside each is the file with what is used now, of which the system gives back the part of that name in memory.stat."""
+
 _THREAD_LIMITS = (Path("/sys/fs/cgroup/pids.max"), Path("/sys/fs/cgroup/pids/pids.max"))
 """Beside each is what counts now, pids.current."""
 
@@ -30,10 +35,12 @@ _ELSEWHERE = "192.0.2.1"
 
 def available_memory() -> int:
     """Return the bytes of memory that are left, within the limit of the container."""
-    system = psutil.virtual_memory()
-    limits = [number for path in _MEMORY_LIMITS if (number := _number(path)) is not None]
-    used = system.total - system.available
-    return max(0, min([system.total, *limits]) - used)
+    left = [psutil.virtual_memory().available]
+    for path, current, returned in _MEMORY_LIMITS:
+        limit, used = _number(path), _number(path.with_name(current))
+        if limit is not None and used is not None:
+            left.append(limit - used + _entry(path.with_name("memory.stat"), returned))
+    return max(0, min(left))
 
 
 def free_shared_memory() -> int | None:
@@ -133,6 +140,15 @@ def listen(host: str, number: int = 0, connect: bool = True) -> str:
         except OSError as error:
             return f"nothing gets through to it: {(error.strerror or str(error)).lower()}"
     return ""
+
+
+def _entry(path: Path, name: str) -> int:
+    """Return the number behind a name in a file with one of each in a line; 0 where it isn't there."""
+    with suppress(OSError, ValueError):
+        for line in path.read_text("ascii").splitlines():
+            if line.partition(" ")[0] == name:
+                return int(line.partition(" ")[2])
+    return 0
 
 
 def _number(path: Path) -> int | None:

@@ -43,11 +43,11 @@ def _learns_from_parts(plan: RunPlan) -> str:
             return "a readout learns from each micro-batch by how many of its targets count"
         if plan.order.last_batch_size % train.microbatches:
             return "a readout weighs micro-batches alike, and an epoch's last batch has uneven ones"
-    rules = (feedback.q_rule, feedback.p_rule)
-    if "probed" in rules or not all(rule in (*Q_RULES.built_in, *P_RULES.built_in) for rule in rules):
-        named = next(rule for rule in rules if rule == "probed" or not isinstance(rule, str) or "." in rule)
-        name = named if isinstance(named, str) else named.name
-        return f"the rule {name} may learn from each micro-batch by itself"
+    built_in = {"auto", *Q_RULES.built_in, *P_RULES.built_in} - {"probed"}
+    for rule in (feedback.q_rule, feedback.p_rule):
+        name = rule if isinstance(rule, str) else rule.name
+        if name not in built_in:
+            return f"the rule {name} may learn from each micro-batch by itself"
     return ""
 
 
