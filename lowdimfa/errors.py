@@ -174,7 +174,7 @@ class DiskFullError(ResourceError):
 
 
 class StorageError(ResourceError):
-    """An object store can't be reached, or refuses, for longer than the liveness setting."""
+    """Storage can't be reached, or refuses: an object store for longer than the liveness setting."""
 
 
 class AccessError(LowdimfaError):

@@ -71,7 +71,7 @@ class CheckpointStore:
         self._place, self._keep, self._patience = place, keep, patience
         self._storage = storage_of(place, patience)
         self._token = ""
-        self._noted = False
+        self._noted: int | None = None  # the step from which the run goes on, where later ones are given up
 
     def claim(self) -> None:
         """Let no trainer that claimed these checkpoints before complete or delete any more, where no lock does that.
@@ -177,10 +177,17 @@ class CheckpointStore:
                     "run.storage", f"no complete {where}", "storage that all blocks and the trainer share"
                 )
         text = manifest.text()
-        with self._storage.writing(f"{folder_of(step)}/{MANIFEST_FILE}") as file:
+        name = f"{folder_of(step)}/{MANIFEST_FILE}"
+        with self._storage.writing(name) as file:
             file.write(text)
+        try:  # once more, as that may have taken long
+            self.require_own()
+        except InputError:
+            if self._storage.read(name) == text:
+                self._storage.delete(name)
+            raise
         leftovers.prune(self._storage, step, self._keep, kept, self._noted)
-        self._noted = False
+        self._noted = None
         return self._storage.place(folder_of(step))
 
     def go_on_from(self, step: int) -> None:
@@ -194,8 +201,9 @@ class CheckpointStore:
             That can't be noted.
         """
         with self._attempt(step):
-            self._noted = any(number > step for number in leftovers.complete(self._storage))
-            if self._noted:
+            later = any(number > step for number in leftovers.complete(self._storage))
+            self._noted = step if later else None
+            if later:
                 with self._storage.writing(COURSE) as file:
                     file.write(str(step).encode())
             elif self._course() is not None:

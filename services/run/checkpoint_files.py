@@ -113,9 +113,9 @@ def write_block(
     file = f"block-{state.block}-{attempt.mark}.safetensors"
     name = f"{attempt.folder}/{file}"
     try:
-        with storage.writing(name) as target:
+        kinds = {name: Kind.of(tensor) for name, tensor in state.tensors.items()}
+        with storage.writing(name, sum(kind.nbytes for kind in kinds.values())) as target:
             counted = _Counted(target, unwanted)
-            kinds = {name: Kind.of(tensor) for name, tensor in state.tensors.items()}
             write_tensors(cast(BinaryIO, counted), kinds, state.tensors.__getitem__)
     except (OSError, SafetensorError) as error:
         what = f"block {state.block} can't write its checkpoint"

@@ -14,6 +14,8 @@ from lowdimfa.errors import DiskFullError, ResourceError, StorageError
 from lowdimfa.services.run.objects import ObjectsError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN})
+"""What a folder on another machine says while that starts anew, or is out of reach."""
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")  # the number's only place in an error of safetensors
 
 
@@ -37,8 +39,8 @@ def refusal(
     path
         The file or directory, unless the error itself names one.
     error
-        What the system said. Where it is about room, the error is a `DiskFullError`; about an object store, a
-        `StorageError`.
+        What the system said. Where it is about room, the error is a `DiskFullError`; about an object store, or a folder
+        that is out of reach, a `StorageError`.
     block
         Whose file it is.
     """
@@ -46,7 +48,7 @@ def refusal(
     if isinstance(error, OSError):
         path, reason = os.fsdecode(error.filename or path), error.strerror or reason
     kind = DiskFullError if no_room(error) else ResourceError
-    if isinstance(error, ObjectsError):
+    if isinstance(error, ObjectsError) or (isinstance(error, OSError) and error.errno in _AWAY):
         kind = StorageError
     return kind(f"{what}: {path}: {reason}", block=block, setting="run.storage")
 

@@ -66,12 +66,12 @@ def _listed(storage: Folder | Objects, folder: str, there: set[str]) -> set[str]
     return {entry.file for entry in manifest.blocks}
 
 
-def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int], noted: bool) -> None:
+def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int], course: int | None) -> None:
     """Delete what a new checkpoint leaves without use.
 
-    Checkpoints of later steps are of a course that was given up, so that none may be left. Then goes the note that hid
-    them, and the new one with them. Only then come older ones; where they can't be deleted, the new one is there all the
-    same.
+    Checkpoints of later steps are of a course that was given up, as are those between the step from which the run goes
+    on and the new one: none may be left. Then goes the note that hid them, and the new one with them. Only then come
+    older ones; where they can't be deleted, the new one is there all the same.
 
     Parameters
     ----------
@@ -81,22 +81,25 @@ def prune(storage: Folder | Objects, step: int, keep: int, kept: Collection[int]
         Of the new checkpoint.
     keep, kept
         How many of the newest stay, and which steps beside them.
-    noted
-        Whether there is a note.
+    course
+        The step that the note has from which the run goes on; None without a note.
 
     Raises
     ------
     OSError
-        A later one can't be deleted.
+        One of a course that was given up can't be deleted.
     """
     there = complete(storage)
-    for later in (number for number in reversed(there) if number > step):
-        storage.discard(folder_of(later), first=MANIFEST_FILE)
-    if noted:
+    given_up = [
+        number for number in there if number > step or (course is not None and course < number < step)
+    ]
+    for number in reversed(given_up):
+        storage.discard(folder_of(number), first=MANIFEST_FILE)
+    if course is not None:
         storage.delete(COURSE)
-    course = [number for number in there if number <= step]
+    own = sorted({*there} - {*given_up})
     try:
-        for old in {*course} - {*course[-keep:], *kept}:
+        for old in {*own} - {*own[-keep:], *kept}:
             storage.discard(folder_of(old), first=MANIFEST_FILE)
         sweep(storage)
     except OSError as error:

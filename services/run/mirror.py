@@ -101,7 +101,8 @@ def fetch(
             parts = PurePosixPath(name).parts
             own = parts[0] not in _APART and not {"..", "/"} & {*parts} and not name.startswith(others)
             if own and wanted(name):
-                _put(folder / name, objects.read(name))
+                with suppress(FileNotFoundError):  # it has gone since
+                    _put(folder / name, objects.read(name))
     except OSError as error:
         raise refusal("the files of the run can't be fetched", str(place), error) from error
     return folder

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
 
 from lowdimfa.block_module import BlockModule, load_layers
 from lowdimfa.encoding import references
+from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import as_module, channels_last, list_layers, named_tensors
+from lowdimfa.layers import Layer, as_module, channels_last, list_layers, named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
 from lowdimfa.services.run.example import MOST
@@ -22,6 +25,19 @@ from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
+
+_NO_MATTER = frozenset(
+    [
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "transformers_version",
+        "use_cache",
+    ]
+)
+"""What a configuration says that changes nothing of what its network computes."""
 
 
 def build_model(specification: Specification) -> nn.Module:
@@ -37,6 +53,7 @@ def build_model(specification: Specification) -> nn.Module:
 def trained_model(specification: Specification, manifest: Manifest, average: bool = False) -> nn.Module:
     """Return the uncut model with the weights and buffers of a checkpoint, or with the weights' moving average."""
     model = build_model(specification)
+    require_configuration(list_layers(model), manifest)
     kinds = manifest.kinds(lambda name: name.startswith(MODEL_PREFIX))
     for name, value in named_tensors(model):
         if nn.parameter.is_lazy(value):
@@ -57,6 +74,38 @@ def trained_model(specification: Specification, manifest: Manifest, average: boo
                     averaged.add(id(value))
             assert averaged == {id(value) for value in model.parameters()}, "a parameter without an average"
     return model
+
+
+def configuration_of(layers: Iterable[Layer]) -> dict[str, Any]:
+    """Return the configuration by which layers say what they compute, as plain data; empty if none has one.
+
+    It is that of a network of Hugging Face, which a file may hold that changes while a run goes on.
+    """
+    for layer in layers:
+        found = getattr(getattr(layer.module, "config", None), "to_dict", None)
+        if callable(found):
+            plain: dict[str, Any] = json.loads(json.dumps(found(), default=str))
+            return {key: value for key, value in plain.items() if key[0] != "_" and key not in _NO_MATTER}
+    return {}
+
+
+def require_configuration(layers: Iterable[Layer], manifest: Manifest) -> None:
+    """Refuse layers of another configuration than those of a checkpoint: they would compute something else.
+
+    Raises
+    ------
+    InputError
+        Names the first thing that differs. What only one of both knows is left to the package's versions.
+    """
+    now, then = configuration_of(layers), manifest.meta.get("configuration") or {}
+    for key in sorted(now.keys() & then.keys()):
+        if now[key] != then[key]:
+            raise InputError(
+                f"model.args: the configuration's {key}",
+                f"{now[key]!r}",
+                f"{then[key]!r}, as when the checkpoint was written",
+                "The file was changed since: put it back, or begin a new run with model.weights.",
+            )
 
 
 def cut_model(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from lowdimfa.errors import InputError
@@ -20,6 +19,8 @@ PATIENCE = 60.0
 _BY_OBSTORE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"})
 _registered: set[str] = set()
 _CHUNK = 8 << 20  # bytes
+_PART, _PARTS = 10 << 20, 9_000
+"""Bytes of a part of an upload by obstore, and how many a file may have: stores take 10,000."""
 _LONGEST_REASON = 300
 
 
@@ -44,6 +45,7 @@ class Objects:
         self.address = address.rstrip("/")
         self._fs = _file_system(self.address, patience)
         self._root = self._fs._strip_protocol(self.address)
+        self._by_obstore = self.address.partition("://")[0] in _BY_OBSTORE
 
     def place(self, name: str = "") -> str:
         """Return an address."""
@@ -66,7 +68,14 @@ class Objects:
                 found = self._fs.find(f"{start}{under}".rstrip("/"), detail=True, on_error="raise")
         except FileNotFoundError:
             return {}
-        return {path.removeprefix(start): int(entry["size"]) for path, entry in found.items()}
+        inside = {
+            path.removeprefix(start): int(entry["size"])
+            for path, entry in found.items()
+            if path.startswith(start)
+        }
+        folders = {str(folder) for name in inside for folder in PurePosixPath(name).parents}
+        # Some tools make an object of no bytes for a folder, which is listed by the folder's name.
+        return {name: size for name, size in inside.items() if size or name not in folders}
 
     def read(self, name: str, size: int | None = None, start: int = 0) -> bytes:
         """Return what a file holds, or that many of its bytes."""
@@ -76,15 +85,25 @@ class Objects:
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to this machine."""
-        with self._told(name), self._fs.open(self._path(name), "rb") as source, path.open("wb") as file:
-            for chunk in iter(partial(source.read, _CHUNK), b""):
-                file.write(chunk)
+        with self._told(name):
+            source = self._fs.open(self._path(name), "rb")
+        with closing(source), path.open("wb") as file:
+            while True:
+                with self._told(name):
+                    chunk = source.read(_CHUNK)
+                if not chunk:
+                    return
+                try:
+                    file.write(chunk)
+                except OSError as error:  # of this machine, and not of the store
+                    raise OSError(error.errno, error.strerror, str(path)) from error
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Upload a file, in parts if it is large."""
+    def writing(self, name: str, size: int = 0) -> Iterator[BinaryIO]:
+        """Upload a file, in parts if it is large; ``size`` is about that of the whole, where it is known."""
+        large = self._by_obstore and size > _PARTS * _PART
         with self._told(name):
-            file = self._fs.open(self._path(name), "wb")
+            file = self._fs.open(self._path(name), "wb", **({"buffer_size": size // _PARTS} if large else {}))
         try:
             yield cast(BinaryIO, _Chunked(file, lambda: self._told(name)))
         except BaseException:

@@ -14,32 +14,19 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import nn
 
-from lowdimfa.data.base import EVALUATION_SAMPLES, BatchOrder, Dataset, Task
+from lowdimfa.data.base import EVALUATION_SAMPLES, BatchOrder, Dataset
 from lowdimfa.data.reading import Reader
-from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import named_tensors
-from lowdimfa.loss_check import checked_loss
-from lowdimfa.losses import (
-    Objective,
-    counts,
-    is_cross_entropy,
-    make_loss,
-    right_predictions,
-    shows_targets,
-    validate_class_targets,
-    validate_tokens,
-)
-from lowdimfa.metrics import Metrics
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.example import Example
+from lowdimfa.services.run.fitting_data import check_targets, check_tokens
 from lowdimfa.services.run.in_turn import rehearse_in_turn
 from lowdimfa.services.run.large import LARGE, build_and_cut
 from lowdimfa.services.run.model import build_model, cut_model, measures
@@ -50,14 +37,9 @@ from lowdimfa.services.run.training import batch_order, feedback_config, trainin
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import Given
-from lowdimfa.tickets import Ticket
-from lowdimfa.values import ONE, named
 
 _EVALUATION_NUMBERS = 2**26
 """Numbers in the output of a block for an evaluation batch of more samples than a micro-batch: 256 MiB."""
-
-_ITEMS_CHECKED = 1024
-"""Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +127,11 @@ def make_run_plan(
         return make_network_plan(specification, example, steps, boundaries, weights, whole=whole)
 
     network = planned(boundaries)
-    _check_tokens(network, reader)
+    check_tokens(network, reader)
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     order.evaluation_size = _evaluation_size(network, order)
-    numbers = _check_targets(network, reader)
+    numbers = check_targets(network, reader)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
@@ -253,98 +235,3 @@ def _evaluation_size(network: NetworkPlan, order: BatchOrder) -> int:
     """Return how many samples an evaluation batch has: fewer where what a block puts out for one is large."""
     largest = max(math.prod(kind.shape) for block in network.blocks for kind in block.outputs.values())
     return max(order.microbatch_size, min(EVALUATION_SAMPLES, _EVALUATION_NUMBERS // max(1, largest)))
-
-
-def _check_tokens(network: NetworkPlan, reader: Reader) -> None:
-    """Look at the tokens of the data, if the network begins with an embedding that says how many it has room for."""
-    first = network.blocks[0].layers[0].module
-    vocabulary = getattr(first, "vocabulary", None)
-    if vocabulary is not None:
-        for inputs in reader.known_inputs(_ITEMS_CHECKED):
-            validate_tokens(inputs, vocabulary)
-    plain = is_cross_entropy(
-        network.training.loss, reader.dataset.task
-    )  # one of the user's own may move them itself
-    if getattr(first, "predicts_next", False) and plain:
-        _refuse_present_tokens(network, reader)
-
-
-def _refuse_present_tokens(network: NetworkPlan, reader: Reader) -> None:
-    """Refuse targets that are the inputs: for a loss that moves them on by one, as that of `transformers` does."""
-    samples = reader.training(reader.order.indices(Ticket(0, 0))[:16])
-    inputs, targets = named(samples.inputs()), samples.targets()
-    tokens = inputs.get("input_ids", inputs.get(ONE))
-    counted = targets.long() != network.training.ignore_index
-    if (
-        tokens is not None
-        and tokens.shape == targets.shape
-        and counted.any()
-        and torch.equal(tokens[counted], targets[counted])
-    ):
-        raise InputError(
-            "data.factory",
-            "targets that are the very tokens of the inputs, for a network that predicts the next ones",
-            "at each position the token after it",
-            f"Move them on by one: labels[i] = input_ids[i + 1], the last {network.training.ignore_index}.",
-        )
-
-
-def _check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
-    """Run the loss once on an output of the right shape, so that a mismatch is found before the first step.
-
-    Return the names of the numbers that evaluations will have.
-    """
-    training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
-    loss = make_loss(training.loss, task, training.ignore_index)
-    shown = shows_targets(training.loss, task)
-    if shown:
-        for targets in reader.known_targets(_ITEMS_CHECKED):
-            validate_class_targets(targets, shape[-1], training.ignore_index)
-    elif isinstance(train := reader.dataset.train, StreamSplit):  # which may end too soon
-        reader.training(torch.tensor([min(_ITEMS_CHECKED, len(train)) - 1])).targets()
-    # A number of samples that no other dimension has: what is broadcast then shows.
-    samples = next(number for number in range(2, 8) if number not in shape)
-    few = torch.arange(min(samples, len(reader.dataset.test)))
-    targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
-    counting = counts(training.loss, task, training.ignore_index)
-    checked_loss(loss, torch.zeros(len(targets), *shape), targets, counting(targets))
-    names = _check_metrics(network, targets, task)
-    tests = _as_in_training(reader.test(few).targets(), targets)
-    counted = counting(tests)
-    if counted is None or counted.any():
-        try:
-            checked_loss(loss, torch.zeros(len(tests), *shape), tests, counted)
-            _check_metrics(network, tests, task)
-        except InputError as error:
-            raise InputError(
-                "data.factory",
-                f"test targets unlike those of training ({error.message})",
-                "such as the loss and the metrics take too",
-            ) from error
-    return names
-
-
-def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """Return test targets, unless they are of a shape that a loss might take, by broadcasting, for that of training."""
-    test, own = targets.shape[1:], training.shape[1:]
-    alike = math.prod(test) == math.prod(own) or (
-        len(test) == len(own) and all(a == b or 1 in (a, b) for a, b in zip(test, own, strict=True))
-    )
-    if test != own and alike:
-        found = f"a target of shape {list(test)} for a test sample"
-        raise InputError("data.factory", found, f"{list(own)}, as the training targets have it")
-    return targets
-
-
-def _check_metrics(network: NetworkPlan, targets: torch.Tensor, task: Task) -> list[str]:
-    """Measure made-up outputs, so that a metric that can't take them is found before the first step."""
-    training = network.training
-    objective, metrics = Objective.of(training, task), Metrics(training.metrics)
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
-    metrics.update(outputs, targets, objective.counts(targets))
-    outputs, targets = torch.cat([outputs, outputs]), torch.cat([targets, targets])  # another number of rows
-    metrics.update(outputs, targets, objective.counts(targets))
-    judged = ["test_accuracy"] if right_predictions(outputs, targets, task)[1] else []
-    own = [name for name, value in metrics.compute().items() if not isinstance(value, list)]
-    return ["test_loss", *judged, *own]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import list_layers
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
+from lowdimfa.models.hf.source import quiet
 from lowdimfa.paths import appearing, expand
 from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.model import trained_model
 from lowdimfa.services.spec import Specification
 
-_SETTINGS = ("generation_config.json", "preprocessor_config.json")
+_GENERATION = "generation_config.json"
+_SETTINGS = (_GENERATION, "preprocessor_config.json")
+_TEXT = 'It\'s 2,026:\n\n  "tokens"  and 12345 words\tof Ünïcode…\r\n'
+"""What tokenizers of different habits cut differently."""
 _TOKENIZER = "tokenizer.json"
 _BESIDE = (
     "tokenizer_config.json",
@@ -54,8 +59,11 @@ def export_folder(
     try:
         with appearing(output) as folder:
             save_pretrained(network, folder)
-            _copy_settings(network.folder, folder)
+            own = _copy_settings(network.folder, folder)
             notices = _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
+            if not own:
+                _name_special_tokens(folder)
+            notices += _read_otherwise(folder)
     except OSError as error:
         found = f"a path that can't be written ({error})"
         raise InputError(str(output), found, "a writable folder") from error
@@ -63,11 +71,54 @@ def export_folder(
     return sorted(path.name for path in output.iterdir()), notices
 
 
-def _copy_settings(source: str | None, folder: Path) -> None:
-    """Copy how text is generated and images are prepared, if the network came with that."""
-    for name in _SETTINGS:
-        if source is not None and (expand(source) / name).is_file():
-            shutil.copyfile(expand(source) / name, folder / name)
+def _copy_settings(source: str | None, folder: Path) -> bool:
+    """Copy how text is generated and images are prepared, if the network came with that; return whether the first is."""
+    there = [name for name in _SETTINGS if source is not None and (expand(source) / name).is_file()]
+    for name in there:
+        shutil.copyfile(expand(str(source)) / name, folder / name)
+    return _GENERATION in there
+
+
+def _name_special_tokens(folder: Path) -> None:
+    """Let configurations that have none name the tokenizer's first and last token, so that a text ends where it does."""
+    beside, path = folder / "tokenizer_config.json", folder / _TOKENIZER
+    if not (beside.is_file() and path.is_file() and (folder / _GENERATION).is_file()):
+        return
+    from tokenizers import Tokenizer  # the extra brings it
+
+    tokens, numbered = json.loads(beside.read_text("utf-8")), Tokenizer.from_file(str(path))
+    for name in ("config.json", _GENERATION):
+        values = json.loads((folder / name).read_text("utf-8"))
+        for key in ("bos_token", "eos_token"):
+            text = tokens.get(key)
+            text = text.get("content") if isinstance(text, dict) else text
+            number = numbered.token_to_id(text) if isinstance(text, str) else None
+            if number is not None and values.get(f"{key}_id") is None:
+                values[f"{key}_id"] = number
+        (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_otherwise(folder: Path) -> list[str]:
+    """Say if the tokenizer that `transformers` takes for this kind of network makes other tokens than the file's."""
+    if not (folder / _TOKENIZER).is_file():
+        return []
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    plain = Tokenizer.from_file(str(folder / _TOKENIZER))
+    try:
+        with quiet():
+            usual = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = usual(_TEXT, add_special_tokens=False)["input_ids"]
+            name = type(usual).__name__
+    except Exception as error:  # each kind has its own
+        return [f"transformers' AutoTokenizer can't read the tokenizer ({in_words(error)})"]
+    if found == plain.encode(_TEXT, add_special_tokens=False).ids:
+        return []
+    return [
+        f"transformers' AutoTokenizer takes a {name} for this kind of network, which makes other tokens than those of "
+        f"training: read them with tokenizers.Tokenizer.from_file('{_TOKENIZER}')"
+    ]
 
 
 def _copy_tokenizer(places: list[object], folder: Path) -> list[str]:
@@ -82,8 +133,12 @@ def _copy_tokenizer(places: list[object], folder: Path) -> list[str]:
             notices.append(f"no tokenizer was copied from {place}: {error}")
             continue
         if (source / _TOKENIZER).is_file():
-            for name in (_TOKENIZER, *_BESIDE):
-                if (source / name).is_file():
+            if not (folder / _TOKENIZER).exists():
+                shutil.copyfile(source / _TOKENIZER, folder / _TOKENIZER)
+            elif (source / _TOKENIZER).read_bytes() != (folder / _TOKENIZER).read_bytes():
+                continue
+            # Of the same tokenizer the network's folder may have what that of the data has left out, such as a template.
+            for name in _BESIDE:
+                if (source / name).is_file() and not (folder / name).exists():
                     shutil.copyfile(source / name, folder / name)
-            break
     return notices

@@ -14,10 +14,13 @@ from lowdimfa.config import FactoryConfig
 from lowdimfa.data.fingerprint import differing
 from lowdimfa.encoding import State, references
 from lowdimfa.errors import InputError
+from lowdimfa.head import Head
+from lowdimfa.layers import Layer
 from lowdimfa.rules import Q_RULES, TAPS, Registry
 from lowdimfa.services.run.checkpoint import Attempt, BlockState, Manifest, write_block
 from lowdimfa.services.run.checkpoint_files import file_in
 from lowdimfa.services.run.manifest import MANIFEST_FILE, MODEL_PREFIX, extra_state
+from lowdimfa.services.run.model import configuration_of, require_configuration
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.stage import Stage
 
@@ -114,7 +117,8 @@ def _load_stage(stage: Stage, manifest: Manifest) -> None:
     if not layers <= {layer for entry in entries for layer in entry.layers}:
         raise LookupError("layers that no block of the checkpoint has")
     scalars = [entry.scalars for entry in entries]
-    names = {f"model/{name}" for name in stage.module.plain_state_dict()} | {"head/P"}
+    names = {f"model/{name}" for name in stage.module.plain_state_dict()}
+    names |= {"head/P"} if isinstance(stage, Head) else set()
     names |= {f"{PREFIX}{name}" for name in stage.updater.parameters}
     names |= {f"feedback/{site.boundary}/Q" for site in stage.sites}
     for state in scalars:
@@ -144,6 +148,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         },
         "last_batch": specification.data.last_batch,
         "data": plan.fingerprint,
+        "configuration": configuration_of(_layers(plan)),
         "feedback": {
             "form": specification.feedback.form,
             "source": plan.network.feedback.source,
@@ -156,6 +161,10 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         "scheduler": update.scheduler and update.scheduler.name,
         "total_steps": plan.network.training.total_steps,
     }
+
+
+def _layers(plan: RunPlan) -> list[Layer]:
+    return [layer for block in plan.network.blocks for layer in block.layers]
 
 
 def _plain(registry: Registry[Any], rule: str | FactoryConfig) -> Any:
@@ -190,6 +199,7 @@ def require_resumable(plan: RunPlan, manifest: Manifest) -> None:
     now, then = resume_meta(plan), manifest.meta
     for name, where in keys.items():
         _require_equal(where, now[name], then.get(name))
+    require_configuration(_layers(plan), manifest)
     # Evaluations have no fingerprint: they may be of other data.
     if now["data"] and (unlike := differing(now["data"], then.get("data", now["data"]))):
         raise InputError(

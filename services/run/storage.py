@@ -55,8 +55,8 @@ class Folder:
         return (self.root / name).read_bytes()
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Write a file beside its place, wait until it is on the disk, and rename it."""
+    def writing(self, name: str, size: int = 0) -> Iterator[BinaryIO]:
+        """Write a file beside its place, wait until it is on the disk, and rename it; its size doesn't matter here."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(

@@ -20,7 +20,7 @@ from disks import SmallDisk, small_disk
 from forked import forked
 from specifications import SMALL
 
-from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError
+from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError, StorageError
 from lowdimfa.services.cli.main import main
 from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.journal import Event, Journal
@@ -261,7 +261,7 @@ def refuse_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> Callab
     return lambda: next(counter) > call
 
 
-FULL, BROKEN = (errno.EDQUOT, DiskFullError), (errno.EIO, ResourceError)
+FULL, BROKEN = (errno.EDQUOT, DiskFullError), (errno.EIO, StorageError)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import pickle
@@ -434,3 +435,39 @@ def test_a_problem_type_that_chooses_no_loss_is_said() -> None:
     labels = {"num_labels": 4, "problem_type": "multi_label_classification"}
     network = hugging_face(config=BERT | labels, task="sequence-classification")
     assert "train.loss" in network[-1].notice
+
+
+def test_a_window_that_only_the_layers_would_have_is_refused() -> None:
+    """`transformers` takes any key of a configuration, and computes nothing by those that are not of its kind."""
+    refused("don't compute what the LlamaForCausalLM does", config=LLAMA | {"sliding_window": 8})
+    mistral = LLAMA | {"model_type": "mistral", "sliding_window": 128}
+    assert len(hugging_face(config=mistral, layers=DECODER)) == 2 + LLAMA["num_hidden_layers"]
+
+
+def test_tokens_that_another_vocabulary_means_end_no_text() -> None:
+    named = hugging_face(config=LLAMA | {"eos_token_id": 3})
+    assert (named.config.bos_token_id, named.config.eos_token_id) == (None, 3)
+    assert hugging_face(config=LLAMA).config.eos_token_id is None
+    assert hugging_face(config=BERT, task="masked-lm").config.pad_token_id == 0
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_positions_are_looked_at_for_packed_texts_only_where_the_data_have_them(
+    given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, that look forms the whole mask in each block, in place of none."""
+    masks = importlib.import_module("transformers.masking_utils")
+    looked: list[int] = []
+    find = masks.find_packed_sequence_indices
+
+    def noted(*positions: Any, **named: Any) -> Any:
+        looked.append(1)
+        return find(*positions, **named)
+
+    monkeypatch.setattr(masks, "find_packed_sequence_indices", noted)
+    network = hugging_face(config=LLAMA)
+    looked.clear()
+    tokens = torch.arange(8).view(2, 4)
+    positions = {"position_ids": torch.arange(4).expand(2, 4)} if given else {}
+    network.run(input_ids=tokens, **positions)
+    assert bool(looked) is given

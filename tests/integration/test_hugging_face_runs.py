@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import string
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ from lowdimfa.errors import InputError
 from lowdimfa.models import hugging_face
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.pretrained import export_folder
+from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.pretrained import _copy_tokenizer, _read_otherwise, export_folder
+from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.run_dir import read_run
 
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 
 WORDS = {"vocab_size": TOKENS, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
 GPT2 = {
@@ -33,6 +39,7 @@ GPT2 = {
     "n_positions": 12,
 }
 LLAMA = {"model_type": "llama", **WORDS, "intermediate_size": 32, "num_key_value_heads": 2}
+BERT = {"model_type": "bert", **WORDS, "intermediate_size": 32}
 VIT = {
     "model_type": "vit",
     "hidden_size": 16,
@@ -153,6 +160,97 @@ def test_a_tokenizer_whose_place_has_no_name_here_is_not_copied(tmp_path: Path) 
     )
     assert "model.safetensors" in files and "tokenizer.json" not in files
     assert "no tokenizer was copied from $THAT_IS_NOWHERE/tokens: $THAT_IS_NOWHERE is not set" in notices
+
+
+def test_a_configuration_that_was_changed_since_is_refused(tmp_path: Path) -> None:
+    """The weights would be those of a network that computes something else, with the same shapes."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(GPT2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "file", ({"config": str(file)}, FOLLOWING, ""))
+        fit("file", tmp_path / "run")
+        file.write_text(json.dumps(GPT2 | {"layer_norm_epsilon": 0.1, "eos_token_id": 3}))
+        changed = "model.args: the configuration's layer_norm_epsilon: found 0.1; expected 1e-05, as when"
+        with pytest.raises(InputError, match=changed):
+            fit("file", tmp_path / "run", resume_step=12)
+        outcome = export(tmp_path / "run", tmp_path / "folder")
+        assert isinstance(outcome.exception, InputError) and changed in str(outcome.exception)
+        file.write_text(json.dumps(GPT2 | {"eos_token_id": 3}))
+        fit("file", tmp_path / "run", resume_step=12)
+
+
+def tokenizer(folder: Path, kind: str = "PreTrainedTokenizerFast") -> Path:
+    """Write a tokenizer of letters, as `lowdimfa data tokens` does, with the last one for the end."""
+    folder.mkdir()
+    letters = [*string.printable, "<|endoftext|>"]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: at for at, letter in enumerate(letters)}, []))
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": kind, "eos_token": "<|endoftext|>"})
+    )
+    return folder
+
+
+def test_an_export_ends_texts_where_its_tokenizer_does_and_keeps_its_template(tmp_path: Path) -> None:
+    fit("gpt2", tmp_path / "run", steps=1)
+    specification = read_run(tmp_path / "run")
+    data = specification.data.model_copy(update={"args": {"path": str(tokenizer(tmp_path / "tokens"))}})
+    _, notices = export_folder(
+        specification.model_copy(update={"data": data}),
+        CheckpointStore(tmp_path / "run").load(None),
+        tmp_path / "folder",
+    )
+    assert not [notice for notice in notices if "AutoTokenizer" in notice]
+    settings = transformers.GenerationConfig.from_pretrained(tmp_path / "folder")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert settings.eos_token_id == read.eos_token_id == 100 and settings.bos_token_id is None
+    other = tokenizer(tmp_path / "whole")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "copied").mkdir()
+    _copy_tokenizer([str(tmp_path / "tokens"), str(other)], tmp_path / "copied")
+    assert (tmp_path / "copied" / "chat_template.jinja").read_text() == "{{ messages }}"
+    (other / "tokenizer.json").write_text("{}")
+    (other / "vocab.txt").write_text("of another one")
+    _copy_tokenizer([str(tmp_path / "tokens"), str(other)], tmp_path / "copied")
+    assert not (tmp_path / "copied" / "vocab.txt").exists()
+
+
+def test_a_tokenizer_that_is_read_otherwise_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tokenizer(tmp_path / "tokens")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert _read_otherwise(folder) == []
+
+    class Other:
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [1, 2]}
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Other())
+    (notice,) = _read_otherwise(folder)
+    assert "takes a Other for this kind of network, which makes other tokens" in notice
+
+
+@pytest.mark.parametrize("loss", ["auto", "bce", "mse"])
+def test_several_labels_need_a_loss_that_is_said(loss: str, tmp_path: Path) -> None:
+    """`transformers` takes the logistic loss where labels are numbers; here the squared error is usual for these."""
+    model = {"factory": "lowdimfa.models:hugging_face", "blocks": 2}
+    model |= {"args": {"config": BERT | {"num_labels": 3}, "task": "sequence-classification"}}
+    plain = {
+        "model": model,
+        "data": {"factory": f"{__name__}:several_labels"},
+        "train": {"steps": 1, "loss": loss},
+    }
+    refused = pytest.raises(InputError, match=r"^train\.loss: found 'auto'.* with a network of 3 labels")
+    with refused if loss == "auto" else nullcontext():
+        make_run_plan(parse_specification(plain, "test"))
+
+
+def several_labels() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = torch.randint(10, (64, 6), generator=torch.Generator().manual_seed(0))
+    labels = (tokens[:, :3] > 4).float()
+    return tokens, labels, tokens, labels
 
 
 def test_another_network_or_place_is_refused(tmp_path: Path) -> None:

@@ -445,9 +445,21 @@ def test_checkpoints_of_a_course_that_was_given_up_are_none_of_the_runs(tmp_path
     again = CheckpointStore(tmp_path, keep=3)
     again.go_on_from(5)
     save(again, 12)
-    assert CheckpointStore(tmp_path).list() == [5, 10, 12]
+    assert CheckpointStore(tmp_path).list() == CheckpointStore(tmp_path).every() == [5, 12]
     again.go_on_from(12)
-    assert CheckpointStore(tmp_path).list() == [5, 10, 12]
+    assert CheckpointStore(tmp_path).list() == [5, 12]
+
+
+def test_a_course_that_was_given_up_takes_no_place_of_the_new_one(tmp_path: Path) -> None:
+    """As where it ended by Ctrl-C between two checkpoints of the new one: the step from which that comes stays."""
+    for step in (200, 237):
+        save(CheckpointStore(tmp_path, keep=2), step)
+    store = CheckpointStore(tmp_path, keep=2)
+    store.go_on_from(200)
+    save(store, 300)
+    assert store.every() == [200, 300]
+    file_of(tmp_path / "checkpoints" / "step-00000300", 0).write_bytes(b"damaged")
+    assert store.newest_good().manifest.step == 200
 
 
 def test_a_course_that_was_given_up_may_be_taken_up_again(tmp_path: Path) -> None:

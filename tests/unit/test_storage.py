@@ -10,7 +10,8 @@ import secrets
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specifications import SMALL
 
-from lowdimfa.errors import InputError, ResourceError, StoppedError, StorageError
+from lowdimfa.errors import DiskFullError, InputError, ResourceError, StoppedError, StorageError
 from lowdimfa.services.cli.options import placed
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run import mirror
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block
+from lowdimfa.services.run.disk import refusal
+from lowdimfa.services.run.manifest import MANIFEST_FILE
 from lowdimfa.services.run.mirror import Mirror, fetch, work_dir
 from lowdimfa.services.run.naming import ENDPOINTS, require_usable
 from lowdimfa.services.run.objects import Objects, ObjectsError
@@ -633,3 +636,65 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         CheckpointStore("s3://bucket/run")
     with pytest.raises(InputError, match=r"run\.storage.*nosuch"):
         CheckpointStore("nosuch://bucket/run")
+
+
+class _Late:
+    """A store in which another trainer takes the run over while this one's manifest is on its way."""
+
+    def __init__(self, store: CheckpointStore, meanwhile: Callable[[], None]) -> None:
+        self._storage, self._meanwhile = store._storage, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    @contextmanager
+    def writing(self, name: str, size: int = 0) -> Iterator[Any]:
+        if name.endswith(MANIFEST_FILE):
+            self._meanwhile()
+        with self._storage.writing(name, size) as file:
+            yield file
+
+
+@pytest.mark.parametrize("steps", [(310, 320), (220,), ()])
+def test_a_manifest_that_comes_after_the_run_was_taken_over_deletes_nothing(
+    steps: tuple[int, ...], address: str
+) -> None:
+    first, second = CheckpointStore(address), CheckpointStore(address, keep=9)
+    save(first, 200, 200.0)
+    first.claim()
+    attempt = first.begin(300)
+    entries = [write_block(attempt, state(1.0))]
+
+    def meanwhile() -> None:
+        second.claim()
+        for step in steps:
+            save(second, step, float(step))
+
+    first._storage = _Late(first, meanwhile)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="another trainer has taken over"):
+        first.commit(300, entries, {})
+    assert second.list() == [200, *steps]
+
+
+def test_objects_that_stand_for_folders_are_none_of_a_run_s(tmp_path: Path) -> None:
+    """As consoles and tools for copies make them: of no bytes, and listed by the folder's name."""
+
+    class Markers(Objects):
+        def __init__(self) -> None:
+            self.address, self._root = "s3://kept/run", "kept/run"
+            names = {"kept/run": 0, "kept/run/logs": 0, "kept/run/logs/a.log": 3, "kept/run/empty": 0}
+            self._fs = SimpleNamespace(
+                find=lambda *_, **__: {name: {"size": size} for name, size in names.items()}
+            )
+
+    assert Markers().files() == {"logs/a.log": 3, "empty": 0}
+
+
+def test_a_full_disk_here_is_no_fault_of_the_store(tmp_path: Path) -> None:
+    objects = Objects(f"memory://{tmp_path.name}")
+    with objects.writing("large") as file:
+        file.write(bytes(100))
+    with pytest.raises(OSError, match="No space left") as caught:
+        objects.fetch("large", Path("/dev/full"))
+    error = refusal("a checkpoint can't be read", objects.place("large"), caught.value)
+    assert type(error) is DiskFullError and "/dev/full" in error.message

@@ -18,6 +18,8 @@ from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
+_WINDOW = 3
+"""Tokens that a sliding window has at most here: fewer than there are, so that one that only one of both has shows."""
 _LOUD, _ROUNDING = 100.0, 1e-5
 
 
@@ -103,8 +105,8 @@ def _made_small(original: Any, outline: Outline, task: Task) -> Any:
     config = original.config
     count = len(original.get_submodule(outline.blocks))
     if getattr(config, "num_hidden_layers", None) != count or _rotates_twice(original, outline):
-        return make(deepcopy(config), task)  # what its blocks do depends on more than their number
-    few = deepcopy(config)
+        return make(_narrow(config), task)  # what its blocks do depends on more than their number
+    few = _narrow(config)
     lists = {
         key: value for key, value in vars(few).items() if isinstance(value, list) and len(value) == count
     }
@@ -117,7 +119,15 @@ def _made_small(original: Any, outline: Outline, task: Task) -> Any:
         small: Any = make(few, task)
         if len(small.get_submodule(outline.blocks)) == len(kept):
             return small
-    return make(deepcopy(config), task)
+    return make(_narrow(config), task)
+
+
+def _narrow(config: Any) -> Any:
+    """Return a copy of a configuration, with a sliding window that reaches less far than the tokens."""
+    copy = deepcopy(config)
+    if isinstance(window := getattr(copy, "sliding_window", None), int):
+        copy.sliding_window = min(window, _WINDOW)
+    return copy
 
 
 def _rotates_twice(original: Any, outline: Outline) -> bool:

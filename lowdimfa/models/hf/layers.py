@@ -32,9 +32,13 @@ class Part(nn.Module):
     ----------
     notice
         What whoever starts a run has to know of the layer; empty if there is nothing.
+    labels
+        Of the output of a network that classifies: how many there are; 0 elsewhere, and where the configuration's
+        ``problem_type`` says what they are for.
     """
 
     notice: str = ""
+    labels: int = 0
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -181,7 +185,7 @@ class TransformerBlock(Part):
             Of the tokens, ``(batch, tokens)``; None for 0, 1, ….
         """
         positions = _positions(hidden_states, position_ids)
-        mask = self._mask(hidden_states, attention_mask, positions)
+        mask = self._mask(hidden_states, attention_mask, position_ids)
         given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if self.rotary is not None:
             given["position_embeddings"] = self.get_submodule(self.rotary)(hidden_states, positions)
@@ -191,13 +195,15 @@ class TransformerBlock(Part):
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Any:
+    def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Any:
         tokens = hidden_states.shape[1]
         # The package would fill up a shorter mask with padding, and cut a longer one, without a word.
         if attention_mask is not None and attention_mask.shape[-1] != tokens:
             found = f"an attention_mask of length {attention_mask.shape[-1]} for sequences of {tokens}"
             raise InputError("data.factory", found, "one number for each token")
-        more = (None, positions) if self.causal else ()  # no cache; its name differs between versions
+        # No cache; its name differs between versions. Positions only of the data: in them the package looks for texts
+        # that are packed together, which takes time, and when it is compiled makes it form the whole mask.
+        more = (None, position_ids) if self.causal else ()
         return self.make_mask(self.config, hidden_states, attention_mask, *more)
 
 

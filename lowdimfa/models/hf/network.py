@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -51,7 +51,10 @@ class HuggingFaceNetwork(nn.Sequential):
         )
         super().__init__(layers)
         self.kind: Any = type(original)
-        self.config: Any = original.config
+        config: Any = original.config
+        self.config: Any = config
+        if task.endswith("-classification") and getattr(config, "problem_type", None) is None:
+            cast(Part, self[-1]).labels = config.num_labels
         self.folder: str | None = None
 
     def run(self, **inputs: Tensor) -> Tensor:

@@ -91,14 +91,15 @@ def _parsed(values: dict[str, Any], key: str, own: bool) -> Any:
 
 
 def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
-    """Let special tokens that a default means for a larger vocabulary be none."""
+    """Let special tokens that a default means for another vocabulary be none: of padding what lies beyond this one.
+
+    A text that is generated would end at whatever token has the number of another tokenizer's end.
+    """
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = getattr(config, name, None)
-        if (
-            name not in values
-            and isinstance(token, int)
-            and token >= getattr(config, "vocab_size", token + 1)
-        ):
+        if name in values or not isinstance(token, int):
+            continue
+        if name != "pad_token_id" or token >= getattr(config, "vocab_size", token + 1):
             setattr(config, name, None)
 
 
