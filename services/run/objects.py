@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -87,16 +88,20 @@ class Objects:
         """Copy a file to this machine."""
         with self._told(name):
             source = self._fs.open(self._path(name), "rb")
-        with closing(source), path.open("wb") as file:
-            while True:
-                with self._told(name):
-                    chunk = source.read(_CHUNK)
-                if not chunk:
-                    return
-                try:
+        try:
+            with closing(source), path.open("wb") as file:
+                for chunk in iter(partial(self._read_on, name, source), b""):
                     file.write(chunk)
-                except OSError as error:  # of this machine, and not of the store
-                    raise OSError(error.errno, error.strerror, str(path)) from error
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise OSError(
+                error.errno, error.strerror, str(path)
+            ) from error  # of this machine, and not of the store
+
+    def _read_on(self, name: str, source: Any) -> bytes:
+        with self._told(name):
+            return bytes(source.read(_CHUNK))
 
     @contextmanager
     def writing(self, name: str, size: int = 0) -> Iterator[BinaryIO]:

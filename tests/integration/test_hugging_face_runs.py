@@ -240,7 +240,7 @@ def test_several_labels_need_a_loss_that_is_said(loss: str, tmp_path: Path) -> N
     plain = {
         "model": model,
         "data": {"factory": f"{__name__}:several_labels"},
-        "train": {"steps": 1, "loss": loss},
+        "train": {"steps": 1, "batch_size": 8, "loss": loss},
     }
     refused = pytest.raises(InputError, match=r"^train\.loss: found 'auto'.* with a network of 3 labels")
     with refused if loss == "auto" else nullcontext():

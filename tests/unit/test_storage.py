@@ -507,7 +507,7 @@ def test_a_failed_upload_costs_its_checkpoint_alone(address: str, monkeypatch: p
     seen: list[Event] = []
     write, refusing = Objects.writing, [False]
 
-    def writing(self: Objects, name: str) -> Any:
+    def writing(self: Objects, name: str, size: int = 0) -> Any:
         if refusing[0] and "checkpoints" in name:
             raise ObjectsError(121, "503 from example.org", str(self.place(name)))
         return write(self, name)
