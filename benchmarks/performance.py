@@ -19,6 +19,7 @@ from benchmarks.start import table as start
 from benchmarks.throughput import tables as throughput
 from benchmarks.throughput.rivals_table import measured_columns, order, rivals
 from benchmarks.transport.tables import tables as transport
+from benchmarks.tuning import table as tuning
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 Result = Mapping[str, Any]
@@ -94,7 +95,12 @@ def write(page: Path, folder: Path = RESULTS) -> None:
     update_page(page, "rivals", rivals(measured))
     update_page(page, "ratios", ratios(measured))
     update_page(page, "details", "\n\n".join(map(details, measured)))
-    for name, tables in (("transport", transport), ("start", start), ("memory_limit", memory_limit)):
+    for name, tables in (
+        ("transport", transport),
+        ("start", start),
+        ("memory_limit", memory_limit),
+        ("tuning", tuning),
+    ):
         for result in stored(folder, f"{name}.json"):
             update_page(page, name, tables(result))
 

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def _several(text: str) -> list[str]:
 HEADER = ("network", "staleness", "samples/s", "chosen", "default of best", "noise")
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """Return what was found as a table."""
+    return markdown_table(HEADER, [row(one) for one in result["found"]])
+
+
 def main() -> None:
     """Measure as the command line says."""
     parser = argparse.ArgumentParser(
@@ -85,7 +91,7 @@ def main() -> None:
         found.append(measure(network, int(blocks), int(staleness), options))
         print(" | ".join(row(found[-1])), file=sys.stderr, flush=True)
     result = {"benchmark": "tuning", "environment": environment(), "found": found}
-    put_out(result, markdown_table(HEADER, [row(one) for one in found]), asked)
+    put_out(result, table(result), asked)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting on top of this runtime's specification, such as train.compile=true; may be repeated",
+        help="a setting on top of this runtime's specification, such as train.compile=true; may be repeated; those of "
+        "the model, such as model.blocks=['3'], are for all systems",
     )
     parser.add_argument("--json", action="store_true", help="end with the results as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")

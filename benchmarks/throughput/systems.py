@@ -153,7 +153,7 @@ def start(
     place
         Where.
     overrides
-        Settings ``a.b=value`` on top of this runtime's specification.
+        Settings ``a.b=value`` on top of this runtime's specification; where the network is cut counts for all.
     real
         On real data.
     """
@@ -163,7 +163,8 @@ def start(
         if not name.startswith(OURS):
             parts = 1 if name.partition("+")[0].endswith(WHOLE) else without_parts(name)[1]
             train = {} if parts is None else {"microbatches": parts}
-            return network.specification(blocks, real=real, train=train, **place.sections)
+            own = network.specification(blocks, real=real, train=train, **place.sections)
+            return overridden(own, [one for one in overrides if one.startswith("model.")])
         base, plus, travel = name.removeprefix(OURS).partition("+")
         staleness, *variants = base.split("-")
         train = {"activations": travel} if plus else {}
