@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import grpc
@@ -53,13 +54,13 @@ MINE = Hello(
 class NoNetwork(Security):
     """Secrets for channels that lead nowhere."""
 
-    def channel(self, address: str, liveness: float) -> Any:
+    def channel(self, address: str, liveness: float, *, single_threaded: bool = False) -> Any:
         """Return a channel whose calls are never made."""
         return self
 
-    def unary_stream(self, *_: Any, **__: Any) -> Callable[..., None]:
+    def unary_stream(self, *_: Any, **__: Any) -> Callable[..., Any]:
         """Return a call that does nothing."""
-        return lambda *_, **__: None
+        return lambda *_, **__: SimpleNamespace(initial_metadata=tuple, is_active=lambda: False)
 
 
 def error_subscriber(take: Callable[[ErrorVector], None]) -> ErrorSubscriber:

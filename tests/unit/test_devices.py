@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowdimfa.build import build_stages
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.data import BatchOrder
 from lowdimfa.errors import LowdimfaError, NotFiniteError, PeerError, ResourceError
 from lowdimfa.partitioning import partition
 from lowdimfa.services.block.devices import Check, NoCopies, OnHost, StreamedCopies, block_device, copies_for
@@ -196,7 +197,7 @@ def test_an_error_that_was_not_broadcast_is_none_that_the_head_says_it_has(wrong
     plans = partition(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), 2, torch.zeros(4, 6))
     head = build_stages(plans, FeedbackConfig(q_rule="probed"), TrainingConfig(9), "classification")[1]
     targets = SimpleNamespace(targets=lambda: torch.tensor([0, 1, 2, 0]))
-    data = SimpleNamespace(step=lambda step: [targets] * 3)
+    data = SimpleNamespace(order=BatchOrder(12, 12, 3, seed=0), microbatch=lambda ticket: targets)
 
     class Halted(Work):
         def forward(self, ticket: Ticket, probe: bool) -> None:
