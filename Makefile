@@ -30,7 +30,7 @@ help:
 	@echo 'make test-unit    run those that start no process (30 to 90 seconds)'
 	@echo 'make test-slow    run the slow ones: containers, hosts that are cut off, long drills, claims, many examples; see docs/testing.md'
 	@echo 'make test-lowest  run the tests in one process with the oldest versions of what is needed; downloads 3 GB; see docs/testing.md'
-	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each; see docs/fuzzing.md'
+	@echo 'make fuzz         feed hostile input to every decoder, $(FUZZ_SECONDS) seconds each, and draw new random examples; see docs/fuzzing.md'
 	@echo 'make lint         check style, format and types'
 	@echo 'make stubs        generate the gRPC stubs and docs/api.md from proto/; make check-stubs compares them'
 	@echo 'make docs         generate the reference pages and the dashboards; make check-docs compares them'
@@ -114,7 +114,7 @@ fuzz: venv
 	@$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[fuzz]'
 	@status=0; for target in $$($(BIN)/python -m tests.fuzz.run --list); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) || status=1; \
-	done; exit $$status
+	done; $(PYTEST) $(PARALLEL) -m hypothesis --hypothesis-profile new tests || status=1; exit $$status
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -35,6 +35,10 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 END_SECONDS = 20.0
 """Longest wait until the process has ended everything; what it leaves the kernel ends with it."""
 
+BREAK_OFF_SECONDS = 5.0
+"""So long the main thread of the process has to break a start off. In native code of Ray's no interrupt reaches it, and
+there it may wait half a minute for what has gone."""
+
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
     """Return how many CPUs a Ray started for one run should count, so that all blocks fit on few cores."""
@@ -182,13 +186,13 @@ def main() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     started, told = threading.Event(), threading.Event()
-    threading.Thread(target=_await_end, args=(started, told), daemon=True).start()
+    threading.Thread(target=_await_end, args=(folder, started, told), daemon=True).start()
     try:
         families.adopt_orphans()
         with loading():
             from lowdimfa.services.trainer.local_ray import start_local  # it imports Ray
 
-        cluster = start_local(folder, num_cpus=cpus)
+        cluster = start_local(folder, wanted=lambda: not told.is_set(), num_cpus=cpus)
         started.set()
         _say(answer, address=cluster.address)
         told.wait()
@@ -207,13 +211,16 @@ def _say(answer: IO[str], **words: str) -> None:
         print(json.dumps(words), file=answer, flush=True)
 
 
-def _await_end(started: threading.Event, told: threading.Event) -> None:
+def _await_end(folder: Path, started: threading.Event, told: threading.Event) -> None:
     """Wait for the end of standard input, and break a start off that is under way."""
     sys.stdin.buffer.read()
     told.set()  # also for a start that is not broken off, since a library swallowed the interrupt
     if not started.is_set():
         signal.raise_signal(signal.SIGINT)  # for the main thread, which ends what it waits for no longer
         families.end_family(psutil.Process())
+        if not started.wait(BREAK_OFF_SECONDS):  # one that has started is the main thread's to end
+            _leave_nothing(folder)
+            os._exit(0)
 
 
 def _leave_nothing(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,12 @@ class Outcome:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
 
+    @property
+    def said(self) -> list[str]:
+        """The lines of standard error, without what Ray's native code warns of, dated, on a machine that is too busy."""
+        lines = self.stderr.splitlines()
+        return [line for line in lines if not re.match(r"\[\d{4}-\d\d-\d\d .* W ", line)]
+
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | more
@@ -73,6 +80,43 @@ def settings(**values: object) -> list[str]:
         for key, value in values.items()
         for part in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
     ]
+
+
+HOLD = '''
+import time
+from pathlib import Path
+
+from lowdimfa import Callback
+
+
+class Hold(Callback):
+    """Holds a run at an event, for its liveness at most, while a file is there that is named after event and step."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def started(self, event, run):
+        while (self.folder / f"{event['event']}-{event['step']}").exists():
+            time.sleep(0.01)
+
+    checkpoint = started
+'''
+
+
+def held(spec: Path, *places: str) -> list[str]:
+    """Return overrides with which a run stands where it is to be killed, until the file of that name has gone.
+
+    Parameters
+    ----------
+    spec
+        Its specification, which gets files beside it.
+    places
+        Events with their steps, such as ``checkpoint-20``.
+    """
+    (spec.parent / "hold.py").write_text(HOLD)
+    for place in places:
+        (spec.parent / place).touch()
+    return settings(run__callbacks=[{"factory": "hold:Hold", "args": {"folder": str(spec.parent)}}])
 
 
 class Process(Protocol):

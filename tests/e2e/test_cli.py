@@ -21,6 +21,7 @@ from command import (
     Outcome,
     contents,
     environment,
+    held,
     local,
     lowdimfa,
     refused,
@@ -143,12 +144,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     run: tuple[Path, Outcome], forks: Forks, tmp_path: Path
 ) -> None:
     whole, _ = run
-    killed = tmp_path / "killed"
-    with Going(forks.start(*local(DIGITS, killed), *COURSE)) as going:
+    killed, spec = tmp_path / "killed", tmp_path / "spec.yaml"
+    spec.write_bytes(DIGITS.read_bytes())
+    with Going(forks.start(*local(spec, killed), *COURSE, *held(spec, "checkpoint-50"))) as going:
         going.until("checkpoint")
         going.process.send_signal(signal.SIGKILL)
         assert going.end().code == -signal.SIGKILL
-    outcome = forks.run(*local(DIGITS, killed), *COURSE, "--resume")
+    outcome = forks.run(*local(spec, killed), *COURSE, "--resume")
     assert outcome.code == 0, outcome
     assert outcome.of("started")[0]["step"] >= 50
     for name, run_dir in (("a", whole), ("b", killed)):
@@ -208,7 +210,7 @@ def stopped_at(outcome: Outcome, run_dir: Path) -> int:
     step = checkpoint["step"]
     assert (checkpoint["event"], failed["event"]) == ("checkpoint", "failed")
     assert (failed["code"], failed["exit_code"], failed["step"]) == ("stopped", 130, step)
-    notice, message = outcome.stderr.splitlines()
+    notice, message = outcome.said
     assert notice == NOTICE
     assert message == f"lowdimfa: stopped; go on from step {step} with --resume --run-dir {run_dir}"
     assert outcome.code == 130

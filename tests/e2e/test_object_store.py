@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import SECONDS, Going, Outcome, local, refused
+from command import SECONDS, Going, Outcome, held, local, refused
 from forks import Forks
 from objects import SECRET, Store, running
 from safetensors.torch import load_file
@@ -69,11 +69,12 @@ def test_killed_and_resumed_on_another_machine_equals_a_run_in_a_folder(
     expected = exported(forks, tmp_path / "folder", tmp_path / "expected.safetensors")
 
     first = machine(store, tmp_path / "first")
-    with Going(forks.start(*local(spec, run), *course, **first)) as going:
+    with Going(forks.start(*local(spec, run), *course, *held(spec, "checkpoint-20"), **first)) as going:
         while going.until("checkpoint")[-1]["step"] < 20:
             pass
         going.process.send_signal(signal.SIGKILL)
         outcomes = [going.end()]
+    assert outcomes[0].code == -signal.SIGKILL and not outcomes[0].of("finished")
     second = machine(store, tmp_path / "second")
     outcomes += [forks.run(*local(spec, run), *course, "--resume", **second)]
     assert outcomes[-1].code == 0 and outcomes[-1].of("started")[0]["step"] >= 20

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 from command import DIGITS, contents, refused, settings
 from forks import Forks
+from rpc_helpers import RAY_HANGS, eventually
 
 USER_MODULE = """
 import torch
@@ -110,12 +110,8 @@ def test_a_bad_run_is_refused_before_anything_starts(
         assert outcome.events[0]["message"] in outcome.stderr
         assert (outcome.events[0]["code"], outcome.events[0]["exit_code"]) == ("bad_input", 2)
     assert contents(folder) == before
-    deadline = time.monotonic() + 30.0  # a Ray that had begun to start ends by itself; nobody waits for it
-    while (
-        left := [*tmp_path.glob("*/*")]
-    ) and time.monotonic() < deadline:  # but for Ray's folder for all sessions
-        time.sleep(0.05)
-    assert not left
+    # A Ray that had begun to start ends by itself, but for its folder for all sessions; nobody waits for it.
+    eventually(lambda: not [*tmp_path.glob("*/*")], RAY_HANGS)
 
 
 @pytest.mark.parametrize(

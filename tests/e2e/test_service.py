@@ -39,6 +39,29 @@ def test_a_model_in_the_user_s_own_file_trains_on_the_cluster_and_its_prints_are
     assert "block-0 hello from my own file" in logs.stdout
 
 
+def test_a_job_is_submitted_once_for_a_key_and_followed_from_where_somebody_was(
+    served: Service, tmp_path: Path
+) -> None:
+    project = (EXAMPLES / "custom" / "my_project.py").read_text()
+    (tmp_path / "my_project.py").write_text(project + "\nprint('first')\nprint('last', flush=True)\n")
+    (tmp_path / "spec.yaml").write_text((EXAMPLES / "custom" / "spec.yaml").read_text())
+    words = ("submit", tmp_path / "spec.yaml", "--idempotency-key", "only-once", *settings(train__epochs=1))
+    first, again = served.json(*words), served.json(*words)
+    job = first["job"]["id"]
+    assert (first["created"], again["created"], again["job"]["id"]) == (True, False, job)
+    with served.watching(job) as watch:
+        whole = watch.end()
+    assert whole.code == 0, whole
+    from_there = served.run("watch", job, "--after", whole.events[-3]["sequence"], "--format", "json")
+    assert (from_there.code, from_there.events) == (0, whole.events[-2:])
+    lines = served.run("logs", job, "--tail", "1", "-f", "--source", "block-0", "--format", "json")
+    assert lines.code == 0 and [line["text"] for line in map(json.loads, lines.stdout.splitlines())] == [
+        "last"
+    ]
+    assert job in served.run("jobs", "--owner", first["job"]["owner"]).stdout
+    assert served.run("jobs", "--owner", "nobody").stdout == "no jobs\n"
+
+
 def test_a_bad_specification_names_the_user_s_file_and_reaches_no_service(
     served: Service, tmp_path: Path
 ) -> None:

@@ -15,6 +15,9 @@ LIVENESS = 20.0
 HANGS = 60.0
 """Seconds that nothing takes, not even on a machine with much other work, unless it hangs."""
 
+RAY_HANGS = 180.0
+"""The same where a Ray that has begun to start is broken off: it may first sit out deadlines of its own, of 30 s each."""
+
 
 class Inbox:
     """Stands in for a block's inbox: a queue whose `get` fails the test instead of hanging."""

@@ -142,7 +142,7 @@ def test_a_full_window_is_a_peer_error_in_time() -> None:
 
 
 def test_releases_out_of_order_wait_for_the_earlier_ones() -> None:
-    with link(window=2, liveness=0.5) as blocks:
+    with link(window=2, liveness=2.0) as blocks:
         blocks.send(0)
         blocks.send(1)
         first, second = blocks.messages.take(2)

@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typer.testing import CliRunner
 
 from lowdimfa import sparse
 from lowdimfa.errors import InputError
 from lowdimfa.models import mlp
 from lowdimfa.network import DecoupledNetwork, StepResult
+from lowdimfa.services.cli.app import app
 from lowdimfa.services.run import in_turn, large
+from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_file, export_state
 from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.plan import make_run_plan
@@ -178,3 +181,31 @@ def test_a_block_that_had_nothing_to_learn_lets_none_begin_anew(tmp_path: Path) 
     for name, value in export_state(newest).items():
         if (kept := f"average/{name}") in before:
             assert torch.allclose(after[kept], DECAY * before[kept] + (1 - DECAY) * value)
+
+
+def test_the_commands_take_the_best_checkpoint_and_the_average_where_they_are_told_to(tmp_path: Path) -> None:
+    """The best one is the first of two here, as the test loss is to be high."""
+    run, best = tmp_path / "run", {"metric": "test_loss", "mode": "max"}
+    specification = with_(steps=8, batch_size=375) | {
+        "run": SPECIFICATION["run"] | {"evaluate_every_epochs": 1, "keep_best": best}
+    }
+    DecoupledTrainer(specification, engine="local", run_dir=run).fit()
+    store = CheckpointStore(run)
+    newest, chosen = store.load(None), load_best(store)
+    assert (newest.step, chosen.step) == (8, 4)
+
+    def told(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    for options, manifest in (((), newest), (("--best",), chosen)):
+        for average in ((), ("--average",)):
+            file = tmp_path / "model.safetensors"
+            said = told("export", str(run), "--output", str(file), *options, *average)
+            assert said.startswith(f"step {manifest.step} of ")
+            found, expected = load_file(file), export_state(manifest, average=bool(average))
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        loss = evaluate_run(run, bool(options))["test_loss"]
+        assert f"step {manifest.step}: test loss {loss:.4f}" in told("evaluate", str(run), *options)

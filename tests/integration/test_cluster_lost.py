@@ -26,6 +26,7 @@ from lowdimfa.services.trainer.api import DecoupledTrainer
 
 LIVENESS = 60.0
 PATIENCE = 500.0
+STEPS = 6000
 
 
 class Service:
@@ -99,9 +100,11 @@ def plain(steps: int, on_failure: str, blocks: int = 2) -> dict[str, object]:
 @pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_jobs_of_a_cluster_that_dies_go_on_in_the_next_one(service: Service, tmp_path: Path) -> None:
-    going_on = service.submit("going-on", plain(600, "restart"))
     given_up = service.submit("given-up", plain(100_000, "fail", blocks=1))
-    service.until(lambda: all(service.events(job_id, "checkpoint") for job_id in (going_on, given_up)))
+    service.until(lambda: bool(service.events(given_up, "checkpoint")))
+    # Only now, and with many steps: it has an end, which must not come before that of the cluster.
+    going_on = service.submit("going-on", plain(STEPS, "restart"))
+    service.until(lambda: bool(service.events(going_on, "checkpoint")))
     before = service.processes()
     pids = [
         pid
@@ -130,7 +133,7 @@ def test_jobs_of_a_cluster_that_dies_go_on_in_the_next_one(service: Service, tmp
 
     service.until(lambda: service.job(going_on).ended is not None)
     assert (service.job(going_on).state, service.job(going_on).attempt) == (JobState.finished, 2)
-    undisturbed = DecoupledTrainer(plain(600, "restart"), engine="local", run_dir=tmp_path / "local")
+    undisturbed = DecoupledTrainer(plain(STEPS, "restart"), engine="local", run_dir=tmp_path / "local")
     undisturbed.fit()
     found, expected = (
         export_state(CheckpointStore(path).load(None))

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from rpc_helpers import eventually
+from rpc_helpers import RAY_HANGS, eventually
 
 from lowdimfa.errors import ResourceError
-from lowdimfa.services.trainer import cluster, early_ray, forks
+from lowdimfa.services.trainer import cluster, early_ray, forks, local_ray
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -72,12 +72,29 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
         (holder,) = holders(place)
         if how == "killed":
             eventually(lambda: any(place.glob("ray/session_*")) or not holder.is_running())
+        family = holder.children(recursive=True)  # which may be gone at once when the command is
+        if how == "killed":
             command.kill()
-        family = holder.children(recursive=True)
         assert command.wait() == code
-    eventually(lambda: not holders(place))
+    eventually(lambda: not holders(place), RAY_HANGS)
     assert not [process for process in family if process.is_running()]
     assert not [*place.glob("lowdimfa-*"), *place.glob("ray/session_*")]
+
+
+@pytest.mark.parametrize(("wanted", "tries"), [(True, 2), (False, 1)])
+def test_a_start_that_fails_is_tried_again_if_there_is_still_a_use_for_it(
+    wanted: bool, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        tried.append(address)
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError, match="timed out during startup"):
+        local_ray.start_local(tmp_path, wanted=lambda: wanted)
+    assert tried == ["local"] * tries
 
 
 def test_nothing_is_begun_for_what_is_refused_without_torch(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowdimfa import DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
+from lowdimfa import Callback, DecoupledTrainer, FactoryConfig, FeedbackConfig, InputError, QRule
+from lowdimfa.callback import Run
 from lowdimfa.data import digits
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.manifest import export_file
@@ -244,6 +246,13 @@ def test_on_ray_they_come_back_with_a_lost_trainer(tmp_path: Path) -> None:
         def compute(self) -> torch.Tensor:
             return self.seen.diag() / self.seen.sum(1).clamp(min=1)
 
+    class Hold(Callback):
+        """Holds the run where it is killed, so that it can't end before."""
+
+        def checkpoint(self, event: dict[str, Any], run: Run) -> None:
+            if event["step"] == 20:
+                time.sleep(600)
+
     with torch.random.fork_rng():
         torch.manual_seed(8)
         model = nn.Sequential(nn.Flatten(), Doubled(64, 16), nn.Tanh(), Doubled(16, 10))
@@ -266,7 +275,8 @@ def test_on_ray_they_come_back_with_a_lost_trainer(tmp_path: Path) -> None:
             )
 
     settings = {"run.on_failure": "restart", "run.checkpoint_every": 20, "train.log_every": 5}
-    ours = fit(tmp_path / "ray", given, engine="ray", steps=200, overrides=settings, on_event=kill)
+    options = {"overrides": settings, "on_event": kill, "callbacks": [Hold()]}
+    ours = fit(tmp_path / "ray", given, engine="ray", steps=200, **options)
     assert [event["event"] for event in events].count("recovering") == 1
     assert_same(ours, fit(tmp_path / "local", given, steps=200))
     for file in (tmp_path / "ray").rglob("*"):

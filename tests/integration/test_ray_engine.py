@@ -20,6 +20,7 @@ from thread_fleet import thread_fleet
 
 from lowdimfa.errors import NotFiniteError, PeerError, ResourceError, StoppedError
 from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.recovery.deadlines import START_LIVENESS
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.results import Result
@@ -210,13 +211,34 @@ def test_a_hanging_block_is_named_within_the_liveness(tmp_path: Path) -> None:
         os.kill(watch.first("started")["pids"]["blocks"][1], signal.SIGSTOP)
 
     stopped_at = 0.0
-    watch = Watch("checkpoint", stop)
+    watch = Watch("progress", stop)
     plain = specification(
-        "mlp", 3, run={"checkpoint_every": 20, "liveness_seconds": LIVENESS}, train={"steps": 100_000}
+        "mlp", 3, run={"checkpoint_every": 0, "liveness_seconds": LIVENESS}, train={"steps": 100_000}
     )
     with pytest.raises(PeerError, match="block 1"):
         fit(plain, tmp_path / "run", watch=watch)
-    assert time.monotonic() - stopped_at < 5 * LIVENESS
+    assert time.monotonic() - stopped_at < 4 * LIVENESS
+    assert_gone(watch.first("started")["pids"])
+
+
+@pytest.mark.slow
+def test_a_block_that_hangs_while_it_is_saved_is_named_after_as_long_as_a_start_may_take(
+    tmp_path: Path,
+) -> None:
+    def lay(event: dict[str, Any]) -> None:
+        nonlocal laid_at
+        laid_at = time.monotonic()
+        trap.touch()
+
+    laid_at, trap = 0.0, tmp_path / "trap"
+    watch = Watch("progress", lay)
+    plain = specification(
+        run={"checkpoint_every": 20, "liveness_seconds": LIVENESS}, train={"steps": 100_000}
+    )
+    plain["model"] = {"factory": "odd_layers:stopping", "args": {"trap": str(trap)}, "blocks": ["3", "4"]}
+    with pytest.raises(PeerError, match="no answer to 'save' from block 1"):
+        fit(plain, tmp_path / "run", watch=watch)
+    assert time.monotonic() - laid_at < (START_LIVENESS + 3) * LIVENESS
     assert_gone(watch.first("started")["pids"])
 
 

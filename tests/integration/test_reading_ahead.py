@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from lowdimfa.data import Reader
-from lowdimfa.errors import LowdimfaError, ResourceError
+from lowdimfa.errors import LowdimfaError, ResourceError, StoppedError
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.data import load_dataset, read_ahead
 from lowdimfa.services.run.training import batch_order
@@ -39,8 +39,9 @@ def plain(workers: int, **sections: Any) -> dict[str, Any]:
     return specification(blocks=2, data=data, run=run, **sections)
 
 
-def trained(workers: int, run_dir: Path) -> tuple[dict[str, Tensor], float]:
-    metrics = DecoupledTrainer(plain(workers), engine="local", run_dir=run_dir).fit().metrics
+def trained(workers: int, run_dir: Path, steps: int = STEPS) -> tuple[dict[str, Tensor], float]:
+    options = plain(workers, train={"steps": steps})
+    metrics = DecoupledTrainer(options, engine="local", run_dir=run_dir).fit().metrics
     return export_state(CheckpointStore(run_dir).load(None)), metrics["test_loss"]
 
 
@@ -90,16 +91,21 @@ def test_whatever_is_asked_for_next_is_read() -> None:
 
 @pytest.mark.xdist_group("ray")
 def test_workers_of_actors_give_the_same_bits_and_end_with_them(cluster: None, tmp_path: Path) -> None:
-    options = plain(1)
-    state, _ = trained(0, tmp_path / "none")
+    """The run can't end before they are seen; it is stopped then."""
     folder, servers = Path(drawing.__file__).parent, set[psutil.Process]()
 
     def look(event: dict[str, Any]) -> None:
         if event["event"] == "evaluated":
             servers.update(filter(is_of_workers, psutil.Process().children(recursive=True)))
+            trainer.stop()
 
-    DecoupledTrainer(options, run_dir=tmp_path / "ray", user_code=folder, on_event=look).fit()
+    endless = plain(1, train={"steps": 100_000})
+    trainer = DecoupledTrainer(endless, run_dir=tmp_path / "ray", user_code=folder, on_event=look)
+    with pytest.raises(StoppedError) as stopped:
+        trainer.fit()
     assert servers and not psutil.wait_procs(servers, timeout=60)[1]
+    assert stopped.value.step is not None
+    state, _ = trained(0, tmp_path / "none", stopped.value.step)
     found = export_state(CheckpointStore(tmp_path / "ray").load(None))
     assert all(torch.equal(found[name], value) for name, value in state.items())
 

@@ -96,7 +96,7 @@ def test_cut_announcements_lose_and_repeat_nothing() -> None:
 
 
 def test_a_receiver_that_is_gone_is_a_peer_error_and_no_wait() -> None:
-    with pair(liveness=1.0) as blocks:
+    with pair(liveness=3.0) as blocks:
         blocks.send(0)
         blocks.receiver.release(blocks.messages.get())
         blocks.relay.blocked = True
@@ -108,9 +108,9 @@ def test_a_receiver_that_is_gone_is_a_peer_error_and_no_wait() -> None:
 
 
 def test_a_buffer_that_does_not_come_is_a_peer_error_in_time() -> None:
-    with pair(liveness=1.0) as blocks:
+    with pair(liveness=3.0) as blocks:
         only_announced(blocks, 2)
-        failure = blocks.failures.get(5)
+        failure = blocks.failures.get(15)
         assert isinstance(failure, PeerError)
         assert "run.liveness_seconds" in failure.message
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from lowdimfa.callback import Callback
@@ -20,6 +22,7 @@ from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.checkpoint import Attempt, BlockState, CheckpointStore, write_block
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
+from lowdimfa.services.trainer import recovery
 from lowdimfa.services.trainer.callbacks import Callbacks
 from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
 from lowdimfa.services.trainer.loop import TrainingLoop
@@ -39,7 +42,7 @@ SPECIFICATION: dict[str, Any] = {
     "run": {
         "checkpoint_every": SAVE,
         "alignment_every": ALIGN,
-        "liveness_seconds": 0.01,  # pauses between recoveries are at most an eighth of it
+        "liveness_seconds": 60.0,  # only a hang reaches it: checkpoints and callbacks have it for a deadline
         "timeline": False,
         "max_recoveries": 100,
     },
@@ -190,12 +193,14 @@ def drive(
     callbacks: Sequence[Callback] = (),
     **run: Any,
 ) -> list[dict[str, Any]]:
-    """Run the loop to its end and return the events; what it raises has them as ``events``."""
+    """Run the loop to its end, without pauses between recoveries, and return the events."""
     run_dir.mkdir(exist_ok=True)
     manifest = CheckpointStore(run_dir).newest_good().manifest if resume else None
     stop, made = stop or StopRequest(), plan(**run)
     told = Callbacks(callbacks, made.specification, run_dir, stop.finish)
-    with opened(Journal(run_dir)) as journal:
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    with opened(Journal(run_dir)) as journal, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "time", clock)
         TrainingLoop(made, engine, run_dir, journal, TrainerWatch("test"), told, stop).run(manifest)
     return events(run_dir)
 
