@@ -41,8 +41,9 @@ LONG = """\
 ## Long runs
 
 `python -m benchmarks.gap`. The broadcast form with ten times the work and more, all training samples, and the control
-of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*); with activations in
-fewer bytes, on the usual networks and samples (*formats*). *Gap* is to backpropagation by the same optimiser, in bold
+of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*). On the usual networks
+and samples, with one rate for all: activations in fewer bytes (*formats*), and the error at every layer of two blocks
+beside that at their ends (*layers*). *Gap* is to backpropagation by the same optimiser, in bold
 where it is beyond the target; *behind fp32* to the same rule with whole numbers.
 """
 NO_RESULT = "no stored result"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 _PART = 3e-4
-"""By which part of the standard deviation of values a number may differ: more than another decoder of pictures changes,
-less than another sample does."""
+"""By which part of the standard deviation of values a number may differ: more than a few pixels of a picture that another
+decoder rounds otherwise, less than another sample does."""
 
 _LAST_BITS = 2.0
 """Of all values' type, by how many of its last bits they may differ, whatever their deviation."""
@@ -87,7 +87,7 @@ def _numbers(part: Tensor, together: bool) -> Iterator[float]:
     if together:
         numbers, unit = numbers[None] @ _weights(len(part)), unit * math.sqrt(len(part) / 3)
     bits = _LAST_BITS * max(torch.finfo(part.dtype).eps, 1e-7)
-    yield unit * max(_PART * math.sqrt(variance), bits * math.sqrt(variance + mean**2))
+    yield unit * max(_PART * math.sqrt(variance), bits * math.hypot(math.sqrt(variance), mean))
     yield unit * mean
     yield from numbers.tolist()
 

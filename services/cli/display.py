@@ -79,8 +79,9 @@ class TextDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, emoji=False)
-        # What a bar needs, whatever the environment says of colours.
-        self._terminal = stream.isatty() and not self._console.is_dumb_terminal
+        # What a bar needs: the environment may call anything a terminal for its colours, or a terminal none.
+        console = self._console
+        self._terminal = stream.isatty() and console.is_terminal and not console.is_dumb_terminal
         self._bar = Progress(
             Course(self._console),
             console=self._console,

@@ -66,6 +66,9 @@ class _Context:
     def peer(self) -> str:
         return f"page:{self._visitor.address}:"
 
+    async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Do nothing: a page sees by its own first answer that it was let in."""
+
     async def abort_with_status(self, status: grpc.Status) -> None:
         raise Refusal(_STATUS.get(status.code, HTTPStatus.INTERNAL_SERVER_ERROR), status.details)
 

@@ -183,8 +183,9 @@ class CheckpointStore:
         try:  # once more, as that may have taken long
             self.require_own()
         except InputError:
-            if self._storage.read(name) == text:
-                self._storage.delete(name)
+            with suppress(FileNotFoundError):  # whoever has the run may have swept it
+                if self._storage.read(name) == text:
+                    self._storage.delete(name)
             raise
         leftovers.prune(self._storage, step, self._keep, kept, self._noted)
         self._noted = None

@@ -22,6 +22,7 @@ from lowdimfa.losses import (
     validate_tokens,
 )
 from lowdimfa.metrics import Metrics
+from lowdimfa.models.hf.layers import Part
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import ONE, named
@@ -64,14 +65,24 @@ def _refuse_present_tokens(network: NetworkPlan, reader: Reader) -> None:
         )
 
 
-def check_targets(network: NetworkPlan, reader: Reader) -> list[str]:
+def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
     """Run the loss once on an output of the right shape, so that a mismatch is found before the first step.
 
-    Return the names of the numbers that evaluations will have.
+    Parameters
+    ----------
+    network, reader
+        Of the run.
+    new
+        Whether the run begins: one that goes on, or is evaluated, has the loss that it began with.
+
+    Returns
+    -------
+    The names of the numbers that evaluations will have.
     """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
-    labels = getattr(network.blocks[-1].layers[-1].module, "labels", 0)
-    if labels > 1 and task == "regression" and training.loss == "auto":
+    head = network.blocks[-1].layers[-1].module
+    labels = head.labels if isinstance(head, Part) else 0
+    if new and labels > 1 and task == "regression" and training.loss == "auto":
         raise InputError(
             "train.loss",
             f"'auto', which is mse for targets that are no integers, with a network of {labels} labels",

@@ -16,6 +16,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory
 from lowdimfa.layers import Layer, as_module, channels_last, list_layers, named_tensors
+from lowdimfa.models.hf.layers import Part
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
 from lowdimfa.services.run.example import MOST
@@ -26,18 +27,15 @@ from lowdimfa.services.spec.given import opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
 
-_NO_MATTER = frozenset(
-    [
-        "architectures",
-        "bos_token_id",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "transformers_version",
-        "use_cache",
-    ]
-)
-"""What a configuration says that changes nothing of what its network computes."""
+_NO_MATTER = {
+    "architectures",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "transformers_version",
+    "use_cache",
+}
+"""What a configuration says, beside the numbers of tokens, that changes nothing of what its network computes."""
 
 
 def build_model(specification: Specification) -> nn.Module:
@@ -82,10 +80,13 @@ def configuration_of(layers: Iterable[Layer]) -> dict[str, Any]:
     It is that of a network of Hugging Face, which a file may hold that changes while a run goes on.
     """
     for layer in layers:
-        found = getattr(getattr(layer.module, "config", None), "to_dict", None)
-        if callable(found):
-            plain: dict[str, Any] = json.loads(json.dumps(found(), default=str))
-            return {key: value for key, value in plain.items() if key[0] != "_" and key not in _NO_MATTER}
+        if isinstance(layer.module, Part):
+            plain: dict[str, Any] = json.loads(json.dumps(layer.module.config.to_dict(), default=str))
+            return {
+                key: value
+                for key, value in plain.items()
+                if not key.startswith("_") and not key.endswith("_token_id") and key not in _NO_MATTER
+            }
     return {}
 
 
@@ -97,15 +98,26 @@ def require_configuration(layers: Iterable[Layer], manifest: Manifest) -> None:
     InputError
         Names the first thing that differs. What only one of both knows is left to the package's versions.
     """
-    now, then = configuration_of(layers), manifest.meta.get("configuration") or {}
+    unlike = _first_unlike(configuration_of(layers), manifest.meta.get("configuration") or {})
+    if unlike is not None:
+        key, now, then = unlike
+        raise InputError(
+            f"model.args: the configuration's {key}",
+            repr(now),
+            f"{then!r}, as when the checkpoint was written",
+            "The file was changed since: put it back, or begin a new run with model.weights.",
+        )
+
+
+def _first_unlike(now: dict[str, Any], then: dict[str, Any]) -> tuple[str, Any, Any] | None:
     for key in sorted(now.keys() & then.keys()):
-        if now[key] != then[key]:
-            raise InputError(
-                f"model.args: the configuration's {key}",
-                f"{now[key]!r}",
-                f"{then[key]!r}, as when the checkpoint was written",
-                "The file was changed since: put it back, or begin a new run with model.weights.",
-            )
+        mine, theirs = now[key], then[key]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            if within := _first_unlike(mine, theirs):
+                return f"{key}.{within[0]}", *within[1:]
+        elif mine != theirs:
+            return key, mine, theirs
+    return None
 
 
 def cut_model(

@@ -131,7 +131,7 @@ def make_run_plan(
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     order.evaluation_size = _evaluation_size(network, order)
-    numbers = check_targets(network, reader)
+    numbers = check_targets(network, reader, new=rehearsed and not resumed)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)

@@ -108,7 +108,7 @@ def _read_otherwise(folder: Path) -> list[str]:
     plain = Tokenizer.from_file(str(folder / _TOKENIZER))
     try:
         with quiet():
-            usual = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            usual = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             found = usual(_TEXT, add_special_tokens=False)["input_ids"]
             name = type(usual).__name__
     except Exception as error:  # each kind has its own

@@ -77,9 +77,10 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
 def _with_test_split(plan: RunPlan) -> RunPlan:
     """Return a plan that evaluates the data's own test split in place of training samples that were held out."""
     specification = plan.specification
-    data = specification.data.model_copy(update={"validation": 0.0})
+    data = specification.data.model_copy(update={"validation": 0.0, "workers": 0})
     with other_peoples_code("the test split can't be loaded"):
-        whole = load_dataset(specification.model_copy(update={"data": data}))
-        found = replace(plan, dataset=replace(plan.dataset, test=whole.test))
+        own = specification.model_copy(update={"data": data})
+        test = load_dataset(own).test
+        found = replace(plan, specification=own, dataset=replace(plan.dataset, test=test))
         Example.of(found.reader)  # raises where its samples are of another kind
     return found

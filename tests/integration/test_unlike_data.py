@@ -119,9 +119,12 @@ def test_workers_are_not_blamed_for_what_the_data_raise() -> None:
         ahead.microbatch(Ticket(0, 0))
 
 
-def test_the_test_split_that_was_kept_away_is_measured_when_it_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_test_split_that_was_kept_away_is_measured_when_it_is_asked_for(
+    workers: int, tmp_path: Path
+) -> None:
     plain = specification(classes=3, train="classes", test="classes")
-    plain["data"]["validation"] = 0.2
+    plain["data"] |= {"validation": 0.2, "workers": workers}
     done = DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit().metrics
     as_the_run, test = evaluate_run(tmp_path / "run"), evaluate_run(tmp_path / "run", test=True)
     assert as_the_run["test_loss"] == done["test_loss"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from cryptography import x509
 from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError
@@ -35,6 +36,16 @@ def test_an_address_is_no_path_and_a_home_is_one(tmp_path: Path, monkeypatch: py
     assert CliRunner().invoke(app, ["certs", "~/tls"], catch_exceptions=False).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert (tmp_path / "home" / "tls" / "ca.key").exists()
+
+
+@pytest.mark.parametrize("days", ["7", "0.5"])
+def test_certificates_are_valid_for_the_days_that_were_asked_for(days: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["certs", str(tmp_path / "tls"), "--days", days], catch_exceptions=False)
+    assert f"{days} days" in done.output
+    for name in ("ca", "server", "client"):
+        made = x509.load_pem_x509_certificate((tmp_path / "tls" / f"{name}.crt").read_bytes())
+        length = (made.not_valid_after_utc - made.not_valid_before_utc).total_seconds() / 86_400
+        assert float(days) <= length < float(days) + 0.1
 
 
 @pytest.mark.parametrize("seconds", ["inf", "1e300", "nan", "0"])

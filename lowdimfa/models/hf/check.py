@@ -57,9 +57,11 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
             again = _run_both(small, network, inputs) if _made_loud(small, outputs[0]) else outputs
     for whole, composed in (outputs, again):
         if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
+            window = getattr(network.config, "sliding_window", None)
             raise InputError(
                 _KEY,
-                f"layers that, run in order, don't compute what the {kind} does",
+                f"layers that, run in order, don't compute what the {kind} does"
+                + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
                 "all that happens to its hidden states and its output, with nothing in between",
             )
 
