@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="KEY=VALUE",
         help="a setting on top of this runtime's specification, such as train.compile=true; may be repeated; those of "
-        "the model, such as model.blocks=['3'], are for all systems",
+        "the model, such as model.blocks=['3'], are for pipelines of so many stages too",
     )
     parser.add_argument("--json", action="store_true", help="end with the results as one line of JSON")
     parser.add_argument("--write", action="store_true", help="store the results in benchmarks/results")

@@ -42,7 +42,7 @@ class Wire:
 class Staged(Peer):
     """One process of a pipeline, with some of its stages.
 
-    They are cut as the runtime cuts its blocks: equal counted operations.
+    They are cut as the runtime cuts its blocks: equal counted operations, or where the specification says for so many.
 
     Parameters
     ----------
@@ -59,8 +59,9 @@ class Staged(Peer):
 
     def plans(self, count: int) -> list[BlockPlan]:
         """Return all stages."""
-        example, balance = self.example.batch(), self.specification.model.balance
-        return partition(self.model(), count, example, balance)
+        blocks = self.specification.model.blocks
+        cut = blocks if isinstance(blocks, list) and len(blocks) == count - 1 else count
+        return partition(self.model(), cut, self.example.batch())
 
     def gathered(self, mine: list[BlockModule]) -> nn.Module | None:
         """Gather all stages' weights in the first process, through files, and return the model there."""
