@@ -42,12 +42,12 @@ class Fingerprint:
         part = part.detach().cpu()
         self._digest.update(f"{name}:{part.dtype}:{tuple(part.shape)}".encode())
         if not part.is_floating_point():
-            self._digest.update(_bytes(part))
+            self._digest.update(content(part))
             return
         for values in _slices(part):
             if not values.isfinite().all():
                 kinds = values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
-                self._digest.update(_bytes(kinds))
+                self._digest.update(content(kinds))
         self._numbers.append(" ".join(f"{number:.9g}" for number in _numbers(part, together)))
 
     def __str__(self) -> str:
@@ -78,8 +78,9 @@ def _numbers(part: Tensor, together: bool) -> Iterator[float]:
     That is a sum of deviations from the mean, with weights at random: last bits hardly change it, whether values are
     alike from place to place or not. All are in units of the sum of one sample, or of all.
     """
-    count = max(1, sum(int(some.isfinite().sum()) for some in _slices(part)))
-    mean = sum(float(_finite(some).sum()) for some in _slices(part)) / count
+    found = [(int(some.isfinite().sum()), float(_finite(some).sum())) for some in _slices(part)]
+    count = max(1, sum(number for number, _ in found))
+    mean = sum(total for _, total in found) / count
     variance = sum(float(_finite(some - mean).square().sum()) for some in _slices(part)) / count
     width = math.prod(part.shape[1:])
     weights, unit = _weights(width), math.sqrt(width / 3)
@@ -116,5 +117,6 @@ def _floats(part: str) -> list[float]:
         return [math.nan]  # it wasn't made here
 
 
-def _bytes(values: Tensor) -> bytes:
-    return values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def content(values: Tensor) -> bytes:
+    """Return the bytes of values, a copy."""
+    return values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.fingerprint import Fingerprint
+from lowdimfa.data.fingerprint import Fingerprint, content
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
 from lowdimfa.data.streams import StreamSplit
@@ -234,10 +234,6 @@ def _contents(samples: Samples) -> dict[str, object]:
     """Return everything that tells samples from others; a copy, as they may share memory with the data set."""
     parts = {f"inputs {name!r}" if name else "inputs": part for name, part in named(samples.inputs()).items()}
     return {
-        what: (part.dtype, part.shape, _bytes(part))
+        what: (part.dtype, part.shape, content(part))
         for what, part in (parts | {"targets": samples.targets()}).items()
     }
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -116,13 +116,13 @@ def read(path: Path, end: str | None = None) -> Tokenizer:
         beside = file.with_name(name)
         if beside.is_file():
             files[name] = beside.read_bytes()
-            named |= _special(files[name], beside)
+            named |= special_tokens(files[name], beside)
     ending = _end(made, end or named.get("eos_token"), file)
     pad = made.token_to_id(named["pad_token"]) if "pad_token" in named else None
     return Tokenizer(made, ending, ending if pad is None else pad, files)
 
 
-def _special(content: bytes, path: Path) -> dict[str, str]:
+def special_tokens(content: bytes, path: Path) -> dict[str, str]:
     """Return the special tokens that a file names, each by its text or by a mapping with the text."""
     try:
         values = dict(json.loads(content))

@@ -18,7 +18,7 @@ from lowdimfa.services.coordinator.jobs import Event, JobState
 from lowdimfa.services.coordinator.messages import job_fields, message_to_event, state_to_message
 from lowdimfa.services.coordinator.statuses import error_of
 from lowdimfa.services.rpc.certificates import channel_credentials
-from lowdimfa.services.rpc.connection import Backoff, is_transient
+from lowdimfa.services.rpc.connection import Backoff, await_answer, is_transient
 from lowdimfa.services.rpc.options import client_options
 from lowdimfa.services.rpc.security import is_loopback
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
@@ -209,7 +209,7 @@ class CoordinatorClient:
         request = pb.GetLogsRequest(id=job_id, tail=tail, follow=follow, sources=sources)
         call = self._stub.GetLogs(request, metadata=self._metadata)
         try:
-            _await_answer(call, self._connection.liveness)
+            await_answer(call, self._connection.liveness)
             for line in call:
                 yield line.source, line.text
         except grpc.RpcError as error:
@@ -237,7 +237,7 @@ class CoordinatorClient:
         while True:
             call, opened = connect(), time.monotonic()
             try:
-                _await_answer(call, backoff.remaining())
+                await_answer(call, backoff.remaining())
                 opened = time.monotonic()
                 for response in call:
                     backoff.restored()
@@ -250,14 +250,3 @@ class CoordinatorClient:
                     raise error_of(error, self._connection.address) from error
             finally:
                 call.cancel()
-
-
-def _await_answer(call: Any, seconds: float) -> None:
-    """Wait until the service has let a stream's call in, or end it: nothing else bounds the time to what comes first."""
-    timer = threading.Timer(max(0.0, seconds), call.cancel)
-    timer.daemon = True
-    timer.start()
-    try:
-        call.initial_metadata()
-    finally:
-        timer.cancel()

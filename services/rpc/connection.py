@@ -27,6 +27,21 @@ def is_transient(error: grpc.RpcError) -> bool:
     return error.code() in _TRANSIENT
 
 
+def await_answer(call: Any, seconds: float) -> None:
+    """Wait until a server has accepted a stream's call, or end the call.
+
+    It answers with its initial metadata as soon as it accepts. Nothing else bounds the wait for that: the stream itself
+    has no deadline.
+    """
+    timer = threading.Timer(max(0.0, seconds), call.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        call.initial_metadata()
+    finally:
+        timer.cancel()
+
+
 @dataclass(frozen=True)
 class Peer:
     """The far end of a connection, as messages name it.
@@ -218,15 +233,7 @@ class StreamThread:
             if self._closed.is_set():
                 return
             call = self._call = self._connect()
-        # The server answers with its initial metadata as soon as it accepts the call. Nothing else bounds the
-        # wait for that: the stream itself has no deadline.
-        timer = threading.Timer(max(0.0, self._backoff.remaining()), call.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            call.initial_metadata()
-        finally:
-            timer.cancel()
+        await_answer(call, self._backoff.remaining())
         if call.is_active():
             self._backoff.restored()
         try:

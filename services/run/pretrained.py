@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from lowdimfa.data.tokenizer import special_tokens
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import list_layers
 from lowdimfa.models.hf.network import HuggingFaceNetwork
@@ -86,13 +87,11 @@ def _name_special_tokens(folder: Path) -> None:
         return
     from tokenizers import Tokenizer  # the extra brings it
 
-    tokens, numbered = json.loads(beside.read_text("utf-8")), Tokenizer.from_file(str(path))
+    tokens, numbered = special_tokens(beside.read_bytes(), beside), Tokenizer.from_file(str(path))
     for name in ("config.json", _GENERATION):
         values = json.loads((folder / name).read_text("utf-8"))
         for key in ("bos_token", "eos_token"):
-            text = tokens.get(key)
-            text = text.get("content") if isinstance(text, dict) else text
-            number = numbered.token_to_id(text) if isinstance(text, str) else None
+            number = numbered.token_to_id(tokens[key]) if key in tokens else None
             if number is not None and values.get(f"{key}_id") is None:
                 values[f"{key}_id"] = number
         (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
