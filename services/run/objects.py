@@ -95,9 +95,8 @@ class Objects:
         except OSError as error:
             if error.filename is not None:
                 raise
-            raise OSError(
-                error.errno, error.strerror, str(path)
-            ) from error  # of this machine, and not of the store
+            # Of this machine, and not of the store.
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def _read_on(self, name: str, source: Any) -> bytes:
         with self._told(name):
