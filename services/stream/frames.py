@@ -185,7 +185,7 @@ class Assembly:
     header
         Of its first frame.
     limit
-        What is accepted. Memory is taken at once for what it bounds, and else for what has arrived.
+        What is accepted. Memory is taken with the first bytes for what it bounds, and else for what has arrived.
 
     Raises
     ------
@@ -204,7 +204,8 @@ class Assembly:
         self.sequence, self.ticket = header.sequence, Ticket(header.step, header.microbatch)
         self._kind = _KINDS[header.kind]
         self.nbytes = sum([layout(*announced)[1] for announced in self._announced])
-        self._buffers = self._make_buffers() if limit.nbytes is not None else []
+        self._bounded = limit.nbytes is not None
+        self._buffers: list[TensorBuffer] = []
         self._waiting: list[memoryview] = []
         self._offset = 0
 
@@ -230,8 +231,8 @@ class Assembly:
         self._offset += len(data)
         complete = self._offset == self.nbytes
         self._waiting.append(data)
-        if complete and not self._buffers:
-            self._buffers = self._make_buffers()
+        if (complete or self._bounded) and not self._buffers:
+            self._buffers = [TensorBuffer(*announced) for announced in self._announced]
         if self._buffers:
             self._write()
         return self.with_tensors(tuple(buffer.tensor() for buffer in self._buffers)) if complete else None
@@ -239,9 +240,6 @@ class Assembly:
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> Message:
         """Return the message with tensors that a carrier has brought, of its `types`."""
         return Message(self._kind, self.ticket, tensors, self.sequence)
-
-    def _make_buffers(self) -> list[TensorBuffer]:
-        return [TensorBuffer(*announced) for announced in self._announced]
 
     def _write(self) -> None:
         for data in self._waiting:

@@ -112,7 +112,7 @@ def test_the_way_is_short_and_the_documented_one(
     files = way.files[
         way.files.index(f"lowdimfa/{begin}.py") :
     ]  # before it are the layers that make an activation
-    assert files[-1] == f"lowdimfa/{end}.py"
+    assert files[-1] == f"lowdimfa/{end}.py", files
     assert len(files) <= MOST_FILES, files
     if transport == "grpc":
         assert files == documented(what)

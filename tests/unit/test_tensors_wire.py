@@ -214,6 +214,16 @@ def test_the_same_bytes_once_more_change_nothing() -> None:
     assert message is not None and torch.equal(message.tensors[0], torch.arange(4.0).reshape(2, 2))
 
 
+def test_what_a_carrier_brings_takes_no_memory_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowdimfa.services.stream.frames.TensorBuffer", None)
+    assembly = Assembly(
+        pb.Header(tensors=[pb.TensorType(shape=[2, 2])]), SampleLimit.of((2,), torch.float32, 2)
+    )
+    assert assembly.types == [(torch.float32, (2, 2))]
+    brought = torch.ones(2, 2)
+    assert assembly.with_tensors((brought,)).tensors[0] is brought
+
+
 @pytest.mark.parametrize("kind", [pb.KIND_ERROR, pb.KIND_PROBE])
 def test_errors_and_activations_keep_to_their_own_streams(kind: pb.Kind) -> None:
     types = [pb.TensorType(shape=[2, 2])]
