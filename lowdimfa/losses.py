@@ -285,7 +285,8 @@ class Objective:
         (error,) = torch.autograd.grad(loss, leaf)
         if weight != 1:
             loss, error = weight * loss, weight * error
-        return loss.detach(), error / self.microbatches
+        # Of one micro-batch it is that already; with a large vocabulary another pass over it takes time.
+        return loss.detach(), error if self.microbatches == 1 else error / self.microbatches
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
