@@ -134,10 +134,11 @@ class FeedbackConfig:
         le=1,
     )
     p_rule: str | FactoryConfig = setting(
-        "fixed",
+        "auto",
         "How the error projection P is learned: not at all (`fixed`), or so that its rows span the "
         "error's leading principal directions: `oja` approaches these step by step, `pca` computes them from a running "
-        "correlation. It matters only where `error_dim` is below the error's own.",
+        "correlation. It matters only where `error_dim` is below the error's own; there `auto` takes `pca` if Q is `Pᵀ` "
+        "at every block, which then follows P, else `fixed`.",
     )
     p_lr: float = setting(0.1, "Learning rate of Oja's rule, on an error correlation of trace 1.", gt=0)
     p_decay: float = setting(
@@ -163,6 +164,11 @@ class FeedbackConfig:
     probe_decay: float = setting(
         0.99, "What a probe leaves of Q; the rest is taken from the probe's estimate.", ge=0, lt=1
     )
+
+    @property
+    def p_rule_or_fixed(self) -> str | FactoryConfig:
+        """The rule for P; where it isn't known yet what ``auto`` stands for, the one with which any rule begins."""
+        return "fixed" if self.p_rule == "auto" else self.p_rule
 
     @property
     def probe_interval(self) -> int:

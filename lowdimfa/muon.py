@@ -12,55 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowdimfa.errors import InputError
+from lowdimfa.kinds import HIDDEN
 
 if TYPE_CHECKING:
     from lowdimfa.optim import Updater
 
-Kind = Literal["matrix", "embedding", "output", "feedback", "other"]
-"""What a parameter is; `kinds_of` has the meanings."""
-
-_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Of the polynomial that drives singular values towards 1, by Jordan et al."""
-
-
-def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
-    """Return what the parameters of a module are, by name.
-
-    ``matrix``: the weight of a linear layer, of attention's projections, or of a convolution without groups.
-    ``embedding``: that of an embedding. ``output``: in the head, the matrix that is registered last, unless it is an
-    embedding's too. ``other``: the rest, as biases, norms
-    and learned positions. Blocks have a fifth kind, ``feedback``, their ``Q``.
-
-    Parameters
-    ----------
-    module
-        A network, or a block of one.
-    head
-        Whether the network's output comes from it.
-    """
-    found: dict[int, Kind] = {}
-    last: Tensor | None = None
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-                found[id(parameter)] = "embedding"  # also where a linear layer shares it
-            elif _is_matrix(part, name, parameter):
-                found.setdefault(id(parameter), "matrix")
-                last = parameter
-    kinds: dict[str, Kind] = {name: found.get(id(one), "other") for name, one in module.named_parameters()}
-    is_output = {
-        name for name, one in module.named_parameters() if head and one is last and kinds[name] == "matrix"
-    }
-    return kinds | dict.fromkeys(is_output, "output")
-
-
-def _is_matrix(part: nn.Module, name: str, parameter: Tensor) -> bool:
-    if parameter.dim() < 2 or not parameter.is_floating_point():
-        return False
-    if isinstance(part, nn.MultiheadAttention):
-        return name.endswith("proj_weight")
-    return isinstance(part, _MATRICES) and name == "weight" and getattr(part, "groups", 1) == 1
 
 
 class Muon(Optimizer):
@@ -93,7 +51,7 @@ class Muon(Optimizer):
         Patterns of names in the plain model, such as ``["0.*", "embed.positions"]``, of what is AdamW's or, with two
         dimensions or more, Muon's whatever its kind; AdamW's go first. Names of feedback weights end in ``.Q``.
     kinds
-        Of ``params`` in their order, by name: `kinds_of`. A block's updater fills it in.
+        Of ``params`` in their order, by name: `lowdimfa.kinds.kinds_of`. A block's updater fills it in.
 
     Attributes
     ----------
@@ -125,7 +83,7 @@ class Muon(Optimizer):
     ) -> None:
         trained = list(params)
         if kinds is None or len(kinds) != len(trained):
-            raise ValueError("kinds must name what every parameter is: lowdimfa.muon.kinds_of(model)")
+            raise ValueError("kinds must name what every parameter is: lowdimfa.kinds.kinds_of(model)")
         if isinstance(adamw, str) or isinstance(muon, str):
             raise ValueError("adamw and muon are lists of patterns, not text")
         if not adamw_scale > 0:
@@ -142,8 +100,10 @@ class Muon(Optimizer):
         matrices: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for (name, kind), one in zip(kinds.items(), trained, strict=True):
-            wanted = kind == "matrix" or (one.dim() >= 2 and _named(name, muon))
+            wanted = kind in HIDDEN or (one.dim() >= 2 and _named(name, muon))
             (matrices if wanted and not _named(name, adamw) else rest).append(one)
+        stored = dict(zip(map(id, trained), kinds.values(), strict=True))
+        self._transposed = [stored[id(one)] == "transposed" for one in matrices]
         given: dict[str, Any] = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -191,13 +151,15 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        for matrix in group["params"]:
+        for matrix, transposed in zip(group["params"], self._transposed, strict=True):
             if matrix.grad is not None:
-                self._step_matrix(matrix, matrix.grad, group)
+                self._step_matrix(matrix, matrix.grad, group, transposed)
         self._adamw().step()
         return loss
 
-    def _step_matrix(self, matrix: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+    def _step_matrix(
+        self, matrix: Tensor, gradient: Tensor, group: Mapping[str, Any], transposed: bool
+    ) -> None:
         state, momentum = self.state[matrix], group["momentum"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
@@ -206,7 +168,7 @@ class Muon(Optimizer):
         if group["nesterov"]:
             wanted = gradient.lerp(wanted, momentum)
         step = orthogonalised(wanted.reshape(len(wanted), -1), group["ns_steps"])
-        rows, columns = step.shape
+        rows, columns = step.shape[::-1] if transposed else step.shape
         scale = 0.2 * math.sqrt(max(rows, columns))
         if group["adjust_lr_fn"] == "original":
             scale = math.sqrt(max(1, rows / columns))
@@ -234,20 +196,23 @@ def _named(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def refuse_unused_patterns(updaters: Iterable[Updater]) -> None:
-    """Refuse patterns that name no parameter in any of the blocks of a network.
+def refuse_unused(updaters: Iterable[Updater]) -> None:
+    """Refuse patterns that name no parameter in any of the blocks of a network, and a Muon that has no matrix in any.
 
     Raises
     ------
     InputError
-        Names the pattern.
+        Names the pattern, or what Muon looks for.
     """
     unused: dict[int, tuple[str, set[str]]] = {}
+    idle: dict[int, str] = {}
     for updater in updaters:
         if isinstance(updater.optimizer, Muon):
-            key, here = f"{updater.config.optimizer_key}.args", set(updater.optimizer.unused)
-            _, so_far = unused.setdefault(id(updater.config), (key, here))
-            so_far &= here  # in place
+            name, key = id(updater.config), updater.config.optimizer_key
+            _, so_far = unused.setdefault(name, (f"{key}.args", set(updater.optimizer.unused)))
+            so_far &= set(updater.optimizer.unused)  # in place
+            has_matrix = bool(updater.optimizer.param_groups[0]["params"])
+            idle[name] = "" if has_matrix else idle.get(name, key)
     for key, patterns in unused.values():
         for pattern in sorted(patterns):
             raise InputError(
@@ -255,3 +220,11 @@ def refuse_unused_patterns(updaters: Iterable[Updater]) -> None:
                 f"the pattern {pattern!r}, which fits the name of no parameter",
                 "patterns of names in the plain model, such as '0.weight' or '*.Q'",
             )
+    for key in filter(None, idle.values()):
+        raise InputError(
+            f"{key}.factory",
+            "Muon where no parameter is known to be a hidden layer's matrix",
+            "weights of linear layers, of attention's projections or of convolutions without groups, before the output "
+            "layer; or their names in args, as muon: ['*.weight']",
+            "It would be AdamW alone.",
+        )

@@ -50,7 +50,7 @@ class Updater:
     seed
         For factories that draw random numbers: they draw the same in every process.
     kinds
-        What each of the parameters is, as `lowdimfa.muon.kinds_of` says; given to an optimiser that takes ``kinds``.
+        What each of the parameters is, as `lowdimfa.kinds.kinds_of` says; given to an optimiser that takes ``kinds``.
     average
         Follows the parameters.
 

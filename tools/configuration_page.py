@@ -60,19 +60,19 @@ train:
     args: {max_lr: 0.002}
 ```
 
-Muon's are the weights of linear layers, of attention's projections and of convolutions without groups, whose
-kernels it takes as matrices `(out, rest)`. AdamW's are, as Muon's authors advise, embeddings and the output layer
-(the last matrix of the network), and biases, norms, positions, recurrent layers and whatever else isn't known to be
-a matrix; feedback weights `Q` too, as they are a readout's last layer. `adamw` and `muon` name what shall be
-otherwise, by patterns of names in the plain model (`*.Q` for feedback weights). A pattern that fits nothing is
-refused.
+Muon's are the weights of linear layers (also of Hugging Face's `Conv1D`, of which GPT-2 is made), of attention's
+projections and of convolutions without groups, whose kernels it takes as matrices `(out, rest)`. AdamW's are, as
+Muon's authors advise, embeddings and the output layer (the last matrix of the network), and biases, norms,
+positions, recurrent layers and whatever else isn't known to be a matrix; feedback weights `Q` too, as they are a
+readout's last layer. `adamw` and `muon` name what shall be otherwise, by patterns of names in the plain model (`*.Q`
+for feedback weights). A pattern that fits nothing is refused, and so is a Muon that finds no matrix in any block.
 
 Both have one rate, on which every schedule acts: steps of a matrix are scaled to the size of AdamW's.
 `adjust_lr_fn: original` leaves Muon's own scale, for rates of about 0.02; `adamw_scale: 0.1` then gives AdamW a tenth of
 it. A schedule that cycles the momentum, as `OneCycleLR` does, cycles AdamW's alone.
 
 An optimiser of your own that has a parameter `kinds` is given one too: names and kinds of its parameters, in their
-order, as `lowdimfa.muon.kinds_of` returns them.
+order, as `lowdimfa.kinds.kinds_of` returns them.
 
 ## Overrides
 

@@ -40,7 +40,7 @@ class ErrorShape(NamedTuple):
 def sends_classes(shape: ErrorShape, feedback: FeedbackConfig) -> bool:
     """Whether the number of its class goes with every error, which then doesn't show it: one number more.
 
-    ``feedback`` is as `lowdimfa.build.resolve_feedback` returns it, here and below.
+    ``feedback`` is as `lowdimfa.feedback.entering.settled` returns it, here and below.
     """
     if feedback.form != "broadcast" or feedback.q_rule == "auto" or shape.error_dim == shape.task_dim:
         return False
@@ -105,9 +105,10 @@ def make_projection(shape: ErrorShape, feedback: FeedbackConfig, training: Train
     seed = derive_seed(training.seed, "P")
     generator, dims = torch.Generator().manual_seed(seed), (shape.task_dim, shape.error_dim)
     settings = {"p_lr": feedback.p_lr, "p_decay": feedback.p_decay, "p_every": feedback.p_every}
-    if shape.error_dim == shape.task_dim and P_RULES.find(feedback.p_rule) in (PRule, PcaProjection):
+    rule = feedback.p_rule_or_fixed
+    if shape.error_dim == shape.task_dim and P_RULES.find(rule) in (PRule, PcaProjection):
         return WholeError(shape.task_dim)
-    made = P_RULES.make(feedback.p_rule, seed, *dims, generator, **settings)
+    made = P_RULES.make(rule, seed, *dims, generator, **settings)
     weights: object = getattr(made, "weights", None)
     if not isinstance(weights, Tensor) or weights.shape != dims[::-1] or weights.dtype != torch.float32:
         raise _without_weights(P_RULES, made, f"a float32 tensor of shape {dims[::-1]}")

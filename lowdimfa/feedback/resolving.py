@@ -118,7 +118,7 @@ def _resolved(
             raise InputError("feedback.every_layer", f"True with form {feedback.form!r}", expected)
         return replace(feedback, q_rule="fixed")
     _refuse_unknown_identity(feedback)
-    p_rule, whole = P_RULES.find(feedback.p_rule), shape.error_dim == shape.task_dim
+    p_rule, whole = P_RULES.find(feedback.p_rule_or_fixed), shape.error_dim == shape.task_dim
     # Below the task's dimension each block needs P itself; of a rule of the user's own c may be anything.
     known = P_RULES.is_built_in(p_rule) if whole else p_rule is PRule
     possible = known and feedback.source == "logits" and shows_targets(training.loss, task)
@@ -159,7 +159,7 @@ def _refuse_unknown_identity(feedback: FeedbackConfig) -> None:
     """
     if feedback.q_start != "identity":
         return
-    p_rule = P_RULES.find(feedback.p_rule)
+    p_rule = P_RULES.find(feedback.p_rule_or_fixed)
     if not P_RULES.is_built_in(p_rule):
         found = f"'identity' with the p_rule {P_RULES.name_of(p_rule)!r}"
         raise InputError("feedback.q_start", found, "a built-in p_rule, whose P a block can know")

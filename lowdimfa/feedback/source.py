@@ -99,7 +99,7 @@ def wants_identity(feedback: FeedbackConfig) -> bool:
         return False
     if feedback.q_start == "identity":
         return True
-    built_in = P_RULES.is_built_in(P_RULES.find(feedback.p_rule)) and (
+    built_in = P_RULES.is_built_in(P_RULES.find(feedback.p_rule_or_fixed)) and (
         feedback.q_rule == "auto" or Q_RULES.is_built_in(Q_RULES.find(feedback.q_rule))
     )
     return feedback.source != "logits" and built_in

@@ -214,11 +214,15 @@ def _plan(event: Event) -> str:
     return f"""{aligned([header, *rows])}
 
 {event["parameters"]:,} parameters{frozen} and {event["feedback_parameters"]:,} feedback weights
-{event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}
+{event["error_dim"]} numbers per error for {event["task_dim"]} {_SOURCES[event["source"]]}{_projection(event)}
 {event["steps"]:,} steps of {event["batch_size"]} samples in {parts}, {epoch}
 window {event["window"]}, staleness {event["staleness"]}""" + "".join(
         f"\n{notice}" for notice in event["notices"]
     )
+
+
+def _projection(event: Event) -> str:
+    return f", P {event['p_rule']}" if event["error_dim"] < event["task_dim"] else ""
 
 
 def _last_batch(event: Event) -> str:

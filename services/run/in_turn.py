@@ -16,7 +16,7 @@ from lowdimfa.errors import InputError, NotFiniteError, in_words
 from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.head import Broadcast, Head
-from lowdimfa.muon import Muon, refuse_unused_patterns
+from lowdimfa.muon import Muon, refuse_unused
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.large import Make, build_some
 from lowdimfa.services.run.profile import Bench
@@ -111,7 +111,7 @@ class _Turns:
             del rehearsal, stage
         if uses_muon:
             begun = (self._begun(part, [], is_head=part is parts[-1]).stages[0] for part in parts)
-            refuse_unused_patterns(stage.updater for stage in begun)
+            refuse_unused(stage.updater for stage in begun)
 
     def _begun(self, part: BlockPlan, inputs: Sequence[Activation], is_head: bool) -> Rehearsal:
         """Build a piece, as it is before the first step."""

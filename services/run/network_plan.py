@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lowdimfa.balance import balance, bottleneck
-from lowdimfa.build import features_of, parts_of, tap_of
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.feedback.entering import features_of, parts_of, tap_of
 from lowdimfa.feedback.making import ErrorShape, broadcast_width, feedback_columns
 from lowdimfa.feedback.source import at_site, source_of, starts_as_identity, stays_transposed
 from lowdimfa.formats import Format, nbytes
 from lowdimfa.layers import Layer
 from lowdimfa.partitioning import BlockPlan, block_starts
-from lowdimfa.rules import Q_RULES
+from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.sending import format_between, sent_type
 from lowdimfa.services.run.weights import Origin
 from lowdimfa.sparse import Outline
@@ -130,6 +130,7 @@ class NetworkPlan:
             "blocks": blocks,
             "source": source_of(self.feedback),
             "error_dim": self.shape.error_dim,
+            "p_rule": P_RULES.name_of(P_RULES.find(self.feedback.p_rule_or_fixed)),
             "broadcast_bytes_per_sample": self.error_bytes,
             "task_dim": self.shape.task_dim,
             "parameters": sum(block.parameters for block in self.blocks),

@@ -19,7 +19,7 @@ from torch import nn
 from lowdimfa.data.base import EVALUATION_SAMPLES, BatchOrder, Dataset
 from lowdimfa.data.reading import Reader
 from lowdimfa.errors import InputError
-from lowdimfa.feedback.resolving import error_shape, refuse_unlearnable, resolve_feedback
+from lowdimfa.feedback.entering import settled
 from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import named_tensors
 from lowdimfa.network import computing_threads
@@ -170,9 +170,8 @@ def make_network_plan(
     if weights is not None:
         weights.load(blocks, own if outline is None else NO_BLOCK)
     feedback = feedback_config(specification)
-    refuse_unlearnable(blocks, feedback)
-    shape, training = error_shape(blocks, feedback), training_config(specification, total_steps)
-    feedback = resolve_feedback(feedback, shape, training, example.task)
+    training = training_config(specification, total_steps)
+    shape, feedback = settled(blocks, feedback, training, example.task)
     origin = weights.origin if weights else None
     return NetworkPlan(blocks, shape, feedback, training, None, origin, outline, note)
 

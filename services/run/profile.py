@@ -43,7 +43,7 @@ class Bench:
     Attributes
     ----------
     feedback
-        As `lowdimfa.build.resolve_feedback` returns it.
+        As `lowdimfa.feedback.entering.settled` returns it.
     training, task
         Of the run.
     batches

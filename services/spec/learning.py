@@ -39,7 +39,7 @@ from lowdimfa.services.spec.section import (
 
 _NAMES: dict[str, list[str]] = {
     "q_rule": ["auto", *Q_RULES.built_in],
-    "p_rule": [*P_RULES.built_in],
+    "p_rule": ["auto", *P_RULES.built_in],
     "tap": ["auto", *TAPS.built_in],
 }
 """What rules and taps may be called, but for import paths."""
@@ -92,7 +92,7 @@ class FeedbackSection(Section):
             "broadcast": self.broadcast != "fp32",
             "q_rule": self.q_rule not in ("auto", "hebbian", "fixed"),
             "q_start": self.q_start == "identity",
-            "p_rule": self.p_rule != "fixed",
+            "p_rule": self.p_rule not in ("auto", "fixed"),
             "every_layer": self.every_layer,
         }
         for key in (key for key, given in of_broadcast.items() if given):

@@ -31,6 +31,7 @@ from lowdimfa.data import Task
 from lowdimfa.data.base import EVALUATION_SAMPLES
 from lowdimfa.errors import NotFiniteError
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
+from lowdimfa.kinds import HIDDEN, kinds_of
 from lowdimfa.head import Evaluation
 from lowdimfa.models import mlp
 from lowdimfa.network import DecoupledNetwork
@@ -339,6 +340,11 @@ def test_every_rule_of_a_residual_row_can_be_built_on_its_network(row: str) -> N
     task: Task = "classification" if network.score == ACCURACY else "tokens"
     # Its weights take half an hour to make.
     model = (finetuning.FROM_SCRATCH if row == "finetune" else network).network()
+    kinds = kinds_of(model)
+    beside_muon = {
+        (kinds[name], name.rpartition(".")[2]) for name, one in model.named_parameters() if one.dim() > 1
+    } - {(kind, "weight") for kind in HIDDEN}
+    assert beside_muon <= {("embedding", "weight"), ("output", "weight"), ("other", "positions")}
     for rule in rules[: len(rules) // 2]:  # the rest is the same with Muon
         plans = partition(model, rule.blocks, example)
         shape = error_shape(plans, rule.feedback)

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lowdimfa import muon
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.errors import InputError
+from lowdimfa.kinds import kinds_of
 from lowdimfa.models import char_transformer, cnn, mlp, vit
-from lowdimfa.muon import Muon, kinds_of
+from lowdimfa.muon import Muon
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.optim import Updater
 
@@ -244,3 +246,42 @@ def test_a_state_under_other_patterns_is_refused_when_it_is_loaded(first: bool) 
     with pytest.raises(ValueError, match="keep the patterns adamw and muon"):
         other.load(*one.state())
     one.load(*one.state())
+
+
+def test_gpt2s_own_linear_layers_are_matrices_the_other_way_round() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(nn.Linear(6, 4), conv1d(12, 4), nn.ReLU(), conv1d(3, 12))
+    assert [kind for kind in kinds_of(model).values() if kind != "other"] == [
+        "matrix",
+        "transposed",
+        "output",
+    ]
+    weight = nn.Parameter(normal(4, 12, seed=0))
+    settings: dict[str, Any] = {"lr": 0.1, "adjust_lr_fn": "original"}
+    one = nn.Parameter(weight.detach().clone())
+    other = nn.Parameter(weight.detach().t().clone())
+    one.grad, other.grad = normal(4, 12, seed=1), normal(4, 12, seed=1).t()
+    Muon([one], **settings, kinds={"w": "transposed"}).step()
+    Muon([other], **settings, kinds={"w": "matrix"}).step()
+    assert not torch.equal(one, weight)
+    torch.testing.assert_close(one.t(), other)
+
+
+def test_a_muon_without_a_matrix_is_refused() -> None:
+    class Odd(nn.Linear):
+        """Its matrix has a name that says nothing."""
+
+        def __init__(self) -> None:
+            super().__init__(6, 6)
+            self.odd = self.weight
+            del self.weight
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.linear(inputs, self.odd, self.bias)
+
+    model = nn.Sequential(Odd(), nn.ReLU(), Odd(), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(
+        InputError, match=r"train\.optimizer\.factory: found Muon where no parameter is known"
+    ):
+        network(model)
+    assert muons(network(model, muon=["*.odd"])) == {"0.odd", "2.odd"}

@@ -17,12 +17,14 @@ from lowdimfa.alignment import measure_alignment
 from lowdimfa.config import IGNORED, FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data.base import Task
 from lowdimfa.errors import InputError
+from lowdimfa.feedback.entering import settled
 from lowdimfa.feedback.projection import OjaProjection, PRule, WholeError
 from lowdimfa.feedback.resolving import error_shape, resolve_feedback
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, TransposedFeedback
 from lowdimfa.models import char_transformer, mlp, resnet, vit
 from lowdimfa.network import DecoupledNetwork, decouple
 from lowdimfa.partitioning import partition
+from lowdimfa.rules import P_RULES
 from lowdimfa.services.run.notes import notes
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
@@ -447,3 +449,45 @@ def test_a_whole_error_needs_no_matrix(projection: PRule) -> None:
     rule.follow(torch.eye(4).roll(1, 0))  # as a measurement of alignment has it follow what P has become
     assert rule.deliver(error) is error
     assert rule.received == 4
+
+
+@pytest.mark.parametrize(
+    ("feedback", "expected"),
+    [
+        ({"source": "head_input", "error_dim": 3}, "pca"),
+        ({"source": "hidden", "error_dim": 3, "q_rule": "fixed"}, "pca"),
+        ({"source": "head_input", "error_dim": 3, "every_layer": True}, "pca"),
+        ({"source": "head_input"}, "fixed"),  # there is nothing to choose from
+        ({"source": "head_input", "error_dim": 3, "q_rule": "hebbian"}, "fixed"),
+        ({"source": "head_input", "error_dim": 3, "q_start": "random"}, "fixed"),
+        ({"error_dim": 3}, "fixed"),
+        ({"source": "head_input", "error_dim": 3, "form": "frozen"}, "fixed"),
+        ({"source": "head_input", "error_dim": 3, "p_rule": "oja"}, "oja"),
+    ],
+)
+def test_auto_learns_a_projection_where_every_block_follows_it(
+    feedback: dict[str, Any], expected: str
+) -> None:
+    plans = partition(model("vit"), 3, batch("vit")[0])
+    shape, found = settled(plans, FeedbackConfig(**feedback), TrainingConfig(1), "classification")
+    assert found.p_rule == expected
+    assert shape.error_dim == feedback.get("error_dim", WIDTH)
+    if feedback.get("form") is None:
+        head = network("vit", 3, **feedback).head
+        assert P_RULES.name_of(type(head.projection)) == expected or isinstance(head.projection, WholeError)
+
+
+def test_auto_leaves_a_projection_where_some_block_has_feedback_of_its_own() -> None:
+    widening = nn.Sequential(
+        nn.Linear(6, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 5),
+        nn.ReLU(),
+        nn.Linear(5, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 3),
+    )
+    plans = partition(widening, ["2", "4", "6"], batch("mlp")[0])
+    feedback = FeedbackConfig(source="head_input", error_dim=3)
+    assert settled(plans, feedback, TrainingConfig(1), "classification")[1].p_rule == "fixed"
+    assert settled(plans[::2] + plans[-1:], feedback, TrainingConfig(1), "classification")[1].p_rule == "pca"
