@@ -64,7 +64,10 @@ STUDY = Study(
         Target(generation_label("normative", 20), 0.5),
         Target(generation_label("local", 40), 0.5),
     ),
-    tuple((generation_label("local", r), generation_label("low-dimensional", r)) for r in (10, 40)),
+    (
+        *((generation_label("local", r), generation_label("low-dimensional", r)) for r in (10, 40)),
+        (generation_label("normative", 20), generation_label("low-dimensional", 40)),
+    ),
 )
 
 CLAIM = Claim(

@@ -49,11 +49,9 @@ STUDY = Study(
     core,
     tuple(Target(generation_label(rule, 0.25, OF_CHANNELS), 1.0) for rule in ("normative", "local")),
     tuple(
-        (
-            generation_label("local", share, OF_CHANNELS),
-            generation_label("low-dimensional", share, OF_CHANNELS),
-        )
+        (generation_label(rule, share, OF_CHANNELS), generation_label("low-dimensional", share, OF_CHANNELS))
         for share in SHARES
+        for rule in ("normative", "local")
     ),
 )
 

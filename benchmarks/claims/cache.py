@@ -34,8 +34,11 @@ class RunCache:
         self._read_to = 0
         if path is not None and path.exists():
             content = path.read_bytes()
-            if content and not content.endswith(b"\n"):  # a run was killed while it wrote
-                path.write_bytes(content[: content.rfind(b"\n") + 1])
+            if content and not content.endswith(
+                b"\n"
+            ):  # a run was killed while it wrote; others may be writing
+                with path.open("ab", buffering=0) as file:
+                    file.write(b"\n")
             if fresh:
                 self._read_to = path.stat().st_size
         self.refresh()

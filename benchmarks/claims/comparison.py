@@ -19,11 +19,11 @@ POINTS = 0.5
 """A gap between mean accuracies that counts as none, in percentage points, whatever the spread."""
 STANDARD_ERRORS = 2
 MOST_POINTS = 2.0
-"""What spread can excuse at most: runs that scatter more can't show that a method matches."""
+"""Standard errors that are more than this can't show that a method matches."""
 CRITERION = (
     f"a method matches another where its mean test accuracy is behind by at most {POINTS} points, or by\n"
-    f"  {STANDARD_ERRORS} standard errors of the difference, whichever is more, but never more than {MOST_POINTS:g} "
-    "(*limit* in the tables)."
+    f"  {STANDARD_ERRORS} standard errors of the difference, whichever is more (*limit* in the tables). Where these are "
+    f"more than {MOST_POINTS:g} points, runs scatter\n  too much to tell."
 )
 
 Cell = tuple[Setting, Method]
@@ -45,15 +45,29 @@ Scores = Sequence[float]
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a method is behind another, in percentage points; negative where it is ahead."""
+    """How far a method is behind another, in percentage points; negative where it is ahead.
+
+    ``noise`` has `STANDARD_ERRORS` of the difference.
+    """
 
     points: float
-    tolerance: float
+    noise: float = 0.0
+
+    @property
+    def tolerance(self) -> float:
+        """By how much it may be behind."""
+        return min(MOST_POINTS, max(POINTS, self.noise))
 
     @property
     def matches(self) -> bool:
-        """Whether it isn't behind by more than counts."""
-        return self.points <= self.tolerance
+        """Whether it isn't behind by more than counts, and that can be told."""
+        return self.points <= self.tolerance and self.noise <= MOST_POINTS
+
+    @property
+    def in_words(self) -> str:
+        """Whether it matches, for a table."""
+        is_open = self.points <= self.tolerance and not self.matches
+        return "can't tell" if is_open else "yes" if self.matches else "no"
 
     def __str__(self) -> str:
         return f"{self.points:.2f}"
@@ -63,7 +77,7 @@ def gap_between(reference: Scores, scores: Scores) -> Gap:
     """Return how far scores are behind those of a reference."""
     points = statistics.fmean(reference) - statistics.fmean(scores)
     squares = [statistics.variance(one) / len(one) for one in (reference, scores) if len(one) > 1]
-    return Gap(points, min(MOST_POINTS, max(POINTS, STANDARD_ERRORS * math.sqrt(sum(squares)))))
+    return Gap(points, STANDARD_ERRORS * math.sqrt(sum(squares)))
 
 
 def compare(cells: Iterable[Cell], settings: RunSettings) -> dict[str, Any]:
@@ -144,6 +158,15 @@ def mean_of(result: Result, setting: str, method: str) -> float:
     return statistics.fmean(scores_of(result, setting, method))
 
 
+def rate_of(result: Result, setting: str, method: str) -> str:
+    """Return the rate that was chosen for a method, and whether a better one may lie beyond those that were tried."""
+    rate: float = result["summary"][setting][method]["rate"]
+    tried = {run["rate"] for run in result["runs"] if (run["setting"], run["method"]) == (setting, method)}
+    if len(tried) > 1 and rate in (min(tried), max(tried)):
+        return f"{rate:g} ({'lowest' if rate == min(tried) else 'highest'})"
+    return f"{rate:g}"
+
+
 def comparison_table(result: Result, setting: str, methods: Iterable[str] | None = None) -> str:
     """Return one network's methods as a table, backpropagation's gap left empty."""
     found: Mapping[str, Any] = result["summary"][setting]
@@ -165,9 +188,9 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
                 *([mean_and_spread(entry["best"]) if "best" in entry else ""] if has_best else []),
                 "" if is_reference else str(gap),
                 "" if is_reference else f"{gap.tolerance:.2f}",
-                "" if is_reference else ("yes" if gap.matches else "no"),
+                "" if is_reference else gap.in_words,
                 *(until if has_curves else []),
-                f"{entry['rate']:g}",
+                rate_of(result, setting, method),
                 *(
                     [f"{entry['feedback_rate']:g}" if "feedback_rate" in entry else ""]
                     if has_feedback

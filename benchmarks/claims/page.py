@@ -11,7 +11,7 @@ from benchmarks.claims.claim import MODULES, Claim, Result, load
 from benchmarks.claims.comparison import CRITERION
 from benchmarks.claims.storing import Places, draw_stored, made_by_this_version, stored_claims
 from benchmarks.gap import closing
-from benchmarks.gap.grids import stored_tables
+from benchmarks.gap.grids import gap_rows, stored_tables
 from benchmarks.reporting import markdown_table, updated
 
 INTRO = f"""\
@@ -44,7 +44,9 @@ LONG = """\
 of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*). On the usual networks
 and samples, with one rate for all: activations in fewer bytes (*formats*), and the error at every layer of two blocks
 beside that at their ends (*layers*). *Gap* is to backpropagation by the same optimiser, in bold
-where it is beyond the target; *behind fp32* to the same rule with whole numbers.
+where it is beyond the target; a control's score is in bold where the default isn't ahead of it by 2 standard errors;
+*behind fp32* is to the same rule with whole numbers. Where the best rate is the last one of the grid, others beyond
+it are tried, at most two, by every rule; *lowest* and *highest* say where it still was the last.
 """
 NO_RESULT = "no stored result"
 _GAP = closing.CLAIM.name
@@ -71,10 +73,11 @@ def check_page(places: Places) -> int:
 
 def _pages(places: Places) -> dict[Path, str]:
     pages = {places.docs / "results.md": page(places)}
-    gap = stored_claims(places).get(_GAP)
-    if gap is not None and places.readme.exists():
+    usual = stored_claims(places).get(_GAP)
+    rows = gap_rows(places.results, usual[1] if usual else None)
+    if rows and places.readme.exists():
         with made_by_this_version(_GAP):
-            pages[places.readme] = updated(places.readme, "gap", closing.summary(gap[1]))
+            pages[places.readme] = updated(places.readme, "gap", closing.summary(rows))
     return pages
 
 

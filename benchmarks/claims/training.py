@@ -149,6 +149,7 @@ def accuracy(model: nn.Module, device: torch.device, split: Split) -> float:
 
 def _train_local(setting: Setting, asked: Update, seed: int, device: torch.device) -> Trained:
     """Train greedily, every stage of the model a block with a loss of its own."""
+    assert not setting.is_augmented, "its batches come from the data alone"
     dataset = setting.dataset().with_validation(VALIDATION).limited(setting.samples)
     order = BatchOrder(setting.samples, setting.batch_size, 1, seed)
     torch.manual_seed(seed)

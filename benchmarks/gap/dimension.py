@@ -62,7 +62,7 @@ def judge(result: Result) -> tuple[Verdict, str]:
 
 CLAIM = Claim(
     name="DIMENSION",
-    title="The broadcast form, too, needs about the task's dimension: a smaller r costs accuracy",
+    title="By Hebbian feedback the broadcast form, too, needs about the task's dimension: a smaller r costs accuracy",
     run=SWEEP.run,
     draw=SWEEP.draw,
     judge=judge,

@@ -56,6 +56,18 @@ def stored_tables(results: Path) -> Iterator[tuple[str, Result, str]]:
                 yield grid.stored(row), result, grid.table(row, network, result)
 
 
+def gap_rows(results: Path, usual: Result | None) -> list[tuple[Network, Result]]:
+    """Return each network of the gap with the result that is of most work: its long row's, or the usual one."""
+    grid, found = GRIDS["gap"], []
+    for row, network in closing.NETWORKS.items():
+        path = results / f"{grid.stored(row)}.json"
+        if path.exists():
+            found.append((grid.networks[row], read_json(path)))
+        elif usual is not None and network.label in usual["summary"]:
+            found.append((network, usual))
+    return found
+
+
 def _closing(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
     def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
         return closing.run_on([network], settings, rules_of(row)[:most])

@@ -17,6 +17,7 @@ ROWS = {
         samples=50_000,
         epochs=40,
         grid=GRID,
+        target=0.2,
     ),
     "cnn": replace(
         NETWORKS["cnn"],
@@ -24,6 +25,7 @@ ROWS = {
         samples=50_000,
         epochs=20,
         grid=GRID,
+        target=0.2,
     ),
     "cifar": Network(
         "CNN (two convolutions per block), 32-64-128 channels, CIFAR-10, full data, 15 epochs",

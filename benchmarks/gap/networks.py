@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lowdimfa.models import char_transformer, cnn, mlp, vit
 GRID = tuple(Update(rate) for rate in (1e-3, 2e-3, 4e-3))
 SHORT = (*GRID, Update(8e-3))
 """For short runs, in which backpropagation often does best at a high rate."""
+BEYOND = 2
+"""How many times a rate is doubled, or halved, beyond the grid while the best one is the last there."""
 ACCURACY, BITS, PERPLEXITY = "accuracy (%)", "bits per character", "perplexity"
 CONTEXT, CHARACTERS = 64, 2_900_000
 VOCABULARY = 8_192
@@ -53,6 +56,18 @@ class Network(Setting):
         """The score of a run that has diverged: finite, as JSON has no other numbers."""
         return 0.0 if self.score == ACCURACY else 1e9
 
+    def beyond(self, best: Update, tried: Sequence[Update]) -> Update | None:
+        """Return what to try after the best of what was tried: half or twice its rate, if it is the last one there.
+
+        None if it isn't, or is as far from the grid as this goes.
+        """
+        rates, given = ([one.rate for one in some] for some in (tried, self.grid))
+        if best.rate == max(rates) < given[-1] * 2**BEYOND and len(given) > 1:
+            return replace(best, rate=2 * best.rate)
+        if best.rate == min(rates) > given[0] / 2**BEYOND and len(given) > 1:
+            return replace(best, rate=best.rate / 2)
+        return None
+
     def network(self) -> nn.Sequential:
         """Return the network, drawn from torch's global generator; images keep their channels last, which is faster."""
         model = super().network()
@@ -76,6 +91,7 @@ class Network(Setting):
         return found | {
             "memory_format": "channels last" if self.model is cnn else "contiguous",
             "microbatches": 1,
+            "grid beyond": f"by factors of 2 while the best rate is the last one, at most {BEYOND}",
             "optimizer": "AdamW, fused, for W and Q, unless the method says otherwise",
             "score": self.score,
         }

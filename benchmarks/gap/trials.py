@@ -47,12 +47,21 @@ def made_on(networks: Sequence[Network], tasks: Sequence[Task], settings: RunSet
 
 
 def runs_of(network: Network, rule: Rule, settings: RunSettings) -> tuple[Run, ...]:
-    """Train with every entry of the grid, then with the one that is best in validation on every other seed."""
-    trials = [BlockTrial(network, rule, update, 0, settings) for update in network.grid]
-    tried = [trial.validated() for trial in trials]
-    best = max(range(len(tried)), key=lambda index: network.sign * tried[index].validation)
-    tried[best] = trials[best].tested()
-    return (*tried, *runs_with(network, rule, network.grid[best], range(1, settings.seeds), settings))
+    """Train with every entry of the grid, then with the one that is best in validation on every other seed.
+
+    Where that is the lowest or the highest rate, the grid goes on beyond it, for every rule as far.
+    """
+    tried = {update: BlockTrial(network, rule, update, 0, settings) for update in network.grid}
+
+    def validation(update: Update) -> float:
+        return network.sign * tried[update].validated().validation
+
+    best = max(tried, key=validation)
+    while (further := network.beyond(best, list(tried))) is not None:
+        tried[further] = BlockTrial(network, rule, further, 0, settings)
+        best = max(tried, key=validation)
+    runs = [trial.tested() if update == best else trial.validated() for update, trial in tried.items()]
+    return (*runs, *runs_with(network, rule, best, range(1, settings.seeds), settings))
 
 
 def runs_with(network: Network, rule: Rule, update: Update, seeds: range, settings: RunSettings) -> list[Run]:

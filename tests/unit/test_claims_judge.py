@@ -31,13 +31,14 @@ def scores(mean: float) -> list[float]:
 def result(*networks: tuple[str, Means]) -> dict[str, Any]:
     """Return the part of a result that verdicts are computed from."""
     return {
+        "runs": [],
         "summary": {
             name: {
                 method: {"rate": 1e-3, "weight_decay": 0.01, "scores": scores(mean)}
                 for method, mean in means.items()
             }
             for name, means in networks
-        }
+        },
     }
 
 
@@ -189,7 +190,11 @@ def test_a_gap_counts_as_none_within_half_a_point_or_two_standard_errors() -> No
     gap = gap_between(scores(50), noisy)
     assert gap.tolerance == pytest.approx(2 * (1 / 3 + 0.01 / 3) ** 0.5)
     assert gap.matches
-    assert gap_between([29.0, 49.0, 69.0], scores(48)).tolerance == 2
+    scattered = gap_between([29.0, 49.0, 69.0], scores(48))
+    assert scattered.tolerance == 2
+    assert not scattered.matches and scattered.in_words == "can't tell"
+    assert gap_between([29.0, 49.0, 69.0], scores(40)).in_words == "no"
+    assert gap.in_words == "yes"
     assert gap_between(noisy, scores(60)).matches
     assert gap_between(noisy, scores(60)).points == pytest.approx(-11)
 

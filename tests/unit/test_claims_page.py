@@ -16,9 +16,10 @@ from benchmarks.claims.networks import DIRECT_ERROR_DIMS, MLP, VGG, VIT
 from benchmarks.claims.page import _pages, check_page, configuration, page
 from benchmarks.claims.settings import GRID, Setting, effort
 from benchmarks.claims.storing import Places
+from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import NETWORKS
 from benchmarks.gap.rules import BACKPROP as BACKPROP_IN_BLOCKS
-from benchmarks.gap.rules import FIXED, LOCAL, READOUT
+from benchmarks.gap.rules import FIXED, FROZEN, LOCAL, READOUT
 from lowdimfa.errors import InputError
 
 CPU = torch.device("cpu")
@@ -126,6 +127,20 @@ def test_the_readme_has_what_the_default_misses_in_bold(tmp_path: Path) -> None:
     table = _pages(places)[places.readme]
     row = next(line for line in table.splitlines() if network.label in line)
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["90.1 %", "**88.1 %**", "**88.1 %**", "80.1 %"]
+    long = ROWS["mlp"]
+    scores |= {READOUT: [90.0, 90.1], FROZEN: [70.0, 70.1]}
+    summary = {long.label: {rule.label: {"rate": 0.1, "scores": found} for rule, found in scores.items()}}
+    (places.results / "long-gap-mlp.json").write_text(json.dumps(stored | {"runs": [], "summary": summary}))
+    lines = _pages(places)[places.readme].splitlines()
+    assert not [line for line in lines if f"| {network.label} " in line]
+    row = next(line for line in lines if long.label in line)
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        "90.1 %",
+        "90.0 %",
+        "88.1 %",
+        "80.1 %",
+        "70.0 %",
+    ]
     assert table.startswith("before\n") and table.endswith("after\n")
 
 
