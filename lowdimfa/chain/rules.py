@@ -119,7 +119,7 @@ OF_FACTORS = (
 
 
 class Backpropagation(ChainRule):
-    """The transposed weights, by the same code as all other rules."""
+    """The transposed weights, by the same code as all other rules. Reads weights at every step."""
 
     unused = ("start", *OF_FACTORS)
 

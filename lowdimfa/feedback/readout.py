@@ -38,6 +38,7 @@ class ReadoutFeedback(HebbianFeedback):
     Beyond the paper. ``s = 1`` is greedy local learning (Nøkland and Eidnes, 2019; Belilovsky et al., 2020); ``s = 0``
     sends the broadcast error alone through a ``Q`` that is a readout's. Between them the block is told what the whole
     network still gets wrong, and learns features that are of use to its own readout (docs/results.md has figures).
+    Never reads weights.
 
     Parameters
     ----------

@@ -33,9 +33,10 @@ class Errors(NamedTuple):
 class QRule(Kept):
     """The feedback weights of a block and how they learn; by itself fixed feedback, ``Q`` that stays as drawn.
 
-    With ``error_dim`` the task's that is direct feedback alignment. The base of all rules for ``Q``; one of your own
-    overrides what it does otherwise. There is one for each site at which the broadcast error enters: the end of a
-    block, or of each of its layers. It sees nothing but what is local there:
+    With ``error_dim`` the task's that is direct feedback alignment. Never reads weights.
+
+    The base of all rules for ``Q``; one of your own overrides what it does otherwise. There is one for each site at which
+    the broadcast error enters: the end of a block, or of each of its layers. It sees nothing but what is local there:
 
     - for every micro-batch, once its error has come, `errors`, `accumulate` and `deliver`, in this order;
     - where `probed`, for the first micro-batch of every ``probe_every`` steps, before or after these,
@@ -142,7 +143,8 @@ class QRule(Kept):
 class TransposedFeedback(QRule):
     """``Q = Pᵀ``, of ``P`` as the head has it: what a block is sent is the error itself, seen through ``P``.
 
-    The rule ``fixed`` where ``Q`` starts as the identity. A checkpoint has ``P`` once, in the head's part.
+    The rule ``fixed`` where ``Q`` starts as the identity. Never reads weights. A checkpoint has ``P`` once, in the head's
+    part.
 
     Parameters
     ----------
@@ -199,6 +201,7 @@ class HebbianFeedback(LearnedFeedback):
     """Kolen–Pollack: ``ΔQ = −η t(h) cᵀ − λ Q``, the forward weights' own correlation and decay.
 
     ``Q`` thereby converges to the forward weights seen through ``P`` (arXiv:2502.20580, the rule for learning ``Q``).
+    Never reads weights.
     """
 
     def accumulate(self, tapped: Tensor, error: Tensor) -> None:
@@ -217,7 +220,8 @@ class ProbedFeedback(HebbianFeedback):
     Jacobian without bias, by forward passes only (Lansdell, Prakash and Kording, ICLR 2020; Akrout et al., NeurIPS
     2019). Each probe moves ``Q`` a small part ``1 − β`` of the way to its estimate; between probes ``Q`` learns the
     Hebbian way. Beyond the paper: the correlation is there from the first step and hardly noisy, the Jacobian says
-    what it misses, and together they do better than either (docs/negative-results.md has probes alone).
+    what it misses, and together they do better than either (docs/negative-results.md has probes alone). Never reads
+    weights: these pass on the noise.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -280,6 +281,13 @@ def test_what_another_rule_for_p_kept_is_left() -> None:
 def test_every_built_in_name_is_a_class_that_goes_by_it(registry: Registry[Any]) -> None:
     found = {name: registry.find(name) for name in registry.built_in}
     assert {name: registry.name_of(kind) for name, kind in found.items()} == {name: name for name in found}
+
+
+@pytest.mark.parametrize("registry", [Q_RULES, CHAIN_RULES], ids=lambda one: one.key)
+def test_every_rule_says_whether_it_reads_weights(registry: Registry[Any]) -> None:
+    for name in registry.built_in:
+        words = " ".join((registry.find(name).__doc__ or "").split()).lower()
+        assert re.search(r"\b(never )?reads (the signs of the |)?(weights|them)", words), name
 
 
 def test_a_chain_rule_comes_by_path_and_with_arguments() -> None:
