@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.reporting import environment, markdown_table, offer_output, put_out
 from lowdimfa.errors import LowdimfaError
+from lowdimfa.models import hugging_face
 from lowdimfa.services.trainer.families import peak_bytes
 
 SIZES: dict[str, dict[str, int]] = {
@@ -64,33 +65,12 @@ _MEASURES = "LOWDIMFA_BENCHMARK_MEASURES"
 """Environment variable with the process that starts the run, and Ray with it, for which there is no limit."""
 
 
-class Decoder(nn.Module):
-    """A layer of a Llama that makes the rotary embedding by itself."""
-
-    residual_stream = True
-
-    def __init__(self, layer: nn.Module, rotary: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.rotary = layer, rotary
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, tokens, width)`` to the same shape."""
-        places = torch.arange(x.shape[1], device=x.device)[None]
-        output = self.layer(x, position_ids=places, position_embeddings=self.rotary(x, places))
-        return output if isinstance(output, Tensor) else output[0]  # type: ignore[no-any-return]
-
-
-def llama(size: str, limit: int) -> list[nn.Module]:
+def llama(size: str, limit: int) -> nn.Module:
     """Return a Llama with random weights, in a process that from now on has no more private memory than the limit."""
     if os.environ.get(_MEASURES) != str(os.getpid()):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    config = LlamaConfig(**SIZES[size], max_position_embeddings=CONTEXT, attention_dropout=0.0)
-    model = LlamaForCausalLM(config)
-    layers = [Decoder(layer, LlamaRotaryEmbedding(config)) for layer in model.model.layers]
-    return [model.model.embed_tokens, *layers, nn.Sequential(model.model.norm, model.lm_head)]
+    own = {"max_position_embeddings": CONTEXT, "attention_dropout": 0.0, "tie_word_embeddings": False}
+    return hugging_face({"model_type": "llama", **SIZES[size], **own})
 
 
 def tokens(size: str) -> tuple[Tensor, ...]:
@@ -112,7 +92,7 @@ def specification(size: str, optimizer: str, limit: int) -> dict[str, Any]:
             "blocks": BLOCKS,
         },
         "data": {"factory": "benchmarks.memory:tokens", "args": {"size": size}},
-        "feedback": {"error_dim": ERROR_DIM, "q_rule": "hebbian"},
+        "feedback": {"source": "head_input", "error_dim": ERROR_DIM},
         "train": {
             "steps": STEPS,
             "batch_size": BATCH,
