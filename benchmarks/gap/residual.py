@@ -89,6 +89,7 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
                 by_layers(LOCAL, 4),
                 by_layers(FIXED, 4),
                 by_layers(READOUT, 4),
+                *(by_layers(rule, 8) for rule in (LOCAL, FIXED, READOUT)),
             )
         ),
     ),
@@ -109,7 +110,7 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
             (
                 BACKPROP,
                 aiming(in_blocks(HEAD_INPUT, 4, finetuning.STARTS), 0.01),
-                *(in_blocks(rule, 4, finetuning.STARTS) for rule in (FROZEN, LOCAL, FIXED)),
+                *(in_blocks(rule, 4, finetuning.STARTS) for rule in (FROZEN, LOCAL, FIXED, READOUT)),
             )
         ),
     ),

@@ -14,7 +14,9 @@ from torch.nn import functional
 from lowdimfa import convert
 from lowdimfa.chain.maps import ConvMap, LinearMap
 from lowdimfa.chain.oja import turn_towards
+from lowdimfa.kinds import kinds_of
 from lowdimfa.models import mlp
+from lowdimfa.muon import Muon
 
 
 def generator(seed: int = 1) -> torch.Generator:
@@ -157,6 +159,30 @@ def backward_once(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     layer(torch.randn(9, 6, generator=generator()).requires_grad_()).square().sum().backward()
     feedback = feedback_of(layer)
     return feedback.P.clone(), feedback.Q.grad
+
+
+@pytest.mark.parametrize("rule", ["low-dimensional", "normative", "local", "follow", "kolen-pollack"])
+def test_muon_has_the_weights_of_a_converted_model_and_adamw_its_feedback(rule: str) -> None:
+    torch.manual_seed(0)
+    model = convert(
+        nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)),
+        4,
+        rule=rule,
+    )
+    kinds = kinds_of(model)
+    assert {name for name, kind in kinds.items() if kind == "matrix"} == {"0.weight", "2.weight"}
+    optimizer = Muon(model.parameters(), lr=0.05, kinds=kinds)
+    assert len(optimizer.param_groups[0]["params"]) == 2
+    inputs = torch.randn(64, 6)
+    targets = (inputs[:, :3] + inputs[:, 3:]).argmax(-1)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), targets)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.3 * losses[0]
 
 
 def test_p_learns_in_training_mode_only() -> None:
