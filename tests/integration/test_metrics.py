@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
-from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.metrics import (
     BUSY_KINDS,
     LANGUAGE,
@@ -21,6 +20,7 @@ from lowdimfa.services.monitoring.metrics import (
     TrainerMetrics,
 )
 from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.monitoring.timeline import CAUSES
 from tools import metrics_page
 

@@ -13,13 +13,14 @@ import pytest
 from live_source import Browser
 
 from lowdimfa.services.cli.live import LAST_LOOK_SECONDS, MOST_UNREAD, LiveRun, RunJob
-from lowdimfa.services.monitoring.exporter import start_exporter, write_targets
+from lowdimfa.services.monitoring.exporter import start_exporter
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.monitoring.live import block_times
 from lowdimfa.services.monitoring.live.block_times import BlockTimes
 from lowdimfa.services.monitoring.live.source import Refusal, Visitor
 from lowdimfa.services.monitoring.live.texts import block_row
 from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer

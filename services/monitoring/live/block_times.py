@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.services.monitoring.live.curve import is_number
+from lowdimfa.services.monitoring.targets import read_targets
 
 _KINDS = {"lowdimfa_block_busy_seconds": "kind", "lowdimfa_block_waiting_seconds": "cause"}
 """By metric, without a counter's ``_total``, the label that says what the seconds went into."""
@@ -115,12 +115,12 @@ def _shares(block: int, replica: int, looks: list[tuple[float, _Seconds]]) -> Bl
 def _addresses(path: Path) -> Iterator[str]:
     """Yield where blocks serve metrics; what isn't as a trainer writes it is left out."""
     try:
-        for entry in json.loads(path.read_bytes()):
-            if entry["labels"].get("role") != "trainer":
-                yield from map(str, entry["targets"])
+        for target in read_targets(path, path.stem):
+            if target["role"] != "trainer":
+                yield target["address"]
     except FileNotFoundError:
         return  # nothing runs, or it serves no metrics
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError):
         _log.debug("the targets in %s can't be read", path)
 
 
