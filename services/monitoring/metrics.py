@@ -76,6 +76,7 @@ class BlockMetrics(_Metrics):
         self._step = self._number("lowdimfa_block_applied_steps")
         self._staleness = self._number("lowdimfa_block_staleness_steps")
         self._inflight = self._number("lowdimfa_block_inflight_microbatches")
+        self._growing: Number | None = None
 
     def _both(self, name: str) -> dict[str, Number]:
         return {direction: self._number(name, direction=direction) for direction in DIRECTIONS}
@@ -88,13 +89,24 @@ class BlockMetrics(_Metrics):
         """Add samples whose update was computed."""
         self._samples.inc(count)
 
-    def busy(self, kind: str, seconds: float) -> None:
-        """Add computing time of a kind in `BUSY_KINDS`."""
-        self._busy[kind].inc(seconds)
+    def working(self, kind: str) -> None:
+        """Count time from now on as computing of a kind in `BUSY_KINDS`."""
+        self._count_into(self._busy[kind])
 
-    def waited(self, cause: str, seconds: float) -> None:
-        """Add waiting time for a cause in `CAUSES`."""
-        self._waiting[cause].inc(seconds)
+    def waiting(self, cause: str) -> None:
+        """Count time from now on as waiting for a cause in `CAUSES`."""
+        self._count_into(self._waiting[cause])
+
+    def idle(self) -> None:
+        """Count time from now on as neither."""
+        self._count_into(None)
+
+    def _count_into(self, number: Number | None) -> None:
+        if self._growing is not None:
+            self._growing.stop()
+        self._growing = number
+        if number is not None:
+            number.start()
 
     def staleness(self, steps: int) -> None:
         """Set by how many steps the weights of a forward pass lagged."""

@@ -45,14 +45,14 @@ METRICS = (
         "lowdimfa_block_busy_seconds_total",
         "counter",
         (*_BLOCK, "kind"),
-        "Time spent computing, by kind: forward, update, step, probe.",
+        "Time spent computing, what is under way included, by kind: forward, update, step, probe.",
     ),
     Metric(
         "lowdimfa_block_waiting_seconds_total",
         "counter",
         (*_BLOCK, "cause"),
-        "Time spent waiting, by cause: activation, error, staleness, window, replica (gradients of another replica), "
-        "data (until it is read).",
+        "Time spent waiting, what is under way included, by cause: activation, error, staleness, window, replica "
+        "(gradients of another replica), data (until it is read).",
     ),
     Metric(
         "lowdimfa_block_staleness_steps",

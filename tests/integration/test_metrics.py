@@ -48,9 +48,9 @@ def used_block() -> BlockMetrics:
     metrics.stepped(7)
     metrics.samples(128)
     for kind in BUSY_KINDS:
-        metrics.busy(kind, 0.5)
+        metrics.working(kind)
     for cause in CAUSES:
-        metrics.waited(cause, 0.25)
+        metrics.waiting(cause)
     metrics.staleness(1)
     metrics.inflight(3)
     metrics.broadcast("sent", 2, 400, 440)

@@ -159,8 +159,8 @@ def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path) -> None:
             [{"address": f"127.0.0.1:{port}", "job": "run", "role": "head"}, nobody],
         )
         times._look()
-        metrics.busy("forward", 300.0)
-        metrics.waited("error", 100.0)
+        metrics._busy["forward"].inc(300.0)
+        metrics._waiting["error"].inc(100.0)
         times._look()
         times._next = float("inf")
         (block,) = times.shares()

@@ -106,7 +106,7 @@ class BlockTimes:
 def _shares(block: int, replica: int, looks: list[tuple[float, _Seconds]]) -> BlockTime:
     (began, before), (ended, after) = looks[0], looks[-1]
     taken = {name: max(0.0, seconds - before.get(name, 0.0)) for name, seconds in after.items()}
-    # A wait is counted when it is over, so that the sum may be more than the time between two looks.
+    # What a process had counted is a moment older than its answer, so that the sum may be more than the time between.
     whole = max(ended - began, sum(taken.values()), 1e-9)
     parts = [Part(name, seconds / whole) for name, seconds in taken.items() if seconds]
     return BlockTime(f"block {block}" + (f", replica {replica}" if replica else ""), parts)
