@@ -28,6 +28,9 @@ LOOK_SECONDS = 2.0
 WINDOW_SECONDS = 20.0
 """Over which shares are taken, once a process was looked at for so long."""
 
+MOST_MISSED = 2
+"""Looks in a row that find nothing of a block that is still shown; a process may be slow to answer once."""
+
 MOST_BYTES, MOST_TARGETS, AT_ONCE, PATIENCE = 1 << 20, 512, 8, 2.0
 """Of one process's metrics; processes; requests at a time; seconds for each."""
 
@@ -70,11 +73,14 @@ class BlockTimes:
         self._lock = threading.Lock()
         self._next = 0.0
         self._looks: dict[tuple[int, int], deque[tuple[float, _Seconds]]] = {}
+        self._missed: dict[tuple[int, int], int] = {}
 
     def shares(self) -> list[BlockTime]:
         """Return the latest shares, block by block, and have a new look taken if it is time; never waits for it."""
         with self._lock:
             now = time.monotonic()
+            if now >= self._next + WINDOW_SECONDS:
+                self._looks.clear()  # nobody has asked for a while
             if now >= self._next:
                 self._next = float("inf")
                 threading.Thread(target=self._look, name="block times", daemon=True).start()
@@ -86,10 +92,16 @@ class BlockTimes:
             addresses = islice(_addresses(self._targets), MOST_TARGETS)
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 read = list(pool.map(_read, addresses))
+            found = {key: seen for one in read for key, seen in one.items()}
             with self._lock:
-                for one in read:
-                    for key, (at, seconds) in one.items():
-                        self._keep(key, at, seconds)
+                for key, (at, seconds) in found.items():
+                    self._keep(key, at, seconds)
+                self._missed = {
+                    key: 0 if key in found else self._missed.get(key, 0) + 1 for key in self._looks
+                }
+                for key, missed in self._missed.items():
+                    if missed > MOST_MISSED:
+                        del self._looks[key]  # lost, at its end, or cut otherwise
         finally:
             with self._lock:
                 self._next = time.monotonic() + LOOK_SECONDS
