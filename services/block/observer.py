@@ -95,6 +95,7 @@ class Observer:
     def rest(self, step: int) -> None:
         """Note that the block is at a step boundary and has nothing to do."""
         self.applied_steps = step
+        self.in_flight(0)
         self.begin("rest", f"before step {step}")
         if self.timeline is not None:
             self.timeline.flush()
@@ -133,10 +134,13 @@ class Observer:
         self.metrics.idle()
         self._span("wait", Ticket(step, 0), began, max(began, time.time()), cause)
 
-    def in_flight(self, microbatches: int, staleness: int) -> None:
-        """Note how many micro-batches await their error, and how far this forward ran ahead of the updates."""
+    def in_flight(self, microbatches: int) -> None:
+        """Note how many micro-batches await their error."""
         self.metrics.inflight(microbatches)
-        self.metrics.staleness(staleness)
+
+    def staleness(self, steps: int) -> None:
+        """Note how far a forward ran ahead of the updates."""
+        self.metrics.staleness(steps)
 
     def trained(self, result: StepResult) -> None:
         """Note the result of a step."""

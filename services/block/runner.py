@@ -135,7 +135,9 @@ class BlockRunner:
                         self._compute(instruction, schedule)
                         event = Finished(instruction)
             assert event is not None, "every list of instructions ends in work, a wait or the end"
-            instructions = self._tell(schedule, event) or self._look_again(schedule)
+            instructions = self._tell(schedule, event)
+            self._observer.in_flight(schedule.in_flight)
+            instructions = instructions or self._look_again(schedule)
 
     def evaluate(self, batches: int) -> Evaluation:
         """Pass the evaluation batches on; in the head, return loss and accuracy."""
@@ -223,7 +225,7 @@ class BlockRunner:
                 self._observer.begin("forward", str(ticket))
                 self.work.forward(ticket, probe)
                 self._observer.did("forward", ticket, began)
-                self._observer.in_flight(schedule.in_flight + 1, ticket.step - schedule.applied_steps)
+                self._observer.staleness(ticket.step - schedule.applied_steps)
             case RunUpdate(ticket, kind):
                 work = "update" if kind == "train" else "probe"
                 began = self._observer.working(work)

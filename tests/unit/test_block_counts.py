@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,7 @@ class Counted:
     """
 
     def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.scraped = 0.0, list[tuple[str, float]]()
+        self.now, self.scraped, self.in_flight = 0.0, list[tuple[str, float]](), list[float]()
         self.inbox: list[Any] = []
         self.registry: CollectorRegistry
         monkeypatch.setattr(numbers, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -86,6 +87,7 @@ class Counted:
         before = self.seconds(work)
         self.now += SECONDS[work] / 2
         self.scraped.append((work, self.seconds(work) - before))
+        self.in_flight.append(self.value("inflight_microbatches"))
         self.now += SECONDS[work] / 2
 
     def _answer(self, ticket: Ticket) -> None:
@@ -124,3 +126,30 @@ def test_a_wait_that_is_given_up_is_counted_and_then_no_longer(monkeypatch: pyte
     assert block.seconds("wait") == SECONDS["wait"]
     block.now += 1000.0
     assert block.seconds("wait") == SECONDS["wait"]
+
+
+def test_what_is_in_flight_grows_with_forwards_and_falls_with_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Counted(Policy(True, False, 4, 3, 1, probe_every=2), monkeypatch)
+    assert block.runner.run(0, 4) == 4
+    assert max(block.in_flight) == 3 and block.value("inflight_microbatches") == 0
+    changes = [after - before for before, after in pairwise(block.in_flight)]
+    assert set(changes) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize("policy", [Policy(True, True, 2, 1, 0), Policy(True, False, 2, 1, 0, learns=False)])
+def test_nothing_is_in_flight_where_no_error_is_awaited(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = Counted(policy, monkeypatch)
+    assert block.runner.run(0, 2) == 2
+    assert set(block.in_flight) == {0} and block.value("inflight_microbatches") == 0
+
+
+def test_nothing_is_in_flight_after_a_state_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Counted(Policy(True, False, 1, 1, 0), monkeypatch)
+    monkeypatch.setattr(block.runner.work, "send", lambda ticket: None)
+    with pytest.raises(PeerError):
+        block.runner.run(0, 1)
+    assert block.value("inflight_microbatches") == 1
+    block.observer.rest(0)
+    assert block.value("inflight_microbatches") == 0
