@@ -95,6 +95,7 @@ class Observer:
     def rest(self, step: int) -> None:
         """Note that the block is at a step boundary and has nothing to do."""
         self.applied_steps = step
+        self.metrics.stepped(step)
         self.in_flight(0)
         self.begin("rest", f"before step {step}")
         if self.timeline is not None:

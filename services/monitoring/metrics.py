@@ -33,6 +33,9 @@ LANGUAGE = {
 }
 """By field of an event, the trainer's metric that shows it."""
 
+OF_A_COURSE = tuple(f"lowdimfa_trainer_{what}" for what in ("remaining_", "training_", "test_", "alignment_"))
+"""How the names of what is known of a run's present course begin; a recovery that goes back begins another."""
+
 STATES = ("pending", "running", "recovering", "finished", "failed", "stopped")
 """The states of a job."""
 
@@ -175,8 +178,7 @@ class TrainerMetrics(_Metrics):
 
     def progress(self, step: int, epochs: float, samples_per_second: float) -> None:
         """Set how far the job has come and how fast it is."""
-        self._number("lowdimfa_trainer_completed_steps").set(step)
-        self._number("lowdimfa_trainer_completed_epochs").set(epochs)
+        self._completed(step, epochs)
         self._number("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
 
     def remaining(self, seconds: float | None) -> None:
@@ -228,9 +230,14 @@ class TrainerMetrics(_Metrics):
         """Set how long the latest recovery took (seconds)."""
         self._recovery.set(duration)
 
-    def completed(self, step: int) -> None:
-        """Set how many steps are completed, where a recovery made them fewer."""
+    def went_back(self, step: int, epochs: float) -> None:
+        """Set how far the job has come where a recovery made that less, and forget what was measured on the way."""
+        self._completed(step, epochs)
+        self._numbers.forget(OF_A_COURSE)
+
+    def _completed(self, step: int, epochs: float) -> None:
         self._number("lowdimfa_trainer_completed_steps").set(step)
+        self._number("lowdimfa_trainer_completed_epochs").set(epochs)
 
     def state(self, current: str) -> None:
         """Set the job's state, one of `STATES`."""

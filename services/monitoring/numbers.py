@@ -112,6 +112,12 @@ class Numbers(Collector):
         with self._lock:
             return self._distributions.setdefault(self._key(name, labels), Distribution())
 
+    def forget(self, prefixes: tuple[str, ...]) -> None:
+        """Have counters and gauges whose names begin so no longer, until they are asked for again."""
+        with self._lock:
+            for key in [key for key in self._numbers if key[0].startswith(prefixes)]:
+                del self._numbers[key]
+
     def _key(self, name: str, labels: dict[str, str]) -> tuple[str, Sequence[str]]:
         return name, tuple(labels[label] for label in self._rows[name].labels)
 

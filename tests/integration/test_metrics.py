@@ -77,7 +77,6 @@ def used_trainer() -> TrainerMetrics:
     metrics.checkpoint_failed()
     metrics.recovering("rejoin")
     metrics.recovered(4.25)
-    metrics.completed(9)
     metrics.failed("peer_lost")
     return metrics
 
@@ -149,7 +148,7 @@ def test_each_call_reaches_its_own_sample() -> None:
     assert values["lowdimfa_broadcast_subscriber_lag_messages", "1", "0"] == 2
     values = samples(used_trainer().registry)
     assert values["lowdimfa_trainer_completed_epochs",] == 0.5
-    assert values["lowdimfa_trainer_completed_steps",] == 9
+    assert values["lowdimfa_trainer_completed_steps",] == 10
     assert values["lowdimfa_trainer_job_recoveries_total", "rejoin"] == 1
     assert values["lowdimfa_trainer_job_recoveries_total", "restart"] == 0
     assert values["lowdimfa_trainer_recovery_seconds",] == 4.25

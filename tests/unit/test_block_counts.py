@@ -153,3 +153,13 @@ def test_nothing_is_in_flight_after_a_state_is_taken(monkeypatch: pytest.MonkeyP
     assert block.value("inflight_microbatches") == 1
     block.observer.rest(0)
     assert block.value("inflight_microbatches") == 0
+
+
+def test_a_block_that_takes_a_state_has_applied_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Counted(Policy(True, True, 1, 1, 0), monkeypatch)
+    block.observer.rest(7)  # resumed
+    assert block.value("applied_steps") == 7
+    block.runner.run(7, 9)
+    assert block.value("applied_steps") == 9
+    block.observer.rest(8)  # another one was lost
+    assert block.value("applied_steps") == 8
