@@ -142,14 +142,14 @@ def test_a_dashboard_is_whole(name: str, dashboard: dict[str, Any]) -> None:
     assert len(taken) == width * (max(y for _, y in taken) + 1), "there are gaps"
 
 
+def test_what_is_recorded_is_used() -> None:
+    wanted = [rule["expr"] for rule in rules() if "alert" in rule] + [query for query, _ in queries()]
+    assert {rule["record"] for rule in rules() if "record" in rule} <= set().union(*map(used, wanted))
+
+
 def test_every_metric_of_a_job_is_seen_somewhere() -> None:
-    shown = {
-        name
-        for dashboard in dashboards.dashboards().values()
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in used(target["expr"])
-    } | {name for rule in rules() for name in used(rule["expr"])}
+    expressions = [query for query, _ in queries()] + [rule["expr"] for rule in rules()]
+    shown = set().union(*map(used, expressions))
     counted_only = {
         "lowdimfa_broadcast_error_messages_total",
         "lowdimfa_broadcast_payload_bytes_total",
