@@ -253,13 +253,13 @@ METRICS = (
         "lowdimfa_coordinator_answered_calls_total",
         "counter",
         ("method", "code"),
-        "Calls that ended, by method and gRPC status code.",
+        "Calls that ended, by method and gRPC status code, without what the live page reads.",
     ),
     Metric(
         "lowdimfa_coordinator_call_duration_seconds",
         "histogram",
         ("method",),
-        "How long unary calls took, the wait for the client's turn included.",
+        "How long unary calls took, the wait for the client's turn included, without what the live page reads.",
     ),
     Metric("lowdimfa_coordinator_open_streams", "gauge", ("method",), "Open streams."),
     Metric(
