@@ -27,7 +27,7 @@ JOB_ROWS: Rows = [
             ),
             Panel(
                 "Time left",
-                "At the pace of the latest progress reports.",
+                "At the pace of the last seconds.",
                 [(f"lowdimfa_trainer_remaining_seconds{_JOB}", "")],
                 "s",
                 "stat",

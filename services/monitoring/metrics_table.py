@@ -125,19 +125,20 @@ METRICS = (
         "lowdimfa_trainer_remaining_seconds",
         "gauge",
         _JOB,
-        "Time that the remaining steps will take at the pace of the latest progress reports.",
+        "Time that the remaining steps will take at the pace of the steps that the throughput is of.",
     ),
     Metric(
         "lowdimfa_trainer_throughput_samples_per_second",
         "gauge",
         _JOB,
-        "Training samples per second over the latest progress reports, 19 at most.",
+        "Training samples per second: of the last 10 seconds, or of the last 19 bursts of steps where those took longer, "
+        "but from the last pause on, such as an evaluation.",
     ),
     Metric(
         "lowdimfa_trainer_throughput_tokens_per_second",
         "gauge",
         _JOB,
-        "Training tokens that count, per second over the latest progress reports; language models alone.",
+        "Training tokens that count, per second of the same time; language models alone.",
     ),
     Metric(
         "lowdimfa_trainer_training_perplexity_value",
