@@ -7,8 +7,9 @@ from tools.dashboard_panel import Panel, Rows
 _JOB = '{job="$job"}'
 
 
-def _by_block(metric: str) -> tuple[str, str]:
-    return f"{metric}{_JOB}", "block {{block}}"
+def _by_block(fold: str, numbers: str) -> tuple[str, str]:
+    """Return the query of a number of each block, of whose replicas it is the sum or the largest."""
+    return f"{fold} by (block) ({numbers})", "block {{block}}"
 
 
 JOB_ROWS: Rows = [
@@ -26,7 +27,7 @@ JOB_ROWS: Rows = [
             ),
             Panel(
                 "Time left",
-                "At the pace of the latest progress reports.",
+                "At the pace of the last seconds.",
                 [(f"lowdimfa_trainer_remaining_seconds{_JOB}", "")],
                 "s",
                 "stat",
@@ -68,7 +69,7 @@ JOB_ROWS: Rows = [
                 "Loss",
                 "Training loss of the latest step, and of the test split.",
                 [
-                    (f"lowdimfa_head_training_loss_value{_JOB}", "training"),
+                    (f"avg(lowdimfa_head_training_loss_value{_JOB})", "training"),
                     (f"lowdimfa_trainer_test_loss_value{_JOB}", "test"),
                 ],
             ),
@@ -76,7 +77,7 @@ JOB_ROWS: Rows = [
                 "Accuracy",
                 "Training accuracy of the latest step, and of the test split.",
                 [
-                    (f"lowdimfa_head_training_accuracy_ratio{_JOB}", "training"),
+                    (f"avg(lowdimfa_head_training_accuracy_ratio{_JOB})", "training"),
                     (f"lowdimfa_trainer_test_accuracy_ratio{_JOB}", "test"),
                 ],
                 "percentunit",
@@ -101,7 +102,7 @@ JOB_ROWS: Rows = [
             Panel(
                 "Samples per second",
                 "Whose update each block has computed.",
-                [(f"rate(lowdimfa_block_trained_samples_total{_JOB}[$__rate_interval])", "block {{block}}")],
+                [_by_block("sum", f"rate(lowdimfa_block_trained_samples_total{_JOB}[$__rate_interval])")],
                 bounds=(0, None),
             ),
         ],
@@ -145,20 +146,20 @@ JOB_ROWS: Rows = [
         [
             Panel(
                 "Staleness",
-                "Steps by which the weights of a forward pass lag behind.",
-                [_by_block("lowdimfa_block_staleness_steps")],
+                "Steps by which the weights of a forward pass lag behind; of replicas the most.",
+                [_by_block("max", f"lowdimfa_block_staleness_steps{_JOB}")],
                 bounds=(0, None),
             ),
             Panel(
                 "In flight",
-                "Micro-batches that await their error.",
-                [_by_block("lowdimfa_block_inflight_microbatches")],
+                "Micro-batches that await their error; of replicas all together.",
+                [_by_block("sum", f"lowdimfa_block_inflight_microbatches{_JOB}")],
                 bounds=(0, None),
             ),
             Panel(
                 "Alignment",
                 "Angle between update and true gradient; below 90° the update descends.",
-                [_by_block("lowdimfa_trainer_alignment_angle_degrees")],
+                [(f"lowdimfa_trainer_alignment_angle_degrees{_JOB}", "block {{block}}")],
                 "degree",
                 bounds=(0, 120),
             ),
@@ -171,9 +172,9 @@ JOB_ROWS: Rows = [
                 "Error broadcast",
                 "Bytes that each block receives backward, with framing.",
                 [
-                    (
+                    _by_block(
+                        "sum",
                         'rate(lowdimfa_broadcast_wire_bytes_total{job="$job", direction="received"}[$__rate_interval])',
-                        "block {{block}}",
                     )
                 ],
                 "Bps",
@@ -181,8 +182,13 @@ JOB_ROWS: Rows = [
             ),
             Panel(
                 "Broadcast lag",
-                "Errors that the head has published and a block's connection has not taken yet.",
-                [(f"lowdimfa_broadcast_subscriber_lag_messages{_JOB}", "block {{subscriber}}")],
+                "Errors that the head has published and a block's connection has not taken yet; of replicas the most.",
+                [
+                    (
+                        f"max by (subscriber) (lowdimfa_broadcast_subscriber_lag_messages{_JOB})",
+                        "block {{subscriber}}",
+                    )
+                ],
                 bounds=(0, None),
             ),
             Panel(

@@ -11,13 +11,13 @@ from lowdimfa.services.monitoring.metrics_table import METRICS, Metric
 PATH = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 _INTRODUCTION = """\
-<!-- Written by `python -m tools.metrics_page`; edit metrics_table.py beside it instead. -->
+<!-- Written by `python -m tools.metrics_page`; edit that, and services/monitoring/metrics_table.py, instead. -->
 
 # Metrics
 
 Every process of a job serves `/metrics` on a port of its own. `<storage>/targets/<run>.json` lists them in the
-format of Prometheus' file-based service discovery, with the labels `job`, `role` (`block`, `head` or
-`trainer`) and `block`.
+format of Prometheus' file-based service discovery, with the labels `job`, `role` (`block`, `head` or `trainer`) and, of
+blocks, `block` and `replica`.
 
 The coordinator serves three pages on its HTTP port, 9464 by default (`lowdimfa serve --http-port`):
 

@@ -95,6 +95,8 @@ class Observer:
     def rest(self, step: int) -> None:
         """Note that the block is at a step boundary and has nothing to do."""
         self.applied_steps = step
+        self.metrics.stepped(step)
+        self.in_flight(0)
         self.begin("rest", f"before step {step}")
         if self.timeline is not None:
             self.timeline.flush()
@@ -103,11 +105,24 @@ class Observer:
         """Note the size of a micro-batch."""
         self._forwarded.setdefault(ticket.step, {})[ticket.microbatch] = samples
 
+    def working(self, kind: str) -> float:
+        """Count time as spent on a kind of work until `did`, and return the Unix seconds of now."""
+        self.metrics.working(kind)
+        return time.time()
+
+    def waiting(self, cause: str) -> float:
+        """Count time as waiting for something until `waited`, and return the Unix seconds of now."""
+        self.metrics.waiting(cause)
+        return time.time()
+
+    def idle(self) -> None:
+        """Count time as neither, should an error have ended a wait or work."""
+        self.metrics.idle()
+
     def did(self, kind: str, ticket: Ticket, began: float) -> None:
         """Note a finished piece of work."""
+        self.metrics.idle()
         ended = max(began, time.time())  # the clock may be set back
-        if kind not in ("send", "publish"):
-            self.metrics.busy(kind, ended - began)
         if kind == "step":
             self.applied_steps = ticket.step + 1
             self.metrics.stepped(self.applied_steps)
@@ -117,14 +132,16 @@ class Observer:
 
     def waited(self, step: int, cause: str, began: float) -> None:
         """Note the end of a wait."""
-        ended = max(began, time.time())
-        self.metrics.waited(cause, ended - began)
-        self._span("wait", Ticket(step, 0), began, ended, cause)
+        self.metrics.idle()
+        self._span("wait", Ticket(step, 0), began, max(began, time.time()), cause)
 
-    def in_flight(self, microbatches: int, staleness: int) -> None:
-        """Note how many micro-batches await their error, and how far this forward ran ahead of the updates."""
+    def in_flight(self, microbatches: int) -> None:
+        """Note how many micro-batches await their error."""
         self.metrics.inflight(microbatches)
-        self.metrics.staleness(staleness)
+
+    def staleness(self, steps: int) -> None:
+        """Note how far a forward ran ahead of the updates."""
+        self.metrics.staleness(steps)
 
     def trained(self, result: StepResult) -> None:
         """Note the result of a step."""

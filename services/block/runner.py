@@ -7,7 +7,6 @@ depends on the order of its messages alone.
 from __future__ import annotations
 
 import math
-import time
 
 from lowdimfa.errors import PeerError, ProtocolError
 from lowdimfa.head import Evaluation, Head
@@ -113,6 +112,7 @@ class BlockRunner:
         try:
             return self._run(Schedule(self._policy, first_step, last_step))
         finally:
+            self._observer.idle()
             if self._policy.head:  # however it ends: others may be told to wait for what it has broadcast
                 self.work.settle(self._patience)
 
@@ -135,7 +135,9 @@ class BlockRunner:
                         self._compute(instruction, schedule)
                         event = Finished(instruction)
             assert event is not None, "every list of instructions ends in work, a wait or the end"
-            instructions = self._tell(schedule, event) or self._look_again(schedule)
+            instructions = self._tell(schedule, event)
+            self._observer.in_flight(schedule.in_flight)
+            instructions = instructions or self._look_again(schedule)
 
     def evaluate(self, batches: int) -> Evaluation:
         """Pass the evaluation batches on; in the head, return loss and accuracy."""
@@ -161,7 +163,7 @@ class BlockRunner:
         return instructions
 
     def _wait(self, schedule: Schedule, cause: Cause) -> Event:
-        began = time.time()
+        began = self._observer.waiting(cause)
         self._observer.begin("wait", schedule.waiting_for)
         event = None
         while event is None:
@@ -213,25 +215,27 @@ class BlockRunner:
         raise AssertionError(f"no other messages exist: {message}")
 
     def _compute(self, instruction: Compute, schedule: Schedule) -> None:
-        began = time.time()
         match instruction:
             case RunForward(ticket, probe):
                 if self.work.reads:
+                    began = self._observer.waiting("data")
                     self.work.read(ticket)
                     self._observer.waited(ticket.step, "data", began)
-                    began = time.time()
+                began = self._observer.working("forward")
                 self._observer.begin("forward", str(ticket))
                 self.work.forward(ticket, probe)
                 self._observer.did("forward", ticket, began)
-                self._observer.in_flight(schedule.in_flight + 1, ticket.step - schedule.applied_steps)
+                self._observer.staleness(ticket.step - schedule.applied_steps)
             case RunUpdate(ticket, kind):
+                work = "update" if kind == "train" else "probe"
+                began = self._observer.working(work)
                 self._observer.begin("update", str(ticket))
                 self.work.update(ticket, kind)
-                self._observer.did("update" if kind == "train" else "probe", ticket, began)
+                self._observer.did(work, ticket, began)
             case ApplyStep(step):
                 if self._exchange is not None:
                     self._add_up(self._exchange, step, schedule)
-                began = time.time()
+                began = self._observer.working("step")
                 self._observer.begin("step", f"step {step}")
                 self.work.apply(step)
                 self._observer.did("step", Ticket(step, 0), began)
@@ -239,7 +243,7 @@ class BlockRunner:
 
     def _add_up(self, exchange: Exchange, step: int, schedule: Schedule) -> None:
         """Add the step's gradients up with the other replicas, and learn from rank 0 where the run of steps ends."""
-        began = time.time()
+        began = self._observer.waiting("replica")
         self._observer.begin("step", f"step {step}")
         exchange.begin(step, schedule.last_step)
         while (awaited := exchange.advance()) is not None:

@@ -160,6 +160,12 @@ def _serve(settings: ServeSettings, form: Format) -> None:
 
     if settings.page_port is not None and not settings.page_is_safe:
         logging.warning("no live page: beyond loopback, tokens need TLS (--tls-cert and --tls-key)")
+    if settings.pages_are_open:
+        logging.warning(
+            "metrics, targets and health on %s, port %d, are for everybody: without TLS or tokens (--http-host)",
+            settings.http_host,
+            settings.http_port,
+        )
 
     say("starting", event="starting")
     active = run(settings, serving)

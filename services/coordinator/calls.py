@@ -93,9 +93,11 @@ class Calls:
             raise
         finally:
             seconds = time.perf_counter() - began
-            self.metrics.called(method, code.name, seconds)
-            routine = logging.DEBUG if getattr(context, "routine", False) else logging.INFO
-            level = routine if code is grpc.StatusCode.OK else logging.WARNING
+            routine = getattr(context, "routine", False)
+            if not routine:  # a page that is open asks every second, which would hide how it goes for clients
+                self.metrics.called(method, code.name, seconds)
+            usual = logging.DEBUG if routine else logging.INFO
+            level = usual if code is grpc.StatusCode.OK else logging.WARNING
             _access_log.log(level, "%s %s %s %.1f ms", method, name or "-", code.name, 1000 * seconds)
 
 

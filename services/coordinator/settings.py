@@ -70,6 +70,11 @@ class ServeSettings:
         return is_loopback(self.host)
 
     @property
+    def pages_are_open(self) -> bool:
+        """Whether ``/metrics``, ``/targets`` and ``/healthz`` can be read beyond this machine, by everybody."""
+        return not is_loopback(self.http_host)
+
+    @property
     def page_is_safe(self) -> bool:
         """Whether nobody's token would travel in the clear to the live page."""
         return self.on_loopback or self.tls_cert is not None or self.tokens is None

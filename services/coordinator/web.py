@@ -13,6 +13,7 @@ from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.monitoring.pages import Application, Pages
+from lowdimfa.services.monitoring.targets import entries, read_targets
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +74,9 @@ class Web(Pages):
         for job in self._store.in_states(ACTIVE):
             path = self._copies.targets(job)
             try:
-                entries = json.loads(path.read_text("utf-8"))
-                found += [
-                    {"targets": list(entry["targets"]), "labels": dict(entry["labels"])} for entry in entries
-                ]
+                found += entries(read_targets(path, job.id))
             except FileNotFoundError:
                 continue  # not up yet, or it serves no metrics
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError):
                 _log.warning("the targets of job %s can't be read from %s", job.id, path)
         return found

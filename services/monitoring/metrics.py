@@ -33,6 +33,9 @@ LANGUAGE = {
 }
 """By field of an event, the trainer's metric that shows it."""
 
+OF_A_COURSE = tuple(f"lowdimfa_trainer_{what}" for what in ("remaining_", "training_", "test_", "alignment_"))
+"""How the names of what is known of a run's present course begin; a recovery that goes back begins another."""
+
 STATES = ("pending", "running", "recovering", "finished", "failed", "stopped")
 """The states of a job."""
 
@@ -76,6 +79,7 @@ class BlockMetrics(_Metrics):
         self._step = self._number("lowdimfa_block_applied_steps")
         self._staleness = self._number("lowdimfa_block_staleness_steps")
         self._inflight = self._number("lowdimfa_block_inflight_microbatches")
+        self._growing: Number | None = None
 
     def _both(self, name: str) -> dict[str, Number]:
         return {direction: self._number(name, direction=direction) for direction in DIRECTIONS}
@@ -88,13 +92,24 @@ class BlockMetrics(_Metrics):
         """Add samples whose update was computed."""
         self._samples.inc(count)
 
-    def busy(self, kind: str, seconds: float) -> None:
-        """Add computing time of a kind in `BUSY_KINDS`."""
-        self._busy[kind].inc(seconds)
+    def working(self, kind: str) -> None:
+        """Count time from now on as computing of a kind in `BUSY_KINDS`."""
+        self._count_into(self._busy[kind])
 
-    def waited(self, cause: str, seconds: float) -> None:
-        """Add waiting time for a cause in `CAUSES`."""
-        self._waiting[cause].inc(seconds)
+    def waiting(self, cause: str) -> None:
+        """Count time from now on as waiting for a cause in `CAUSES`."""
+        self._count_into(self._waiting[cause])
+
+    def idle(self) -> None:
+        """Count time from now on as neither."""
+        self._count_into(None)
+
+    def _count_into(self, number: Number | None) -> None:
+        if self._growing is not None:
+            self._growing.stop()
+        self._growing = number
+        if number is not None:
+            number.start()
 
     def staleness(self, steps: int) -> None:
         """Set by how many steps the weights of a forward pass lagged."""
@@ -163,8 +178,7 @@ class TrainerMetrics(_Metrics):
 
     def progress(self, step: int, epochs: float, samples_per_second: float) -> None:
         """Set how far the job has come and how fast it is."""
-        self._number("lowdimfa_trainer_completed_steps").set(step)
-        self._number("lowdimfa_trainer_completed_epochs").set(epochs)
+        self._completed(step, epochs)
         self._number("lowdimfa_trainer_throughput_samples_per_second").set(samples_per_second)
 
     def remaining(self, seconds: float | None) -> None:
@@ -216,9 +230,14 @@ class TrainerMetrics(_Metrics):
         """Set how long the latest recovery took (seconds)."""
         self._recovery.set(duration)
 
-    def completed(self, step: int) -> None:
-        """Set how many steps are completed, where a recovery made them fewer."""
+    def went_back(self, step: int, epochs: float) -> None:
+        """Set how far the job has come where a recovery made that less, and forget what was measured on the way."""
+        self._completed(step, epochs)
+        self._numbers.forget(OF_A_COURSE)
+
+    def _completed(self, step: int, epochs: float) -> None:
         self._number("lowdimfa_trainer_completed_steps").set(step)
+        self._number("lowdimfa_trainer_completed_epochs").set(epochs)
 
     def state(self, current: str) -> None:
         """Set the job's state, one of `STATES`."""

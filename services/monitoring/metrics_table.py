@@ -45,14 +45,14 @@ METRICS = (
         "lowdimfa_block_busy_seconds_total",
         "counter",
         (*_BLOCK, "kind"),
-        "Time spent computing, by kind: forward, update, step, probe.",
+        "Time spent computing, what is under way included, by kind: forward, update, step, probe.",
     ),
     Metric(
         "lowdimfa_block_waiting_seconds_total",
         "counter",
         (*_BLOCK, "cause"),
-        "Time spent waiting, by cause: activation, error, staleness, window, replica (gradients of another replica), "
-        "data (until it is read).",
+        "Time spent waiting, what is under way included, by cause: activation, error, staleness, window, replica "
+        "(gradients of another replica), data (until it is read).",
     ),
     Metric(
         "lowdimfa_block_staleness_steps",
@@ -125,19 +125,20 @@ METRICS = (
         "lowdimfa_trainer_remaining_seconds",
         "gauge",
         _JOB,
-        "Time that the remaining steps will take at the pace of the latest progress reports.",
+        "Time that the remaining steps will take at the pace of the steps that the throughput is of.",
     ),
     Metric(
         "lowdimfa_trainer_throughput_samples_per_second",
         "gauge",
         _JOB,
-        "Training samples per second over the latest progress reports, 19 at most.",
+        "Training samples per second: of the last 10 seconds, or of the last 19 bursts of steps where those took longer, "
+        "but from the last pause on, such as an evaluation.",
     ),
     Metric(
         "lowdimfa_trainer_throughput_tokens_per_second",
         "gauge",
         _JOB,
-        "Training tokens that count, per second over the latest progress reports; language models alone.",
+        "Training tokens that count, per second of the same time; language models alone.",
     ),
     Metric(
         "lowdimfa_trainer_training_perplexity_value",
@@ -253,13 +254,13 @@ METRICS = (
         "lowdimfa_coordinator_answered_calls_total",
         "counter",
         ("method", "code"),
-        "Calls that ended, by method and gRPC status code.",
+        "Calls that ended, by method and gRPC status code, without what the live page reads.",
     ),
     Metric(
         "lowdimfa_coordinator_call_duration_seconds",
         "histogram",
         ("method",),
-        "How long unary calls took, the wait for the client's turn included.",
+        "How long unary calls took, the wait for the client's turn included, without what the live page reads.",
     ),
     Metric("lowdimfa_coordinator_open_streams", "gauge", ("method",), "Open streams."),
     Metric(

@@ -7,6 +7,7 @@ for a program that uses this one. So the numbers are kept here, and handed over 
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -27,6 +28,7 @@ class Number:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._value = 0.0
+        self._since: float | None = None
         self._read: Callable[[], float] | None = None
 
     def inc(self, amount: float = 1.0) -> None:
@@ -39,13 +41,29 @@ class Number:
         with self._lock:
             self._value = float(value)
 
+    def start(self) -> None:
+        """Have it grow by 1 a second until `stop`, so that whoever reads it meanwhile sees time that isn't over."""
+        with self._lock:
+            self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Let it be what it is now."""
+        with self._lock:
+            self._value, self._since = self._now(), None
+
     def set_function(self, read: Callable[[], float]) -> None:
         """Have it read whenever somebody asks for it."""
         self._read = read
 
     def get(self) -> float:
         """Return it."""
-        return self._value if self._read is None else float(self._read())
+        if self._read is not None:
+            return float(self._read())
+        with self._lock:
+            return self._now()
+
+    def _now(self) -> float:
+        return self._value if self._since is None else self._value + time.monotonic() - self._since
 
 
 class Distribution:
@@ -93,6 +111,12 @@ class Numbers(Collector):
         """Return a histogram."""
         with self._lock:
             return self._distributions.setdefault(self._key(name, labels), Distribution())
+
+    def forget(self, prefixes: tuple[str, ...]) -> None:
+        """Have counters and gauges whose names begin so no longer, until they are asked for again."""
+        with self._lock:
+            for key in [key for key in self._numbers if key[0].startswith(prefixes)]:
+                del self._numbers[key]
 
     def _key(self, name: str, labels: dict[str, str]) -> tuple[str, Sequence[str]]:
         return name, tuple(labels[label] for label in self._rows[name].labels)

@@ -15,7 +15,7 @@ from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
 from lowdimfa.services.block.job import evaluation_times
 from lowdimfa.services.block.worker import BlockWorker
-from lowdimfa.services.monitoring.exporter import Target, write_targets
+from lowdimfa.services.monitoring.targets import Target, write_targets
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.run.checkpoint import Attempt
 from lowdimfa.services.run.mirror import work_dir

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from lowdimfa.errors import LowdimfaError, StoppedError
 from lowdimfa.services.monitoring.exporter import Exporter, start_exporter
@@ -30,6 +29,7 @@ class TrainerWatch:
         self._metrics = TrainerMetrics(job)
         self._exporter: Exporter | None = None
         self._recoveries: Counter[str] = Counter()
+        self._journal: Journal | None = None
         self.steps_per_epoch = 1
 
     def serve(self, host: str) -> str:
@@ -42,7 +42,8 @@ class TrainerWatch:
         metrics = self._metrics
         match event["event"]:
             case "started":
-                self._recall(work_dir(event["run_dir"]), event["step"])
+                self._journal = Journal(work_dir(event["run_dir"]))
+                self._recall(self._journal, event["step"])
                 metrics.planned(event["steps"])
                 metrics.state("running")
             case "progress":
@@ -51,12 +52,9 @@ class TrainerWatch:
                 metrics.remaining(event["eta_seconds"])
                 metrics.language(event)
             case "evaluated":
-                metrics.evaluated(event["test_loss"], event["test_accuracy"])
-                metrics.measured(event.get("metrics", {}))
-                metrics.language(event)
+                self._evaluated(event)
             case "alignment":
-                for entry in event["blocks"]:
-                    metrics.aligned(entry["block"], entry["angle_degrees"])
+                self._aligned(event)
             case "checkpoint":
                 metrics.checkpointed(event["time"], event["seconds"], event["pause_seconds"])
             case "checkpoint_failed":
@@ -65,8 +63,11 @@ class TrainerWatch:
                 self._count(event["policy"])
                 metrics.state("recovering")
             case "recovered":
+                step = event["step"]
+                metrics.went_back(step, step / self.steps_per_epoch)
+                if self._journal is not None:
+                    self._recall(self._journal, step)
                 metrics.recovered(event["seconds"])
-                metrics.completed(event["step"])
                 metrics.state("running")
             case "finished":
                 metrics.state("finished")
@@ -76,13 +77,23 @@ class TrainerWatch:
                 if not stopped:
                     metrics.failed(event["code"])
 
-    def _recall(self, run_dir: Path, start: int) -> None:
+    def _evaluated(self, event: Event) -> None:
+        self._metrics.evaluated(event["test_loss"], event["test_accuracy"])
+        self._metrics.measured(event.get("metrics", {}))
+        self._metrics.language(event)
+
+    def _aligned(self, event: Event) -> None:
+        for entry in event["blocks"]:
+            self._metrics.aligned(entry["block"], entry["angle_degrees"])
+
+    def _recall(self, journal: Journal, start: int) -> None:
         """Take in what was logged before this trainer was there to see it, as its own recoveries may be.
 
-        That is the run's recoveries, and its last checkpoint; those after the step where it goes on are given up.
+        That is the run's recoveries, its last checkpoint, and the last of what it measured; those after the step where
+        it goes on are given up.
         """
         logged: Counter[str] = Counter()
-        for event in Journal(run_dir).read("recovering", "recovered", "checkpoint"):
+        for event in journal.read("recovering", "recovered", "checkpoint", "evaluated", "alignment"):
             match event:
                 case {"event": "recovering", "policy": str() as policy}:
                     logged[policy] += 1
@@ -96,6 +107,12 @@ class TrainerWatch:
                     "pause_seconds": int() | float() as pause,
                 } if step <= start:
                     self._metrics.checkpointed(at, seconds, pause)
+                case {"event": "evaluated", "step": int() as step, "test_loss": _, "test_accuracy": _} if (
+                    step <= start
+                ):
+                    self._evaluated(event)
+                case {"event": "alignment", "step": int() as step, "blocks": list()} if step <= start:
+                    self._aligned(event)
         for policy in (logged - self._recoveries).elements():
             self._count(policy)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from manifests import KUBERNETES, Object, build, of, pods, ports, ray, selected
 
 from lowdimfa.services.cli.app import app
@@ -69,6 +71,24 @@ def test_every_pod_is_confined(objects: list[Object]) -> None:
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
             assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
             assert re.fullmatch(rf"lowdimfa(-cuda)?:{re.escape(VERSION)}", container["image"])
+
+
+MINE = (KUBERNETES / "README.md").read_text("utf-8").split("```yaml\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("base", sorted(set(re.findall(r"\.\./(base|overlays/\w+)", MINE))))
+def test_every_image_of_an_overlay_of_ones_own_is_in_its_registry(base: str, tmp_path: Path) -> None:
+    overlay = yaml.safe_load(MINE)
+    overlay["resources"] = [f"../{base}"]
+    if base == "overlays/s3":  # as the README says
+        overlay["patches"] = [
+            patch for patch in overlay["patches"] if patch["target"]["kind"] != "PersistentVolumeClaim"
+        ]
+    mine = shutil.copytree(KUBERNETES.parent, tmp_path / "deploy") / "kubernetes" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    images = {container["image"] for _, spec in pods(build(str(mine))) for container in spec["containers"]}
+    assert images and all(image.startswith("registry.example.org/lowdimfa") for image in images)
 
 
 def test_volumes_claims_and_secrets_are_there(objects: list[Object]) -> None:

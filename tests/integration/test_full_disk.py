@@ -22,8 +22,8 @@ from specifications import SMALL
 
 from lowdimfa.errors import DiskFullError, LowdimfaError, ResourceError, StorageError
 from lowdimfa.services.cli.main import main
-from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 from lowdimfa.services.rpc.topology import Seat
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, export_state, write_block

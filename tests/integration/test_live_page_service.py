@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 from coordinator_thread import SPECIFICATION, MemoryCluster, Running, coordinator
+from prometheus_client.parser import text_string_to_metric_families
 from rpc_helpers import eventually
 
 from lowdimfa.services.coordinator.access import new_token, write_tokens
@@ -148,6 +150,27 @@ def test_what_a_run_logs_reaches_the_page_as_the_protocol_has_it(opened: Running
     assert json.loads(visitor.ask("GET", f"/jobs/{job.id}/logs")[1]) == {"trainer": "<b>one</b>\ntwo"}
     assert [line["id"] for line in json.loads(visitor.ask("GET", "/jobs.json")[1])] == [job.id]
     assert visitor.ask("GET", "/?page=xx")[0] == 400
+
+
+def test_what_an_open_page_reads_is_no_call_of_a_client(opened: Running, folder: Path) -> None:
+    def counted() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{opened.http}/metrics", timeout=20) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return {
+                f"{sample.name} {sample.labels['method']}": sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name.endswith(("_calls_total", "_call_duration_seconds_count"))
+            }
+
+    job, _ = opened.store.create(Submission("job", "", SPECIFICATION), 99, 0)
+    visitor = Visitor(opened, folder)
+    for path in ("/", f"/jobs/{job.id}", f"/jobs/{job.id}/news", f"/jobs/{job.id}/logs"):
+        assert visitor.ask("GET", path)[0] == 200
+    assert counted() == {}
+    CoordinatorClient(Connection(opened.address)).get(job.id)
+    names = ("answered_calls_total", "call_duration_seconds_count")
+    assert counted() == {f"lowdimfa_coordinator_{name} GetJob": 1 for name in names}
 
 
 @pytest.mark.parametrize(

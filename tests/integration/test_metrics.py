@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics, Reading
-from lowdimfa.services.monitoring.exporter import write_targets
 from lowdimfa.services.monitoring.metrics import (
     BUSY_KINDS,
     LANGUAGE,
@@ -21,6 +20,7 @@ from lowdimfa.services.monitoring.metrics import (
     TrainerMetrics,
 )
 from lowdimfa.services.monitoring.metrics_table import METRICS
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.monitoring.timeline import CAUSES
 from tools import metrics_page
 
@@ -48,9 +48,9 @@ def used_block() -> BlockMetrics:
     metrics.stepped(7)
     metrics.samples(128)
     for kind in BUSY_KINDS:
-        metrics.busy(kind, 0.5)
+        metrics.working(kind)
     for cause in CAUSES:
-        metrics.waited(cause, 0.25)
+        metrics.waiting(cause)
     metrics.staleness(1)
     metrics.inflight(3)
     metrics.broadcast("sent", 2, 400, 440)
@@ -77,7 +77,6 @@ def used_trainer() -> TrainerMetrics:
     metrics.checkpoint_failed()
     metrics.recovering("rejoin")
     metrics.recovered(4.25)
-    metrics.completed(9)
     metrics.failed("peer_lost")
     return metrics
 
@@ -149,7 +148,7 @@ def test_each_call_reaches_its_own_sample() -> None:
     assert values["lowdimfa_broadcast_subscriber_lag_messages", "1", "0"] == 2
     values = samples(used_trainer().registry)
     assert values["lowdimfa_trainer_completed_epochs",] == 0.5
-    assert values["lowdimfa_trainer_completed_steps",] == 9
+    assert values["lowdimfa_trainer_completed_steps",] == 10
     assert values["lowdimfa_trainer_job_recoveries_total", "rejoin"] == 1
     assert values["lowdimfa_trainer_job_recoveries_total", "restart"] == 0
     assert values["lowdimfa_trainer_recovery_seconds",] == 4.25

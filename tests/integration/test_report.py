@@ -17,7 +17,7 @@ from lowdimfa.services.cli.app import app
 from lowdimfa.services.monitoring.report.curves import smooth
 from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
 from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
-from lowdimfa.services.monitoring.report.reading import CATEGORIES, read_run
+from lowdimfa.services.monitoring.report.reading import CATEGORIES, Record, read_run
 from lowdimfa.services.monitoring.timeline import TimelineWriter
 
 EPOCH = 1_700_000_000.0
@@ -337,6 +337,17 @@ def test_a_resumed_run_that_was_stopped_does_not_show_the_result_of_its_earlier_
     numbers = dict(collect_numbers(replace(finished, events=[*finished.events, again, stopped])))
     assert dict(collect_numbers(finished))["Test accuracy"] == "88.14%"
     assert numbers["Test accuracy"] != "88.14%" and numbers["Steps"] == "1,500 of 2,000"
+
+
+def test_samples_and_tokens_per_second_are_of_the_same_time(tmp_path: Path) -> None:
+    begun = [{"event": "started", "time": EPOCH, "step": 0, "steps": 4}]
+    for step, rate in ((1, 100.0), (2, 100.0), (3, 400.0), (4, 400.0)):
+        begun.append({"event": "progress", "time": EPOCH + step, "step": step, "steps": 4})
+        begun[-1] |= {"samples_per_second": rate, "tokens_per_second": 8 * rate}
+    end = {"event": "finished", "time": EPOCH + 9, "steps": 4, "samples_per_second": 160.0}
+    for events, samples, tokens in ((begun, "400", "3,200"), ([*begun, end], "160", "1,280")):
+        numbers = dict(collect_numbers(Record("run", {}, {}, events, "", {})))
+        assert (numbers["Samples per second"], numbers["Tokens per second"]) == (samples, tokens)
 
 
 def test_steps_that_were_run_again_count_once(tmp_path: Path) -> None:

@@ -40,6 +40,69 @@ def used(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:lowdimfa|process)[_:][\w:]+|\bup\b", bare))
 
 
+OF_TARGETS = {"job", "role", "block", "replica"}
+"""Labels that a process's place in the list of targets gives to all that Prometheus scrapes of it."""
+
+
+def labels_of(name: str) -> set[str]:
+    """Return the labels of a metric, or of what a rule records."""
+    for rule in rules():
+        if rule.get("record") == name:
+            return left(rule["expr"])
+    for metric in METRICS:
+        if name.removesuffix("_bucket") == metric.name:
+            return set(metric.labels) | ({"le"} if name.endswith("_bucket") else set())
+    return OF_TARGETS if name == "up" else set()
+
+
+def left(expression: str) -> set[str]:
+    """Return the labels by which the series that an expression results in may differ."""
+    there = set().union(*map(labels_of, used(expression)))
+    there -= set(re.findall(r'(\w+)="', expression))  # one value of it
+    whole = re.match(
+        r"(?:histogram_quantile\([\d.]+, )?(?:sum|avg|min|max)(?: by \((.*?)\))? ?\(", expression
+    )
+    if whole is None:
+        return there
+    return set(re.findall(r"\w+", whole[1] or "")) - ({"le"} if "quantile" in whole[0] else set())
+
+
+def queries() -> list[tuple[str, str]]:
+    """Return the expressions of all panels, with their legends."""
+    return [
+        (target["expr"], target["legendFormat"])
+        for dashboard in dashboards.dashboards().values()
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "expression", [*(rule["expr"] for rule in rules()), *(query for query, _ in queries())]
+)
+def test_what_is_grouped_by_are_labels_of_what_is_grouped(expression: str) -> None:
+    there = set().union(*map(labels_of, used(expression)))
+    grouped = re.findall(r"\b(?:by|on|without|ignoring) ?\((.*?)\)", expression)
+    assert set(re.findall(r"\w+", " ".join(grouped))) <= there
+
+
+@pytest.mark.parametrize(("expression", "legend"), queries())
+def test_a_legend_tells_all_series_of_a_panel_apart(expression: str, legend: str) -> None:
+    assert set(re.findall(r"{{(\w+)}}", legend)) == left(expression)
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in rules() if "alert" in rule], ids=lambda rule: rule["alert"]
+)
+def test_the_summary_of_an_alert_names_the_replica_that_it_is_about(rule: dict[str, Any]) -> None:
+    named = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    there = left(rule["expr"])
+    if "subscriber" in there:
+        there.remove("replica")  # the head's, which counts for the others
+    replicas = {label for label in there if label.endswith("replica")} if "job" in there else set()
+    assert replicas <= named
+
+
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule.get("record"))
 def test_a_rule_uses_metrics_that_exist(rule: dict[str, Any]) -> None:
     assert used(rule["expr"]) and used(rule["expr"]) <= names()
@@ -79,14 +142,14 @@ def test_a_dashboard_is_whole(name: str, dashboard: dict[str, Any]) -> None:
     assert len(taken) == width * (max(y for _, y in taken) + 1), "there are gaps"
 
 
+def test_what_is_recorded_is_used() -> None:
+    wanted = [rule["expr"] for rule in rules() if "alert" in rule] + [query for query, _ in queries()]
+    assert {rule["record"] for rule in rules() if "record" in rule} <= set().union(*map(used, wanted))
+
+
 def test_every_metric_of_a_job_is_seen_somewhere() -> None:
-    shown = {
-        name
-        for dashboard in dashboards.dashboards().values()
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in used(target["expr"])
-    } | {name for rule in rules() for name in used(rule["expr"])}
+    expressions = [query for query, _ in queries()] + [rule["expr"] for rule in rules()]
+    shown = set().union(*map(used, expressions))
     counted_only = {
         "lowdimfa_broadcast_error_messages_total",
         "lowdimfa_broadcast_payload_bytes_total",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,21 @@ import pytest
 from live_source import Browser
 
 from lowdimfa.services.cli.live import LAST_LOOK_SECONDS, MOST_UNREAD, LiveRun, RunJob
-from lowdimfa.services.monitoring.exporter import start_exporter, write_targets
+from lowdimfa.services.monitoring.exporter import start_exporter
 from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.monitoring.live import block_times
-from lowdimfa.services.monitoring.live.block_times import BlockTimes
+from lowdimfa.services.monitoring.live.block_times import (
+    MOST_MISSED,
+    WINDOW_SECONDS,
+    BlockTime,
+    BlockTimes,
+    Part,
+)
 from lowdimfa.services.monitoring.live.source import Refusal, Visitor
 from lowdimfa.services.monitoring.live.texts import block_row
+from lowdimfa.services.monitoring.live.watching import Watching
 from lowdimfa.services.monitoring.metrics import BlockMetrics
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -146,7 +155,18 @@ def test_a_page_that_is_open_hears_of_the_end(tmp_path: Path) -> None:
         open_page.stop(open_page.visitor, "run", now=False)
 
 
-def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path) -> None:
+def test_nothing_of_a_job_that_is_over_is_shown_as_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockTimes, "shares", lambda times: [BlockTime("block 0", [Part("forward", 0.5)])])
+    run = job(tmp_path)
+    watching = Watching(run)
+    assert [row["name"] for row in watching.news(run.visitor, "run", None)["block_times"]] == ["block 0"]
+    run.end()
+    assert watching.news(run.visitor, "run", None)["block_times"] == []
+
+
+def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = BlockMetrics("run", "1")
     exporter, port = start_exporter(metrics.registry, "127.0.0.1")
     nobody = {"address": "127.0.0.1:9", "job": "run", "role": "block"}
@@ -158,13 +178,25 @@ def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path) -> None:
             [{"address": f"127.0.0.1:{port}", "job": "run", "role": "head"}, nobody],
         )
         times._look()
-        metrics.busy("forward", 300.0)
-        metrics.waited("error", 100.0)
+        metrics._busy["forward"].inc(300.0)
+        metrics._waiting["error"].inc(100.0)
         times._look()
         times._next = float("inf")
         (block,) = times.shares()
+        times._next = time.monotonic() - WINDOW_SECONDS  # nobody has asked since
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+        assert times.shares() == []
+        monkeypatch.undo()
+        for _ in range(2):
+            times._look()
     finally:
         exporter.close()
+    shown = []
+    for _ in range(MOST_MISSED + 2):
+        times._next = float("inf")
+        shown.append(len(times.shares()))
+        times._look()
+    assert shown == [1] * (MOST_MISSED + 1) + [0]
     assert block.name == "block 1" and block.busy == pytest.approx(0.75)
     assert block_row(block)["text"] == "75% busy, 25% waiting, most for errors"
     line = 'lowdimfa_block_busy_seconds_total{block="1",replica="0",kind="forward"}'

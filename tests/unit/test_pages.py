@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +18,15 @@ from prometheus_client import CollectorRegistry
 
 from lowdimfa.errors import ResourceError
 from lowdimfa.services.coordinator.copies import Copies
+from lowdimfa.services.coordinator.jobs import JobState, Submission
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.web import Web
 from lowdimfa.services.monitoring.coordinator_metrics import CoordinatorMetrics
 from lowdimfa.services.monitoring.exporter import start_exporter
 from lowdimfa.services.monitoring.metrics import TrainerMetrics
 from lowdimfa.services.monitoring.pages import Pages
+from lowdimfa.services.monitoring.targets import MOST_BYTES, read_targets, write_targets
+from lowdimfa.services.trainer.run_dir import targets_file
 
 
 @contextmanager
@@ -61,6 +66,70 @@ def test_head_is_get_without_the_body_on_every_page_of_the_service(tmp_path: Pat
         require_head_is_get(pages.address, path)
         assert answer(pages.address, "GET", path)[0] == (404 if path == "/nothing" else 200)
         assert answer(pages.address, "POST", path)[0] == 405
+
+
+def listed(pages: Web, labels: dict[str, str]) -> tuple[Path, str]:
+    """Begin a job whose list has one process; return the list's place and the job's id."""
+    job, _ = pages._store.create(Submission("run", "ada", "model: 1", {}, ""), 1, 0)
+    pages._store.transition(job.id, JobState.starting, "")
+    path = targets_file(job.run_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"targets": ["h:1"], "labels": labels}]))
+    return path, job.id
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_link(path: Path) -> None:
+    path.symlink_to(path.replace(path.with_name("elsewhere")))
+
+
+def grow(path: Path) -> None:
+    path.write_text(path.read_text() + " " * MOST_BYTES)
+
+
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def name_no_text(path: Path) -> None:
+    path.write_text(path.read_text().replace('"h:1"', "1"))
+
+
+SPOILED = [replace_by_pipe, replace_by_link, grow, nest, name_no_text]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_list_that_job_code_has_spoiled_holds_up_and_misleads_nobody(
+    spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with web(tmp_path) as pages:
+        (spoiled, _), (_, good) = (listed(pages, {"role": "trainer"}) for _ in range(2))
+        assert len(json.loads(answer(pages.address, "GET", "/targets")[3])) == 2
+        spoil(spoiled)
+        (entry,) = json.loads(answer(pages.address, "GET", "/targets")[3])
+        assert entry == {"targets": ["h:1"], "labels": {"job": good, "role": "trainer"}}
+        assert answer(pages.address, "GET", "/healthz")[0] == 200
+
+
+def test_a_list_gives_prometheus_the_labels_of_its_own_job_and_no_orders(tmp_path: Path) -> None:
+    with web(tmp_path) as pages:
+        said = {"job": "another", "role": "block", "block": "3", "replica": "1"}
+        orders = {"__scheme__": "https", "__metrics_path__": "/x", "team": "y"}
+        _, job = listed(pages, said | orders)
+        (entry,) = json.loads(answer(pages.address, "GET", "/targets")[3])
+        assert entry == {"targets": ["h:1"], "labels": said | {"job": job}}
+
+
+def test_a_list_in_a_folder_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    write_targets(tmp_path / "elsewhere" / "run.json", [{"address": "h:1", "job": "run", "role": "trainer"}])
+    (tmp_path / "targets").symlink_to("elsewhere")
+    assert read_targets(tmp_path / "elsewhere" / "run.json", "run")
+    with pytest.raises(OSError, match="targets"):
+        read_targets(tmp_path / "targets" / "run.json", "run")
 
 
 def test_head_is_get_without_the_body_on_the_pages_of_a_run() -> None:

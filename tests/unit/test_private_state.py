@@ -20,7 +20,7 @@ from lowdimfa.services.coordinator.jobs import Submission
 from lowdimfa.services.coordinator.private import own_file, own_folder
 from lowdimfa.services.coordinator.ray_holder import _note
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
-from lowdimfa.services.monitoring.exporter import write_targets
+from lowdimfa.services.monitoring.targets import write_targets
 from lowdimfa.services.rpc.certificates import write_certificates
 from lowdimfa.services.run.checkpoint import BlockState, CheckpointStore, write_block
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lowdimfa.network import StepResult
+from lowdimfa.services.monitoring.metrics_table import METRICS
 from lowdimfa.services.trainer import progress
-from lowdimfa.services.trainer.progress import ProgressMeter
+from lowdimfa.services.trainer.progress import FEWEST_MARKS, RECENT_SECONDS, ProgressMeter
 
 
 @pytest.mark.parametrize("burst", [1, 40])
@@ -36,3 +37,8 @@ def test_the_speed_is_that_of_training_however_many_steps_come_at_once(
             done += burst
     assert events[-1]["samples_per_second"] == pytest.approx(8 * 200, rel=0.01)
     assert events[-1]["eta_seconds"] == pytest.approx((20_000 - done) / 200, rel=0.01)
+
+
+def test_the_metrics_say_of_what_time_the_speed_is() -> None:
+    (said,) = (row.help for row in METRICS if row.name.endswith("throughput_samples_per_second"))
+    assert f"last {RECENT_SECONDS:g} seconds" in said and f"last {FEWEST_MARKS - 1} bursts" in said

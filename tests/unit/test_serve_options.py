@@ -74,3 +74,21 @@ def test_what_is_not_said_follows_from_what_is(
 ) -> None:
     served(*words)
     assert asked == [ServeSettings(**{"page_port": 9465} | expected)]
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ([], False),
+        (["--host", "0.0.0.0"], True),
+        (["--http-host", "0.0.0.0"], True),
+        (["--host", "0.0.0.0", "--http-host", "::1"], False),
+    ],
+)
+def test_an_operator_hears_of_pages_that_everybody_can_read(
+    words: list[str], warned: bool, asked: list[ServeSettings], caplog: pytest.LogCaptureFixture
+) -> None:
+    served(*words, "--http-port", "9464", "--no-page")
+    assert [("0.0.0.0, port 9464" in line, "without TLS" in line) for line in caplog.messages] == (
+        [(True, True)] * warned
+    )

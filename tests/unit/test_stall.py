@@ -89,7 +89,7 @@ def test_a_wait_is_given_up_after_its_patience_with_as_many_looks_per_liveness(p
     inbox = SimpleNamespace(take=waited.append)
     neighbours = SimpleNamespace(renew=lambda: asked.append(len(waited)))
     work = SimpleNamespace(stage=SimpleNamespace(index=1), begin=lambda step: None)
-    notes = SimpleNamespace(begin=lambda kind, subject: None)
+    notes = Observer(BlockMetrics("job", "1", "0"), None, lambda: None)
     parts: list[Any] = [inbox, neighbours, notes]
     runner = BlockRunner(cast(Any, work), Policy(False, False, 1, 1, 0), *parts, liveness, patience)
     with pytest.raises(

@@ -4,11 +4,17 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowdimfa.services.monitoring.timeline import TimelineWriter
+from lowdimfa.services.monitoring.timeline import CAUSES, KINDS, TimelineWriter
 
 
 def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_documentation_names_every_kind_and_cause() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `timeline/block-<i>.jsonl`"))
+    assert {name for name in (*KINDS, *CAUSES) if f"`{name}`" not in row} == set()
 
 
 def test_spans_are_appended_as_json_lines_and_only_waits_have_a_cause(tmp_path: Path) -> None:

@@ -80,6 +80,56 @@ def test_a_recovery_is_a_state_while_it_goes_on_and_counted_from_its_beginning(
     assert seen["recovery_seconds",] == 4.25 and seen["completed_steps",] == 400
 
 
+def evaluated(step: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "event": "evaluated",
+        "step": step,
+        "test_loss": 1 - accuracy,
+        "test_accuracy": accuracy,
+        "test_perplexity": 8.0,
+        "metrics": {"f1": [accuracy, accuracy]},
+    }
+
+
+def aligned(step: int, angle: float) -> dict[str, Any]:
+    return {"event": "alignment", "step": step, "blocks": [{"block": 0, "angle_degrees": angle}]}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize(("step", "accuracy", "angle"), [(50, None, None), (150, 0.25, 80), (200, 0.5, 70)])
+def test_what_was_measured_after_the_step_where_a_run_goes_on_is_given_up(
+    watch: TrainerWatch,
+    values: Values,
+    tmp_path: Path,
+    step: int,
+    accuracy: float | None,
+    angle: float | None,
+    replaced: bool,
+) -> None:
+    log = Journal(tmp_path)
+    before = TrainerWatch("run-1") if replaced else watch
+    progress = {"samples_per_second": 1.0, "eta_seconds": 7.0, "perplexity": 9.0}
+    for event in (
+        started(tmp_path),
+        *(found for k in (100, 200, 300) for found in (evaluated(k, k / 400), aligned(k, 90 - k / 10))),
+        {"event": "progress", "step": 310} | progress,
+    ):
+        before.saw(log.emit(**event))
+    watch.steps_per_epoch = 100
+    going_on = started(tmp_path) | {"step": step} if replaced else recovered("restart", step, 1.0)
+    watch.saw(log.emit(**going_on))
+    log.close()
+    seen = values()
+    measured = ("test_accuracy_ratio",), ("test_metric_value", "1", "f1"), ("test_metric_value", "f1", "1")
+    assert {seen[key] for key in measured if key in seen} == ({accuracy} - {None})
+    assert seen.get(("test_loss_value",)) == (accuracy and 1 - accuracy)
+    assert seen.get(("test_perplexity_value",)) == (accuracy and 8.0)
+    assert seen.get(("alignment_angle_degrees", "0")) == angle
+    assert ("remaining_seconds",) not in seen and ("training_perplexity_value",) not in seen
+    if not replaced:
+        assert seen["completed_steps",] == step and seen["completed_epochs",] == step / 100
+
+
 def test_a_recovery_before_the_start_counts_once(watch: TrainerWatch, values: Values, tmp_path: Path) -> None:
     log = Journal(tmp_path)
     watch.saw(log.emit(**recovering("rejoin")))

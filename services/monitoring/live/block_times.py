@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from lowdimfa.services.monitoring.live.curve import is_number
+from lowdimfa.services.monitoring.targets import read_targets
 
 _KINDS = {"lowdimfa_block_busy_seconds": "kind", "lowdimfa_block_waiting_seconds": "cause"}
 """By metric, without a counter's ``_total``, the label that says what the seconds went into."""
@@ -27,6 +27,9 @@ LOOK_SECONDS = 2.0
 
 WINDOW_SECONDS = 20.0
 """Over which shares are taken, once a process was looked at for so long."""
+
+MOST_MISSED = 2
+"""Looks in a row that find nothing of a block that is still shown; a process may be slow to answer once."""
 
 MOST_BYTES, MOST_TARGETS, AT_ONCE, PATIENCE = 1 << 20, 512, 8, 2.0
 """Of one process's metrics; processes; requests at a time; seconds for each."""
@@ -70,11 +73,14 @@ class BlockTimes:
         self._lock = threading.Lock()
         self._next = 0.0
         self._looks: dict[tuple[int, int], deque[tuple[float, _Seconds]]] = {}
+        self._missed: dict[tuple[int, int], int] = {}
 
     def shares(self) -> list[BlockTime]:
         """Return the latest shares, block by block, and have a new look taken if it is time; never waits for it."""
         with self._lock:
             now = time.monotonic()
+            if now >= self._next + WINDOW_SECONDS:
+                self._looks.clear()  # nobody has asked for a while
             if now >= self._next:
                 self._next = float("inf")
                 threading.Thread(target=self._look, name="block times", daemon=True).start()
@@ -86,10 +92,16 @@ class BlockTimes:
             addresses = islice(_addresses(self._targets), MOST_TARGETS)
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 read = list(pool.map(_read, addresses))
+            found = {key: seen for one in read for key, seen in one.items()}
             with self._lock:
-                for one in read:
-                    for key, (at, seconds) in one.items():
-                        self._keep(key, at, seconds)
+                for key, (at, seconds) in found.items():
+                    self._keep(key, at, seconds)
+                self._missed = {
+                    key: 0 if key in found else self._missed.get(key, 0) + 1 for key in self._looks
+                }
+                for key, missed in self._missed.items():
+                    if missed > MOST_MISSED:
+                        del self._looks[key]  # lost, at its end, or cut otherwise
         finally:
             with self._lock:
                 self._next = time.monotonic() + LOOK_SECONDS
@@ -106,7 +118,7 @@ class BlockTimes:
 def _shares(block: int, replica: int, looks: list[tuple[float, _Seconds]]) -> BlockTime:
     (began, before), (ended, after) = looks[0], looks[-1]
     taken = {name: max(0.0, seconds - before.get(name, 0.0)) for name, seconds in after.items()}
-    # A wait is counted when it is over, so that the sum may be more than the time between two looks.
+    # What a process had counted is a moment older than its answer, so that the sum may be more than the time between.
     whole = max(ended - began, sum(taken.values()), 1e-9)
     parts = [Part(name, seconds / whole) for name, seconds in taken.items() if seconds]
     return BlockTime(f"block {block}" + (f", replica {replica}" if replica else ""), parts)
@@ -115,12 +127,12 @@ def _shares(block: int, replica: int, looks: list[tuple[float, _Seconds]]) -> Bl
 def _addresses(path: Path) -> Iterator[str]:
     """Yield where blocks serve metrics; what isn't as a trainer writes it is left out."""
     try:
-        for entry in json.loads(path.read_bytes()):
-            if entry["labels"].get("role") != "trainer":
-                yield from map(str, entry["targets"])
+        for target in read_targets(path, path.stem):
+            if target["role"] != "trainer":
+                yield target["address"]
     except FileNotFoundError:
         return  # nothing runs, or it serves no metrics
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError):
         _log.debug("the targets in %s can't be read", path)
 
 

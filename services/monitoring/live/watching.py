@@ -65,10 +65,13 @@ class Watching:
             }
             if after != course.position:
                 content |= _past(course)
-            if followed.times is None:
+            if look.over:
+                followed.times = None
+            elif followed.times is None:
                 followed.times = BlockTimes(look.targets)
-        times = followed.times.shares()
-        return content | {"block_times": [block_row(block) for block in times]}
+            times = followed.times
+        shares = [] if times is None else times.shares()
+        return content | {"block_times": [block_row(block) for block in shares]}
 
     def _of(self, job_id: str) -> _Followed:
         """Return what is kept of a job; what nobody has asked for longest is forgotten."""

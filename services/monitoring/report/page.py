@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
@@ -155,22 +156,19 @@ def _failed_checkpoints(record: Record) -> list[str]:
 
 def collect_numbers(record: Record) -> list[tuple[str, str]]:
     """Return names and texts of the numbers at the top, those that are known: of the end, else the latest ones."""
-    latest = {kind: record.latest(kind) for kind in ("started", "progress")}
+    started = record.latest("started")
     evaluated = record.latest_step("evaluated")
     # A run that was resumed and has not ended yet no longer has the result of its earlier part.
     under_way = record.latest("started", "finished").get("event") == "started"
     # At its end `result.json` is still that of the part before, if the run was resumed after it had finished.
     end = {} if under_way else record.result | record.latest("finished")
     known: dict[str, Any] = {
-        **{key: latest["started"].get(key) for key in ("blocks", "error_dim", "parameters")},
+        **{key: started.get(key) for key in ("blocks", "error_dim", "parameters")},
         "steps": record.steps_done,
-        "since": record.events[-1].get("time", 0.0) - latest["started"].get("time", 0.0)
-        if under_way
-        else None,
-        "samples_per_second": latest["progress"].get("samples_per_second"),
+        "since": record.events[-1].get("time", 0.0) - started.get("time", 0.0) if under_way else None,
         **{key: evaluated.get(key) for key in _TESTED},
-        "tokens_per_second": latest["progress"].get("tokens_per_second"),
         **end,
+        **_rates(record, end),
     }
     planned = record.steps_planned
     of = f" of {planned:,}" if under_way and planned else ""
@@ -200,6 +198,18 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
         for name, key, form, more in texts
         if known.get(key) is not None
     ]
+
+
+def _rates(record: Record, end: dict[str, Any]) -> dict[str, float | None]:
+    """Return samples and tokens per second: both of the whole run, if that has ended, else of the latest report."""
+    rates = ("samples_per_second", "tokens_per_second")
+    samples = end.get("samples_per_second")
+    if samples is None:
+        return {rate: record.latest("progress").get(rate) for rate in rates}
+    # The end doesn't say how many tokens counted; the reports on the way do, of as many samples each.
+    told = [[line.get(rate) for rate in rates] for line in record.by_step("progress").values()]
+    each = [own_tokens / own_samples for own_samples, own_tokens in told if own_samples and own_tokens]
+    return dict(zip(rates, (samples, samples * fmean(each) if each else None), strict=True))
 
 
 def _shape(shape: list[int] | dict[str, list[int]]) -> str:
