@@ -1,4 +1,4 @@
-"""Networks of Hugging Face that no single process holds come back as a folder."""
+"""Networks of Hugging Face that no single process holds come back as a folder, and are evaluated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lowdimfa import sparse
 from lowdimfa.models.hf import saving
-from lowdimfa.services.run import in_turn, large
+from lowdimfa.services.run import in_turn, large, plan
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.pretrained import export_folder
+from lowdimfa.services.trainer import evaluate, evaluate_in_turn
 from lowdimfa.services.trainer.run_dir import read_run
 
 
@@ -95,18 +96,58 @@ def test_an_average_comes_in_parts_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "weights"))
 
 
-def test_memory_is_that_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this network, each of whose layers is a tenth; torch counts a file that is read from as memory, too."""
-    deep = LLAMA | {"num_hidden_layers": 10, "hidden_size": 256, "intermediate_size": 512}
-    monkeypatch.setitem(NETWORKS, "deep", ({"config": deep}, *NETWORKS["llama"][1:]))
-    fit("deep", tmp_path / "run", steps=1, optimizer={"factory": "torch.optim.SGD", "args": {"lr": 0.1}})
-    specification, manifest = read_run(tmp_path / "run"), CheckpointStore(tmp_path / "run").load(None)
-    nbytes = sum(value.nbytes for value in manifest.tensors(lambda name: name.startswith("model/")).values())
-    limit = nbytes // 3 + max(entry.bytes for entry in manifest.entries)
-    assert limit < nbytes
-    with pytest.raises(AssertionError), counted_memory(limit):
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Give a run of a network each of whose ten blocks is about a tenth of it, and the bytes of the whole."""
+    config = LLAMA | {"num_hidden_layers": 10, "hidden_size": 256, "intermediate_size": 512}
+    run, sgd = tmp_path_factory.mktemp("deep"), {"factory": "torch.optim.SGD", "args": {"lr": 0.1}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "deep", ({"config": config}, *NETWORKS["llama"][1:]))
+        fit("deep", run, steps=1, blocks=10, optimizer=sgd)
+    kept = CheckpointStore(run).load(None).tensors(lambda name: name.startswith("model/"))
+    return run, sum(value.nbytes for value in kept.values())
+
+
+def test_an_export_has_memory_for_a_part(
+    deep: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, nbytes = deep
+    specification, manifest = read_run(run), CheckpointStore(run).load(None)
+    with pytest.raises(AssertionError), counted_memory(nbytes // 2):
         export_folder(specification, manifest, tmp_path / "whole")
     no_process_holds_it(monkeypatch)
-    with counted_memory(limit):
+    with counted_memory(nbytes // 2):
         export_folder(specification, manifest, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("waiting", [1 << 30, 1])
+def test_an_evaluation_in_turn_is_that_of_the_whole(
+    waiting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with an average of weights and a metric of several batches, which wait for a block together or alone."""
+    monkeypatch.setattr(plan, "_EVALUATION_NUMBERS", 1)
+    monkeypatch.setattr(evaluate_in_turn, "WAITING", waiting)
+    metrics = {"spread": {"factory": f"{__name__}:spread"}}
+    fit("bert", tmp_path / "run", steps=6, average={"decay": 0.9}, metrics=metrics)
+    expected = evaluate.evaluate_run(tmp_path / "run")
+    assert expected["samples"] > 16 and expected["metrics"]["spread"] > 0
+    no_process_holds_it(monkeypatch)
+    monkeypatch.delattr(evaluate, "LocalEngine")
+    assert evaluate.evaluate_run(tmp_path / "run") == expected
+
+
+def spread(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.std()
+
+
+def test_an_evaluation_has_memory_for_a_block(
+    deep: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, nbytes = deep
+    with pytest.raises(AssertionError), counted_memory(nbytes * 2 // 3):
+        expected = evaluate.evaluate_run(run)
+    no_process_holds_it(monkeypatch)
+    with counted_memory(nbytes * 2 // 3):
+        found = evaluate.evaluate_run(run)
+    assert found == expected
