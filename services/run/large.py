@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
@@ -23,15 +23,17 @@ LARGE = 128 << 20
 Make = Callable[[], nn.Module]
 """Calls a factory of networks, with the run's seed."""
 
+Cut = TypeVar("Cut")
+
 
 def build_and_cut(
-    make: Make, cut: Callable[[nn.Module], list[BlockPlan]], whole: bool
-) -> tuple[list[BlockPlan], Outline | None, str]:
+    make: Make, cut: Callable[[nn.Module], Cut], whole: bool
+) -> tuple[Cut, Outline | None, str]:
     """Build a network and cut it; a large one has no memory for its weights then, unless the whole is wanted.
 
     Returns
     -------
-    blocks, outline, note
+    cut, outline, note
         Of a large network: what knows how to build some layers, still to be closed; or why all have memory.
     """
     try:
@@ -42,9 +44,7 @@ def build_and_cut(
     return cut(model), None, ""
 
 
-def _outline_and_cut(
-    make: Make, cut: Callable[[nn.Module], list[BlockPlan]]
-) -> tuple[list[BlockPlan], Outline | None, str]:
+def _outline_and_cut(make: Make, cut: Callable[[nn.Module], Cut]) -> tuple[Cut, Outline | None, str]:
     running = None
     try:
         found = outline(make)
@@ -62,6 +62,14 @@ def _outline_and_cut(
         reason = running.unfit
     note = f"every process holds the whole network, as model.factory can't build some layers alone: {reason}"
     return cut(make()), None, note
+
+
+def build_shapes(make: Make) -> nn.Module:
+    """Build a network whose values nobody needs: a large one has shapes alone, unless it can only be built whole."""
+    model, outline, _ = build_and_cut(make, lambda model: model, whole=False)
+    if outline is not None:
+        outline.close()
+    return model
 
 
 def build_some(make: Make, outlined: Outline | Share, block: BlockPlan) -> BlockPlan:

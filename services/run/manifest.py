@@ -246,13 +246,16 @@ def way_back(older: Manifest | None) -> str:
     return f"The older checkpoint of step {older.step} is good; '{option}' goes on from it."
 
 
-def export_state(manifest: Manifest, average: bool = False) -> dict[str, Tensor]:
+def export_state(
+    manifest: Manifest, average: bool = False, select: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
     """Return the state dict of the plain model, as if it had never been cut into blocks, but for what is no tensor.
 
     With ``average``, trained weights are their moving average, as precise as it is kept; an `InputError` if the
-    checkpoint has none.
+    checkpoint has none. With ``select``, it is of the names that are selected.
     """
-    names = _exported(manifest, average)
+    exported = _exported(manifest, average)
+    names = {name: kept for name, kept in exported.items() if select is None or select(name)}
     found = manifest.tensors(set(names.values()).__contains__)
     return {name: found[kept] for name, kept in names.items()}
 

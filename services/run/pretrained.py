@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor, nn
+
+from lowdimfa.block_module import BlockModule
 from lowdimfa.data.tokenizer import special_tokens
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import list_layers
@@ -13,8 +17,9 @@ from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import quiet
 from lowdimfa.paths import appearing, expand
-from lowdimfa.services.run.manifest import Manifest
-from lowdimfa.services.run.model import trained_model
+from lowdimfa.services.run.large import build_shapes
+from lowdimfa.services.run.manifest import Manifest, export_state
+from lowdimfa.services.run.model import build_model, require_configuration
 from lowdimfa.services.spec import Specification
 
 _GENERATION = "generation_config.json"
@@ -37,6 +42,8 @@ def export_folder(
 ) -> tuple[list[str], list[str]]:
     """Write a folder that ``from_pretrained`` loads, whole or not at all; return its files and what is to be said.
 
+    The weights go from the checkpoint to files of `lowdimfa.models.hf.saving.PART` bytes, with memory for one.
+
     Parameters
     ----------
     specification
@@ -49,17 +56,22 @@ def export_folder(
     Raises
     ------
     InputError
-        The model isn't one of Hugging Face, or the folder can't be written.
+        The model isn't one of Hugging Face, or another than when the checkpoint was written, or the folder can't be
+        written.
     """
-    network = trained_model(specification, manifest, average)
+    network = build_shapes(partial(build_model, specification))
     if not isinstance(network, HuggingFaceNetwork):
         found = f"a run whose model is {specification.model.factory}"
         raise InputError("--format hugging-face", found, "one of lowdimfa.models:hugging_face")
+    layers = list_layers(network)
+    require_configuration(layers, manifest)
+    kept = BlockModule(layers).plain_state_dict()
+    manifest.require_same_model({name: tuple(value.shape) for name, value in kept.items()})
     if output.exists():
         raise InputError(str(output), "something that is already there", "a folder to be made")
     try:
         with appearing(output) as folder:
-            save_pretrained(network, folder)
+            save_pretrained(network, folder, partial(_read, manifest, average))
             own = _copy_settings(network.folder, folder)
             notices = _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
             if not own:
@@ -68,8 +80,21 @@ def export_folder(
     except OSError as error:
         found = f"a path that can't be written ({error})"
         raise InputError(str(output), found, "a writable folder") from error
-    notices += [layer.notice for layer in list_layers(network) if layer.notice]
+    notices += [layer.notice for layer in layers if layer.notice]
     return sorted(path.name for path in output.iterdir()), notices
+
+
+def _read(manifest: Manifest, average: bool, layer: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return a layer's state as a checkpoint has it, where a tensor of two names is kept under the first."""
+    state = module.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    kept = {name: f"{layer}.{first.setdefault(id(value), name)}" for name, value in state.items()}
+    found = export_state(manifest, average, set(kept.values()).__contains__)
+    # Copies of what has another name already.
+    return {
+        name: found[kept[name]].to(value.dtype, copy=first[id(value)] != name)
+        for name, value in state.items()
+    }
 
 
 def _copy_settings(source: str | None, folder: Path) -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lowdimfa.errors import other_peoples_code
+from lowdimfa.head import Evaluation
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.best import load_best
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.data import load_dataset
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.language import Language
+from lowdimfa.services.run.manifest import Manifest
 from lowdimfa.services.run.mirror import DESCRIPTION, fetch
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.trainer.evaluate_in_turn import evaluate_in_turn
 from lowdimfa.services.trainer.execute import prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.request import RunRequest
@@ -23,6 +26,8 @@ from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
 def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
     """Return an ``evaluated`` event for a checkpoint, with the number of samples and the split that these are.
+
+    A network that no process of a run holds isn't held here either.
 
     Parameters
     ----------
@@ -55,13 +60,8 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
     held_out = specification.data.validation > 0
     if test and held_out:
         plan = _with_test_split(plan)
-    engine = LocalEngine(plan, place)
     with other_peoples_code("the evaluation failed"):
-        engine.start(manifest.step)
-        try:
-            result = engine.evaluate()
-        finally:
-            engine.close()
+        result = _evaluated(plan, manifest, place)
     return {
         "event": "evaluated",
         "step": manifest.step,
@@ -72,6 +72,17 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
         **Language.of(plan).evaluated(result),
         **({"metrics": result.metrics} if result.metrics else {}),
     }
+
+
+def _evaluated(plan: RunPlan, manifest: Manifest, place: Place) -> Evaluation:
+    if plan.network.outline is not None:
+        return evaluate_in_turn(plan, manifest)
+    engine = LocalEngine(plan, place)
+    engine.start(manifest.step)
+    try:
+        return engine.evaluate()
+    finally:
+        engine.close()
 
 
 def _with_test_split(plan: RunPlan) -> RunPlan:

@@ -55,7 +55,7 @@ def prepare(
     rehearsed
         Whether a step is made on copies, and callbacks: not for a run that is only evaluated.
     whole
-        Whether this process is to hold the network, however large it is; with the engine ``local`` it is.
+        Whether this process is to hold the network, however large it is; with the engine ``local`` it is, to train it.
     in_turn
         Whether a network that it doesn't hold is rehearsed too, piece by piece: it takes minutes.
 
@@ -73,7 +73,7 @@ def prepare(
     if manifest is not None and specification.model.blocks == len(manifest.entries):
         boundaries = boundaries_of(manifest.entries)
     with other_peoples_code("the run can't be planned"):
-        whole = whole or request.engine == "local"
+        whole = whole or (request.engine == "local" and rehearsed)
         resumed = manifest is not None
         plan = make_run_plan(specification, boundaries, rehearsed, resumed, whole, in_turn)
         require_watched(plan, callbacks)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from command import EXAMPLES, settings
+from command import EXAMPLES, SECONDS, environment, lowdimfa, settings
 from forks import Forks
 
 from lowdimfa.data.sources import SOURCES, data_folder, missing_files
@@ -53,3 +56,40 @@ def test_it_trains(spec: Path, forks: Forks, tmp_path: Path) -> None:
     assert (outcome.code, outcome.stderr) == (0, "")
     losses = [event["loss"] for event in outcome.of("progress")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_network_of_hugging_face_trains_is_exported_and_writes_on(forks: Forks, tmp_path: Path) -> None:
+    """As the example's file says, with a text and a network that are smaller."""
+    pytest.importorskip("transformers")
+    words = "To be, or not to be"
+    (tmp_path / "text.txt").write_text("".join(f"{words}, says {name}.\n" for name in range(3_000)))
+    tokens = "data", "tokens", tmp_path / "text.txt", "--vocabulary", 300, "--out", tmp_path / "tokens"
+    assert forks.run(*tokens).code == 0
+    small = settings(
+        model__args__config__n_embd=32,
+        model__args__config__vocab_size=300,
+        data__args__path=str(tmp_path / "tokens"),
+        train__steps=60,
+        train__scheduler__args__total_steps=60,
+        run__checkpoint_every=30,
+    )
+    example, run = EXAMPLES / "gpt_shakespeare.yaml", tmp_path / "run"
+    trained = lowdimfa("train", example, "--run-dir", run, "--format", "json", *small)
+    assert trained.code == 0, trained
+    (finished,) = trained.of("finished")
+    assert finished["test_loss"] < trained.of("progress")[0]["loss"]
+    exported = forks.run("export", run, "--format", "hugging-face", "--output", tmp_path / "gpt")
+    assert exported.code == 0, exported
+    assert "tokenizer.json" in exported.stdout
+    command = [sys.executable, EXAMPLES / "generate.py", tmp_path / "gpt", words]
+    written = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path
+    )
+    assert written.returncode == 0, written
+    assert written.stdout.startswith(words)
+    # New weights would draw all kinds of bytes.
+    drawn = re.findall("[a-z]+", written.stdout.removeprefix(words).lower())
+    known = [word for word in drawn if word in {"to", "be", "or", "not", "says"}]
+    assert len(known) > max(8, 0.8 * len(drawn))
