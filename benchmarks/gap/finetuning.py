@@ -84,7 +84,6 @@ NETWORK = FineTuned(
     samples=2_016,
     epochs=5,
     batch_size=32,
-    grid=tuple(Update(rate) for rate in (2.5e-4, 5e-4, 1e-3)),
     score=PERPLEXITY,
 )
 STARTS = tuple(f"layer_{2 * block}" for block in range(1, DEPTH // 2))
