@@ -103,6 +103,13 @@ class Updater:
         where, given = self.config.optimizer_key, self.config.optimizer
         factory = resolve(given.factory, f"{where}.factory")
         self._chosen = _fused(factory, self.trained, given.args)
+        if factory is torch.optim.SGD and given.args.get("fused") and any(map(_is_half, self.trained)):
+            raise InputError(
+                f"{where}.args",
+                "fused: true for parameters of half precision on a processor",
+                "fused: false",
+                "There torch's fused SGD leaves most values as they are (pytorch#191763).",
+            )
         filled = dict(self._chosen)
         if "kinds" in _signature(factory):
             filled["kinds"] = self._kinds
@@ -253,13 +260,18 @@ def _fused(
 ) -> dict[str, Any]:
     """Return ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten.
 
-    Of other classes it isn't known what they make of it, whatever they call their arguments.
+    Of other classes it isn't known what they make of it, whatever they call their arguments. On a processor half
+    precision isn't fused: torch's SGD then leaves most values as they are (pytorch#191763).
     """
     devices = _FUSED.get(factory, ()) if inspect.isclass(factory) else ()
     if given.keys() & {"fused", "foreach", "differentiable"}:
         return {}
     fits = all(value.is_floating_point() and value.device.type in devices for value in parameters)
-    return {"fused": True} if fits else {}
+    return {"fused": True} if fits and not any(map(_is_half, parameters)) else {}
+
+
+def _is_half(parameter: Tensor) -> bool:
+    return parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16)
 
 
 def _has_sparse(group: Mapping[str, Any]) -> bool:

@@ -249,9 +249,49 @@ def test_steps_are_fused_only_of_optimisers_of_which_it_is_known_how(factory: st
 
 
 def test_adagrad_is_fused_on_processors_alone() -> None:
-    on_gpu = SimpleNamespace(is_floating_point=lambda: True, device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(
+        is_floating_point=lambda: True, device=torch.device("cuda"), dtype=torch.bfloat16
+    )
     for factory, fused in ((torch.optim.Adagrad, {}), (torch.optim.AdamW, {"fused": True})):
         assert _fused(factory, [on_gpu], {}) == fused  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [3, 64, 1000])
+@pytest.mark.parametrize(
+    ("factory", "args"),
+    [
+        ("SGD", {"lr": 0.1}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9}),
+        ("Adam", {"lr": 0.1}),
+        ("AdamW", {"lr": 0.1}),
+        ("Adagrad", {"lr": 0.1}),
+    ],
+)
+def test_steps_of_any_precision_are_those_of_plain_torch(
+    factory: str, args: dict[str, Any], size: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = (torch.randn(size, generator=generator).to(dtype) for _ in range(4))
+    own, plain = (nn.Parameter(start.clone()) for _ in range(2))
+    config = UpdateConfig(FactoryConfig(f"torch.optim.{factory}", args))
+    updater = Updater({"w": own}, [], config, 3)
+    reference = getattr(torch.optim, factory)([plain], foreach=False, fused=False, **args)
+    for gradient in gradients:
+        own.grad, plain.grad = gradient.clone(), gradient.clone()
+        updater.step()
+        reference.step()
+    assert not torch.equal(plain, start)
+    torch.testing.assert_close(own, plain)
+
+
+def test_fused_steps_of_half_precision_that_torch_gets_wrong_are_refused() -> None:
+    half = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    config = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1, "fused": True}))
+    with pytest.raises(
+        InputError, match=r"optimizer\.args: found fused: true for parameters of half precision"
+    ):
+        Updater({"w": half}, [], config, 3)
 
 
 def test_a_fused_step_shows_in_the_parameters_versions() -> None:
