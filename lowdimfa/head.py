@@ -250,9 +250,8 @@ class Head(Stage):
         if self.chunk is None:
             self._measure(one(self.evaluate(inputs, batch)), targets, totals, len(targets))
             return
-        self.module.eval()
         self.seed_for("evaluate", batch)
-        with self.evaluated_weights():
+        with self.evaluating():
             hidden = one(self._full_precision(self._call(_BODY, self._body, *self.entering(inputs))))
             for rows, labels in chunks(hidden, targets, self.chunk):
                 outputs = one(self._full_precision(self._call(_LAST, self._last, rows, {})))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ def _found(name: str | Loss, task: Task) -> str | Loss:
 
 def _agreeing(loss: Loss, ignore_index: int) -> None:
     """Refuse a loss that leaves out another class than accuracy, metrics and the weights of batches do."""
-    own = IGNORED if loss is functional.cross_entropy else getattr(loss, "ignore_index", None)
+    own = _ignored_by(loss)
     if isinstance(own, int) and not isinstance(own, bool) and own != ignore_index:
         raise InputError(
             "train.ignore_index",
@@ -123,6 +124,14 @@ def _agreeing(loss: Loss, ignore_index: int) -> None:
             f"{own} in both",
             "What the loss leaves out counts in no accuracy, metric or weight of a micro-batch either.",
         )
+
+
+def _ignored_by(loss: Loss) -> Any:
+    """Return the class that a loss leaves out, as far as it says so."""
+    if isinstance(loss, partial):
+        return loss.keywords["ignore_index"] if "ignore_index" in loss.keywords else _ignored_by(loss.func)
+    default = IGNORED if loss in (functional.cross_entropy, functional.nll_loss) else None
+    return getattr(loss, "ignore_index", default)
 
 
 def without_parameters(loss: Loss, where: str = "train.loss") -> Loss:

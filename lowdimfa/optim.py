@@ -260,14 +260,15 @@ def _fused(
 ) -> dict[str, Any]:
     """Return ``fused=True`` where the optimiser can and nobody chose otherwise: one pass over memory in place of ten.
 
-    Of other classes it isn't known what they make of it, whatever they call their arguments. On a processor half
-    precision isn't fused: torch's SGD then leaves most values as they are (pytorch#191763).
+    Of other classes it isn't known what they make of it, whatever they call their arguments. On a processor torch's
+    fused SGD leaves most values of half precision as they are (pytorch#191763).
     """
     devices = _FUSED.get(factory, ()) if inspect.isclass(factory) else ()
     if given.keys() & {"fused", "foreach", "differentiable"}:
         return {}
     fits = all(value.is_floating_point() and value.device.type in devices for value in parameters)
-    return {"fused": True} if fits and not any(map(_is_half, parameters)) else {}
+    is_wrong = factory is torch.optim.SGD and any(map(_is_half, parameters))
+    return {"fused": True} if fits and not is_wrong else {}
 
 
 def _is_half(parameter: Tensor) -> bool:

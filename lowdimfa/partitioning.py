@@ -29,6 +29,7 @@ class Flow(NamedTuple):
     outputs: Types
     side: tuple[str, ...]
     learned: frozenset[str]
+    moves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _plan(
         layers=tuple(layers),
         inputs=_of_samples(traced[0].inputs),
         outputs=_of_samples(traced[-1].outputs),
-        flows=tuple(Flow(_of_samples(entry.outputs), entry.side, entry.learned) for entry in traced),
+        flows=tuple(Flow(_of_samples(one.outputs), one.side, one.learned, one.moves) for one in traced),
         layer_shares=tuple(shares),
         parameters=sum(parameter.numel() for parameter in BlockModule(layers).parameters()),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from itertools import chain
@@ -15,7 +15,7 @@ from torch import Tensor
 from lowdimfa import compiling
 from lowdimfa.block_module import BlockModule, load_layers, pack_layers, unchanged_buffers
 from lowdimfa.encoding import State
-from lowdimfa.errors import NotFiniteError
+from lowdimfa.errors import InputError, NotFiniteError
 from lowdimfa.feedback.kept import Kept
 from lowdimfa.generators import seed_generators
 from lowdimfa.in_place import Untouched
@@ -81,6 +81,7 @@ class Stage:
         self._parts = [compiling.compiled(part, index) if config.compiled else part for part in modules]
         self._stash = WeightStash(module) if config.staleness and sites else None
         self._untouched = Untouched(index)
+        self._frozen = [(n, one) for n, one in module.named_plain_parameters() if not one.requires_grad]
         self._learned = Ticket(0, 0)
 
     def run(self, inputs: Activation, ticket: Ticket) -> Activation:
@@ -197,15 +198,24 @@ class Stage:
     @torch.no_grad()
     def evaluate(self, inputs: Activation, batch: int = 0) -> Activation:
         """Run the layers in evaluation mode on a batch of that number; nothing is kept and nothing changes."""
-        self.module.eval()
         self.seed_for("evaluate", batch)
-        with self.evaluated_weights():
+        with self.evaluating():
             output = self._full_precision(self._call(None, self.module, *self.entering(inputs)))
         return onward(inputs, mapped(output, Tensor.contiguous))
 
-    def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Let the layers have the weights with which they are evaluated, which are averages where these are kept."""
-        return nullcontext() if self.updater.average is None else self.updater.average.in_place()
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let the layers be in evaluation mode, with averages where these are kept, then as they are in training.
+
+        Some layers change their weights with their mode, as those that merge an adapter into what it is added to.
+        """
+        average = self.updater.average
+        with nullcontext() if average is None else average.in_place():
+            self.module.eval()
+            try:
+                yield
+            finally:
+                self.module.train()
 
     def _full_precision(self, output: Value) -> Value:
         """Undo autocast at the block's end: what leaves has the type that the plan announced, whatever layer is last."""
@@ -220,7 +230,14 @@ class Stage:
         return torch.float32
 
     def step(self) -> None:
-        """Apply the accumulated gradients to the layers and the feedback weights."""
+        """Apply the accumulated gradients to the layers and the feedback weights.
+
+        Raises
+        ------
+        InputError
+            A layer has begun to train a parameter that was frozen when the optimiser was made.
+        """
+        self._refuse_thawed()
         self.seed_for("rules", self._learned.step)
         with torch.no_grad():
             for rule in self._rules:
@@ -228,6 +245,17 @@ class Stage:
         self.before_update()
         self.seed_for("step", self._learned.step)
         self.updater.step()
+
+    def _refuse_thawed(self) -> None:
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise InputError(
+                    "model.factory",
+                    f"a layer that lets its parameter {name!r} require a gradient at step {self._learned.step}, which "
+                    "it did not when the optimiser was made",
+                    "parameters that are frozen, or learn, from the first step on",
+                    "Unfreeze it in a second run, which model.weights lets begin with the weights of the first.",
+                )
 
     def forget(self) -> None:
         """Drop what micro-batches have accumulated since the last step, which failed before it was applied."""

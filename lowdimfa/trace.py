@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
 from lowdimfa.cost import COSTS, Balance
-from lowdimfa.encoding import same_bits
 from lowdimfa.errors import InputError, LowdimfaError, in_words
-from lowdimfa.generators import unchanged_generators
 from lowdimfa.layers import Layer, runs_children
+from lowdimfa.unchanged import unchanged
 from lowdimfa.values import (
     ONE,
     Activation,
@@ -55,6 +50,8 @@ class TracedLayer:
         Of the layer.
     odd
         In words, an output that can't leave a block.
+    moves
+        Parameters that its forward changes by itself, and attributes that are numbers or truth values.
     """
 
     inputs: Types
@@ -63,6 +60,7 @@ class TracedLayer:
     learned: frozenset[str]
     cost: float
     odd: str
+    moves: tuple[str, ...] = ()
 
 
 def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: Balance) -> list[TracedLayer]:
@@ -74,7 +72,8 @@ def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: B
         A layer fails, puts out something else than a tensor or a named set, or the layers aren't all that the model does.
     """
     traced: list[TracedLayer] = []
-    with _unchanged(model, example, training=False):
+    device = some_tensor(example).device
+    with unchanged(model, device, training=False) as moved:
         x = example
         for index, layer in enumerate(layers):
             stream, side = opened(x)
@@ -87,9 +86,17 @@ def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: B
             traced.append(TracedLayer(types_of(stream), types_of(y), beside, learned, cost, odd))
             x = onward(x, y)
     _refuse_unused(opened(example)[1], traced)
+    traced = [replace(one, moves=_moves(layer, moved)) for one, layer in zip(traced, layers, strict=True)]
     if not runs_children(model) and type(model).forward is not nn.Module.forward:
         _refuse_other_function(model, layers, example)
     return traced
+
+
+def _moves(layer: Layer, moved: Mapping[nn.Module, list[str]]) -> tuple[str, ...]:
+    parts = {module: name for name, module in layer.module.named_modules()}
+    return tuple(
+        f"{parts[module]}.{name}".lstrip(".") for module in parts if module in moved for name in moved[module]
+    )
 
 
 def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> None:
@@ -102,69 +109,6 @@ def _refuse_unused(side: Mapping[str, Tensor], traced: list[TracedLayer]) -> Non
             "inputs that layers name",
             "Name it among the parameters of the layers that need it, or leave it out of the data.",
         )
-
-
-MOST_COPIED = 128 << 20
-"""Bytes of frozen parameters that are put back after a forward; of more it isn't looked whether one has moved them."""
-
-
-@contextmanager
-def _unchanged(model: nn.Module, example: Activation, training: bool) -> Iterator[None]:
-    """Enter one mode, then put back the model's modes, buffers, frozen parameters and extra state, and the random state.
-
-    A forward may move a frozen parameter, as one that is an average of others.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    extra = [(module, _extra_state(module)) for module in model.modules() if _restores(module)]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if not is_lazy(buffer)
-    ]
-    # Under `lowdimfa.emptied` values are made up anew for each operation, and copies would take the memory saved.
-    # This thread's: torch's own flag is one for all, and threads that plan at once leave it set.
-    keeps = not torch._C._len_torch_dispatch_stack()
-    still = [
-        one
-        for one in model.parameters()
-        if keeps and not (one.requires_grad or is_lazy(one) or one.is_meta) and one.layout is torch.strided
-    ]
-    # Of a large pretrained network copies could be more than memory, and nothing moves all of it.
-    few = sum(one.nbytes for one in still) <= MOST_COPIED
-    frozen = [(one, one.detach().clone()) for one in still if few]
-    with unchanged_generators(some_tensor(example).device), torch.no_grad():
-        try:
-            model.train(training)
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                setattr(module, name, buffer)  # in whose place a forward may have put another
-            for parameter, value in frozen:
-                if not same_bits(parameter, value):  # else nothing is written: it may lie in a file
-                    parameter.data.copy_(value)
-            for module, state in extra:
-                module.set_extra_state(state)
-
-
-def _extra_state(module: nn.Module) -> Any:
-    try:
-        return deepcopy(module.get_extra_state())
-    except (Exception, SystemExit) as error:  # the user's own
-        found = f"a {type(module).__name__} whose get_extra_state fails ({in_words(error)})"
-        raise InputError(FACTORY_KEY, found, "a state that can be saved") from error
-
-
-def _restores(module: nn.Module) -> bool:
-    """Whether a module has extra state, and takes it back."""
-    kind = type(module)
-    return (
-        kind.get_extra_state is not nn.Module.get_extra_state
-        and kind.set_extra_state is not nn.Module.set_extra_state
-    )
 
 
 def _run(layer: Layer, before: Layer | None, x: Activation) -> tuple[Value, frozenset[str]]:
@@ -191,7 +135,26 @@ def _run(layer: Layer, before: Layer | None, x: Activation) -> tuple[Value, froz
             f"layer {layer.name!r}, which writes in place to the input {written[0]!r} of the data",
             "layers that make a copy of what others get too",
         )
+    _refuse_shared_writes(layer, stream, opened(x)[0])
     return y, learned
+
+
+def _refuse_shared_writes(layer: Layer, given: Value, origin: Value) -> None:
+    """Refuse a layer that writes to a member of a named set that another one shares memory with: cut, it wouldn't."""
+    if isinstance(given, Tensor) or isinstance(origin, Tensor):
+        return
+    for name in (name for name, tensor in given.items() if tensor._version):
+        place = origin[name].untyped_storage()._cdata
+        shared = [
+            other for other in origin if other != name and origin[other].untyped_storage()._cdata == place
+        ]
+        if shared:
+            raise InputError(
+                FACTORY_KEY,
+                f"layer {layer.name!r}, which writes in place to {name!r}, whose memory {shared[0]!r} shares",
+                "layers that write to what is theirs alone",
+                "At the end of a block each of the two would be a tensor of its own. Let the layer before make a copy.",
+            )
 
 
 def _learned(module: nn.Module, x: Activation) -> frozenset[str]:
@@ -258,9 +221,9 @@ def _refuse_other_function(model: nn.Module, layers: list[Layer], example: Activ
     )  # batch normalisation can't train on a single sample
     try:
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
-        with _unchanged(model, example, training=True):
+        with unchanged(model, some_tensor(example).device, training=True):
             whole = _whole(model, everywhere(batch, Tensor.clone))
-        with _unchanged(model, example, training=True):
+        with unchanged(model, some_tensor(example).device, training=True):
             composed = BlockModule(layers)(*opened(everywhere(batch, Tensor.clone)))
     except (Exception, SystemExit) as error:  # a user's model may fail in any way
         found = f"a {kind} that fails on the example input in training mode ({in_words(error)})"

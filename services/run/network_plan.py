@@ -10,6 +10,7 @@ from torch import nn
 
 from lowdimfa.balance import balance, bottleneck
 from lowdimfa.config import FeedbackConfig, TrainingConfig
+from lowdimfa.errors import some_of
 from lowdimfa.feedback.entering import features_of, parts_of, tap_of
 from lowdimfa.feedback.making import ErrorShape, broadcast_width, feedback_columns
 from lowdimfa.feedback.source import at_site, source_of, starts_as_identity, stays_transposed
@@ -101,7 +102,16 @@ class NetworkPlan:
     @property
     def notices(self) -> list[str]:
         """What whoever starts the run has to know of its layers."""
-        return [layer.notice for block in self.blocks for layer in block.layers if layer.notice]
+        told = [layer.notice for block in self.blocks for layer in block.layers if layer.notice]
+        moved = [
+            f"{layer.name}: its forward changes {some_of(counts)}, which no checkpoint has: a resumed run and a "
+            "replaced block begin with its first value again; what is computed must not depend on it, or it has to be "
+            "a buffer"
+            for block in self.blocks
+            for layer, flow in zip(block.layers, block.flows, strict=True)
+            if (counts := [name for name in flow.moves if name not in dict(layer.module.named_parameters())])
+        ]
+        return told + moved
 
     def describe(self, window: int, steps_per_epoch: int) -> dict[str, Any]:
         """Return the plan as the run directory's ``plan.json``."""

@@ -266,6 +266,8 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
         if replicas[plan.index] > 1:
             twins = rehearsal.untrained(index), rehearsal.untrained(index)
             refuse_drifting(*twins, replicas[plan.index])
+        if replicas[plan.index] > 1:
+            _refuse_moving(plan, replicas[plan.index])
         stage = rehearsal.stages[index]
         trained = stage.module.plain_state().extra
         changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
@@ -282,6 +284,19 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
                 "placement.replicas",
                 f"{replicas[plan.index]} of block {plan.index}, which changes {changed[0]} while it trains",
                 "1 for this block, since extra state is not averaged between replicas",
+            )
+
+
+def _refuse_moving(plan: BlockPlan, replicas: int) -> None:
+    """Refuse replicas of layers that change their learned parameters by what they see, each other samples."""
+    for layer, flow in zip(plan.layers, plan.flows, strict=True):
+        learned = {name for name, value in layer.module.named_parameters() if value.requires_grad}
+        if moved := [name for name in flow.moves if name in learned]:
+            raise InputError(
+                "placement.replicas",
+                f"{replicas} of block {plan.index}, whose layer {layer.name!r} changes its parameter {moved[0]!r} in its "
+                "forward",
+                "1 for this block: replicas add up gradients, and would go apart",
             )
 
 

@@ -91,6 +91,17 @@ class Looked(nn.Module):
         return x + self.table((x > 0).sum(dim=1))  # type: ignore[no-any-return]
 
 
+class Renormed(nn.Module):
+    """Adds a row of a table whose rows the forward cuts down to a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8, max_norm=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table((x > 0).sum(dim=1))  # type: ignore[no-any-return]
+
+
 class Failing(nn.Linear):
     """Works on the four samples on which shapes are found."""
 
@@ -334,7 +345,21 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("train", "key", "words"), REFUSED)
+OF_WHOLE_NETWORKS = [
+    (
+        {
+            "model": f"{__name__}:made_of",
+            "args": {"kind": "Renormed", "first": True},
+            "placement": {"replicas": {0: 2}},
+        },
+        "placement.replicas",
+        "block 0, whose layer '0' changes its parameter 'table.weight' in its forward",
+    ),
+]
+"""What shows in layers that have their values while the network is cut."""
+
+
+@pytest.mark.parametrize(("train", "key", "words"), [*REFUSED, *OF_WHOLE_NETWORKS])
 def test_refused_before_anything_of_the_run_is_there(
     train: dict[str, Any], key: str, words: str, tmp_path: Path
 ) -> None:

@@ -167,3 +167,75 @@ def test_lazy_and_tied_layers_freeze_by_any_of_their_names() -> None:
     shared = nn.Linear(3, 3)
     freeze(nn.Sequential(shared, nn.ReLU(), shared), ["2.weight"])
     assert not shared.weight.requires_grad and shared.bias.requires_grad
+
+
+class Thawing(nn.Module):
+    """Unfreezes its layer in its third training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 12).requires_grad_(False)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.linear.requires_grad_(int(self.calls) > 2)
+        return self.linear(x)
+
+
+def test_a_parameter_that_a_layer_unfreezes_on_the_way_is_no_silent_loss() -> None:
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), Thawing(), nn.Tanh(), nn.Linear(12, CLASSES))
+    network = decouple(model, batches()[0][0][:2], blocks=2, total_steps=STEPS)
+    for step in (0, 1):
+        network.train_step(step, [batches()[step]])
+    with pytest.raises(InputError, match=r"parameter '2\.linear\.weight' require a gradient at step 2"):
+        network.train_step(2, [batches()[2]])
+
+
+class Merging(nn.Linear):
+    """A linear layer with an adapter, which is merged into the frozen weight for evaluation, as some libraries do."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.weight.requires_grad_(False)
+        self.merged = False
+        self.down = nn.Parameter(torch.randn(2, in_features))
+        self.up = nn.Parameter(torch.zeros(out_features, 2))
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if mode == self.merged:
+            sign = -1.0 if self.merged else 1.0
+            self.weight.data += sign * self.up.detach() @ self.down.detach()
+            self.merged = not self.merged
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = functional.linear(x, self.weight, self.bias)
+        return found if self.merged else found + x @ self.down.t() @ self.up.t()
+
+
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_layers_that_merge_weights_for_evaluation_are_apart_again_after_it(average: float | None) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(Merging(6, 12), nn.Tanh(), Merging(12, 12), nn.Tanh(), nn.Linear(12, CLASSES))
+    frozen = model[0].weight.detach().clone()
+    update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.5}), grad_clip=None)
+    training = TrainingConfig(total_steps=STEPS, update=update, average=average)
+    network = decouple(model, batches()[0][0][:2], blocks=2, total_steps=STEPS, training=training)
+    averages = [one.detach().clone() for one in model.parameters()]
+    for step, batch in enumerate(batches()):
+        network.train_step(step, [batch])
+        found = network.evaluate([batch]).loss
+        if average is not None:
+            for own, value in zip(averages, model.parameters(), strict=True):
+                own.lerp_(value.detach(), 1 - average if step else 1.0)
+        plain = deepcopy(model).train()
+        if average is not None:
+            for own, value in zip(plain.parameters(), averages, strict=True):
+                own.data.copy_(value)
+        expected = functional.cross_entropy(plain.eval()(batch[0]), batch[1])
+        assert found == pytest.approx(float(expected), rel=1e-4)
+        assert not model[0].merged
+        torch.testing.assert_close(model[0].weight, frozen)

@@ -268,3 +268,32 @@ def test_what_a_layer_hands_on_is_none_of_what_it_makes_if_it_is_frozen_either(f
     plans = partition(nn.Sequential(first, Summed()), ["1"], torch.zeros(2, 3, dtype=torch.int64))
     assert plans[0].tapped == ("hidden",)
     assert [value.requires_grad for value in first.parameters()] == [not frozen]
+
+
+class Twice(nn.Module):
+    """Puts one tensor out under two names, or a view of it."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.change = nn.Linear(6, 6), change
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.linear(x)
+        return {"h": h, "skip": self.change(h)}
+
+
+class AddsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, h: Tensor, skip: Tensor) -> Tensor:
+        return self.linear(torch.relu_(h) + skip)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_writing_to_what_a_member_shares_is_refused_wherever_the_cut(blocks: int) -> None:
+    for change in (lambda h: h, lambda h: h.flatten(1)):
+        with pytest.raises(InputError, match="writes in place to 'h', whose memory 'skip' shares"):
+            partition(nn.Sequential(Twice(change), AddsInPlace()), blocks, torch.randn(4, 6))
+    partition(nn.Sequential(Twice(torch.clone), AddsInPlace()), blocks, torch.randn(4, 6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -409,12 +410,15 @@ def test_a_loss_with_parameters_is_refused(loss: Any) -> None:
 
 def test_a_loss_that_leaves_out_another_class_is_refused() -> None:
     """Accuracy, metrics and the weights of micro-batches would count what it doesn't."""
-    for loss in (nn.CrossEntropyLoss(ignore_index=-1), f"{__name__}:LEAVING_OUT"):
+    partly = partial(partial(functional.cross_entropy, ignore_index=-1), label_smoothing=0.1)
+    for loss in (nn.CrossEntropyLoss(ignore_index=-1), f"{__name__}:LEAVING_OUT", partly):
         with pytest.raises(
             InputError, match=r"train\.ignore_index: found -100, with a loss whose ignore_index is -1"
         ):
             make_loss(loss, "classification")
-    assert make_loss(nn.CrossEntropyLoss(ignore_index=-1), "classification", -1)
+    for loss in (nn.CrossEntropyLoss(ignore_index=-1), partly):
+        assert make_loss(loss, "classification", -1)
+    assert make_loss(partial(functional.cross_entropy, label_smoothing=0.1), "classification")
 
 
 LEAVING_OUT = nn.CrossEntropyLoss(ignore_index=-1)

@@ -256,21 +256,23 @@ def test_adagrad_is_fused_on_processors_alone() -> None:
         assert _fused(factory, [on_gpu], {}) == fused  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+WHOLE = [("SGD", {}), ("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {}), ("Adagrad", {})]
+"""Those after SGD compute in single precision where they are fused, in which plain torch's half overflows."""
+
+
 @pytest.mark.parametrize("size", [3, 64, 1000])
 @pytest.mark.parametrize(
-    ("factory", "args"),
+    ("dtype", "factory", "args"),
     [
-        ("SGD", {"lr": 0.1}),
-        ("SGD", {"lr": 0.1, "momentum": 0.9}),
-        ("Adam", {"lr": 0.1}),
-        ("AdamW", {"lr": 0.1}),
-        ("Adagrad", {"lr": 0.1}),
+        (dtype, *each)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        for each in (WHOLE if dtype.itemsize > 2 else WHOLE[:2])
     ],
 )
 def test_steps_of_any_precision_are_those_of_plain_torch(
-    factory: str, args: dict[str, Any], size: int, dtype: torch.dtype
+    dtype: torch.dtype, factory: str, args: dict[str, Any], size: int
 ) -> None:
+    args = {"lr": 0.1} | args
     generator = torch.Generator().manual_seed(0)
     start, *gradients = (torch.randn(size, generator=generator).to(dtype) for _ in range(4))
     own, plain = (nn.Parameter(start.clone()) for _ in range(2))

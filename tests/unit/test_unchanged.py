@@ -1,0 +1,105 @@
+"""Planning leaves a model as it was, whatever its forward moves by itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowdimfa.cost import Balance
+from lowdimfa.partitioning import partition
+from lowdimfa.unchanged import unchanged
+
+
+class Moving(nn.Module):
+    """Moves all that a forward can: parameters, buffers, attributes, containers, a generator of its own."""
+
+    def __init__(self, width: int, when: str) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
+        self.register_buffer("observed", torch.zeros(0))
+        self.register_buffer("rebound", torch.zeros(2))
+        self.when, self.calls, self.is_set = when, 0, False
+        self.seen: list[Tensor] = []
+        self.latest: deque[Tensor] = deque(maxlen=2)
+        self.by_call: dict[int, Tensor] = {}
+        self.draws = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(x)
+        self.latest.append(x)
+        self.by_call[self.calls] = x
+        self.made = torch.rand(1, generator=self.draws)
+        self.rebound = self.rebound + 1
+        if not self.observed.numel():
+            self.observed.resize_(3).fill_(2.0)
+        if not self.is_set and (self.training or self.when == "always"):
+            with torch.no_grad():
+                self.shift.copy_(-x.mean(0))
+                self.scale.mul_(0.5)
+            self.is_set = True
+        return self.scale * (x + self.shift)
+
+
+class Whole(nn.Module):
+    """Has a forward of its own, which planning runs in training mode too."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Return all that a model has: the objects, and what is in them."""
+    found: list[Any] = []
+    for module in model.modules():
+        own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        contents = [list(value) for value in own.values() if isinstance(value, list | dict | deque)]
+        states = [value.get_state() for value in own.values() if isinstance(value, torch.Generator)]
+        tensors = [id(one) for one in (*module._parameters.values(), *module._buffers.values())]
+        found.append(
+            (own, [list(map(id, each)) for each in contents], [one.tolist() for one in states], tensors)
+        )
+    return [*found, {name: value.tolist() for name, value in deepcopy(model.state_dict()).items()}]
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Whole])
+@pytest.mark.parametrize("when", ["always", "in training"])
+@pytest.mark.parametrize("balance", ["flops", "time"])
+def test_planning_moves_nothing_of_a_model(kind: Any, when: str, balance: Balance) -> None:
+    model = kind(Moving(8, when), nn.Linear(8, 8), nn.BatchNorm1d(8), Moving(8, when), nn.Linear(8, 3))
+    before = state_of(model)
+    partition(model, 2, torch.randn(4, 8) + 5.0, balance)
+    assert state_of(model) == before
+
+
+def test_what_a_forward_moves_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Tanh(), Moving(8, "always")), nn.Linear(8, 3))
+    (plan,) = partition(model, 1, torch.randn(4, 8))
+    assert [flow.moves for flow in plan.flows] == [(), ("1.calls", "1.is_set", "1.scale", "1.shift"), ()]
+
+
+def test_a_forward_that_fails_is_put_back_too() -> None:
+    model = nn.Sequential(Moving(8, "always"), nn.Linear(7, 3))
+    before = state_of(model)
+    with pytest.raises(RuntimeError), unchanged(model, torch.device("cpu"), training=True):
+        model(torch.randn(4, 8))
+    assert state_of(model) == before
+
+
+def test_layers_that_are_lazy_are_made_for_good() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    partition(model, 2, torch.randn(4, 5))
+    assert [type(one) for one in model] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert model[0].in_features == 5
