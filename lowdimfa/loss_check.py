@@ -31,8 +31,8 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
     ------
     InputError
         The loss fails, isn't a scalar or doesn't depend on the outputs, or on parameters beside them, writes to what it
-        is given or has a state that it changes, or compares one sample's output with another's target, because shapes are
-        broadcast.
+        is given or has a state that it changes, counts targets that are to be ignored, or compares one sample's output
+        with another's target, because shapes are broadcast.
     """
     outputs = outputs.detach().requires_grad_()
     shapes = f"outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets {tuple(targets.shape)} ({targets.dtype})"
@@ -83,6 +83,13 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
         )
     if not any(leaf is outputs for leaf in leaves):
         raise InputError("train.loss", "a loss that doesn't depend on the outputs", "a differentiable loss")
+    if counted is not None and _learns_from(~counted, outputs, value):
+        raise InputError(
+            "train.ignore_index",
+            "a number that is among the targets, with a loss that counts it",
+            "a number that no target is, or a loss that leaves it out",
+            "What is ignored counts in no accuracy, metric or weight of a micro-batch.",
+        )
     if _mixes_samples(loss, outputs, targets, value, counted):
         raise _broadcasts(shapes)
     return value.detach()
@@ -156,6 +163,20 @@ def _changes(what: str) -> InputError:
         "Evaluations would change it too, and it is in no checkpoint. Give it what is known before the run, and let "
         "a network within it be in evaluation mode.",
     )
+
+
+def _learns_from(ignored: Tensor, outputs: Tensor, value: Tensor) -> bool:
+    """Return whether outputs have a gradient where the target is ignored."""
+    if not ignored.any() or ignored.all():
+        return False
+    (gradient,) = torch.autograd.grad(value, outputs, retain_graph=True)
+    for each in (
+        gradient,
+        gradient.movedim(1, -1) if gradient.dim() > 1 else gradient,
+    ):  # torch's classes come second
+        if each.shape[: ignored.dim()] == ignored.shape:
+            return bool(each[ignored].any())
+    return False
 
 
 def _state_of(loss: Loss) -> dict[str, Tensor]:

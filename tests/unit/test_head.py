@@ -508,3 +508,30 @@ def test_state_round_trip() -> None:
     one, other = (head.forward(normal(BATCH, 6), classes(BATCH), FIRST) for head in (original, restored))
     assert torch.equal(one.error, other.error)
     assert one.loss == other.loss
+
+
+def test_a_loss_that_counts_what_is_to_be_ignored_is_refused() -> None:
+    """Else parts of a batch would weigh as if it didn't, and accuracy would leave those targets out."""
+    targets = torch.tensor([3, -100, 7, -100])
+
+    def scaled(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.smooth_l1_loss(outputs.squeeze(1), targets.float() / 100)
+
+    with pytest.raises(InputError, match=r"train\.ignore_index: found a number that is among the targets"):
+        checked_loss(scaled, torch.zeros(4, 1), targets, targets != -100)
+    checked_loss(scaled, torch.zeros(4, 1), targets, targets != -99)
+    classes = torch.tensor([[0, -100, 2], [-100, 1, 0]])
+    checked_loss(
+        lambda outputs, targets: functional.cross_entropy(outputs.movedim(-1, 1), targets),
+        torch.zeros(2, 3, 4),
+        classes,
+        classes != -100,
+    )
+    checked_loss(functional.cross_entropy, torch.zeros(2, 4, 3), classes, classes != -100)
+    with pytest.raises(InputError, match="a loss that counts it"):
+        checked_loss(
+            lambda outputs, targets: functional.cross_entropy(outputs, targets.clamp(min=0)),
+            torch.zeros(2, 4, 3),
+            classes,
+            classes != -100,
+        )
