@@ -31,8 +31,31 @@ def test_the_given_checkpoint_counts_until_there_is_one_of_the_new_course(
         log.emit(event, step=0)
     log.close()
     request = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10)
-    assert request.again(1.0).resume_step == step
-    assert request.again(1.0).resume
+    assert request.again(1.0, began=True).resume_step == step
+    assert request.again(1.0, began=True).resume
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        ("started", "checkpoint", "failed", "recovering"),
+        ("started", "checkpoint", "progress", "recovering"),  # of a part that had no last word
+        ("started", "checkpoint", "failed", "recovering", "recovering"),
+    ],
+)
+def test_a_checkpoint_of_the_earlier_part_does_not_count_before_the_attempt_began(
+    told: tuple[str, ...], tmp_path: Path
+) -> None:
+    for number in (10, 20):
+        checkpoint = tmp_path / "checkpoints" / f"step-{number:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
+    log = Journal(tmp_path)
+    for event in told:
+        log.emit(event, step=0)
+    log.close()
+    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0)
+    assert again.resume and again.resume_step == 10
 
 
 def test_a_given_checkpoint_that_the_new_course_has_deleted_is_not_asked_for(tmp_path: Path) -> None:
@@ -44,5 +67,5 @@ def test_a_given_checkpoint_that_the_new_course_has_deleted_is_not_asked_for(tmp
     for event in ("started", "checkpoint", "failed", "started", "progress"):
         log.emit(event, step=0)
     log.close()
-    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0)
+    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0, began=True)
     assert again.resume and again.resume_step is None
