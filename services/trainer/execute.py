@@ -29,6 +29,7 @@ from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop
+from lowdimfa.services.trainer.recovery import history_of
 from lowdimfa.services.trainer.request import EngineName, RunRequest
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
@@ -194,7 +195,8 @@ def _run(
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         _copy(mirror, "the run can't be described")
         engine = make_engine(request, plan, watch)
-        loop = TrainingLoop(plan, engine, request.run_dir, journal, watch, callbacks, stop, mirror)
+        history = None if request.lost_at is None else history_of(journal)
+        loop = TrainingLoop(plan, engine, request.run_dir, journal, watch, callbacks, stop, mirror, history)
         finished = loop.run(manifest)
         run_dir.conclude(to_json(finished))
         _copy(mirror, "the run is done, but its result can't be kept")

@@ -5,13 +5,30 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, RecoveriesUsedUpError
-from lowdimfa.services.monitoring.journal import Event
-from lowdimfa.services.recovery.policy import BlocksFailed, End, History, RecoveryPolicy, Rules, decide
+from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.recovery.policy import (
+    BlocksFailed,
+    End,
+    History,
+    RecoveryPolicy,
+    Rules,
+    decide,
+    history_in,
+)
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.engine import Engine
+
+
+def history_of(journal: Journal) -> History:
+    """Return what a run went through under the trainers before this one, by the monotonic clock of this process."""
+    found = history_in(journal.read("failed", "finished", "recovering", "started"))
+    now, clock = time.time(), time.monotonic()
+    # Another machine's clock may have noted them, and be ahead.
+    return replace(found, begun=tuple(clock - max(0.0, now - moment) for moment in found.begun))
 
 
 class Recovery:
@@ -27,6 +44,8 @@ class Recovery:
         The run's checkpoints.
     emit
         Records an event.
+    history
+        What the run went through before, by the monotonic clock.
     """
 
     def __init__(
@@ -35,8 +54,9 @@ class Recovery:
         engine: Engine,
         store: CheckpointStore,
         emit: Callable[..., Event],
+        history: History,
     ) -> None:
-        self._rules, self._history = Rules.of(specification), History()
+        self._rules, self._history = Rules.of(specification), history
         self._engine, self._store, self._emit = engine, store, emit
 
     def start(self, resume_step: int | None) -> dict[str, object]:
@@ -104,6 +124,7 @@ class Recovery:
             lost="blocks",
             policy=decision.policy,
             blocks=named,
+            code=loss.code,
             reason=loss.message,
             step=step,
             recovery=decision.recovery,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowdimfa.errors import BlockLostError, LowdimfaError
-from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import execute
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy
 from lowdimfa.services.trainer.local_engine import LocalEngine
+from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import StopRequest
 
 
@@ -47,7 +50,9 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     class Engine(Losing):
         pass
 
-    def run(lost_at: int, resume_step: int | None = None, **section: Any) -> list[Event]:
+    def run(
+        lost_at: int, resume_step: int | None = None, replaces: bool = False, **section: Any
+    ) -> list[Event]:
         Engine.lost_at = lost_at
         monkeypatch.setattr(
             execute, "make_engine", lambda request, plan, watch: Engine(plan, Path(request.run_dir))
@@ -67,13 +72,16 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
             "the test",
         )
         events: list[Event] = []
-        DecoupledTrainer(
+        trainer = DecoupledTrainer(
             specification,
             engine="local",
             run_dir=tmp_path / "run",
             resume_step=resume_step,
             on_event=events.append,
-        ).fit()
+        )
+        if replaces:
+            trainer.request = replace(trainer.request, lost_at=time.time())
+        trainer.fit()
         assert Engine.lost_at == 0, "the loss was not come to"
         return events
 
@@ -96,3 +104,11 @@ def test_a_course_that_was_given_up_does_not_come_back(
     assert [event["step"] for event in events if event["event"] == "recovered"] == [10]
     assert CheckpointStore(tmp_path / "run").every() == [10, 40]  # the last, and that from which it goes on
     assert events[-1]["event"] == "finished"
+
+
+def test_a_trainer_that_replaces_another_counts_on(train: Callable[..., list[Event]], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with opened(Journal(tmp_path / "run")) as journal:
+        journal.emit("recovering", lost="trainer", recovery=1)
+    events = train(15, replaces=True, on_failure="restart")
+    assert [event["recovery"] for event in events if event["event"] == "recovering"] == [2]
