@@ -171,20 +171,24 @@ class TrainingLoop:
 
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)
-        began = time.monotonic()
         try:
-            self._done = self._engine.run_steps(self._done, boundary, self._took, self._stop)
+            self._run_steps(boundary)
         except LowdimfaError as loss:
             self._recover(loss, self._meter.last_step)
             if self._done != boundary:
                 return
-        finally:
-            self._seconds += time.monotonic() - began
         if not self._unharmed(partial(self._saving.look, at_rest=True)):
             return
         for period, action in self._periods:
             if self._done % period == 0 and not self._unharmed(action):
                 return
+
+    def _run_steps(self, boundary: int) -> None:
+        began = time.monotonic()
+        try:
+            self._done = self._engine.run_steps(self._done, boundary, self._took, self._stop)
+        finally:
+            self._seconds += time.monotonic() - began
 
     def _unharmed(self, action: Callable[[], None]) -> bool:
         """Do something at a step boundary, again after losses; return False if a recovery went back to another step."""

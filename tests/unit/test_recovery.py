@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from lowdimfa.errors import (
 )
 from lowdimfa.head import Evaluation
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer import loop
+from lowdimfa.services.trainer.engine import Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 
 METHODS = ("run_steps", "evaluate", "align", "save")
@@ -207,6 +210,27 @@ def test_a_callback_may_end_a_run_at_its_recovery(policy: str, tmp_path: Path) -
     found = drive(LossyEngine([("run_steps", 7, lost())]), tmp_path, on_failure=policy, callbacks=[Enough()])
     assert found[-1]["event"] == "finished" and found[-1]["stopped_early"] == "enough"
     assert found[-1]["steps"] < STEPS
+
+
+@pytest.mark.parametrize("method", ["run_steps", "evaluate"])
+def test_the_time_of_a_recovery_is_no_time_spent_training(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    class Slow(LossyEngine):
+        def run_steps(self, *arguments: Any) -> int:
+            now[0] += 1.0
+            return super().run_steps(*arguments)
+
+        def recover(self, *arguments: Any) -> Recovered:
+            now[0] += 100.0
+            return super().recover(*arguments)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = drive(Slow([(method, 4, lost())]), tmp_path, on_failure="rejoin")
+    assert 0 < found[-1]["seconds"] == now[0] - 100.0
+    assert found[-1]["samples_per_second"] == found[-1]["samples"] / found[-1]["seconds"]
 
 
 def test_losses_far_apart_do_not_add_up(tmp_path: Path) -> None:
