@@ -64,9 +64,8 @@ class Rescue:
         group.running = None
         for number in rest.lost:
             group.replace(number)
-        gone = rest.lost | _at_fault(
-            group, loss, NotFiniteError
-        )  # its state is doubtful, though its process is well
+        group.doubtful |= _at_fault(group, loss, NotFiniteError)
+        gone = rest.lost | group.doubtful
         seats = group.topology.seats
         # The head among them, though it may be frozen: the steps that it has come to are the run's.
         learning = [
