@@ -72,9 +72,18 @@ class Writing(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a planned network. Between calls it is at rest at a step boundary."""
+    """Runs a planned network. Between calls it is at rest at a step boundary.
+
+    Attributes
+    ----------
+    name
+        As `--engine` has it.
+    recovers
+        Whether it can go on after a loss.
+    """
 
     name: str
+    recovers: bool
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Bring all blocks up, from a checkpoint when a step is given; return ``pids`` by role and ``nodes``."""

@@ -74,6 +74,7 @@ class LocalEngine:
     """
 
     name = "local"
+    recovers = False
 
     def __init__(self, plan: RunPlan, place: Place) -> None:
         self._plan = plan

@@ -51,6 +51,7 @@ class RayEngine:
     """
 
     name = "ray"
+    recovers = True
 
     def __init__(self, plan: RunPlan, place: Place, user_code: UserCode, watch: TrainerWatch) -> None:
         self._plan = plan

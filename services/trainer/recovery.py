@@ -56,7 +56,8 @@ class Recovery:
         emit: Callable[..., Event],
         history: History,
     ) -> None:
-        self._rules, self._history = Rules.of(specification), history
+        rules = Rules.of(specification)
+        self._rules, self._history = rules if engine.recovers else replace(rules, on_failure=None), history
         self._engine, self._store, self._emit = engine, store, emit
 
     def start(self, resume_step: int | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowdimfa.errors import BlockLostError, LowdimfaError
+from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
 from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import parse_specification
@@ -21,12 +21,22 @@ from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import StopRequest
 
+NETWORK: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+}
+
 
 class Losing(LocalEngine):
     """Loses a block once the steps before ``lost_at`` are done."""
 
     lost_at = 20
     reached = 0
+    recovers = True
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         until = min(last_step, self.lost_at) if first_step < self.lost_at else last_step
@@ -59,12 +69,7 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
         )
         specification = parse_specification(
             {
-                "model": {
-                    "factory": "lowdimfa.models:mlp",
-                    "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-                    "blocks": 2,
-                },
-                "data": {"factory": "lowdimfa.data:digits"},
+                **NETWORK,
                 "train": {"steps": 40, "batch_size": 16},
                 "run": {"evaluate_every_epochs": 0, "tensorboard": False, "checkpoint_every": 20, "keep": 9}
                 | section,
@@ -112,3 +117,21 @@ def test_a_trainer_that_replaces_another_counts_on(train: Callable[..., list[Eve
         journal.emit("recovering", lost="trainer", recovery=1)
     events = train(15, replaces=True, on_failure="restart")
     assert [event["recovery"] for event in events if event["event"] == "recovering"] == [2]
+
+
+def test_blocks_in_one_process_announce_no_recovery_that_they_can_not_make(tmp_path: Path) -> None:
+    events: list[Event] = []
+    train = {"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 1e30}}}
+    with pytest.raises(NotFiniteError):
+        DecoupledTrainer(
+            {
+                **NETWORK,
+                "train": {"steps": 40, "batch_size": 16} | train,
+                "run": {"on_failure": "restart"},
+            },
+            engine="local",
+            run_dir=tmp_path / "run",
+            on_event=events.append,
+        ).fit()
+    assert [event["event"] for event in events][-1] == "failed"
+    assert "recovering" not in [event["event"] for event in events]

@@ -88,6 +88,7 @@ class LossyEngine:
     """
 
     name = "lossy"
+    recovers = True
 
     def __init__(self, script: Sequence[tuple[str, int, BaseException]] = ()) -> None:
         self.script = list(script)

@@ -259,6 +259,17 @@ def test_what_is_not_finite_once_is_cured_and_twice_is_not(policy: str, tmp_path
     assert len(of(events(tmp_path / "twice"), "recovered")) == 2
 
 
+@pytest.mark.parametrize("policy", ["restart", "rejoin"])
+def test_an_engine_that_can_not_recover_announces_no_recovery(policy: str, tmp_path: Path) -> None:
+    loss = not_finite()
+    engine = LossyEngine([("run_steps", 5, loss)])
+    engine.recovers = False
+    with pytest.raises(NotFiniteError) as caught:
+        drive(engine, tmp_path, on_failure=policy)
+    assert caught.value is loss and engine.given_up == [loss] and engine.checkpoints == []
+    assert of(events(tmp_path), "recovering") == []
+
+
 def test_a_test_loss_that_is_not_finite_once_is_cured(tmp_path: Path) -> None:
     class Infinite(LossyEngine):
         def evaluate(self) -> Evaluation:
