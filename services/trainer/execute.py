@@ -23,6 +23,7 @@ from lowdimfa.services.run.mirror import Mirror, fetch, forget, work_dir
 from lowdimfa.services.run.objects import KEY
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
+from lowdimfa.services.run.profile import free_gpu
 from lowdimfa.services.run.state import boundaries_of, require_resumable
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
@@ -77,6 +78,7 @@ def prepare(
         whole = whole or (request.engine == "local" and rehearsed)
         resumed = manifest is not None
         plan = make_run_plan(specification, boundaries, rehearsed, resumed, whole, in_turn)
+        free_gpu()
         require_watched(plan, callbacks)
         if manifest is not None:
             require_resumable(plan, manifest)
