@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, RecoveriesUsedUpError
 from lowdimfa.services.monitoring.journal import Event, Journal
@@ -20,7 +21,7 @@ from lowdimfa.services.recovery.policy import (
 )
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.engine import Engine
+from lowdimfa.services.trainer.engine import Engine, Saved
 
 
 def history_of(journal: Journal) -> History:
@@ -90,10 +91,9 @@ class Recovery:
         noticed = time.monotonic()
         while True:
             policy = self._begin(loss, step)
-            checkpoint = None if saved is None else self._store.newest_good(saved).manifest
             try:
                 recovered = self._engine.recover(
-                    loss, policy, None if checkpoint is None else checkpoint.step
+                    loss, policy, Saved(saved, partial(self._newest_good, saved))
                 )
             except LowdimfaError as another:
                 loss = another
@@ -108,6 +108,10 @@ class Recovery:
                 pids={"blocks": recovered.pids},
             )
             return recovered.step
+
+    def _newest_good(self, saved: int | None) -> int | None:
+        manifest = None if saved is None else self._store.newest_good(saved).manifest
+        return None if manifest is None else manifest.step
 
     def _begin(self, loss: LowdimfaError, step: int) -> RecoveryPolicy:
         """Record that a recovery begins, after a pause if there were others; raise if there can't be one."""

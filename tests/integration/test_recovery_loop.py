@@ -16,7 +16,7 @@ from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import execute
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy, Saved
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -47,8 +47,9 @@ class Losing(LocalEngine):
             raise BlockLostError("block 0 lost its process", block=0)
         return reached
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         if policy == "restart":
+            checkpoint = saved.newest_good()
             self.close()
             self.start(checkpoint)
             return Recovered(checkpoint or 0, [0], {}, [])

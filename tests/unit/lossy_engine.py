@@ -24,7 +24,7 @@ from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import recovery
 from lowdimfa.services.trainer.callbacks import Callbacks
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy, Saved
 from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import opened, postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -148,7 +148,8 @@ class LossyEngine:
         self.saved[step], self.begun = self.value, step
         return Written([entry])
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
+        checkpoint = saved.newest_good()
         self.checkpoints.append(checkpoint)
         self._note("recover", policy, loss)
         self.recoveries += 1
