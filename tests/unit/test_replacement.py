@@ -231,9 +231,10 @@ def test_what_a_lost_trainer_logged_and_did_not_tell_is_told(
     assert fates.told[2]["step"] == 10
 
 
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("last_words", [("failed",), ()])
 def test_the_given_checkpoint_is_asked_for_until_the_run_has_one_of_its_new_course(
-    last_words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last_words: tuple[str, ...], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the earlier part, which went on beyond it, left as its last word."""
     fates = Fates(tmp_path, monkeypatch)
@@ -245,7 +246,7 @@ def test_the_given_checkpoint_is_asked_for_until_the_run_has_one_of_its_new_cour
 
     def trains(*kinds: str) -> Callable[[Sink], Event]:
         def fate(sink: Sink) -> Event:
-            log = Journal(fates.run_dir, sink)
+            log = Journal(fates.run_dir, sink if told else None)
             for kind in kinds:
                 log.emit(kind, step=12)
             log.close()
@@ -257,6 +258,7 @@ def test_the_given_checkpoint_is_asked_for_until_the_run_has_one_of_its_new_cour
         dies, trains("started", "progress"), trains("started", "checkpoint"), finishes, resume_step=10
     )
     assert [request.resume_step for request in fates.requests] == [10, 10, 10, None]
+    assert all(request.resume for request in fates.requests)
 
 
 def test_without_a_policy_the_loss_ends_the_run_and_says_how_to_go_on(
