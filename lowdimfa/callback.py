@@ -19,7 +19,7 @@ class Run:
     path
         Directory of the run.
     step
-        Optimiser steps done when the event happened that the callback is told of.
+        Optimiser steps done when the callback is told of an event; a ``checkpoint`` may be of fewer.
     """
 
     def __init__(

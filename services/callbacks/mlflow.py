@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -13,9 +14,12 @@ from lowdimfa.callback import Run
 from lowdimfa.errors import InputError
 from lowdimfa.services.callbacks.numbers import flattened
 from lowdimfa.services.callbacks.tracker import Ending, Numbers, Tracker
+from lowdimfa.services.spec.addresses import is_address
 
 MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000
 """What MLflow takes in one call, and of one parameter's characters."""
+
+_log = logging.getLogger(__name__)
 
 _STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -29,8 +33,9 @@ class MLflow(Tracker):
         Made if it isn't there.
     tracking_uri
         Of a server, or of anything else that MLflow knows; or a folder, a relative one beside the run's directory, for an
-        SQLite file and what belongs to it. None takes ``MLFLOW_TRACKING_URI``, else the folder ``mlflow``. Names and
-        passwords come from the environment alone, as MLflow reads them.
+        SQLite file and what belongs to it. None takes ``MLFLOW_TRACKING_URI``, else the folder ``mlflow``. A relative
+        folder is refused where ``run.storage`` is an address. Names and passwords come from the environment alone, as
+        MLflow reads them.
     run_name
         None takes the name of the run's directory.
     tags
@@ -62,12 +67,22 @@ class MLflow(Tracker):
         self._experiment, self._uri = experiment, tracking_uri
         self._tags = dict(tags or {})
 
+    def check(self, specification: Mapping[str, Any]) -> None:
+        """Refuse a folder beside a run's directory that is only a copy: nothing but the run is kept in its store."""
+        storage, given = specification["run"]["storage"], self._given()
+        if is_address(storage) and _is_folder(given) and not Path(given).expanduser().is_absolute():
+            raise InputError(
+                "run.callbacks: MLflow: tracking_uri",
+                f"the folder {given!r} beside the run's directory, with run.storage {storage!r}",
+                "the address of a server",
+                "An absolute path, or MLFLOW_TRACKING_URI in the trainer's environment, does as well.",
+            )
+
     def begin(self, known: str | None, run: Run) -> str:
         """Begin a run of MLflow's, or set the known one running again."""
         uri, artifacts = self._place(run)
         client = self._client = self._package.MlflowClient(tracking_uri=uri)
-        if known is not None:
-            client.update_run(known, status="RUNNING")
+        if known is not None and self._goes_on(known):
             self._run = known
             return known
         found = client.get_experiment_by_name(self._experiment)
@@ -81,10 +96,24 @@ class MLflow(Tracker):
         self._parameters(run.specification)
         return self._run
 
+    def _goes_on(self, known: str) -> bool:
+        """Set a run running again; return False where the tracking store has none of this identifier."""
+        try:
+            self._client.update_run(known, status="RUNNING")
+        except self._package.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            _log.warning("MLflow has no run %s here, in which the run would go on; a new one begins", known)
+            return False
+        return True
+
+    def _given(self) -> str:
+        return self._uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlflow"
+
     def _place(self, run: Run) -> tuple[str, str | None]:
         """Return the address of the tracking store, and where its files go if that isn't for the store to say."""
-        given = self._uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlflow"
-        if "://" in given or given.startswith(("file:", "databricks", "uc:")):
+        given = self._given()
+        if not _is_folder(given):
             return given, None
         folder = (run.path.parent / Path(given).expanduser()).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +145,10 @@ class MLflow(Tracker):
         for path in files:
             self._client.log_artifact(self._run, str(path))
         self._client.set_terminated(self._run, _STATES[ending])
+
+
+def _is_folder(given: str) -> bool:
+    return "://" not in given and not given.startswith(("file:", "databricks", "uc:"))
 
 
 def _allowed(name: str) -> str:

@@ -46,7 +46,8 @@ class TensorBoard(Callback):
     evaluated = alignment = progress
 
     def recovered(self, event: Event, run: Run) -> None:
-        """Take back what was shown of later steps."""
+        """Take back what was shown of later steps, also of those before the one that the run was resumed from."""
+        self._first_step = min(self._first_step, event["step"] + 1)
         self._go_on(event["step"] + 1, run)
 
     def finished(self, event: Event, run: Run) -> None:

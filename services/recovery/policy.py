@@ -229,15 +229,17 @@ def history_in(events: Iterable[Mapping[str, Any]]) -> History:
     then started without a recovery between was resumed by a person, who begins with a full budget.
     """
     moments: list[float] = []
-    ended = False
+    not_finite = ended = False
     for event in events:
         match event["event"]:
             case "recovering":
                 moments.append(float(event["time"]))
+                not_finite = not_finite or event.get("code") == NotFiniteError.code
                 ended = False
             case "started":
-                moments = [] if ended else moments
+                if ended:
+                    moments, not_finite = [], False
                 ended = False
             case "failed" | "finished":
                 ended = True
-    return History(tuple(moments))
+    return History(tuple(moments), not_finite)

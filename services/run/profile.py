@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -141,6 +142,13 @@ def make_bench(
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     return Bench(feedback, training, reader.dataset.task, batches, placement, device)
+
+
+def free_gpu() -> None:
+    """Give back what torch keeps of the GPU after its benches are gone: a block in another process may need it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()  # stages with threads of their own refer to themselves
+        torch.cuda.empty_cache()
 
 
 def _batch(reader: Reader, ticket: Ticket) -> tuple[Activation, Tensor]:

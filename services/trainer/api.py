@@ -220,12 +220,15 @@ class DecoupledTrainer:
         """
         patience = STOP_LIVENESS * self.specification.run.liveness_seconds
         signals = graceful_by_default(self.stop, patience)
-        with signals, self._own_directory(), self._speaks(), alone(self.request.engine):
-            finished = (
-                execute(self.request, self.request.journal(self._on_event), self._stop)
-                if self.request.engine == "local"
-                else self._fit_on_ray()
-            )
+        try:
+            with signals, self._own_directory(), self._speaks(), alone(self.request.engine):
+                finished = (
+                    execute(self.request, self.request.journal(self._on_event), self._stop)
+                    if self.request.engine == "local"
+                    else self._fit_on_ray()
+                )
+        finally:
+            self._stop = StopRequest()  # what this run was asked is not meant for another `fit`
         place = self.request.run_dir
         checkpoint = CheckpointStore(place).load(int(finished["steps"])).path
         metrics = {key: value for key, value in finished.items() if key not in ("event", "time")}

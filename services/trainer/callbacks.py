@@ -127,7 +127,9 @@ class Callbacks:
         Each of those that the run waits for has as long as the liveness to come back.
         """
         if event["event"] in CALLS:
-            self._step = int(event.get("step", self._step))
+            step = int(event.get("step", self._step))
+            # A checkpoint is of an earlier step than the run has come to.
+            self._step = step if event["event"] == "recovered" else max(self._step, step)
             for called in self._called:
                 called.tell(event, self._step)
                 if not called.callback.background:

@@ -55,6 +55,22 @@ class Recovered:
     pids: list[int]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """The checkpoints of the present course of a run.
+
+    Attributes
+    ----------
+    step
+        Of the last one that was completed, or None if there is none.
+    newest_good
+        Returns the step of the newest one that is as it was written, or None if there is none. It reads all of it.
+    """
+
+    step: int | None
+    newest_good: Callable[[], int | None]
+
+
 class Writing(Protocol):
     """The blocks' files of a checkpoint, while they are written. One thread at a time asks."""
 
@@ -72,9 +88,18 @@ class Writing(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a planned network. Between calls it is at rest at a step boundary."""
+    """Runs a planned network. Between calls it is at rest at a step boundary.
+
+    Attributes
+    ----------
+    name
+        As `--engine` has it.
+    recovers
+        Whether it can go on after a loss.
+    """
 
     name: str
+    recovers: bool
 
     def start(self, resume_step: int | None) -> dict[str, Any]:
         """Bring all blocks up, from a checkpoint when a step is given; return ``pids`` by role and ``nodes``."""
@@ -98,7 +123,7 @@ class Engine(Protocol):
         With a copy of it the blocks may go on at once; otherwise they rest until all is written.
         """
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         """Replace what was lost, and bring all blocks to a step from which they can go on.
 
         Parameters
@@ -107,8 +132,8 @@ class Engine(Protocol):
             What the last call raised.
         policy
             Which blocks go back.
-        checkpoint
-            Step of the newest good checkpoint, or None if there is none.
+        saved
+            Where blocks go back to.
 
         Raises
         ------

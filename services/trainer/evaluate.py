@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+
+import torch
 
 from lowdimfa.errors import other_peoples_code
 from lowdimfa.head import Evaluation
@@ -17,17 +20,21 @@ from lowdimfa.services.run.mirror import DESCRIPTION, fetch
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place, located
 from lowdimfa.services.run.user_code import UserCode
+from lowdimfa.services.spec.placement import PlacementSection
 from lowdimfa.services.trainer.evaluate_in_turn import evaluate_in_turn
 from lowdimfa.services.trainer.execute import prepare
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.request import RunRequest
 from lowdimfa.services.trainer.run_dir import read_plan, read_run
 
+_log = logging.getLogger(__name__)
+
 
 def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
     """Return an ``evaluated`` event for a checkpoint, with the number of samples and the split that these are.
 
-    A network that no process of a run holds isn't held here either.
+    A network that no process of a run holds isn't held here either. Where this machine has no GPU, the processor
+    evaluates what was trained on one, after a warning.
 
     Parameters
     ----------
@@ -52,6 +59,7 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
         update={
             "train": specification.train.model_copy(update={"staleness": 0}),
             "run": specification.run.model_copy(update={"timeline": False}),
+            "placement": _here(specification.placement),
         }
     )
     code = UserCode(read_plan(folder).get("user_code"))
@@ -72,6 +80,16 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
         **Language.of(plan).evaluated(result),
         **({"metrics": result.metrics} if result.metrics else {}),
     }
+
+
+def _here(placement: PlacementSection) -> PlacementSection:
+    """Return where this machine can compute: nobody can change the specification of a run that is done."""
+    if not placement.gpus_per_block or torch.cuda.is_available():
+        return placement
+    _log.warning(
+        "the run was trained on GPUs, and there is none here: the processor evaluates, to other last digits"
+    )
+    return placement.model_copy(update={"gpus_per_block": 0.0})
 
 
 def _evaluated(plan: RunPlan, manifest: Manifest, place: Place) -> Evaluation:

@@ -23,12 +23,14 @@ from lowdimfa.services.run.mirror import Mirror, fetch, forget, work_dir
 from lowdimfa.services.run.objects import KEY
 from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.run.process_log import keep_output, log_file
+from lowdimfa.services.run.profile import free_gpu
 from lowdimfa.services.run.state import boundaries_of, require_resumable
 from lowdimfa.services.spec import Specification
 from lowdimfa.services.trainer.callbacks import Callbacks, ended, make_callbacks
 from lowdimfa.services.trainer.engine import Engine
 from lowdimfa.services.trainer.local_engine import LocalEngine
 from lowdimfa.services.trainer.loop import TrainingLoop
+from lowdimfa.services.trainer.recovery import history_of
 from lowdimfa.services.trainer.request import EngineName, RunRequest
 from lowdimfa.services.trainer.run_dir import RunDir, opened, require_run_dir
 from lowdimfa.services.trainer.stopping import StopRequest, stopped, with_way_on
@@ -76,6 +78,7 @@ def prepare(
         whole = whole or (request.engine == "local" and rehearsed)
         resumed = manifest is not None
         plan = make_run_plan(specification, boundaries, rehearsed, resumed, whole, in_turn)
+        free_gpu()
         require_watched(plan, callbacks)
         if manifest is not None:
             require_resumable(plan, manifest)
@@ -194,7 +197,8 @@ def _run(
         run_dir.describe(plan.specification, plan.describe() | {"user_code": request.user_code.folder})
         _copy(mirror, "the run can't be described")
         engine = make_engine(request, plan, watch)
-        loop = TrainingLoop(plan, engine, request.run_dir, journal, watch, callbacks, stop, mirror)
+        history = None if request.lost_at is None else history_of(journal)
+        loop = TrainingLoop(plan, engine, request.run_dir, journal, watch, callbacks, stop, mirror, history)
         finished = loop.run(manifest)
         run_dir.conclude(to_json(finished))
         _copy(mirror, "the run is done, but its result can't be kept")

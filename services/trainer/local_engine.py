@@ -28,7 +28,7 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.state import load_stage, saving
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.run.training import use_own_threads
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, Saved
 from lowdimfa.services.trainer.stopping import StopRequest
 from lowdimfa.trainer import InProcessTrainer
 from lowdimfa.values import Activation, entering
@@ -74,6 +74,7 @@ class LocalEngine:
     """
 
     name = "local"
+    recovers = False
 
     def __init__(self, plan: RunPlan, place: Place) -> None:
         self._plan = plan
@@ -142,7 +143,7 @@ class LocalEngine:
         self._writer.begin(lambda unwanted: [write(unwanted) for write in writes])
         return LocalWriting(self._writer, len(writes))
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         """Refuse: blocks in one process are lost all together, and this process with them."""
         raise loss
 

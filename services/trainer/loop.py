@@ -12,6 +12,7 @@ from lowdimfa.errors import LowdimfaError, NotFiniteError
 from lowdimfa.feedback.source import source_of
 from lowdimfa.network import StepResult
 from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.recovery.policy import History
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.disk import written_at
 from lowdimfa.services.run.language import Language
@@ -52,6 +53,8 @@ class TrainingLoop:
         Asks for an early end.
     mirror
         Copies the run's small files at each checkpoint, where it is kept in an object store.
+    history
+        What the run went through under trainers that this one replaces, by the monotonic clock.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TrainingLoop:
         callbacks: Callbacks,
         stop: StopRequest,
         mirror: Mirror | None = None,
+        history: History | None = None,
     ) -> None:
         self._plan, self._engine, self._place = plan, engine, place
         self._log, self._watch, self._callbacks, self._stop = log, watch, callbacks, stop
@@ -84,7 +88,7 @@ class TrainingLoop:
         self._periods = [(period, action) for period, action in periods if period]
         self._evaluated: dict[str, Any] = {}
         self._language = Language.of(plan)
-        self._recovery = Recovery(plan.specification, engine, store, self._emit)
+        self._recovery = Recovery(plan.specification, engine, store, self._emit, history or History())
         self._meter = ProgressMeter(
             self._emit,
             drawn=plan.order.drawn,
@@ -167,20 +171,24 @@ class TrainingLoop:
 
     def _segment(self, boundary: int) -> None:
         self._meter.begin(self._done)
-        began = time.monotonic()
         try:
-            self._done = self._engine.run_steps(self._done, boundary, self._took, self._stop)
+            self._run_steps(boundary)
         except LowdimfaError as loss:
             self._recover(loss, self._meter.last_step)
             if self._done != boundary:
                 return
-        finally:
-            self._seconds += time.monotonic() - began
         if not self._unharmed(partial(self._saving.look, at_rest=True)):
             return
         for period, action in self._periods:
             if self._done % period == 0 and not self._unharmed(action):
                 return
+
+    def _run_steps(self, boundary: int) -> None:
+        began = time.monotonic()
+        try:
+            self._done = self._engine.run_steps(self._done, boundary, self._took, self._stop)
+        finally:
+            self._seconds += time.monotonic() - began
 
     def _unharmed(self, action: Callable[[], None]) -> bool:
         """Do something at a step boundary, again after losses; return False if a recovery went back to another step."""

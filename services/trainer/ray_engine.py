@@ -23,7 +23,7 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.run.training import use_own_threads
 from lowdimfa.services.run.user_code import UserCode
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, Saved
 from lowdimfa.services.trainer.local_engine import alignment_batch
 from lowdimfa.services.trainer.postmortem import write_postmortem
 from lowdimfa.services.trainer.ray_writing import RayWriting
@@ -51,6 +51,7 @@ class RayEngine:
     """
 
     name = "ray"
+    recovers = True
 
     def __init__(self, plan: RunPlan, place: Place, user_code: UserCode, watch: TrainerWatch) -> None:
         self._plan = plan
@@ -74,11 +75,11 @@ class RayEngine:
         pids = {"trainer": os.getpid(), "blocks": connected.pids}
         return {"pids": pids, "nodes": len(set(connected.nodes))}
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         """Replace the lost blocks and bring all of them to one step."""
         group = self._require()
         assert self._rescue is not None
-        recovered = self._rescue.recover(loss, policy, checkpoint)
+        recovered = self._rescue.recover(loss, policy, saved)
         assert group.connected is not None
         self._announce(group, group.connected)
         self._samples = 0  # the blocks count the traffic of their present connections

@@ -5,13 +5,31 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from lowdimfa.errors import BlockLostError, LowdimfaError, RecoveriesUsedUpError
-from lowdimfa.services.monitoring.journal import Event
-from lowdimfa.services.recovery.policy import BlocksFailed, End, History, RecoveryPolicy, Rules, decide
+from lowdimfa.services.monitoring.journal import Event, Journal
+from lowdimfa.services.recovery.policy import (
+    BlocksFailed,
+    End,
+    History,
+    RecoveryPolicy,
+    Rules,
+    decide,
+    history_in,
+)
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.trainer.engine import Engine
+from lowdimfa.services.trainer.engine import Engine, Saved
+
+
+def history_of(journal: Journal) -> History:
+    """Return what a run went through under the trainers before this one, by the monotonic clock of this process."""
+    found = history_in(journal.read("failed", "finished", "recovering", "started"))
+    now, clock = time.time(), time.monotonic()
+    # Another machine's clock may have noted them, and be ahead.
+    return replace(found, begun=tuple(clock - max(0.0, now - moment) for moment in found.begun))
 
 
 class Recovery:
@@ -27,6 +45,8 @@ class Recovery:
         The run's checkpoints.
     emit
         Records an event.
+    history
+        What the run went through before, by the monotonic clock.
     """
 
     def __init__(
@@ -35,8 +55,10 @@ class Recovery:
         engine: Engine,
         store: CheckpointStore,
         emit: Callable[..., Event],
+        history: History,
     ) -> None:
-        self._rules, self._history = Rules.of(specification), History()
+        rules = Rules.of(specification)
+        self._rules, self._history = rules if engine.recovers else replace(rules, on_failure=None), history
         self._engine, self._store, self._emit = engine, store, emit
 
     def start(self, resume_step: int | None) -> dict[str, object]:
@@ -69,10 +91,9 @@ class Recovery:
         noticed = time.monotonic()
         while True:
             policy = self._begin(loss, step)
-            checkpoint = None if saved is None else self._store.newest_good(saved).manifest
             try:
                 recovered = self._engine.recover(
-                    loss, policy, None if checkpoint is None else checkpoint.step
+                    loss, policy, Saved(saved, partial(self._newest_good, saved))
                 )
             except LowdimfaError as another:
                 loss = another
@@ -87,6 +108,10 @@ class Recovery:
                 pids={"blocks": recovered.pids},
             )
             return recovered.step
+
+    def _newest_good(self, saved: int | None) -> int | None:
+        manifest = None if saved is None else self._store.newest_good(saved).manifest
+        return None if manifest is None else manifest.step
 
     def _begin(self, loss: LowdimfaError, step: int) -> RecoveryPolicy:
         """Record that a recovery begins, after a pause if there were others; raise if there can't be one."""
@@ -104,6 +129,7 @@ class Recovery:
             lost="blocks",
             policy=decision.policy,
             blocks=named,
+            code=loss.code,
             reason=loss.message,
             step=step,
             recovery=decision.recovery,

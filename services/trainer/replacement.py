@@ -58,7 +58,7 @@ def run_in_actor(request: RunRequest, sink: Sink, stop: StopRequest) -> Outcome:
             following.await_end()  # what is noted next is after all that it logged, and its replacement is alone
         following.catch_up()
         _recover(specification, following, stop, cause)
-        request = request.again(lost_at)
+        request = request.again(lost_at, saved=following.saved)
 
 
 def _require_portable(callbacks: Sequence[Callback]) -> None:
@@ -87,7 +87,7 @@ class _Following:
 
     def __init__(self, place: str, sink: Sink) -> None:
         self.place, self.folder, self.sink = place, work_dir(place), sink
-        self.step = 0
+        self.step, self.saved = 0, False
         self._process: psutil.Process | None = None
         self._journal = Journal(self.folder)
         # As this process sees it, which may not have the trainer's disk: the trainer's own positions say nothing here.
@@ -113,6 +113,7 @@ class _Following:
             time.sleep(0.01)
 
     def _take(self, event: Event) -> None:
+        self.saved = self.saved or event["event"] == "checkpoint"
         if event["event"] == "started" and "pids" in event:
             with suppress(psutil.Error):
                 self._process = psutil.Process(event["pids"]["trainer"])

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lowdimfa.callback import Callback
-from lowdimfa.services.monitoring.journal import EVENTS, Journal, Sink
+from lowdimfa.services.monitoring.journal import Journal, Sink
 from lowdimfa.services.run.checkpoint import CheckpointStore
-from lowdimfa.services.run.mirror import fetch, work_dir
+from lowdimfa.services.run.mirror import work_dir
 from lowdimfa.services.run.naming import unname
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import Specification, parse_specification
@@ -53,7 +53,7 @@ class RunRequest:
     way_on: str = ""
     callbacks: tuple[Callback, ...] = ()
 
-    def again(self, lost_at: float | None = None, *, ready: bool = False) -> RunRequest:
+    def again(self, lost_at: float | None = None, *, ready: bool = False, saved: bool = False) -> RunRequest:
         """Return the request of a further attempt in the same directory.
 
         It goes on from the newest checkpoint; without one it begins anew, for which the directory is made ready.
@@ -64,19 +64,17 @@ class RunRequest:
             See above.
         ready
             Whether that was done before, and somebody may work there; otherwise nobody does.
+        saved
+            Whether the attempt that this one makes up for told of a checkpoint: until then the newest may be of the
+            course that ``resume_step`` gave up.
         """
         there = CheckpointStore(self.run_dir).every()
         resume = bool(there)
         if not resume and not ready:
             unname(self.run_dir)
-        resume_step = self.resume_step if resume else None
-        if resume_step is not None:
-            fetch(self.run_dir, EVENTS.__eq__)
-            # Until there is a checkpoint of this course of the run, the newest is of the one that was given up.
-            saved = [event["event"] for event in self.journal().read("started", "checkpoint")]
-            # One that was completed, and whose event was not written any more, has removed the given one or left it.
-            gone = resume_step not in there
-            resume_step = None if gone or saved[-1:] == ["checkpoint"] else resume_step
+        # One that was completed, and whose event was not written any more, has removed the given one or left it.
+        gone = self.resume_step not in there
+        resume_step = None if saved or gone else self.resume_step
         return replace(self, resume=resume, resume_step=resume_step, lost_at=lost_at)
 
     def journal(self, sink: Sink | None = None) -> Journal:

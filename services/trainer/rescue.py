@@ -14,7 +14,7 @@ from lowdimfa.services.block.worker import BlockWorker
 from lowdimfa.services.recovery.policy import RecoveryPolicy
 from lowdimfa.services.recovery.sources import way_back
 from lowdimfa.services.rpc.topology import Seat
-from lowdimfa.services.trainer.engine import Recovered
+from lowdimfa.services.trainer.engine import Recovered, Saved
 from lowdimfa.services.trainer.postmortem import show_stacks
 from lowdimfa.services.trainer.worker_calls import Call, Worker, answers, outcomes
 from lowdimfa.services.trainer.worker_group import WorkerGroup
@@ -53,7 +53,7 @@ class Rescue:
             self._keeper.close()
             self._keeper = None
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         """Replace what was lost, and bring all workers to a step from which they can go on: see `Engine.recover`."""
         group = self._group
         lost = group.stateless | self.named(loss)
@@ -64,14 +64,14 @@ class Rescue:
         group.running = None
         for number in rest.lost:
             group.replace(number)
-        gone = rest.lost | _at_fault(
-            group, loss, NotFiniteError
-        )  # its state is doubtful, though its process is well
+        group.doubtful |= _at_fault(group, loss, NotFiniteError)
+        gone = rest.lost | group.doubtful
         seats = group.topology.seats
         # The head among them, though it may be frozen: the steps that it has come to are the run's.
         learning = [
             group.topology.number(seat) for seat in (*group.topology.subscribers, group.topology.head)
         ]
+        checkpoint = saved.newest_good() if policy == "restart" or self._goes_back(gone, saved) else None
         way = way_back(policy, rest.applied, gone, len(seats), checkpoint, self._snapshots, learning)
         connected = group.connect()
         group.load(way.step, way.sources)
@@ -80,6 +80,11 @@ class Rescue:
         return Recovered(
             way.step, sorted({seats[number].block for number in rest.lost}), missed, connected.pids
         )
+
+    def _goes_back(self, gone: set[int], saved: Saved) -> bool:
+        """Whether a worker has no snapshot that is as new as the last checkpoint, which else nobody needs to read."""
+        least = saved.step or 0
+        return any(number not in self._snapshots or self._snapshots[number].step < least for number in gone)
 
     def named(self, loss: LowdimfaError) -> set[int]:
         """Return the number of the worker that an error says is lost."""

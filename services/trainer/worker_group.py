@@ -88,6 +88,8 @@ class WorkerGroup:
         How they are reached; None before the first time.
     stateless
         Numbers of workers in new processes that have no state of the run yet.
+    doubtful
+        Numbers of those whose state is doubtful, though their processes are well, until they are given another.
     running
         What all workers were called for last, if that has not ended well.
 
@@ -106,6 +108,7 @@ class WorkerGroup:
         self.workers = [self._placement.start(number) for number in range(len(self.topology.seats))]
         self.connected: Connected | None = None
         self.stateless = set(range(len(self.workers)))
+        self.doubtful: set[int] = set()
         self.running: Running | None = None
 
     @property
@@ -164,7 +167,7 @@ class WorkerGroup:
             for worker, source in zip(self.workers, sources, strict=True)
         ]
         gather(loads, "load its state", START_LIVENESS * self.liveness)
-        self.stateless = set()
+        self.stateless, self.doubtful = set(), set()
 
     def drive(
         self, tick: Callable[[], None], method: Method[P, T], *arguments: P.args, **named: P.kwargs

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lowdimfa.errors import BlockLostError, LowdimfaError
-from lowdimfa.services.monitoring.journal import Event
+from lowdimfa.errors import BlockLostError, LowdimfaError, NotFiniteError
+from lowdimfa.services.monitoring.journal import Event, Journal
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import execute
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.engine import OnSteps, Recovered, RecoveryPolicy, Saved
 from lowdimfa.services.trainer.local_engine import LocalEngine
+from lowdimfa.services.trainer.run_dir import opened
 from lowdimfa.services.trainer.stopping import StopRequest
+
+NETWORK: dict[str, Any] = {
+    "model": {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
+        "blocks": 2,
+    },
+    "data": {"factory": "lowdimfa.data:digits"},
+}
 
 
 class Losing(LocalEngine):
@@ -24,6 +36,7 @@ class Losing(LocalEngine):
 
     lost_at = 20
     reached = 0
+    recovers = True
 
     def run_steps(self, first_step: int, last_step: int, on_steps: OnSteps, stop: StopRequest) -> int:
         until = min(last_step, self.lost_at) if first_step < self.lost_at else last_step
@@ -34,8 +47,9 @@ class Losing(LocalEngine):
             raise BlockLostError("block 0 lost its process", block=0)
         return reached
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
         if policy == "restart":
+            checkpoint = saved.newest_good()
             self.close()
             self.start(checkpoint)
             return Recovered(checkpoint or 0, [0], {}, [])
@@ -47,19 +61,16 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     class Engine(Losing):
         pass
 
-    def run(lost_at: int, resume_step: int | None = None, **section: Any) -> list[Event]:
+    def run(
+        lost_at: int, resume_step: int | None = None, replaces: bool = False, **section: Any
+    ) -> list[Event]:
         Engine.lost_at = lost_at
         monkeypatch.setattr(
             execute, "make_engine", lambda request, plan, watch: Engine(plan, Path(request.run_dir))
         )
         specification = parse_specification(
             {
-                "model": {
-                    "factory": "lowdimfa.models:mlp",
-                    "args": {"in_features": 64, "width": 8, "depth": 2, "classes": 10},
-                    "blocks": 2,
-                },
-                "data": {"factory": "lowdimfa.data:digits"},
+                **NETWORK,
                 "train": {"steps": 40, "batch_size": 16},
                 "run": {"evaluate_every_epochs": 0, "tensorboard": False, "checkpoint_every": 20, "keep": 9}
                 | section,
@@ -67,13 +78,16 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
             "the test",
         )
         events: list[Event] = []
-        DecoupledTrainer(
+        trainer = DecoupledTrainer(
             specification,
             engine="local",
             run_dir=tmp_path / "run",
             resume_step=resume_step,
             on_event=events.append,
-        ).fit()
+        )
+        if replaces:
+            trainer.request = replace(trainer.request, lost_at=time.time())
+        trainer.fit()
         assert Engine.lost_at == 0, "the loss was not come to"
         return events
 
@@ -96,3 +110,29 @@ def test_a_course_that_was_given_up_does_not_come_back(
     assert [event["step"] for event in events if event["event"] == "recovered"] == [10]
     assert CheckpointStore(tmp_path / "run").every() == [10, 40]  # the last, and that from which it goes on
     assert events[-1]["event"] == "finished"
+
+
+def test_a_trainer_that_replaces_another_counts_on(train: Callable[..., list[Event]], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with opened(Journal(tmp_path / "run")) as journal:
+        journal.emit("recovering", lost="trainer", recovery=1)
+    events = train(15, replaces=True, on_failure="restart")
+    assert [event["recovery"] for event in events if event["event"] == "recovering"] == [2]
+
+
+def test_blocks_in_one_process_announce_no_recovery_that_they_can_not_make(tmp_path: Path) -> None:
+    events: list[Event] = []
+    train = {"optimizer": {"factory": "torch.optim.SGD", "args": {"lr": 1e30}}}
+    with pytest.raises(NotFiniteError):
+        DecoupledTrainer(
+            {
+                **NETWORK,
+                "train": {"steps": 40, "batch_size": 16} | train,
+                "run": {"on_failure": "restart"},
+            },
+            engine="local",
+            run_dir=tmp_path / "run",
+            on_event=events.append,
+        ).fit()
+    assert [event["event"] for event in events][-1] == "failed"
+    assert "recovering" not in [event["event"] for event in events]

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_simulation import Simulation, policy
 
+from lowdimfa.callback import Callback, Run
 from lowdimfa.errors import StoppedError
 from lowdimfa.services.block.instructions import (
     ActivationArrived,
@@ -309,6 +310,29 @@ def test_stopped_before_it_began_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="before the first checkpoint"):
         trainer.fit()
     assert fit(tmp_path / "run")[-1]["steps"] == 12
+
+
+def test_a_trainer_that_was_stopped_can_run_again(tmp_path: Path) -> None:
+    """Whoever stopped it: its user, or a callback in this process."""
+
+    class Once(Callback):
+        def progress(self, event: dict[str, Any], run: Run) -> None:
+            if event["step"] == 5:
+                run.stop("enough")
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["step"] in (3, 8):
+            trainer.stop()
+
+    options: dict[str, Any] = {"run_dir": tmp_path / "run", "callbacks": [Once()], "on_event": ask}
+    trainer = DecoupledTrainer(SPECIFICATION, engine="local", **options)
+    with pytest.raises(StoppedError, match="step 3"):
+        trainer.fit()
+    trainer = DecoupledTrainer(SPECIFICATION, engine="local", resume=True, **options)
+    assert trainer.fit().metrics["steps"] == 5
+    with pytest.raises(StoppedError, match="step 8"):
+        trainer.fit()
+    assert trainer.fit().metrics["steps"] == 12
 
 
 def test_a_stop_in_the_last_step_is_the_end_of_the_run(tmp_path: Path) -> None:

@@ -162,6 +162,12 @@ def test_a_recovery_may_go_back_to_the_step_that_the_run_was_resumed_from(tmp_pa
     assert [event.step for event in events if event.HasField("session_log")] == [0, 5, 5]
 
 
+def test_a_recovery_may_go_back_further_than_the_step_that_the_run_was_resumed_from(tmp_path: Path) -> None:
+    show(tmp_path, started(0), *(progress(step, 1.0) for step in (2, 4, 6, 8)))
+    show(tmp_path, started(8), progress(10, 2.0), recovered(4), *(progress(step, 3.0) for step in (6, 8, 10)))
+    assert shown(tmp_path)[0]["train/loss"] == {2: 1.0, 4: 1.0, 6: 3.0, 8: 3.0, 10: 3.0}
+
+
 def test_it_can_be_left_out(tmp_path: Path) -> None:
     plain = SPECIFICATION | {"run": SPECIFICATION["run"] | {"tensorboard": False}}
     DecoupledTrainer(plain, engine="local", run_dir=tmp_path / "run").fit()

@@ -24,7 +24,7 @@ from lowdimfa.services.run.plan import RunPlan, make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer import recovery
 from lowdimfa.services.trainer.callbacks import Callbacks
-from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy
+from lowdimfa.services.trainer.engine import BroadcastTraffic, OnSteps, Recovered, RecoveryPolicy, Saved
 from lowdimfa.services.trainer.loop import TrainingLoop
 from lowdimfa.services.trainer.run_dir import opened, postmortem_file
 from lowdimfa.services.trainer.stopping import StopRequest
@@ -88,8 +88,9 @@ class LossyEngine:
     """
 
     name = "lossy"
+    recovers = True
 
-    def __init__(self, script: Sequence[tuple[str, int, LowdimfaError]] = ()) -> None:
+    def __init__(self, script: Sequence[tuple[str, int, BaseException]] = ()) -> None:
         self.script = list(script)
         self.step = self.recoveries = 0
         self.value = 0.0
@@ -147,7 +148,8 @@ class LossyEngine:
         self.saved[step], self.begun = self.value, step
         return Written([entry])
 
-    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, checkpoint: int | None) -> Recovered:
+    def recover(self, loss: LowdimfaError, policy: RecoveryPolicy, saved: Saved) -> Recovered:
+        checkpoint = saved.newest_good()
         self.checkpoints.append(checkpoint)
         self._note("recover", policy, loss)
         self.recoveries += 1
@@ -191,17 +193,23 @@ def drive(
     stop: StopRequest | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    replaced: bool = False,
     **run: Any,
 ) -> list[dict[str, Any]]:
-    """Run the loop to its end, without pauses between recoveries, and return the events."""
+    """Run the loop to its end, without pauses between recoveries, and return the events.
+
+    ``replaced`` says that this trainer is there in place of a lost one.
+    """
     run_dir.mkdir(exist_ok=True)
     manifest = CheckpointStore(run_dir).newest_good().manifest if resume else None
     stop, made = stop or StopRequest(), plan(**run)
     told = Callbacks(callbacks, made.specification, run_dir, stop.finish)
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda seconds: None)
     with opened(Journal(run_dir)) as journal, pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "time", clock)
-        TrainingLoop(made, engine, run_dir, journal, TrainerWatch("test"), told, stop).run(manifest)
+        history = recovery.history_of(journal) if replaced else None
+        watch = TrainerWatch("test")
+        TrainingLoop(made, engine, run_dir, journal, watch, told, stop, history=history).run(manifest)
     return events(run_dir)
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,20 @@ def test_all_are_told_of_all_that_is_logged_in_the_order_of_the_list(tmp_path: P
     assert first.seen[-1] | {"time": 0} == wanted[-1] | {"time": 0}  # it is logged after they heard of it
     assert [name for name, _, _ in calls] == ["first", "second"] * len(wanted)
     steps = [(kind, step) for name, kind, step in calls if name == "first"]
-    assert steps == [(event["event"], event.get("step", STEPS)) for event in wanted]
+    # A checkpoint is complete some steps after its own.
+    reached = accumulate((event.get("step", STEPS) for event in wanted), max)
+    assert steps == [(event["event"], step) for event, step in zip(wanted, reached, strict=True)]
+
+
+def test_only_a_recovery_takes_the_step_of_the_run_back(tmp_path: Path) -> None:
+    calls: list[tuple[str, str, int]] = []
+    made = plan(**PATIENT)
+    told = Callbacks([Noting("one", calls)], made.specification, tmp_path, lambda reason: None)
+    course = [("progress", 7), ("checkpoint", 6), ("recovered", 6), ("progress", 7), ("recovered", 3)]
+    for kind, step in course:
+        told.saw({"event": kind, "step": step})
+    told.end({"event": "failed"})
+    assert [step for _, _, step in calls] == [7, 7, 6, 7, 3, 3]
 
 
 def test_after_a_loss_and_a_resume_they_hear_from_which_step_the_run_goes_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from lowdimfa.errors import (
 )
 from lowdimfa.head import Evaluation
 from lowdimfa.services.run.checkpoint import CheckpointStore
+from lowdimfa.services.trainer import loop
+from lowdimfa.services.trainer.engine import Recovered
 from lowdimfa.services.trainer.stopping import StopRequest
 
 METHODS = ("run_steps", "evaluate", "align", "save")
@@ -209,6 +212,27 @@ def test_a_callback_may_end_a_run_at_its_recovery(policy: str, tmp_path: Path) -
     assert found[-1]["steps"] < STEPS
 
 
+@pytest.mark.parametrize("method", ["run_steps", "evaluate"])
+def test_the_time_of_a_recovery_is_no_time_spent_training(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    class Slow(LossyEngine):
+        def run_steps(self, *arguments: Any) -> int:
+            now[0] += 1.0
+            return super().run_steps(*arguments)
+
+        def recover(self, *arguments: Any) -> Recovered:
+            now[0] += 100.0
+            return super().recover(*arguments)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = drive(Slow([(method, 4, lost())]), tmp_path, on_failure="rejoin")
+    assert 0 < found[-1]["seconds"] == now[0] - 100.0
+    assert found[-1]["samples_per_second"] == found[-1]["samples"] / found[-1]["seconds"]
+
+
 def test_losses_far_apart_do_not_add_up(tmp_path: Path) -> None:
     script: list[tuple[str, int, LowdimfaError]] = [("run_steps", step, lost()) for step in range(STEPS)]
     found = drive(
@@ -233,6 +257,17 @@ def test_what_is_not_finite_once_is_cured_and_twice_is_not(policy: str, tmp_path
     with pytest.raises(NotFiniteError):
         drive(engine, tmp_path / "twice", on_failure=policy)
     assert len(of(events(tmp_path / "twice"), "recovered")) == 2
+
+
+@pytest.mark.parametrize("policy", ["restart", "rejoin"])
+def test_an_engine_that_can_not_recover_announces_no_recovery(policy: str, tmp_path: Path) -> None:
+    loss = not_finite()
+    engine = LossyEngine([("run_steps", 5, loss)])
+    engine.recovers = False
+    with pytest.raises(NotFiniteError) as caught:
+        drive(engine, tmp_path, on_failure=policy)
+    assert caught.value is loss and engine.given_up == [loss] and engine.checkpoints == []
+    assert of(events(tmp_path), "recovering") == []
 
 
 def test_a_test_loss_that_is_not_finite_once_is_cured(tmp_path: Path) -> None:

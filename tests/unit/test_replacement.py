@@ -130,9 +130,12 @@ class Fates:
         self.liveness = liveness
         return self._fates.pop(0)(sink) if len(self._fates) > 1 else self._fates[0](sink)
 
-    def run(self, *fates: Callable[[Sink], Event]) -> Any:
+    def run(self, *fates: Callable[[Sink], Event], resume_step: int | None = None) -> Any:
         self._fates = list(fates)
-        request = RunRequest(self.plain, str(self.run_dir), "ray", False, UserCode())
+        resume = resume_step is not None
+        request = RunRequest(
+            self.plain, str(self.run_dir), "ray", resume, UserCode(), resume_step=resume_step
+        )
         return replacement.run_in_actor(request, self.told.append, self.stop)
 
     def kinds(self) -> list[str]:
@@ -226,6 +229,36 @@ def test_what_a_lost_trainer_logged_and_did_not_tell_is_told(
     assert fates.run(logs_and_dies, finishes) == {"event": "finished"}
     assert fates.kinds() == ["started", "progress", "recovering"]
     assert fates.told[2]["step"] == 10
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("last_words", [("failed",), ()])
+def test_the_given_checkpoint_is_asked_for_until_the_run_has_one_of_its_new_course(
+    last_words: tuple[str, ...], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the earlier part, which went on beyond it, left as its last word."""
+    fates = Fates(tmp_path, monkeypatch)
+    for number in (10, 20):
+        checkpoint = fates.run_dir / "checkpoints" / f"step-{number:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
+    written(fates.run_dir, *map(of, ("started", "checkpoint", *last_words)))
+
+    def trains(*kinds: str) -> Callable[[Sink], Event]:
+        def fate(sink: Sink) -> Event:
+            log = Journal(fates.run_dir, sink if told else None)
+            for kind in kinds:
+                log.emit(kind, step=12)
+            log.close()
+            raise RayActorError()
+
+        return fate
+
+    assert fates.run(
+        dies, trains("started", "progress"), trains("started", "checkpoint"), finishes, resume_step=10
+    )
+    assert [request.resume_step for request in fates.requests] == [10, 10, 10, None]
+    assert all(request.resume for request in fates.requests)
 
 
 def test_without_a_policy_the_loss_ends_the_run_and_says_how_to_go_on(

@@ -6,43 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from lowdimfa.services.monitoring.journal import Journal
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.trainer.request import RunRequest
 
 
 @pytest.mark.parametrize(
-    ("told", "step"),
+    ("there", "saved", "step"),
     [
-        (("started", "checkpoint", "failed", "started"), 10),
-        (("started", "checkpoint", "failed", "started", "progress", "recovering"), 10),
-        (("started", "checkpoint", "started", "checkpoint", "progress", "recovering"), None),
+        ((10, 20), False, 10),
+        ((10, 15), True, None),
+        # The trainer was lost after the manifest of step 15 and before its event, which comes some steps later.
+        ((15,), False, None),
     ],
 )
 def test_the_given_checkpoint_counts_until_there_is_one_of_the_new_course(
-    told: tuple[str, ...], step: int | None, tmp_path: Path
+    there: tuple[int, ...], saved: bool, step: int | None, tmp_path: Path
 ) -> None:
-    for number in (10, 20):
+    for number in there:
         checkpoint = tmp_path / "checkpoints" / f"step-{number:08d}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text("{}")
-    log = Journal(tmp_path)
-    for event in told:
-        log.emit(event, step=0)
-    log.close()
-    request = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10)
-    assert request.again(1.0).resume_step == step
-    assert request.again(1.0).resume
-
-
-def test_a_given_checkpoint_that_the_new_course_has_deleted_is_not_asked_for(tmp_path: Path) -> None:
-    """The trainer was lost after the manifest of step 15 and before its event, which comes some steps later."""
-    checkpoint = tmp_path / "checkpoints" / "step-00000015"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text("{}")
-    log = Journal(tmp_path)
-    for event in ("started", "checkpoint", "failed", "started", "progress"):
-        log.emit(event, step=0)
-    log.close()
-    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0)
-    assert again.resume and again.resume_step is None
+    again = RunRequest({}, str(tmp_path), "ray", True, UserCode(), resume_step=10).again(1.0, saved=saved)
+    assert again.resume and again.resume_step == step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -74,6 +76,89 @@ def test_it_says_how_a_run_ended_that_has_no_result(code: str, ending: Ending, t
     tracker.started({"event": "started", "time": 1.0, "step": 0}, run)
     tracker.failed(failed, run)
     assert Keeping.ends == [(ending, {"spec.yaml", "index.html"})]
+
+
+class Refused(Exception):
+    """What MLflow raises."""
+
+    def __init__(self, error_code: str) -> None:
+        super().__init__(error_code)
+        self.error_code = error_code
+
+
+class Store:
+    """Stands for MLflow's package, with one store that has a run ``here``."""
+
+    def __init__(self, trouble: str = "RESOURCE_DOES_NOT_EXIST") -> None:
+        self.trouble = trouble
+        self.running: list[str] = []
+        self.entities = SimpleNamespace(Param=lambda *fields: fields)
+        self.exceptions = SimpleNamespace(MlflowException=Refused)
+
+    def MlflowClient(self, tracking_uri: str) -> Store:
+        return self
+
+    def update_run(self, known: str, status: str) -> None:
+        if known != "here":
+            raise Refused(self.trouble)
+        self.running.append(known)
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return SimpleNamespace(experiment_id="1")
+
+    def create_run(self, experiment: str, **named: Any) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="new"))
+
+    def log_batch(self, run: str, **named: Any) -> None:
+        assert run == "new"
+
+
+@pytest.mark.parametrize(("known", "goes_on_in"), [("here", "here"), ("elsewhere", "new"), (None, "new")])
+def test_mlflow_goes_on_in_a_run_that_its_store_knows_and_begins_another_with_a_warning(
+    known: str | None,
+    goes_on_in: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(MLflow, "name", "json")
+    store = Store()
+    monkeypatch.setattr(MLflow, "_package", store)
+    run = Run({"train": {"steps": 1}}, tmp_path / "run")
+    assert MLflow().begin(known, run) == goes_on_in
+    assert store.running == (["here"] if known == "here" else [])
+    assert ("elsewhere" in caplog.text) == (known == "elsewhere")
+
+
+def test_mlflow_begins_no_other_run_where_its_store_has_other_troubles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(MLflow, "name", "json")
+    monkeypatch.setattr(MLflow, "_package", Store("TEMPORARILY_UNAVAILABLE"))
+    with pytest.raises(Refused, match="UNAVAILABLE"):
+        MLflow().begin("elsewhere", Run({}, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri", "environment", "refused"),
+    [
+        ("s3://bucket/runs", None, None, True),
+        ("s3://bucket/runs", "tracked", None, True),
+        ("s3://bucket/runs", "/tracked", None, False),
+        ("s3://bucket/runs", "https://host", None, False),
+        ("s3://bucket/runs", None, "https://host", False),
+        ("runs", None, None, False),
+    ],
+)
+def test_mlflow_refuses_a_folder_that_nothing_keeps(
+    storage: str, uri: str | None, environment: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MLflow, "name", "json")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    with pytest.raises(InputError, match="tracking_uri") if refused else nullcontext():
+        MLflow(tracking_uri=uri).check({"run": {"storage": storage}})
 
 
 def test_an_address_with_a_password_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
