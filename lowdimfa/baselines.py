@@ -43,7 +43,7 @@ class BackpropForm:
     def step(self) -> None:
         """Let each block's optimiser apply its part of the gradient."""
         for stage in self._stages:
-            stage.updater.step()
+            stage.update()
 
 
 class LocalForm:
@@ -76,7 +76,7 @@ class LocalForm:
     def step(self) -> None:
         """Apply each block's own gradients."""
         for stage in (*self._blocks, self._head):
-            stage.updater.step()
+            stage.update()
 
 
 class FrozenForm:
@@ -102,4 +102,4 @@ class FrozenForm:
 
     def step(self) -> None:
         """Let the head's optimiser apply its gradient."""
-        self._head.updater.step()
+        self._head.update()

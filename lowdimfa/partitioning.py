@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.boundaries import BLOCKS_KEY, cuts_at, refuse_end, refuse_set, refuse_shared
+from lowdimfa.captured import captor
 from lowdimfa.cost import Balance, cuts_between
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer, as_module, list_layers
@@ -139,7 +140,17 @@ class BlockPlan:
 
 
 def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
-    """Return the same blocks with layers of their own."""
+    """Return the same blocks with layers of their own.
+
+    Raises
+    ------
+    ValueError
+        A copy would compute with the original's parts, which a function holds. Others come from what can't be copied.
+    """
+    modules = [layer.module for plan in plans for layer in plan.layers]
+    own = {id(part) for module in modules for part in (*module.modules(), *module.parameters())}
+    if any(captor(module, own) is not None for module in modules):
+        raise ValueError("a function holds parts of the model")
     # A layer may keep what it computed with its graph, such as a map of attention, which torch refuses to copy.
     computed = [
         value

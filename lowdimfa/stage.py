@@ -230,7 +230,16 @@ class Stage:
         return torch.float32
 
     def step(self) -> None:
-        """Apply the accumulated gradients to the layers and the feedback weights.
+        """Apply the accumulated gradients to the layers and the feedback weights; it raises as `update` does."""
+        self.seed_for("rules", self._learned.step)
+        with torch.no_grad():
+            for rule in self._rules:
+                rule.step()
+        self.before_update()
+        self.update()
+
+    def update(self) -> None:
+        """Let the optimiser apply the gradients.
 
         Raises
         ------
@@ -238,11 +247,6 @@ class Stage:
             A layer has begun to train a parameter that was frozen when the optimiser was made.
         """
         self._refuse_thawed()
-        self.seed_for("rules", self._learned.step)
-        with torch.no_grad():
-            for rule in self._rules:
-                rule.step()
-        self.before_update()
         self.seed_for("step", self._learned.step)
         self.updater.step()
 
@@ -251,8 +255,8 @@ class Stage:
             if parameter.requires_grad:
                 raise InputError(
                     "model.factory",
-                    f"a layer that lets its parameter {name!r} require a gradient at step {self._learned.step}, which "
-                    "it did not when the optimiser was made",
+                    f"a layer that lets its parameter {name!r} require a gradient while it trains, which it did not when "
+                    "the optimiser was made",
                     "parameters that are frozen, or learn, from the first step on",
                     "Unfreeze it in a second run, which model.weights lets begin with the weights of the first.",
                 )

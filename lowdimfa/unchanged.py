@@ -10,6 +10,7 @@ from copy import copy, deepcopy
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -66,8 +67,12 @@ def unchanged(
             ):  # else the forward makes it another class
                 _keep_attributes(module, after, moved)
         with unchanged_generators(device):
+            was_training = model.training
             model.train(training)
-            yield moved
+            try:
+                yield moved
+            finally:  # layers that change their weights with their mode change them back
+                model.train(was_training)
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
@@ -103,12 +108,36 @@ def _put_back_buffer(buffer: Tensor, value: Tensor) -> None:
 def _keep_attributes(module: nn.Module, after: ExitStack, moved: dict[nn.Module, list[str]]) -> None:
     """Have a module's attributes put back, and its tables of parameters and buffers, with what is in them."""
     kept = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-    for value in (module._parameters, module._buffers, *kept.values()):
+    # Among the tables that every module has: its children and its hooks, of which one may remove itself.
+    tables = [
+        value for name, value in vars(module).items() if name in _OF_MODULES and isinstance(value, dict)
+    ]
+    for value in (*tables, *kept.values()):
         if isinstance(value, list | dict | set | deque):
             after.callback(_refill, value, copy(value))
+        elif isinstance(value, Tensor) and _is_plain(value):
+            after.callback(_put_back_tensor, value, value.detach().clone())
+        elif isinstance(value, numpy.ndarray):
+            after.callback(_put_back_array, value, value.copy())
         elif isinstance(value, torch.Generator):
             after.callback(value.set_state, value.get_state())
     after.callback(_put_back_attributes, module, kept, moved)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not (
+        tensor.is_meta or tensor.requires_grad or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _put_back_tensor(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape != value.shape or not same_bits(tensor, value):
+        tensor.data = value
+
+
+def _put_back_array(array: numpy.ndarray[Any, Any], value: numpy.ndarray[Any, Any]) -> None:
+    if array.shape == value.shape:
+        array[...] = value
 
 
 def _put_back_attributes(module: nn.Module, kept: dict[str, Any], moved: dict[nn.Module, list[str]]) -> None:

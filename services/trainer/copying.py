@@ -5,15 +5,13 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
-from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
+from lowdimfa.captured import captor
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.layers import named_tensors
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -107,30 +105,13 @@ def _refuse_captured(modules: list[nn.Module]) -> None:
     """Refuse functions in place of methods, or as hooks, that hold parts of the model: a copy has the same ones."""
     own = {id(part) for module in modules for part in (*module.modules(), *module.parameters())}
     for module in modules:
-        for name, part in module.named_modules():
-            hooks = [hook for key in _HOOKS for hook in getattr(part, key, {}).values()]
-            for function in (vars(part).get("forward"), *hooks):
-                if any(id(held) in own for held in _held(function)):
-                    raise InputError(
-                        "model",
-                        f"a function at {name or type(part).__name__!r} that holds parts of the model itself",
-                        "methods of a module, which a copy has of its own",
-                        "The copies that train would compute with the original's weights: give what makes the model.",
-                    )
-
-
-def _held(function: object) -> list[object]:
-    if not isinstance(function, FunctionType):
-        return []
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # of a name that is not set yet
-        return False
+        if (name := captor(module, own)) is not None:
+            raise InputError(
+                "model",
+                f"a function at {name!r} that holds parts of the model itself",
+                "methods of a module, which a copy has of its own",
+                "The copies that train would compute with the original's weights: give what makes the model.",
+            )
 
 
 def _span(name: str, value: Tensor) -> tuple[int, int, str]:

@@ -184,12 +184,14 @@ class Thawing(nn.Module):
         return self.linear(x)
 
 
-def test_a_parameter_that_a_layer_unfreezes_on_the_way_is_no_silent_loss() -> None:
+@pytest.mark.parametrize("form", ["broadcast", "backprop", "local"])
+def test_a_parameter_that_a_layer_unfreezes_on_the_way_is_no_silent_loss(form: Any) -> None:
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), Thawing(), nn.Tanh(), nn.Linear(12, CLASSES))
-    network = decouple(model, batches()[0][0][:2], blocks=2, total_steps=STEPS)
+    feedback = FeedbackConfig(form=form)
+    network = decouple(model, batches()[0][0][:2], blocks=2, total_steps=STEPS, feedback=feedback)
     for step in (0, 1):
         network.train_step(step, [batches()[step]])
-    with pytest.raises(InputError, match=r"parameter '2\.linear\.weight' require a gradient at step 2"):
+    with pytest.raises(InputError, match=r"parameter '2\.linear\.weight' require a gradient while it trains"):
         network.train_step(2, [batches()[2]])
 
 
@@ -214,6 +216,18 @@ class Merging(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         found = functional.linear(x, self.weight, self.bias)
         return found if self.merged else found + x @ self.down.t() @ self.up.t()
+
+
+def test_planning_leaves_a_large_frozen_weight_that_is_merged_for_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lowdimfa.unchanged.MOST_COPIED", 0)
+    model = nn.Sequential(Merging(6, 12), nn.Tanh(), nn.Linear(12, CLASSES))
+    nn.init.normal_(model[0].up)
+    before = model[0].weight.detach().clone()
+    decouple(model, batches()[0][0][:2], blocks=2, total_steps=STEPS)
+    assert not model[0].merged
+    torch.testing.assert_close(model[0].weight, before)
 
 
 @pytest.mark.parametrize("average", [None, 0.5])

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.captured import captor
 from lowdimfa.cost import Balance
-from lowdimfa.partitioning import partition
+from lowdimfa.errors import InputError
+from lowdimfa.partitioning import copies, partition
+from lowdimfa.services.trainer.copying import refuse_uncopied
 from lowdimfa.unchanged import unchanged
 
 
@@ -29,6 +35,10 @@ class Moving(nn.Module):
         self.latest: deque[Tensor] = deque(maxlen=2)
         self.by_call: dict[int, Tensor] = {}
         self.draws = torch.Generator()
+        self.plain, self.array = torch.zeros(3), numpy.zeros(3)
+        self.first = nn.Linear(width, width)
+        self.register_forward_pre_hook(lambda module, given: None)
+        self.once = self.register_forward_pre_hook(lambda module, given: self.once.remove())
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
@@ -36,6 +46,9 @@ class Moving(nn.Module):
         self.latest.append(x)
         self.by_call[self.calls] = x
         self.made = torch.rand(1, generator=self.draws)
+        self.plain += 1.0
+        self.array += 1.0
+        self.first = nn.Identity()
         self.rebound = self.rebound + 1
         if not self.observed.numel():
             self.observed.resize_(3).fill_(2.0)
@@ -67,7 +80,11 @@ def state_of(model: nn.Module) -> list[Any]:
         own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
         contents = [list(value) for value in own.values() if isinstance(value, list | dict | deque)]
         states = [value.get_state() for value in own.values() if isinstance(value, torch.Generator)]
-        tensors = [id(one) for one in (*module._parameters.values(), *module._buffers.values())]
+        tables = (module._parameters, module._buffers, module._modules, module._forward_pre_hooks)
+        tensors = [id(one) for table in tables for one in table.values()]
+        states += [
+            one for value in own.values() if isinstance(value, Tensor | numpy.ndarray) for one in [value]
+        ]
         found.append(
             (own, [list(map(id, each)) for each in contents], [one.tolist() for one in states], tensors)
         )
@@ -103,3 +120,54 @@ def test_layers_that_are_lazy_are_made_for_good() -> None:
     partition(model, 2, torch.randn(4, 5))
     assert [type(one) for one in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert model[0].in_features == 5
+
+
+def closure(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.tanh(linear(x))
+
+
+class Held(nn.Module):
+    """Calls its own part by what an attribute holds."""
+
+    def __init__(self, hold: Callable[[Held], Any]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.held = hold(self)
+
+    def one(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x)
+
+
+SHARED: dict[str, Callable[[Held], Any]] = {
+    "function": lambda module: closure(module.linear),
+    "of the module": lambda module: lambda x: module.one(x),
+    "in a dict": lambda module: {"one": closure(module.linear)},
+    "in a partial": lambda module: partial(closure(module.linear)),
+    "vmap of a method": lambda module: torch.vmap(module.one),
+    "default": lambda module: lambda x, linear=module.linear: linear(x),
+}
+COPIED: dict[str, Callable[[Held], Any]] = {
+    "method": lambda module: module.one,
+    "partial of a method": lambda module: partial(module.one),
+    "function of nothing": lambda module: torch.tanh,
+    "module in a dict": lambda module: {"linear": module.linear},
+    "nothing": lambda module: None,
+}
+
+
+@pytest.mark.parametrize("how", [*SHARED, *COPIED])
+def test_functions_that_hold_parts_are_found_where_a_copy_would_share_them(how: str) -> None:
+    model = nn.Sequential(Held((SHARED | COPIED)[how]), nn.Linear(8, 3))
+    parts = {id(part) for part in (*model.modules(), *model.parameters())}
+    assert captor(model, parts) == ("0" if how in SHARED else None)
+    plans = partition(model, 1, torch.randn(4, 8))
+    if how in COPIED:
+        assert copies(plans)
+        return
+    with pytest.raises(ValueError, match="holds parts"):
+        copies(plans)
+    with pytest.raises(InputError, match="a function at '0' that holds parts of the model itself"):
+        refuse_uncopied([model])
