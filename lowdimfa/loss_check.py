@@ -31,8 +31,8 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
     ------
     InputError
         The loss fails, isn't a scalar or doesn't depend on the outputs, or on parameters beside them, writes to what it
-        is given or has a state that it changes, counts targets that are to be ignored, or compares one sample's output
-        with another's target, because shapes are broadcast.
+        is given or has a state that it changes, counts targets that are to be ignored, takes the classes in another
+        dimension than accuracy does, or compares one sample's output with another's target, because shapes are broadcast.
     """
     outputs = outputs.detach().requires_grad_()
     shapes = f"outputs {tuple(outputs.shape)} ({outputs.dtype}) and targets {tuple(targets.shape)} ({targets.dtype})"
@@ -89,6 +89,13 @@ def checked_loss(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor |
             "a number that is among the targets, with a loss that counts it",
             "a number that no target is, or a loss that leaves it out",
             "What is ignored counts in no accuracy, metric or weight of a micro-batch.",
+        )
+    if _takes_classes_second(outputs, targets, value):
+        raise InputError(
+            "train.loss",
+            f"a loss that takes the classes in the second dimension, on {shapes}",
+            "classes in the last dimension, or another number of positions than of classes",
+            "Accuracy and metrics take the last one for the classes where it could be: let the loss change the order.",
         )
     if _mixes_samples(loss, outputs, targets, value, counted):
         raise _broadcasts(shapes)
@@ -177,6 +184,21 @@ def _learns_from(ignored: Tensor, outputs: Tensor, value: Tensor) -> bool:
         if each.shape[: ignored.dim()] == ignored.shape:
             return bool(each[ignored].any())
     return False
+
+
+def _takes_classes_second(outputs: Tensor, targets: Tensor, value: Tensor) -> bool:
+    """Return whether classes come second, where the last dimension is as large: a softmax's gradients add up to 0."""
+    sizes = outputs.shape
+    if (
+        targets.is_floating_point()
+        or targets.dim() < 2
+        or targets.shape != sizes[:-1]
+        or sizes[1] != sizes[-1]
+    ):
+        return False
+    (gradient,) = torch.autograd.grad(value, outputs, retain_graph=True)
+    second, last = (float(gradient.sum(dim).abs().max()) for dim in (1, -1))
+    return second <= 1e-4 * float(gradient.abs().max()) < last
 
 
 def _state_of(loss: Loss) -> dict[str, Tensor]:

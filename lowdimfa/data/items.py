@@ -133,7 +133,10 @@ class ItemSplit:
                     f"a function that made {_a(part)}{shape} of {len(numbers)} items{name and f' as {name!r}'}",
                     "tensors with the items first",
                 )
-        return Samples(lambda: inputs, lambda: targets)
+        # The function may fill the same memory at every call, and micro-batches wait for each other.
+        own = {name: part.clone() for name, part in parts.items()}
+        kept, labels = own if isinstance(inputs, Mapping) else own[""], targets.clone()
+        return Samples(lambda: kept, lambda: labels)
 
     def _pair(self, item: Any, number: int) -> Sequence[Any]:
         return _pair(item, self.where, f"item {number}")

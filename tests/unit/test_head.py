@@ -535,3 +535,15 @@ def test_a_loss_that_counts_what_is_to_be_ignored_is_refused() -> None:
             classes,
             classes != -100,
         )
+
+
+def test_a_loss_with_the_classes_second_is_refused_where_accuracy_would_take_positions_for_them() -> None:
+    targets = torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]])
+    with pytest.raises(InputError, match="takes the classes in the second dimension"):
+        checked_loss(functional.cross_entropy, torch.zeros(2, 4, 4), targets)
+    checked_loss(functional.cross_entropy, torch.zeros(2, 5, 4), targets)
+    checked_loss(
+        lambda outputs, targets: functional.cross_entropy(outputs.movedim(-1, 1), targets),
+        torch.zeros(2, 4, 4),
+        targets,
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
@@ -200,3 +201,21 @@ def test_items_that_are_mappings_are_inputs_by_name(make: Callable[[int], Any]) 
     assert torch.equal(inputs["ids"], torch.tensor([[4, 5, 6], [2, 3, 4]]))
     assert torch.equal(data.train.targets(indices), torch.tensor([0, 0]))
     assert data.task == "classification"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_collate_function_may_fill_the_same_memory_again(named: bool) -> None:
+    items = [(torch.full((3,), float(number)), number) for number in range(8)]
+    inputs, targets = torch.empty(4, 3), torch.empty(4, dtype=torch.int64)
+
+    def reusing(batch: list[Any]) -> tuple[Any, Tensor]:
+        for place, (one, label) in enumerate(batch):
+            inputs[place], targets[place] = one, label
+        return ({"x": inputs} if named else inputs), targets
+
+    split = ItemSplit(items, "data.factory", reusing)
+    first, second = (split.read(torch.arange(start, start + 4)) for start in (0, 4))
+    for found, numbers in ((first, range(4)), (second, range(4, 8))):
+        given = found.inputs()
+        values = given["x"] if isinstance(given, Mapping) else given
+        assert values[:, 0].tolist() == found.targets().tolist() == list(numbers)
