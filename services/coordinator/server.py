@@ -175,7 +175,7 @@ class Coordinator:
         health_of = self._supervisor.health
         return Reading(
             jobs={str(state): count for state, count in self._store.count_by_state().items()},
-            failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(),
+            failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(_CODES),
             oldest_queued=min((job.queued for job in self._store.in_states([JobState.queued])), default=None),
             cluster_up=not health_of.cluster_error,
             cluster_at=health_of.cluster_at,

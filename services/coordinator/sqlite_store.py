@@ -25,6 +25,7 @@ from lowdimfa.services.coordinator.store import (
     QueueFullError,
     TransitionError,
 )
+from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.storage import Place, below
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -239,7 +240,7 @@ class SqliteJobStore(SqliteReads):
         last = self._row(job_id)["last_sequence"]
         self._db.executemany(
             "INSERT INTO events (job, sequence, event) VALUES (?, ?, ?)",
-            [(job_id, last + 1 + i, json.dumps(event, default=str)) for i, event in enumerate(events)],
+            [(job_id, last + 1 + i, to_json(event)) for i, event in enumerate(events)],
         )
         self._db.execute("UPDATE jobs SET last_sequence = ? WHERE id = ?", (last + len(events), job_id))
 

@@ -98,8 +98,8 @@ class JobStore(Protocol):
     def count_by_state(self) -> dict[JobState, int]:
         """Return how many jobs are in each state, those with none included."""
 
-    def count_failed(self) -> dict[str, int]:
-        """Return how many failed jobs have an error of each code."""
+    def count_failed(self, codes: Collection[str]) -> dict[str, int]:
+        """Return how many failed jobs have an error of each of some codes; all others count as internal."""
 
     def queued_before(self, job_id: str) -> int:
         """Return how many queued jobs were submitted before one.

@@ -1,0 +1,64 @@
+"""What jobs write, and what others do meanwhile, keeps nobody from the service."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator_thread import SPECIFICATION, MemoryCluster, Running, coordinator
+from prometheus_client.parser import text_string_to_metric_families
+from rpc_helpers import eventually
+
+from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.runner import Condition, Look
+
+
+def client(running: Running, **options: Any) -> CoordinatorClient:
+    return CoordinatorClient(Connection(running.address, liveness=5.0, **options))
+
+
+def running_job(service: Running, calls: CoordinatorClient, folder: Path) -> str:
+    job_id = str(calls.submit("a", SPECIFICATION, {})[0]["id"])
+    eventually(lambda: f"job-{job_id}-1" in service.cluster.trainers)
+    log(folder, job_id, '{"event": "started", "step": 0, "steps": 10}')
+    eventually(lambda: calls.get(job_id)["state"] == "running")
+    return job_id
+
+
+def log(folder: Path, job_id: str, line: str) -> None:
+    with (folder / "runs" / job_id / "events.jsonl").open("a") as file:
+        file.write(line + "\n")
+
+
+def failed_by_code(service: Running) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://{service.http}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    (failed,) = (family for family in families if family.name == "lowdimfa_coordinator_failed_jobs")
+    return {sample.labels["code"]: sample.value for sample in failed.samples}
+
+
+@pytest.mark.parametrize(
+    ("number", "stored"), [("1e999", "Infinity"), ("-1e999", "-Infinity"), ("NaN", "NaN")]
+)
+def test_no_job_chooses_what_the_metrics_say_or_takes_them_away(
+    tmp_path: Path, number: str, stored: str
+) -> None:
+    with coordinator(tmp_path, MemoryCluster(cpus=2)) as service, client(service) as calls:
+        codes = failed_by_code(service)
+        job_id = running_job(service, calls, tmp_path)
+        log(tmp_path, job_id, f'{{"event": "failed", "code": "mine", "message": "no", "v": [{number}]}}')
+        service.cluster.trainers[f"job-{job_id}-1"] = Look(Condition.ended)
+        eventually(lambda: calls.get(job_id)["state"] == "failed")
+        assert failed_by_code(service) == codes | {"internal": 1}
+        last = [event for _, event in service.store.events(job_id, 0, 100) if event["event"] == "failed"]
+        assert [event["v"] for event in last] == [[None]]
+        assert json.loads(json.dumps(service.store.get(job_id).error, allow_nan=False))["v"] == [None]
+        with sqlite3.connect(tmp_path / "state" / "jobs.sqlite3") as file:  # as an earlier release stored it
+            file.execute("UPDATE jobs SET error = ?", (f'{{"code": "resources", "v": {stored}}}',))
+        assert failed_by_code(service) == codes | {"internal": 1}
+        service.store.update(job_id, error={"code": "resources"})
+        assert failed_by_code(service) == codes | {"resources": 1}
