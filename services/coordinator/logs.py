@@ -92,7 +92,8 @@ async def read_logs(
     known: dict[str, _Source] = {}
     going_on = True
     while going_on:
-        going_on = follow()  # asked before the last look, so that what came just before the end is read
+        # Asked before the last look, so that what came just before the end is read.
+        going_on = await asyncio.to_thread(follow)
         await asyncio.to_thread(refresh, going_on)
         for source in await asyncio.to_thread(_appeared, run_dir, sources, known):
             await asyncio.to_thread(source.skip, tail)

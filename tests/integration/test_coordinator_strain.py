@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from coordinator_thread import SPECIFICATION, MemoryCluster, Running, coordinator
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
-from rpc_helpers import eventually
+from rpc_helpers import HANGS, eventually
 
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.jobs import Job
 from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 
 
 def client(running: Running, **options: Any) -> CoordinatorClient:
@@ -62,3 +67,30 @@ def test_no_job_chooses_what_the_metrics_say_or_takes_them_away(
         assert failed_by_code(service) == codes | {"internal": 1}
         service.store.update(job_id, error={"code": "resources"})
         assert failed_by_code(service) == codes | {"resources": 1}
+
+
+def test_who_follows_a_log_while_the_store_is_busy_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, get = threading.Event(), SqliteJobStore.get
+
+    def noted(self: SqliteJobStore, job_id: str) -> Job:
+        asked.set()
+        return get(self, job_id)
+
+    with coordinator(tmp_path, MemoryCluster(cpus=2)) as service, client(service) as calls:
+        job_id = running_job(service, calls, tmp_path)
+        folder = tmp_path / "runs" / job_id / "logs"
+        folder.mkdir()
+        (folder / "trainer.log").write_text("one\n")
+        lines = calls.logs(job_id, follow=True)
+        assert next(lines) == ("trainer", "one")
+        monkeypatch.setattr(SqliteJobStore, "get", noted)
+        with service.store._mutex, grpc.insecure_channel(service.address) as channel:
+            asked.clear()
+            assert asked.wait(HANGS)
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        calls.stop(job_id, now=True)
+        assert list(lines) == []
