@@ -20,7 +20,7 @@ from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
 from lowdimfa.services.coordinator.notices import Notices
 from lowdimfa.services.coordinator.refusals import RefusedError, Violation
-from lowdimfa.services.coordinator.store import JobFilter, JobStore
+from lowdimfa.services.coordinator.store import JobFilter, JobStore, TransitionError
 from lowdimfa.services.coordinator.submissions import checked
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
@@ -110,21 +110,16 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
         def stop(caller: Caller) -> pb.StopJobResponse:
             job = self._of(caller, request.id, "StopJob")
-            now = request.mode == pb.STOP_MODE_NOW
-            if job.state is JobState.queued:
-                job = self._store.transition(job.id, JobState.stopped, "stopped before it began")
-            elif job.state in ACTIVE:
-                if now or not job.stop_requested:
-                    self._store.update(job.id, stop_requested="now" if now else "graceful")
-                if job.state is not JobState.stopping:
-                    self._store.transition(job.id, JobState.stopping, "")
-                job = self._store.get(job.id)
-            else:
-                raise RefusedError(
-                    grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
-                )
+            while True:
+                try:
+                    stopped = self._stop(job, request.mode == pb.STOP_MODE_NOW)
+                    break
+                except TransitionError:  # the supervisor was quicker, and may have made a trainer
+                    seen, job = job.state, self._store.get(job.id)
+                    if job.state is seen:
+                        raise
             self._changed(job.id)
-            return pb.StopJobResponse(job=self.shown(job))
+            return pb.StopJobResponse(job=self.shown(stopped))
 
         return await self._calls.answer("StopJob", Role.submit, context, stop)
 
@@ -200,6 +195,22 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if not may_change(caller, job.owner):
             require_role(caller, Role.admin, f"{method} of somebody else's job")
         return job
+
+    def _stop(self, job: Job, now: bool) -> Job:
+        """Take a job out of the queue, or ask for its end; only as long as it is in the state that was seen."""
+        if job.state is JobState.queued:
+            return self._store.transition(
+                job.id, JobState.stopped, "stopped before it began", only_from=job.state
+            )
+        if job.state not in ACTIVE:
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
+            )
+        if now or not job.stop_requested:
+            self._store.update(job.id, stop_requested="now" if now else "graceful")
+        if job.state is not JobState.stopping:
+            self._store.transition(job.id, JobState.stopping, "")
+        return self._store.get(job.id)
 
     def _changed(self, job_id: str) -> None:
         self._notices.tell(job_id)

@@ -156,11 +156,13 @@ class SqliteJobStore(SqliteReads):
             self._add_events(job_id, [_state_event(JobState.queued, "", 0, now)])
             return self.get(job_id), True
 
-    def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
+    def transition(
+        self, job_id: str, to: JobState, detail: str, *, only_from: JobState | None = None, **changes: Any
+    ) -> Job:
         """Change a job's state, with the event that says so."""
         with self._transaction():
             job = self.get(job_id)
-            if to not in TRANSITIONS[job.state]:
+            if to not in TRANSITIONS[job.state] or only_from not in (None, job.state):
                 raise TransitionError(f"job {job_id} is {job.state} and can't become {to}")
             now = time.time()
             if to is JobState.starting:

@@ -109,10 +109,13 @@ class JobStore(Protocol):
         UnknownJobError
         """
 
-    def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
+    def transition(
+        self, job_id: str, to: JobState, detail: str, *, only_from: JobState | None = None, **changes: Any
+    ) -> Job:
         """Change a job's state, with the event that says so, and other fields of `Job` by name.
 
-        Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
+        With ``only_from`` it has to be in that state, whatever else is possible: others may have changed it since it was
+        read. Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
         ``stop_requested``; entering an end sets ``ended``.
 
         Raises

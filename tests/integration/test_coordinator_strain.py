@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rpc_helpers import HANGS, eventually
 
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
-from lowdimfa.services.coordinator.jobs import Job
+from lowdimfa.services.coordinator.jobs import Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 
@@ -94,3 +94,35 @@ def test_who_follows_a_log_while_the_store_is_busy_holds_nobody_up(
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         calls.stop(job_id, now=True)
         assert list(lines) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "meanwhile", "comes_to"),
+    [
+        (JobState.queued, JobState.starting, JobState.stopping),
+        (JobState.starting, JobState.queued, JobState.stopped),
+    ],
+)
+def test_a_stop_means_the_state_that_the_job_is_in_by_then(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: JobState,
+    meanwhile: JobState,
+    comes_to: JobState,
+) -> None:
+    transition, raced = SqliteJobStore.transition, []
+
+    def late(self: SqliteJobStore, job_id: str, to: JobState, *rest: Any, **options: Any) -> Job:
+        if to in (JobState.stopping, JobState.stopped) and not raced:
+            raced.append(transition(self, job_id, meanwhile, "").state)
+        return transition(self, job_id, to, *rest, **options)
+
+    cluster = MemoryCluster(cpus=2 if seen is JobState.starting else 0)
+    with coordinator(tmp_path, cluster) as service, client(service) as calls:
+        job_id = calls.submit("a", SPECIFICATION, {})[0]["id"]
+        eventually(lambda: calls.get(job_id)["state"] == seen)
+        cluster.cpus = 0
+        monkeypatch.setattr(SqliteJobStore, "transition", late)
+        assert calls.stop(job_id, now=True)["state"] == comes_to
+        assert raced == [meanwhile]
+        eventually(lambda: calls.get(job_id)["state"] == "stopped")
