@@ -177,10 +177,10 @@ class SqliteJobStore(SqliteReads):
             return self.get(job_id)
 
     def describe(self, job_id: str, detail: str) -> Job:
-        """Say more of the state that a job is in, with an event; nothing happens if that is known."""
+        """Say what a queued job waits for, with an event; nothing happens if that is known, or to any other job."""
         with self._transaction():
             job = self.get(job_id)
-            if job.detail == detail:
+            if job.detail == detail or job.state is not JobState.queued:
                 return job
             self._add_events(job_id, [_state_event(job.state, detail, job.attempt, time.time())])
             return self.update(job_id, detail=detail)

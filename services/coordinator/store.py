@@ -124,7 +124,7 @@ class JobStore(Protocol):
         """
 
     def describe(self, job_id: str, detail: str) -> Job:
-        """Say more of the state that a job is in, with an event; nothing happens if that is known.
+        """Say what a queued job waits for, with an event; nothing happens if that is known, or to any other job.
 
         Raises
         ------

@@ -23,7 +23,7 @@ from lowdimfa.services.coordinator.patience import Patience
 from lowdimfa.services.coordinator.queue import start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
-from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.store import JobStore, TransitionError
 from lowdimfa.services.monitoring.journal import Journal, Position
 
 LONGEST_REST = 10.0
@@ -317,7 +317,10 @@ class Supervisor:
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:
-            self._store.transition(job.id, JobState.starting, "")
+            try:
+                self._store.transition(job.id, JobState.starting, "")
+            except TransitionError:  # stopped meanwhile
+                continue
             self._on_change(job.id)
             self._woken.set()  # its trainer is made in the next round
 
