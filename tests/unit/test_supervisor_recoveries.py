@@ -298,3 +298,26 @@ def test_a_recovery_that_finds_no_room_in_the_run_s_log_waits_for_it(
     assert world.state(job_id) is JobState.starting
     (recovering,) = events(world, job_id, "recovering")
     assert recovering["recovery"] == 1
+
+
+@pytest.mark.parametrize(
+    "time", [None, "soon", [1], True, float("nan"), float("inf"), pytest.param(10**400, id="huge")]
+)
+def test_recoveries_that_a_job_s_own_code_made_up_keep_it_from_nothing(
+    world: World, clock: Clock, time: Any
+) -> None:
+    job_id = world.running("restart")
+    made_up = {"event": "recovering", "time": time}
+    world.log(job_id, {**made_up, "lost": "blocks"}, {"event": "recovered", "step": 3})
+    lose(world, job_id)
+    world.rounds(2)
+    assert world.state(job_id) is JobState.starting and world.job(job_id).attempt == 2
+    start(world, job_id)
+    world.log(job_id, {**made_up, "lost": "trainer"})
+    lose(world, job_id)
+    world.rounds(3)
+    assert world.state(job_id) is JobState.starting and world.job(job_id).attempt == 3
+    start(world, job_id)
+    details = [event["detail"] for event in events(world, job_id, "state") if event["state"] == "queued"]
+    assert details[1:] == ["the trainer's process was lost; begins anew"] * 2
+    assert "warning" not in world.kinds(job_id)
