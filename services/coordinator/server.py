@@ -170,6 +170,7 @@ class Coordinator:
         await self._server.stop(grace)
         await asyncio.to_thread(self._supervisor.close)
         await asyncio.to_thread(self._close_pages)
+        self._service.close()
 
     def _reading(self) -> Reading:
         health_of = self._supervisor.health

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,9 @@ EVENTS_AT_ONCE = 200
 """Read from the store for one watcher at a time."""
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 500
+
+LOG_THREADS = 8
+"""In which logs are fetched and read: a slow storage keeps these busy, and not those that all other calls share."""
 
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
@@ -60,6 +64,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> None:
         self._store, self._copies, self._calls = store, copies, calls
         self._notices, self._wake = notices, wake
+        self._log_threads = ThreadPoolExecutor(LOG_THREADS, "logs")
+
+    def close(self) -> None:
+        """Read no more logs."""
+        self._log_threads.shutdown(wait=False, cancel_futures=True)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Put a job into the queue."""
@@ -176,7 +185,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                     self._copies.refresh(job, logs=True, now=not going_on)
 
             folder = self._copies.folder(job)
-            async for line in read_logs(folder, request.sources, request.tail, follow, refresh):
+            async for line in read_logs(
+                folder, request.sources, request.tail, follow, refresh, self._log_threads
+            ):
                 yield pb.LogLine(source=line.source, text=line.text)
 
     def shown(self, job: Job) -> pb.Job:

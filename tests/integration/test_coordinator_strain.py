@@ -17,9 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rpc_helpers import HANGS, eventually
 
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
+from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
+from lowdimfa.services.coordinator.service import LOG_THREADS
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
+from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
+from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
 
 
 def client(running: Running, **options: Any) -> CoordinatorClient:
@@ -94,6 +98,33 @@ def test_who_follows_a_log_while_the_store_is_busy_holds_nobody_up(
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         calls.stop(job_id, now=True)
         assert list(lines) == []
+
+
+def test_logs_that_are_long_in_coming_hold_up_no_other_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, over, refresh = [], threading.Event(), Copies.refresh
+
+    def held(self: Copies, job: Job, *, logs: bool = False, now: bool = False) -> None:
+        if logs:
+            entered.append(job.id)
+            assert over.wait(HANGS)
+        refresh(self, job, logs=logs, now=now)
+
+    monkeypatch.setattr(Copies, "refresh", held)
+    with coordinator(tmp_path, MemoryCluster(cpus=2)) as service, client(service) as calls:
+        job_id = running_job(service, calls, tmp_path)
+        with grpc.insecure_channel(service.address) as channel:
+            stub = coordinator_pb2_grpc.CoordinatorStub(channel)
+            try:
+                request = pb.GetLogsRequest(id=job_id, follow=True)
+                streams = [stub.GetLogs(request) for _ in range(4 * LOG_THREADS)]
+                assert all(stream.initial_metadata() is not None for stream in streams)
+                eventually(lambda: len(entered) >= LOG_THREADS)
+                for _ in range(3):
+                    assert stub.GetJob(pb.GetJobRequest(id=job_id), timeout=10).job.id == job_id
+            finally:
+                over.set()
 
 
 @pytest.mark.parametrize(
