@@ -300,6 +300,27 @@ def test_a_recovery_that_finds_no_room_in_the_run_s_log_waits_for_it(
     assert recovering["recovery"] == 1
 
 
+def test_jobs_of_a_backup_come_to_what_the_operators_are_told(world: World, clock: Clock) -> None:
+    world.cluster.cpus = 16
+    going_on, failing, stopping = world.running("restart"), world.running(), world.running("restart")
+    world.checkpoint(going_on, 5)
+    world.store.update(stopping, stop_requested="graceful")
+    world.store.transition(stopping, JobState.stopping, "")
+    beginning = world.submit()
+    world.rounds()
+    assert world.state(beginning) is JobState.starting
+    world.cluster.trainers.clear()
+    world.restart()
+    world.rounds(2)
+    assert world.state(going_on) is JobState.starting and world.job(going_on).attempt == 2
+    assert world.state(beginning) is JobState.starting
+    assert world.trainer(going_on) in world.cluster.trainers
+    assert world.trainer(beginning) in world.cluster.trainers
+    for job_id in (failing, stopping):
+        error = world.job(job_id).error
+        assert world.state(job_id) is JobState.failed and error is not None and error["code"] == "peer_lost"
+
+
 @pytest.mark.parametrize(
     "time", [None, "soon", [1], True, float("nan"), float("inf"), pytest.param(10**400, id="huge")]
 )
