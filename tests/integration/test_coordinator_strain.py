@@ -130,8 +130,9 @@ def test_logs_that_are_long_in_coming_hold_up_no_other_call(
 @pytest.mark.parametrize(
     ("seen", "meanwhile", "comes_to"),
     [
-        (JobState.queued, JobState.starting, JobState.stopping),
-        (JobState.starting, JobState.queued, JobState.stopped),
+        (JobState.queued, JobState.starting, {JobState.stopping}),
+        # A round that is under way may start it once more.
+        (JobState.starting, JobState.queued, {JobState.stopped, JobState.stopping}),
     ],
 )
 def test_a_stop_means_the_state_that_the_job_is_in_by_then(
@@ -139,7 +140,7 @@ def test_a_stop_means_the_state_that_the_job_is_in_by_then(
     monkeypatch: pytest.MonkeyPatch,
     seen: JobState,
     meanwhile: JobState,
-    comes_to: JobState,
+    comes_to: set[JobState],
 ) -> None:
     transition, raced = SqliteJobStore.transition, []
 
@@ -154,6 +155,6 @@ def test_a_stop_means_the_state_that_the_job_is_in_by_then(
         eventually(lambda: calls.get(job_id)["state"] == seen)
         cluster.cpus = 0
         monkeypatch.setattr(SqliteJobStore, "transition", late)
-        assert calls.stop(job_id, now=True)["state"] == comes_to
+        assert calls.stop(job_id, now=True)["state"] in comes_to
         assert raced == [meanwhile]
         eventually(lambda: calls.get(job_id)["state"] == "stopped")
