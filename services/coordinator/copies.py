@@ -73,22 +73,30 @@ class Copies:
         Raises
         ------
         StorageError
-            The store doesn't answer, or didn't a moment ago.
+            The store doesn't answer, or didn't a moment ago, or somebody else is still at it.
         """
         if not is_address(job.run_dir):
             return
-        with self._locks[job.id, logs]:
-            if not now and time.monotonic() < self._looked.get((job.id, logs), 0.0) + LOOK_SECONDS:
-                return
-            if time.monotonic() < self._away:
-                raise StorageError(self._trouble, setting=KEY)
-            try:
-                self._fetch(job, logs)
-            except OSError as error:
-                refused = refusal("what the run wrote can't be fetched", job.run_dir, error)
-                self._away, self._trouble = time.monotonic() + self._patience, refused.message
-                raise refused from error
-            self._looked[job.id, logs] = time.monotonic()
+        lock = self._locks[job.id, logs]
+        if not lock.acquire(timeout=self._patience):
+            raise StorageError("what the run wrote is still being fetched for somebody else", setting=KEY)
+        try:
+            self._look(job, logs, now)
+        finally:
+            lock.release()
+
+    def _look(self, job: Job, logs: bool, now: bool) -> None:
+        if not now and time.monotonic() < self._looked.get((job.id, logs), 0.0) + LOOK_SECONDS:
+            return
+        if time.monotonic() < self._away:
+            raise StorageError(self._trouble, setting=KEY)
+        try:
+            self._fetch(job, logs)
+        except OSError as error:
+            refused = refusal("what the run wrote can't be fetched", job.run_dir, error)
+            self._away, self._trouble = time.monotonic() + self._patience, refused.message
+            raise refused from error
+        self._looked[job.id, logs] = time.monotonic()
 
     def _fetch(self, job: Job, logs: bool) -> None:
         objects, folder, grew = Objects(job.run_dir, self._patience), self.folder(job), False

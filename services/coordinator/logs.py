@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -73,6 +75,7 @@ async def read_logs(
     tail: int,
     follow: Callable[[], bool],
     refresh: Callable[[bool], None] = lambda going_on: None,
+    threads: Executor | None = None,
 ) -> AsyncIterator[Line]:
     """Yield the lines of a job's processes, process by process, and then new ones as they come.
 
@@ -88,17 +91,21 @@ async def read_logs(
         Asked after each look whether more is to be waited for.
     refresh
         Called before each look, with that answer, to bring what is there up to date.
+    threads
+        In which the storage is waited for; None for those of the event loop.
     """
+    apart = partial(asyncio.get_running_loop().run_in_executor, threads)
     known: dict[str, _Source] = {}
     going_on = True
     while going_on:
-        going_on = follow()  # asked before the last look, so that what came just before the end is read
-        await asyncio.to_thread(refresh, going_on)
-        for source in await asyncio.to_thread(_appeared, run_dir, sources, known):
-            await asyncio.to_thread(source.skip, tail)
+        # Asked before the last look, so that what came just before the end is read.
+        going_on = await asyncio.to_thread(follow)
+        await apart(refresh, going_on)
+        for source in await apart(_appeared, run_dir, sources, known):
+            await apart(source.skip, tail)
             known[source.name] = source
         for source in known.values():
-            while lines := await asyncio.to_thread(source.read):
+            while lines := await apart(source.read):
                 for line in lines:
                     yield line
         if going_on:

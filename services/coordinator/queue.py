@@ -12,12 +12,22 @@ from lowdimfa.services.coordinator.store import JobStore
 AT_ONCE = 50
 """Jobs that are looked at in one round, beside those that were refused; the others are behind them."""
 
+AWAY = "the cluster can't be reached"
+"""Begins what the first job in the queue says while that is so."""
+
+REFUSED = "there was no room for its blocks on any nodes; it tries again with what others leave"
+
 
 class StartOrder(NamedTuple):
-    """Jobs to start, in order, and jobs that wait for a reason of their own."""
+    """Jobs to start, in order, and jobs with what they wait for; empty for those that have no reason of their own."""
 
     starting: list[Job]
     waiting: list[tuple[Job, str]]
+
+    def outdated(self, job: Job, reason: str) -> None:
+        """Give a job another reason if it has one of this queue: from when it was its turn, or it was too large."""
+        if job.detail.startswith(("waits for ", AWAY)):
+            self.waiting.append((job, reason))
 
 
 def start_order(
@@ -38,24 +48,28 @@ def start_order(
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=False, limit=AT_ONCE):
         order.waiting.append((job, _never(job, capacity)))
     again: list[Job] = []
+    held = False
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=True, limit=AT_ONCE + len(refused)):
-        if job.id in refused:
+        if held:
+            order.outdated(job, "")
+        elif job.id in refused:
             again.append(job)
-            continue
-        if job.cpus > cpus or job.gpus > gpus:
+        elif job.cpus > cpus or job.gpus > gpus:
             order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
-            break
-        order.starting.append(job)
-        cpus, gpus = cpus - job.cpus, gpus - job.gpus
+            held = True
+        else:
+            order.starting.append(job)
+            cpus, gpus = cpus - job.cpus, gpus - job.gpus
     trying = any(job.id in refused and job.state is JobState.starting for job in active)
     for job in again:
-        if job.id in resting:
-            continue
-        if job.cpus > cpus or job.gpus > gpus:
-            order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
-        elif not trying:
+        fits = job.cpus <= cpus and job.gpus <= gpus
+        if job.id in resting or (fits and trying):
+            order.outdated(job, REFUSED)
+        elif fits:
             order.starting.append(job)
             cpus, gpus, trying = cpus - job.cpus, gpus - job.gpus, True
+        else:
+            order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
     return order
 
 

@@ -14,7 +14,15 @@ from lowdimfa.services.coordinator.jobs import Event, Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
 from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.monitoring.journal import Journal, Position
-from lowdimfa.services.recovery.policy import TRAINER_LOST, End, Rules, TrainerGaveUp, decide, history_in
+from lowdimfa.services.recovery.policy import (
+    TRAINER_LOST,
+    End,
+    Rules,
+    TrainerGaveUp,
+    decide,
+    history_in,
+    noted_at,
+)
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.spec.load import parse_text
 from lowdimfa.services.trainer.run_dir import opened
@@ -119,14 +127,14 @@ class Recoveries:
     def detail(self, job: Job) -> str:
         """Say why a job that goes on is in the queue."""
         event = _recovering(self._store, job, JobState.starting, "started")
-        reason = TRAINER_LOST if event is None else event["reason"]
+        reason = TRAINER_LOST if event is None else event.get("reason", TRAINER_LOST)
         steps = CheckpointStore(job.run_dir).list()
         return f"{reason}; goes on from step {steps[-1]:,}" if steps else f"{reason}; begins anew"
 
     def lost_at(self, job: Job) -> float | None:
         """Return when the loss was noticed that a job's attempt makes up for, in Unix seconds; None without one."""
         event = _recovering(self._store, job, "started")
-        return None if event is None else float(event["time"])
+        return None if event is None else noted_at(event)
 
 
 def _recovering(store: JobStore, job: Job, *until: str) -> Event | None:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from lowdimfa.services.coordinator.jobs import Event, Job, JobState
+from lowdimfa.services.monitoring.line_file import to_json
 
 SCHEMA_VERSION = 2
 """Of the tables; in the file as ``PRAGMA user_version``."""
@@ -74,7 +75,7 @@ def columns_of(changes: Mapping[str, Any]) -> dict[str, Any]:
     assert not unknown, f"a job has no {sorted(unknown)}"
     columns = dict(changes)
     if columns.get("error") is not None:
-        columns["error"] = json.dumps(columns["error"], default=str)
+        columns["error"] = to_json(columns["error"])
     return columns
 
 

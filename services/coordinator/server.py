@@ -170,12 +170,13 @@ class Coordinator:
         await self._server.stop(grace)
         await asyncio.to_thread(self._supervisor.close)
         await asyncio.to_thread(self._close_pages)
+        self._service.close()
 
     def _reading(self) -> Reading:
         health_of = self._supervisor.health
         return Reading(
             jobs={str(state): count for state, count in self._store.count_by_state().items()},
-            failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(),
+            failed=dict.fromkeys(_CODES, 0) | self._store.count_failed(_CODES),
             oldest_queued=min((job.queued for job in self._store.in_states([JobState.queued])), default=None),
             cluster_up=not health_of.cluster_error,
             cluster_at=health_of.cluster_at,

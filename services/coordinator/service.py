@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,7 @@ from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
 from lowdimfa.services.coordinator.notices import Notices
 from lowdimfa.services.coordinator.refusals import RefusedError, Violation
-from lowdimfa.services.coordinator.store import JobFilter, JobStore
+from lowdimfa.services.coordinator.store import JobFilter, JobStore, TransitionError
 from lowdimfa.services.coordinator.submissions import checked
 from lowdimfa.services.rpc.v1 import coordinator_pb2 as pb
 from lowdimfa.services.rpc.v1 import coordinator_pb2_grpc
@@ -31,6 +32,9 @@ EVENTS_AT_ONCE = 200
 """Read from the store for one watcher at a time."""
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 500
+
+LOG_THREADS = 8
+"""In which logs are fetched and read: a slow storage keeps these busy, and not those that all other calls share."""
 
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
@@ -60,6 +64,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> None:
         self._store, self._copies, self._calls = store, copies, calls
         self._notices, self._wake = notices, wake
+        self._log_threads = ThreadPoolExecutor(LOG_THREADS, "logs")
+
+    def close(self) -> None:
+        """Read no more logs."""
+        self._log_threads.shutdown(wait=False, cancel_futures=True)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Put a job into the queue."""
@@ -110,21 +119,16 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
         def stop(caller: Caller) -> pb.StopJobResponse:
             job = self._of(caller, request.id, "StopJob")
-            now = request.mode == pb.STOP_MODE_NOW
-            if job.state is JobState.queued:
-                job = self._store.transition(job.id, JobState.stopped, "stopped before it began")
-            elif job.state in ACTIVE:
-                if now or not job.stop_requested:
-                    self._store.update(job.id, stop_requested="now" if now else "graceful")
-                if job.state is not JobState.stopping:
-                    self._store.transition(job.id, JobState.stopping, "")
-                job = self._store.get(job.id)
-            else:
-                raise RefusedError(
-                    grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
-                )
+            while True:
+                try:
+                    stopped = self._stop(job, request.mode == pb.STOP_MODE_NOW)
+                    break
+                except TransitionError:  # the supervisor was quicker, and may have made a trainer
+                    seen, job = job.state, self._store.get(job.id)
+                    if job.state is seen:
+                        raise
             self._changed(job.id)
-            return pb.StopJobResponse(job=self.shown(job))
+            return pb.StopJobResponse(job=self.shown(stopped))
 
         return await self._calls.answer("StopJob", Role.submit, context, stop)
 
@@ -181,7 +185,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                     self._copies.refresh(job, logs=True, now=not going_on)
 
             folder = self._copies.folder(job)
-            async for line in read_logs(folder, request.sources, request.tail, follow, refresh):
+            async for line in read_logs(
+                folder, request.sources, request.tail, follow, refresh, self._log_threads
+            ):
                 yield pb.LogLine(source=line.source, text=line.text)
 
     def shown(self, job: Job) -> pb.Job:
@@ -200,6 +206,22 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if not may_change(caller, job.owner):
             require_role(caller, Role.admin, f"{method} of somebody else's job")
         return job
+
+    def _stop(self, job: Job, now: bool) -> Job:
+        """Take a job out of the queue, or ask for its end; only as long as it is in the state that was seen."""
+        if job.state is JobState.queued:
+            return self._store.transition(
+                job.id, JobState.stopped, "stopped before it began", only_from=job.state
+            )
+        if job.state not in ACTIVE:
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
+            )
+        if now or not job.stop_requested:
+            self._store.update(job.id, stop_requested="now" if now else "graceful")
+        if job.state is not JobState.stopping:
+            self._store.transition(job.id, JobState.stopping, "")
+        return self._store.get(job.id)
 
     def _changed(self, job_id: str) -> None:
         self._notices.tell(job_id)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from lowdimfa.errors import LowdimfaError
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
 from lowdimfa.services.coordinator.rows import JOB_COLUMNS, job_of
 from lowdimfa.services.coordinator.store import JobEvent, JobFilter, UnknownJobError
@@ -81,13 +82,16 @@ class SqliteReads:
         }
         return {state: counted.get(state, 0) for state in JobState}
 
-    def count_failed(self) -> dict[str, int]:
-        """Return how many failed jobs have an error of each code."""
+    def count_failed(self, codes: Collection[str]) -> dict[str, int]:
+        """Return how many failed jobs have an error of each of some codes; all others count as internal."""
+        # A job's own code may have written the error: it may be no JSON, and have any code.
+        code = "CASE WHEN json_valid(error) THEN json_extract(error, '$.code') END"
         rows = self._read(
-            "SELECT json_extract(error, '$.code') AS code, count(*) AS n FROM jobs WHERE state = ? GROUP BY code",
-            (JobState.failed,),
+            f"SELECT CASE WHEN {code} IN ({_marks(codes)}) THEN {code} ELSE ? END AS code, count(*) AS n"
+            " FROM jobs WHERE state = ? GROUP BY 1",
+            (*codes, LowdimfaError.code, JobState.failed),
         )
-        return {str(row["code"]): row["n"] for row in rows}
+        return {row["code"]: row["n"] for row in rows}
 
     def queued_before(self, job_id: str) -> int:
         """Return how many queued jobs were submitted before one."""

@@ -25,6 +25,7 @@ from lowdimfa.services.coordinator.store import (
     QueueFullError,
     TransitionError,
 )
+from lowdimfa.services.monitoring.line_file import to_json
 from lowdimfa.services.run.storage import Place, below
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -155,11 +156,13 @@ class SqliteJobStore(SqliteReads):
             self._add_events(job_id, [_state_event(JobState.queued, "", 0, now)])
             return self.get(job_id), True
 
-    def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
+    def transition(
+        self, job_id: str, to: JobState, detail: str, *, only_from: JobState | None = None, **changes: Any
+    ) -> Job:
         """Change a job's state, with the event that says so."""
         with self._transaction():
             job = self.get(job_id)
-            if to not in TRANSITIONS[job.state]:
+            if to not in TRANSITIONS[job.state] or only_from not in (None, job.state):
                 raise TransitionError(f"job {job_id} is {job.state} and can't become {to}")
             now = time.time()
             if to is JobState.starting:
@@ -174,10 +177,10 @@ class SqliteJobStore(SqliteReads):
             return self.get(job_id)
 
     def describe(self, job_id: str, detail: str) -> Job:
-        """Say more of the state that a job is in, with an event; nothing happens if that is known."""
+        """Say what a queued job waits for, with an event; nothing happens if that is known, or to any other job."""
         with self._transaction():
             job = self.get(job_id)
-            if job.detail == detail:
+            if job.detail == detail or job.state is not JobState.queued:
                 return job
             self._add_events(job_id, [_state_event(job.state, detail, job.attempt, time.time())])
             return self.update(job_id, detail=detail)
@@ -239,7 +242,7 @@ class SqliteJobStore(SqliteReads):
         last = self._row(job_id)["last_sequence"]
         self._db.executemany(
             "INSERT INTO events (job, sequence, event) VALUES (?, ?, ?)",
-            [(job_id, last + 1 + i, json.dumps(event, default=str)) for i, event in enumerate(events)],
+            [(job_id, last + 1 + i, to_json(event)) for i, event in enumerate(events)],
         )
         self._db.execute("UPDATE jobs SET last_sequence = ? WHERE id = ?", (last + len(events), job_id))
 

@@ -98,8 +98,8 @@ class JobStore(Protocol):
     def count_by_state(self) -> dict[JobState, int]:
         """Return how many jobs are in each state, those with none included."""
 
-    def count_failed(self) -> dict[str, int]:
-        """Return how many failed jobs have an error of each code."""
+    def count_failed(self, codes: Collection[str]) -> dict[str, int]:
+        """Return how many failed jobs have an error of each of some codes; all others count as internal."""
 
     def queued_before(self, job_id: str) -> int:
         """Return how many queued jobs were submitted before one.
@@ -109,10 +109,13 @@ class JobStore(Protocol):
         UnknownJobError
         """
 
-    def transition(self, job_id: str, to: JobState, detail: str, **changes: Any) -> Job:
+    def transition(
+        self, job_id: str, to: JobState, detail: str, *, only_from: JobState | None = None, **changes: Any
+    ) -> Job:
         """Change a job's state, with the event that says so, and other fields of `Job` by name.
 
-        Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
+        With ``only_from`` it has to be in that state, whatever else is possible: others may have changed it since it was
+        read. Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
         ``stop_requested``; entering an end sets ``ended``.
 
         Raises
@@ -121,7 +124,7 @@ class JobStore(Protocol):
         """
 
     def describe(self, job_id: str, detail: str) -> Job:
-        """Say more of the state that a job is in, with an event; nothing happens if that is known.
+        """Say what a queued job waits for, with an event; nothing happens if that is known, or to any other job.
 
         Raises
         ------

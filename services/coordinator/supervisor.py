@@ -20,10 +20,10 @@ from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in,
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
-from lowdimfa.services.coordinator.queue import start_order
+from lowdimfa.services.coordinator.queue import AWAY, start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
-from lowdimfa.services.coordinator.store import JobStore
+from lowdimfa.services.coordinator.store import JobStore, TransitionError
 from lowdimfa.services.monitoring.journal import Journal, Position
 
 LONGEST_REST = 10.0
@@ -169,7 +169,7 @@ class Supervisor:
         self._retry_at = time.monotonic() + self._liveness / 12
         self.health.cluster_error = str(error)
         for job in self._store.queued(float("inf"), float("inf"), fitting=True, limit=1):
-            self._describe(job, f"the cluster can't be reached: {error}")
+            self._describe(job, f"{AWAY}: {error}")
 
     def _attend(self, job: Job, look: Look) -> None:
         trainer = trainer_of(job)
@@ -317,7 +317,10 @@ class Supervisor:
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:
-            self._store.transition(job.id, JobState.starting, "")
+            try:
+                self._store.transition(job.id, JobState.starting, "")
+            except TransitionError:  # stopped meanwhile
+                continue
             self._on_change(job.id)
             self._woken.set()  # its trainer is made in the next round
 

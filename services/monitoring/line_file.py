@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import stat
 import time
@@ -259,14 +258,8 @@ def object_in(line: bytes) -> dict[str, Any] | None:
 
 def to_json(found: dict[str, Any]) -> str:
     """Return an object as one line of JSON; numbers that aren't finite, which JSON doesn't have, become null."""
-    return json.dumps({key: _finite(value) for key, value in found.items()}, allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return value
+    try:
+        return json.dumps(found, allow_nan=False, default=str)
+    except ValueError:  # some aren't
+        finite = json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)
+        return json.dumps(finite, allow_nan=False)

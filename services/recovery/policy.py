@@ -16,6 +16,7 @@ from lowdimfa.errors import (
     RecoveriesUsedUpError,
     ResourceError,
 )
+from lowdimfa.services.monitoring.live.curve import is_number
 from lowdimfa.services.spec import Specification
 
 RecoveryPolicy = Literal["restart", "rejoin"]
@@ -233,7 +234,8 @@ def history_in(events: Iterable[Mapping[str, Any]]) -> History:
     for event in events:
         match event["event"]:
             case "recovering":
-                moments.append(float(event["time"]))
+                moment = noted_at(event)
+                moments += [] if moment is None else [moment]
                 not_finite = not_finite or event.get("code") == NotFiniteError.code
                 ended = False
             case "started":
@@ -243,3 +245,9 @@ def history_in(events: Iterable[Mapping[str, Any]]) -> History:
             case "failed" | "finished":
                 ended = True
     return History(tuple(moments), not_finite)
+
+
+def noted_at(event: Mapping[str, Any]) -> float | None:
+    """Return when an event was noted, in Unix seconds; None if it does not say: a job's own code may have written it."""
+    moment = event.get("time")
+    return float(moment) if is_number(moment) else None

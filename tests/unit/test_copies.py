@@ -285,6 +285,34 @@ def test_events_do_not_wait_until_a_long_log_is_here(tmp_path: Path, monkeypatch
     assert not alive
 
 
+def test_nobody_waits_for_long_until_a_log_is_here_for_somebody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("a", "a", "", JobState.running, "", 0.0, f"memory://{secrets.token_hex(4)}/run", 1, 0)
+    copies, fetching, over, refused = Copies(tmp_path / "copies", 1.2), Event(), Event(), Event()
+
+    def held(self: Copies, job: Job, logs: bool) -> None:
+        fetching.set()
+        assert over.wait(60)
+
+    def wait() -> None:
+        with pytest.raises(StorageError, match="for somebody else"):
+            copies.refresh(job, logs=True)
+        refused.set()
+
+    monkeypatch.setattr(Copies, "_fetch", held)
+    first = Thread(target=copies.refresh, args=(job,), kwargs={"logs": True}, daemon=True)
+    second = Thread(target=wait, daemon=True)
+    first.start()
+    assert fetching.wait(60)
+    second.start()
+    in_time = refused.wait(30)
+    over.set()
+    first.join()
+    assert in_time
+    copies.refresh(job, logs=True, now=True)  # the way is free again
+
+
 def test_a_run_in_a_folder_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("a", "a", "", JobState.running, "", 0.0, str(tmp_path / "runs" / "a"), 1, 0)
     copies, away = Copies(tmp_path / "copies", 12.0), Away(monkeypatch)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -206,3 +208,30 @@ def test_shares_of_blocks_come_from_their_metrics(tmp_path: Path, monkeypatch: p
     for text in ("", "{}", '[{"targets": 3}]', '[{"labels": {}, "targets": ["x y:z", "127.0.0.1:1"]}]'):
         (tmp_path / "targets.json").write_text(text)
         times._look()
+
+
+@pytest.mark.parametrize("at_once", [b"HTTP/1.0 200 ", b"HTTP/1.0 200 OK\r\n\r\n"])
+def test_a_process_that_never_comes_to_an_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, at_once: bytes
+) -> None:
+    monkeypatch.setattr(block_times, "PATIENCE", 0.5)
+    over, found = threading.Event(), []
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            connection.sendall(at_once)
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        dripping = threading.Thread(target=drip, args=(server,))
+        reading = threading.Thread(target=lambda: found.append(block_times._read(address)))
+        dripping.start()
+        reading.start()
+        reading.join(10)
+        in_time = not reading.is_alive()
+        over.set()
+        for thread in (dripping, reading):
+            thread.join()
+    assert in_time and found == [{}]

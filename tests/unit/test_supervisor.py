@@ -15,7 +15,7 @@ from lowdimfa.services.coordinator import queue
 from lowdimfa.services.coordinator import supervisor as supervisor_module
 from lowdimfa.services.coordinator.attempt import RunRequests
 from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
-from lowdimfa.services.coordinator.queue import start_order
+from lowdimfa.services.coordinator.queue import StartOrder, start_order
 from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.recovery.deadlines import longest_silence
 from lowdimfa.services.trainer.request import RunRequest
@@ -96,6 +96,25 @@ def test_a_job_larger_than_the_cluster_says_so_and_holds_nobody_up(world: World)
     assert world.state(large) is JobState.queued
     assert "the whole cluster has 4 CPUs: add nodes" in world.job(large).detail
     assert world.state(small) is JobState.starting
+
+
+def test_a_job_that_is_stopped_while_the_queue_is_gone_through_stays_stopped_and_holds_nobody_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [world.submit(cpus) for cpus in (1, 1, 4)]
+
+    def meanwhile(*given: Any) -> StartOrder:
+        order = start_order(*given)
+        for job in (jobs[0], jobs[2]):
+            world.store.transition(job, JobState.stopped, "stopped before it began")
+        return order
+
+    monkeypatch.setattr(supervisor_module, "start_order", meanwhile)
+    world.rounds()
+    assert [world.state(job) for job in jobs] == [JobState.stopped, JobState.starting, JobState.stopped]
+    for job in (jobs[0], jobs[2]):
+        assert world.job(job).detail == "stopped before it began"
+        assert world.kinds(job) == ["queued", "stopped"]
 
 
 def test_the_next_starts_when_a_job_has_ended(world: World) -> None:

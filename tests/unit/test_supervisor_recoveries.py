@@ -298,3 +298,47 @@ def test_a_recovery_that_finds_no_room_in_the_run_s_log_waits_for_it(
     assert world.state(job_id) is JobState.starting
     (recovering,) = events(world, job_id, "recovering")
     assert recovering["recovery"] == 1
+
+
+def test_jobs_of_a_backup_come_to_what_the_operators_are_told(world: World, clock: Clock) -> None:
+    world.cluster.cpus = 16
+    going_on, failing, stopping = world.running("restart"), world.running(), world.running("restart")
+    world.checkpoint(going_on, 5)
+    world.store.update(stopping, stop_requested="graceful")
+    world.store.transition(stopping, JobState.stopping, "")
+    beginning = world.submit()
+    world.rounds()
+    assert world.state(beginning) is JobState.starting
+    world.cluster.trainers.clear()
+    world.restart()
+    world.rounds(2)
+    assert world.state(going_on) is JobState.starting and world.job(going_on).attempt == 2
+    assert world.state(beginning) is JobState.starting
+    assert world.trainer(going_on) in world.cluster.trainers
+    assert world.trainer(beginning) in world.cluster.trainers
+    for job_id in (failing, stopping):
+        error = world.job(job_id).error
+        assert world.state(job_id) is JobState.failed and error is not None and error["code"] == "peer_lost"
+
+
+@pytest.mark.parametrize(
+    "time", [None, "soon", [1], True, float("nan"), float("inf"), pytest.param(10**400, id="huge")]
+)
+def test_recoveries_that_a_job_s_own_code_made_up_keep_it_from_nothing(
+    world: World, clock: Clock, time: Any
+) -> None:
+    job_id = world.running("restart")
+    made_up = {"event": "recovering", "time": time}
+    world.log(job_id, {**made_up, "lost": "blocks"}, {"event": "recovered", "step": 3})
+    lose(world, job_id)
+    world.rounds(2)
+    assert world.state(job_id) is JobState.starting and world.job(job_id).attempt == 2
+    start(world, job_id)
+    world.log(job_id, {**made_up, "lost": "trainer"})
+    lose(world, job_id)
+    world.rounds(3)
+    assert world.state(job_id) is JobState.starting and world.job(job_id).attempt == 3
+    start(world, job_id)
+    details = [event["detail"] for event in events(world, job_id, "state") if event["state"] == "queued"]
+    assert details[1:] == ["the trainer's process was lost; begins anew"] * 2
+    assert "warning" not in world.kinds(job_id)

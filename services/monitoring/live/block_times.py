@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import threading
 import time
 from collections import deque
@@ -142,7 +143,10 @@ def _read(address: str) -> dict[tuple[int, int], tuple[float, _Seconds]]:
     No proxy, and no redirection: the address is that of a process of a job.
     """
     try:
+        ends = time.monotonic() + PATIENCE
         with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+            connection.connect()
+            connection.sock = _Hurried(connection.sock, ends)
             connection.request("GET", "/metrics")
             text = connection.getresponse().read(MOST_BYTES).decode()
         at = time.monotonic()
@@ -152,6 +156,23 @@ def _read(address: str) -> dict[tuple[int, int], tuple[float, _Seconds]]:
         return found
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return {}
+
+
+class _Hurried(socket.socket):
+    """A connection that is given up at a moment of the monotonic clock, though a little comes again and again."""
+
+    def __init__(self, connected: socket.socket, ends: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self.settimeout(PATIENCE)
+        self._ends = ends
+
+    def recv_into(self, *given: Any) -> int:
+        """Receive what comes until then."""
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        return super().recv_into(*given)
 
 
 def _samples(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
