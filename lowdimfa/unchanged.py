@@ -62,9 +62,8 @@ def unchanged(
             for buffer in module.buffers(recurse=False):
                 if not is_lazy(buffer):
                     after.callback(_put_back_buffer, buffer, buffer.clone())
-            if not any(
-                map(is_lazy, module.parameters(recurse=False))
-            ):  # else the forward makes it another class
+            # A lazy one is made another class by its first forward, for good.
+            if not any(map(is_lazy, module.parameters(recurse=False))):
                 _keep_attributes(module, after, moved)
         with unchanged_generators(device):
             was_training = model.training
