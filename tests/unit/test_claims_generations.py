@@ -61,6 +61,13 @@ def test_both_generations_have_as_many_trials(setting: generations.Setting) -> N
     grids = dict(found.grids)
     assert grids.keys() == {"normative", "local"}
     assert all(len(set(grid)) == generations.TRIALS for grid in (found.grid, *grids.values()))
+    # No rule has a rate of the weights, or a decay of them, that others can't have.
+    assert {frozenset(update.rate for update in grid) for grid in grids.values()} == {
+        frozenset(update.rate for update in found.grid)
+    }
+    assert {frozenset(update.weight_decay for update in grid) for grid in grids.values()} == {
+        frozenset(update.weight_decay for update in found.grid)
+    }
     assert all(update.feedback_rate is None for update in found.grid)
     assert all(update.feedback_rate for update in grids["normative"])
 
