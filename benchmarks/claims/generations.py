@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -205,7 +205,17 @@ def tables(result: Result) -> str:
     parts.append(f"Cut: {cut}." if cut else "Nothing was cut.")
     has_curves = any("curves" in entry for found in result["summary"].values() for entry in found.values())
     parts.append(f"{_NOTES} {_TO_THERE}" if has_curves else _NOTES)
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_uneven(result)])
+
+
+def _uneven(result: Result) -> Iterator[str]:
+    """Yield what a grid of a stored result lacks beside that of other rules: an older one may."""
+    for name, network in result["configuration"]["networks"].items():
+        others = {update["rate"] for update in network["grid"]}
+        for key in (key for key in network if key.startswith("grid of ")):
+            if lacking := others - {update["rate"] for update in network[key]}:
+                rates = ", ".join(f"{rate:g}" for rate in sorted(lacking))
+                yield f"**{name}: `{key.removeprefix('grid of ')}` was not tried at the rate {rates}, others were.**"
 
 
 def draw(result: Result) -> Figure:
