@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from types import CellType, FunctionType, MethodType
 
 from torch import nn
@@ -11,17 +12,10 @@ from torch import nn
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def captor(module: nn.Module, parts: Collection[int]) -> str | None:
-    """Return the name of the first module within one of which a function holds some of the parts, or None.
-
-    Parameters
-    ----------
-    module
-        It and all modules within it are looked at.
-    parts
-        The ``id`` of each module and parameter that a copy has anew.
-    """
-    for name, part in module.named_modules():
+def captor(modules: Sequence[nn.Module]) -> str | None:
+    """Return the name of the first of some modules, or of those within them, of which a function holds parts of them."""
+    parts = {id(part) for module in modules for part in (*module.modules(), *module.parameters())}
+    for name, part in chain.from_iterable(module.named_modules() for module in modules):
         hooks = [hook for key in _HOOKS for hook in getattr(part, key, {}).values()]
         attributes = [value for key, value in vars(part).items() if not key.startswith("_")]
         if any(id(held) in parts for held in _held([*hooks, *attributes])):

@@ -177,10 +177,8 @@ def _learns_from(ignored: Tensor, outputs: Tensor, value: Tensor) -> bool:
     if not ignored.any() or ignored.all():
         return False
     (gradient,) = torch.autograd.grad(value, outputs, retain_graph=True)
-    for each in (
-        gradient,
-        gradient.movedim(1, -1) if gradient.dim() > 1 else gradient,
-    ):  # torch's classes come second
+    classes_last = gradient.movedim(1, -1) if gradient.dim() > 1 else gradient  # torch's come second
+    for each in (gradient, classes_last):
         if each.shape[: ignored.dim()] == ignored.shape:
             return bool(each[ignored].any())
     return False

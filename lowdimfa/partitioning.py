@@ -147,9 +147,7 @@ def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
     ValueError
         A copy would compute with the original's parts, which a function holds. Others come from what can't be copied.
     """
-    modules = [layer.module for plan in plans for layer in plan.layers]
-    own = {id(part) for module in modules for part in (*module.modules(), *module.parameters())}
-    if any(captor(module, own) is not None for module in modules):
+    if captor([layer.module for plan in plans for layer in plan.layers]) is not None:
         raise ValueError("a function holds parts of the model")
     # A layer may keep what it computed with its graph, such as a map of attention, which torch refuses to copy.
     computed = [

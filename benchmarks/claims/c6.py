@@ -38,7 +38,7 @@ def judge(result: Result) -> tuple[Verdict, str]:
     )
     reason = f"Direct form against chain form, both of the first generation, {shown}"
     reason += f"; it keeps up at {len(matching)} of {len(gaps)}"
-    untold = [f"r = {r}" for r, gap in gaps.items() if gap.in_words == "can't tell"]
+    untold = [f"r = {r}" for r, gap in gaps.items() if gap.is_open]
     reason += f", and runs scatter too much to tell at {', '.join(untold)}." if untold else "."
     if len(matching) == len(gaps):
         return "reproduced", reason

@@ -34,9 +34,8 @@ class RunCache:
         self._read_to = 0
         if path is not None and path.exists():
             content = path.read_bytes()
-            if content and not content.endswith(
-                b"\n"
-            ):  # a run was killed while it wrote; others may be writing
+            # A run was killed while it wrote; others may be writing.
+            if content and not content.endswith(b"\n"):
                 with path.open("ab", buffering=0) as file:
                     file.write(b"\n")
             if fresh:

@@ -64,10 +64,14 @@ class Gap:
         return self.points <= self.tolerance and self.noise <= MOST_POINTS
 
     @property
+    def is_open(self) -> bool:
+        """Whether it might match, and runs scatter too much to tell."""
+        return self.points <= self.tolerance and not self.matches
+
+    @property
     def in_words(self) -> str:
         """Whether it matches, for a table."""
-        is_open = self.points <= self.tolerance and not self.matches
-        return "can't tell" if is_open else "yes" if self.matches else "no"
+        return "can't tell" if self.is_open else "yes" if self.matches else "no"
 
     def __str__(self) -> str:
         return f"{self.points:.2f}"
@@ -158,13 +162,19 @@ def mean_of(result: Result, setting: str, method: str) -> float:
     return statistics.fmean(scores_of(result, setting, method))
 
 
-def rate_of(result: Result, setting: str, method: str) -> str:
-    """Return the rate that was chosen for a method, and whether a better one may lie beyond those that were tried."""
+def edge_of(result: Result, setting: str, method: str) -> str:
+    """Return "lowest" or "highest" where that is what was chosen of a method's rates, and a better one may lie beyond."""
     rate: float = result["summary"][setting][method]["rate"]
     tried = {run["rate"] for run in result["runs"] if (run["setting"], run["method"]) == (setting, method)}
-    if len(tried) > 1 and rate in (min(tried), max(tried)):
-        return f"{rate:g} ({'lowest' if rate == min(tried) else 'highest'})"
-    return f"{rate:g}"
+    if len(tried) < 2:
+        return ""
+    return "lowest" if rate == min(tried) else "highest" if rate == max(tried) else ""
+
+
+def rate_of(result: Result, setting: str, method: str) -> str:
+    """Return the rate that was chosen for a method, for a table, and whether it is the last of those that were tried."""
+    edge = edge_of(result, setting, method)
+    return f"{result['summary'][setting][method]['rate']:g}{edge and f' ({edge})'}"
 
 
 def comparison_table(result: Result, setting: str, methods: Iterable[str] | None = None) -> str:

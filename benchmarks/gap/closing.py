@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
-from benchmarks.claims.comparison import STANDARD_ERRORS, rate_of, result_of, scores_of
+from benchmarks.claims.comparison import STANDARD_ERRORS, edge_of, gap_between, rate_of, result_of, scores_of
 from benchmarks.claims.figures import mean_spread
 from benchmarks.claims.settings import effort
 from benchmarks.gap.networks import ACCURACY, BITS, NETWORKS, Network
@@ -79,17 +78,10 @@ def judge(result: Result) -> tuple[Verdict, str]:
 
 def _at_edges(result: Result, shown: Sequence[Network]) -> str:
     """Return a sentence on how many rates are the last ones of what was tried, where better ones may lie beyond."""
-    chosen = [
-        rate_of(result, network.label, label)
-        for network in shown
-        for label in result["summary"][network.label]
-    ]
-    edges = sum("(" in rate for rate in chosen)
-    return (
-        f" The best rate is the lowest or highest of those tried in {edges} of {len(chosen)}."
-        if edges
-        else ""
-    )
+    cells = [(network.label, label) for network in shown for label in result["summary"][network.label]]
+    edges = sum(bool(edge_of(result, *cell)) for cell in cells)
+    told = f" The best rate is the lowest or highest of those tried in {edges} of {len(cells)}."
+    return told if edges else ""
 
 
 def tables(result: Result) -> str:
@@ -147,10 +139,8 @@ def _missed(result: Result, network: Network, rule: Rule) -> bool:
         return _gap(result, network) > network.target
     if rule.label not in result["summary"][network.label]:
         return True
-    default, control = (scores_of(result, network.label, one.label) for one in (READOUT, rule))
-    variance = sum(statistics.variance(one) / len(one) for one in (default, control) if len(one) > 1)
-    ahead = network.sign * (statistics.fmean(default) - statistics.fmean(control))
-    return ahead <= STANDARD_ERRORS * math.sqrt(variance)
+    gap = gap_between(*(scores_of(result, network.label, one.label) for one in (READOUT, rule)))
+    return network.sign * gap.points <= gap.noise
 
 
 def networks_of(result: Result) -> list[Network]:

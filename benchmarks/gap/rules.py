@@ -39,9 +39,8 @@ class Rule:
         feedback = asdict(self.feedback)
         if self.feedback.broadcast == "fp32":  # as runs have it that were made when there was no other
             del feedback["broadcast"]
-        feedback["p_rule"] = (
-            self.feedback.p_rule_or_fixed
-        )  # of fewer numbers of a hidden state each rule says its own
+        # Of fewer numbers of a hidden state each rule says its own.
+        feedback["p_rule"] = self.feedback.p_rule_or_fixed
         return {"feedback": feedback, "blocks": self.blocks, **optimizer, **packed}
 
 

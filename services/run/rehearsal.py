@@ -266,7 +266,6 @@ def replicas_are_alike(rehearsal: Rehearsal) -> None:
         if replicas[plan.index] > 1:
             twins = rehearsal.untrained(index), rehearsal.untrained(index)
             refuse_drifting(*twins, replicas[plan.index])
-        if replicas[plan.index] > 1:
             _refuse_moving(plan, replicas[plan.index])
         stage = rehearsal.stages[index]
         trained = stage.module.plain_state().extra

@@ -103,15 +103,13 @@ def refuse_uncopied(modules: list[nn.Module]) -> None:
 
 def _refuse_captured(modules: list[nn.Module]) -> None:
     """Refuse functions in place of methods, or as hooks, that hold parts of the model: a copy has the same ones."""
-    own = {id(part) for module in modules for part in (*module.modules(), *module.parameters())}
-    for module in modules:
-        if (name := captor(module, own)) is not None:
-            raise InputError(
-                "model",
-                f"a function at {name!r} that holds parts of the model itself",
-                "methods of a module, which a copy has of its own",
-                "The copies that train would compute with the original's weights: give what makes the model.",
-            )
+    if (name := captor(modules)) is not None:
+        raise InputError(
+            "model",
+            f"a function at {name!r} that holds parts of the model itself",
+            "methods of a module, which a copy has of its own",
+            "The copies that train would compute with the original's weights: give what makes the model.",
+        )
 
 
 def _span(name: str, value: Tensor) -> tuple[int, int, str]:
