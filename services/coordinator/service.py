@@ -124,9 +124,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                     stopped = self._stop(job, request.mode == pb.STOP_MODE_NOW)
                     break
                 except TransitionError:  # the supervisor was quicker, and may have made a trainer
-                    seen, job = job.state, self._store.get(job.id)
-                    if job.state is seen:
-                        raise
+                    job = self._store.get(job.id)
             self._changed(job.id)
             return pb.StopJobResponse(job=self.shown(stopped))
 
@@ -217,11 +215,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             raise RefusedError(
                 grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"
             )
-        if now or not job.stop_requested:
-            self._store.update(job.id, stop_requested="now" if now else "graceful")
         if job.state is not JobState.stopping:
-            self._store.transition(job.id, JobState.stopping, "")
-        return self._store.get(job.id)
+            # In one: an attempt that began between the request and the state would have only one of them.
+            request = "now" if now else "graceful"
+            return self._store.transition(
+                job.id, JobState.stopping, "", only_from=job.state, stop_requested=request
+            )
+        return self._store.update(job.id, stop_requested="now") if now else job
 
     def _changed(self, job_id: str) -> None:
         self._notices.tell(job_id)

@@ -149,6 +149,8 @@ class Supervisor:
             work(job, *arguments)
         except ClusterError as error:
             self._unreachable(error)
+        except TransitionError as error:  # somebody stopped it meanwhile: the next round knows that
+            _log.info("job %s: %s", job.id, error)
         except Exception as error:
             _log.exception("job %s", job.id)
             self._warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
