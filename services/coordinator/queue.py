@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ AT_ONCE = 50
 
 AWAY = "the cluster can't be reached"
 """Begins what the first job in the queue says while that is so."""
+
+LONGEST_REST = 10.0
+"""Times the liveness that a job for which there was no room may rest before it tries again."""
 
 REFUSED = "there was no room for its blocks on any nodes; it tries again with what others leave"
 
@@ -28,6 +32,42 @@ class StartOrder(NamedTuple):
         """Give a job another reason if it has one of this queue: from when it was its turn, or it was too large."""
         if job.detail.startswith(("waits for ", AWAY)):
             self.waiting.append((job, reason))
+
+
+class Rests:
+    """Which jobs found no room twice: each waits before its next try, each time longer, and others go before it.
+
+    Once somebody may have been quicker; but what fits a cluster in sum may fit none of its nodes.
+
+    Parameters
+    ----------
+    liveness
+        In seconds; the pauses derive from it.
+    """
+
+    def __init__(self, liveness: float) -> None:
+        self._liveness = liveness
+        self._pauses: dict[str, tuple[float, float]] = {}
+
+    def over(self, job: Job, no_room: bool) -> None:
+        """Note that an attempt is over; when it ended otherwise than without room, all that rest may try again."""
+        _, last = self._pauses.pop(job.id, (0.0, None))
+        if no_room:
+            longer = 0.0 if last is None else max(2 * last, self._liveness / 12)
+            pause = min(longer, LONGEST_REST * self._liveness)
+            self._pauses[job.id] = time.monotonic() + pause, pause
+        else:
+            self._pauses = {name: (0.0, pause) for name, (_, pause) in self._pauses.items()}
+
+    @property
+    def resting(self) -> set[str]:
+        """Jobs whose pause isn't over yet."""
+        return {name for name, (until, _) in self._pauses.items() if until > time.monotonic()}
+
+    @property
+    def refused(self) -> set[str]:
+        """Jobs that found no room twice."""
+        return {name for name, (_, pause) in self._pauses.items() if pause}
 
 
 def start_order(

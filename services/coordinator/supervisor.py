@@ -20,14 +20,12 @@ from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in,
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
-from lowdimfa.services.coordinator.queue import AWAY, start_order
+from lowdimfa.services.coordinator.queue import AWAY, Rests, start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
 from lowdimfa.services.coordinator.store import JobStore, TransitionError
 from lowdimfa.services.monitoring.journal import Journal, Position
 
-LONGEST_REST = 10.0
-"""Times the liveness that a job for which there was no room may rest before it tries again."""
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
 
@@ -93,7 +91,7 @@ class Supervisor:
         self._told: set[str] = set()
         self._warned: dict[str, set[str]] = {}
         self._unread: dict[str, float] = {}
-        self._rests: dict[str, tuple[float, float]] = {}
+        self._rests = Rests(liveness)
         self._retry_at = 0.0
         self._woken, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -284,7 +282,7 @@ class Supervisor:
     def _end(self, job: Job, outcome: Event) -> None:
         error = None if outcome["event"] == "finished" else error_of(outcome)
         no_room = job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError)
-        self._rest(job, no_room)
+        self._rests.over(job, no_room)
         if error is None:
             if job.state is JobState.starting:  # it was over before it was seen to run
                 self._store.transition(job.id, JobState.running, "")
@@ -297,25 +295,9 @@ class Supervisor:
         else:
             self._store.transition(job.id, JobState.failed, error.message, error=outcome)
 
-    def _rest(self, job: Job, no_room: bool) -> None:
-        """Let a job that found no room twice wait before its next try, each time longer, and others go before it.
-
-        Once somebody may have been quicker; but what fits a cluster in sum may fit none of its nodes. When another job
-        ends, all that rest may try again.
-        """
-        _, last = self._rests.pop(job.id, (0.0, None))
-        if no_room:
-            longer = 0.0 if last is None else max(2 * last, self._liveness / 12)
-            pause = min(longer, LONGEST_REST * self._liveness)
-            self._rests[job.id] = time.monotonic() + pause, pause
-        else:
-            self._rests = {name: (0.0, pause) for name, (_, pause) in self._rests.items()}
-
     def _fill(self, capacity: Capacity) -> None:
         """Start queued jobs in order, as far as there is room, and say what the others wait for."""
-        resting = {name for name, (until, _) in self._rests.items() if until > time.monotonic()}
-        refused = {name for name, (_, pause) in self._rests.items() if pause}
-        order = start_order(self._store, capacity, resting, refused)
+        order = start_order(self._store, capacity, self._rests.resting, self._rests.refused)
         for job, reason in order.waiting:
             self._describe(job, reason)
         for job in order.starting:
