@@ -13,24 +13,20 @@ from lowdimfa.errors import (
     InputError,
     NoRoomError,
     StoppedError,
-    StorageError,
     error_of,
 )
 from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in, trainer_of
 from lowdimfa.services.coordinator.copies import Copies
+from lowdimfa.services.coordinator.intake import Intake
 from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
 from lowdimfa.services.coordinator.queue import AWAY, Rests, start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
 from lowdimfa.services.coordinator.runner import Capacity, ClusterError, Condition, JobRunner, Look
 from lowdimfa.services.coordinator.store import JobStore, TransitionError
-from lowdimfa.services.monitoring.journal import Journal, Position
 
 ROUND_SECONDS = 0.5
 """Pause between rounds."""
-
-UNSEEN = "what happens can't be seen now"
-"""What watchers of a job are told when its events can't be fetched, once until they can."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,13 +83,12 @@ class Supervisor:
         self._store, self._runner, self._requests, self._copies = store, runner, requests, copies
         self._liveness, self._on_change = liveness, on_change
         self._recoveries = Recoveries(store, copies)
-        self._patience = Patience(store, runner, self._warn)
+        self._woken, self._closed = threading.Event(), threading.Event()
+        self._intake = Intake(store, copies, liveness, on_change, self.wake)
+        self._patience = Patience(store, runner, self._intake.warn)
         self._told: set[str] = set()
-        self._warned: dict[str, set[str]] = {}
-        self._unread: dict[str, float] = {}
         self._rests = Rests(liveness)
         self._retry_at = 0.0
-        self._woken, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -130,7 +125,7 @@ class Supervisor:
     def round(self) -> None:
         """Look after all active jobs, then start what has room."""
         for job in self._store.in_states(ACTIVE):  # first: who watches need not wait for the cluster
-            self._guarded(self._take_in, job)
+            self._guarded(self._intake.take_in, job)
         active = self._store.in_states(ACTIVE)
         looks, capacity = self._look([trainer_of(job) for job in active])
         for job in active:
@@ -151,7 +146,7 @@ class Supervisor:
             _log.info("job %s: %s", job.id, error)
         except Exception as error:
             _log.exception("job %s", job.id)
-            self._warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
+            self._intake.warn(job, f"the coordinator failed at this job ({type(error).__name__}: {error})")
 
     def _look(self, trainers: list[str]) -> tuple[dict[str, Look], Capacity | None]:
         if time.monotonic() < self._retry_at:
@@ -174,8 +169,8 @@ class Supervisor:
     def _attend(self, job: Job, look: Look) -> None:
         trainer = trainer_of(job)
         if look.condition in (Condition.ended, Condition.lost) and not self._never_made(job, look):
-            if self._read_to_the_end(job):
-                while (after := self._take_in(job)) != job:
+            if self._intake.is_complete(job):
+                while (after := self._intake.take_in(job)) != job:
                     job = after
                 self._conclude(job, look)
             return
@@ -206,47 +201,11 @@ class Supervisor:
             and outcome_in(self._store, job) is None
         )
 
-    def _read_to_the_end(self, job: Job) -> bool:
-        """Whether all that a trainer that has ended wrote is here, or was waited for long enough."""
-        try:
-            self._copies.refresh(job, now=True)
-        except StorageError as error:
-            self._warn(job, f"the job has ended; its last events are missing: {error.message}")
-            began = self._unread.setdefault(job.id, time.monotonic())
-            return time.monotonic() - began > self._liveness
-        self._unread.pop(job.id, None)
-        return True
-
-    def _take_in(self, job: Job) -> Job:
-        """Bring the store up to the run's log."""
-        try:
-            self._copies.refresh(job)
-        except StorageError as error:
-            self._warn(job, f"{UNSEEN}: {error.message}")
-            job = self._store.get(job.id)
-        else:
-            self._warned.get(job.id, set()).discard(UNSEEN)
-        starting = job.state is JobState.starting
-        # No further than the start, which changes the job's state: watchers see all that in its order.
-        before = Position(job.log_position)
-        events, position, more = Journal(self._copies.folder(job), follow=False).after(
-            before, through="started" if starting else ""
-        )
-        if position is None or position == before:
-            return job
-        job = self._store.append(job.id, events, position.byte)
-        if starting and any(event["event"] == "started" for event in events):
-            job = self._store.transition(job.id, JobState.running, "")
-        self._on_change(job.id)
-        if more:
-            self._woken.set()
-        return job
-
     def _conclude(self, job: Job, look: Look) -> None:
         """Bring a job whose trainer has ended to its end, or back to the queue."""
         outcome = outcome_in(self._store, job) or look.outcome or lost(self._store, job)
         verdict = self._recoveries.verdict(job, look, outcome)
-        job = self._take_in(job)  # which the verdict may have added to
+        job = self._intake.take_in(job)  # which the verdict may have added to
         if verdict is None:
             self._go_on(job)
             return
@@ -255,14 +214,14 @@ class Supervisor:
             self._store.append(job.id, [{"time": time.time(), **verdict}], job.log_position)
         self._end(job, verdict)
         self._copies.forget(job)
-        self._forget(job)
+        self._intake.forget(job)
         self._on_change(job.id)
 
     def _go_on(self, job: Job) -> None:
         """Put a job whose trainer was lost back into the queue, once its pause has passed."""
         self._let_go(job)
         if not self._recoveries.resting(job):
-            self._forget(job)
+            self._intake.forget(job)
             self._store.transition(job.id, JobState.queued, self._recoveries.detail(job))
             self._on_change(job.id)
 
@@ -273,11 +232,6 @@ class Supervisor:
         self._copies.forget_targets(job)
         self._patience.forget(job)
         self._told.discard(trainer)
-
-    def _forget(self, job: Job) -> None:
-        """Forget what was found and told during an attempt that is over."""
-        self._warned.pop(job.id, None)
-        self._unread.pop(job.id, None)
 
     def _end(self, job: Job, outcome: Event) -> None:
         error = None if outcome["event"] == "finished" else error_of(outcome)
@@ -310,13 +264,4 @@ class Supervisor:
 
     def _describe(self, job: Job, detail: str) -> None:
         self._store.describe(job.id, detail)
-        self._on_change(job.id)
-
-    def _warn(self, job: Job, message: str) -> None:
-        told, what = self._warned.setdefault(job.id, set()), message.partition(":")[0]
-        if what in told:
-            return  # once, however many rounds it lasts; a client's reason is never twice the same
-        told.add(what)
-        warning: Event = {"event": "warning", "time": time.time(), "message": message}
-        self._store.append(job.id, [warning], self._store.get(job.id).log_position)
         self._on_change(job.id)

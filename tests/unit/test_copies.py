@@ -17,9 +17,9 @@ from supervised import FAILED, World
 
 from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.copies import LOOK_SECONDS, Copies
+from lowdimfa.services.coordinator.intake import Intake
 from lowdimfa.services.coordinator.jobs import Job, JobState
 from lowdimfa.services.coordinator.runner import Condition, Look
-from lowdimfa.services.coordinator.supervisor import Supervisor
 from lowdimfa.services.run.objects import Objects, ObjectsError
 from lowdimfa.services.trainer.run_dir import targets_file
 
@@ -229,9 +229,7 @@ def test_events_that_come_with_the_last_look_are_read_before_a_recovery_is_noted
     world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = running(world, clock, "restart")
-    monkeypatch.setattr(
-        Supervisor, "_read_to_the_end", lambda self, job: True
-    )  # as if that had been given up
+    monkeypatch.setattr(Intake, "is_complete", lambda self, job: True)  # as if that had been given up
     lose(world, job_id)
     log(world, job_id, {"event": "finished"})
     said = Objects(world.job(job_id).run_dir).read("events.jsonl")
