@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from lowdimfa.block import Block
-from lowdimfa.encoding import first_difference, same, same_bits
+from lowdimfa.encoding import first_difference, same_bits
 from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, finds_no_memory, in_words
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.feedback.making import ErrorShape
@@ -22,10 +22,11 @@ from lowdimfa.head import Head
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan, copies
-from lowdimfa.rule_check import refuse_drifting, refuse_forgetful, refuse_shared
+from lowdimfa.rule_check import refuse_forgetful, refuse_shared
 from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.services.run.blame import refusal
 from lowdimfa.services.run.profile import Bench
+from lowdimfa.services.run.replica_check import replicas_are_alike
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
@@ -241,62 +242,6 @@ def _key_of(place: str, stage: Stage) -> str:
         ("projection", "head/P"): P_RULES.key,
     }
     return next((key for starts, key in owners.items() if place.startswith(starts)), "model.factory")
-
-
-def replicas_are_alike(rehearsal: Rehearsal) -> None:
-    """Refuse replicas of a block that would not begin, or not stay, the same."""
-    replicas = rehearsal.specification.replicas
-    if max(replicas) == 1:
-        return
-    for index, (plan, again) in enumerate(zip(rehearsal.blocks, rehearsal.rebuild(), strict=True)):
-        if replicas[plan.index] > 1 and rehearsal.stages[index].updater.sparse:
-            raise InputError(
-                "placement.replicas",
-                f"{replicas[plan.index]} of block {plan.index}, whose layers make sparse gradients",
-                "1 for this block, or layers with sparse=False: replicas send each other dense gradients",
-            )
-        ours, theirs = plan.build().plain_state(), again.build().plain_state()
-        if replicas[plan.index] > 1 and not same(ours._asdict(), theirs._asdict()):
-            raise InputError(
-                "model.factory",
-                f"a factory that makes another block {plan.index} each time, with placement.replicas above 1",
-                "the same weights in every process",
-                "torch's, NumPy's and Python's own random numbers are seeded; another source has to be.",
-            )
-        if replicas[plan.index] > 1:
-            twins = rehearsal.untrained(index), rehearsal.untrained(index)
-            refuse_drifting(*twins, replicas[plan.index])
-            _refuse_moving(plan, replicas[plan.index])
-        stage = rehearsal.stages[index]
-        trained = stage.module.plain_state().extra
-        changed = [name for name, value in trained.items() if not same(value, ours.extra[name])]
-        frozen = dict(rehearsal.untrained(index).module.named_parameters())
-        for name, value in stage.module.named_parameters():
-            if replicas[plan.index] > 1 and not value.requires_grad and not same_bits(value, frozen[name]):
-                raise InputError(
-                    "placement.replicas",
-                    f"{replicas[plan.index]} of block {plan.index}, whose forward changes the frozen parameter {name}",
-                    "1 for this block, or a buffer, which is averaged between replicas",
-                )
-        if replicas[plan.index] > 1 and changed:
-            raise InputError(
-                "placement.replicas",
-                f"{replicas[plan.index]} of block {plan.index}, which changes {changed[0]} while it trains",
-                "1 for this block, since extra state is not averaged between replicas",
-            )
-
-
-def _refuse_moving(plan: BlockPlan, replicas: int) -> None:
-    """Refuse replicas of layers that change their learned parameters by what they see, each other samples."""
-    for layer, flow in zip(plan.layers, plan.flows, strict=True):
-        learned = {name for name, value in layer.module.named_parameters() if value.requires_grad}
-        if moved := [name for name in flow.moves if name in learned]:
-            raise InputError(
-                "placement.replicas",
-                f"{replicas} of block {plan.index}, whose layer {layer.name!r} changes its parameter {moved[0]!r} in its "
-                "forward",
-                "1 for this block: replicas add up gradients, and would go apart",
-            )
 
 
 def gradients_are_exact(rehearsal: Rehearsal) -> None:
