@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.storing import Places
 from lowdimfa.errors import InputError
 
+Thing = TypeVar("Thing")
 _COUNTS = ("seeds", "processes", "threads")
 
 
@@ -45,6 +47,21 @@ def known(asked: Iterable[str], names: Iterable[str], what: str) -> list[str]:
         if name not in names:
             raise InputError(what, repr(name), f"some of {', '.join(names)}")
     return [name for name in names if name in asked]
+
+
+def picked(things: Sequence[Thing], patterns: Sequence[str], label: Callable[[Thing], str]) -> list[Thing]:
+    """Return the things whose label matches a pattern of a shell; all of them where there is no pattern.
+
+    Raises
+    ------
+    InputError
+        A pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(label(thing), pattern) for thing in things):
+            labels = "; ".join(map(label, things))
+            raise InputError("--rules", repr(pattern), f"patterns of some of these: {labels}")
+    return [one for one in things if not patterns or any(fnmatchcase(label(one), p) for p in patterns)]
 
 
 def run_settings(asked: argparse.Namespace, **others: Any) -> RunSettings:

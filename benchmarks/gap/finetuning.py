@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.claims.settings import Update
-from benchmarks.gap.networks import CONTEXT, PERPLEXITY, TOKENS, VOCABULARY, Network, token_folder
+from benchmarks.gap.networks import CONTEXT, PERPLEXITY, TOKENS, Network
 from benchmarks.gap.rules import BACKPROP
 from lowdimfa.data import Dataset, tokens
 from lowdimfa.data.preparing import Recipe, prepare
@@ -30,7 +30,7 @@ GPT2 = {
     "n_layer": DEPTH,
     "n_embd": WIDTH,
     "n_head": 4,
-    "vocab_size": VOCABULARY,
+    "vocab_size": TOKENS.vocabulary,
     "n_positions": CONTEXT,
     "tie_word_embeddings": False,
     **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
@@ -40,7 +40,7 @@ FROM_SCRATCH = Network(
     "GPT-2 of 8 layers, width 128, Shakespeare in 8,192 tokens, 5.1M tokens seen",
     cast(Any, hugging_face),
     (GPT2,),
-    TOKENS,
+    TOKENS.label,
     samples=16_000,
     epochs=5,
     batch_size=32,
@@ -114,5 +114,5 @@ def _topics() -> Dataset:
         documents = (json.dumps({"text": text}) for _, text in sorted(topics.topics.items()))
         source.parent.mkdir(parents=True, exist_ok=True)
         source.write_text("\n".join(documents) + "\n")
-        prepare(Recipe([os.fspath(source)], tokenizer=token_folder()), folder)
+        prepare(Recipe([os.fspath(source)], tokenizer=TOKENS.folder()), folder)
     return tokens(os.fspath(folder), CONTEXT)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.claims.claim import Result, RunSettings
+from benchmarks.claims.options import picked
 from benchmarks.gap.closing import amount, digits_of, run_at_one_rate
 from benchmarks.gap.networks import ACCURACY, NETWORKS, Network
 from benchmarks.gap.residual import HEAD_INPUT, LANGUAGE_MODEL, by_layers
-from benchmarks.gap.rules import READOUT, Rule
+from benchmarks.gap.rules import READOUT, Rule, label_of
 from benchmarks.reporting import markdown_table, mean_and_spread
 from lowdimfa.config import Activations, RankConfig, TrainingConfig
 from lowdimfa.formats import nbytes
@@ -41,11 +42,11 @@ ROWS = {
 }
 
 
-def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
+def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettings) -> dict[str, Any]:
     """Train a network with each format and every seed, at a middle rate of its grid."""
     own = ROWS[row]
     formats = [*NAMED, *map(RankConfig, own.ranks)]
-    rules = [_with(own.rule, activations) for activations in formats[:most]]
+    rules = picked([_with(own.rule, activations) for activations in formats], patterns, label_of)
     result = run_at_one_rate(network, rules, settings)
     sent = {rule.label: bytes_per_sample(network, rule) for rule in rules}
     return result | {"bytes": sent}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.claim import Result, RunSettings
+from benchmarks.claims.options import picked
 from benchmarks.claims.storing import read_json
-from benchmarks.gap import closing, dimension, formats, layers, residual
+from benchmarks.gap import closing, dimension, formats, layers, leads, residual
 from benchmarks.gap.long import ROWS
 from benchmarks.gap.networks import Network
-from benchmarks.gap.rules import READOUT, Rule, by_muon
+from benchmarks.gap.rules import READOUT, Rule, by_muon, label_of
 from benchmarks.gap.sweeps import Sweep
-
-ALL = sys.maxsize
-"""As many rules as there are."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class Grid:
     networks
         By the name of their row.
     run
-        Gets a row, its network, how many of the rules at most, and the settings; returns what is stored.
+        Gets a row, its network, patterns of the labels of rules (none: all), and the settings; returns what is stored.
     table
         Gets a row, its network, and what is stored.
     """
 
     name: str
     networks: dict[str, Network]
-    run: Callable[[str, Network, int, RunSettings], dict[str, Any]]
+    run: Callable[[str, Network, Sequence[str], RunSettings], dict[str, Any]]
     table: Callable[[str, Network, Result], str]
 
     def stored(self, row: str) -> str:
@@ -69,8 +67,8 @@ def gap_rows(results: Path, usual: Result | None) -> list[tuple[Network, Result]
 
 
 def _closing(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
-    def run(row: str, network: Network, most: int, settings: RunSettings) -> dict[str, Any]:
-        return closing.run_on([network], settings, rules_of(row)[:most])
+    def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettings) -> dict[str, Any]:
+        return closing.run_on([network], settings, picked(rules_of(row), patterns, label_of))
 
     def table(row: str, network: Network, result: Result) -> str:
         return closing.network_table(result, network, rules_of(row))
@@ -86,8 +84,16 @@ def _gap_rules(network: Network) -> tuple[Rule, ...]:
     )
 
 
-def _swept(network: Network, most: int = ALL) -> Sweep:
-    return replace(dimension.SWEEP, networks=(network,), lines=dimension.SWEEP.lines[:most])
+def _swept(network: Network, patterns: Sequence[str] = ()) -> Sweep:
+    lines = picked(dimension.SWEEP.lines, patterns, itemgetter(0))
+    return replace(dimension.SWEEP, networks=(network,), lines=tuple(lines))
+
+
+def _at_one_rate(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
+    def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettings) -> dict[str, Any]:
+        return closing.run_at_one_rate(network, picked(rules_of(row), patterns, label_of), settings)
+
+    return {"run": run, "table": lambda row, network, result: closing.network_table(result, network)}
 
 
 GRIDS = {
@@ -97,7 +103,7 @@ GRIDS = {
         Grid(
             "dimension",
             ROWS,
-            run=lambda row, network, most, settings: _swept(network, most).run(settings),
+            run=lambda row, network, patterns, settings: _swept(network, patterns).run(settings),
             table=lambda row, network, result: _swept(network).tables(result),
         ),
         Grid(
@@ -105,14 +111,12 @@ GRIDS = {
             {row: network for row, (network, _) in residual.ROWS.items()},
             **_closing(lambda row: residual.ROWS[row][1]),
         ),
-        Grid("formats", {row: own.network for row, own in formats.ROWS.items()}, formats.run, formats.table),
         Grid(
-            "layers",
-            layers.ROWS,
-            run=lambda row, network, most, settings: closing.run_at_one_rate(
-                network, layers.RULES[:most], settings
-            ),
-            table=lambda row, network, result: closing.network_table(result, network),
+            "leads",
+            {row: network for row, (network, _) in leads.ROWS.items()},
+            **_at_one_rate(lambda row: leads.ROWS[row][1]),
         ),
+        Grid("formats", {row: own.network for row, own in formats.ROWS.items()}, formats.run, formats.table),
+        Grid("layers", layers.ROWS, **_at_one_rate(lambda row: layers.RULES)),
     )
 }

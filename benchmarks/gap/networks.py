@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,35 @@ BEYOND = 2
 """How many times a rate is doubled, or halved, beyond the grid while the best one is the last there."""
 ACCURACY, BITS, PERPLEXITY = "accuracy (%)", "bits per character", "perplexity"
 CONTEXT, CHARACTERS = 64, 2_900_000
-VOCABULARY = 8_192
-TOKENS = f"Shakespeare in tokens of a vocabulary of {VOCABULARY:,} trained on it, in windows of {CONTEXT}"
 TEXT = f"the first {CHARACTERS:,} characters of Shakespeare, in windows of {CONTEXT}"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Shakespeare in tokens of a vocabulary that is trained on it, in windows."""
+
+    vocabulary: int
+    context: int
+
+    @property
+    def label(self) -> str:
+        """Its name among the data."""
+        return f"Shakespeare in tokens of a vocabulary of {self.vocabulary:,} trained on it, in windows of {self.context}"
+
+    def folder(self) -> Path:
+        """Return the folder of the tokens and their tokenizer, which are made at the first use."""
+        folder = Path("runs/data") / f"shakespeare-{self.vocabulary}"
+        prepare(Recipe(["shakespeare"], vocabulary=self.vocabulary), folder)
+        return folder
+
+
+@cache
+def windows(tokenised: Tokens) -> Dataset:
+    """Return the tokens."""
+    return tokens(str(tokenised.folder()), tokenised.context)
+
+
+TOKENS, SMALL_TOKENS = Tokens(8_192, CONTEXT), Tokens(4_096, 48)
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,7 @@ class Network(Setting):
 
     def dataset(self) -> Dataset:
         """Return the data, all training samples included."""
-        own = {TEXT: text, TOKENS: token_windows}
+        own = {TEXT: text} | {one.label: partial(windows, one) for one in (TOKENS, SMALL_TOKENS)}
         return own[self.data]() if self.data in own else super().dataset()
 
     def score_of(self, evaluation: Evaluation) -> float:
@@ -101,19 +127,6 @@ class Network(Setting):
 def text() -> Dataset:
     """Return the text, in windows."""
     return shakespeare(CONTEXT, limit_chars=CHARACTERS)
-
-
-@cache
-def token_windows() -> Dataset:
-    """Return the tokens."""
-    return tokens(str(token_folder()), CONTEXT)
-
-
-def token_folder() -> Path:
-    """Return the folder of the tokens and their tokenizer, which are made at the first use."""
-    folder = Path("runs/data") / f"shakespeare-{VOCABULARY}"
-    prepare(Recipe(["shakespeare"], vocabulary=VOCABULARY), folder)
-    return folder
 
 
 NETWORKS = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from benchmarks.gap import finetuning
-from benchmarks.gap.networks import CONTEXT, PERPLEXITY, TOKENS, VOCABULARY, Network
+from benchmarks.gap.networks import PERPLEXITY, TOKENS, Network
 from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.models import char_transformer, resnet, vit
@@ -49,8 +49,8 @@ def with_muon(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 LANGUAGE_MODEL = Network(
     "language model of 8 layers, width 128, Shakespeare in 8,192 tokens, 5.1M tokens seen",
     char_transformer,
-    (VOCABULARY, CONTEXT, WIDTH, DEPTH, 4),
-    TOKENS,
+    (TOKENS.vocabulary, TOKENS.context, WIDTH, DEPTH, 4),
+    TOKENS.label,
     samples=16_000,
     epochs=5,
     batch_size=32,

@@ -44,6 +44,11 @@ class Rule:
         return {"feedback": feedback, "blocks": self.blocks, **optimizer, **packed}
 
 
+def label_of(rule: Rule) -> str:
+    """Return a rule's label."""
+    return rule.label
+
+
 def by_muon(rule: Rule) -> Rule:
     """Return a rule with Muon."""
     return replace(rule, label=f"{rule.label}, Muon", muon=True)

@@ -345,17 +345,30 @@ def test_a_long_grid_that_was_stopped_goes_on_where_it_was(
 def test_a_try_of_a_long_grid_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(monkeypatch, replace(TINY, samples=2 * TINY.samples))
     places = Places(tmp_path / "results", tmp_path / "docs", tmp_path / "runs.jsonl")
-    short = ["gap", "--rows", "mlp", "--seeds", "1", "--rules", "1", "--work", "0.5"]
+    short = ["gap", "--rows", "mlp", "--seeds", "1", "--rules", "backprop*", "--work", "0.5"]
     assert long_grids.main(short, places) == 0
     assert not places.results.exists()
 
 
-@pytest.mark.parametrize("name", ["formats", "layers"])
-def test_grids_at_one_rate_have_a_score_of_every_rule_for_each_seed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "patterns", "labels"),
+    [
+        ("formats", ["fp32", "rank 8", "rank 16"], ["fp32", "rank 16", "rank 8"]),
+        (
+            "layers",
+            ["backprop*", "*every layer"],
+            ["backpropagation", "error at every layer", "backpropagation, Muon"],
+        ),
+    ],
+)
+def test_grids_at_one_rate_have_a_score_of_the_rules_that_were_asked_for_with_each_seed(
+    name: str, patterns: list[str], labels: list[str]
+) -> None:
     grid = GRIDS[name]
-    found = grid.run("mlp", TINY, 4, RunSettings(seeds=2, cache=RunCache()))
+    found = grid.run("mlp", TINY, patterns, RunSettings(seeds=2, cache=RunCache()))
     entries = found["summary"][TINY.label]
-    assert [(entry["rate"], len(entry["scores"])) for entry in entries.values()] == [(3e-3, 2)] * 4
+    assert list(entries) == labels
+    assert [(entry["rate"], len(entry["scores"])) for entry in entries.values()] == [(3e-3, 2)] * 3
     table = grid.table("mlp", TINY, found)
     assert all(f"| {label} " in table for label in entries)
 
@@ -372,7 +385,16 @@ def test_a_gap_beyond_the_target_of_its_rule_is_in_bold() -> None:
     assert (gaps["near"], gaps["far"], gaps[LOCAL.label]) == ("0.50", "**2.00**", "10.00")
 
 
-@pytest.mark.parametrize("arguments", [["--rows", "mlp,tree"], ["width"], ["--work", "2"], ["--seeds", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rows", "mlp,tree"],
+        ["width"],
+        ["--work", "2"],
+        ["--seeds", "0"],
+        ["gap", "--rows", "mlp", "--rules", "x*"],
+    ],
+)
 def test_long_grids_refuse_what_they_do_not_have(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
