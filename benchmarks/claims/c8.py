@@ -18,27 +18,30 @@ from benchmarks.claims.cache import key_of
 from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
 from benchmarks.claims.comparison import STANDARD_ERRORS
 from benchmarks.claims.filters import centre_surround, oriented
-from benchmarks.claims.methods import BACKPROP, chain
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, Method, generation, generation_label
 from benchmarks.claims.networks import ERROR_DIMS, MLP
 from benchmarks.claims.settings import ALIGNING, VALIDATION, Update, effort
 from benchmarks.claims.trials import Trial
 from benchmarks.reporting import markdown_table, mean_and_spread
 
-MINUTES = 5.0
+MINUTES = 15.0
 IMAGE = (3, 32, 32)
 SHOWN = 8
 """Filters that are kept for the figure."""
 UPDATE = Update(1e-3, ALIGNING)
 """The same for all methods, with a decay that removes the random start, which would be noise on every filter."""
 LOW, HIGH = (1, 2), 64
-METHODS = (*map(chain, ERROR_DIMS), BACKPROP)
+METHODS = (
+    *(generation(rule, r, MLP.steps_per_epoch) for rule in GENERATIONS for r in ERROR_DIMS),
+    BACKPROP,
+)
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
     """Train the network of C2 by every method, with one rate and decay, and measure its first layer."""
-    setting = replace(MLP.on(settings.device).scaled(effort(settings, MINUTES)), grid=(UPDATE,))
+    setting = replace(MLP.on(settings.device).scaled(effort(settings, MINUTES)), grid=(UPDATE,), grids=())
     runs = [
-        _measured(Trial(setting, method, UPDATE, seed, settings))
+        _measured(Trial(setting, method, _update(method), seed, settings))
         for method in METHODS
         for seed in range(settings.seeds)
     ]
@@ -52,6 +55,11 @@ def run(settings: RunSettings) -> dict[str, Any]:
         "summary": summarise(runs),
         "seconds": round(sum(found["seconds"] for found in runs), 1),
     }
+
+
+def _update(method: Method) -> Update:
+    """Return the update of a method: factors of the weights have no decay, as their authors have it."""
+    return replace(UPDATE, feedback_rate=UPDATE.rate) if method.is_factored else UPDATE
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
@@ -117,23 +125,43 @@ def strongest(filters: Tensor, count: int) -> Tensor:
 def judge(result: Result) -> tuple[Verdict, str]:
     """Reproduced if every low ``r`` has a larger centre-surround index than both ``r = 64`` and backpropagation.
 
-    Larger is a difference of means above two standard errors. Partly, if some low ``r`` has.
+    By the rule that comes nearest to backpropagation's accuracy in validation at ``r = 64``. Larger is a difference of
+    means above two standard errors. Partly, if some low ``r`` has, by whatever rule.
     """
     summary = result["summary"]
-    high = (chain(HIGH).label, BACKPROP.label)
-    larger = [r for r in LOW if all(_exceeds(summary, chain(r).label, other) for other in high)]
-    means = {label: statistics.fmean(found["centre_surround"]) for label, found in summary.items()}
-    ranks = {label: statistics.fmean(found["rank"]) for label, found in summary.items()}
-    shown = ", ".join(f"{label.removeprefix('chain form, ')}: {mean:.3f}" for label, mean in means.items())
-    verdicts = ", ".join(f"at r = {r} it is {'' if r in larger else 'not '}larger" for r in LOW)
-    reason = (
-        f"Mean centre-surround index, {shown}; {verdicts} than at r = {HIGH} and by backpropagation. What falls with r "
-        f"is how much the filters differ: they span {ranks[chain(LOW[0]).label]:.1f} directions at r = {LOW[0]}, "
-        f"{ranks[chain(HIGH).label]:.1f} at r = {HIGH}, {ranks[BACKPROP.label]:.1f} by backpropagation."
+    means, ranks, accuracies = (
+        {label: statistics.fmean(found[name]) for label, found in summary.items()}
+        for name in ("centre_surround", "rank", "validation")
     )
-    if len(larger) == len(LOW):
+    larger = {rule: [r for r in LOW if _is_larger(summary, rule, r)] for rule in GENERATIONS}
+    best = max(GENERATIONS, key=lambda rule: accuracies[generation_label(rule, HIGH)])
+    parts = []
+    for rule, name in GENERATIONS.items():
+        shown = ", ".join(f"{means[generation_label(rule, r)]:.3f}" for r in ERROR_DIMS)
+        told = ", ".join(f"{'' if r in larger[rule] else 'not '}larger at r = {r}" for r in LOW)
+        parts.append(f"{name} {shown} ({told})")
+    spans = ", ".join(
+        f"{ranks[label]:.1f} {where}"
+        for label, where in (
+            (generation_label(best, LOW[0]), f"at r = {LOW[0]}"),
+            (generation_label(best, HIGH), f"at r = {HIGH}"),
+            (BACKPROP.label, "by backpropagation"),
+        )
+    )
+    reason = (
+        f"Mean centre-surround index at r = {', '.join(map(str, ERROR_DIMS))}: {'; '.join(parts)}; backpropagation "
+        f"{means[BACKPROP.label]:.3f}. The rule nearest to backpropagation in accuracy at r = {HIGH} is "
+        f"{GENERATIONS[best]}; by it the filters span so many directions: {spans}."
+    )
+    if len(larger[best]) == len(LOW):
         return "reproduced", reason
-    return ("partly" if larger else "not reproduced"), reason
+    return ("partly" if any(larger.values()) else "not reproduced"), reason
+
+
+def _is_larger(summary: Mapping[str, Any], rule: str, error_dim: int) -> bool:
+    """Return whether a rule's index at an ``r`` is above that at the highest one, and above backpropagation's."""
+    high = (generation_label(rule, HIGH), BACKPROP.label)
+    return all(_exceeds(summary, generation_label(rule, error_dim), other) for other in high)
 
 
 def _exceeds(summary: Mapping[str, Any], label: str, other: str) -> bool:

@@ -42,8 +42,7 @@ def draw(result: Result) -> Figure:
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        name = label.removeprefix("chain form, ")
         row[0].set_ylabel(
-            f"{name}\nindex {sum(index) / len(index):.3f}", rotation=0, ha="right", va="center", fontsize=10
+            f"{label}\nindex {sum(index) / len(index):.3f}", rotation=0, ha="right", va="center", fontsize=10
         )
     return figure

@@ -100,11 +100,6 @@ SIGN_SYMMETRY = Method("sign symmetry", "sign-symmetry")
 LOCAL = Method("greedy local loss", "local loss")
 
 
-def chain(error_dim: int | float) -> Method:
-    """Return the paper's chain form."""
-    return Method(f"chain form, r = {error_dim:g}", "low-dimensional", error_dim)
-
-
 def direct(error_dim: int) -> Method:
     """Return the direct form: every layer gets the projected output error."""
     return Method(f"direct form, r = {error_dim}", "direct", error_dim)

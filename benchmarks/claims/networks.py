@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from benchmarks.claims.methods import FACTORED
 from benchmarks.claims.settings import Setting, Update
 from lowdimfa.models import cnn, mlp, vit
 
@@ -40,7 +41,13 @@ def normalised_mlp(in_features: int, width: int, depth: int, classes: int) -> nn
     return model
 
 
-MLP = fully_connected(512, 10, 24_000, 2)
+_OWN_RATES = (
+    Update(5e-4, feedback_rate=5e-4),
+    Update(1e-3, feedback_rate=1e-3),
+    Update(1e-3, feedback_rate=1e-2),
+)
+"""Of feedback that needs no decay, its rate in place of that."""
+MLP = replace(fully_connected(512, 10, 24_000, 2), grids=tuple((rule, _OWN_RATES) for rule in FACTORED))
 DEEP_MLP = Setting(
     "MLP, 4 hidden layers, 512 wide",
     mlp,

@@ -11,7 +11,7 @@ import torch
 from benchmarks.claims.__main__ import main
 from benchmarks.claims.cache import RunCache, key_of
 from benchmarks.claims.claim import MODULES, RunSettings, load
-from benchmarks.claims.methods import BACKPROP, chain, direct
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, direct, generation_label
 from benchmarks.claims.networks import DIRECT_ERROR_DIMS, MLP, VGG, VIT
 from benchmarks.claims.page import _pages, check_page, configuration, page
 from benchmarks.claims.settings import GRID, Setting, effort
@@ -33,7 +33,7 @@ def store(folder: Path, direct_form: float) -> Places:
     """Store a made-up result of C6."""
     means = {BACKPROP.label: 50.0}
     for r in DIRECT_ERROR_DIMS:
-        means |= {chain(r).label: 40.0, direct(r).label: direct_form}
+        means |= {generation_label(rule, r): 40.0 for rule in GENERATIONS} | {direct(r).label: direct_form}
     chosen = {"rate": 0.001, "weight_decay": 0.01}
     result = {
         "benchmark": "claim",
@@ -87,7 +87,7 @@ def test_the_page_says_what_is_stored_and_what_is_not(tmp_path: Path) -> None:
     section = text.split("## C6")[1].split("## C7")[0]
     assert "**Not reproduced.**" in section
     row = next(line for line in section.splitlines() if line.startswith("| 1 "))
-    assert [cell.strip() for cell in row.split("|")[2:4]] == ["40.00 ± 0.00", "39.00 ± 0.00"]
+    assert [cell.strip() for cell in row.split("|")[4:6]] == ["40.00 ± 0.00", "39.00 ± 0.00"]
     assert "figures/claim-C6.png" in section
     assert "`python -m benchmarks.claims C6 --seeds 2 --budget 3` on 1 May 2026 in 1.5 minutes" in section
     assert all(str(value) in section for value in (MLP.samples, MLP.steps, MLP.batch_size))
