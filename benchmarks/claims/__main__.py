@@ -1,7 +1,8 @@
 """Run the paper's claims: ``python -m benchmarks.claims [C1 … C8 GAP …] [--seeds N] [--budget MINUTES] [--json] …``.
 
 Every claim is run, stored in ``benchmarks/results``, drawn into ``docs/figures`` and judged; then ``docs/results.md``
-is made anew from everything that is stored. ``--page`` alone only does the latter and redraws the figures.
+is made anew from everything that is stored. ``--page`` alone only does the latter and redraws the figures. With
+``--budget`` or ``--epochs`` it is a try, which is judged, but takes the place of nothing that is stored.
 
 Training runs that finished are kept in ``runs/claims``, or the file that ``--runs`` names: a benchmark that was stopped
 goes on where it was, and claims that share a network train it once. ``--fresh`` makes them again, as is needed after a
@@ -45,7 +46,8 @@ def _run(names: Sequence[str], settings: RunSettings, as_json: bool, places: Pla
     lines = {}
     for claim in claims:
         result = measure(claim, settings)
-        store(result, places)
+        if not settings.is_try:
+            store(result, places)
         verdict, reason = claim.judge(result)
         print(
             f"\n{claim.name}: {claim.title}\n\n{claim.tables(result)}\n\n{verdict}: {reason}\n"
@@ -53,7 +55,10 @@ def _run(names: Sequence[str], settings: RunSettings, as_json: bool, places: Pla
             flush=True,
         )
         lines[claim.name] = {**result, "verdict": verdict, "reason": reason}
-    write_page(places)
+    if settings.is_try:
+        print("\nA try, by --budget or --epochs: it isn't stored.")
+    else:
+        write_page(places)
     if as_json:
         print(json.dumps(lines))
     return 0
@@ -92,9 +97,14 @@ def _parser(places: Places) -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget",
         type=float,
-        help="minutes of one core for each claim, by fewer samples or more epochs (default: its own)",
+        help="minutes of one core for each claim, by fewer samples or more epochs, for a try that is not stored "
+        "(default: its own)",
     )
-    parser.add_argument("--epochs", type=int, help="of C2 to C5 (default: their own, or what the budget has)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="of C2 to C5, for a try that is not stored (default: their own, or what the budget has)",
+    )
     parser.add_argument(
         "--core",
         action="store_true",

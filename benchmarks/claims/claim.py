@@ -72,6 +72,11 @@ class RunSettings:
     processes: int = 1
     core: bool = False
 
+    @property
+    def is_try(self) -> bool:
+        """Whether the claim's own length was changed: the result doesn't stand for the claim."""
+        return self.budget_minutes is not None or self.epochs is not None
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -141,8 +141,8 @@ def with_grids(setting: Setting) -> Setting:
 
     By the decays other than the first one, what decays forgets `FORGETTING` times within the run, whatever the rate.
     Learned feedback of the first generation needs that to align; all others can use it, but in a short run such decays
-    are large, and cost more than they bring. The authors give feedback of the second generation no decay, and a rate many
-    times the weights', which is tried as well; that of ``local`` has the weights' decay in one entry.
+    are large, and cost more than they bring. The authors give feedback of the rule ``normative`` no decay, and a rate
+    many times the weights'; that of ``local`` has the weights' rate and decay. Each rule tries some of both.
     """
     low, high = (update.rate for update in setting.grid[:2])
     decay = setting.grid[0].weight_decay

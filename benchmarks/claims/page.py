@@ -11,7 +11,7 @@ from benchmarks.claims.claim import MODULES, Claim, Result, load
 from benchmarks.claims.comparison import CRITERION
 from benchmarks.claims.storing import Places, draw_stored, made_by_this_version, stored_claims
 from benchmarks.gap import closing
-from benchmarks.gap.grids import gap_rows, stored_tables
+from benchmarks.gap.grids import gap_rows, missing_rows, stored_tables
 from benchmarks.reporting import markdown_table, updated
 
 INTRO = f"""\
@@ -41,9 +41,10 @@ LONG = """\
 ## Long runs
 
 `python -m benchmarks.gap`. The broadcast form with ten times the work and more, all training samples, and the control
-of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*). On the usual networks
-and samples, with one rate for all: activations in fewer bytes (*formats*), and the error at every layer of two blocks
-beside that at their ends (*layers*). *Gap* is to backpropagation by the same optimiser, in bold
+of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*). With one rate for all:
+what was tried with the error of the hidden state, on small networks of that kind (*leads*); on the usual networks and
+samples, activations in fewer bytes (*formats*), and the error at every layer of two blocks beside that at their ends
+(*layers*). *Gap* is to backpropagation by the same optimiser, in bold
 where it is beyond the target; a control's score is in bold where the default isn't ahead of it by 2 standard errors;
 *behind fp32* is to the same rule with whole numbers. Where the best rate is the last one of the grid, others beyond
 it are tried, at most two, by every rule; *lowest* and *highest* say where it still was the last.
@@ -124,12 +125,16 @@ def _section(name: str, found: tuple[Claim, Result] | None) -> str:
 
 
 def _long(places: Places) -> list[str]:
-    """Return the sections of the long grids that have stored results."""
+    """Return the sections of the long grids: those with stored results, and which have none."""
     sections = [
         f"### {name}\n\n{table}\n\n{_hours(result)}\n"
         for name, result, table in stored_tables(places.results)
     ]
-    return [LONG, *sections] if sections else []
+    missing = [
+        f"`python -m benchmarks.gap {grid} --rows {','.join(rows)}`"
+        for grid, rows in missing_rows(places.results).items()
+    ]
+    return [LONG, *sections, *([f"There is {NO_RESULT} yet of {'; '.join(missing)}.\n"] if missing else [])]
 
 
 def _hours(result: Result) -> str:

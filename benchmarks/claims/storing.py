@@ -49,7 +49,6 @@ def measure(claim: Claim, settings: RunSettings) -> dict[str, Any]:
         "title": claim.title,
         "command": command([claim.name], settings),
         "seeds": settings.seeds,
-        "budget_minutes": settings.budget_minutes,
         "date": datetime.now(UTC).strftime("%d %B %Y"),
         "environment": environment(settings.device),
         "seconds": round(time.monotonic() - started, 1),

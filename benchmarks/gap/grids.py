@@ -54,6 +54,15 @@ def stored_tables(results: Path) -> Iterator[tuple[str, Result, str]]:
                 yield grid.stored(row), result, grid.table(row, network, result)
 
 
+def missing_rows(results: Path) -> dict[str, list[str]]:
+    """Return by grid the rows that have no stored result."""
+    found = {
+        grid.name: [row for row in grid.networks if not (results / f"{grid.stored(row)}.json").exists()]
+        for grid in GRIDS.values()
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def gap_rows(results: Path, usual: Result | None) -> list[tuple[Network, Result]]:
     """Return each network of the gap with the result that is of most work: its long row's, or the usual one."""
     grid, found = GRIDS["gap"], []

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
-from lowdimfa.errors import some_of
+from lowdimfa.errors import InputError, some_of
 from lowdimfa.feedback.resolving import resolve_feedback
+from lowdimfa.feedback.source import source_of, source_shape
 from lowdimfa.losses import LOSSES
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.plan import RunPlan
@@ -33,6 +34,8 @@ def notes(plan: RunPlan) -> Iterator[str]:
             "feedback.q_rule: auto is hebbian with a loss of your own, from whose error blocks can't tell the targets; "
             "with train.loss: cross_entropy it is readout"
         )
+    if wide := _wider_than_needed(network):
+        yield wide
     if specification.data.validation and (unseen := _unseen_classes(plan)):
         yield (
             f"data.validation holds out the last samples, and those left to train on have none of the classes "
@@ -42,6 +45,24 @@ def notes(plan: RunPlan) -> Iterator[str]:
         yield "run.alignment_every is left out: it takes a process that holds the whole network, which is too large"
     if network.outline is not None and specification.model.balance == "time":
         yield "model.balance: time goes by layers alone: whole blocks aren't timed where the network is so large"
+
+
+def _wider_than_needed(network: NetworkPlan) -> str:
+    """Return a warning where the error of the head's input would have fewer numbers than that of the logits."""
+    feedback, shape = network.feedback, network.shape
+    if feedback.form != "broadcast" or source_of(feedback) != "logits":
+        return ""
+    try:
+        other = source_shape(network.blocks[-1], replace(feedback, source="head_input", error_dim=None))
+    except InputError:  # there is none that blocks could take
+        return ""
+    if len(other) - 1 != shape.position_dims or other[-1] >= shape.error_dim:
+        return ""
+    return (
+        f"feedback.source: logits sends {shape.error_dim:,} numbers per error, and each block learns what they mean to "
+        f"it; the error of the head's input (feedback.source: head_input) has {other[-1]:,}, which blocks of that width "
+        "need not learn"
+    )
 
 
 def _unseen_classes(plan: RunPlan) -> list[str]:

@@ -112,6 +112,23 @@ def test_a_page_that_is_out_of_date_is_found(tmp_path: Path, capsys: pytest.Capt
     assert (places.docs / "results.md").read_bytes() == written
 
 
+@pytest.mark.parametrize("option", ["--budget", "--epochs"])
+def test_a_try_takes_the_place_of_nothing(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = store(tmp_path, 39.0)
+    before = (places.results / "claim-C6.json").read_bytes()
+    found = json.loads(before) | {"seconds": 1.0}
+    monkeypatch.setattr("benchmarks.claims.__main__.measure", lambda claim, settings: found)
+    assert main(["C6", option, "3", "--device", "cpu"], places) == 0
+    assert "it isn't stored" in capsys.readouterr().out
+    assert (places.results / "claim-C6.json").read_bytes() == before
+    assert not places.docs.exists()
+    assert main(["C6", "--device", "cpu"], places) == 0
+    assert (places.results / "claim-C6.json").read_bytes() != before
+    assert (places.docs / "results.md").exists()
+
+
 def test_the_readme_has_what_the_default_misses_in_bold(tmp_path: Path) -> None:
     network, scores = (
         NETWORKS["mlp"],

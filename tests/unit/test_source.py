@@ -431,6 +431,30 @@ def test_a_run_says_that_its_loss_leaves_it_without_a_readout(
     assert any("auto is hebbian with a loss of your own" in note for note in notes(plan)) is told
 
 
+@pytest.mark.parametrize(
+    ("width", "feedback", "told"),
+    [
+        (6, {}, True),
+        (6, {"error_dim": 6}, False),
+        (6, {"source": "head_input"}, False),
+        (6, {"form": "frozen"}, False),
+        (12, {}, False),
+    ],
+)
+def test_a_run_says_where_another_source_has_fewer_numbers(
+    width: int, feedback: dict[str, Any], told: bool
+) -> None:
+    arguments = {"in_features": 64, "width": width, "depth": 3, "classes": 10}
+    plain = {
+        "model": {"factory": "lowdimfa.models:mlp", "args": arguments, "blocks": 2},
+        "data": {"factory": "lowdimfa.data:digits"},
+        "feedback": feedback,
+        "train": {"steps": 1},
+    }
+    found = list(notes(make_run_plan(parse_specification(plain, "test"), rehearsed=False)))
+    assert any("has 6, which blocks of that width need not learn" in note for note in found) is told
+
+
 def test_baselines_learn_as_without_it() -> None:
     for form in ("backprop", "frozen", "local"):
         found, expected = (
