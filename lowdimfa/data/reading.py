@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TypeVar
+from itertools import product
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.fingerprint import Fingerprint, content
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
-from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
+from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _FEW = 128
 """Samples, of those that may be costly to read, that stand for a split in the fingerprint."""
+
+_AGAIN = 17
+"""Samples that are read twice: a prime number, so that no counter that comes round after fewer items comes out even."""
 
 _CHUNK = 4096
 """Samples that are looked at together."""
@@ -143,7 +147,7 @@ class Reader:
             for chunk in torch.split(indices, _CHUNK):
                 yield part(samples(chunk))
 
-    def require_repeatable(self, samples: int = 16) -> None:
+    def require_repeatable(self, samples: int = _AGAIN) -> None:
         """Refuse data that give other values when they are read again with the same random numbers.
 
         Raises
@@ -151,15 +155,26 @@ class Reader:
         InputError
             They do: the processes of a run would see different samples.
         """
-        first = self.order.indices(Ticket(0, 0))[:samples]
-        self._require_repeatable("training", self.training, first)
-        self._require_repeatable("test", self.test, torch.arange(min(samples, len(self.dataset.test))))
+        test = torch.arange(min(samples, len(self.dataset.test)))
+        self._require_repeatable("training", self.training, self._first(samples))
+        self._require_repeatable("test", self.test, [test])
+
+    def _first(self, samples: int) -> list[Tensor]:
+        """Return the indices of the first micro-batches of a run, as many as have so many samples, if an epoch has."""
+        first: list[Tensor] = []
+        for step, part in product(range(self.order.steps_per_epoch), range(self.order.microbatches)):
+            first.append(self.order.indices(Ticket(step, part))[: samples - sum(map(len, first))])
+            if sum(map(len, first)) == samples:
+                break
+        return first
 
     @staticmethod
-    def _require_repeatable(name: str, read_samples: Callable[[Tensor], Samples], indices: Tensor) -> None:
-        once, again = (_contents(read_samples(indices)) for _ in range(2))
-        for what, one in once.items():
-            if one != again.get(what):
+    def _require_repeatable(
+        name: str, read_samples: Callable[[Tensor], Samples], batches: list[Tensor]
+    ) -> None:
+        once, again = ([_contents(read_samples(indices)) for indices in batches] for _ in range(2))
+        for one, other in zip(once, again, strict=True):
+            if what := next((what for what, content in one.items() if content != other.get(what)), ""):
                 raise InputError(
                     "data.factory",
                     f"{name} samples whose {what} differ when they are read again with the same random numbers",
@@ -194,7 +209,8 @@ def read(split: Split, indices: Tensor, seed: int) -> Samples:
     # In an epoch each sample is in one batch only, so that one of them stands for the batch.
     of_batch = derive_seed(seed, *indices[:1].tolist())
     return Samples(
-        partial(_seeded, split.inputs, indices, of_batch), partial(_seeded, split.targets, indices, of_batch)
+        partial(_drawn, split, split.inputs, indices, of_batch),
+        partial(_drawn, split, split.targets, indices, of_batch),
     )
 
 
@@ -203,9 +219,27 @@ def evaluation_batches(split: Split, size: int) -> list[Tensor]:
     return list(torch.split(torch.arange(len(split)), size))
 
 
-def _seeded(draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
+def _drawn(split: Split, draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
+    """Return what a method of a split gives for some samples, in memory of its own.
+
+    Raises
+    ------
+    InputError
+        That is neither a tensor nor a mapping.
+    """
     seed_generators(seed)
-    return draw(indices)
+    drawn: Any = draw(indices)
+    # What was written for tensors alone has picked the samples into new memory. All else may fill the same memory at each
+    # call, and micro-batches wait for each other.
+    if type(split) is TensorSplit and split.transform is None:
+        return cast(T, drawn)
+    if isinstance(drawn, Tensor):
+        return cast(T, drawn.clone())
+    if isinstance(drawn, Mapping):
+        parts = {name: part.clone() if isinstance(part, Tensor) else part for name, part in drawn.items()}
+        return cast(T, parts)
+    found = f"a {type(split).__name__} that returned a {type(drawn).__name__} for {len(indices)} samples"
+    raise InputError("data.factory", found, "a tensor, or for inputs by name a dict of tensors")
 
 
 def _whole(split: Split) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.config import TrainingConfig
-from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
+from lowdimfa.data import BatchOrder, Dataset, ItemSplit, Reader, TensorSplit, as_dataset
 from lowdimfa.data.fingerprint import differing
 from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import computing_threads, decouple
@@ -282,6 +282,74 @@ class InPlaceSplit(DrawingSplit):
 def test_data_that_change_with_each_reading_are_refused(make: Callable[[], Any], what: str) -> None:
     with pytest.raises(InputError, match=rf"^data\.factory: found {what} differ when they are read again"):
         reader(make()).require_repeatable()
+
+
+class Latched(Turned):
+    """Changes with the sixth item that is read, and never again."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read[0] += 1
+        return torch.full((3,), float(self.read[0] > 5)), torch.tensor(0)
+
+
+class LatchedStream(IterableDataset[Any]):
+    """The same, one after the other."""
+
+    def __init__(self) -> None:
+        self.items = Latched()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from map(self.items.__getitem__, range(SAMPLES))
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
+@pytest.mark.parametrize("make", [Latched, LatchedStream])
+def test_several_samples_are_read_again_however_small_micro_batches_are(make: Callable[[], Any]) -> None:
+    data = as_dataset((make(), turned()[1]), "data.factory")
+    assert isinstance(data.train, ItemSplit)
+    items = getattr(data.train.items, "_stream", data.train.items)
+    getattr(items, "items", items).read.clear()
+    order = BatchOrder(SAMPLES, BATCH, BATCH, seed=0, shuffled=make is Latched)
+    with pytest.raises(InputError, match="training samples whose inputs differ when they are read again"):
+        Reader(data, order).require_repeatable()
+
+
+class Reused(DrawingSplit):
+    """Fills the same memory at each call."""
+
+    def __init__(self, named: bool) -> None:
+        self.named, self.input, self.target = named, torch.empty(SAMPLES, 2), torch.empty(SAMPLES)
+
+    def inputs(self, indices: Tensor) -> Any:
+        self.input[: len(indices)] = indices[:, None].float()
+        given = self.input[: len(indices)]
+        return {"x": given} if self.named else given
+
+    def targets(self, indices: Tensor) -> Tensor:
+        self.target[: len(indices)] = indices.float()
+        return self.target[: len(indices)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_split_may_fill_the_same_memory_again(named: bool) -> None:
+    split = Reused(named)
+    read = reader(Dataset("own", split, split, "regression"), microbatches=4)
+    parts = [(part.inputs(), part.targets()) for part in read.step(0)]
+    expected = [read.order.indices(Ticket(0, part)).tolist() for part in range(4)]
+    for (inputs, targets), numbers in zip(parts, expected, strict=True):
+        given = inputs if isinstance(inputs, Tensor) else inputs["x"]
+        assert given[:, 0].tolist() == targets.tolist() == numbers
+
+
+def test_a_split_that_returns_no_tensors_is_refused() -> None:
+    split = Reused(named=False)
+    split.inputs = lambda indices: numpy.zeros((len(indices), 2))  # type: ignore[method-assign]
+    with pytest.raises(
+        InputError, match=r"data\.factory: found a Reused that returned a ndarray for 3 samples"
+    ):
+        reader(Dataset("own", split, split, "regression"), microbatches=4).require_repeatable()
 
 
 @pytest.mark.parametrize("make", [turned, split_of_own, noisy, lambda: (Batched(), Batched())])
