@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +12,9 @@ from torch import Tensor
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.extra import package
 from lowdimfa.data.held_out import existing, with_test
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.data.table_files import rows
+from lowdimfa.errors import InputError
 from lowdimfa.values import Inputs
-
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
 _EXACT = 1 << 24
 """Up to which single precision has every whole number."""
@@ -137,18 +134,16 @@ def table(
 
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
-        rows = _rows(where)
         wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
-        for name in dict.fromkeys([*wanted, target]):
-            if name not in rows.column_names:
-                known = f"one of {', '.join(map(repr, rows.column_names))}"
-                raise InputError(str(where), f"no column {name!r}", known)
-            _require_numbers(rows.data.column(name), str(where), name)
+        every = list(dict.fromkeys([*wanted, target]))
+        found = rows(where, every, [target] if classes else [])
+        for name in every:
+            _require_numbers(found.data.column(name), str(where), name)
             if name in beside:
-                _require_exact(rows.data.column(name), str(where), name)
-        if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
-            classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
-        inputs, targets = (rows.with_format("torch", columns=names) for names in (wanted, [target]))
+                _require_exact(found.data.column(name), str(where), name)
+        if not classes and "string" in str(getattr(found.features[target], "dtype", "")):
+            classes.update({text: number for number, text in enumerate(sorted(found.unique(target)))})
+        inputs, targets = (found.with_format("torch", columns=names) for names in (wanted, [target]))
         return TableSplit(inputs, targets, str(where), columns, target, classes)
 
     return with_test("table", read, path, test, seed)
@@ -187,36 +182,3 @@ def _require_exact(column: Any, where: str, name: str) -> None:
 
 def _list(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
-
-
-def _rows(where: Path) -> Any:
-    datasets = package("datasets", "lowdimfa.data:table")
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        if where.is_dir() and (where / "dataset_info.json").exists():
-            return datasets.load_from_disk(str(where))
-        if (splits := where / "dataset_dict.json").exists():
-            found = f"several tables, {', '.join(json.loads(splits.read_text())['splits'])}"
-            raise InputError(str(where), found, "the path of one, as path and as test")
-        files = (
-            [
-                file
-                for file in sorted(where.iterdir())
-                if file.suffix.lower() in _FORMATS and not file.name.startswith(".")
-            ]
-            if where.is_dir()
-            else [where]
-        )
-        kinds = {_FORMATS.get(file.suffix.lower(), "") for file in files}
-        if len(kinds) != 1 or "" in kinds:
-            found = f"files of {', '.join(sorted({file.suffix or 'no' for file in files})) or 'no'} kind"
-            raise InputError(str(where), found, f"files of one kind: {', '.join(_FORMATS)}")
-        return datasets.load_dataset(kinds.pop(), data_files=list(map(str, files)), split="train")
-    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-        raise InputError(
-            str(where), f"what datasets can't read ({in_words(error.__cause__ or error)})", "a table"
-        ) from error
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
