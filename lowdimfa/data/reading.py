@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.fingerprint import Fingerprint, content
+from lowdimfa.data.fingerprint import Fingerprint, content, together
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
 from lowdimfa.data.streams import StreamSplit
@@ -186,17 +186,23 @@ class Reader:
     def fingerprint(self) -> str:
         """Return what tells, by `lowdimfa.data.fingerprint.differing`, whether two processes read the same samples.
 
-        It covers the numbers of samples, the targets, and type, shape and values of some training inputs. Of
-        floating-point values the last bits don't count: they may differ from one processor to another.
+        It covers the numbers of samples, the targets, and type, shape and values of some inputs; of tables each column.
+        Of floating-point values the last bits don't count: they may differ from one processor to another.
         """
         train, test = self.dataset.train, self.dataset.test
         own = [whole.digest for whole in map(_whole, (train, test)) if isinstance(whole, DigestedSplit)]
-        found = Fingerprint(f"{len(train)}:{len(test)}", *own)
-        for name, part in sorted(named(self.training(_spread(train, _FEW)).inputs()).items()):
-            found.add(name, part)
+        found, newer = Fingerprint(f"{len(train)}:{len(test)}", *own), Fingerprint()
+        for of, samples in (
+            ("", self.training(_spread(train, _FEW))),
+            ("test ", self.test(_spread(test, _FEW))),
+        ):
+            for name, part in sorted(named(samples.inputs()).items()):
+                (newer if of else found).add(f"{of}{name}", part)
+                newer.add_columns(f"{of}{name}", part)
+            newer.add_columns(f"{of}targets", samples.targets())
         for targets in self.known_targets(_FEW):
             found.add("targets", targets, together=True)
-        return str(found)
+        return together(found, newer)
 
 
 def read(split: Split, indices: Tensor, seed: int) -> Samples:

@@ -437,6 +437,39 @@ def test_the_fingerprint_knows_other_numbers_as_targets(offset: float, beside: f
     assert differing(once, "") == (once[:16], "") and differing("a;x", "a;1 y") is not None
 
 
+def times_beside(scale: float = 1.0) -> Tensor:
+    """Return rows of a time in seconds, of numbers as large as this, and of what last bits leave of a constant."""
+    rows = torch.randn(250, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (rows * torch.tensor([1e7, scale, 1, 1e-9]) + torch.tensor([1.7e9, 0, 0, 0])).float()
+
+
+def test_the_fingerprint_knows_small_columns_beside_a_large_one() -> None:
+    x, y = times_beside(), torch.arange(250) % 5
+    once = printed(x, y)
+    rounded = x * (1 + 1e-7)
+    rounded[:, 3] = 0
+    assert differing(once, printed(rounded, y)) is None
+    moved = x.clone()
+    moved[:, 1] += 0.1
+    for other in (times_beside(1.1), times_beside(-1), moved):
+        assert differing(once, printed(other, y)) is not None
+    targets = printed(y[:, None].float(), x[:, :2])
+    assert differing(targets, printed(y[:, None].float(), times_beside(-1)[:, :2])) is not None
+
+
+@pytest.mark.parametrize("other", [torch.full((9, 2), 3), torch.full((9, 2), 0.5), torch.zeros(9, 3)])
+def test_the_fingerprint_knows_other_test_inputs(other: Tensor) -> None:
+    once, changed = (reader(tensors(test_x=inputs)).fingerprint() for inputs in (torch.zeros(9, 2), other))
+    assert differing(once, changed) is not None
+
+
+def test_a_fingerprint_of_an_earlier_version_is_compared_in_what_it_has() -> None:
+    found = [reader(tensors(**changed)).fingerprint() for changed in ({}, {"y": torch.arange(250).roll(1)})]
+    earlier, unlike = (each.partition("|")[0] for each in found)
+    assert differing(found[0], earlier) is None is differing(earlier, found[0])
+    assert differing(found[0], unlike) is not None
+
+
 def test_a_factory_makes_the_same_bits_whatever_number_of_threads_its_process_has() -> None:
     source = Source.of(parse_specification(THREADS, "test"))
     assert source.threads == 1
