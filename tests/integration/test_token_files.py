@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,39 @@ def test_each_file_is_taken_once_in_the_order_given(corpus: Path) -> None:
     found = text_files([str(corpus / "05.txt"), str(corpus), str(corpus / "0[0-3].txt")])
     names = [file.path.name for file in found]
     assert names == ["05.txt", *sorted({f"{n:02}.txt" for n in range(12)} - {"05.txt"})]
+
+
+def test_a_folder_is_taken_whole_through_links_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "corpus", tmp_path / "disk" / "wiki"
+    for place in (folder / "own", folder / ".git", elsewhere):
+        place.mkdir(parents=True)
+        (place / "a.txt").write_text("text")
+    (folder / "wiki").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "once-more").symlink_to(elsewhere)
+    found = [file.path.relative_to(folder) for file in text_files([str(folder)])]
+    assert found == [Path("once-more/a.txt"), Path("own/a.txt")]
+    (folder / "gone.txt").symlink_to(tmp_path / "gone.txt")
+    for source in (folder, folder / "*.txt"):
+        with pytest.raises(
+            InputError, match=r"corpus/gone\.txt: found a link to nothing; expected one to a file"
+        ):
+            text_files([str(source)])
+    (folder / "gone.txt").unlink()
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "own":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("lowdimfa.data.folders.os.scandir", locked)
+    with pytest.raises(
+        InputError, match=r"corpus/own: found a folder that can't be read \(.*Permission denied"
+    ):
+        text_files([str(folder)])
 
 
 def test_a_small_piece_of_a_file_at_a_time_gives_the_tokens_of_the_whole(
