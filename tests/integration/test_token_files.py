@@ -184,6 +184,16 @@ def test_the_test_split_begins_with_a_document_where_one_begins_near() -> None:
     assert parted([100], 0.2) == [("train", 80, True, False), ("test", 20, False, True)]
 
 
+@pytest.mark.parametrize(("validation", "name"), [(0.01, "test"), (0.99, "train")])
+def test_a_text_too_short_for_two_parts_is_refused(validation: float, name: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a short text")
+    with pytest.raises(
+        InputError, match=f"--validation: found {validation} of 12 characters, .* token for {name}"
+    ):
+        made(tmp_path / "short.txt", out=tmp_path / "out", vocabulary=300, validation=validation)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_already_is_left_and_anything_else_refused(corpus: Path, tmp_path: Path) -> None:
     out, recipe = tmp_path / "out", Recipe([str(corpus)], vocabulary=300)
     out.mkdir()  # an empty folder is none
