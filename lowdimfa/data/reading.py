@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
+from lowdimfa.data.drawing import read, spread, whole_of
 from lowdimfa.data.fingerprint import Fingerprint, content, together
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
-from lowdimfa.data.splits import DigestedSplit, Split, SubSplit, TensorSplit
+from lowdimfa.data.splits import DigestedSplit, Split
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
-from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import Inputs, TensorType, Types, named, types_of
 
@@ -91,7 +91,7 @@ class Reader:
             A name is missing or new, or a tensor has another shape or type.
         """
         inputs = samples.inputs()
-        whole = _whole(self.dataset.train)
+        whole = whole_of(self.dataset.train)
         collated = isinstance(whole, ItemSplit) and whole.collate is not None
         if not isinstance(inputs, Mapping) and not collated:
             return inputs
@@ -130,7 +130,7 @@ class Reader:
         is its first samples.
         """
         for split in (self.dataset.train, self.dataset.test):
-            whole = _whole(split)
+            whole = whole_of(split)
             if isinstance(whole, DigestedSplit):
                 yield whole.extremes()
         yield from self._known(at_most, lambda samples: samples.targets())
@@ -141,9 +141,9 @@ class Reader:
 
     def _known(self, at_most: int, part: Callable[[Samples], T]) -> Iterator[T]:
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
-            whole = _whole(split)
+            whole = whole_of(split)
             few = isinstance(whole, DigestedSplit | ItemSplit)
-            indices = _spread(split, at_most) if few else torch.arange(len(split))
+            indices = spread(split, at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
                 yield part(samples(chunk))
 
@@ -190,11 +190,11 @@ class Reader:
         Of floating-point values the last bits don't count: they may differ from one processor to another.
         """
         train, test = self.dataset.train, self.dataset.test
-        own = [whole.digest for whole in map(_whole, (train, test)) if isinstance(whole, DigestedSplit)]
+        own = [whole.digest for whole in map(whole_of, (train, test)) if isinstance(whole, DigestedSplit)]
         found, newer = Fingerprint(f"{len(train)}:{len(test)}", *own), Fingerprint()
         for of, samples in (
-            ("", self.training(_spread(train, _FEW))),
-            ("test ", self.test(_spread(test, _FEW))),
+            ("", self.training(spread(train, _FEW))),
+            ("test ", self.test(spread(test, _FEW))),
         ):
             for name, part in sorted(named(samples.inputs()).items()):
                 (newer if of else found).add(f"{of}{name}", part)
@@ -205,60 +205,9 @@ class Reader:
         return together(found, newer)
 
 
-def read(split: Split, indices: Tensor, seed: int) -> Samples:
-    """Read samples of a split, with the default generators seeded; items are read once for both of their parts."""
-    while isinstance(split, SubSplit):
-        indices = split.chosen[indices]
-        split = split.split
-    if isinstance(split, ItemSplit):
-        return split.read(indices, seed)
-    # In an epoch each sample is in one batch only, so that one of them stands for the batch.
-    of_batch = derive_seed(seed, *indices[:1].tolist())
-    return Samples(
-        partial(_drawn, split, split.inputs, indices, of_batch),
-        partial(_drawn, split, split.targets, indices, of_batch),
-    )
-
-
 def evaluation_batches(split: Split, size: int) -> list[Tensor]:
     """Return the indices of a split in order, in batches of a size (fewer in the last)."""
     return list(torch.split(torch.arange(len(split)), size))
-
-
-def _drawn(split: Split, draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
-    """Return what a method of a split gives for some samples, in memory of its own.
-
-    Raises
-    ------
-    InputError
-        That is neither a tensor nor a mapping.
-    """
-    seed_generators(seed)
-    drawn: Any = draw(indices)
-    # What was written for tensors alone has picked the samples into new memory. All else may fill the same memory at each
-    # call, and micro-batches wait for each other.
-    if type(split) is TensorSplit and split.transform is None:
-        return cast(T, drawn)
-    if isinstance(drawn, Tensor):
-        return cast(T, drawn.clone())
-    if isinstance(drawn, Mapping):
-        parts = {name: part.clone() if isinstance(part, Tensor) else part for name, part in drawn.items()}
-        return cast(T, parts)
-    found = f"a {type(split).__name__} that returned a {type(drawn).__name__} for {len(indices)} samples"
-    raise InputError("data.factory", found, "a tensor, or for inputs by name a dict of tensors")
-
-
-def _whole(split: Split) -> Split:
-    while isinstance(split, SubSplit):
-        split = split.split
-    return split
-
-
-def _spread(split: Split, at_most: int) -> Tensor:
-    """Return so many indices of a split at most, evenly spread over it; of a stream the first, which cost the least."""
-    chosen = min(len(split), at_most)
-    among = chosen if isinstance(split, StreamSplit) else len(split)
-    return torch.arange(chosen) * among // chosen
 
 
 def _sample_type(part: object, samples: int) -> object:

@@ -136,7 +136,7 @@ class StreamSplit(ItemSplit):
         """Return the samples of another epoch."""
         return replace(self, epoch=epoch)
 
-    def _read(self, numbers: list[int], seed: int | None) -> Iterator[Any]:
+    def _read(self, numbers: list[int], seed: int | None, times: list[int]) -> Iterator[Any]:
         try:
             for number in numbers:
                 yield self.items.item(number, self.epoch, seed)

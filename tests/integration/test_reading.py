@@ -149,6 +149,22 @@ def test_a_sample_draws_the_same_in_a_part_of_the_data() -> None:
         assert torch.equal(found.targets(), expected.targets())
 
 
+@pytest.mark.parametrize("kind", [Turned, Batched])
+def test_a_sample_that_is_there_more_often_draws_anew_each_time(kind: type[Turned]) -> None:
+    inner = Subset(kind(), [7, 7, 3, 7])
+    whole, parts = (
+        Reader(as_dataset((items, kind()), "data.factory"), BatchOrder(4, 4, 1, seed=0))
+        for items in (kind(), Subset(inner, [0, 1, 2, 3, 2, 0]))
+    )
+    found = [parts.training(torch.tensor([place])).inputs() for place in range(6)]
+    first = [whole.training(torch.tensor([number])).inputs() for number in (7, 3)]
+    assert torch.equal(found[0], first[0]) and torch.equal(found[2], first[1])
+    drawn = {tuple(part.flatten()[1:].tolist()) for part in found}
+    assert len(drawn) == 6
+    again = parts.training(torch.arange(6)).inputs()
+    assert kind is Batched or torch.equal(again, torch.cat(found))
+
+
 def test_evaluations_draw_the_same_each_time_and_otherwise_than_training() -> None:
     whole = as_dataset(turned(), "data.factory")
     once, again = (reader(whole.with_validation(0.5)).evaluation_batch(0) for _ in range(2))
