@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
+from lowdimfa.data.arrays import tensor_of
 from lowdimfa.data.items import COLLATE, Collate, ItemSplit
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
@@ -104,7 +105,7 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     if isinstance(value, Dataset):
         train, test = value.train, value.test
     elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
-        train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
+        train, test = _tensor_split(parts[:2], where, "training"), _tensor_split(parts[2:], where, "test")
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") or is_stream(part) for part in parts):
         train, test = (
             as_stream(part, where, collate) if is_stream(part) else _item_split(part, where, collate)
@@ -138,12 +139,12 @@ def _is_data(part: object, by_name: bool) -> bool:
     return isinstance(part, Tensor | numpy.ndarray)
 
 
-def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
-    given, targets = parts[0], torch.as_tensor(parts[1])
+def _tensor_split(parts: Sequence[Any], where: str, of: str) -> TensorSplit:
+    given, targets = parts[0], tensor_of(parts[1], where, f"{of} targets")
     inputs = (
-        {str(name): torch.as_tensor(part) for name, part in given.items()}
+        {str(name): tensor_of(part, where, f"{of} inputs {name!r}") for name, part in given.items()}
         if isinstance(given, Mapping)
-        else torch.as_tensor(given)
+        else tensor_of(given, where, f"{of} inputs")
     )
     for name, part in named(inputs).items():
         if len(part) != len(targets):

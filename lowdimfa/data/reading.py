@@ -80,7 +80,7 @@ class Reader:
 
     def _read(self, split: Split, indices: Tensor, seed: int) -> Samples:
         samples = read(split, indices, seed)
-        return Samples(partial(self._checked, samples, len(indices)), samples.targets)
+        return Samples(partial(self._checked, samples, len(indices)), partial(_targets, samples))
 
     def _checked(self, samples: Samples, number: int) -> Inputs:
         """Return the inputs of so many samples; those that have names, or come of ``data.collate``, must be as before.
@@ -208,6 +208,12 @@ class Reader:
 def evaluation_batches(split: Split, size: int) -> list[Tensor]:
     """Return the indices of a split in order, in batches of a size (fewer in the last)."""
     return list(torch.split(torch.arange(len(split)), size))
+
+
+def _targets(samples: Samples) -> Tensor:
+    """Return the targets in a type that torch computes with: of these it knows little more than the names."""
+    targets = samples.targets()
+    return targets.long() if targets.dtype in (torch.uint16, torch.uint32, torch.uint64) else targets
 
 
 def _sample_type(part: object, samples: int) -> object:
