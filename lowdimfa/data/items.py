@@ -149,7 +149,7 @@ class ItemSplit:
             return self._collate(parts, numbers, "input")
         names = [list(part) if isinstance(part, Mapping) else _a(part) for part in parts]
         for number, found in zip(numbers, names, strict=True):
-            if not found or found != names[0]:
+            if not found or not isinstance(found, list) or set(found) != set(names[0]):
                 raise InputError(
                     self.where,
                     f"{found or 'nothing'} as the inputs of item {number}, and {names[0]} as those of item {numbers[0]}",
