@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,10 +17,13 @@ from lowdimfa.data.arrays import tensor_of
 from lowdimfa.data.items import COLLATE, Collate, ItemSplit
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import named
+
+_FEW = (16, 8, 4, 2)
+"""Items whose targets say what kind of task it is: as many of these as there are."""
 
 Task = Literal["classification", "tokens", "regression"]
 LastBatch = Literal["drop", "keep"]
@@ -129,8 +133,22 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     if isinstance(value, Dataset):
         return value
     with reproducible(0):
-        first = train.targets(torch.tensor([0]))
+        first = _first_targets(train)
     return Dataset("user data", train, test, task_of(first))
+
+
+def _first_targets(train: Split) -> Tensor:
+    """Return a few targets: of Python's numbers that a regression has, one may be whole."""
+    whole = train
+    while isinstance(whole, SubSplit):
+        whole = whole.split
+    few = _FEW if isinstance(whole, ItemSplit) else ()
+    for samples in few:
+        if isinstance(whole, StreamSplit) or samples <= len(train):
+            # A stream may be shorter; and what is wrong with an item is said when it is read, with more to tell.
+            with suppress(LowdimfaError):
+                return train.targets(torch.arange(samples))
+    return train.targets(torch.tensor([0]))
 
 
 def _is_data(part: object, by_name: bool) -> bool:

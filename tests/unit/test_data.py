@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError
@@ -150,6 +152,24 @@ def test_as_dataset_takes_two_map_style_datasets(target: Any, task: str) -> None
     assert data.task == task and len(data.train) == 5 and len(data.test) == 2
     assert data.train.inputs(torch.tensor([4, 1])).tolist() == [[4.0] * 3, [1.0] * 3]
     assert len(data.train.targets(torch.tensor([4, 1]))) == 2
+
+
+class Iterated:
+    """What has no numbers."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("part", [lambda items: items, lambda items: Subset(items, range(1, 8)), Iterated])
+def test_a_regression_may_begin_with_whole_numbers(part: Any) -> None:
+    items = [(torch.ones(3), target) for target in (3, 2, 1, 2.5, 3, 1, 0.5, 4)]
+    assert as_dataset((part(items), items), "data.factory").task == "regression"
+    whole = [(torch.ones(3), int(target)) for _, target in items]
+    assert as_dataset((part(whole), whole), "data.factory").task == "classification"
 
 
 X = numpy.arange(24.0, dtype=numpy.float32).reshape(6, 4)
