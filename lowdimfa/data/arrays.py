@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
+from lowdimfa.data.splits import TensorSplit
 from lowdimfa.errors import InputError
+from lowdimfa.values import named
+
+
+def is_data(part: object, by_name: bool) -> bool:
+    """Return whether this is a tensor or an array, or where names may be, several of them."""
+    if by_name and isinstance(part, Mapping):
+        return len(part) > 0 and all(is_data(value, False) for value in part.values())
+    return isinstance(part, Tensor | numpy.ndarray)
+
+
+def tensor_split(parts: Sequence[Any], where: str, of: str) -> TensorSplit:
+    """Return inputs and targets as samples.
+
+    Parameters
+    ----------
+    parts
+        Both; of inputs maybe several by name.
+    where, of
+        The key that names the factory, and the name of the split, for messages.
+
+    Raises
+    ------
+    InputError
+        They have unequal numbers of samples, or `tensor_of` refuses one.
+    """
+    given, targets = parts[0], tensor_of(parts[1], where, f"{of} targets")
+    inputs = (
+        {str(name): tensor_of(part, where, f"{of} inputs {name!r}") for name, part in given.items()}
+        if isinstance(given, Mapping)
+        else tensor_of(given, where, f"{of} inputs")
+    )
+    for name, part in named(inputs).items():
+        if len(part) != len(targets):
+            found = f"{len(part)} inputs{name and f' {name!r}'} and {len(targets)} targets"
+            raise InputError(where, found, "one target per input")
+    return TensorSplit(inputs, targets)
 
 
 def tensor_of(part: Any, where: str, what: str) -> Tensor:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from lowdimfa.data.arrays import tensor_of
+from lowdimfa.data.arrays import is_data, tensor_split
 from lowdimfa.data.items import COLLATE, Collate, ItemSplit
-from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.data.splits import Split, SubSplit
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import named
 
 _FEW = (16, 8, 4, 2)
 """Items whose targets say what kind of task it is: as many of these as there are."""
@@ -108,8 +106,8 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     parts = value if isinstance(value, Sequence) else ()
     if isinstance(value, Dataset):
         train, test = value.train, value.test
-    elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
-        train, test = _tensor_split(parts[:2], where, "training"), _tensor_split(parts[2:], where, "test")
+    elif len(parts) == 4 and all(map(is_data, parts, (True, False, True, False))):
+        train, test = tensor_split(parts[:2], where, "training"), tensor_split(parts[2:], where, "test")
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") or is_stream(part) for part in parts):
         train, test = (
             as_stream(part, where, collate) if is_stream(part) else _item_split(part, where, collate)
@@ -149,26 +147,6 @@ def _first_targets(train: Split) -> Tensor:
             with suppress(LowdimfaError):
                 return train.targets(torch.arange(samples))
     return train.targets(torch.tensor([0]))
-
-
-def _is_data(part: object, by_name: bool) -> bool:
-    if by_name and isinstance(part, Mapping):
-        return len(part) > 0 and all(_is_data(value, False) for value in part.values())
-    return isinstance(part, Tensor | numpy.ndarray)
-
-
-def _tensor_split(parts: Sequence[Any], where: str, of: str) -> TensorSplit:
-    given, targets = parts[0], tensor_of(parts[1], where, f"{of} targets")
-    inputs = (
-        {str(name): tensor_of(part, where, f"{of} inputs {name!r}") for name, part in given.items()}
-        if isinstance(given, Mapping)
-        else tensor_of(given, where, f"{of} inputs")
-    )
-    for name, part in named(inputs).items():
-        if len(part) != len(targets):
-            found = f"{len(part)} inputs{name and f' {name!r}'} and {len(targets)} targets"
-            raise InputError(where, found, "one target per input")
-    return TensorSplit(inputs, targets)
 
 
 def _item_split(items: Any, where: str, collate: Collate | None) -> Split:
