@@ -26,7 +26,8 @@ MOST_COPIED = 128 << 20
 _OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
-_COUNTS = (int, float, bool)
+COUNTS = (int, float, bool)
+"""Attributes of these types may count calls."""
 
 
 @contextmanager
@@ -104,9 +105,14 @@ def _put_back_buffer(buffer: Tensor, value: Tensor) -> None:
         buffer.data = value
 
 
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes that not every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+
+
 def _keep_attributes(module: nn.Module, after: ExitStack, moved: dict[nn.Module, list[str]]) -> None:
     """Have a module's attributes put back, and its tables of parameters and buffers, with what is in them."""
-    kept = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+    kept = own_attributes(module)
     # Among the tables that every module has: its children and its hooks, of which one may remove itself.
     tables = [
         value for name, value in vars(module).items() if name in _OF_MODULES and isinstance(value, dict)
@@ -141,9 +147,9 @@ def _put_back_array(array: numpy.ndarray[Any, Any], value: numpy.ndarray[Any, An
 
 def _put_back_attributes(module: nn.Module, kept: dict[str, Any], moved: dict[nn.Module, list[str]]) -> None:
     own = vars(module)
-    counts = {name: value for name, value in kept.items() if type(value) in _COUNTS}
+    counts = {name: value for name, value in kept.items() if type(value) in COUNTS}
     if names := [
-        name for name, value in counts.items() if type(own.get(name)) in _COUNTS and own[name] != value
+        name for name, value in counts.items() if type(own.get(name)) in COUNTS and own[name] != value
     ]:
         moved.setdefault(module, []).extend(names)
     for name in [name for name in own if name not in _OF_MODULES and name not in kept]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -47,8 +47,12 @@ PIECE = 32 << 20
 
 
 def rehearse_in_turn(
-    specification: Specification, blocks: Sequence[BlockPlan], bench: Bench, outline: Outline, make: Make
-) -> None:
+    specification: Specification,
+    blocks: Sequence[BlockPlan],
+    bench: Bench,
+    outline: Outline,
+    make: Make,
+) -> dict[str, list[str]]:
     """Do as `lowdimfa.services.run.rehearsal.rehearse`, with as little memory as can be.
 
     What arrives at a piece comes from made-up weights; its own are as in the run, and so is the error where the head has
@@ -65,6 +69,7 @@ def rehearse_in_turn(
     seed = derive_seed(specification.train.seed, "rehearsal")
     with bench.computing(seed), suppress(NotFiniteError, MemoryError):
         turns.run([piece for block in blocks for piece in pieces(block, block is blocks[-1])])
+    return turns.counts
 
 
 def pieces(block: BlockPlan, is_head: bool) -> list[BlockPlan]:
@@ -91,6 +96,7 @@ class _Turns:
     make: Make
     outline: Outline
     shape: ErrorShape
+    counts: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, parts: list[BlockPlan]) -> None:
         """Rehearse all pieces of a network, the last first."""
@@ -103,6 +109,7 @@ class _Turns:
             (stage,) = rehearsal.stages
             if not rehearsal.step(partial(self._step, stage, inputs, sent)):
                 return
+            self.counts |= rehearsal.counts
             known, uses_muon = id(stage.updater.config) in followed, uses_muon or _is_muon(stage)
             followed.add(id(stage.updater.config))
             for check in CHECKS:
