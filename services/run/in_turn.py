@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,10 +22,12 @@ from lowdimfa.services.run.large import Make, build_some
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.run.rehearsal import (
     CHECKS,
+    FIRST_STEP,
     SAMPLES,
     Rehearsal,
     copies_of,
     schedules_last,
+    when_few,
 )
 from lowdimfa.services.spec import Specification
 from lowdimfa.sparse import Outline
@@ -52,6 +54,7 @@ def rehearse_in_turn(
     bench: Bench,
     outline: Outline,
     make: Make,
+    smallest: int = SAMPLES,
 ) -> dict[str, list[str]]:
     """Do as `lowdimfa.services.run.rehearsal.rehearse`, with as little memory as can be.
 
@@ -63,12 +66,17 @@ def rehearse_in_turn(
     InputError
         As there.
     """
-    turns = _Turns(
-        specification, bench.with_samples(SAMPLES), make, outline, error_shape(blocks, bench.feedback)
-    )
-    seed = derive_seed(specification.train.seed, "rehearsal")
-    with bench.computing(seed), suppress(NotFiniteError, MemoryError):
-        turns.run([piece for block in blocks for piece in pieces(block, block is blocks[-1])])
+    parts = [piece for block in blocks for piece in pieces(block, block is blocks[-1])]
+    shape, size = error_shape(blocks, bench.feedback), min(SAMPLES, len(bench.batches[0][1]))
+    with bench.computing(derive_seed(specification.train.seed, "rehearsal")):
+        if smallest < size:
+            few = bench.with_samples(smallest)
+            turns = _Turns(specification, few, make, outline, shape, when_few(smallest), checks=())
+            with suppress(NotFiniteError, MemoryError):
+                turns.run(parts)
+        turns = _Turns(specification, bench.with_samples(size), make, outline, shape)
+        with suppress(NotFiniteError, MemoryError):
+            turns.run(parts)
     return turns.counts
 
 
@@ -96,6 +104,8 @@ class _Turns:
     make: Make
     outline: Outline
     shape: ErrorShape
+    when: str = FIRST_STEP
+    checks: Sequence[Callable[[Rehearsal], None]] = field(default_factory=lambda: CHECKS)
     counts: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, parts: list[BlockPlan]) -> None:
@@ -107,12 +117,12 @@ class _Turns:
         for part, inputs in reversed(list(zip(parts, arriving, strict=True))):
             rehearsal = self._begun(part, inputs, is_head=part is parts[-1])
             (stage,) = rehearsal.stages
-            if not rehearsal.step(partial(self._step, stage, inputs, sent)):
+            if not rehearsal.step(partial(self._step, stage, inputs, sent), self.when):
                 return
             self.counts |= rehearsal.counts
             known, uses_muon = id(stage.updater.config) in followed, uses_muon or _is_muon(stage)
             followed.add(id(stage.updater.config))
-            for check in CHECKS:
+            for check in self.checks:
                 if not (known and check is schedules_last):
                     check(rehearsal)
             del rehearsal, stage
@@ -153,7 +163,7 @@ class _Turns:
                 except (Exception, SystemExit) as error:  # a user's layers may fail in any way
                     raise InputError(
                         "model.factory",
-                        f"layers {part.name!r} to {part.layers[-1].name!r} failing in training ({in_words(error)})",
+                        f"layers {part.name!r} to {part.layers[-1].name!r} failing {self.when} ({in_words(error)})",
                         "what trains in plain PyTorch",
                     ) from error
         return found

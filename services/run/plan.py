@@ -229,7 +229,7 @@ def _rehearse(
     if network.outline is None:
         return rehearse(specification, network.blocks, bench, rebuild, smallest)
     make = partial(build_model, specification)
-    return rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
+    return rehearse_in_turn(specification, network.blocks, bench, network.outline, make, smallest)
 
 
 def _evaluation_size(network: NetworkPlan, order: BatchOrder) -> int:
