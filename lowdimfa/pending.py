@@ -59,7 +59,7 @@ def _own_sum(rule: QRule) -> list[Slot]:
 
 def running_statistics(stage: Stage) -> list[Tensor]:
     """Return a block's dense buffers, such as batch norm's running mean, not as copies; also those of no state dict."""
-    return [buffer.detach() for _, buffer in stage.module.named_plain_buffers() if is_dense(buffer)]
+    return [buffer for _, buffer in stage.module.named_plain_buffers() if is_dense(buffer)]
 
 
 def _set_gradient(parameter: nn.Parameter, value: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowdimfa.calling import FACTORY_KEY
-from lowdimfa.encoding import same_bits
+from lowdimfa.encoding import overlaps_itself, same_bits
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import unchanged_generators
 
@@ -60,9 +60,10 @@ def unchanged(
             note = moved.setdefault(module, []).append
             after.callback(_put_back, parameter, parameter.detach().clone(), partial(note, name))
         for module in model.modules():
-            for buffer in module.buffers(recurse=False):
-                if not is_lazy(buffer):
-                    after.callback(_put_back_buffer, buffer, buffer.clone())
+            buffers = [buffer for buffer in module.buffers(recurse=False) if not is_lazy(buffer)]
+            # What is noted first is put back last: the buffer in which an expanded one lies is then as it was.
+            for buffer in sorted(buffers, key=overlaps_itself, reverse=True):
+                after.callback(_put_back_buffer, buffer, buffer.clone())
             # A lazy one is made another class by its first forward, for good.
             if not any(map(is_lazy, module.parameters(recurse=False))):
                 _keep_attributes(module, after, moved)
@@ -99,10 +100,21 @@ def _put_back(parameter: nn.Parameter, value: Tensor, note: Callable[[], None]) 
 
 
 def _put_back_buffer(buffer: Tensor, value: Tensor) -> None:
-    if buffer.shape == value.shape:
-        buffer.copy_(value)
-    else:
+    if buffer.shape != value.shape:
         buffer.data = value
+    elif not _is_plain(buffer) or buffer.is_quantized:  # of which nobody can tell whether it has moved
+        if not overlaps_itself(buffer):
+            buffer.copy_(value)
+    elif not same_bits(buffer, value):  # else nothing is written: its elements may share memory
+        overwrite(buffer, value)
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor other values of its shape, behind autograd's back; in other memory where it can't be written to."""
+    if overlaps_itself(tensor):
+        tensor.data = value.clone()
+    else:
+        tensor.data.copy_(value)
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lowdimfa.errors import ProtocolError
 from lowdimfa.pending import pending_sums, running_statistics
 from lowdimfa.stage import Stage
+from lowdimfa.unchanged import overwrite
 
 Reduction = Literal["sum", "mean", "first"]
 """Gradients are added up, running statistics averaged, and whole numbers, which replicas move alike, are rank 0's."""
@@ -104,7 +105,7 @@ class Layout:
             if position >= self.gradients:
                 # Behind autograd's back: a graph that is kept for a later backward may refer to the buffer, whose
                 # running statistics it does not use.
-                tensor.data.copy_(value)
+                overwrite(tensor, value)
             elif present[position]:
                 self._slots[position].write(value)
 

@@ -131,6 +131,17 @@ def test_statistics_of_other_types_are_averaged_and_what_is_alike_stays(
         assert same_bits(one.module._layers[0].seen, expected)
 
 
+def test_statistics_whose_elements_share_memory_are_averaged_too() -> None:
+    blocks = [block(), block()]
+    for rank, one in enumerate(blocks):
+        one.module._layers[0].register_buffer(
+            "scale", torch.tensor([float(rank)]).expand(3), persistent=False
+        )
+    add_up(blocks, [1, 1])
+    for one in blocks:
+        assert torch.equal(one.module._layers[0].scale, torch.full((3,), 0.5))
+
+
 def test_a_gradient_that_one_replica_lacks_counts_as_zero_and_one_that_all_lack_stays_away() -> None:
     first, second = replicas(2)
     lacking, missing = 2, 4
