@@ -23,6 +23,9 @@ _ROUNDING = 1e-5
 Values = dict[tuple[str, str], Any]
 """By the name of a layer, and a name within it."""
 
+Buffers = dict[tuple[str, str], Tensor]
+"""By the same."""
+
 
 class Moved(NamedTuple):
     """What training forwards move; each is the name of a layer, and a name within it.
@@ -32,12 +35,12 @@ class Moved(NamedTuple):
     parameters
         Learned ones.
     made
-        Buffers that were not there before, or had another shape or type.
+        Buffers that were not there before and depend on the micro-batch, or had another shape or type.
     uneven
         Buffers of integers or truth values that other micro-batches move by other amounts.
     attributes
-        Numbers and tensors beside the buffers that move on when the same micro-batch comes again, as a count does, and as
-        what was last seen does not.
+        Numbers and tensors beside the buffers that depend on more than the last micro-batch: a count, a mean, what
+        the first batch has set.
     """
 
     parameters: list[tuple[str, str]]
@@ -51,35 +54,43 @@ def training_forwards(stage: Stage, inputs: Sequence[Activation]) -> list[Activa
     return [_forward(stage, each, number)[0] for number, each in enumerate(inputs)]
 
 
-def moved_in_training(stage: Stage, inputs: Sequence[Activation]) -> Moved:
+def moved_in_training(stage: Stage, other: Stage, inputs: Sequence[Activation]) -> Moved:
     """Find what forwards of a newly built block move.
 
     Parameters
     ----------
-    stage
-        The block. What it has in no buffer is not put back.
+    stage, other
+        The block, and the same block built once more. What they have in no buffer is not put back.
     inputs
         Two micro-batches that reach it, or one.
     """
-    module = stage.module
-    learned, before = _learned(module), _buffers(module)
-    after = [_forward(stage, inputs[0], 0)[1]]
-    parameters = [name for name, value in _learned(module).items() if not same_bits(value, learned[name])]
-    made = [
-        name for name, value in after[0].items() if name not in before or not _are_alike(value, before[name])
+    learned, before = _learned(stage.module), _buffers(stage.module)
+    after = _forward(stage, inputs[0], 0)[1]
+    parameters = [
+        name for name, value in _learned(stage.module).items() if not same_bits(value, learned[name])
     ]
-    if parameters or made:
-        return Moved(parameters, made, [], [])
-    first = _attributes(module)
-    _forward(stage, inputs[0], 0)
-    again = _attributes(module)
-    rounding = 0.0 if stage.device.type == "cpu" else _ROUNDING
-    kept = [name for name in again if name in first]
-    attributes = [name for name in kept if not _is_same(again[name], first[name], rounding)]
-    after += [_forward(stage, each, number)[1] for number, each in enumerate(inputs[1:], 1)]
+    last = len(inputs) - 1
+    later = _forward(stage, inputs[last], last)[1]
+    # From the same state, with other samples: as in another replica.
+    elsewhere = _forward(other, inputs[last], last)[1]
+    made = [name for name in after if not _is_there(name, before, after, later, elsewhere)]
     counts = [name for name, value in before.items() if not (value.is_floating_point() or value.is_complex())]
-    uneven = [name for name in counts if not all(same_bits(one[name], after[0][name]) for one in after)]
-    return Moved([], [], uneven, attributes)
+    uneven = [name for name in counts if name in after and not _is_equal(name, after, elsewhere)]
+    rounding = 0.0 if stage.device.type == "cpu" else _ROUNDING
+    ours, theirs = _attributes(stage.module), _attributes(other.module)
+    attributes = [name for name, value in ours.items() if not _is_same(value, theirs.get(name), rounding)]
+    return Moved(parameters, made, uneven, attributes)
+
+
+def _is_there(name: tuple[str, str], before: Buffers, *later: Buffers) -> bool:
+    """Whether a buffer has been there with its shape and type, or was made alike whatever was seen."""
+    if name in before:
+        return all(name in one and _are_alike(one[name], before[name]) for one in later)
+    return all(_is_equal(name, later[0], one) for one in later)
+
+
+def _is_equal(name: tuple[str, str], one: Buffers, other: Buffers) -> bool:
+    return name in other and same_bits(one[name], other[name])
 
 
 def moved_counts(layers: Sequence[Layer], module: BlockModule) -> dict[str, list[str]]:
@@ -93,16 +104,14 @@ def moved_counts(layers: Sequence[Layer], module: BlockModule) -> dict[str, list
     return found
 
 
-def _forward(
-    stage: Stage, inputs: Activation, number: int
-) -> tuple[Activation, dict[tuple[str, str], Tensor]]:
+def _forward(stage: Stage, inputs: Activation, number: int) -> tuple[Activation, Buffers]:
     """Return what a micro-batch's forward puts out, and the buffers that it leaves; those that were there are kept."""
     with torch.enable_grad(), unchanged_buffers(stage.module):
         outputs = stage.run(inputs, Ticket(0, number))
         return outputs, _buffers(stage.module)
 
 
-def _learned(module: BlockModule) -> dict[tuple[str, str], Tensor]:
+def _learned(module: BlockModule) -> Buffers:
     return {
         (layer, name): value.detach().clone()
         for layer, part in module.named_layers()
@@ -111,7 +120,7 @@ def _learned(module: BlockModule) -> dict[tuple[str, str], Tensor]:
     }
 
 
-def _buffers(module: BlockModule) -> dict[tuple[str, str], Tensor]:
+def _buffers(module: BlockModule) -> Buffers:
     return {
         (layer, name): value.detach().clone()
         for layer, part in module.named_layers()

@@ -57,9 +57,9 @@ def _own_sum(rule: QRule) -> list[Slot]:
     return [Slot(rule.weights, rule.pending, rule.set_pending)] if has_one else []
 
 
-def running_statistics(stage: Stage) -> list[Tensor]:
+def running_statistics(stage: Stage) -> dict[str, Tensor]:
     """Return a block's dense buffers, such as batch norm's running mean, not as copies; also those of no state dict."""
-    return [buffer for _, buffer in stage.module.named_plain_buffers() if is_dense(buffer)]
+    return {name: buffer for name, buffer in stage.module.named_plain_buffers() if is_dense(buffer)}
 
 
 def _set_gradient(parameter: nn.Parameter, value: Tensor) -> None:

@@ -52,6 +52,8 @@ class Layout:
     def __init__(self, stage: Stage, replicas: int) -> None:
         self.stage, self.replicas = stage, replicas
         self._slots = pending_sums(stage)
+        # What a forward makes later, as a mask that it keeps, is the same everywhere: the rehearsal has looked.
+        self._statistics = list(running_statistics(stage))
         members: dict[tuple[Reduction, torch.dtype], list[Tensor]] = {}
         for reduction, tensor in self._kinds([slot.like for slot in self._slots]):
             members.setdefault((reduction, tensor.dtype), []).append(tensor)
@@ -111,7 +113,8 @@ class Layout:
 
     def _kinds(self, gradients: Sequence[Tensor]) -> list[tuple[Reduction, Tensor]]:
         kinds: list[tuple[Reduction, Tensor]] = [("sum", tensor) for tensor in gradients]
-        statistics = running_statistics(self.stage)
+        current = running_statistics(self.stage)
+        statistics = [current[name] for name in self._statistics]
         return kinds + [("mean" if _has_mean(tensor) else "first", tensor) for tensor in statistics]
 
 

@@ -23,7 +23,7 @@ _WHEN = "in a forward in training"
 _MOVED = {
     "parameters": ("changes its parameter {} in its forward", _APART),
     "made": (
-        "makes its buffer {} while it trains, or gives it another shape",
+        "makes its buffer {} of what it sees, or gives it another shape, while it trains",
         ", or a buffer that is there from the start: replicas average their buffers",
     ),
     "uneven": (
@@ -31,7 +31,7 @@ _MOVED = {
         ", or a buffer of floats, which replicas average: of others all get those of the first",
     ),
     "attributes": (
-        "moves its attribute {} with each forward in training",
+        "keeps in its attribute {} more than of its last forward in training",
         ", or a buffer: of an attribute each replica has its own",
     ),
 }
@@ -93,8 +93,8 @@ def _refuse_moving_in_training(
 ) -> None:
     """Refuse layers that in training change what replicas don't share, or share otherwise than one of them would."""
     seen: list[Moved] = []
-    stage, plan = rehearsal.untrained(index), rehearsal.blocks[index]
-    if not rehearsal.step(lambda: seen.append(moved_in_training(stage, reaching)), _WHEN):
+    one, other, plan = rehearsal.untrained(index), rehearsal.untrained(index), rehearsal.blocks[index]
+    if not rehearsal.step(lambda: seen.append(moved_in_training(one, other, reaching)), _WHEN):
         return
     for kind, names in seen[0]._asdict().items():
         what, instead = _MOVED[kind]

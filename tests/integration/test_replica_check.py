@@ -76,7 +76,7 @@ class Counting(nn.Module):
 
 
 class Noting(nn.Module):
-    """Keeps what it saw last, behind batch norm, which counts calls in a buffer; and has a sparse one."""
+    """Keeps what it saw last, behind batch norm, which counts calls in a buffer; has a sparse one, and makes masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,10 @@ class Noting(nn.Module):
         self.register_buffer("graph", torch.eye(WIDTH).to_sparse(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.samples, self.latest = len(x), self.norm(x)
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.ones(WIDTH), persistent=False)
+            self.register_buffer("narrow", torch.ones(WIDTH, dtype=torch.int16), persistent=False)
+        self.samples, self.latest = len(x), self.norm(x) * self.mask * self.narrow
         return self.latest
 
 
@@ -99,6 +102,15 @@ class Averaging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x
+
+
+class Initialised(nn.Module):
+    """Has the mean of its first batch in an attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "mean"):
+            self.mean = x.detach().mean(0)
         return x
 
 
@@ -172,10 +184,14 @@ def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     ("kind", "words"),
     [
         ("Begun", "2 of block 1, whose layer '3' changes its parameter 'shift' in its forward"),
-        ("Made", "whose layer '3' makes its buffer 'mean' while it trains"),
-        ("Grown", "whose layer '3' makes its buffer 'latest' while it trains, or gives it another shape"),
-        ("Counting", "whose layer '3' moves its attribute 'calls' with each forward in training"),
-        ("Averaging", "whose layer '3' moves its attribute 'mean' with each forward in training"),
+        ("Made", "whose layer '3' makes its buffer 'mean' of what it sees"),
+        ("Grown", "whose layer '3' makes its buffer 'latest' of what it sees, or gives it another shape"),
+        (
+            "Counting",
+            "whose layer '3' keeps in its attribute 'calls' more than of its last forward in training",
+        ),
+        ("Averaging", "whose layer '3' keeps in its attribute 'mean' more than of its last forward"),
+        ("Initialised", "whose layer '3' keeps in its attribute 'mean' more than of its last forward"),
         ("Used", "whose layer '3' moves its buffer 'used' of whole numbers by what it sees"),
     ],
 )
