@@ -35,7 +35,7 @@ class Moved(NamedTuple):
     parameters
         Learned ones.
     made
-        Buffers that were not there before and depend on the micro-batch, or had another shape or type.
+        Buffers that are new and depend on the micro-batch, have another shape or type, or are gone.
     uneven
         Buffers of integers or truth values that other micro-batches move by other amounts.
     attributes
@@ -73,7 +73,7 @@ def moved_in_training(stage: Stage, other: Stage, inputs: Sequence[Activation]) 
     later = _forward(stage, inputs[last], last)[1]
     # From the same state, with other samples: as in another replica.
     elsewhere = _forward(other, inputs[last], last)[1]
-    made = [name for name in after if not _is_there(name, before, after, later, elsewhere)]
+    made = [name for name in before | after if not _is_there(name, before, after, later, elsewhere)]
     counts = [name for name, value in before.items() if not (value.is_floating_point() or value.is_complex())]
     uneven = [name for name in counts if name in after and not _is_equal(name, after, elsewhere)]
     rounding = 0.0 if stage.device.type == "cpu" else _ROUNDING

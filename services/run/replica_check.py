@@ -23,7 +23,7 @@ _WHEN = "in a forward in training"
 _MOVED = {
     "parameters": ("changes its parameter {} in its forward", _APART),
     "made": (
-        "makes its buffer {} of what it sees, or gives it another shape, while it trains",
+        "makes its buffer {} of what it sees, gives it another shape, or drops it, while it trains",
         ", or a buffer that is there from the start: replicas average their buffers",
     ),
     "uneven": (

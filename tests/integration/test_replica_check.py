@@ -61,6 +61,19 @@ class Grown(nn.Module):
         return x
 
 
+class Dropped(nn.Module):
+    """Has a buffer until it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = None
+        return x
+
+
 class Counting(nn.Module):
     """Counts its forwards in training in an attribute, on which what it computes depends; and notes what it saw last."""
 
@@ -185,7 +198,7 @@ def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     [
         ("Begun", "2 of block 1, whose layer '3' changes its parameter 'shift' in its forward"),
         ("Made", "whose layer '3' makes its buffer 'mean' of what it sees"),
-        ("Grown", "whose layer '3' makes its buffer 'latest' of what it sees, or gives it another shape"),
+        ("Grown", "whose layer '3' makes its buffer 'latest' of what it sees, gives it another shape"),
         (
             "Counting",
             "whose layer '3' keeps in its attribute 'calls' more than of its last forward in training",
