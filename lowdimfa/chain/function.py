@@ -138,7 +138,10 @@ class MapFunction(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, map_: Map, delivery: Delivery
     ) -> Tensor:
         """Run the map."""
-        return map_.run(x, weight, bias)
+        output = map_.run(x, weight, bias)
+        # Torch adds a bias to tokens through a view of the output. Autograd lets nobody change a function's view in
+        # place, as a ReLU(inplace=True) behind the layer does.
+        return output.detach() if output._is_view() else output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
