@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.chain.layers import LINEAR, Runner
+from lowdimfa.chain.layers import LINEAR, Converted, Runner
 from lowdimfa.errors import InputError
 
 PARTS = ("query", "key", "value")
 
 
-class ChainAttention(nn.MultiheadAttention):
+class ChainAttention(Converted, nn.MultiheadAttention):
     """An `nn.MultiheadAttention` with feedback for its query, key and value projections; `out_proj` has its own.
 
     Without gradients it runs as `nn.MultiheadAttention` itself, fast path included.
     """
 
     feedback: nn.ModuleDict
-    plain_class: type[nn.Module]
 
     def forward(
         self,

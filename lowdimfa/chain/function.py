@@ -185,6 +185,9 @@ def run_map(
     map_: Map, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, delivery: Delivery
 ) -> Tensor:
     """Run a map with a backward pass by the delivery, in autocast's type where autocast is on."""
+    if weight.is_complex():
+        found = "a layer whose weights have become complex since"
+        raise InputError("convert: model", found, "weights of real numbers", "Call revert() first.")
     kind = x.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return _apply(x, weight, bias, kernel, map_, delivery)

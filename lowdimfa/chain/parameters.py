@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from lowdimfa.chain.conversion import CONVERTED
+from lowdimfa.chain.finding import CONVERTED
 from lowdimfa.errors import InputError
 
 

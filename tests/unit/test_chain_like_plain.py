@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowdimfa import convert
+from lowdimfa import InputError, convert, revert
 
 
 class Residual(nn.Module):
@@ -45,3 +46,51 @@ def test_what_follows_a_layer_may_change_its_output_in_place(
         outputs[-1].square().sum().backward()
     assert torch.equal(*outputs)
     torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_layers_of_complex_numbers_stay_exact() -> None:
+    plain = nn.Sequential(nn.Linear(5, 6, dtype=torch.complex64), nn.Linear(6, 4, dtype=torch.complex64))
+    model = convert(nn.ModuleList([copy.deepcopy(plain), nn.Linear(2, 2)]), 1)
+    assert [type(layer) for layer in model[0]] == [nn.Linear, nn.Linear]
+    assert hasattr(model[1], "feedback")
+    with pytest.raises(InputError, match=r"0 \(Linear\).* weights of real numbers"):
+        convert(plain, 1)
+    later = convert(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4)), 2).to(torch.complex64)
+    with pytest.raises(InputError, match="become complex"):
+        later(torch.randn(3, 5, dtype=torch.complex64))
+
+
+class Feedback(nn.Linear):
+    """Has an attribute of the name that a converted layer's own goes by."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.feedback = nn.Linear(2, 2)
+
+
+class Plain(nn.Linear):
+    plain_class = "mine"
+
+
+class Tagged(nn.Linear):
+    """Its subclasses need an argument."""
+
+    def __init_subclass__(cls, *, tag: str, **others: Any) -> None:
+        super().__init_subclass__(**others)
+
+
+def test_attributes_of_a_subclass_are_never_overwritten() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Feedback(4, 4), Plain(4, 4), nn.Linear(4, 4))
+    own = model[1].feedback
+    convert(model, 2)
+    assert [type(layer) for layer in model[1:3]] == [Feedback, Plain]
+    assert hasattr(model[3], "feedback")
+    revert(model)
+    assert model[1].feedback is own and model[2].plain_class == "mine"
+
+
+def test_subclasses_whose_subclasses_need_arguments_are_converted() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Tagged(4, 4))
+    convert(model, 2)
+    assert isinstance(model[1], Tagged) and hasattr(model[1], "feedback")
+    assert type(revert(model)[1]) is Tagged

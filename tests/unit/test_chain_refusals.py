@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowdimfa import InputError, convert, parameter_groups, revert
 from lowdimfa.models import mlp
+from lowdimfa.rules import CHAIN_RULES
 
 
 class Doubled(nn.Linear):
@@ -81,6 +82,15 @@ def test_models_that_cant_be_converted_or_reverted_are_refused() -> None:
         convert(nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(InputError, match=re.escape("0 (Doubled)")):
         convert(nn.Sequential(Doubled(3, 3)))
+    for found in (None, "mlp", nn.Linear, [nn.Linear(2, 2)]):
+        with pytest.raises(InputError, match=r"expected an nn\.Module"):
+            convert(found)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("rule", CHAIN_RULES.built_in)
+def test_models_without_memory_are_refused_whatever_the_rule(rule: str) -> None:
+    with pytest.raises(InputError, match=r"the layer '0\.1', a Linear without weights yet.*to_empty"):
+        convert(mlp(3, 3, 2, 3).to("meta"), rule=rule)
 
 
 def test_groups_need_a_converted_model_and_rates() -> None:
