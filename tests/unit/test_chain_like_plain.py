@@ -94,3 +94,26 @@ def test_subclasses_whose_subclasses_need_arguments_are_converted() -> None:
     convert(model, 2)
     assert isinstance(model[1], Tagged) and hasattr(model[1], "feedback")
     assert type(revert(model)[1]) is Tagged
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 8), (5, 8)])
+def test_what_an_attention_returns_lies_in_memory_as_pytorchs(
+    shape: tuple[int, ...], need_weights: bool, batch_first: bool
+) -> None:
+    plain = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    model, x = convert(copy.deepcopy(plain), rule="backprop"), torch.randn(shape)
+    found, expected = (one(x, x, x, need_weights=need_weights) for one in (model, plain))
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or one.stride() == other.stride()
+
+
+def test_a_seeded_run_with_dropout_is_that_of_the_plain_model() -> None:
+    plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True), 2)
+    model, x = convert(copy.deepcopy(plain), rule="backprop"), torch.randn(2, 5, 8)
+    outputs = []
+    for one in (model, plain):
+        torch.manual_seed(0)
+        outputs.append(one(x))
+    torch.testing.assert_close(*outputs)
