@@ -197,6 +197,11 @@ def run_map(
         return _apply(*cast, map_, delivery)
 
 
+def current_backward() -> int:
+    """Return a number for the backward pass under way: another one for each."""
+    return int(torch._C._current_graph_task_id())  # torch has no public name for it
+
+
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Switch autocast off, if a device has it: those that only infer shapes don't."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
