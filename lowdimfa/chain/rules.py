@@ -272,8 +272,9 @@ class Follow(LowDimensional):
         """Take the step of the weights since the last forward pass, and return ``Q``."""
         with without_autocast(weight.device.type):
             mixed = map_.combine(self.P, weight)
-        self.Q = self.Q + map_.as_kernel(
-            mixed - self.seen
-        )  # not in place: a backward pass may need the former
-        self.seen = mixed
-        return map_.as_kernel(self.Q)
+        # Not in place: a backward pass may need the former.
+        followed = self.Q + map_.as_kernel(mixed - self.seen)
+        # What a transform of torch.func wraps is nothing outside of it, and the next pass takes the step from here again.
+        if not torch._C._are_functorch_transforms_active():
+            self.Q, self.seen = followed, mixed
+        return map_.as_kernel(followed)
