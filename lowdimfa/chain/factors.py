@@ -54,7 +54,7 @@ class Local(ChainRule):
                 kernel = drawn_like(weight, generator, kernel.shape)
         self.P, self.Q = nn.Parameter(rows), nn.Parameter(map_.as_kernel(kernel).clone())
         self._kernel_shape = kernel.shape
-        self._refresh_every = config.refresh_every
+        self._refresh_every = config.refresh_passes
         self._passes = 0  # backward passes in training mode since P and Q started or were refreshed
         self._all_passes = 0  # in any mode, from the start
         self._counted = -1  # the latest of them

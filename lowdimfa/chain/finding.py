@@ -144,7 +144,7 @@ def _require_known(
                 f"the first of its names, {first!r}",
             )
         if name not in known:
-            near = get_close_matches(name, known, cutoff=0.0)
+            near = get_close_matches(name, filter(None, known), cutoff=0.0)
             raise InputError(
                 f"convert: {argument}",
                 f"the name {name!r}",

@@ -13,8 +13,8 @@ from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.direct import WHERE, OutputError, require_outputs
 from lowdimfa.chain.layers import map_of, padding_before
 from lowdimfa.chain.oja import Drive
-from lowdimfa.chain.rules import ChainRule
-from lowdimfa.errors import InputError
+from lowdimfa.chain.rules import ChainRule, LowDimensional
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.rules import CHAIN_RULES
 from lowdimfa.tickets import derive_seed
 
@@ -60,9 +60,20 @@ class FeedbackMaker:
         key = (*_identity(weight), part)
         if key not in self._made:
             rule = _made(self._config, name, part, map_, weight, error_dim)
+            _refuse_idle_targets(rule, name, self._config)
             self._made[key] = Shared(rule, name, asked, weight)
         _refuse_disagreement(self._made[key], name, asked)
         return self._made[key].rule
+
+
+def _refuse_idle_targets(rule: ChainRule, name: str, config: ChainConfig) -> None:
+    if name in config.p_targets and isinstance(rule, LowDimensional) and not rule.learns_p:
+        raise InputError(
+            "convert: p_targets",
+            f"the layer {name!r}, whose error dimension is all of its {rule.P.shape[-1]} outputs",
+            "layers whose P learns",
+            f"Leave it out, or give it fewer: error_dims={{{name!r}: …}}.",
+        )
 
 
 def _identity(weight: Tensor) -> tuple[object, ...]:
@@ -151,6 +162,11 @@ class DirectMaker:
         modes = [(module, module.training) for module in model.modules()]
         try:
             output = model.eval()(example)
+        except (Exception, SystemExit) as error:  # a user's model may fail in any way
+            found = f"one with which the model fails ({in_words(error)})"
+            raise InputError(
+                "convert: example", found, "a batch of inputs, as the model is called with"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

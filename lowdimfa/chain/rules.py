@@ -216,6 +216,11 @@ class LowDimensional(ChainRule):
         self._p_samples = config.p_samples
         self._clamp = clamp_of(map_, config)
 
+    @property
+    def learns_p(self) -> bool:
+        """Whether there is anything for ``P`` to learn, and a rule by which it does."""
+        return self._oja is not None
+
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` in the layout of a weight with ``r`` outputs."""
         return map_.as_kernel(self.Q if self._learns_q else self.Q.detach())
