@@ -117,8 +117,7 @@ class Muon(Optimizer):
         """
         if "_transposed" in vars(self):
             raise ValueError(
-                "Muon takes all of its parameters when it is made, where kinds tell what they are: make a new one with "
-                "the groups of both, and load what the old one's state_dict() has of them"
+                "Muon takes all of its parameters when it is made, when kinds tell what they are: give it all groups then"
             )
         super().add_param_group(param_group)
 

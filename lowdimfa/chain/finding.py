@@ -49,9 +49,8 @@ def find_layers(model: nn.Module, config: ChainConfig) -> dict[str, nn.Module]:
     }
     _refuse_without_values(wanted)
     plain = {id(module) for module in wanted.values() if _is_plain(module)}
-    found = {
-        name: one for name, one in wanted.items() if id(one) in plain - _bypassed(modules.values(), plain)
-    }
+    plain -= _bypassed(modules.values(), plain)
+    found = {name: one for name, one in wanted.items() if id(one) in plain}
     if not found:
         kept = ", ".join(f"{name or 'the model'} ({type(one).__name__})" for name, one in wanted.items())
         raise InputError(
