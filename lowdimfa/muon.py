@@ -95,13 +95,10 @@ class Muon(Optimizer):
         }
         given |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn, "adamw_scale": adamw_scale}
         given |= {"betas": tuple(betas), "eps": eps, "fused": fused}
-        names = [name for group in groups for name in group.names]
+        names = [name for group in groups for name in group.names()]
         unused = tuple(each for each in (*adamw, *muon) if not any(is_named(name, [each]) for name in names))
         # Both parts are always there, so that a schedule's list of rates, and a checkpoint's groups, fit every block.
-        parts = [
-            group.settings | {"params": part} for group in groups for part in (group.matrices, group.rest)
-        ]
-        super().__init__(parts, given)
+        super().__init__([part for group in groups for part in group.parts()], given)
         self.unused = unused
         self._transposed = [group.transposed for group in groups]
         for group in self.param_groups:

@@ -24,19 +24,32 @@ class Group:
     ----------
     settings
         Its own settings.
+    is_named
+        Whether its parameters came with their names.
     matrices, transposed
         Muon's, and whether they are stored as ``(in, out)``.
     rest
         AdamW's.
-    names
-        Of all of its parameters, in the order in which they were given.
     """
 
     settings: dict[str, Any]
-    matrices: list[nn.Parameter | Named] = field(default_factory=list)
+    is_named: bool = False
+    matrices: list[Named] = field(default_factory=list)
     transposed: list[bool] = field(default_factory=list)
-    rest: list[nn.Parameter | Named] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    rest: list[Named] = field(default_factory=list)
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Return what torch's optimisers take for a group: of Muon's, and of AdamW's."""
+        return [self._part(self.matrices), self._part(self.rest)]
+
+    def names(self) -> list[str]:
+        """Return the names of all of its parameters."""
+        return [name for name, _ in (*self.matrices, *self.rest)]
+
+    def _part(self, named: list[Named]) -> dict[str, Any]:
+        part = self.settings | {"params": [one for _, one in named]}
+        # Said also where there are none: torch wants names in all groups or in none.
+        return part | {"param_names": [name for name, _ in named]} if self.is_named else part
 
 
 def split(
@@ -58,16 +71,17 @@ def split(
     parts = [_listed(one["params"]) for one in given] if are_groups else [given]
     every = [one for part in parts for one in part]
     names = iter(_names(every, kinds, are_groups))
+    are_named = any(isinstance(one, tuple) for one in every)
     for group, part in zip(found, parts, strict=True):
+        group.is_named = are_named
         for each in part:
             name, one = next(names), each[1] if isinstance(each, tuple) else each
             _require_fitting(name, one, kinds[name])
-            group.names.append(name)
             if is_muons(name, one, kinds[name], adamw, muon):
-                group.matrices.append(each)
+                group.matrices.append((name, one))
                 group.transposed.append(kinds[name] == "transposed")
             else:
-                group.rest.append(each)
+                group.rest.append((name, one))
     return found
 
 
@@ -88,7 +102,10 @@ def _listed(params: Any) -> list[Any]:
 
 def _names(given: list[Any], kinds: Mapping[str, str], are_groups: bool) -> list[str]:
     """Return the names of parameters: said beside them, or of the very objects of the model, or by their order."""
-    if given and all(isinstance(one, tuple) for one in given):
+    with_names = [isinstance(one, tuple) for one in given]
+    if any(with_names) and not all(with_names):
+        raise ValueError("some parameters come with names, and some without: give names to all or to none")
+    if any(with_names):
         names = [name for name, _ in given]
         for name in names:
             if name not in kinds:

@@ -56,7 +56,7 @@ class FeedbackMaker:
         error_dim = self._config.error_dim_of(name, len(weight) // map_.groups)
         asked: dict[str, object] = {"p_targets": name in self._config.p_targets}
         if self._has_error_dim:
-            asked |= {"error_dims": error_dim, "groups": map_.groups}
+            asked |= {"groups": map_.groups, "error_dims": error_dim}
         key = (*_identity(weight), part)
         if key not in self._made:
             rule = _made(self._config, name, part, map_, weight, error_dim)

@@ -139,7 +139,7 @@ def test_tied_convolutions_of_different_groups_have_no_feedback_in_common() -> N
         return Tied(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=2))
 
     with pytest.raises(InputError, match=r"groups of 1 and 2.*skip=\['a', 'b'\]"):
-        convert(tied(), 2)
+        convert(tied(), 64)
     model = convert(tied(), rule="kolen-pollack")  # its Q is a kernel for both
     model.b(model.a(torch.randn(1, 4, 6, 6, requires_grad=True))).sum().backward()
 

@@ -58,6 +58,9 @@ def test_kinds_go_by_the_names_of_parameters_wherever_these_stand() -> None:
     optimizer = Muon(reversed(list(model.named_parameters())), kinds=kinds)
     assert [tuple(one.shape) for one in optimizer.param_groups[0]["params"]] == [(12, 16), (16, 8)]
     assert optimizer.param_groups[0]["param_names"] == ["2.weight", "0.weight"]
+    biases = [pair for pair in model.named_parameters() if pair[0].endswith("bias")]
+    parts = [group["param_names"] for group in Muon([{"params": biases}], kinds=kinds).param_groups]
+    assert parts == [[], ["0.bias", "2.bias", "4.bias"]]
 
 
 def test_frozen_parameters_may_be_left_out() -> None:
@@ -174,6 +177,9 @@ def test_what_does_not_go_together_is_named() -> None:
     )
     assert "a parameter of shape (3,) isn't of the model" in refusal(
         lambda model: [*model.parameters(), nn.Parameter(torch.ones(3))], kinds_of
+    )
+    assert "give names to all" in refusal(
+        lambda model: [("0.weight", model[0].weight), model[0].bias], kinds_of
     )
     assert "momentum is 2" in refusal(lambda model: [{"params": model.parameters(), "momentum": 2}], kinds_of)
     assert "learning rate" in refusal(lambda model: [{"params": model.parameters(), "lr": -1.0}], kinds_of)
