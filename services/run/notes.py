@@ -19,6 +19,9 @@ from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.training import feedback_config
 
+_FAR_WIDER = 2
+"""Times the width of the network, from which an error of as many numbers is worth a word: a vocabulary is wider by far."""
+
 
 def aligns(network: NetworkPlan) -> bool:
     """Whether updates can be compared with true gradients, which takes all blocks in one process."""
@@ -57,7 +60,7 @@ def notes(plan: RunPlan) -> Iterator[str]:
 
 
 def _wider_than_needed(network: NetworkPlan) -> str:
-    """Return a warning where the error of the head's input would have fewer numbers than that of the logits."""
+    """Return a warning where the error of the head's input would have a small part of the numbers of the logits'."""
     feedback, shape = network.feedback, network.shape
     if feedback.form != "broadcast" or source_of(feedback) != "logits":
         return ""
@@ -65,7 +68,7 @@ def _wider_than_needed(network: NetworkPlan) -> str:
         other = source_shape(network.blocks[-1], replace(feedback, source="head_input", error_dim=None))
     except InputError:  # there is none that blocks could take
         return ""
-    if len(other) - 1 != shape.position_dims or other[-1] >= shape.error_dim:
+    if len(other) - 1 != shape.position_dims or _FAR_WIDER * other[-1] > shape.error_dim:
         return ""
     return (
         f"feedback.source: logits sends {shape.error_dim:,} numbers per error, and each block learns what they mean to "

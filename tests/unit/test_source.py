@@ -434,11 +434,11 @@ def test_a_run_says_that_its_loss_leaves_it_without_a_readout(
 @pytest.mark.parametrize(
     ("width", "feedback", "told"),
     [
-        (6, {}, True),
-        (6, {"error_dim": 6}, False),
-        (6, {"source": "head_input"}, False),
-        (6, {"form": "frozen"}, False),
-        (12, {}, False),
+        (4, {}, True),
+        (4, {"error_dim": 7}, False),
+        (4, {"source": "head_input"}, False),
+        (4, {"form": "frozen"}, False),
+        (8, {}, False),
     ],
 )
 def test_a_run_says_where_another_source_has_fewer_numbers(
@@ -452,7 +452,7 @@ def test_a_run_says_where_another_source_has_fewer_numbers(
         "train": {"steps": 1},
     }
     found = list(notes(make_run_plan(parse_specification(plain, "test"), rehearsed=False)))
-    assert any("has 6, which blocks of that width need not learn" in note for note in found) is told
+    assert any("has 4, which blocks of that width need not learn" in note for note in found) is told
 
 
 def test_baselines_learn_as_without_it() -> None:
