@@ -20,7 +20,7 @@ from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.training import feedback_config
 
 _FAR_WIDER = 2
-"""Times the width of the network, from which an error of as many numbers is worth a word: a vocabulary is wider by far."""
+"""Times the width of the network, from which an error of so many numbers is worth a word."""
 
 
 def aligns(network: NetworkPlan) -> bool:
