@@ -27,6 +27,20 @@ from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import ONE, named
 
+_PROBLEMS: dict[Task, str] = {
+    "classification": "single_label_classification",
+    "tokens": "single_label_classification",
+    "regression": "regression",
+}
+"""The ``problem_type`` whose loss ``auto`` is."""
+
+_LOSSES = {
+    "regression": "targets that are floating-point numbers, or mse where squared errors are meant",
+    "multi_label_classification": "bce, and a target for each label",
+    "single_label_classification": "integers as targets, or a loss of your own such as "
+    "torch.nn.functional:cross_entropy for shares of classes",
+}
+
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
 
@@ -81,13 +95,8 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
     """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     head = network.blocks[-1].layers[-1].module
-    labels = head.labels if isinstance(head, Part) else 0
-    if new and labels > 1 and task == "regression" and training.loss == "auto":
-        raise InputError(
-            "train.loss",
-            f"'auto', which is mse for targets that are no integers, with a network of {labels} labels",
-            "bce where several labels may be right, or mse where squared errors are meant",
-        )
+    if new and training.loss == "auto" and isinstance(head, Part) and head.labels:
+        _refuse_other_loss(head, task)
     loss = make_loss(training.loss, task, training.ignore_index)
     shown = shows_targets(training.loss, task)
     if shown:
@@ -115,6 +124,21 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
                 "such as the loss and the metrics take too",
             ) from error
     return names
+
+
+def _refuse_other_loss(head: Part, task: Task) -> None:
+    """Refuse ``auto`` where it is another loss than that which `transformers` takes for the labels."""
+    chosen = "mse for targets that are no integers" if task == "regression" else "cross_entropy for integers"
+    if head.problem is not None and head.problem != _PROBLEMS[task]:
+        expected = _LOSSES.get(head.problem, "the loss that is meant")
+        found = f"'auto', which is {chosen}, with the configuration's problem_type {head.problem!r}"
+        raise InputError("train.loss", found, expected)
+    if head.problem is None and head.labels > 1 and task == "regression":
+        raise InputError(
+            "train.loss",
+            f"'auto', which is {chosen}, with a network of {head.labels} labels",
+            "bce where several labels may be right, or mse where squared errors are meant",
+        )
 
 
 def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tensor:

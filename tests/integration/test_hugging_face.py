@@ -431,12 +431,6 @@ def test_a_loss_of_experts_is_refused() -> None:
     refused("output_router_logits", config=LLAMA | {"output_router_logits": True})
 
 
-def test_a_problem_type_that_chooses_no_loss_is_said() -> None:
-    labels = {"num_labels": 4, "problem_type": "multi_label_classification"}
-    network = hugging_face(config=BERT | labels, task="sequence-classification")
-    assert "train.loss" in network[-1].notice
-
-
 def test_a_window_that_only_the_layers_would_have_is_refused() -> None:
     """`transformers` takes any key of a configuration, and computes nothing by those that are not of its kind."""
     refused("don't compute what the LlamaForCausalLM does", config=LLAMA | {"sliding_window": 8})

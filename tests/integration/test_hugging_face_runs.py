@@ -282,6 +282,41 @@ def several_labels() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tokens, labels, tokens, labels
 
 
+def numbers(kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = torch.randint(10, (16, 6), generator=torch.Generator().manual_seed(0))
+    targets = tokens[:, 0] % 3 if kind == "integers" else tokens[:, :3].float().softmax(-1)
+    return tokens, targets, tokens, targets
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "found"),
+    [
+        ("regression", "integers", "'auto', which is cross_entropy for integers"),
+        ("single_label_classification", "shares", "'auto', which is mse for targets that are no integers"),
+        ("multi_label_classification", "shares", "'auto', which is mse for targets that are no integers"),
+        ("single_label_classification", "integers", None),
+        ("regression", "shares", None),
+    ],
+)
+def test_a_problem_type_that_means_another_loss_is_refused(
+    problem: str, kind: str, found: str | None
+) -> None:
+    config = BERT | {"num_labels": 3, "problem_type": problem}
+    data = {"factory": f"{__name__}:numbers", "args": {"kind": kind}}
+    model = {"factory": "lowdimfa.models:hugging_face", "blocks": 2}
+    model |= {"args": {"config": config, "task": "sequence-classification"}}
+    plain = {"model": model, "data": data, "train": {"steps": 1, "batch_size": 8}}
+    if found is None:
+        make_run_plan(parse_specification(plain, "test"))
+        return
+    with pytest.raises(InputError) as caught:
+        make_run_plan(parse_specification(plain, "test"))
+    assert (
+        f"train.loss: found {found}, with the configuration's problem_type {problem!r}"
+        in caught.value.message
+    )
+
+
 def test_another_network_or_place_is_refused(tmp_path: Path) -> None:
     plain = {
         "model": {"factory": "lowdimfa.models:mlp", "blocks": 2}

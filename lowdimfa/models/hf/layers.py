@@ -33,12 +33,14 @@ class Part(nn.Module):
     notice
         What whoever starts a run has to know of the layer; empty if there is nothing.
     labels
-        Of the output of a network that classifies: how many there are; 0 elsewhere, and where the configuration's
-        ``problem_type`` says what they are for.
+        Of the output of a network that classifies: how many there are; 0 elsewhere.
+    problem
+        The configuration's ``problem_type``, where one says what they are for.
     """
 
     notice: str = ""
     labels: int = 0
+    problem: str | None = None
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__()

@@ -64,11 +64,6 @@ def hugging_face(
         refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
-    if getattr(settings, "problem_type", None) == "multi_label_classification":
-        cast(Part, network[-1]).notice = (
-            "the configuration's problem_type, multi_label_classification, chooses no loss here: train.loss does, "
-            "and bce is the one for several labels"
-        )
     network.folder = path
     return network.train()
 

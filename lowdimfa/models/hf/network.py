@@ -53,8 +53,9 @@ class HuggingFaceNetwork(nn.Sequential):
         self.kind: Any = type(original)
         config: Any = original.config
         self.config: Any = config
-        if task.endswith("-classification") and getattr(config, "problem_type", None) is None:
-            cast(Part, self[-1]).labels = config.num_labels
+        if task.endswith("-classification"):
+            head = cast(Part, self[-1])
+            head.labels, head.problem = config.num_labels, getattr(config, "problem_type", None)
         self.folder: str | None = None
 
     def run(self, **inputs: Tensor) -> Tensor:
