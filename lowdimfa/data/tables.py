@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def table(
     target: str = "label",
     test: str | float = 0.1,
     seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """Return rows of a table, which are read when they are drawn; it needs the extra ``hf``.
 
@@ -120,6 +121,8 @@ def table(
         Path of the test rows, or what part of all rows they are.
     seed
         Decides which rows are in such a part.
+    classes
+        Names of the classes in the order of their numbers; by default texts are sorted.
 
     Raises
     ------
@@ -132,7 +135,8 @@ def table(
         if isinstance(inputs, Mapping)
         else {"": _list(inputs)}
     )
-    classes: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    named: list[str] = list(classes or ())
     beside = {name for names in columns.values() if len(names) > 1 for name in names}
 
     def read(path: str) -> TableSplit:
@@ -146,12 +150,31 @@ def table(
             _require_numbers(rows.data.column(name), str(where), name)
             if name in beside:
                 _require_exact(rows.data.column(name), str(where), name)
-        if not classes and "string" in str(getattr(rows.features[target], "dtype", "")):
-            classes.update({text: number for number, text in enumerate(sorted(rows.unique(target)))})
+        if not numbers and "string" in str(getattr(rows.features[target], "dtype", "")):
+            numbers.update(_numbered(rows.unique(target), classes, str(where)))
+        named[:] = numbers or _names(rows.features[target], classes, str(where))
         inputs, targets = (rows.with_format("torch", columns=names) for names in (wanted, [target]))
-        return TableSplit(inputs, targets, str(where), columns, target, classes)
+        return TableSplit(inputs, targets, str(where), columns, target, numbers)
 
-    return with_test("table", read, path, test, seed)
+    data = with_test("table", read, path, test, seed)
+    return replace(data, classes=tuple(named) or None)
+
+
+def _numbered(texts: Sequence[str], classes: Sequence[str] | None, where: str) -> dict[str, int]:
+    """Return the number of each class."""
+    order = sorted(texts) if classes is None else list(classes)
+    if unknown := sorted(set(texts) - set(order)):
+        raise InputError(where, f"the class {unknown[0]!r}", f"those of 'classes', {', '.join(order)}")
+    return {text: number for number, text in enumerate(order)}
+
+
+def _names(feature: Any, classes: Sequence[str] | None, where: str) -> list[str]:
+    """Return the names of classes that have numbers already."""
+    own = list(getattr(feature, "names", None) or ())
+    if own and classes is not None and own != list(classes):
+        found = f"classes that are numbered already, {', '.join(own)}"
+        raise InputError(where, found, f"those of 'classes', {', '.join(classes)}", "Leave 'classes' out.")
+    return own or list(classes or ())
 
 
 def _require_numbers(column: Any, where: str, name: str) -> None:

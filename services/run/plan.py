@@ -25,6 +25,7 @@ from lowdimfa.layers import named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.data import load_dataset
+from lowdimfa.services.run.described import check_classes
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.fitting_data import check_targets, check_tokens
 from lowdimfa.services.run.in_turn import rehearse_in_turn
@@ -131,7 +132,9 @@ def make_run_plan(
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     order.evaluation_size = _evaluation_size(network, order)
-    numbers = check_targets(network, reader, new=rehearsed and not resumed)
+    if new := rehearsed and not resumed:
+        check_classes(network, dataset)
+    numbers = check_targets(network, reader, new)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)

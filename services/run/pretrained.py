@@ -17,13 +17,14 @@ from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import quiet
 from lowdimfa.paths import appearing, expand
+from lowdimfa.services.run.described import PREPROCESSOR, name_labels, write_preprocessor
 from lowdimfa.services.run.large import build_shapes
 from lowdimfa.services.run.manifest import Manifest, export_state
 from lowdimfa.services.run.model import build_model, require_configuration
 from lowdimfa.services.spec import Specification
 
 _GENERATION = "generation_config.json"
-_SETTINGS = (_GENERATION, "preprocessor_config.json")
+_SETTINGS = (_GENERATION, PREPROCESSOR)
 _TEXT = 'It\'s 2,026:\n\n  "tokens"  and 12345 words\tof Ünïcode…\r\n'
 """What tokenizers of different habits cut differently."""
 _TOKENIZER = "tokenizer.json"
@@ -67,6 +68,8 @@ def export_folder(
     require_configuration(layers, manifest)
     kept = BlockModule(layers).plain_state_dict()
     manifest.require_same_model({name: tuple(value.shape) for name, value in kept.items()})
+    told = manifest.meta.get("described") or {}
+    name_labels(network.config, told.get("classes"))
     if output.exists():
         raise InputError(str(output), "something that is already there", "a folder to be made")
     try:
@@ -76,7 +79,7 @@ def export_folder(
             notices = _copy_tokenizer([specification.data.args.get("path"), network.folder], folder)
             if not own:
                 _name_special_tokens(folder)
-            notices += _read_otherwise(folder)
+            notices += _read_otherwise(folder) + write_preprocessor(told.get("images"), folder)
     except OSError as error:
         found = f"a path that can't be written ({error})"
         raise InputError(str(output), found, "a writable folder") from error
