@@ -370,3 +370,22 @@ def test_labels_that_are_the_inputs_are_refused(tmp_path: Path) -> None:
                 engine="local",
                 run_dir=tmp_path / "run",
             ).fit()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("following", "after those of"), ("present", "that are the very")]
+)
+def test_a_masked_language_model_that_sees_its_targets_is_refused(name: str, found: str) -> None:
+    """Its loss would fall to nothing, by copying the token at hand or the one after."""
+    config = BERT | {"vocab_size": TOKENS + 1}
+    model = {"factory": "lowdimfa.models:hugging_face", "args": {"config": config, "task": "masked-lm"}}
+    plain = {"model": model | {"blocks": 2}, "train": {"steps": 1, "batch_size": 2}}
+    source = "sequences:following" if name == "following" else f"{__name__}:present"
+    with pytest.raises(InputError, match=rf"{found} .*masked-lm sees.*DataCollatorForLanguageModeling"):
+        make_run_plan(parse_specification(plain | {"data": {"factory": source}}, "test"))
+    make_run_plan(parse_specification(plain | {"data": {"factory": "sequences:masked"}}, "test"))
+
+
+def present() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = following()[0]
+    return tokens, tokens, tokens, tokens

@@ -34,12 +34,16 @@ class Part(nn.Module):
         What whoever starts a run has to know of the layer; empty if there is nothing.
     labels
         Of the output of a network that classifies: how many there are; 0 elsewhere.
+    predicts
+        Of the embedding of a language model, which tokens it is trained for: the ``next`` ones, or those that are
+        ``hidden``; empty elsewhere.
     problem
         The configuration's ``problem_type``, where one says what they are for.
     """
 
     notice: str = ""
     labels: int = 0
+    predicts: str = ""
     problem: str | None = None
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:

@@ -37,10 +37,9 @@ class HuggingFaceNetwork(nn.Sequential):
     def __init__(self, original: nn.Module, outline: Outline, task: Task) -> None:
         blocks: Any = original.get_submodule(outline.blocks)
         rotary = _rotary(original, outline)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            embedding=_embedding(original, outline.before, task)
-        )
-        layers["embedding"].predicts_next = task == "causal-lm"  # type: ignore[assignment]
+        first = _embedding(original, outline.before, task)
+        first.predicts = {"causal-lm": "next", "masked-lm": "hidden"}.get(task, "")
+        layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=first)
         for index in range(len(blocks)):
             name = f"{outline.blocks}.{index}"
             layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary)
