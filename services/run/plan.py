@@ -34,6 +34,7 @@ from lowdimfa.services.run.model import build_model, cut_model, measures
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.profile import Bench, balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
+from lowdimfa.services.run.tokenizer_files import check_tokenizer
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
@@ -134,6 +135,7 @@ def make_run_plan(
     order.evaluation_size = _evaluation_size(network, order)
     if new := rehearsed and not resumed:
         check_classes(network, dataset)
+        check_tokenizer(network, specification.data.args.get("path"))
     numbers = check_targets(network, reader, new)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.

@@ -37,6 +37,8 @@ class Part(nn.Module):
     predicts
         Of the embedding of a language model, which tokens it is trained for: the ``next`` ones, or those that are
         ``hidden``; empty elsewhere.
+    folder
+        Of the embedding, where the network's weights came from; None if they were drawn.
     problem
         The configuration's ``problem_type``, where one says what they are for.
     """
@@ -44,6 +46,7 @@ class Part(nn.Module):
     notice: str = ""
     labels: int = 0
     predicts: str = ""
+    folder: str | None = None
     problem: str | None = None
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:

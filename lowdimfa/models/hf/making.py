@@ -64,7 +64,7 @@ def hugging_face(
         refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
-    network.folder = path
+    cast(Part, network[0]).folder = path
     return network.train()
 
 

@@ -30,8 +30,6 @@ class HuggingFaceNetwork(nn.Sequential):
         Class of the original network.
     config
         Its configuration.
-    folder
-        Where its weights came from, and maybe its tokenizer; None if they were drawn.
     """
 
     def __init__(self, original: nn.Module, outline: Outline, task: Task) -> None:
@@ -55,7 +53,11 @@ class HuggingFaceNetwork(nn.Sequential):
         if task.endswith("-classification"):
             head = cast(Part, self[-1])
             head.labels, head.problem = config.num_labels, getattr(config, "problem_type", None)
-        self.folder: str | None = None
+
+    @property
+    def folder(self) -> str | None:
+        """Where its weights came from, and maybe its tokenizer; None if they were drawn."""
+        return cast(Part, self[0]).folder
 
     def run(self, **inputs: Tensor) -> Tensor:
         """Return the output for inputs by name, of which each layer takes those that it knows."""
