@@ -465,3 +465,32 @@ def test_positions_are_looked_at_for_packed_texts_only_where_the_data_have_them(
     positions = {"position_ids": torch.arange(4).expand(2, 4)} if given else {}
     network.run(input_ids=tokens, **positions)
     assert bool(looked) is given
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2, classes", "llama", "bert, decoder", "mistral"])
+def test_packed_texts_are_kept_apart_where_the_original_does(name: str) -> None:
+    same_when_packed(*pair(CASES[name]))
+
+
+def test_packed_texts_of_a_kind_that_gives_its_mask_no_positions_see_each_other() -> None:
+    config = LLAMA | {"model_type": "gpt_oss", "attn_implementation": "eager", "head_dim": 4}
+    experts = {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2}
+    same_when_packed(*pair(Case(config | experts, "causal-lm", layers=DECODER)))
+
+
+def same_when_packed(whole: Any, network: Any) -> None:
+    tokens = torch.randint(8, 50, (2, 12), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)
+    given = {"input_ids": tokens, "position_ids": positions}
+    expected = whole.eval()(**given, use_cache=False).logits
+    torch.testing.assert_close(network.eval().run(**given), expected)
+
+
+def test_another_mask_for_packed_texts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowdimfa.models.hf.network.looks_for_packed", lambda _: True)
+    case = CASES["bert, decoder"]
+    refused(
+        "layers that keep packed texts apart otherwise than the BertLMHeadModel",
+        config=case.config,
+        layers=case.layers,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -55,15 +56,39 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
                 _refuse_foresight(small.eval(), inputs["input_ids"])
                 small.train()
             again = _run_both(small, network, inputs) if _made_loud(small, outputs[0]) else outputs
-    for whole, composed in (outputs, again):
-        if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
-            window = getattr(network.config, "sliding_window", None)
-            raise InputError(
-                _KEY,
-                f"layers that, run in order, don't compute what the {kind} does"
-                + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
-                "all that happens to its hidden states and its output, with nothing in between",
-            )
+            _refuse_unlike(network, outputs, again)
+            _refuse_other_packing(small, network, task)
+
+
+def _refuse_unlike(network: HuggingFaceNetwork, *pairs: tuple[Tensor, Tensor]) -> None:
+    if all(_alike(whole, composed) for whole, composed in pairs):
+        return
+    window = getattr(network.config, "sliding_window", None)
+    raise InputError(
+        _KEY,
+        f"layers that, run in order, don't compute what the {network.kind.__name__} does"
+        + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
+        "all that happens to its hidden states and its output, with nothing in between",
+    )
+
+
+def _alike(whole: Tensor, composed: Tensor) -> bool:
+    return whole.shape == composed.shape and torch.allclose(whole, composed, rtol=1e-3, atol=1e-5)
+
+
+def _refuse_other_packing(original: Any, network: HuggingFaceNetwork, task: Task) -> None:
+    """Refuse layers that keep texts of one sequence apart by positions that begin again, or don't, unlike the network."""
+    takes = inspect.signature(original.forward).parameters
+    if task == "image-classification" or not {"position_ids", "use_cache"} <= set(takes):
+        return
+    tokens = _inputs(network.config, task)["input_ids"]
+    half = tokens.shape[1] // 2
+    positions = torch.cat([torch.arange(half), torch.arange(tokens.shape[1] - half)]).expand_as(tokens)
+    # With a cache, as text is generated, it doesn't look for packed texts.
+    pair = _run_both(original, network, {"input_ids": tokens, "position_ids": positions}, use_cache=False)
+    if not _alike(*pair):
+        found = f"layers that keep packed texts apart otherwise than the {network.kind.__name__}"
+        raise InputError(_KEY, found, "one attention mask in both, for position_ids that begin again")
 
 
 def _refuse_foresight(original: Any, tokens: Tensor) -> None:
@@ -89,10 +114,12 @@ def _made_loud(original: Any, output: Tensor) -> bool:
     return True
 
 
-def _run_both(original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _run_both(
+    original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor], **options: bool
+) -> tuple[Tensor, Tensor]:
     try:
         with reproducible(1):
-            whole: Tensor = original(**inputs).logits
+            whole: Tensor = original(**inputs, **options).logits
         with reproducible(1):
             return whole, network.run(**inputs)
     except InputError:

@@ -163,13 +163,15 @@ class TransformerBlock(Part):
         Position of the block.
     rotary
         Name of the network's rotary embedding, of which the block gets a copy; None if there is none.
+    packed
+        Whether its mask keeps texts apart by positions that begin again, as `looks_for_packed` tells.
     """
 
     residual_stream: ClassVar[bool] = True
 
-    def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None) -> None:
+    def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None, packed: bool) -> None:
         super().__init__(original, [name])
-        self.rotary = rotary
+        self.rotary, self.packed = rotary, packed
         if rotary is not None:
             self.keep(rotary, deepcopy(original.get_submodule(rotary)))
         block = self.get_submodule(name)
@@ -212,7 +214,7 @@ class TransformerBlock(Part):
             raise InputError("data.factory", found, "one number for each token")
         # No cache; its name differs between versions. Positions only of the data: in them the package looks for texts
         # that are packed together, which takes time, and when it is compiled makes it form the whole mask.
-        more = (None, position_ids) if self.causal else ()
+        more = (None, position_ids if self.packed else None) if self.causal else ()
         return self.make_mask(self.config, hidden_states, attention_mask, *more)
 
 

@@ -19,6 +19,7 @@ from lowdimfa.models.hf.layers import (
     TransformerBlock,
 )
 from lowdimfa.models.hf.outlines import Outline, Task
+from lowdimfa.models.hf.packing import looks_for_packed
 
 
 class HuggingFaceNetwork(nn.Sequential):
@@ -37,10 +38,11 @@ class HuggingFaceNetwork(nn.Sequential):
         rotary = _rotary(original, outline)
         first = _embedding(original, outline.before, task)
         first.predicts = {"causal-lm": "next", "masked-lm": "hidden"}.get(task, "")
+        packed = task != "image-classification" and looks_for_packed(original)
         layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=first)
         for index in range(len(blocks)):
             name = f"{outline.blocks}.{index}"
-            layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary)
+            layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary, packed)
         layers["output"] = (
             LastTokenOutput(original, outline.after)
             if outline.token == "last"
