@@ -338,6 +338,7 @@ def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
     """Logits of new weights are small, and a cap does nothing to them."""
     layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
     refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
+    refused("between layers: final_logit_softcapping: 30.0", config=GEMMA, layers=layers)
 
 
 def test_a_network_that_sees_what_it_is_to_predict_is_refused(folder: Path) -> None:
@@ -493,4 +494,22 @@ def test_another_mask_for_packed_texts_is_refused(monkeypatch: pytest.MonkeyPatc
         "layers that keep packed texts apart otherwise than the BertLMHeadModel",
         config=case.config,
         layers=case.layers,
+    )
+
+
+def test_a_network_that_does_not_run_itself_is_blamed_on_its_configuration() -> None:
+    """Whose head_dim fits its weights, and not its rotary embedding."""
+    latent = {
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 4,
+    }
+    config = LLAMA | {"model_type": "deepseek_v3", "head_dim": 6, "num_key_value_heads": 4} | latent
+    experts = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 9, "n_routed_experts": 4}
+    refused(
+        "model.args.config: found a DeepseekV3ForCausalLM that doesn't run by itself on input_ids",
+        config=config | experts,
+        layers=DECODER,
     )

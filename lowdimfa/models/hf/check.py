@@ -19,6 +19,16 @@ from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
+_SCALES = (
+    "embedding_multiplier",
+    "embedding_multiplier_scale",
+    "final_logit_softcapping",
+    "lm_head_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "mup_width_multiplier",
+    "scale_emb",
+)
 _WINDOW = 3
 """Tokens that a sliding window has at most here: fewer than there are, so that one that only one of both has shows."""
 _LOUD, _ROUNDING = 100.0, 1e-5
@@ -69,6 +79,19 @@ def _refuse_unlike(network: HuggingFaceNetwork, *pairs: tuple[Tensor, Tensor]) -
         f"layers that, run in order, don't compute what the {network.kind.__name__} does"
         + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
         "all that happens to its hidden states and its output, with nothing in between",
+        _likely_causes(network.config),
+    )
+
+
+def _likely_causes(config: Any) -> str:
+    """Return what of a configuration scales or caps values between the layers, where that is set."""
+    found = [
+        f"{name}: {value}" for name in _SCALES if (value := getattr(config, name, None)) not in (None, 1)
+    ]
+    return (
+        f"Its configuration scales or caps values, which may be between layers: {', '.join(found)}"
+        if found
+        else ""
     )
 
 
@@ -120,6 +143,12 @@ def _run_both(
     try:
         with reproducible(1):
             whole: Tensor = original(**inputs, **options).logits
+    except Exception as error:  # what its configuration doesn't tell, or an input of another form
+        found = (
+            f"a {network.kind.__name__} that doesn't run by itself on {', '.join(inputs)} ({in_words(error)})"
+        )
+        raise InputError("model.args.config", found, "a configuration with which it does") from error
+    try:
         with reproducible(1):
             return whole, network.run(**inputs)
     except InputError:
