@@ -513,3 +513,17 @@ def test_a_network_that_does_not_run_itself_is_blamed_on_its_configuration() -> 
         config=config | experts,
         layers=DECODER,
     )
+
+
+def test_a_kind_without_sdpa_gets_eager_attention(tmp_path: Path) -> None:
+    config = LLAMA | {
+        "model_type": "gpt_oss",
+        "head_dim": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    assert hugging_face(config=config, layers=DECODER).config._attn_implementation == "eager"
+    original(Case(config, "causal-lm")).save_pretrained(tmp_path)  # type: ignore[operator]
+    network = hugging_face(path=str(tmp_path), layers=DECODER)
+    assert network.config._attn_implementation == "eager"
+    assert hugging_face(config=LLAMA).config._attn_implementation == "sdpa"

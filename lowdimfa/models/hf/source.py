@@ -75,7 +75,9 @@ def _parsed(values: dict[str, Any], key: str, own: bool) -> Any:
     values = {
         name: value for name, value in values.items() if name not in ("auto_map", "transformers_weights")
     }
-    attention = values.setdefault("attn_implementation", _ATTENTION[0])
+    attention = values["attn_implementation"] = values.get("attn_implementation") or _usual_attention(
+        kinds[kind]
+    )
     if attention not in _ATTENTION:
         raise InputError(key, f"attn_implementation {attention!r}", " or ".join(_ATTENTION))
     try:
@@ -88,6 +90,16 @@ def _parsed(values: dict[str, Any], key: str, own: bool) -> Any:
     if own:
         _forget_foreign_tokens(config, values)
     return config
+
+
+def _usual_attention(kind: type) -> str:
+    """Return what a kind of configuration gets where none is named: some networks have no ``sdpa``."""
+    for name in ("AutoModel", *_AUTO.values()):
+        classes = getattr(library(), name)._model_mapping
+        if kind in classes:
+            found = classes[kind]
+            return _ATTENTION[not (found[0] if isinstance(found, tuple) else found)._supports_sdpa]
+    return _ATTENTION[0]
 
 
 def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
