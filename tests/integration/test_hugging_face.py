@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, Case, inputs, original, transformers
+from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, VIT, Case, inputs, original, transformers
 from torch import nn
 
 from lowdimfa.errors import InputError
@@ -527,3 +527,39 @@ def test_a_kind_without_sdpa_gets_eager_attention(tmp_path: Path) -> None:
     network = hugging_face(path=str(tmp_path), layers=DECODER)
     assert network.config._attn_implementation == "eager"
     assert hugging_face(config=LLAMA).config._attn_implementation == "sdpa"
+
+
+def test_a_kind_that_insists_on_tokens_keeps_its_own() -> None:
+    config = BERT | {"model_type": "modernbert-decoder", "pad_token_id": 0}
+    layers = {
+        "before": ["model.embeddings"],
+        "list": "model.layers",
+        "after": ["model.final_norm", "lm_head", "decoder"],
+    }
+    refused("model.args.layers: found layers", config=config, layers=layers)
+
+
+@pytest.mark.parametrize("kind", ["ibert", "canine"])
+def test_an_embedding_that_is_no_table_is_refused(kind: str) -> None:
+    config = BERT | {"model_type": kind, "num_hash_buckets": 8}
+    layers = {"before": ["ibert.embeddings"], "list": "ibert.encoder.layer", "after": ["classifier"]}
+    if kind == "canine":
+        layers |= {"before": ["canine.char_embeddings"], "list": "canine.encoder.layer"}
+    refused("which has no one table of tokens", config=config, task="sequence-classification", layers=layers)
+
+
+def test_the_last_token_of_a_kind_without_padding_is_refused() -> None:
+    config = VIT | {"model_type": "dinov2"}
+    layers = {
+        "before": ["dinov2.embeddings"],
+        "list": "dinov2.encoder.layer",
+        "after": ["dinov2.layernorm", "classifier"],
+        "token": "last",
+    }
+    refused("pad_token_id: found none", config=config, task="image-classification", layers=layers)
+
+
+def test_token_types_of_a_network_that_knows_none_are_refused() -> None:
+    network, given = made(CASES["distilbert"]), inputs(CASES["distilbert"])
+    with pytest.raises(InputError, match="'token_type_ids', which a distilbert doesn't know"):
+        network.run(**given, token_type_ids=torch.zeros_like(given["input_ids"]))

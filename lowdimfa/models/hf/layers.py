@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from importlib import import_module
 from typing import Any, ClassVar
@@ -87,11 +88,20 @@ class TokenEmbedding(Part):
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__(original, names)
-        self.vocabulary: int = original.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        self.vocabulary = _table(original).num_embeddings
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
         return self.run(input_ids, self.names)
+
+
+def _table(original: Any) -> nn.Embedding:
+    """Return the table of tokens."""
+    with suppress(NotImplementedError):
+        if isinstance(table := original.get_input_embeddings(), nn.Embedding):
+            return table
+    found = f"a {type(original).__name__}, which has no one table of tokens"
+    raise InputError("model.args.config", found, "a kind of network whose tokens are rows of an nn.Embedding")
 
 
 class PositionedEmbedding(TokenEmbedding):
@@ -107,6 +117,9 @@ class PositionedEmbedding(TokenEmbedding):
         counted = hasattr(first, "create_position_ids_from_inputs_embeds")
         _refuse_long(input_ids, self.config, position_ids, first.padding_idx + 1 if counted else 0)
         # What wasn't given isn't named: DistilBERT has no token types.
+        if token_type_ids is not None and "token_type_ids" not in inspect.signature(first.forward).parameters:
+            found = f"inputs called 'token_type_ids', which a {self.config.model_type} doesn't know"
+            raise InputError("data.factory", found, "inputs without them: its tokenizer makes none")
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         return self.run(first(input_ids=input_ids, position_ids=position_ids, **types), others)
 
@@ -258,7 +271,7 @@ class LastTokenOutput(Part):
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__(original, names)
-        self.padding = self.config.pad_token_id
+        self.padding = getattr(self.config, "pad_token_id", None)
         if self.padding is None:
             expected = "one: the output is that of the last token before padding"
             raise InputError("model.args.config.pad_token_id", "none", expected)

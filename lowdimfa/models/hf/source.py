@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
         if name in values or not isinstance(token, int):
             continue
         if name != "pad_token_id" or token >= getattr(config, "vocab_size", token + 1):
-            setattr(config, name, None)
+            # Some kinds insist on a number.
+            with suppress(Exception):
+                setattr(config, name, None)
 
 
 def kind_of(config: Any, task: Task) -> Any:
