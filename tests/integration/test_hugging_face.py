@@ -563,3 +563,14 @@ def test_token_types_of_a_network_that_knows_none_are_refused() -> None:
     network, given = made(CASES["distilbert"]), inputs(CASES["distilbert"])
     with pytest.raises(InputError, match="'token_type_ids', which a distilbert doesn't know"):
         network.run(**given, token_type_ids=torch.zeros_like(given["input_ids"]))
+
+
+def test_keys_that_a_kind_of_network_does_not_read_are_told_of(tmp_path: Path) -> None:
+    network = hugging_face(config=GPT2 | {"n_layers": 2, "colour": "red"})
+    told = "nothing in a gpt2 reads the configuration's 'colour', 'n_layers' (is 'n_layer' meant?)"
+    assert network[0].notice == told
+    given = {"num_labels": 3, "torch_dtype": "bfloat16", "attn_implementation": "eager", "rope_theta": 5.0}
+    assert not hugging_face(config=LLAMA | given)[0].notice
+    assert not any(made(case)[0].notice for case in CASES.values())
+    (tmp_path / "config.json").write_text(json.dumps(GPT2 | {"task_specific_params": {}}))
+    assert not hugging_face(config=str(tmp_path / "config.json"))[0].notice

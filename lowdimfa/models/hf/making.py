@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -12,7 +13,7 @@ from lowdimfa.models.hf.check import refuse_other_function
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
-from lowdimfa.models.hf.source import load, make, read_config
+from lowdimfa.models.hf.source import load, make, read_config, unread_keys
 
 
 def hugging_face(
@@ -64,7 +65,11 @@ def hugging_face(
         refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
-    cast(Part, network[0]).folder = path
+    first = cast(Part, network[0])
+    first.folder = path
+    # Files of the hub have keys of other times, which nobody wrote for this network.
+    if isinstance(config, Mapping):
+        first.notice = unread_keys(settings)
     return network.train()
 
 

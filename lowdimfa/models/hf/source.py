@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _AUTO: dict[Task, str] = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
+_READ_HERE = {"image_size"}
+"""What is read here of configurations whose kind doesn't know it."""
 _ATTENTION = ("sdpa", "eager")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -100,6 +103,24 @@ def _usual_attention(kind: type) -> str:
             found = classes[kind]
             return _ATTENTION[not (found[0] if isinstance(found, tuple) else found)._supports_sdpa]
     return _ATTENTION[0]
+
+
+def unread_keys(config: Any) -> str:
+    """Return a warning that names what a configuration has and its kind doesn't know; empty if there is nothing.
+
+    The package keeps such keys, and computes nothing by them.
+    """
+    try:
+        usual = type(config)()
+    except Exception:  # some kinds have no defaults
+        return ""
+    names = {*vars(usual), *type(config).attribute_map}
+    told = []
+    for key in sorted(vars(config).keys() - names - _READ_HERE):
+        if not (key.startswith("_") or hasattr(usual, key)):
+            near = get_close_matches(key, [name for name in names if not name.startswith("_")], 1)
+            told.append(f"{key!r}{f' (is {near[0]!r} meant?)' if near else ''}")
+    return f"nothing in a {config.model_type} reads the configuration's {', '.join(told)}" if told else ""
 
 
 def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
