@@ -574,3 +574,17 @@ def test_keys_that_a_kind_of_network_does_not_read_are_told_of(tmp_path: Path) -
     assert not any(made(case)[0].notice for case in CASES.values())
     (tmp_path / "config.json").write_text(json.dumps(GPT2 | {"task_specific_params": {}}))
     assert not hugging_face(config=str(tmp_path / "config.json"))[0].notice
+
+
+def test_heads_of_other_tasks_beside_the_weights_are_left_out_and_told_of(tmp_path: Path) -> None:
+    """As BERT was published: with a pooler and an output for the next sentence."""
+    config = transformers.CONFIG_MAPPING["bert"].from_dict(BERT)
+    whole = transformers.BertForPreTraining(config).eval()
+    whole.save_pretrained(tmp_path)
+    network = hugging_face(path=str(tmp_path), task="masked-lm").eval()
+    given = inputs(CASES["bert"])
+    torch.testing.assert_close(network.run(**given), whole(**given).prediction_logits)
+    notice = network[0].notice
+    assert "a BertForMaskedLM has no bert.pooler.dense.bias, bert.pooler.dense.weight" in notice
+    assert "cls.seq_relationship" in notice and notice.endswith("are left out")
+    refused("missing: classifier.bias", path=str(tmp_path), task="sequence-classification")

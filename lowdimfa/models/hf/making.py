@@ -57,7 +57,7 @@ def hugging_face(
             "True",
             "False: the loss of experts of their own, which it stands for, is not computed here",
         )
-    original = make(settings, task) if path is None else load(settings, task, path)
+    original, note = (make(settings, task), "") if path is None else load(settings, task, path)
     outline = outline_of(original, task, layers)
     if (
         not is_rebuilding()
@@ -68,8 +68,7 @@ def hugging_face(
     first = cast(Part, network[0])
     first.folder = path
     # Files of the hub have keys of other times, which nobody wrote for this network.
-    if isinstance(config, Mapping):
-        first.notice = unread_keys(settings)
+    first.notice = unread_keys(settings) if isinstance(config, Mapping) else note
     return network.train()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -31,6 +32,8 @@ _AUTO: dict[Task, str] = {
 _READ_HERE = {"image_size"}
 """What is read here of configurations whose kind doesn't know it."""
 _ATTENTION = ("sdpa", "eager")
+_BESIDE = re.compile(r"(^|\.)pooler\.dense\.|^cls\.seq_relationship\.")
+"""Weights beside those of a network for another task, as BERT and RoBERTa were published; `transformers` takes none."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -175,8 +178,8 @@ def make(config: Any, task: Task) -> nn.Module:
     return made
 
 
-def load(config: Any, task: Task, path: str) -> nn.Module:
-    """Return the network of a folder with its weights, in single precision.
+def load(config: Any, task: Task, path: str) -> tuple[nn.Module, str]:
+    """Return the network of a folder with its weights, in single precision, and what is to be told of these.
 
     Raises
     ------
@@ -200,16 +203,18 @@ def load(config: Any, task: Task, path: str) -> nn.Module:
         raise InputError(
             _PATH_KEY, f"{folder}, which can't be loaded ({in_words(error)})", "safetensors"
         ) from error
+    beside = [name for name in sorted(info["unexpected_keys"]) if _BESIDE.search(name)]
     other = {
         "missing": sorted(info["missing_keys"]),
-        "not of it": sorted(info["unexpected_keys"]),
+        "not of it": sorted(set(info["unexpected_keys"]) - set(beside)),
         "of another shape": sorted(str(entry[0]) for entry in info["mismatched_keys"]),
     }
     differing = [f"{what}: {some_of(names)}" for what, names in other.items() if names]
     if differing:
         found = f"{folder}, whose weights aren't those of a {kind.__name__} ({'; '.join(differing)})"
         raise InputError(_PATH_KEY, found, "the weights of the same network for the same task")
-    return made  # type: ignore[no-any-return]
+    left = f"a {kind.__name__} has no {some_of(beside)}: these weights of the folder are left out"
+    return made, left if beside else ""
 
 
 def _require_weights(folder: Path) -> None:
