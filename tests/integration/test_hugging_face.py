@@ -588,3 +588,10 @@ def test_heads_of_other_tasks_beside_the_weights_are_left_out_and_told_of(tmp_pa
     assert "a BertForMaskedLM has no bert.pooler.dense.bias, bert.pooler.dense.weight" in notice
     assert "cls.seq_relationship" in notice and notice.endswith("are left out")
     refused("missing: classifier.bias", path=str(tmp_path), task="sequence-classification")
+
+
+def test_a_network_of_the_package_itself_is_pointed_to_the_factory() -> None:
+    with pytest.raises(
+        InputError, match=r"a GPT2LMHeadModel of transformers; expected lowdimfa\.models:hugging_face"
+    ):
+        list_layers(original(CASES["gpt2"]))
