@@ -41,7 +41,8 @@ def check_classes(network: NetworkPlan, dataset: Dataset) -> None:
     again = (
         f"Let lowdimfa.data:table or image_folder number them so: data.args.classes: [{', '.join(order)}]"
         if sorted(order) == sorted(classes)
-        else "If they are other classes, name the data's in the configuration, as id2label and label2id."
+        else "If they are other classes, save the network once with the data's names: from_pretrained takes id2label, "
+        "label2id and ignore_mismatched_sizes."
     )
     found = f"the labels {_numbered(order)} of the network, and the classes {_numbered(classes)} of the data"
     raise InputError("data.args.classes", found, "each class under one number", again)

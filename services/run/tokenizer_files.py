@@ -135,7 +135,8 @@ def read_otherwise(folder: Path) -> list[str]:
         return []
     try:
         usual = _usual(folder)
-        found = usual(_TEXT, add_special_tokens=False)["input_ids"]
+        with quiet():
+            found = usual(_TEXT, add_special_tokens=False)["input_ids"]
         name = type(usual).__name__
     except Exception as error:  # each kind has its own
         return [f"transformers' AutoTokenizer can't read the tokenizer ({in_words(error)})"]
