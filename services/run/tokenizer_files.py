@@ -9,8 +9,8 @@ from typing import Any
 
 from lowdimfa.data.tokenizer import special_tokens
 from lowdimfa.errors import InputError, in_words
+from lowdimfa.models.hf.configuration import quiet
 from lowdimfa.models.hf.layers import Part
-from lowdimfa.models.hf.source import quiet
 from lowdimfa.paths import expand
 from lowdimfa.services.run.network_plan import NetworkPlan
 

@@ -10,10 +10,11 @@ from torch import nn
 from lowdimfa.building import is_rebuilding
 from lowdimfa.errors import InputError
 from lowdimfa.models.hf.check import refuse_other_function
+from lowdimfa.models.hf.configuration import read_config, unread_keys
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
-from lowdimfa.models.hf.source import load, make, read_config, unread_keys
+from lowdimfa.models.hf.source import load, make
 
 
 def hugging_face(

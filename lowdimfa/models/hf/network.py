@@ -8,16 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lowdimfa.models.hf.layers import (
-    GPT2Embedding,
-    ImageEmbedding,
-    LastTokenOutput,
-    Output,
-    Part,
-    PositionedEmbedding,
-    TokenEmbedding,
-    TransformerBlock,
-)
+from lowdimfa.models.hf.embeddings import GPT2Embedding, ImageEmbedding, PositionedEmbedding, TokenEmbedding
+from lowdimfa.models.hf.layers import LastTokenOutput, Output, Part, TransformerBlock
 from lowdimfa.models.hf.outlines import Outline, Task
 from lowdimfa.models.hf.packing import looks_for_packed
 
