@@ -34,10 +34,17 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = IGNORED) 
     if found not in (shape, (*shape, 1)):
         raise ValueError(f"logits of shape {tuple(logits.shape)}, their classes last, and targets of {found}")
     try:
-        return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index)
+        classes = as_classes(targets).flatten()
+        return functional.cross_entropy(logits.flatten(0, -2), classes, ignore_index=ignore_index)
     except IndexError:
         validate_class_targets(targets, logits.shape[-1], ignore_index)
         raise
+
+
+def as_classes(targets: Tensor) -> Tensor:
+    """Return targets that are whole numbers of any type, or truth values, as classes that torch's losses take."""
+    taken = targets.is_floating_point() or targets.dtype in (torch.int64, torch.uint8)
+    return targets if taken else targets.long()
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -197,7 +204,7 @@ def right_predictions(
     if task == "regression" or targets.is_floating_point() or not one_class_each:
         none = torch.zeros((), dtype=torch.int64, device=outputs.device)
         return none, none
-    right = outputs.argmax(-1) == targets
+    right = outputs.argmax(-1) == as_classes(targets)
     counted = torch.ones_like(right) if counted is None else counted
     return (right & counted).sum(), counted.sum()
 
@@ -212,7 +219,8 @@ def validate_class_targets(targets: Tensor, classes: int, ignore_index: int = IG
     """
     if targets.is_floating_point():
         return
-    targets = targets[targets.long() != ignore_index]
+    targets = targets.long()
+    targets = targets[targets != ignore_index]
     if targets.numel() == 0:
         return
     low, high = (int(value) for value in torch.aminmax(targets))

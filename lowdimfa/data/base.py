@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
+from lowdimfa.data.arrays import is_data, tensor_split
 from lowdimfa.data.items import COLLATE, Collate, ItemSplit
-from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.data.splits import Split, SubSplit
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible
 from lowdimfa.tickets import Ticket, derive_seed
-from lowdimfa.values import named
+
+_FEW = (16, 8, 4, 2)
+"""Items whose targets say what kind of task it is: as many of these as there are."""
 
 Task = Literal["classification", "tokens", "regression"]
 LastBatch = Literal["drop", "keep"]
@@ -110,8 +113,8 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     parts = value if isinstance(value, Sequence) else ()
     if isinstance(value, Dataset):
         train, test = value.train, value.test
-    elif len(parts) == 4 and all(map(_is_data, parts, (True, False, True, False))):
-        train, test = _tensor_split(parts[:2], where), _tensor_split(parts[2:], where)
+    elif len(parts) == 4 and all(map(is_data, parts, (True, False, True, False))):
+        train, test = tensor_split(parts[:2], where, "training"), tensor_split(parts[2:], where, "test")
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") or is_stream(part) for part in parts):
         train, test = (
             as_stream(part, where, collate) if is_stream(part) else _item_split(part, where, collate)
@@ -135,28 +138,22 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     if isinstance(value, Dataset):
         return value
     with reproducible(0):
-        first = train.targets(torch.tensor([0]))
+        first = _first_targets(train)
     return Dataset("user data", train, test, task_of(first))
 
 
-def _is_data(part: object, by_name: bool) -> bool:
-    if by_name and isinstance(part, Mapping):
-        return len(part) > 0 and all(_is_data(value, False) for value in part.values())
-    return isinstance(part, Tensor | numpy.ndarray)
-
-
-def _tensor_split(parts: Sequence[Any], where: str) -> TensorSplit:
-    given, targets = parts[0], torch.as_tensor(parts[1])
-    inputs = (
-        {str(name): torch.as_tensor(part) for name, part in given.items()}
-        if isinstance(given, Mapping)
-        else torch.as_tensor(given)
-    )
-    for name, part in named(inputs).items():
-        if len(part) != len(targets):
-            found = f"{len(part)} inputs{name and f' {name!r}'} and {len(targets)} targets"
-            raise InputError(where, found, "one target per input")
-    return TensorSplit(inputs, targets)
+def _first_targets(train: Split) -> Tensor:
+    """Return a few targets: of Python's numbers that a regression has, one may be whole."""
+    whole = train
+    while isinstance(whole, SubSplit):
+        whole = whole.split
+    few = _FEW if isinstance(whole, ItemSplit) else ()
+    for samples in few:
+        if isinstance(whole, StreamSplit) or samples <= len(train):
+            # A stream may be shorter; and what is wrong with an item is said when it is read, with more to tell.
+            with suppress(LowdimfaError):
+                return train.targets(torch.arange(samples))
+    return train.targets(torch.tensor([0]))
 
 
 def _item_split(items: Any, where: str, collate: Collate | None) -> Split:

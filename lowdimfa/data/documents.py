@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lowdimfa.data.extra import package
+from lowdimfa.data.folders import files_below, require_target
 from lowdimfa.data.sources import SOURCES, data_folder, read_file
 from lowdimfa.errors import InputError
 from lowdimfa.paths import expand
@@ -171,7 +172,7 @@ def text_files(sources: Sequence[str], field: str = "text", root: str | None = N
     Raises
     ------
     InputError
-        A source names nothing.
+        A source names nothing, or what can't be read.
     """
     found: dict[Path, TextFile] = {}
     for source in sources:
@@ -196,8 +197,7 @@ def _paths(source: str) -> list[Path]:
     except ValueError as error:
         raise InputError(_WHERE, f"{source!r} ({error})", "a file, a folder or a pattern") from error
     if path.is_dir():
-        inside = sorted(found for found in path.rglob("*") if _visible(found.relative_to(path)))
-        files = [found for found in inside if found.is_file() and _kind(found)]
+        files = [found for found in files_below(path) if _kind(found)]
         if not files:
             kinds = ", ".join(_PLAIN + _LINES + _PARQUET)
             raise InputError(
@@ -210,15 +210,13 @@ def _paths(source: str) -> list[Path]:
     if path.exists():
         return [path]
     names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, which finds hidden files, as no shell does
+    for name in names:
+        require_target(Path(name))
     matched = [found for found in map(Path, names) if found.is_file()]
     if not matched:
         expected = f"a file, a folder, a pattern that matches files, or {', '.join(_BUILT_IN)}"
         raise InputError(_WHERE, f"{source!r}, which names nothing", expected)
     return matched
-
-
-def _visible(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts)
 
 
 def _kind(path: Path) -> str:

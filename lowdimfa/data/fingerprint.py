@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ _LAST_BITS = 2.0
 
 _SLICE = 1 << 20
 """Values that are looked at together."""
+
+_COLUMNS = 256
+"""Of a table, at most, where each is looked at by itself; what is wider has values of one kind, as pictures do."""
+
+_NEWER = "|"
+"""Before what earlier versions don't have."""
 
 
 class Fingerprint:
@@ -48,14 +54,45 @@ class Fingerprint:
             if not values.isfinite().all():
                 kinds = values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
                 self._digest.update(content(kinds))
-        self._numbers.append(" ".join(f"{number:.9g}" for number in _numbers(part, together)))
+        self._numbers.append(_written(_numbers(part, together)))
+
+    def add_columns(self, name: str, part: Tensor) -> None:
+        """Take in each column of floating-point values of shape ``(samples, columns)``, however small beside others."""
+        part = part.detach().cpu()
+        if not part.is_floating_point() or part.dim() != 2 or not 1 < part.shape[1] <= _COLUMNS:
+            return
+        self._digest.update(f"{name}:{tuple(part.shape)}".encode())
+        columns = part.double()
+        present = columns.isfinite().sum(0).clamp(min=1)
+        sizes = (_finite(columns).square().sum(0) / present).sqrt()
+        # What last bits leave of a constant column whose mean was subtracted differs, and is nothing.
+        least = _LAST_BITS * _bits(part.dtype) * float(sizes.median())
+        for column in part.unbind(1):
+            numbers = list(_numbers(column, True))
+            unit = math.sqrt(len(part)) / 3
+            self._numbers.append(_written([max(numbers[0], unit * least), *numbers[1:]]))
 
     def __str__(self) -> str:
         return ";".join([self._digest.hexdigest()[:16], *self._numbers])
 
 
 def differing(one: str, other: str) -> tuple[str, str] | None:
-    """Return by what two fingerprints aren't of the same data, of each its own; None where they are."""
+    """Return by what two fingerprints aren't of the same data, of each its own; None where they are.
+
+    What an earlier version of the software didn't look at isn't compared.
+    """
+    for pair in zip(one.split(_NEWER), other.split(_NEWER), strict=False):
+        if (unlike := _differing(*pair)) is not None:
+            return unlike
+    return None
+
+
+def together(*fingerprints: Fingerprint) -> str:
+    """Return one of several; each after the first is what an earlier version didn't have."""
+    return _NEWER.join(map(str, fingerprints))
+
+
+def _differing(one: str, other: str) -> tuple[str, str] | None:
     if one == other:
         return None
     (digest, *parts), (other_digest, *others) = one.split(";"), other.split(";")
@@ -87,7 +124,7 @@ def _numbers(part: Tensor, together: bool) -> Iterator[float]:
     numbers = torch.cat([_finite(some - mean) @ weights for some in _slices(part)])
     if together:
         numbers, unit = numbers[None] @ _weights(len(part)), unit * math.sqrt(len(part) / 3)
-    bits = _LAST_BITS * max(torch.finfo(part.dtype).eps, 1e-7)
+    bits = _LAST_BITS * _bits(part.dtype)
     yield unit * max(_PART * math.sqrt(variance), bits * math.hypot(math.sqrt(variance), mean))
     yield unit * mean
     yield from numbers.tolist()
@@ -108,6 +145,14 @@ def _weights(number: int) -> Tensor:
     """Return the same weights from -1 to 1 everywhere: of these numbers torch makes no last bits that differ."""
     generator = torch.Generator().manual_seed(0)
     return 2 * torch.rand(number, generator=generator, dtype=torch.float64) - 1
+
+
+def _bits(dtype: torch.dtype) -> float:
+    return max(torch.finfo(dtype).eps, 1e-7)
+
+
+def _written(numbers: Iterable[float]) -> str:
+    return " ".join(f"{number:.9g}" for number in numbers)
 
 
 def _floats(part: str) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,31 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import Dataset
+from lowdimfa.data.folders import files_below
 from lowdimfa.data.held_out import existing, with_test
 from lowdimfa.data.items import ItemSplit
 from lowdimfa.data.splits import SubSplit
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, some_of
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_OTHERS = (
+    *(
+        ".apng",
+        ".avif",
+        ".dng",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".j2k",
+        ".jp2",
+        ".jpe",
+        ".jxl",
+        ".pbm",
+        ".pcx",
+        ".pnm",
+    ),
+    *(".psd", ".svg", ".tga"),
+)
 _MEASURED = 1024
 """Training images of which mean and standard deviation are computed."""
 
@@ -181,21 +199,22 @@ def _files(path: str, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the images at any depth, through links too, each folder once; what is hidden is no data."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.suffix.lower() in SUFFIXES)
+    """Return the images at any depth, through links too.
 
-
-def _unreadable(error: OSError) -> None:
-    raise InputError(str(error.filename), f"a folder that can't be read ({error.strerror})", "one that can")
+    Raises
+    ------
+    InputError
+        There are some of another format, which would be left out, or what can't be read.
+    """
+    files = files_below(folder)
+    if left := [str(file.relative_to(folder)) for file in files if file.suffix.lower() in _OTHERS]:
+        raise InputError(
+            str(folder),
+            f"{some_of(left)}, which would be left out",
+            f"images in one of {', '.join(SUFFIXES)}",
+            "Convert them, or move them away.",
+        )
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def _measured(images: ImageFiles, training: Tensor) -> list[Tensor]:

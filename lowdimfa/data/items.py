@@ -71,7 +71,7 @@ class ItemSplit:
         """Return the collated targets of the given samples."""
         return self.read(indices).targets()
 
-    def read(self, indices: Tensor, seed: int | None = None) -> Samples:
+    def read(self, indices: Tensor, seed: int | None = None, before: Tensor | None = None) -> Samples:
         """Read each of the given samples once.
 
         Parameters
@@ -82,6 +82,8 @@ class ItemSplit:
             Where random numbers come from: Python's, NumPy's and torch's default generators are seeded by it and by
             the sample before each item (by all samples before a call of ``__getitems__`` or ``collate``), and are left
             so.
+        before
+            How often each sample came before in the epoch; by default none did.
 
         Raises
         ------
@@ -90,21 +92,22 @@ class ItemSplit:
             asked for.
         """
         numbers = indices.tolist()
+        times = [0] * len(numbers) if before is None else before.tolist()
+        read = self._read(numbers, seed, times)
         if self.collate is not None:
-            return self._collate_by(self.collate, list(self._read(numbers, seed)), numbers, seed)
-        pairs = [
-            self._pair(item, number) for item, number in zip(self._read(numbers, seed), numbers, strict=True)
-        ]
+            of_batch = None if seed is None else derive_seed(seed, "collate", *of_items(numbers, times))
+            return self._collate_by(self.collate, list(read), numbers, of_batch)
+        pairs = [self._pair(item, number) for item, number in zip(read, numbers, strict=True)]
         inputs, targets = ([pair[part] for pair in pairs] for part in (0, 1))
         return Samples(
             partial(self._collate_inputs, inputs, numbers),
             partial(self._collate, targets, numbers, "target"),
         )
 
-    def _read(self, numbers: list[int], seed: int | None) -> Iterator[Any]:
+    def _read(self, numbers: list[int], seed: int | None, times: list[int]) -> Iterator[Any]:
         if (read_all := getattr(self.items, "__getitems__", None)) is not None:
             if seed is not None:
-                seed_generators(derive_seed(seed, *numbers))
+                seed_generators(derive_seed(seed, *of_items(numbers, times)))
             items = tried(
                 read_all, numbers, numbers[0], f"the items {numbers[0]} to {numbers[-1]}, of a batch,"
             )
@@ -113,15 +116,15 @@ class ItemSplit:
                 raise InputError(self.where, found, "one item for each index")
             yield from items
             return
-        for number in numbers:
+        for number, time in zip(numbers, times, strict=True):
             if seed is not None:
-                seed_generators(item_seed(seed, number))
+                seed_generators(item_seed(seed, number, time))
             yield tried(self.items.__getitem__, number, number, f"item {number}")
 
     @staticmethod
     def _collate_by(collate: Collate, items: list[Any], numbers: list[int], seed: int | None) -> Samples:
         if seed is not None:
-            seed_generators(derive_seed(seed, "collate", *numbers))
+            seed_generators(seed)
         batch = tried(collate, items, numbers[0], f"a batch of the items {numbers[0]} to {numbers[-1]}")
         inputs, targets = _pair(batch, COLLATE, "what it returned")
         parts = inputs if isinstance(inputs, Mapping) else {"": inputs}
@@ -146,7 +149,7 @@ class ItemSplit:
             return self._collate(parts, numbers, "input")
         names = [list(part) if isinstance(part, Mapping) else _a(part) for part in parts]
         for number, found in zip(numbers, names, strict=True):
-            if not found or found != names[0]:
+            if not found or not isinstance(found, list) or set(found) != set(names[0]):
                 raise InputError(
                     self.where,
                     f"{found or 'nothing'} as the inputs of item {number}, and {names[0]} as those of item {numbers[0]}",
@@ -180,9 +183,16 @@ class ItemSplit:
         )
 
 
-def item_seed(seed: int, number: int) -> int:
-    """Return what the generators are seeded by before an item of a split is read under a seed."""
+def item_seed(seed: int, number: int, time: int = 0) -> int:
+    """Return what the generators are seeded by before an item of a split is read for some time under a seed."""
+    if time:
+        return derive_seed(seed, *of_items([number], [time]))
     return (seed + number * _STRIDE) % 2**63
+
+
+def of_items(numbers: list[int], times: list[int]) -> list[int | str]:
+    """Return the words by which a seed for some items is derived: their numbers, and which time some of them come."""
+    return [*numbers, "again", *times] if any(times) else [*numbers]
 
 
 def _pair(item: Any, where: str, name: str) -> Sequence[Any]:

@@ -120,6 +120,7 @@ def prepare(
             pieces = chain.from_iterable(file.pieces() for file in files)
             parted = divided(pieces, progress.characters, recipe.validation)
             parts = _encoded(parted, tokenizer, folder, progress)
+            _require_both(parts, recipe.validation, progress.characters)
             largest, dtype = tokenizer.vocabulary, _dtype(tokenizer.vocabulary)
             manifest = Manifest(largest, dtype, tokenizer.end, tokenizer.pad, *parts, made_from)
             for name, content in tokenizer.files.items():
@@ -213,6 +214,17 @@ def _encoded(
             characters, tokens = characters + len(piece.text), tokens + len(own)
         progress.encoding(characters, tokens, time.monotonic() - began)
     return writers[SPLITS[0]].close(), writers[SPLITS[1]].close()
+
+
+def _require_both(parts: tuple[Part, Part], validation: float, characters: int) -> None:
+    for name, part in zip(SPLITS, parts, strict=True):
+        if part.tokens == 0:
+            raise InputError(
+                "--validation",
+                f"{validation:g} of {characters:,} characters, which leaves no token for {name}",
+                "a part that leaves some for both",
+                "Choose another one, or give more text.",
+            )
 
 
 def _dtype(vocabulary: int) -> str:

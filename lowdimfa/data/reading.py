@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.fingerprint import Fingerprint, content
+from lowdimfa.data.drawing import read, spread, whole_of
+from lowdimfa.data.fingerprint import Fingerprint, content, together
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
-from lowdimfa.data.splits import DigestedSplit, Split, SubSplit
+from lowdimfa.data.splits import DigestedSplit, Split
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
-from lowdimfa.generators import seed_generators
 from lowdimfa.tickets import Ticket, derive_seed
 from lowdimfa.values import Inputs, TensorType, Types, named, types_of
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _FEW = 128
 """Samples, of those that may be costly to read, that stand for a split in the fingerprint."""
+
+_AGAIN = 17
+"""Samples that are read twice: a prime number, so that no counter that comes round after fewer items comes out even."""
 
 _CHUNK = 4096
 """Samples that are looked at together."""
@@ -76,7 +80,7 @@ class Reader:
 
     def _read(self, split: Split, indices: Tensor, seed: int) -> Samples:
         samples = read(split, indices, seed)
-        return Samples(partial(self._checked, samples, len(indices)), samples.targets)
+        return Samples(partial(self._checked, samples, len(indices)), partial(_targets, samples))
 
     def _checked(self, samples: Samples, number: int) -> Inputs:
         """Return the inputs of so many samples; those that have names, or come of ``data.collate``, must be as before.
@@ -87,7 +91,7 @@ class Reader:
             A name is missing or new, or a tensor has another shape or type.
         """
         inputs = samples.inputs()
-        whole = _whole(self.dataset.train)
+        whole = whole_of(self.dataset.train)
         collated = isinstance(whole, ItemSplit) and whole.collate is not None
         if not isinstance(inputs, Mapping) and not collated:
             return inputs
@@ -126,7 +130,7 @@ class Reader:
         is its first samples.
         """
         for split in (self.dataset.train, self.dataset.test):
-            whole = _whole(split)
+            whole = whole_of(split)
             if isinstance(whole, DigestedSplit):
                 yield whole.extremes()
         yield from self._known(at_most, lambda samples: samples.targets())
@@ -137,13 +141,13 @@ class Reader:
 
     def _known(self, at_most: int, part: Callable[[Samples], T]) -> Iterator[T]:
         for split, samples in ((self.dataset.train, self.training), (self.dataset.test, self.test)):
-            whole = _whole(split)
+            whole = whole_of(split)
             few = isinstance(whole, DigestedSplit | ItemSplit)
-            indices = _spread(split, at_most) if few else torch.arange(len(split))
+            indices = spread(split, at_most) if few else torch.arange(len(split))
             for chunk in torch.split(indices, _CHUNK):
                 yield part(samples(chunk))
 
-    def require_repeatable(self, samples: int = 16) -> None:
+    def require_repeatable(self, samples: int = _AGAIN) -> None:
         """Refuse data that give other values when they are read again with the same random numbers.
 
         Raises
@@ -151,15 +155,26 @@ class Reader:
         InputError
             They do: the processes of a run would see different samples.
         """
-        first = self.order.indices(Ticket(0, 0))[:samples]
-        self._require_repeatable("training", self.training, first)
-        self._require_repeatable("test", self.test, torch.arange(min(samples, len(self.dataset.test))))
+        test = torch.arange(min(samples, len(self.dataset.test)))
+        self._require_repeatable("training", self.training, self._first(samples))
+        self._require_repeatable("test", self.test, [test])
+
+    def _first(self, samples: int) -> list[Tensor]:
+        """Return the indices of the first micro-batches of a run, as many as have so many samples, if an epoch has."""
+        first: list[Tensor] = []
+        for step, part in product(range(self.order.steps_per_epoch), range(self.order.microbatches)):
+            first.append(self.order.indices(Ticket(step, part))[: samples - sum(map(len, first))])
+            if sum(map(len, first)) == samples:
+                break
+        return first
 
     @staticmethod
-    def _require_repeatable(name: str, read_samples: Callable[[Tensor], Samples], indices: Tensor) -> None:
-        once, again = (_contents(read_samples(indices)) for _ in range(2))
-        for what, one in once.items():
-            if one != again.get(what):
+    def _require_repeatable(
+        name: str, read_samples: Callable[[Tensor], Samples], batches: list[Tensor]
+    ) -> None:
+        once, again = ([_contents(read_samples(indices)) for indices in batches] for _ in range(2))
+        for one, other in zip(once, again, strict=True):
+            if what := next((what for what, content in one.items() if content != other.get(what)), ""):
                 raise InputError(
                     "data.factory",
                     f"{name} samples whose {what} differ when they are read again with the same random numbers",
@@ -171,31 +186,23 @@ class Reader:
     def fingerprint(self) -> str:
         """Return what tells, by `lowdimfa.data.fingerprint.differing`, whether two processes read the same samples.
 
-        It covers the numbers of samples, the targets, and type, shape and values of some training inputs. Of
-        floating-point values the last bits don't count: they may differ from one processor to another.
+        It covers the numbers of samples, the targets, and type, shape and values of some inputs; of tables each column.
+        Of floating-point values the last bits don't count: they may differ from one processor to another.
         """
         train, test = self.dataset.train, self.dataset.test
-        own = [whole.digest for whole in map(_whole, (train, test)) if isinstance(whole, DigestedSplit)]
-        found = Fingerprint(f"{len(train)}:{len(test)}", *own)
-        for name, part in sorted(named(self.training(_spread(train, _FEW)).inputs()).items()):
-            found.add(name, part)
+        own = [whole.digest for whole in map(whole_of, (train, test)) if isinstance(whole, DigestedSplit)]
+        found, newer = Fingerprint(f"{len(train)}:{len(test)}", *own), Fingerprint()
+        for of, samples in (
+            ("", self.training(spread(train, _FEW))),
+            ("test ", self.test(spread(test, _FEW))),
+        ):
+            for name, part in sorted(named(samples.inputs()).items()):
+                (newer if of else found).add(f"{of}{name}", part)
+                newer.add_columns(f"{of}{name}", part)
+            newer.add_columns(f"{of}targets", samples.targets())
         for targets in self.known_targets(_FEW):
             found.add("targets", targets, together=True)
-        return str(found)
-
-
-def read(split: Split, indices: Tensor, seed: int) -> Samples:
-    """Read samples of a split, with the default generators seeded; items are read once for both of their parts."""
-    while isinstance(split, SubSplit):
-        indices = split.chosen[indices]
-        split = split.split
-    if isinstance(split, ItemSplit):
-        return split.read(indices, seed)
-    # In an epoch each sample is in one batch only, so that one of them stands for the batch.
-    of_batch = derive_seed(seed, *indices[:1].tolist())
-    return Samples(
-        partial(_seeded, split.inputs, indices, of_batch), partial(_seeded, split.targets, indices, of_batch)
-    )
+        return together(found, newer)
 
 
 def evaluation_batches(split: Split, size: int) -> list[Tensor]:
@@ -203,22 +210,10 @@ def evaluation_batches(split: Split, size: int) -> list[Tensor]:
     return list(torch.split(torch.arange(len(split)), size))
 
 
-def _seeded(draw: Callable[[Tensor], T], indices: Tensor, seed: int) -> T:
-    seed_generators(seed)
-    return draw(indices)
-
-
-def _whole(split: Split) -> Split:
-    while isinstance(split, SubSplit):
-        split = split.split
-    return split
-
-
-def _spread(split: Split, at_most: int) -> Tensor:
-    """Return so many indices of a split at most, evenly spread over it; of a stream the first, which cost the least."""
-    chosen = min(len(split), at_most)
-    among = chosen if isinstance(split, StreamSplit) else len(split)
-    return torch.arange(chosen) * among // chosen
+def _targets(samples: Samples) -> Tensor:
+    """Return the targets in a type that torch computes with: of these it knows little more than the names."""
+    targets = samples.targets()
+    return targets.long() if targets.dtype in (torch.uint16, torch.uint32, torch.uint64) else targets
 
 
 def _sample_type(part: object, samples: int) -> object:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from lowdimfa.values import Inputs
@@ -71,7 +73,7 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class SubSplit:
-    """Some samples of another split."""
+    """Some samples of another split, maybe one more often than another."""
 
     split: Split
     chosen: Tensor
@@ -81,6 +83,23 @@ class SubSplit:
         """What the whole split tells."""
         told: float | None = getattr(self.split, "bytes_per_target", None)
         return told
+
+    @cached_property
+    def before(self) -> Tensor | None:
+        """How often each of them was chosen already, by which it draws other numbers each time; None if none was."""
+        chosen, split = self.chosen, self.split
+        while isinstance(split, SubSplit):
+            chosen, split = split.chosen[chosen], split.split
+        if bool((chosen[1:] > chosen[:-1]).all()):
+            return None
+        ordered, order = torch.sort(chosen, stable=True)
+        _, counts = torch.unique_consecutive(ordered, return_counts=True)
+        if len(counts) == len(chosen):
+            return None
+        places = torch.arange(len(chosen))
+        before = torch.empty_like(places)
+        before[order] = places - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return before
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +46,7 @@ class Cursor:
         self._course: tuple[int, int | None] | None = None
         self._iterator: Iterator[Any] = iter(())
         self._next = 0
+        self._looked = False
 
     @property
     def name(self) -> str:
@@ -86,6 +88,21 @@ class Cursor:
             self._next += 1
         self._course = epoch, seed
         return item
+
+    def look_behind_length(self, seed: int | None) -> None:
+        """Warn, once, where the last sample that the stream says it has was asked for, and is not the last."""
+        if self._looked or self._course is None or self._next != self.length:
+            return
+        self._looked = True
+        self._course = None  # it is further than what was asked for
+        if seed is not None:
+            seed_generators(item_seed(seed, self._next))
+        if tried(partial(next, self._iterator), _END, self._next, f"item {self._next}") is not _END:
+            warnings.warn(
+                f"data.factory: {self.name} says that it has {self.length:,} samples, and goes on behind them: "
+                "each epoch leaves out what comes then. Correct its __len__, or set train.steps_per_epoch.",
+                stacklevel=2,
+            )
 
     def _begin(self, epoch: int, seed: int | None) -> None:
         self._iterator, self._next = iter(()), 0  # the one before ends first
@@ -136,12 +153,14 @@ class StreamSplit(ItemSplit):
         """Return the samples of another epoch."""
         return replace(self, epoch=epoch)
 
-    def _read(self, numbers: list[int], seed: int | None) -> Iterator[Any]:
+    def _read(self, numbers: list[int], seed: int | None, times: list[int]) -> Iterator[Any]:
         try:
             for number in numbers:
                 yield self.items.item(number, self.epoch, seed)
         except StreamEndedError as end:
             raise self._too_short(end.samples) from end
+        if self.steps is None:
+            self.items.look_behind_length(seed)
 
     def _too_short(self, samples: int) -> InputError:
         if not samples:

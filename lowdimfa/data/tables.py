@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +12,9 @@ from torch import Tensor
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.extra import package
 from lowdimfa.data.held_out import existing, with_test
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.data.table_files import rows
+from lowdimfa.errors import InputError
 from lowdimfa.values import Inputs
-
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
 _EXACT = 1 << 24
 """Up to which single precision has every whole number."""
@@ -34,7 +31,7 @@ class TableSplit:
     where
         Its path, for messages.
     columns
-        Of each input by name; several are put side by side.
+        Of each input by name: one, or a list of what is put side by side.
     target
         Column of the target.
     classes
@@ -44,7 +41,7 @@ class TableSplit:
     input_rows: Any
     target_rows: Any
     where: str
-    columns: dict[str, list[str]]
+    columns: dict[str, str | list[str]]
     target: str
     classes: dict[str, int]
 
@@ -55,7 +52,8 @@ class TableSplit:
         """Return the inputs of the given rows."""
         read = self.input_rows[indices.tolist()]
         drawn: dict[str, Tensor] = {
-            name: self._beside(read, columns) for name, columns in self.columns.items()
+            name: self._tensor(read, given) if isinstance(given, str) else self._beside(read, given)
+            for name, given in self.columns.items()
         }
         return drawn.get("", drawn)
 
@@ -72,7 +70,7 @@ class TableSplit:
 
     def _beside(self, read: Mapping[str, Any], columns: list[str]) -> Tensor:
         parts = [self._tensor(read, column) for column in columns]
-        if len(parts) == 1:
+        if len(parts) == 1 and parts[0].dim() != 1:
             return parts[0]
         for column, part in zip(columns, parts, strict=True):
             if part.dim() != 1:
@@ -83,6 +81,9 @@ class TableSplit:
     def _tensor(self, read: Mapping[str, Any], column: str) -> Tensor:
         found = read[column]
         if isinstance(found, Tensor):
+            if found.is_floating_point() and (gaps := int(found.isnan().sum())):
+                what = f"{gaps} gaps (NaN) in {len(found)} rows of the column {column!r}"
+                raise InputError(self.where, what, "a number at every place")
             return found
         kinds = sorted(
             {f"{list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in found}
@@ -105,7 +106,7 @@ def table(
 ) -> Dataset:
     """Return rows of a table, which are read when they are drawn; it needs the extra ``hf``.
 
-    Floating-point numbers are float32, whole ones int64; several columns that are put side by side are float32.
+    Floating-point numbers are float32, whole ones int64; columns that are put side by side are float32.
 
     Parameters
     ----------
@@ -113,8 +114,8 @@ def table(
         A file (``.parquet``, ``.csv``, ``.jsonl``, ``.ndjson``, ``.json`` of lines), a folder of such of one kind, or a
         folder that `datasets.Dataset.save_to_disk` wrote.
     inputs
-        A column with a number or a list in each row; several columns of numbers, which are put side by side; or either of
-        these for each name of an input.
+        A column with a number or a list in each row; a list of columns of numbers, which are put side by side; or either
+        of these for each name of an input.
     target
         Column of the targets; texts are classes, numbered in their order.
     test
@@ -130,30 +131,26 @@ def table(
         The path can't be read, or is that of several tables; a column is missing, has gaps, or has no numbers; whole
         numbers beyond 2^24 would be rounded.
     """
-    columns = (
-        {name: _list(given) for name, given in inputs.items()}
-        if isinstance(inputs, Mapping)
-        else {"": _list(inputs)}
-    )
+    by_name = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    columns = {name: given if isinstance(given, str) else list(given) for name, given in by_name.items()}
+    beside = {column for given in columns.values() if not isinstance(given, str) for column in given}
+    alone = [given for given in columns.values() if isinstance(given, str)]
     numbers: dict[str, int] = {}
     named: list[str] = list(classes or ())
-    beside = {name for names in columns.values() if len(names) > 1 for name in names}
 
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
-        rows = _rows(where)
-        wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
-        for name in dict.fromkeys([*wanted, target]):
-            if name not in rows.column_names:
-                known = f"one of {', '.join(map(repr, rows.column_names))}"
-                raise InputError(str(where), f"no column {name!r}", known)
-            _require_numbers(rows.data.column(name), str(where), name)
+        wanted = list(dict.fromkeys([*alone, *sorted(beside)]))
+        every = list(dict.fromkeys([*wanted, target]))
+        found = rows(where, every, [target] if numbers else [])
+        for name in every:
+            _require_numbers(found.data.column(name), str(where), name)
             if name in beside:
-                _require_exact(rows.data.column(name), str(where), name)
-        if not numbers and "string" in str(getattr(rows.features[target], "dtype", "")):
-            numbers.update(_numbered(rows.unique(target), classes, str(where)))
-        named[:] = numbers or _names(rows.features[target], classes, str(where))
-        inputs, targets = (rows.with_format("torch", columns=names) for names in (wanted, [target]))
+                _require_exact(found.data.column(name), str(where), name)
+        if not numbers and "string" in str(getattr(found.features[target], "dtype", "")):
+            numbers.update(_numbered(found.unique(target), classes, str(where)))
+        named[:] = numbers or _names(found.features[target], classes, str(where))
+        inputs, targets = (found.with_format("torch", columns=names) for names in (wanted, [target]))
         return TableSplit(inputs, targets, str(where), columns, target, numbers)
 
     data = with_test("table", read, path, test, seed)
@@ -182,6 +179,9 @@ def _require_numbers(column: Any, where: str, name: str) -> None:
     arrow, compute = package("pyarrow"), package("pyarrow.compute")
     if gaps := column.null_count:
         raise InputError(where, f"{gaps} rows without {name!r}", "a value in every row")
+    # Lists, which may be most of a table, are looked at as they are drawn.
+    if arrow.types.is_floating(column.type) and (gaps := compute.sum(compute.is_nan(column)).as_py()):
+        raise InputError(where, f"{gaps} rows with NaN as {name!r}", "a number in every row")
     while isinstance(column.type, arrow.ListType | arrow.LargeListType | arrow.FixedSizeListType):
         column = compute.list_flatten(column)
         if gaps := column.null_count:
@@ -202,44 +202,7 @@ def _require_exact(column: Any, where: str, name: str) -> None:
     if abs(largest) > _EXACT:
         raise InputError(
             where,
-            f"{largest} in the column {name!r}, one of several that become float32 side by side",
+            f"{largest} in the column {name!r}, one of those that become float32 side by side",
             f"whole numbers up to {_EXACT}",
             "As an input by name of its own, the column stays int64.",
         )
-
-
-def _list(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _rows(where: Path) -> Any:
-    datasets = package("datasets", "lowdimfa.data:table")
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        if where.is_dir() and (where / "dataset_info.json").exists():
-            return datasets.load_from_disk(str(where))
-        if (splits := where / "dataset_dict.json").exists():
-            found = f"several tables, {', '.join(json.loads(splits.read_text())['splits'])}"
-            raise InputError(str(where), found, "the path of one, as path and as test")
-        files = (
-            [
-                file
-                for file in sorted(where.iterdir())
-                if file.suffix.lower() in _FORMATS and not file.name.startswith(".")
-            ]
-            if where.is_dir()
-            else [where]
-        )
-        kinds = {_FORMATS.get(file.suffix.lower(), "") for file in files}
-        if len(kinds) != 1 or "" in kinds:
-            found = f"files of {', '.join(sorted({file.suffix or 'no' for file in files})) or 'no'} kind"
-            raise InputError(str(where), found, f"files of one kind: {', '.join(_FORMATS)}")
-        return datasets.load_dataset(kinds.pop(), data_files=list(map(str, files)), split="train")
-    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-        raise InputError(
-            str(where), f"what datasets can't read ({in_words(error.__cause__ or error)})", "a table"
-        ) from error
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()

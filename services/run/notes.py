@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
+from lowdimfa.data.items import ItemSplit
 from lowdimfa.data.splits import Split, SubSplit, TensorSplit
 from lowdimfa.errors import InputError, some_of
 from lowdimfa.feedback.resolving import resolve_feedback
@@ -39,10 +42,16 @@ def notes(plan: RunPlan) -> Iterator[str]:
         )
     if wide := _wider_than_needed(network):
         yield wide
-    if specification.data.validation and (unseen := _unseen_classes(plan)):
+    validation, limit = specification.data.validation, specification.train.limit_samples
+    if (validation or limit) and (unseen := _unseen_classes(plan)):
+        key = (
+            "train.limit_samples keeps the first samples"
+            if limit
+            else "data.validation holds out the last samples"
+        )
         yield (
-            f"data.validation holds out the last samples, and those left to train on have none of the classes "
-            f"{some_of(unseen)}: shuffle sorted data in the factory"
+            f"{key}, and those left to train on have none of the classes {some_of(unseen)}: "
+            "shuffle sorted data in the factory"
         )
     if network.outline is not None and specification.run.alignment_every:
         yield "run.alignment_every is left out: it takes a process that holds the whole network, which is too large"
@@ -71,19 +80,25 @@ def _wider_than_needed(network: NetworkPlan) -> str:
 def _unseen_classes(plan: RunPlan) -> list[str]:
     """Return the classes that only test targets have, where all targets are in memory."""
     dataset = plan.dataset
-    if dataset.task != "classification" or not all(map(_in_memory, (dataset.train, dataset.test))):
+    trained, tested = (_in_memory(split) for split in (dataset.train, dataset.test))
+    if dataset.task != "classification" or trained is None or tested is None:
         return []
-    whole = [split.targets(torch.arange(len(split))) for split in (dataset.train, dataset.test)]
-    if any(targets.is_floating_point() for targets in whole):  # shares of classes
+    if trained.is_floating_point() or tested.is_floating_point():  # shares of classes
         return []
-    seen, tested = (set(torch.unique(targets).tolist()) for targets in whole)
-    return [str(found) for found in sorted(tested - seen - {plan.network.training.ignore_index})]
+    unseen = set(torch.unique(tested.long()).tolist()) - set(torch.unique(trained.long()).tolist())
+    return [str(found) for found in sorted(unseen - {plan.network.training.ignore_index})]
 
 
-def _in_memory(split: Split) -> bool:
+def _in_memory(split: Split) -> Tensor | None:
+    """Return all targets of a split, or None where they lie in no tensor."""
+    chosen = torch.arange(len(split))
     while isinstance(split, SubSplit):
-        split = split.split
-    return isinstance(split, TensorSplit)
+        chosen, split = split.chosen[chosen], split.split
+    if isinstance(split, TensorSplit):
+        return split.target_data[chosen]
+    if isinstance(split, ItemSplit) and split.collate is None and type(split.items) is TensorDataset:
+        return split.items.tensors[1][chosen]
+    return None
 
 
 def _lacks_readout(plan: RunPlan) -> bool:

@@ -17,7 +17,7 @@ from benchmarks.claims.cache import RunCache
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.comparison import compare
 from benchmarks.claims.generations import TRIALS, with_grids
-from benchmarks.claims.methods import BACKPROP, LOCAL, chain, generation
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, LOCAL, generation
 from benchmarks.claims.settings import Setting, Update
 from benchmarks.claims.storing import Places
 from benchmarks.claims.trials import Trial, runs_of
@@ -103,7 +103,7 @@ def test_claim_is_run_stored_drawn_and_judged(
 def test_every_method_has_the_same_number_of_trials_and_one_test_accuracy_per_seed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    methods = (BACKPROP, LOCAL, chain(4), generation("local", 4, 4), generation("normative", 4, 4))
+    methods = (BACKPROP, LOCAL, *(generation(rule, 4, 4) for rule in GENERATIONS))
     setting = with_grids(replace(tiny_mlp(), epochs=2))
     found = compare([(setting, method) for method in methods], RunSettings(seeds=3))
     by_method: dict[tuple[str, str], list[Any]] = {}
@@ -148,7 +148,7 @@ def test_validation_samples_are_neither_trained_on_nor_tested_on() -> None:
 
 def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs.jsonl"
-    setting, method = tiny_mlp(), chain(4)
+    setting, method = tiny_mlp(), generation("low-dimensional", 4, 4)
     expected = runs_of(setting, method, RunSettings(seeds=2, cache=RunCache(path)))
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # killed while it wrote its third line
@@ -175,7 +175,11 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
 
 
 def test_several_processes_make_the_same_runs_and_keep_them_in_one_file(tmp_path: Path) -> None:
-    cells = [(tiny_mlp(), BACKPROP), (tiny_mlp(), chain(4)), (tiny_mlp(24), BACKPROP)]
+    cells = [
+        (tiny_mlp(), BACKPROP),
+        (tiny_mlp(), generation("low-dimensional", 4, 4)),
+        (tiny_mlp(24), BACKPROP),
+    ]
     path = tmp_path / "runs.jsonl"
     together = RunSettings(seeds=2, cache=RunCache(path), processes=2)
     found = compare(cells, together)["runs"]
@@ -188,7 +192,7 @@ def test_several_processes_make_the_same_runs_and_keep_them_in_one_file(tmp_path
 def test_claims_that_share_a_network_train_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c6, "DIRECT_ERROR_DIMS", (1, 10))
     shared = RunSettings(seeds=1)
-    first = compare([(tiny_mlp(), BACKPROP), (tiny_mlp(), chain(10))], shared)
+    first = compare([(tiny_mlp(), BACKPROP), (tiny_mlp(), generation("low-dimensional", 10, 4))], shared)
     second = c6.run(shared)
     by_key = {(run["method"], run["rate"], run["weight_decay"]): run for run in first["runs"]}
     again = [run for run in second["runs"] if (run["method"], run["rate"], run["weight_decay"]) in by_key]

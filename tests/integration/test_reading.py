@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.config import TrainingConfig
-from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
+from lowdimfa.data import BatchOrder, Dataset, ItemSplit, Reader, TensorSplit, as_dataset
 from lowdimfa.data.fingerprint import differing
 from lowdimfa.errors import InputError, StoppedError
 from lowdimfa.network import computing_threads, decouple
@@ -147,6 +147,22 @@ def test_a_sample_draws_the_same_in_a_part_of_the_data() -> None:
         found = Reader(part, BatchOrder(3, 3, 1, seed=0)).training(chosen, epoch=2)
         assert torch.equal(found.inputs(), expected.inputs())
         assert torch.equal(found.targets(), expected.targets())
+
+
+@pytest.mark.parametrize("kind", [Turned, Batched])
+def test_a_sample_that_is_there_more_often_draws_anew_each_time(kind: type[Turned]) -> None:
+    inner = Subset(kind(), [7, 7, 3, 7])
+    whole, parts = (
+        Reader(as_dataset((items, kind()), "data.factory"), BatchOrder(4, 4, 1, seed=0))
+        for items in (kind(), Subset(inner, [0, 1, 2, 3, 2, 0]))
+    )
+    found = [parts.training(torch.tensor([place])).inputs() for place in range(6)]
+    first = [whole.training(torch.tensor([number])).inputs() for number in (7, 3)]
+    assert torch.equal(found[0], first[0]) and torch.equal(found[2], first[1])
+    drawn = {tuple(part.flatten()[1:].tolist()) for part in found}
+    assert len(drawn) == 6
+    again = parts.training(torch.arange(6)).inputs()
+    assert kind is Batched or torch.equal(again, torch.cat(found))
 
 
 def test_evaluations_draw_the_same_each_time_and_otherwise_than_training() -> None:
@@ -284,6 +300,74 @@ def test_data_that_change_with_each_reading_are_refused(make: Callable[[], Any],
         reader(make()).require_repeatable()
 
 
+class Latched(Turned):
+    """Changes with the sixth item that is read, and never again."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read[0] += 1
+        return torch.full((3,), float(self.read[0] > 5)), torch.tensor(0)
+
+
+class LatchedStream(IterableDataset[Any]):
+    """The same, one after the other."""
+
+    def __init__(self) -> None:
+        self.items = Latched()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from map(self.items.__getitem__, range(SAMPLES))
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
+@pytest.mark.parametrize("make", [Latched, LatchedStream])
+def test_several_samples_are_read_again_however_small_micro_batches_are(make: Callable[[], Any]) -> None:
+    data = as_dataset((make(), turned()[1]), "data.factory")
+    assert isinstance(data.train, ItemSplit)
+    items = getattr(data.train.items, "_stream", data.train.items)
+    getattr(items, "items", items).read.clear()
+    order = BatchOrder(SAMPLES, BATCH, BATCH, seed=0, shuffled=make is Latched)
+    with pytest.raises(InputError, match="training samples whose inputs differ when they are read again"):
+        Reader(data, order).require_repeatable()
+
+
+class Reused(DrawingSplit):
+    """Fills the same memory at each call."""
+
+    def __init__(self, named: bool) -> None:
+        self.named, self.input, self.target = named, torch.empty(SAMPLES, 2), torch.empty(SAMPLES)
+
+    def inputs(self, indices: Tensor) -> Any:
+        self.input[: len(indices)] = indices[:, None].float()
+        given = self.input[: len(indices)]
+        return {"x": given} if self.named else given
+
+    def targets(self, indices: Tensor) -> Tensor:
+        self.target[: len(indices)] = indices.float()
+        return self.target[: len(indices)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_split_may_fill_the_same_memory_again(named: bool) -> None:
+    split = Reused(named)
+    read = reader(Dataset("own", split, split, "regression"), microbatches=4)
+    parts = [(part.inputs(), part.targets()) for part in read.step(0)]
+    expected = [read.order.indices(Ticket(0, part)).tolist() for part in range(4)]
+    for (inputs, targets), numbers in zip(parts, expected, strict=True):
+        given = inputs if isinstance(inputs, Tensor) else inputs["x"]
+        assert given[:, 0].tolist() == targets.tolist() == numbers
+
+
+def test_a_split_that_returns_no_tensors_is_refused() -> None:
+    split = Reused(named=False)
+    split.inputs = lambda indices: numpy.zeros((len(indices), 2))  # type: ignore[method-assign]
+    with pytest.raises(
+        InputError, match=r"data\.factory: found a Reused that returned a ndarray for 3 samples"
+    ):
+        reader(Dataset("own", split, split, "regression"), microbatches=4).require_repeatable()
+
+
 @pytest.mark.parametrize("make", [turned, split_of_own, noisy, lambda: (Batched(), Batched())])
 def test_data_that_draw_from_the_seeded_generators_are_taken(make: Callable[[], Any]) -> None:
     reader(make()).require_repeatable()
@@ -367,6 +451,39 @@ def test_the_fingerprint_knows_other_numbers_as_targets(offset: float, beside: f
     for other in (swapped, y.flip(0), y + 0.1, torch.full_like(y, offset), y.double(), y[:, None]):
         assert differing(once, printed(x, other)) is not None
     assert differing(once, "") == (once[:16], "") and differing("a;x", "a;1 y") is not None
+
+
+def times_beside(scale: float = 1.0) -> Tensor:
+    """Return rows of a time in seconds, of numbers as large as this, and of what last bits leave of a constant."""
+    rows = torch.randn(250, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (rows * torch.tensor([1e7, scale, 1, 1e-9]) + torch.tensor([1.7e9, 0, 0, 0])).float()
+
+
+def test_the_fingerprint_knows_small_columns_beside_a_large_one() -> None:
+    x, y = times_beside(), torch.arange(250) % 5
+    once = printed(x, y)
+    rounded = x * (1 + 1e-7)
+    rounded[:, 3] = 0
+    assert differing(once, printed(rounded, y)) is None
+    moved = x.clone()
+    moved[:, 1] += 0.1
+    for other in (times_beside(1.1), times_beside(-1), moved):
+        assert differing(once, printed(other, y)) is not None
+    targets = printed(y[:, None].float(), x[:, :2])
+    assert differing(targets, printed(y[:, None].float(), times_beside(-1)[:, :2])) is not None
+
+
+@pytest.mark.parametrize("other", [torch.full((9, 2), 3), torch.full((9, 2), 0.5), torch.zeros(9, 3)])
+def test_the_fingerprint_knows_other_test_inputs(other: Tensor) -> None:
+    once, changed = (reader(tensors(test_x=inputs)).fingerprint() for inputs in (torch.zeros(9, 2), other))
+    assert differing(once, changed) is not None
+
+
+def test_a_fingerprint_of_an_earlier_version_is_compared_in_what_it_has() -> None:
+    found = [reader(tensors(**changed)).fingerprint() for changed in ({}, {"y": torch.arange(250).roll(1)})]
+    earlier, unlike = (each.partition("|")[0] for each in found)
+    assert differing(found[0], earlier) is None is differing(earlier, found[0])
+    assert differing(found[0], unlike) is not None
 
 
 def test_a_factory_makes_the_same_bits_whatever_number_of_threads_its_process_has() -> None:

@@ -48,6 +48,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     datasets, tmp_path = pytest.importorskip("datasets"), tmp_path_factory.mktemp("tables")
     columns = {name: INPUTS[:, index].tolist() for index, name in enumerate("abc")}
     columns |= {"row": INPUTS.tolist(), "label": TARGETS.tolist(), "word": [f"w{k}" for k in TARGETS]}
+    columns |= {"nan": [1.0] * 19 + [float("nan")], "nans": [[1.0, float("nan")]] * 20}
     hole, day = [[1.0, None], *[[1.0, 2.0]] * 19], datetime.datetime(2020, 1, 1)
     columns |= {"hole": hole, "day": [day] * 20, "price": [Decimal("1.5")] * 20}
     columns |= {"ragged": [[1.0] * (1 + k % 2) for k in range(20)], "gap": [None, *range(19)]}
@@ -58,7 +59,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made.save_to_disk(str(tmp_path / "saved"))
     made.to_parquet(str(tmp_path / "rows.parquet"))
     made.remove_columns("day").to_json(str(tmp_path / "rows.jsonl"))
-    made.remove_columns(["row", "ragged", "hole"]).to_csv(str(tmp_path / "rows.csv"))
+    made.remove_columns(["row", "ragged", "hole", "nans"]).to_csv(str(tmp_path / "rows.csv"))
     datasets.DatasetDict(train=made, test=made).save_to_disk(str(tmp_path / "two"))
     (tmp_path / "parts").mkdir()
     for part in range(2):
@@ -80,6 +81,9 @@ def test_tables_give_their_columns_whatever_file_they_are_in(tables: Path) -> No
     assert table(path, "row", "a").task == "regression"
     ids = table(path, {"id": "id"}).train.inputs(torch.arange(18))
     assert not isinstance(ids, Tensor) and ids["id"].dtype == torch.int64
+    for names, shape in ((["a"], (18, 1)), (["label"], (18, 1)), (["row"], (18, 3)), ("a", (18,))):
+        read = table(path, names, "word").train.inputs(torch.arange(18))
+        assert isinstance(read, Tensor) and tuple(read.shape) == shape and read.dtype == torch.float32
     named = table(path, {"ids": "row", "more": ["a", "b"]}).train.inputs(torch.tensor([0, 1]))
     assert not isinstance(named, Tensor) and {name: tuple(part.shape) for name, part in named.items()} == {
         "ids": (2, 3),
@@ -95,11 +99,23 @@ def test_tables_give_their_columns_whatever_file_they_are_in(tables: Path) -> No
         ("rows.parquet", "word", r"rows\.parquet: found str in the column 'word'; expected numbers"),
         ("rows.parquet", "ragged", r"found \[1\] and \[2\] in the column 'ragged'; expected .* of one shape"),
         ("rows.parquet", ["a", "row"], r"found values of shape \[3\] in 'row', one of several"),
+        (
+            "rows.parquet",
+            "nan",
+            r"rows\.parquet: found 1 rows with NaN as 'nan'; expected a number in every row",
+        ),
+        ("saved", ["a", "nan"], r"saved: found 1 rows with NaN as 'nan'; expected a number in every row"),
+        (
+            "rows.parquet",
+            "nans",
+            r"found 6 gaps \(NaN\) in 6 rows of the column 'nans'; expected a number at",
+        ),
+        ("rows.parquet", ["id"], r"found 16777217 in the column 'id', one of those .* up to 16777216"),
         ("rows.parquet", "hole", r"rows\.parquet: found 1 gaps in the lists of 'hole'; expected a number at"),
         ("rows.parquet", "day", r"found timestamp\[us\] in the column 'day'; expected numbers"),
         ("rows.parquet", "price", r"found decimal128\(.*\) in the column 'price'; expected numbers"),
         ("rows.parquet", "huge", r"found 9223372036854775808 in the column 'huge'; expected whole .* below"),
-        ("rows.parquet", ["a", "id"], r"found 16777217 in the column 'id', one of several .* up to 16777216"),
+        ("rows.parquet", ["a", "id"], r"found 16777217 in the column 'id', one of those .* up to 16777216"),
         ("two", "a", r"two: found several tables, train, test; expected the path of one"),
         ("torn.parquet", "a", r"torn\.parquet: found what datasets can't read \("),
         (".", "a", r"found files of .*\.csv, \.jsonl, \.parquet kind; expected files of one kind"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,39 @@ def test_each_file_is_taken_once_in_the_order_given(corpus: Path) -> None:
     assert names == ["05.txt", *sorted({f"{n:02}.txt" for n in range(12)} - {"05.txt"})]
 
 
+def test_a_folder_is_taken_whole_through_links_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "corpus", tmp_path / "disk" / "wiki"
+    for place in (folder / "own", folder / ".git", elsewhere):
+        place.mkdir(parents=True)
+        (place / "a.txt").write_text("text")
+    (folder / "wiki").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "once-more").symlink_to(elsewhere)
+    found = [file.path.relative_to(folder) for file in text_files([str(folder)])]
+    assert found == [Path("once-more/a.txt"), Path("own/a.txt")]
+    (folder / "gone.txt").symlink_to(tmp_path / "gone.txt")
+    for source in (folder, folder / "*.txt"):
+        with pytest.raises(
+            InputError, match=r"corpus/gone\.txt: found a link to nothing; expected one to a file"
+        ):
+            text_files([str(source)])
+    (folder / "gone.txt").unlink()
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "own":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("lowdimfa.data.folders.os.scandir", locked)
+    with pytest.raises(
+        InputError, match=r"corpus/own: found a folder that can't be read \(.*Permission denied"
+    ):
+        text_files([str(folder)])
+
+
 def test_a_small_piece_of_a_file_at_a_time_gives_the_tokens_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -148,6 +182,16 @@ def test_the_test_split_begins_with_a_document_where_one_begins_near() -> None:
         ("test", 11, True, True),
     ]
     assert parted([100], 0.2) == [("train", 80, True, False), ("test", 20, False, True)]
+
+
+@pytest.mark.parametrize(("validation", "name"), [(0.01, "test"), (0.99, "train")])
+def test_a_text_too_short_for_two_parts_is_refused(validation: float, name: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a short text")
+    with pytest.raises(
+        InputError, match=f"--validation: found {validation} of 12 characters, .* token for {name}"
+    ):
+        made(tmp_path / "short.txt", out=tmp_path / "out", vocabulary=300, validation=validation)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_there_already_is_left_and_anything_else_refused(corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, TensorDataset
 from typer.testing import CliRunner
 
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit
@@ -19,6 +20,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.models import mlp
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
+from lowdimfa.services.run.notes import notes
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -82,6 +84,39 @@ def test_test_targets_of_another_shape_are_refused_before_training(
     plain = specification(classes=classes, train=train, test=test)
     with pytest.raises(InputError, match=rf"^data\.factory: found {words}"):
         make_run_plan(parse_specification(plain, "test"))
+
+
+def in_order(kind: str) -> Any:
+    """Return data that are sorted by class, or shuffled."""
+    places = torch.arange(40) if kind == "shuffled" else CLASSES.argsort()
+    samples = INPUTS[places], CLASSES[places]
+    return (TensorDataset(*samples), TensorDataset(*samples)) if kind == "items" else (*samples, *samples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        (
+            "tensors",
+            {"limit_samples": 20},
+            "train.limit_samples keeps the first .* of the classes 2: shuffle",
+        ),
+        (
+            "items",
+            {"limit_samples": 10},
+            "train.limit_samples keeps the first .* of the classes 1, 2: shuffle",
+        ),
+        ("items", {"validation": 0.4}, "data.validation holds out the last .* of the classes 2: shuffle"),
+        ("shuffled", {"limit_samples": 20}, ""),
+        ("tensors", {}, ""),
+    ],
+)
+def test_classes_that_are_only_tested_are_told(kind: str, settings: dict[str, Any], told: str) -> None:
+    plain = specification("in_order", classes=3, kind=kind)
+    for key, value in settings.items():
+        plain["data" if key == "validation" else "train"][key] = value
+    found = [note for note in notes(make_run_plan(parse_specification(plain, "test"))) if "shuffle" in note]
+    assert len(found) == bool(told) and all(re.match(told, note) for note in found)
 
 
 def test_a_short_stream_of_numbers_is_found_before_training_too() -> None:

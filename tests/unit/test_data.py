@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError
 from lowdimfa.services.run.example import Example
+from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.tickets import Ticket
 
 
@@ -147,6 +152,82 @@ def test_as_dataset_takes_two_map_style_datasets(target: Any, task: str) -> None
     assert data.task == task and len(data.train) == 5 and len(data.test) == 2
     assert data.train.inputs(torch.tensor([4, 1])).tolist() == [[4.0] * 3, [1.0] * 3]
     assert len(data.train.targets(torch.tensor([4, 1]))) == 2
+
+
+class Iterated:
+    """What has no numbers."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("part", [lambda items: items, lambda items: Subset(items, range(1, 8)), Iterated])
+def test_a_regression_may_begin_with_whole_numbers(part: Any) -> None:
+    items = [(torch.ones(3), target) for target in (3, 2, 1, 2.5, 3, 1, 0.5, 4)]
+    assert as_dataset((part(items), items), "data.factory").task == "regression"
+    whole = [(torch.ones(3), int(target)) for _, target in items]
+    assert as_dataset((part(whole), whole), "data.factory").task == "classification"
+
+
+X = numpy.arange(24.0, dtype=numpy.float32).reshape(6, 4)
+UNUSUAL: dict[str, Any] = {
+    "steps backwards": X[::-1][::-1],
+    "other bytes": X.astype(">f4"),
+    "both": X.astype(">f4")[::-1, ::-1][::-1, ::-1],
+    "columns first": numpy.asfortranarray(X),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_arrays_are_taken_however_they_lie_in_memory(kind: str) -> None:
+    targets = numpy.arange(6, dtype=">i8")[::-1]
+    data = as_dataset((UNUSUAL[kind], targets, X, targets), "data.factory")
+    found = data.train.inputs(torch.arange(6))
+    assert isinstance(found, Tensor) and torch.equal(found, torch.from_numpy(X))
+    assert data.train.targets(torch.arange(6)).tolist() == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (numpy.array(["cat"] * 6), "an array of <U3 as training targets; expected numbers.* Number classes"),
+        (numpy.array([{}] * 6), "an array of object as training targets"),
+        (numpy.ma.masked_array(numpy.arange(6), X[:, 0] > 9), "a masked array as training targets"),
+        (numpy.array(1), "a single number as training targets; expected the samples in the first dimension"),
+        (torch.tensor(1), "a single number as training targets"),
+        (torch.arange(6).to_sparse(), "a tensor of the layout sparse_coo as training targets; .*to_dense"),
+    ],
+)
+def test_arrays_that_are_none_of_numbers_for_samples_are_refused(part: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^data\.factory: found {message}"):
+        as_dataset((X, part, X, numpy.arange(6)), "data.factory")
+
+
+WHOLE = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_whole_numbers_of_any_type_and_truth_values_are_classes(dtype: torch.dtype, tmp_path: Path) -> None:
+    trained = []
+    for targets in (torch.arange(8) % 2, (torch.arange(8) % 2).to(dtype)):
+        torch.manual_seed(0)
+        x = torch.randn(8, 4)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        result = DecoupledTrainer(
+            model=model,
+            data=(x, targets, x, targets),
+            blocks=2,
+            engine="local",
+            steps=4,
+            batch_size=4,
+            run_dir=tmp_path / str(targets.dtype),
+            overrides={"run.tensorboard": False},
+        ).fit()
+        trained.append((result.metrics["test_loss"], result.metrics["test_accuracy"]))
+    assert trained[0] == trained[1]
 
 
 @pytest.mark.parametrize("value", [None, 3, [], (torch.ones(2), torch.ones(2), torch.ones(2)), (1, 2)])

@@ -203,6 +203,17 @@ def test_items_that_are_mappings_are_inputs_by_name(make: Callable[[int], Any]) 
     assert data.task == "classification"
 
 
+def test_the_same_names_in_another_order_are_the_same_inputs() -> None:
+    def make(index: int) -> dict[str, Any]:
+        item = named_item(index)
+        return item if index % 2 else dict(reversed(item.items()))
+
+    inputs, expected = (ItemSplit(Items(each)).inputs(torch.tensor([4, 3])) for each in (make, named_item))
+    assert isinstance(inputs, Mapping) and isinstance(expected, Mapping) and set(inputs) == set(expected)
+    for name, part in expected.items():
+        assert torch.equal(inputs[name], part)
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_collate_function_may_fill_the_same_memory_again(named: bool) -> None:
     items = [(torch.full((3,), float(number)), number) for number in range(8)]

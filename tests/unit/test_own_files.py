@@ -173,6 +173,22 @@ def test_pictures_are_taken_as_they_look_or_refused(tmp_path: Path) -> None:
         (folder / name).unlink()
 
 
+def test_all_pictures_of_a_class_are_taken_or_named(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    for name, kind in (("1.pgm", "PPM"), ("2.jfif", "JPEG"), ("3.PNG", "PNG")):
+        Image.new("L", (4, 4), 9).save(tmp_path / "one" / name, kind)
+    assert len(image_folder(str(tmp_path), 4, str(tmp_path), True, [0.0], [1.0]).train) == 3
+    (tmp_path / "one" / "4.HEIC").write_bytes(b"of a telephone")
+    with pytest.raises(
+        InputError, match=r"one: found 4\.HEIC, which would be left out; expected images in one of"
+    ):
+        image_folder(str(tmp_path), 4)
+    (tmp_path / "one" / "4.HEIC").unlink()
+    (tmp_path / "one" / "5.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"one/5\.png: found a link to nothing"):
+        image_folder(str(tmp_path), 4)
+
+
 def test_a_picture_keeps_its_middle(tmp_path: Path) -> None:
     stripes = Image.new("L", (12, 4), 0)
     stripes.paste(255, (4, 0, 8, 4))

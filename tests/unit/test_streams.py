@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
@@ -201,6 +202,29 @@ def test_a_stream_that_ends_too_soon_says_how_many_steps_it_has() -> None:
         with pytest.raises(InputError, match=message + r" of 4\. Set train\.steps_per_epoch to at most 5\.$"):
             reader.microbatch(Ticket(12, 0))
     assert reader.microbatch(Ticket(11, 1)).targets().shape == (2,)
+
+
+class Understated(Sized):
+    """One that has more than it says."""
+
+    def __len__(self) -> int:
+        return SAMPLES // 2
+
+
+def test_a_stream_that_goes_on_behind_its_length_is_told_once() -> None:
+    data = as_dataset((Understated(), Sized()), "data.factory")
+    reader = Reader(data, BatchOrder(len(data.train), 5, 1, seed=1, shuffled=False))
+    message = "Understated says that it has 10 samples, and goes on behind them: each epoch leaves out"
+    with pytest.warns(UserWarning, match=message) as told:
+        epochs = [
+            torch.cat([reader.microbatch(Ticket(step, 0)).targets() for step in range(4)]) for _ in "12"
+        ]
+    assert len(told) == 1 and torch.equal(*epochs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = as_dataset((Sized(), Sized()), "data.factory")
+        Reader(data, BatchOrder(SAMPLES, 5, 1, seed=1, shuffled=False)).training(torch.arange(SAMPLES))
+        loaded({"steps_per_epoch": 2}).training(torch.arange(8))
 
 
 def test_a_sample_that_fails_is_named_each_time() -> None:
