@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.folders import files_below
-from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.data.held_out import class_names, existing, with_test
 from lowdimfa.data.items import ItemSplit
 from lowdimfa.data.splits import SubSplit
 from lowdimfa.errors import InputError, some_of
@@ -133,7 +133,7 @@ def image_folder(
         raise InputError("image_folder: size", str(size), "at least 1")
     channels, mode = (1, "L") if grey else (3, "RGB")
     found = _classes(existing(path, "image_folder: path"))
-    order = found if classes is None else list(classes)
+    order = found if classes is None else class_names(classes, "image_folder: classes")
     if sorted(order) != found:
         raise InputError("image_folder: classes", ", ".join(order), f"the folders {', '.join(found)}")
     for name, values in (("mean", mean), ("std", std)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.extra import package
-from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.data.held_out import class_names, existing, with_test
 from lowdimfa.data.table_files import rows
 from lowdimfa.errors import InputError
 from lowdimfa.values import Inputs
@@ -136,7 +136,8 @@ def table(
     beside = {column for given in columns.values() if not isinstance(given, str) for column in given}
     alone = [given for given in columns.values() if isinstance(given, str)]
     numbers: dict[str, int] = {}
-    named: list[str] = list(classes or ())
+    order = None if classes is None else class_names(classes, "table: classes")
+    named = list(order or ())
 
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
@@ -148,8 +149,8 @@ def table(
             if name in beside:
                 _require_exact(found.data.column(name), str(where), name)
         if not numbers and "string" in str(getattr(found.features[target], "dtype", "")):
-            numbers.update(_numbered(found.unique(target), classes, str(where)))
-        named[:] = numbers or _names(found.features[target], classes, str(where))
+            numbers.update(_numbered(found.unique(target), order, str(where)))
+        named[:] = numbers or _names(found.features[target], named, str(where))
         inputs, targets = (found.with_format("torch", columns=names) for names in (wanted, [target]))
         return TableSplit(inputs, targets, str(where), columns, target, numbers)
 
@@ -165,13 +166,13 @@ def _numbered(texts: Sequence[str], classes: Sequence[str] | None, where: str) -
     return {text: number for number, text in enumerate(order)}
 
 
-def _names(feature: Any, classes: Sequence[str] | None, where: str) -> list[str]:
-    """Return the names of classes that have numbers already."""
+def _names(feature: Any, expected: Sequence[str], where: str) -> list[str]:
+    """Return the names of classes that have numbers already: those expected, if there are any."""
     own = list(getattr(feature, "names", None) or ())
-    if own and classes is not None and own != list(classes):
+    if own and expected and own != list(expected):
         found = f"classes that are numbered already, {', '.join(own)}"
-        raise InputError(where, found, f"those of 'classes', {', '.join(classes)}", "Leave 'classes' out.")
-    return own or list(classes or ())
+        raise InputError(where, found, f"those of 'classes', or of training, {', '.join(expected)}")
+    return own or list(expected)
 
 
 def _require_numbers(column: Any, where: str, name: str) -> None:

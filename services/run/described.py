@@ -39,7 +39,7 @@ def check_classes(network: NetworkPlan, dataset: Dataset) -> None:
         return
     order = [labels[number] for number in sorted(labels)]
     again = (
-        f"Let lowdimfa.data:table or image_folder number them so: data.args.classes: [{', '.join(order)}]"
+        f"Let lowdimfa.data:table or image_folder number them so: data.args.classes: {order}"
         if sorted(order) == sorted(classes)
         else "If they are other classes, save the network once with the data's names: from_pretrained takes id2label, "
         "label2id and ignore_mismatched_sizes."

@@ -55,7 +55,7 @@ def test_labels_in_another_order_than_classes_are_refused(reviews: dict[str, Any
     assert "the labels 0 positive, 1 negative of the network" in caught.value.message
     assert "the classes 0 negative, 1 positive of the data" in caught.value.message
     order = {"classes": ["positive", "negative"]}
-    assert "data.args.classes: [positive, negative]" in caught.value.message
+    assert "data.args.classes: ['positive', 'negative']" in caught.value.message
     assert planned(*given, reviews | {"args": reviews["args"] | order}).dataset.classes == (
         "positive",
         "negative",
@@ -85,6 +85,24 @@ def test_classes_of_a_table_are_numbered_as_they_are_given(reviews: dict[str, An
         assert torch.equal(split.targets(every), 1 - other.targets(every))
     with pytest.raises(InputError, match="the class 'negative'; expected those of 'classes', positive"):
         table(**args, classes=["positive"])
+    for wrong in (["positive", False], ["positive", "positive"]):
+        with pytest.raises(InputError, match=r"table: classes: .*expected a different text for each class"):
+            table(**args, classes=wrong)
+
+
+def test_classes_that_a_table_numbers_itself_keep_their_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, names in (("train", ["yes", "no"]), ("test", ["no", "yes"])):
+        features = datasets.Features(
+            {"x": datasets.Value("float32"), "label": datasets.ClassLabel(names=names)}
+        )
+        rows = datasets.Dataset.from_dict({"x": [0.0, 1.0], "label": [0, 1]}, features=features)
+        rows.save_to_disk(str(tmp_path / name))
+    train, test = str(tmp_path / "train"), str(tmp_path / "test")
+    assert table(train, "x", test=0.5).classes == ("yes", "no")
+    for other in ({"classes": ["no", "yes"]}, {"test": test}):
+        with pytest.raises(InputError, match="classes that are numbered already"):
+            table(train, "x", **{"test": 0.5} | other)
 
 
 @pytest.fixture
