@@ -70,12 +70,11 @@ class Average:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], *scalars: Mapping[str, Any]) -> None:
-        """Restore the state; where there is none, the average begins with the weights as they are."""
-        names = [f"{PREFIX}{name}" for name in self._parameters]
+        """Restore the state; the average of what has none, as of what was frozen, begins with the weight as it is."""
         steps = [part["average"]["steps"] for part in scalars if "average" in part]
         # A block that had nothing to learn notes none.
-        whole = bool(steps) and all(name in tensors for name in names)
-        self._steps = min(steps, default=0) if whole else 0
-        found = [tensors[name] for name in names] if whole else list(self._parameters.values())
-        for own, value in zip(self._weights, found, strict=True):
-            own.copy_(value.detach())
+        kept = tensors if steps else {}
+        names = {name: f"{PREFIX}{name}" for name in self._parameters}
+        self._steps = min(steps, default=0) if any(key in kept for key in names.values()) else 0
+        for own, (name, parameter) in zip(self._weights, self._parameters.items(), strict=True):
+            own.copy_(kept.get(names[name], parameter).detach())

@@ -14,7 +14,7 @@ from lowdimfa.emptied import address, is_plain
 from lowdimfa.errors import InputError
 from lowdimfa.layers import Layer, named_tensors
 from lowdimfa.trace import TracedLayer
-from lowdimfa.values import MAX_MEMBERS, ONE, Types
+from lowdimfa.values import CARRIED, MAX_MEMBERS, ONE, Types
 
 BLOCKS_KEY = "model.blocks"
 
@@ -58,7 +58,7 @@ def refuse_end(layer: Layer, traced: TracedLayer, batch: int) -> None:
         raise InputError(
             FACTORY_KEY,
             f"layer {layer.name!r} at a block's end, whose output is {traced.odd}",
-            "a dense torch.Tensor of real numbers",
+            f"a dense torch.Tensor of {', '.join(str(one).removeprefix('torch.') for one in CARRIED)}",
             "Name other boundaries in model.blocks, or convert it within the layer.",
         )
     if len(traced.outputs) > MAX_MEMBERS:

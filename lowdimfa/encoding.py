@@ -236,6 +236,18 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*flat)
 
 
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor has its values one by one in memory, so that `same_bits` can tell."""
+    return value.layout is torch.strided and not (value.is_quantized or value.is_nested or value.is_meta)
+
+
+def overlaps_itself(value: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as those of an expanded one: torch refuses to write to it."""
+    return value.layout is torch.strided and any(
+        size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
+
+
 def require_storable(value: Tensor, name: str, key: str) -> None:
     """Refuse a tensor that the safetensors format can't hold as it is.
 

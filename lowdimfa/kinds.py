@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -16,7 +17,33 @@ HIDDEN: tuple[Kind, ...] = ("matrix", "transposed")
 """Kinds of hidden layers' matrices."""
 
 
-def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
+class Kinds(dict[str, Kind]):
+    """Kinds by name, which also know the parameters themselves; a copy, or one that was pickled, is a plain dictionary.
+
+    Parameters
+    ----------
+    kinds
+        By the name of the parameter.
+    parameters
+        By the same names.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind], parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(kinds)
+        self._parameters = {
+            id(one): (name, one) for name, one in parameters.items()
+        }  # held, as are their identities
+
+    def name_of(self, parameter: object) -> str | None:
+        """Return the name of a parameter, or None if the module doesn't have this very one."""
+        name, _ = self._parameters.get(id(parameter), (None, None))
+        return name
+
+    def __reduce__(self) -> tuple[type[dict[str, Kind]], tuple[dict[str, Kind]]]:
+        return dict, (dict(self),)
+
+
+def kinds_of(module: nn.Module, *, head: bool = True) -> Kinds:
     """Return what the parameters of a module are, by name.
 
     ``matrix``: the weight of a linear layer, of attention's projections, or of a convolution without groups;
@@ -46,7 +73,7 @@ def kinds_of(module: nn.Module, *, head: bool = True) -> dict[str, Kind]:
     is_output = {
         name for name, one in module.named_parameters() if head and one is last and kinds[name] in HIDDEN
     }
-    return kinds | dict.fromkeys(is_output, "output")
+    return Kinds(kinds | dict.fromkeys(is_output, "output"), dict(module.named_parameters()))
 
 
 def _is_matrix(part: nn.Module, name: str, parameter: Tensor) -> bool:

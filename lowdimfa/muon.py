@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lowdimfa.errors import InputError
-from lowdimfa.kinds import HIDDEN
+from lowdimfa.muon_groups import Params, is_named, split
 
 if TYPE_CHECKING:
     from lowdimfa.optim import Updater
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Of the polynomial that drives singular values towards 1, by Jordan et al."""
+_OF_ADAMW = ("weight_decay", "betas", "eps", "fused")
 
 
 class Muon(Optimizer):
@@ -31,12 +31,14 @@ class Muon(Optimizer):
     that isn't known to be a matrix. So are feedback weights: ``Q`` is the last layer of a readout.
 
     There is one rate, and so one schedule, for both: ``adjust_lr_fn="match_rms_adamw"`` gives Muon's steps the size of
-    AdamW's (Liu et al., 2025).
+    AdamW's (Liu et al., 2025). Groups of parameters have settings of their own, as those of `parameter_groups` of a
+    converted model; each becomes two in ``param_groups``, what Muon has of it and what AdamW has, in this order, maybe
+    with nothing in it.
 
     Parameters
     ----------
     params
-        What is trained.
+        What is trained: parameters, ``model.named_parameters()``, or groups of either.
     lr
         Of both.
     weight_decay
@@ -51,7 +53,8 @@ class Muon(Optimizer):
         Patterns of names in the plain model, such as ``["0.*", "embed.positions"]``, of what is AdamW's or, with two
         dimensions or more, Muon's whatever its kind; AdamW's go first. Names of feedback weights end in ``.Q``.
     kinds
-        Of ``params`` in their order, by name: `lowdimfa.kinds.kinds_of`. A block's updater fills it in.
+        Of the parameters by name, as `lowdimfa.kinds.kinds_of` returns it. A plain mapping must be in the order of
+        ``params``, unless these have names. A block's updater fills it in.
 
     Attributes
     ----------
@@ -66,7 +69,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Params,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         momentum: float = 0.95,
@@ -81,29 +84,9 @@ class Muon(Optimizer):
         muon: Sequence[str] = (),
         kinds: Mapping[str, str] | None = None,
     ) -> None:
-        trained = list(params)
-        if kinds is None or len(kinds) != len(trained):
-            raise ValueError("kinds must name what every parameter is: lowdimfa.kinds.kinds_of(model)")
         if isinstance(adamw, str) or isinstance(muon, str):
             raise ValueError("adamw and muon are lists of patterns, not text")
-        if not adamw_scale > 0:
-            raise ValueError(f"adamw_scale is {adamw_scale}; a number above 0 is expected")
-        if not 0 <= momentum < 1 or not 1 <= ns_steps < 100:
-            raise ValueError(
-                f"momentum is {momentum} and ns_steps {ns_steps}; from 0 to below 1, and from 1 to 99"
-            )
-        if adjust_lr_fn not in ("original", "match_rms_adamw"):
-            raise ValueError(f"adjust_lr_fn is {adjust_lr_fn!r}; original or match_rms_adamw is expected")
-        self.unused = tuple(
-            each for each in (*adamw, *muon) if not any(_named(name, [each]) for name in kinds)
-        )
-        matrices: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for (name, kind), one in zip(kinds.items(), trained, strict=True):
-            wanted = kind in HIDDEN or (one.dim() >= 2 and _named(name, muon))
-            (matrices if wanted and not _named(name, adamw) else rest).append(one)
-        stored = dict(zip(map(id, trained), kinds.values(), strict=True))
-        self._transposed = [stored[id(one)] == "transposed" for one in matrices]
+        groups = split(params, kinds, adamw, muon)
         given: dict[str, Any] = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -112,17 +95,41 @@ class Muon(Optimizer):
         }
         given |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn, "adamw_scale": adamw_scale}
         given |= {"betas": tuple(betas), "eps": eps, "fused": fused}
-        # Both groups are always there, so that a schedule's list of rates, and a checkpoint's groups, fit every block.
-        super().__init__([{"params": matrices}, {"params": rest}], given)
-        self._adamw()  # refuses what is out of bounds there
+        names = [name for group in groups for name in group.names()]
+        unused = tuple(each for each in (*adamw, *muon) if not any(is_named(name, [each]) for name in names))
+        # Both parts are always there, so that a schedule's list of rates, and a checkpoint's groups, fit every block.
+        super().__init__([part for group in groups for part in group.parts()], given)
+        self.unused = unused
+        self._transposed = [group.transposed for group in groups]
+        for group in self.param_groups:
+            _check(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group while the optimiser is made.
+
+        Raises
+        ------
+        ValueError
+            It is made already.
+        """
+        if "_transposed" in vars(self):
+            raise ValueError(
+                "Muon takes all of its parameters when it is made, when kinds tell what they are: give it all groups then"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"unused": self.unused, "_transposed": self._transposed}
+        return super().__getstate__() | own
 
     def _adamw(self) -> Optimizer:
         """Return AdamW for what is its own, made for one step, with the state kept here."""
-        group = self.param_groups[1]
-        settings = {name: group[name] for name in ("weight_decay", "betas", "eps", "fused")}
-        made = torch.optim.AdamW(
-            group["params"] or [torch.zeros(1)], lr=group["lr"] * group["adamw_scale"], **settings
-        )
+        groups = [
+            {name: group[name] for name in _OF_ADAMW}
+            | {"params": group["params"] or [torch.zeros(1)], "lr": group["lr"] * group["adamw_scale"]}
+            for group in self.param_groups[1::2]
+        ]
+        made = torch.optim.AdamW(groups)
         made.state = self.state
         return made
 
@@ -135,7 +142,8 @@ class Muon(Optimizer):
             It has AdamW's of what is Muon's here, or the reverse.
         """
         super().load_state_dict(state_dict)
-        for group, needed in zip(self.param_groups, ("momentum_buffer", "exp_avg"), strict=True):
+        for place, group in enumerate(self.param_groups):
+            needed = "exp_avg" if place % 2 else "momentum_buffer"
             for one in group["params"]:
                 if self.state.get(one) and needed not in self.state[one]:
                     raise ValueError(
@@ -150,10 +158,10 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]
-        for matrix, transposed in zip(group["params"], self._transposed, strict=True):
-            if matrix.grad is not None:
-                self._step_matrix(matrix, matrix.grad, group, transposed)
+        for group, flags in zip(self.param_groups[::2], self._transposed, strict=True):
+            for matrix, transposed in zip(group["params"], flags, strict=True):
+                if matrix.grad is not None:
+                    self._step_matrix(matrix, matrix.grad, group, transposed)
         self._adamw().step()
         return loss
 
@@ -192,8 +200,20 @@ def _precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _named(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _check(group: Mapping[str, Any]) -> None:
+    """Refuse settings that are out of bounds."""
+    for name in ("lr", "weight_decay", "adamw_scale", "momentum"):
+        if isinstance(group[name], bool) or not isinstance(group[name], int | float | Tensor):
+            raise ValueError(f"{name} is {group[name]!r}; a number is expected")
+    if not group["adamw_scale"] > 0:
+        raise ValueError(f"adamw_scale is {group['adamw_scale']}; a number above 0 is expected")
+    momentum, steps, scale = group["momentum"], group["ns_steps"], group["adjust_lr_fn"]
+    if not 0 <= momentum < 1 or not 1 <= steps < 100:
+        raise ValueError(f"momentum is {momentum} and ns_steps {steps}; from 0 to below 1, and from 1 to 99")
+    if scale not in ("original", "match_rms_adamw"):
+        raise ValueError(f"adjust_lr_fn is {scale!r}; original or match_rms_adamw is expected")
+    settings = {name: group[name] for name in ("lr", *_OF_ADAMW)}
+    torch.optim.AdamW([torch.zeros(1)], **settings)  # which refuses what is out of bounds there
 
 
 def refuse_unused(updaters: Iterable[Updater]) -> None:

@@ -206,14 +206,16 @@ class Updater:
         self.sparse = self.sparse or bool(sparse)
         groups = self.optimizer.param_groups if self._chosen else []
         apart = [one for one in groups if _has_sparse(one) or _has_gaps(one) or self._begins_late(one)]
-        for group in apart:  # no fused step takes these: let torch choose
-            group["fused"] = None
         for parameter in self._parameters.values():  # a fused step pairs values as they lie in memory
             if parameter.grad is not None and not parameter.grad.is_sparse:
                 parameter.grad = laid_out(parameter.grad, parameter)
-        self.optimizer.step()
-        for group in apart:  # as in all other blocks, with which this one may be resumed
-            group |= self._chosen
+        for group in apart:  # no fused step takes these: let torch choose
+            group["fused"] = None
+        try:
+            self.optimizer.step()
+        finally:
+            for group in apart:  # as in all other blocks, with which this one may be resumed
+                group |= self._chosen
         # A fused step changes weights behind autograd's back, which then can't refuse a backward that comes too late.
         torch.autograd.graph.increment_version(self.trained)
         self.optimizer.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -190,11 +191,14 @@ class _Restoring:
         }
         kept = {number: (name, entries[name]) for number, name in self._names.items() if name in entries}
         rest = self._rest()
-        state = {number: self._entries(*found) for number, found in kept.items()} | rest.pop("state", {})
+        begun = self._begun()
+        state = (
+            begun | {number: self._entries(*found) for number, found in kept.items()} | rest.pop("state", {})
+        )
         groups = [self._group(place) for place in range(len(self._grouped))]
         loaded = rest | {"param_groups": groups} | ({"state": state} if "state" in self._fresh else {})
         self._optimizer.load_state_dict(loaded)
-        self._undo_casts(kept)
+        self._undo_casts(kept, begun)
         if (scheduler := self._updater.scheduler) is not None:
             states = [state["scheduler"] for state in self._scalars]
             where = f"{self._updater.config.scheduler_key}.factory"
@@ -203,21 +207,34 @@ class _Restoring:
             self._require_same_schedule()
             scheduler.load_state_dict(agreed)
 
+    def _begun(self) -> dict[Any, Any]:
+        """Return what an optimiser keeps from its construction on of parameters that no checkpoint has."""
+        trained = set().union(*map(_names_in, self._scalars))
+        fresh = self._fresh.get("state", {})
+        return {
+            number: fresh[number]
+            for number, name in self._names.items()
+            if number in fresh and name not in trained
+        }
+
     def _entries(self, name: str, data: Any, current: Any = None) -> Any:
         """Return what is kept of a parameter; a fused optimiser pairs values as they lie in memory."""
         parameter = self._updater.parameters[name]
         tensors = {one: laid_out(self._tensors[one], parameter) for one in references(data)}
         return decode(data, tensors, current)
 
-    def _undo_casts(self, kept: Mapping[Any, tuple[str, Any]]) -> None:
+    def _undo_casts(self, kept: Mapping[Any, tuple[str, Any]], begun: Mapping[Any, Any]) -> None:
         """Put right what torch turned into the parameter's type of number, or took for a list of numbers."""
         state = getattr(self._optimizer, "state", {})
-        for name, data in kept.values():
+        for number, name in self._names.items():
             parameter = self._updater.parameters[name]
-            if parameter in state:
-                exact = self._entries(name, data, state[parameter])
-                if not _alike(exact, state[parameter]):
-                    state[parameter] = exact
+            if parameter not in state or not (number in kept or number in begun):
+                continue
+            exact = (
+                self._entries(*kept[number], state[parameter]) if number in kept else deepcopy(begun[number])
+            )
+            if not _alike(exact, state[parameter]):
+                state[parameter] = exact
 
     def _group(self, place: int) -> dict[str, Any]:
         """Return a group for the optimiser to load, with the settings that its parameters had."""

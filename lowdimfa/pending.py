@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lowdimfa.encoding import is_dense
 from lowdimfa.feedback.rules import QRule
 from lowdimfa.stage import Stage
 
@@ -56,11 +57,9 @@ def _own_sum(rule: QRule) -> list[Slot]:
     return [Slot(rule.weights, rule.pending, rule.set_pending)] if has_one else []
 
 
-def running_statistics(stage: Stage) -> list[Tensor]:
-    """Return the buffers that belong to a block's state, such as batch norm's running mean, not as copies."""
-    parameters = {name for name, _ in stage.module.named_plain_parameters()}
-    state = stage.module.plain_state_dict()
-    return [tensor for name, tensor in state.items() if name not in parameters]
+def running_statistics(stage: Stage) -> dict[str, Tensor]:
+    """Return a block's dense buffers, such as batch norm's running mean, not as copies; also those of no state dict."""
+    return {name: buffer for name, buffer in stage.module.named_plain_buffers() if is_dense(buffer)}
 
 
 def _set_gradient(parameter: nn.Parameter, value: Tensor) -> None:

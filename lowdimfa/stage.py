@@ -294,12 +294,12 @@ class Stage:
         NotFiniteError
             Names the block and the step.
         """
-        if not _finite_sum(values):
+        if not finite_sum(values):
             raise self._not_finite(what, step)
 
     def check_finite(self, values: Tensor, what: str, step: int) -> None:
         """Do as `require_finite`, or leave the finding to whoever set `look_later`."""
-        self.check(_finite_sum(values), partial(self._not_finite, what, step))
+        self.check(finite_sum(values), partial(self._not_finite, what, step))
 
     def check(self, passed: Tensor, failure: Callable[[], NotFiniteError]) -> None:
         """Raise the failure if a boolean scalar is false, or leave that to whoever set `look_later`."""
@@ -352,5 +352,6 @@ def _typed(output: Tensor, kind: torch.dtype) -> Tensor:
     return output.to(kind) if output.is_floating_point() else output
 
 
-def _finite_sum(values: Tensor) -> Tensor:
-    return torch.isfinite(values.sum(dtype=torch.float32))
+def finite_sum(values: Tensor) -> Tensor:
+    """Return whether a sum over values of any type is finite, without a wait for their device."""
+    return torch.isfinite(values.sum(dtype=None if values.is_complex() else torch.float32))

@@ -15,6 +15,7 @@ from lowdimfa.errors import InputError, LowdimfaError, in_words
 from lowdimfa.layers import Layer, runs_children
 from lowdimfa.unchanged import unchanged
 from lowdimfa.values import (
+    CARRIED,
     ONE,
     Activation,
     Types,
@@ -199,7 +200,7 @@ def _cost(layer: Layer, x: Activation, balance: Balance) -> float:
 
 
 def _described(output: Value) -> str:
-    """Return an output's kind in words; empty for dense tensors of real numbers, which any wire carries."""
+    """Return an output's kind in words; empty for dense tensors of numbers that any wire carries."""
     return next(filter(None, map(_kind, named(output).values())), "")
 
 
@@ -209,6 +210,7 @@ def _kind(output: Tensor) -> str:
         "complex": not output.is_complex(),
         "quantised": not output.is_quantized,
         f"of layout {output.layout}": output.layout == torch.strided and not output.is_nested,
+        f"of {output.dtype}": output.dtype in CARRIED,
     }
     return next((kind for kind, is_plain in kinds.items() if not is_plain), "")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowdimfa.calling import FACTORY_KEY
-from lowdimfa.encoding import same_bits
+from lowdimfa.encoding import overlaps_itself, same_bits
 from lowdimfa.errors import InputError, in_words
 from lowdimfa.generators import unchanged_generators
 
@@ -26,7 +26,8 @@ MOST_COPIED = 128 << 20
 _OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
-_COUNTS = (int, float, bool)
+COUNTS = (int, float, bool)
+"""Attributes of these types may count calls."""
 
 
 @contextmanager
@@ -59,9 +60,10 @@ def unchanged(
             note = moved.setdefault(module, []).append
             after.callback(_put_back, parameter, parameter.detach().clone(), partial(note, name))
         for module in model.modules():
-            for buffer in module.buffers(recurse=False):
-                if not is_lazy(buffer):
-                    after.callback(_put_back_buffer, buffer, buffer.clone())
+            buffers = [buffer for buffer in module.buffers(recurse=False) if not is_lazy(buffer)]
+            # What is noted first is put back last: the buffer in which an expanded one lies is then as it was.
+            for buffer in sorted(buffers, key=overlaps_itself, reverse=True):
+                after.callback(_put_back_buffer, buffer, buffer.clone())
             # A lazy one is made another class by its first forward, for good.
             if not any(map(is_lazy, module.parameters(recurse=False))):
                 _keep_attributes(module, after, moved)
@@ -98,15 +100,31 @@ def _put_back(parameter: nn.Parameter, value: Tensor, note: Callable[[], None]) 
 
 
 def _put_back_buffer(buffer: Tensor, value: Tensor) -> None:
-    if buffer.shape == value.shape:
-        buffer.copy_(value)
-    else:
+    if buffer.shape != value.shape:
         buffer.data = value
+    elif not _is_plain(buffer) or buffer.is_quantized:  # of which nobody can tell whether it has moved
+        if not overlaps_itself(buffer):
+            buffer.copy_(value)
+    elif not same_bits(buffer, value):  # else nothing is written: its elements may share memory
+        overwrite(buffer, value)
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor other values of its shape, behind autograd's back; in other memory where it can't be written to."""
+    if overlaps_itself(tensor):
+        tensor.data = value.clone()
+    else:
+        tensor.data.copy_(value)
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes that not every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
 
 
 def _keep_attributes(module: nn.Module, after: ExitStack, moved: dict[nn.Module, list[str]]) -> None:
     """Have a module's attributes put back, and its tables of parameters and buffers, with what is in them."""
-    kept = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+    kept = own_attributes(module)
     # Among the tables that every module has: its children and its hooks, of which one may remove itself.
     tables = [
         value for name, value in vars(module).items() if name in _OF_MODULES and isinstance(value, dict)
@@ -141,9 +159,9 @@ def _put_back_array(array: numpy.ndarray[Any, Any], value: numpy.ndarray[Any, An
 
 def _put_back_attributes(module: nn.Module, kept: dict[str, Any], moved: dict[nn.Module, list[str]]) -> None:
     own = vars(module)
-    counts = {name: value for name, value in kept.items() if type(value) in _COUNTS}
+    counts = {name: value for name, value in kept.items() if type(value) in COUNTS}
     if names := [
-        name for name, value in counts.items() if type(own.get(name)) in _COUNTS and own[name] != value
+        name for name, value in counts.items() if type(own.get(name)) in COUNTS and own[name] != value
     ]:
         moved.setdefault(module, []).extend(names)
     for name in [name for name in own if name not in _OF_MODULES and name not in kept]:

@@ -19,6 +19,12 @@ Value = Tensor | dict[str, Tensor]
 MAX_MEMBERS = 16
 """Most tensors of a set that goes from block to block."""
 
+CARRIED = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.uint8, torch.bool),
+)
+"""Element types of what goes from block to block."""
+
 Change = Callable[[Tensor], Tensor]
 
 ONE = ""

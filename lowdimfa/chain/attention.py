@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa.chain.layers import LINEAR, Runner
+from lowdimfa.chain.layers import LINEAR, Converted, Runner
 from lowdimfa.errors import InputError
 
 PARTS = ("query", "key", "value")
 
 
-class ChainAttention(nn.MultiheadAttention):
+class ChainAttention(Converted, nn.MultiheadAttention):
     """An `nn.MultiheadAttention` with feedback for its query, key and value projections; `out_proj` has its own.
 
     Without gradients it runs as `nn.MultiheadAttention` itself, fast path included.
     """
 
     feedback: nn.ModuleDict
-    plain_class: type[nn.Module]
 
     def forward(
         self,
@@ -61,6 +60,9 @@ class ChainAttention(nn.MultiheadAttention):
             mixed = functional.scaled_dot_product_attention(queries, keys, values, mask, dropout)
         mixed = mixed.transpose(1, 2).flatten(2)
         output = self.out_proj(mixed if self.batch_first or not is_batched else mixed.transpose(0, 1))
+        if is_batched and self.batch_first:
+            # As PyTorch's lies in memory, time first: a dropout that follows draws in the order of the memory.
+            output = output.transpose(0, 1).contiguous().transpose(0, 1)
         if is_batched:
             return output, weights
         return output[0], None if weights is None else weights[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict, get_args
+from numbers import Integral
+from typing import Any, Literal, TypedDict, TypeGuard, get_args
 
 from lowdimfa.config import FactoryConfig
 from lowdimfa.errors import InputError
@@ -15,7 +16,7 @@ ChainQRule = Literal["hebbian", "fixed"]
 ChainPRule = Literal["oja", "normalised-oja", "fixed"]
 Start = Literal["random", "transposed", "svd"]
 ErrorDim = int | float
-Clamp = float | tuple[float, float]
+Clamp = float | Sequence[float]
 
 
 class ChainSettings(TypedDict, total=False):
@@ -28,7 +29,8 @@ class ChainSettings(TypedDict, total=False):
     p_samples: int | None
     p_targets: Sequence[str]
     start: Start | None
-    refresh_every: int | None
+    refresh_every: int | float | None
+    batches_per_epoch: int | None
     fit_every: int
     clamp: Clamp | None
     error_dims: Mapping[str, ErrorDim]
@@ -74,7 +76,10 @@ class ChainConfig:
         two read weights, once. None is the rule's own.
     refresh_every
         Backward passes in training mode after which ``P`` and ``Q`` start again from the SVD of the weights as
-        they are then; None for never. For the rules ``normative`` and ``local``.
+        they are then, a whole number; or epochs, a float such as 0.5 for twice in each, rounded to whole passes with
+        `batches_per_epoch`. None for never. For the rules ``normative`` and ``local``.
+    batches_per_epoch
+        Backward passes of an epoch, ``len(loader)``, where `refresh_every` is a number of epochs.
     fit_every
         The rule ``normative`` learns in every so many backward passes, in any mode.
     clamp
@@ -98,7 +103,8 @@ class ChainConfig:
     p_samples: int | None = 64
     p_targets: Sequence[str] = ()
     start: Start | None = None
-    refresh_every: int | None = None
+    refresh_every: int | float | None = None
+    batches_per_epoch: int | None = None
     fit_every: int = 1
     clamp: Clamp | None = None
     error_dims: Mapping[str, ErrorDim] = field(default_factory=dict)
@@ -114,18 +120,19 @@ class ChainConfig:
         _check_error_dim("error_dim", self.error_dim)
         if not isinstance(self.error_dims, Mapping):
             raise InputError("convert: error_dims", repr(self.error_dims), "a mapping from names of layers")
+        _check_names("error_dims", self.error_dims)
         for name, error_dim in self.error_dims.items():
             _check_error_dim(f"error_dims[{name!r}]", error_dim)
-        if not isinstance(self.p_lr, int | float) or not 0 < self.p_lr < math.inf:
+        if not _is_number(self.p_lr) or not 0 < self.p_lr < math.inf:
             raise InputError("convert: p_lr", repr(self.p_lr), "a number above 0")
-        for count in ("p_samples", "refresh_every", "fit_every"):
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
+            raise InputError("convert: seed", repr(self.seed), "a whole number")
+        for count in ("p_samples", "batches_per_epoch", "fit_every"):
             _check_count(count, getattr(self, count))
+        _check_refresh(self.refresh_every, self.batches_per_epoch)
         _check_clamp(self.clamp)
         for names in ("skip", "joint", "p_targets"):
-            found = getattr(self, names)
-            if isinstance(found, str) or not isinstance(found, Collection):
-                kind = "the text " if isinstance(found, str) else ""
-                raise InputError(f"convert: {names}", f"{kind}{found!r}", "a list of names")
+            _check_names(names, getattr(self, names))
         if self.p_targets and self.p_rule == "fixed":
             raise InputError("convert: p_targets", repr(self.p_targets), "none where P is fixed")
         self._check_rule()
@@ -137,6 +144,14 @@ class ChainConfig:
             return max(1, round(asked * width))
         is_joint = name not in self.error_dims and name.rpartition(".")[2] in self.joint
         return min(width, 3 * asked if is_joint else asked)
+
+    @property
+    def refresh_passes(self) -> int | None:
+        """`refresh_every` in backward passes."""
+        if not isinstance(self.refresh_every, float):
+            return self.refresh_every
+        assert self.batches_per_epoch is not None, "checked when the configuration was made"
+        return max(1, round(self.refresh_every * self.batches_per_epoch))
 
     def _check_rule(self) -> None:
         """Refuse what the rule would leave unused in silence."""
@@ -157,7 +172,8 @@ class ChainConfig:
                 raise InputError(
                     f"convert: {name}",
                     repr(getattr(self, name)),
-                    f"none under the rule {CHAIN_RULES.name_of(rule)!r}, which has no use for it",
+                    f"the default, {defaults[name]!r}, under the rule {CHAIN_RULES.name_of(rule)!r}, which has no "
+                    "use for it",
                 )
 
 
@@ -169,15 +185,47 @@ def _check_choice(name: str, found: object, allowed: tuple[Any, ...]) -> None:
 def _check_count(name: str, found: object) -> None:
     is_count = isinstance(found, int) and not isinstance(found, bool) and found >= 1
     if not is_count and (found is not None or name == "fit_every"):
-        meaning = {"p_samples": ", or None for all", "refresh_every": ", or None for never"}.get(name, "")
+        meaning = {"p_samples": ", or None for all"}.get(name, "")
         raise InputError(f"convert: {name}", repr(found), f"a number from 1{meaning}")
 
 
+def _check_refresh(every: object, batches: int | None) -> None:
+    if isinstance(every, float):
+        if not 0 < every < math.inf:
+            raise InputError("convert: refresh_every", repr(every), "a number of epochs above 0")
+        if batches is None:
+            raise InputError(
+                "convert: refresh_every",
+                f"{every!r} epochs, and no length of an epoch",
+                "a whole number of backward passes, or batches_per_epoch beside it",
+                "Give batches_per_epoch=len(loader).",
+            )
+        return
+    is_count = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    if not is_count and every is not None:
+        expected = "a whole number of backward passes from 1, a number of epochs (a float), or None for never"
+        raise InputError("convert: refresh_every", repr(every), expected)
+    if batches is not None:
+        expected = "none, as refresh_every isn't a number of epochs, such as 0.5"
+        raise InputError("convert: batches_per_epoch", repr(batches), expected)
+
+
+def _check_names(setting: str, found: object) -> None:
+    is_text = isinstance(found, str)
+    if is_text or not isinstance(found, Collection) or not all(isinstance(one, str) for one in found):
+        kind = "the text " if is_text else ""
+        raise InputError(f"convert: {setting}", f"{kind}{found!r}", "a list of names")
+
+
 def _check_clamp(found: object) -> None:
-    bounds = found if isinstance(found, tuple) and len(found) == 2 else (found,)
-    if found is not None and not all(isinstance(one, int | float) and 0 < one < math.inf for one in bounds):
+    bounds = found if isinstance(found, tuple | list) and len(found) == 2 else (found,)
+    if found is not None and not all(_is_number(one) and 0 < one < math.inf for one in bounds):
         expected = "a number above 0, or two of them: for linear layers, for convolutions"
         raise InputError("convert: clamp", repr(found), expected)
+
+
+def _is_number(found: object) -> TypeGuard[float]:
+    return isinstance(found, int | float) and not isinstance(found, bool)
 
 
 def _check_error_dim(where: str, asked: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.function import Delivery, Incoming
+from lowdimfa.chain.function import Delivery, Incoming, current_backward
 from lowdimfa.chain.maps import Map
 from lowdimfa.chain.oja import Oja
 from lowdimfa.chain.rules import ChainRule
@@ -27,9 +27,18 @@ WHERE = "the rule 'direct'"
 
 @dataclass
 class Call:
-    """One forward pass of the model, and ``c = P e`` once its backward pass has begun."""
+    """One forward pass of the model, and ``c = P e`` once its backward pass has begun.
+
+    Attributes
+    ----------
+    error
+        Of the latest backward pass that began at the model's output.
+    backward
+        Which one that was.
+    """
 
     error: Tensor | None = None
+    backward: int = -1
 
 
 class OutputError(nn.Module):
@@ -113,6 +122,7 @@ class OutputError(nn.Module):
             )
         errors = error.detach()
         call.error = errors @ self.P.t().to(error.dtype)
+        call.backward = current_backward()
         if self._oja is not None and self.training:
             self._oja.turn(self.P, errors.reshape(-1, task_dim), call.error.reshape(-1, len(self.P)))
 
@@ -178,7 +188,8 @@ class BoundDelivery:
     def deliver(self, incoming: Incoming) -> tuple[Tensor, Tensor | None]:
         """Return ``Q c`` in the input's shape, and ``c``'s correlation with the input."""
         error, shape = self.call.error, incoming.input_shape
-        if error is None:
+        # An error of an earlier backward pass, whose graph was retained, isn't this one's.
+        if error is None or self.call.backward != current_backward():
             raise InputError(
                 WHERE,
                 "a backward pass that doesn't begin at the model's output",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.chain.config import ChainConfig
-from lowdimfa.chain.function import Incoming, once_differentiable, without_autocast
+from lowdimfa.chain.function import Incoming, current_backward, once_differentiable, without_autocast
 from lowdimfa.chain.maps import Map
 from lowdimfa.chain.rules import ChainRule
 from lowdimfa.chain.starts import clamp_of, clamped, drawn_like, drawn_seed, start_rows, svd_factors
@@ -54,7 +54,7 @@ class Local(ChainRule):
                 kernel = drawn_like(weight, generator, kernel.shape)
         self.P, self.Q = nn.Parameter(rows), nn.Parameter(map_.as_kernel(kernel).clone())
         self._kernel_shape = kernel.shape
-        self._refresh_every = config.refresh_every
+        self._refresh_every = config.refresh_passes
         self._passes = 0  # backward passes in training mode since P and Q started or were refreshed
         self._all_passes = 0  # in any mode, from the start
         self._counted = -1  # the latest of them
@@ -80,7 +80,7 @@ class Local(ChainRule):
 
     def _count(self) -> None:
         """Count the backward pass under way, once however often the layer runs in it."""
-        current = torch._C._current_graph_task_id()  # torch has no public name for it
+        current = current_backward()
         if current != self._counted:
             self._passes += self.training
             self._all_passes += 1

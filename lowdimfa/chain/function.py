@@ -138,7 +138,10 @@ class MapFunction(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, map_: Map, delivery: Delivery
     ) -> Tensor:
         """Run the map."""
-        return map_.run(x, weight, bias)
+        output = map_.run(x, weight, bias)
+        # Torch adds a bias to tokens through a view of the output. Autograd lets nobody change a function's view in
+        # place, as a ReLU(inplace=True) behind the layer does.
+        return output.detach() if output._is_view() else output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,6 +185,9 @@ def run_map(
     map_: Map, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, delivery: Delivery
 ) -> Tensor:
     """Run a map with a backward pass by the delivery, in autocast's type where autocast is on."""
+    if weight.is_complex():
+        found = "a layer whose weights have become complex since"
+        raise InputError("convert: model", found, "weights of real numbers", "Call revert() first.")
     kind = x.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return _apply(x, weight, bias, kernel, map_, delivery)
@@ -189,6 +195,11 @@ def run_map(
     cast = [_cast(tensor, to) for tensor in (x, weight, bias, kernel)]
     with without_autocast(kind):
         return _apply(*cast, map_, delivery)
+
+
+def current_backward() -> int:
+    """Return a number for the backward pass under way: another one for each."""
+    return int(torch._C._current_graph_task_id())  # torch has no public name for it
 
 
 def without_autocast(kind: str) -> AbstractContextManager[Any]:

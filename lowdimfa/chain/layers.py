@@ -19,18 +19,26 @@ class Runner(Protocol):
         """Return the map's output."""
 
 
-class ChainLinear(nn.Linear):
+class Converted:
+    """What classes of converted layers have in common."""
+
+    plain_class: type[nn.Module]
+
+    def __init_subclass__(cls) -> None:
+        """Make the class of a converted layer, of which the user's own class that it derives from needn't know."""
+
+
+class ChainLinear(Converted, nn.Linear):
     """An `nn.Linear` whose input gradient comes through its feedback."""
 
     feedback: Runner
-    plain_class: type[nn.Module]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(…, in_features)`` to ``(…, out_features)``."""
         return self.feedback.run(LINEAR, input, self.weight, self.bias)
 
 
-class ChainConv2d(nn.Conv2d):
+class ChainConv2d(Converted, nn.Conv2d):
     """An `nn.Conv2d` whose input gradient comes through its feedback.
 
     Padding that a zero-padded convolution can't do itself goes before it as an operation of its own, whose gradient
@@ -38,7 +46,6 @@ class ChainConv2d(nn.Conv2d):
     """
 
     feedback: Runner
-    plain_class: type[nn.Module]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(batch, in_channels, height, width)``, or one image, as `nn.Conv2d` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +13,8 @@ from lowdimfa.chain.config import ChainConfig
 from lowdimfa.chain.direct import WHERE, OutputError, require_outputs
 from lowdimfa.chain.layers import map_of, padding_before
 from lowdimfa.chain.oja import Drive
-from lowdimfa.chain.rules import ChainRule
-from lowdimfa.errors import InputError
+from lowdimfa.chain.rules import ChainRule, LowDimensional
+from lowdimfa.errors import InputError, in_words
 from lowdimfa.rules import CHAIN_RULES
 from lowdimfa.tickets import derive_seed
 
@@ -25,22 +26,73 @@ class Maker(Protocol):
         """Return the feedback of a layer's weight; ``part`` names one of several."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Feedback of a weight, with what the first layer that has this weight asked for."""
+
+    rule: ChainRule
+    name: str
+    asked: Mapping[str, object]
+    weight: Tensor  # held, so that no other one can get its identity
+
+
 class FeedbackMaker:
     """Makes feedback by the rules of the chain form. Layers that share a weight share its feedback."""
 
     def __init__(self, config: ChainConfig) -> None:
         self._config = config
-        self._made: dict[tuple[int, str], ChainRule] = {}
+        self._has_error_dim = CHAIN_RULES.find(config.rule).error_dim_of_layer
+        self._made: dict[tuple[object, ...], Shared] = {}
 
     def make(self, name: str, module: nn.Module, weight: Tensor, part: str = "") -> ChainRule:
-        """Return the feedback of a layer's weight."""
-        whole = weight if weight._base is None else weight._base  # a part of a packed weight is a view
-        key = (id(whole), part)
+        """Return the feedback of a layer's weight.
+
+        Raises
+        ------
+        InputError
+            Another layer has the same weight, and other settings.
+        """
+        map_ = map_of(module)
+        error_dim = self._config.error_dim_of(name, len(weight) // map_.groups)
+        asked: dict[str, object] = {"p_targets": name in self._config.p_targets}
+        if self._has_error_dim:
+            asked |= {"groups": map_.groups, "error_dims": error_dim}
+        key = (*_identity(weight), part)
         if key not in self._made:
-            map_ = map_of(module)
-            error_dim = self._config.error_dim_of(name, len(weight) // map_.groups)
-            self._made[key] = _made(self._config, name, part, map_, weight, error_dim)
-        return self._made[key]
+            rule = _made(self._config, name, part, map_, weight, error_dim)
+            _refuse_idle_targets(rule, name, self._config)
+            self._made[key] = Shared(rule, name, asked, weight)
+        _refuse_disagreement(self._made[key], name, asked)
+        return self._made[key].rule
+
+
+def _refuse_idle_targets(rule: ChainRule, name: str, config: ChainConfig) -> None:
+    if name in config.p_targets and isinstance(rule, LowDimensional) and not rule.learns_p:
+        raise InputError(
+            "convert: p_targets",
+            f"the layer {name!r}, whose error dimension is all of its {rule.P.shape[-1]} outputs",
+            "layers whose P learns",
+            f"Leave it out, or give it fewer: error_dims={{{name!r}: …}}.",
+        )
+
+
+def _identity(weight: Tensor) -> tuple[object, ...]:
+    """Return what tells a weight: the tensor, or of a view, made anew whenever it is read, what it shows of which."""
+    if weight._base is None:
+        return (id(weight),)
+    return id(weight._base), weight.storage_offset(), weight.shape, weight.stride()
+
+
+def _refuse_disagreement(made: Shared, name: str, asked: Mapping[str, object]) -> None:
+    for setting, value in asked.items():
+        if value != made.asked[setting]:
+            raise InputError(
+                f"convert: {'model' if setting == 'groups' else setting}",
+                f"the layers {made.name!r} and {name!r}, which share a weight, with {setting} of "
+                f"{made.asked[setting]} and {value}",
+                "the same for both, as layers that share a weight share its feedback",
+                f"Otherwise leave both exact: skip=[{made.name!r}, {name!r}].",
+            )
 
 
 class DirectMaker:
@@ -110,6 +162,11 @@ class DirectMaker:
         modes = [(module, module.training) for module in model.modules()]
         try:
             output = model.eval()(example)
+        except (Exception, SystemExit) as error:  # a user's model may fail in any way
+            found = f"one with which the model fails ({in_words(error)})"
+            raise InputError(
+                "convert: example", found, "a batch of inputs, as the model is called with"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

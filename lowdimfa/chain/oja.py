@@ -92,7 +92,8 @@ def turn_towards(projection: Tensor, errors: Tensor, seen: Tensor, rate: float |
     """Turn the rows of ``P`` towards the errors' principal directions, in place, by one step of Oja's subspace rule.
 
     ``ΔP = η P C (I − PᵀP)`` with ``C = EᵀE / trace`` of the errors ``E``, written so that nothing is as large as
-    ``C``: ``(E Pᵀ)ᵀ (E − E PᵀP)``. Errors that are zero, or that aren't finite, change nothing.
+    ``C``: ``(E Pᵀ)ᵀ (E − E PᵀP)``. Errors that are zero, or so small or large that a product of theirs isn't a number of
+    full precision, change nothing: what isn't finite would stay in ``P`` for good.
 
     Parameters
     ----------
@@ -107,8 +108,11 @@ def turn_towards(projection: Tensor, errors: Tensor, seen: Tensor, rate: float |
     """
     at_least_single = torch.promote_types(errors.dtype, torch.float32)
     trace = torch.linalg.vector_norm(errors, dim=(-2, -1), keepdim=True, dtype=at_least_single).square()
-    usable = torch.isfinite(trace) & (trace > 0)
+    usable = torch.isfinite(trace) & (trace >= torch.finfo(at_least_single).tiny)
     # The thin factors are scaled and blanked, not their product, which may be many times as large.
     share = torch.where(usable, seen * (rate / trace), 0.0).to(errors.dtype)
     missed = torch.where(usable, errors - seen @ projection.to(errors.dtype), 0.0)
-    projection += (share.mT @ missed).to(projection.dtype)
+    change = share.mT @ missed
+    # In half precision E Pᵀ and the scaled factors have a smaller range than the trace.
+    is_finite = change.isfinite().flatten(-2).all(-1)[..., None, None]
+    projection += torch.where(is_finite, change, 0.0).to(projection.dtype)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from lowdimfa.chain.conversion import CONVERTED
+from lowdimfa.chain.finding import CONVERTED
 from lowdimfa.errors import InputError
 
 
@@ -54,9 +54,9 @@ def parameter_groups(
         The model isn't converted, or a rate or decay isn't a number of its range.
     """
     for name, value in (("lr", lr), ("feedback_lr", feedback_lr)):
-        if not 0 < value < math.inf:
+        if not _is_number(value) or not 0 < value < math.inf:
             raise InputError(f"parameter_groups: {name}", repr(value), "a number above 0")
-    if not 0 <= feedback_decay < math.inf:
+    if not _is_number(feedback_decay) or not 0 <= feedback_decay < math.inf:
         raise InputError("parameter_groups: feedback_decay", repr(feedback_decay), "0 or a number above it")
     if not any(isinstance(module, CONVERTED) for module in model.modules()):
         raise InputError("parameter_groups: model", "no converted layer", "a model that convert() returned")
@@ -67,3 +67,7 @@ def parameter_groups(
     if feedback:
         groups.append({"params": feedback, "lr": feedback_lr, "weight_decay": feedback_decay})
     return groups
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)

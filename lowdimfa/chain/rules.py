@@ -216,6 +216,11 @@ class LowDimensional(ChainRule):
         self._p_samples = config.p_samples
         self._clamp = clamp_of(map_, config)
 
+    @property
+    def learns_p(self) -> bool:
+        """Whether there is anything for ``P`` to learn, and a rule by which it does."""
+        return self._oja is not None
+
     def kernel(self, map_: Map, weight: Tensor) -> Tensor:
         """Return ``Q`` in the layout of a weight with ``r`` outputs."""
         return map_.as_kernel(self.Q if self._learns_q else self.Q.detach())
@@ -272,8 +277,9 @@ class Follow(LowDimensional):
         """Take the step of the weights since the last forward pass, and return ``Q``."""
         with without_autocast(weight.device.type):
             mixed = map_.combine(self.P, weight)
-        self.Q = self.Q + map_.as_kernel(
-            mixed - self.seen
-        )  # not in place: a backward pass may need the former
-        self.seen = mixed
-        return map_.as_kernel(self.Q)
+        # Not in place: a backward pass may need the former.
+        followed = self.Q + map_.as_kernel(mixed - self.seen)
+        # What a transform of torch.func wraps is nothing outside of it, and the next pass takes the step from here again.
+        if not torch._C._are_functorch_transforms_active():
+            self.Q, self.seen = followed, mixed
+        return map_.as_kernel(followed)

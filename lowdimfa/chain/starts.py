@@ -70,9 +70,9 @@ def drawn_like(weight: Tensor, generator: torch.Generator, shape: torch.Size | N
 
 def clamp_of(map_: Map, config: ChainConfig) -> float | None:
     """Return the bound of a layer's gradients, or None."""
-    if isinstance(config.clamp, tuple):
-        return config.clamp[int(isinstance(map_, ConvMap))]
-    return config.clamp
+    if config.clamp is None or isinstance(config.clamp, int | float):
+        return config.clamp
+    return config.clamp[int(isinstance(map_, ConvMap))]
 
 
 def clamped(gradient: Tensor, bound: float | None) -> Tensor:

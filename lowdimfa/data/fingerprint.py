@@ -22,9 +22,6 @@ _SLICE = 1 << 20
 _COLUMNS = 256
 """Of a table, at most, where each is looked at by itself; what is wider has values of one kind, as pictures do."""
 
-_NEWER = "|"
-"""Before what earlier versions don't have."""
-
 
 class Fingerprint:
     """Takes in data part by part: a digest of what must be equal, and numbers of what may have been rounded."""
@@ -77,22 +74,7 @@ class Fingerprint:
 
 
 def differing(one: str, other: str) -> tuple[str, str] | None:
-    """Return by what two fingerprints aren't of the same data, of each its own; None where they are.
-
-    What an earlier version of the software didn't look at isn't compared.
-    """
-    for pair in zip(one.split(_NEWER), other.split(_NEWER), strict=False):
-        if (unlike := _differing(*pair)) is not None:
-            return unlike
-    return None
-
-
-def together(*fingerprints: Fingerprint) -> str:
-    """Return one of several; each after the first is what an earlier version didn't have."""
-    return _NEWER.join(map(str, fingerprints))
-
-
-def _differing(one: str, other: str) -> tuple[str, str] | None:
+    """Return by what two fingerprints aren't of the same data, of each its own; None where they are."""
     if one == other:
         return None
     (digest, *parts), (other_digest, *others) = one.split(";"), other.split(";")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.drawing import read, spread, whole_of
-from lowdimfa.data.fingerprint import Fingerprint, content, together
+from lowdimfa.data.fingerprint import Fingerprint, content
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
 from lowdimfa.data.splits import DigestedSplit, Split
 from lowdimfa.data.streams import StreamSplit
@@ -191,18 +191,18 @@ class Reader:
         """
         train, test = self.dataset.train, self.dataset.test
         own = [whole.digest for whole in map(whole_of, (train, test)) if isinstance(whole, DigestedSplit)]
-        found, newer = Fingerprint(f"{len(train)}:{len(test)}", *own), Fingerprint()
+        found = Fingerprint(f"{len(train)}:{len(test)}", *own)
         for of, samples in (
             ("", self.training(spread(train, _FEW))),
             ("test ", self.test(spread(test, _FEW))),
         ):
             for name, part in sorted(named(samples.inputs()).items()):
-                (newer if of else found).add(f"{of}{name}", part)
-                newer.add_columns(f"{of}{name}", part)
-            newer.add_columns(f"{of}targets", samples.targets())
+                found.add(f"{of}{name}", part)
+                found.add_columns(f"{of}{name}", part)
+            found.add_columns(f"{of}targets", samples.targets())
         for targets in self.known_targets(_FEW):
             found.add("targets", targets, together=True)
-        return together(found, newer)
+        return str(found)
 
 
 def evaluation_batches(split: Split, size: int) -> list[Tensor]:

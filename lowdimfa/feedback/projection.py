@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -114,6 +116,12 @@ class WholeError(PRule):
         return float(error.any())
 
 
+def _countable(error: Tensor) -> Tensor:
+    """Return errors as rows; zeros where the trace of their correlation isn't finite, which what it is added to keeps."""
+    rows = error.float().flatten(0, -2)
+    return torch.where(rows.square().sum().isfinite(), rows, 0.0)
+
+
 class OjaProjection(PRule):
     """Oja's subspace rule ``ΔP = η P C (I − Pᵀ P)`` on the error's correlation ``C`` (arXiv:2502.20580).
 
@@ -132,13 +140,13 @@ class OjaProjection(PRule):
 
     def accumulate(self, error: Tensor) -> None:
         """Add the correlation of the errors of one micro-batch."""
-        rows = error.float().flatten(0, -2)
+        rows = _countable(error)
         self._correlation += rows.t() @ rows
 
     def step(self) -> None:
         """Apply Oja's rule to the errors of one optimiser step."""
         total = self._correlation.trace()
-        if total > 0:
+        if torch.finfo(total.dtype).tiny <= total < math.inf:
             projected = self.weights @ (self._correlation / total)
             change = projected - projected @ self.weights.t() @ self.weights
             self.weights += self.p_lr * change
@@ -184,12 +192,15 @@ class PcaProjection(PRule):
 
     def accumulate(self, error: Tensor) -> None:
         """Add the correlation of the errors of one micro-batch."""
-        rows = error.float().flatten(0, -2)
+        rows = _countable(error)
         self._correlation += rows.t() @ rows
 
     def step(self) -> None:
         """Let the running correlation follow, and refresh ``P`` when it is time."""
-        self.running.mul_(self.p_decay).add_(self._correlation)
+        self.running.mul_(self.p_decay)
+        # No element of a correlation is above its trace. One that overflows would stay for good.
+        if torch.isfinite(self.running.trace() + self._correlation.trace()):
+            self.running.add_(self._correlation)
         self._correlation.zero_()
         self.steps += 1
         early = self.steps < self.p_every and self.steps.bit_count() == 1

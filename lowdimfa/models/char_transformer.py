@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.errors import InputError
 from lowdimfa.models.transformer import INITIAL_STD, EncoderBlock, initialise
 
 _MLP_RATIO = 4.0
@@ -28,7 +29,12 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map integers ``(batch, length)``, at most ``context`` long, to ``(batch, length, width)``."""
-        embedded: Tensor = self.dropout(self.tokens(tokens) + self.positions[: tokens.shape[1]])
+        length, context = tokens.shape[1], len(self.positions)
+        if length > context:  # a single position would be broadcast
+            raise InputError(
+                "char_transformer: tokens", f"{length} in a row", f"at most the context, {context}"
+            )
+        embedded: Tensor = self.dropout(self.tokens(tokens) + self.positions[:length])
         return embedded
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.errors import InputError
 from lowdimfa.models.transformer import INITIAL_STD, EncoderBlock, initialise
 
 
@@ -20,6 +21,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patches of {patch_size} pixels don't tile an image of {image_size}")
+        self.image_size = image_size
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2, width))
         self.dropout = nn.Dropout(dropout)
@@ -27,6 +29,10 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(batch, channels, image_size, image_size)`` to ``(batch, tokens, width)``."""
+        size = self.image_size
+        if images.shape[-2:] != (size, size):  # of a single patch, its position would be broadcast
+            found = f"images of {images.shape[-2]} by {images.shape[-1]} pixels"
+            raise InputError("vit: images", found, f"{size} by {size}, for which the model was made")
         tokens = self.patches(images).flatten(2).transpose(1, 2)
         embedded: Tensor = self.dropout(tokens + self.positions)
         return embedded

@@ -150,7 +150,7 @@ def integrate(
         The integration diverged.
     """
     instants = [float(time) for time in times]
-    if not instants or instants[0] < 0 or sorted(set(instants)) != instants or step <= 0:
+    if not instants or instants[0] < 0 or sorted(set(instants)) != instants or not step > 0:
         raise InputError(
             "times, step", f"{instants[:3]} …, {step}", "increasing times from 0 on, a positive step"
         )

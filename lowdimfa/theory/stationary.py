@@ -65,25 +65,27 @@ def fixed_points(task: LinearTask, feedback: LinearFeedback, state: LinearState)
     Raises
     ------
     InputError
-        The decay isn't one constant; or errors drive ``P``, and the point isn't stable: without decay, where ``P``
-        stops depends on its start, and a fast ``P`` never stops.
+        The decay isn't one constant; there are fewer hidden units than modes that ``P`` lets through, unless ``Q`` is
+        fixed; or errors drive ``P``, and the point isn't stable: without decay, where ``P`` stops depends on its start,
+        and a fast ``P`` never stops.
     """
     _require_one_decay(feedback)
     decay = feedback.decay
     error_dim = min(state.p.shape[-2], task.singular_values.shape[0])
+    scale = task.singular_values[0]
     if feedback.rule == "fixed":
-        values, right = _right_modes(state.q @ state.p @ task.teacher, error_dim)
+        scale = scale * torch.linalg.matrix_norm(state.q).unsqueeze(-1)
+        values, right = _right_modes(state.q @ state.p @ task.teacher, error_dim, scale)
         squares = _solve_cubic(values, decay).square()
-        shares = squares / (squares + decay)
+        shares = torch.where(squares > 0, squares / (squares + decay), 0.0)
     else:
+        _require_hidden_units(state.w1.shape[-2], error_dim)
         projection = state.p
         if feedback.rule != "q":
             _require_stability(task, feedback, error_dim)
             projection = task.left[..., :error_dim].mT
-        values, right = _right_modes(projection @ task.teacher, error_dim)
-        shares = (
-            _local_shares(values, decay) if feedback.rule == "local" else (1 - decay / values).clamp_min(0)
-        )
+        values, right = _right_modes(projection @ task.teacher, error_dim, scale)
+        shares = _local_shares(values, decay) if feedback.rule == "local" else _shares(values, decay)
     student = task.teacher @ (right * shares.unsqueeze(-2)) @ right.mT
     return StationaryPoint(student, task.modes(student), task.loss(student), (shares > 0).sum(-1))
 
@@ -111,7 +113,16 @@ def growth_rates(strong: float, weak: float, decay: float, p_rate: float) -> Ten
     -------
     Tensor
         The eigenvalues, complex, shape ``(3,)``.
+
+    Raises
+    ------
+    InputError
+        Mode ``i`` isn't learned under that decay.
     """
+    if not strong > decay:
+        raise InputError(
+            "growth_rates: strong", f"{strong} with a decay of {decay}", "a mode above the decay"
+        )
     root = (strong - decay) ** 0.5
     turning = (-weak * root, -decay * root, weak**2 - decay**2)
     rows = [[-strong, 0.0, root * weak], [weak, -strong, 0.0], [p_rate * value for value in turning]]
@@ -140,7 +151,17 @@ def local_growth_rates(strong: float, weak: float, decay: float, p_rate: float) 
     -------
     Tensor
         The eigenvalues, complex, shape ``(3,)``.
+
+    Raises
+    ------
+    InputError
+        Mode ``i`` isn't learned under that decay.
     """
+    if not strong**2 > 4 * decay:
+        found = f"{strong} with a decay of {decay}"
+        raise InputError(
+            "local_growth_rates: strong", found, "a mode whose square is above four times the decay"
+        )
     w = (strong + (strong**2 - 4 * decay) ** 0.5) / 2
     lost = -(w**2) - decay
     rows = [
@@ -158,6 +179,16 @@ def _require_one_decay(feedback: LinearFeedback) -> None:
             "feedback",
             "a decay that differs between layers or times",
             "one constant decay",
+            "Integrate the flow.",
+        )
+
+
+def _require_hidden_units(hidden: int, error_dim: int) -> None:
+    if hidden < error_dim:
+        raise InputError(
+            "state",
+            f"{hidden} hidden units",
+            f"at least {error_dim}, the modes of the projected task",
             "Integrate the flow.",
         )
 
@@ -185,10 +216,19 @@ def _require_stability(task: LinearTask, feedback: LinearFeedback, error_dim: in
     )
 
 
-def _right_modes(seen: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return singular values and right singular vectors of what the first layer is taught, up to its rank."""
+def _right_modes(seen: Tensor, rank: int, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return singular values and right singular vectors of what the first layer is taught, up to its rank.
+
+    Values that are nothing but rounding beside the scale of the factors become zero.
+    """
     _, values, right = torch.linalg.svd(seen, full_matrices=False)
+    values = torch.where(values > 1e-12 * scale, values, 0.0)
     return values[..., :rank], right[..., :rank, :].mT
+
+
+def _shares(values: Tensor, decay: float) -> Tensor:
+    """Return ``a / s`` with ``a = (s − λ)₊``; 0 for a mode that isn't there."""
+    return torch.where(values > 0, 1 - decay / values, 0.0).clamp_min(0)
 
 
 def _local_shares(values: Tensor, decay: float) -> Tensor:
@@ -205,4 +245,4 @@ def _solve_cubic(values: Tensor, decay: float) -> Tensor:
     root = values.pow(1 / 3)
     for _ in range(60):
         root = root - (root**3 + decay * root - values) / (3 * root.square() + decay)
-    return root
+    return torch.where(values > 0, root, 0.0)

@@ -6,8 +6,10 @@ The student is ``ŷ = W₂ W₁ x`` with white inputs, ``⟨x xᵀ⟩ = I``; the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -46,11 +48,15 @@ class LinearTask:
         Raises
         ------
         InputError
-            The values aren't positive and decreasing, or there are more of them than inputs or outputs.
+            The values aren't positive, decreasing and different, or there are more of them than inputs or outputs.
         """
         values = list(singular_values)
-        if not values or values != sorted(values, reverse=True) or values[-1] <= 0:
-            raise InputError("singular_values", f"{values}", "positive numbers in decreasing order")
+        # Modes of the same strength have no directions of their own.
+        falls = all(first > second for first, second in pairwise(values))
+        if not values or not falls or not 0 < values[-1] <= values[0] < math.inf:
+            raise InputError(
+                "singular_values", f"{values}", "positive numbers in decreasing order, all different"
+            )
         if len(values) > min(inputs, outputs):
             raise InputError(
                 "singular_values",
@@ -130,7 +136,8 @@ class LinearFeedback:
         ):
             if value not in known:
                 raise InputError(f"LinearFeedback: {name}", repr(value), f"one of {', '.join(known)}")
-        if self.decay < 0 or self.p_rate < 0 or (self.anneal is not None and self.anneal <= 0):
+        is_meant = 0 <= self.decay < math.inf and 0 <= self.p_rate < math.inf
+        if not is_meant or (self.anneal is not None and not self.anneal > 0):
             raise InputError(
                 "LinearFeedback",
                 f"decay {self.decay}, p_rate {self.p_rate}, anneal {self.anneal}",

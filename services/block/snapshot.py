@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lowdimfa.services.run.state import copied
-from lowdimfa.stage import Stage
+from lowdimfa.stage import Stage, finite_sum
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SnapshotShelf:
             return
         learned = [*stage.module.parameters(), *(site.feedback.weights for site in stage.sites)]
         # Only these: a mask among the buffers, or a "best so far" of the optimiser, may well be infinite.
-        if not all(bool(parameter.isfinite().all()) for parameter in learned):
+        if not all(bool(finite_sum(parameter.detach())) for parameter in learned):
             return  # the last one is the better state to go back to
         # A safetensors file can't hold tensors that share memory, as tied weights do; these are all copies.
         state = copied(stage.state())

@@ -16,11 +16,15 @@ from torch import Tensor
 from lowdimfa.errors import ProtocolError
 from lowdimfa.pending import pending_sums, running_statistics
 from lowdimfa.stage import Stage
+from lowdimfa.unchanged import overwrite
 
 Reduction = Literal["sum", "mean", "first"]
-"""Gradients are added up, running statistics averaged, and what is no real number is taken from rank 0."""
+"""Gradients are added up, running statistics averaged, and whole numbers, which replicas move alike, are rank 0's."""
 
 _END_BYTES = 8
+
+_WIDE = {torch.complex32: torch.complex64}
+"""In what type a mean is taken, where it isn't the statistic's own or float32."""
 
 
 class _Group(NamedTuple):
@@ -48,6 +52,8 @@ class Layout:
     def __init__(self, stage: Stage, replicas: int) -> None:
         self.stage, self.replicas = stage, replicas
         self._slots = pending_sums(stage)
+        # What a forward makes later, as a mask that it keeps, is the same everywhere: the rehearsal has looked.
+        self._statistics = list(running_statistics(stage))
         members: dict[tuple[Reduction, torch.dtype], list[Tensor]] = {}
         for reduction, tensor in self._kinds([slot.like for slot in self._slots]):
             members.setdefault((reduction, tensor.dtype), []).append(tensor)
@@ -101,14 +107,15 @@ class Layout:
             if position >= self.gradients:
                 # Behind autograd's back: a graph that is kept for a later backward may refer to the buffer, whose
                 # running statistics it does not use.
-                tensor.data.copy_(value)
+                overwrite(tensor, value)
             elif present[position]:
                 self._slots[position].write(value)
 
     def _kinds(self, gradients: Sequence[Tensor]) -> list[tuple[Reduction, Tensor]]:
         kinds: list[tuple[Reduction, Tensor]] = [("sum", tensor) for tensor in gradients]
-        statistics = running_statistics(self.stage)
-        return kinds + [("mean" if tensor.is_floating_point() else "first", tensor) for tensor in statistics]
+        current = running_statistics(self.stage)
+        statistics = [current[name] for name in self._statistics]
+        return kinds + [("mean" if _has_mean(tensor) else "first", tensor) for tensor in statistics]
 
 
 class Summation:
@@ -226,14 +233,27 @@ def _reduced(reduction: Reduction, parts: Sequence[Tensor]) -> Tensor:
     """Reduce the replicas' parts of one group, in the order of their ranks."""
     if reduction == "first":
         return parts[0]
+    if reduction == "sum":
+        return _total(parts)
+    # In 8 or 16 bits the sum may be too large where the mean isn't, or there is no addition at all.
+    kind = parts[0].dtype
+    wide = _WIDE.get(kind, kind if kind.itemsize >= 4 else torch.float32)
+    mean = (_total([part.to(wide) for part in parts]) / len(parts)).to(kind)
+    # What is alike in all replicas, as a constant is, must stay as it is, to the bit.
+    bits = [_bytes(part).view(-1, kind.itemsize) for part in parts]
+    alike = torch.stack([one == bits[0] for one in bits]).all(0).all(1, keepdim=True)
+    return torch.where(alike, bits[0], _bytes(mean).view(-1, kind.itemsize)).view(kind).view(-1)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
     total = parts[0].clone()
     for part in parts[1:]:
         total += part
-    if reduction == "sum":
-        return total
-    # What is alike in all replicas, as a constant is, must stay as it is, to the bit.
-    alike = torch.stack([part == parts[0] for part in parts]).all(0)
-    return torch.where(alike, parts[0], total / len(parts))
+    return total
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

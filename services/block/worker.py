@@ -209,6 +209,7 @@ class BlockWorker:
             del self.runner, self.stage
             gc.collect()
             self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
+        self._fresh = False
         restore(self.stage, state, self.job.run_dir, step - has)
         if not isinstance(source, Own):
             self._observer.finished.clear()  # of a course of the run that is given up

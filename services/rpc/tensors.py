@@ -13,20 +13,14 @@ from torch import Tensor
 
 from lowdimfa.errors import ProtocolError
 from lowdimfa.services.rpc.v1 import tensors_pb2 as pb
+from lowdimfa.values import CARRIED
 
 MAX_DIMENSIONS = 8
 MAX_TENSOR_BYTES = 1 << 40
 """Beyond what any machine holds: nothing that is announced may be more. What a stream may bring, its limit says."""
 
 _CODES: dict[torch.dtype, pb.Dtype] = {
-    torch.float32: pb.DTYPE_FLOAT32,
-    torch.float64: pb.DTYPE_FLOAT64,
-    torch.float16: pb.DTYPE_FLOAT16,
-    torch.bfloat16: pb.DTYPE_BFLOAT16,
-    torch.int64: pb.DTYPE_INT64,
-    torch.int32: pb.DTYPE_INT32,
-    torch.uint8: pb.DTYPE_UINT8,
-    torch.bool: pb.DTYPE_BOOL,
+    dtype: getattr(pb, f"DTYPE_{str(dtype).removeprefix('torch.').upper()}") for dtype in CARRIED
 }
 _DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _CODES.items()}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -22,10 +22,12 @@ from lowdimfa.services.run.large import Make, build_some
 from lowdimfa.services.run.profile import Bench
 from lowdimfa.services.run.rehearsal import (
     CHECKS,
+    FIRST_STEP,
     SAMPLES,
     Rehearsal,
     copies_of,
     schedules_last,
+    when_few,
 )
 from lowdimfa.services.spec import Specification
 from lowdimfa.sparse import Outline
@@ -47,8 +49,13 @@ PIECE = 32 << 20
 
 
 def rehearse_in_turn(
-    specification: Specification, blocks: Sequence[BlockPlan], bench: Bench, outline: Outline, make: Make
-) -> None:
+    specification: Specification,
+    blocks: Sequence[BlockPlan],
+    bench: Bench,
+    outline: Outline,
+    make: Make,
+    smallest: int = SAMPLES,
+) -> dict[str, list[str]]:
     """Do as `lowdimfa.services.run.rehearsal.rehearse`, with as little memory as can be.
 
     What arrives at a piece comes from made-up weights; its own are as in the run, and so is the error where the head has
@@ -59,12 +66,18 @@ def rehearse_in_turn(
     InputError
         As there.
     """
-    turns = _Turns(
-        specification, bench.with_samples(SAMPLES), make, outline, error_shape(blocks, bench.feedback)
-    )
-    seed = derive_seed(specification.train.seed, "rehearsal")
-    with bench.computing(seed), suppress(NotFiniteError, MemoryError):
-        turns.run([piece for block in blocks for piece in pieces(block, block is blocks[-1])])
+    parts = [piece for block in blocks for piece in pieces(block, block is blocks[-1])]
+    shape, size = error_shape(blocks, bench.feedback), min(SAMPLES, len(bench.batches[0][1]))
+    with bench.computing(derive_seed(specification.train.seed, "rehearsal")):
+        if smallest < size:
+            few = bench.with_samples(smallest)
+            turns = _Turns(specification, few, make, outline, shape, when_few(smallest), checks=())
+            with suppress(NotFiniteError, MemoryError):
+                turns.run(parts)
+        turns = _Turns(specification, bench.with_samples(size), make, outline, shape)
+        with suppress(NotFiniteError, MemoryError):
+            turns.run(parts)
+    return turns.counts
 
 
 def pieces(block: BlockPlan, is_head: bool) -> list[BlockPlan]:
@@ -91,6 +104,9 @@ class _Turns:
     make: Make
     outline: Outline
     shape: ErrorShape
+    when: str = FIRST_STEP
+    checks: Sequence[Callable[[Rehearsal], None]] = field(default_factory=lambda: CHECKS)
+    counts: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, parts: list[BlockPlan]) -> None:
         """Rehearse all pieces of a network, the last first."""
@@ -101,11 +117,12 @@ class _Turns:
         for part, inputs in reversed(list(zip(parts, arriving, strict=True))):
             rehearsal = self._begun(part, inputs, is_head=part is parts[-1])
             (stage,) = rehearsal.stages
-            if not rehearsal.step(partial(self._step, stage, inputs, sent)):
+            if not rehearsal.step(partial(self._step, stage, inputs, sent), self.when):
                 return
+            self.counts |= rehearsal.counts
             known, uses_muon = id(stage.updater.config) in followed, uses_muon or _is_muon(stage)
             followed.add(id(stage.updater.config))
-            for check in CHECKS:
+            for check in self.checks:
                 if not (known and check is schedules_last):
                     check(rehearsal)
             del rehearsal, stage
@@ -146,7 +163,7 @@ class _Turns:
                 except (Exception, SystemExit) as error:  # a user's layers may fail in any way
                     raise InputError(
                         "model.factory",
-                        f"layers {part.name!r} to {part.layers[-1].name!r} failing in training ({in_words(error)})",
+                        f"layers {part.name!r} to {part.layers[-1].name!r} failing {self.when} ({in_words(error)})",
                         "what trains in plain PyTorch",
                     ) from error
         return found

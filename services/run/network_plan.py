@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,20 @@ class NetworkPlan:
     def boundaries(self) -> list[str]:
         """Names of the layers at which the second and later blocks start."""
         return [block.name for block in self.blocks[1:]]
+
+    def moving(self, counts: Mapping[str, Sequence[str]]) -> NetworkPlan:
+        """Return the plan with what training moves beside what evaluation does: attributes, by the names of layers."""
+        blocks = [
+            replace(
+                block,
+                flows=tuple(
+                    flow._replace(moves=tuple(dict.fromkeys((*flow.moves, *counts.get(layer.name, ())))))
+                    for layer, flow in zip(block.layers, block.flows, strict=True)
+                ),
+            )
+            for block in self.blocks
+        ]
+        return replace(self, blocks=blocks)
 
     @property
     def notices(self) -> list[str]:

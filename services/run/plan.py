@@ -141,7 +141,10 @@ def make_run_plan(
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)
         smallest = order.smallest_microbatch
-        _rehearse(specification, network, bench, lambda: planned(network.boundaries).blocks, smallest)
+        counts = _rehearse(
+            specification, network, bench, lambda: planned(network.boundaries).blocks, smallest
+        )
+        network = network.moving(counts)
     if network.outline is not None:
         network.outline.close()
     with computing_threads(specification.placement.threads_of(0)):  # as the first block does
@@ -226,13 +229,12 @@ def _rehearse(
     bench: Bench,
     rebuild: Callable[[], list[BlockPlan]],
     smallest: int,
-) -> None:
-    """Make a step on copies, of a large network with memory for one piece at a time."""
+) -> dict[str, list[str]]:
+    """Make a step on copies, of a large network with memory for one piece at a time; return what counts there."""
     if network.outline is None:
-        rehearse(specification, network.blocks, bench, rebuild, smallest)
-    else:
-        make = partial(build_model, specification)
-        rehearse_in_turn(specification, network.blocks, bench, network.outline, make)
+        return rehearse(specification, network.blocks, bench, rebuild, smallest)
+    make = partial(build_model, specification)
+    return rehearse_in_turn(specification, network.blocks, bench, network.outline, make, smallest)
 
 
 def _evaluation_size(network: NetworkPlan, order: BatchOrder) -> int:

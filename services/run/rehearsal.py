@@ -19,6 +19,7 @@ from lowdimfa.exactness import refuse_inexact
 from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.resolving import error_shape
 from lowdimfa.head import Head
+from lowdimfa.moving import moved_counts
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater
 from lowdimfa.partitioning import BlockPlan, copies
@@ -75,6 +76,16 @@ class Rehearsal:
         (plan,) = copies_of(self.blocks, slice(index, index + 1), self.rebuild)
         return self.bench.build_one(plan, self.shape, is_head=isinstance(self.stages[index], Head))
 
+    @property
+    def counts(self) -> dict[str, list[str]]:
+        """Names of attributes by which layers count, as the step has moved them, by layer."""
+        pairs = zip(self.blocks, self.stages, strict=True)
+        return {
+            name: names
+            for plan, stage in pairs
+            for name, names in moved_counts(plan.layers, stage.module).items()
+        }
+
     def step(self, make: Callable[[], object], when: str = FIRST_STEP) -> bool:
         """Let the stages make their step, and return whether they could.
 
@@ -103,7 +114,7 @@ def rehearse(
     bench: Bench,
     rebuild: Callable[[], Sequence[BlockPlan]],
     smallest: int = SAMPLES,
-) -> None:
+) -> dict[str, list[str]]:
     """Make one step of every block on copies, and run all `CHECKS`.
 
     Neither the blocks nor the global random state are changed. What isn't finite, or finds no memory, is left for the
@@ -120,6 +131,11 @@ def rehearse(
     smallest
         Samples of the run's smallest micro-batch.
 
+    Returns
+    -------
+    dict of str to list of str
+        By the names of layers, attributes that are numbers or truth values and that the step has moved.
+
     Raises
     ------
     InputError
@@ -128,14 +144,15 @@ def rehearse(
     size = min(SAMPLES, len(bench.batches[0][1]))
     with bench.computing(derive_seed(specification.train.seed, "rehearsal")):
         if smallest < size:
-            when = f"in a step of {_samples(smallest)}, as data.last_batch: keep leaves for a micro-batch"
-            _one_step(specification, blocks, bench.with_samples(smallest), rebuild, when)
+            _one_step(specification, blocks, bench.with_samples(smallest), rebuild, when_few(smallest))
         rehearsal = _one_step(specification, blocks, bench.with_samples(size), rebuild, FIRST_STEP)
         if rehearsal is None:
-            return
+            return {}
+        counts = rehearsal.counts
         with suppress(NotFiniteError, MemoryError):
             for check in CHECKS:
                 check(rehearsal)
+    return counts
 
 
 def _one_step(
@@ -155,8 +172,10 @@ def _one_step(
     )
 
 
-def _samples(number: int) -> str:
-    return f"{number} sample{'s' if number > 1 else ''}"
+def when_few(samples: int) -> str:
+    """Return in words when a micro-batch has so few samples."""
+    number = f"{samples} sample{'s' if samples > 1 else ''}"
+    return f"in a step of {number}, as data.last_batch: keep leaves for a micro-batch"
 
 
 def copies_of(

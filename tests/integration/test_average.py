@@ -183,6 +183,21 @@ def test_a_block_that_had_nothing_to_learn_lets_none_begin_anew(tmp_path: Path) 
             assert torch.allclose(after[kept], DECAY * before[kept] + (1 - DECAY) * value)
 
 
+def test_what_learns_from_a_resume_on_begins_with_its_weight_and_the_rest_goes_on(tmp_path: Path) -> None:
+    model = SPECIFICATION["model"] | {"blocks": ["2"]}
+    fit(tmp_path / "run", SPECIFICATION | {"model": model | {"frozen": ["1.*"]}})
+    before = export_state(CheckpointStore(tmp_path / "run").load(None), average=True)
+    weights = export_state(CheckpointStore(tmp_path / "run").load(None))
+    frozen = {name for name, value in before.items() if torch.equal(value, weights[name])}
+    assert {name.partition(".")[0] for name in before if name not in frozen} == {"0", "2"}
+    fit(tmp_path / "run", with_(steps=21) | {"model": model}, resume=True)
+    after = export_state(CheckpointStore(tmp_path / "run").load(None), average=True)
+    now = export_state(CheckpointStore(tmp_path / "run").load(None))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value.lerp(now[name], 1 - DECAY))
+    assert frozen and not any(torch.equal(now[name], weights[name]) for name in frozen)
+
+
 def test_the_commands_take_the_best_checkpoint_and_the_average_where_they_are_told_to(tmp_path: Path) -> None:
     """The best one is the first of two here, as the test loss is to be high."""
     run, best = tmp_path / "run", {"metric": "test_loss", "mode": "max"}

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
+from lowdimfa import sparse
 from lowdimfa.config import FactoryConfig, FeedbackConfig, TrainingConfig, UpdateConfig
 from lowdimfa.data import BatchOrder, Dataset, TensorSplit
 from lowdimfa.data.base import LastBatch
 from lowdimfa.errors import InputError
 from lowdimfa.network import decouple
 from lowdimfa.services.cli.app import app
+from lowdimfa.services.run import large
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import parse_specification
@@ -158,12 +160,19 @@ def settings_of(last_batch: str, factory: str = "model", **train: Any) -> dict[s
     }
 
 
-def test_a_smaller_batch_that_layers_can_not_take_is_refused_before_training() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_smaller_batch_that_layers_can_not_take_is_refused_before_training(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three samples in two parts are one that has a batch of its own, which batch norm refuses to take."""
+    if not whole:  # as in a network that no process holds
+        monkeypatch.setattr(large, "LARGE", 0)
+        monkeypatch.setattr(sparse, "SMALLEST", 8)
     with pytest.raises(InputError, match=r"model\.factory.*step of 1 sample, as data\.last_batch: keep"):
-        make_run_plan(parse_specification(settings_of("keep", "normed"), "test"))
-    make_run_plan(parse_specification(settings_of("drop", "normed"), "test"))
-    make_run_plan(parse_specification(settings_of("keep", "normed", microbatches=1), "test"))
+        make_run_plan(parse_specification(settings_of("keep", "normed"), "test"), whole=whole)
+    plan = make_run_plan(parse_specification(settings_of("drop", "normed"), "test"), whole=whole)
+    assert (plan.network.outline is None) == whole
+    make_run_plan(parse_specification(settings_of("keep", "normed", microbatches=1), "test"), whole=whole)
 
 
 def test_the_plan_says_what_becomes_of_it(tmp_path: Path) -> None:

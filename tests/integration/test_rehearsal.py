@@ -342,10 +342,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "train.optimizer.factory",
         "SparseAdam does not support dense gradients",
     ),
-]
-
-
-OF_WHOLE_NETWORKS = [
     (
         {
             "model": f"{__name__}:made_of",
@@ -356,10 +352,9 @@ OF_WHOLE_NETWORKS = [
         "block 0, whose layer '0' changes its parameter 'table.weight' in its forward",
     ),
 ]
-"""What shows in layers that have their values while the network is cut."""
 
 
-@pytest.mark.parametrize(("train", "key", "words"), [*REFUSED, *OF_WHOLE_NETWORKS])
+@pytest.mark.parametrize(("train", "key", "words"), REFUSED)
 def test_refused_before_anything_of_the_run_is_there(
     train: dict[str, Any], key: str, words: str, tmp_path: Path
 ) -> None:

@@ -248,6 +248,16 @@ def test_an_infinite_mask_is_no_reason_to_keep_no_copy() -> None:
     assert shelf.fetch(0, 0) is None
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8, torch.complex64])
+def test_a_frozen_weight_of_any_type_is_copied_too(kind: torch.dtype) -> None:
+    (stage, *_) = stages(False)
+    weight = nn.Parameter(torch.ones(2).to(kind), requires_grad=False)
+    stage.module.get_submodule("_layers.0").register_parameter("packed", weight)
+    shelf = SnapshotShelf(1)
+    shelf.offer(stage, 0)
+    assert shelf.fetch(-1, 0) is not None
+
+
 @pytest.mark.parametrize(
     ("train", "words"),
     [

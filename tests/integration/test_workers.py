@@ -16,9 +16,12 @@ from thread_fleet import thread_fleet
 from torch import Tensor, nn
 
 from lowdimfa.errors import NotFiniteError, PeerError
+from lowdimfa.services.block.building import Checkpointed
+from lowdimfa.services.block.snapshot import SnapshotShelf
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.run.checkpoint import CheckpointStore, export_state
 from lowdimfa.services.run.plan import make_run_plan
+from lowdimfa.services.run.state import copied
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 
@@ -362,3 +365,17 @@ def test_an_evaluation_batch_has_the_time_of_its_size(tmp_path: Path) -> None:
     with thread_fleet(plain, tmp_path) as fleet:
         fleet.run(0, 2)
         assert fleet.evaluate().loss > 0
+
+
+def test_a_load_keeps_nothing_of_one_before_it(tmp_path: Path) -> None:
+    """Also where no step lies between, and the second is of no checkpoint."""
+    with thread_fleet(specification(blocks=2), tmp_path) as fleet:
+        worker, shelf = fleet.workers[0], SnapshotShelf(1)
+        drawn = copied(worker.stage.state())
+        fleet.run(0, 2)
+        shelf.offer(worker.stage, 2)
+        snapshot = shelf.fetch(-1, 0)
+        assert snapshot is not None
+        worker.load(2, snapshot)
+        worker.load(0, Checkpointed(None))
+        assert_same_bits(worker.stage.state().tensors, drawn.tensors)

@@ -263,8 +263,12 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
             gradient.square().sum().backward()
 
 
-def test_transforms_of_torch_func_take_first_derivatives() -> None:
-    model = convert(mlp(6, 8, 3, 4), 2, p_rule="fixed").double()
+@pytest.mark.parametrize("settings", [{"p_rule": "fixed"}, {"rule": "follow"}])
+def test_transforms_of_torch_func_take_first_derivatives_and_leave_the_model(
+    settings: dict[str, Any],
+) -> None:
+    model = convert(mlp(6, 8, 3, 4), 2, **settings).double()
+    before = copy.deepcopy(model.state_dict())
     x = torch.randn(5, 6, dtype=torch.float64)
     weights = dict(model.named_parameters())
 
@@ -273,6 +277,8 @@ def test_transforms_of_torch_func_take_first_derivatives() -> None:
         return output.square().mean()
 
     found = torch.func.grad(loss)(weights)
+    pickle.dumps(model)  # which a wrapped tensor in it would not let
+    assert_equal(dict(model.state_dict()), before)
     loss(weights).backward()
     for name, weight in weights.items():
         torch.testing.assert_close(

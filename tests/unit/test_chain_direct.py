@@ -207,3 +207,14 @@ def test_images_of_another_size_than_the_examples_are_refused() -> None:
 def test_one_projection_serves_all_layers() -> None:
     model = convert(perceptron(), 2, rule="direct")
     assert len({id(module) for module in model.modules() if isinstance(module, OutputError)}) == 1
+
+
+def test_an_error_of_an_earlier_backward_pass_is_never_delivered() -> None:
+    model = convert(perceptron(), 4, rule="direct")
+    hidden: list[Tensor] = []
+    model[3].register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    output = model(drawn(3, 6))
+    output.sum().backward(retain_graph=True)
+    with pytest.raises(InputError, match="doesn't begin at the model's output"):
+        hidden[-1].sum().backward(retain_graph=True)
+    output.square().sum().backward()  # one that does, once more

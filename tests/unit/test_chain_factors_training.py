@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowdimfa import FactoryConfig, convert, feedback_parameters, parameter_groups
+from lowdimfa import ChainConfig, FactoryConfig, convert, feedback_parameters, parameter_groups
 from lowdimfa.chain.factors import Local
 from lowdimfa.chain.function import Incoming
 from lowdimfa.models import cnn, mlp, vit
@@ -69,6 +69,24 @@ def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(rule: str) -> Non
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    ("epochs", "batches", "passes"), [(0.5, 8, 4), (0.5, 9, 4), (2.0, 3, 6), (0.01, 8, 1)]
+)
+def test_refreshes_may_be_told_in_epochs(epochs: float, batches: int, passes: int) -> None:
+    settings: dict[str, Any] = {"rule": "normative", "clamp": [10.0, 0.1]}
+    assert (
+        ChainConfig(3, refresh_every=epochs, batches_per_epoch=batches, **settings).refresh_passes == passes
+    )
+    models = [
+        converted("normative", refresh_every=epochs, batches_per_epoch=batches),
+        converted("normative", refresh_every=passes),
+    ]
+    for model in models:
+        train(model, 7, optimizer_of(model))
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[name]), name
+
+
 @pytest.mark.parametrize("rule", ["local", "normative"])
 def test_layers_that_start_at_zero_learn_their_feedback(rule: str) -> None:
     model: Any = mlp(6, 12, 3, 4)
@@ -87,6 +105,13 @@ def test_learned_feedback_has_a_group_without_decay_and_all_parameters_have_one(
     assert sorted(found) == sorted(map(id, model.parameters()))
     assert [id(one) for one in feedback["params"]] == [id(one) for one in feedback_parameters(model)]
     assert len(parameter_groups(converted("follow"), lr=1e-3, feedback_lr=1e-2)) == 1
+
+
+def test_two_bounds_may_be_a_list() -> None:
+    for clamp in ([0.01, 1.0], (0.01, 1.0)):
+        model: Any = converted("local", clamp=clamp)
+        (1e3 * model(torch.ones(2, 6)).sum()).backward()
+        assert model[1][0].feedback.Q.grad.abs().max() == pytest.approx(0.01)
 
 
 def test_joint_projections_have_three_times_the_error_dimension() -> None:

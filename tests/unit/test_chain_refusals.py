@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa import InputError, convert, parameter_groups, revert
-from lowdimfa.models import mlp
+from lowdimfa.models import char_transformer, mlp, vit
+from lowdimfa.rules import CHAIN_RULES
 
 
 class Doubled(nn.Linear):
@@ -42,6 +44,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no fits": ({"rule": "normative", "fit_every": None}, "fit_every: found None"),
     "a bound of zero": ({"clamp": 0}, "clamp: found 0"),
     "three bounds": ({"clamp": (1, 2, 3)}, "clamp: found"),
+    "three bounds in a list": ({"clamp": [1, 2, 3]}, "clamp: found"),
+    "a truth value for a bound": ({"clamp": True}, "clamp: found True"),
     "a bound in words": ({"clamp": "authors"}, "clamp: found 'authors'"),
     "targets for a fixed P": ({"p_targets": ["1.0"], "p_rule": "fixed"}, "p_targets"),
     "targets for an unknown layer": ({"p_targets": ["9"]}, "p_targets: found the name '9'"),
@@ -50,6 +54,36 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a rate of zero": ({"p_lr": 0.0}, "p_lr: found 0.0"),
     "a rate that isn't a number": ({"p_lr": float("nan")}, "p_lr: found nan"),
     "a rate in words": ({"p_lr": "0.1"}, "p_lr: found '0.1'"),
+    "a truth value for a rate": ({"p_lr": True}, "p_lr: found True"),
+    "a seed in words": ({"seed": "a"}, "seed: found 'a'"),
+    "a seed between two": ({"seed": 1.5}, "seed: found 1.5"),
+    "a number for a name": ({"skip": [3]}, re.escape("skip: found [3]")),
+    "a number for a layer": ({"error_dims": {3: 4}}, "error_dims: found {3: 4}"),
+    "a default that isn't": ({"rule": "local", "p_samples": None}, "the default, 64, under the rule 'local'"),
+    "targets for a full P": ({"p_targets": ["0.1"]}, "'0.1', whose error dimension is all of its 3 outputs"),
+    "parts of an epoch of no length": (
+        {"rule": "local", "refresh_every": 0.5},
+        re.escape("found 0.5 epochs, and no length of an epoch; expected")
+        + ".*"
+        + re.escape("batches_per_epoch=len(loader)"),
+    ),
+    "no part of an epoch": (
+        {"rule": "local", "refresh_every": 0.0, "batches_per_epoch": 3},
+        "refresh_every: found 0.0",
+    ),
+    "an epoch of nothing": (
+        {"rule": "local", "refresh_every": 0.5, "batches_per_epoch": 0},
+        "batches_per_epoch: found 0",
+    ),
+    "an epoch for nothing": ({"rule": "local", "batches_per_epoch": 3}, "batches_per_epoch: found 3"),
+    "an epoch beside passes": (
+        {"rule": "local", "refresh_every": 2, "batches_per_epoch": 3},
+        "batches_per_epoch: found 3",
+    ),
+    "parts of an epoch where nothing is refreshed": (
+        {"refresh_every": 0.5, "batches_per_epoch": 3},
+        "refresh_every: .* no use for it",
+    ),
     "a list for a mapping": ({"error_dims": ["0.1"]}, "error_dims: found"),
     "a single layer for a mapping": ({"error_dims": 4}, "error_dims: found 4"),
     "nothing for a list": ({"skip": None}, "skip: found None"),
@@ -81,15 +115,44 @@ def test_models_that_cant_be_converted_or_reverted_are_refused() -> None:
         convert(nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(InputError, match=re.escape("0 (Doubled)")):
         convert(nn.Sequential(Doubled(3, 3)))
+    for found in (None, "mlp", nn.Linear, [nn.Linear(2, 2)]):
+        with pytest.raises(InputError, match=r"expected an nn\.Module"):
+            convert(found)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("rule", CHAIN_RULES.built_in)
+def test_models_without_memory_are_refused_whatever_the_rule(rule: str) -> None:
+    with pytest.raises(InputError, match=r"the layer '0\.1', a Linear without weights yet.*to_empty"):
+        convert(mlp(3, 3, 2, 3).to("meta"), rule=rule)
 
 
 def test_groups_need_a_converted_model_and_rates() -> None:
     with pytest.raises(InputError, match="no converted layer"):
         parameter_groups(mlp(3, 3, 2, 3), lr=1e-3, feedback_lr=1e-2)
-    for name in ("lr", "feedback_lr", "feedback_decay"):
-        values = {"lr": 1e-3, "feedback_lr": 1e-2, name: -1.0}
-        with pytest.raises(InputError, match=f"{name}: found -1.0"):
+    bad: list[Any] = [-1.0, "1e-3", True, float("nan")]
+    for name, value in itertools.product(("lr", "feedback_lr", "feedback_decay"), bad):
+        values = {"lr": 1e-3, "feedback_lr": 1e-2, name: value}
+        with pytest.raises(InputError, match=f"{name}: found {value!r}"):
             parameter_groups(convert(mlp(3, 3, 2, 3)), **values)
+
+
+def test_an_example_with_which_the_model_fails_is_named() -> None:
+    for example in ([1], torch.ones(2, 4)):
+        model = mlp(3, 3, 2, 3)
+        with pytest.raises(InputError, match="example: found one with which the model fails"):
+            convert(model, rule="direct", example=example)  # type: ignore[arg-type]
+        assert model.training
+
+
+def test_inputs_that_positions_would_be_broadcast_to_are_refused() -> None:
+    images = vit(8, 4, 1, 8, 1, 2, 3)
+    for size in ((4, 4), (9, 9), (4, 16)):
+        with pytest.raises(InputError, match=f"{size[0]} by {size[1]} pixels; expected 8 by 8"):
+            images(torch.randn(2, 1, *size))
+    characters = char_transformer(5, 1, 8, 1, 2)
+    with pytest.raises(InputError, match="7 in a row; expected at most the context, 1"):
+        characters(torch.zeros(2, 7, dtype=torch.long))
+    assert char_transformer(5, 4, 8, 1, 2)(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 3, 5)
 
 
 def test_targets_that_errors_do_not_tell_are_refused() -> None:

@@ -63,6 +63,24 @@ def test_what_would_lose_something_between_blocks_is_refused(cast: Any, kind: st
         partition(nn.Sequential(layers[0], nn.Identity(), *layers[1:]), ["1"], inputs())
 
 
+class Decoding(nn.Linear):
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        return super().forward(h + code.float())
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.int16, torch.int8, torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn]
+)
+def test_members_of_types_that_no_wire_carries_are_refused_at_a_block_end(kind: torch.dtype) -> None:
+    def coded(y: Tensor) -> Any:
+        return {"h": y, "code": y.detach().abs().to(kind)}
+
+    layers = [linear(), Cast(coded), Decoding(WIDTH, WIDTH), linear(4)]
+    partition(nn.Sequential(*layers), ["3"], inputs())
+    with pytest.raises(InputError, match=rf"'1' at a block's end, whose output is of {kind}.*float16.*bool"):
+        partition(nn.Sequential(*layers), ["2"], inputs())
+
+
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
 def test_hooks_that_no_block_would_call_are_refused(register: str) -> None:
     model = nn.Sequential(nn.Sequential(linear(), nn.Tanh()), linear(4))

@@ -377,6 +377,22 @@ def test_parameters_and_gradients_may_lie_in_memory_as_they_like(optimizer: str)
     assert pack_state(updaters[0]).scalars["groups"] == settings
 
 
+def test_a_step_that_fails_leaves_its_groups_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(_normal(4, 6, seed=0)[:, :2])
+    updater = Updater({"slice": parameter}, [], config("adamw"), STEPS)
+    settings, seen = deepcopy(pack_state(updater).scalars["groups"]), []
+
+    def fail() -> None:
+        seen.append(updater.optimizer.param_groups[0]["fused"])
+        raise MemoryError
+
+    monkeypatch.setattr(updater.optimizer, "step", fail)
+    parameter.grad = torch.ones(4, 2)
+    with pytest.raises(MemoryError):
+        updater.apply()
+    assert seen == [None] and pack_state(updater).scalars["groups"] == settings
+
+
 def test_a_fused_step_that_was_asked_for_is_not_undone_for_sparse_gradients() -> None:
     embedding = nn.Embedding(9, 4, sparse=True)
     update = UpdateConfig(FactoryConfig("torch.optim.SGD", {"lr": 0.1, "fused": True}))

@@ -353,6 +353,34 @@ def test_other_boundaries_have_the_bits_of_the_whole(optimizer: str, scheduler: 
         assert_same(after, whole)
 
 
+class Early(SGD):
+    """Keeps something of each parameter from its construction on, as Adagrad does, in a type of its own."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float = 0.1) -> None:
+        super().__init__(parameters, lr)
+        for parameter in parameters:
+            self.state[parameter]["sum"] = torch.full_like(parameter, 0.1, dtype=torch.float64)
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["sum"] += parameter.grad**2
+        super().step()
+
+
+def test_what_no_checkpoint_has_keeps_the_state_that_it_was_built_with() -> None:
+    update = UpdateConfig(FactoryConfig(f"{__name__}:Early"))
+    known, new = list(SHAPES)[:2], list(SHAPES)[2:]
+    before, after = Learner(update, known), Learner(update)
+    before.run(0, HALF)
+    after.updater.load(*before.kept())
+    found = after.updater.state().tensors
+    for name, value in before.updater.state().tensors.items():
+        assert torch.equal(found[name], value)
+    for name in new:
+        assert torch.equal(found[f"optimizer/{name}/sum"], torch.full(SHAPES[name], 0.1, dtype=torch.float64))
+    after.run(HALF, HALF + 1)
+
+
 def test_state_is_under_the_name_of_its_parameter() -> None:
     learner = Learner(configured("groups", None))
     learner.run(0, 1)

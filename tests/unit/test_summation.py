@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lowdimfa.block import Block
 from lowdimfa.block_module import BlockModule
 from lowdimfa.config import FactoryConfig, UpdateConfig
+from lowdimfa.encoding import same_bits
 from lowdimfa.errors import ProtocolError
 from lowdimfa.feedback.rules import HebbianFeedback, ProbedFeedback, QRule
 from lowdimfa.layers import Layer
@@ -104,6 +106,40 @@ def test_all_replicas_get_the_sum_in_the_order_of_ranks_to_the_bit(number: int) 
         assert odd.norm.num_batches_tracked == 3
         assert torch.equal(odd.mask, torch.tensor([0.0, -torch.inf, 0.1]))  # a constant stays one
         assert torch.equal(odd.seen, torch.tensor([1, 2], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs"),
+    [
+        (torch.float16, [(40000.0, 39968.0, 39984.0), (1.0, 3.0, 2.0)]),  # whose sum float16 can't hold
+        (torch.bfloat16, [(1.0, 3.0, 2.0), (-torch.inf, -torch.inf, -torch.inf)]),
+        (torch.float8_e4m3fn, [(1.0, 3.0, 2.0), (448.0, 448.0, 448.0)]),  # which can't be added at all
+        (torch.complex64, [(1j, 3 + 1j, 1.5 + 1j)]),
+        (torch.int64, [(3, 3, 3)]),
+        (torch.uint16, [(3, 3, 3)]),
+    ],
+)
+def test_statistics_of_other_types_are_averaged_and_what_is_alike_stays(
+    kind: torch.dtype, pairs: list[tuple[Any, Any, Any]]
+) -> None:
+    blocks = [block(), block()]
+    for one, values in zip(blocks, zip(*pairs, strict=True), strict=False):
+        one.module._layers[0].register_buffer("seen", torch.tensor(values).to(kind))
+    add_up(blocks, [1, 1])
+    expected = torch.tensor([mean for *_, mean in pairs]).to(kind)
+    for one in blocks:
+        assert same_bits(one.module._layers[0].seen, expected)
+
+
+def test_statistics_whose_elements_share_memory_are_averaged_too() -> None:
+    blocks = [block(), block()]
+    for rank, one in enumerate(blocks):
+        one.module._layers[0].register_buffer(
+            "scale", torch.tensor([float(rank)]).expand(3), persistent=False
+        )
+    add_up(blocks, [1, 1])
+    for one in blocks:
+        assert torch.equal(one.module._layers[0].scale, torch.full((3,), 0.5))
 
 
 def test_a_gradient_that_one_replica_lacks_counts_as_zero_and_one_that_all_lack_stays_away() -> None:

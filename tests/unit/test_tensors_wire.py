@@ -14,13 +14,14 @@ from lowdimfa.formats import INT8
 from lowdimfa.services.rpc.connection import Resend, Resends
 from lowdimfa.services.rpc.tensors import MAX_TENSOR_BYTES, TensorBuffer, dtype_code, dtype_of, encode, layout
 from lowdimfa.services.rpc.v1 import stream_pb2 as pb
+from lowdimfa.services.rpc.v1 import tensors_pb2 as pb_tensors
 from lowdimfa.services.stream.frames import Assembly, Message, pack, run_fingerprint, split, unpack
 from lowdimfa.services.stream.limits import ErrorLimit, SampleLimit
 from lowdimfa.services.stream.resumable import Incoming, wire_bytes
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import TensorType
+from lowdimfa.values import CARRIED, TensorType
 
-DTYPES = [dtype_of(code) for code in range(8)]
+DTYPES = [dtype_of(code) for code in range(len(CARRIED))]
 SHAPES = st.lists(st.integers(0, 5), max_size=8).filter(lambda shape: math.prod(shape) <= 2000)
 
 
@@ -53,6 +54,10 @@ def test_every_tensor_comes_back_bit_by_bit(dtype: torch.dtype, shape: list[int]
     assert back.dtype == dtype
     assert list(back.shape) == shape
     assert bits(back) == bits(tensor)
+
+
+def test_every_type_that_a_plan_lets_go_on_has_a_code_and_no_other() -> None:
+    assert set(DTYPES) == set(CARRIED) and len(DTYPES) == len(pb_tensors.Dtype.keys())
 
 
 def test_strided_tensors_travel_in_row_major_order() -> None:

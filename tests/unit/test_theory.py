@@ -234,6 +234,14 @@ def test_refusals() -> None:
     task, state = draw(0, 2)
     with pytest.raises(InputError, match="decreasing order"):
         LinearTask.random((1.0, 2.0), 4, 4, torch.Generator())
+    for values in ((2.0, 2.0), (float("nan"),), (2.0, float("nan")), (float("inf"), 1.0), (1.0, 0.0)):
+        with pytest.raises(InputError, match="all different"):
+            LinearTask.random(values, 4, 4, torch.Generator())
+    for numbers in ({"decay": float("nan")}, {"p_rate": float("nan")}, {"anneal": float("nan")}):
+        with pytest.raises(InputError, match="nan"):
+            LinearFeedback("q", **numbers)
+    with pytest.raises(InputError, match="positive step"):
+        integrate(task, LinearFeedback("q"), state, [1.0], float("nan"))
     with pytest.raises(InputError, match="at most"):
         LinearTask.random((2.0, 1.0), 4, 1, torch.Generator())
     with pytest.raises(InputError, match="error_dim"):

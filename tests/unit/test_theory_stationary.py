@@ -231,3 +231,37 @@ def test_refusals() -> None:
     for feedback in (LinearFeedback("q", anneal=1.0), LinearFeedback("q", first_layer_decays=False)):
         with pytest.raises(InputError, match="one constant decay"):
             fixed_points(task, feedback, state)
+    for rates in (growth_rates, local_growth_rates):
+        with pytest.raises(InputError, match=r"strong: found 1\.0 with a decay of 2\.0"):
+            rates(1.0, 0.5, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("rule", ["q", "q-and-p", "normative", "local"])
+def test_a_student_too_narrow_for_the_modes_is_refused(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    task = LinearTask.random(VALUES, INPUTS, OUTPUTS, generator)
+    narrow = LinearState.random(task, 1, 2, 0.1, generator)
+    feedback = LinearFeedback(rule, decay=0.05, p_rate=0.3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="1 hidden units; expected at least 2"):
+        fixed_points(task, feedback, narrow)
+
+
+def test_fixed_q_has_its_point_however_few_hidden_units_there_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    task = LinearTask.random(VALUES, INPUTS, OUTPUTS, generator)
+    narrow, feedback = LinearState.random(task, 1, 2, 0.1, generator), LinearFeedback("fixed", decay=0.05)
+    final = integrate(task, feedback, narrow, [400.0], 0.1).final
+    assert near(final.student, fixed_points(task, feedback, narrow).student, 1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_what_no_error_reaches_learns_nothing(decay: float) -> None:
+    task, state = draw(0, 1)
+    silent = replace(state, q=torch.zeros_like(state.q))
+    beside = torch.linalg.qr(torch.cat([task.left, torch.eye(OUTPUTS, dtype=torch.float64)], 1))[0][
+        :, len(VALUES) :
+    ]
+    unseen = replace(state, p=beside.mT.contiguous())
+    for rule, start in (("fixed", silent), ("fixed", unseen), ("q", unseen)):
+        point = fixed_points(task, LinearFeedback(rule, decay=decay), start)  # type: ignore[arg-type]
+        assert not point.student.any() and int(point.rank) == 0

@@ -115,6 +115,26 @@ def test_a_forward_that_fails_is_put_back_too() -> None:
     assert state_of(model) == before
 
 
+class Expanded(nn.Module):
+    """Has a buffer whose elements are one number, in a buffer that its forward moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.ones(1))
+        self.register_buffer("scale", self.one.expand(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.one.mul_(2.0)
+        return x * self.scale
+
+
+def test_what_shares_memory_within_itself_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Expanded(), nn.Linear(4, 2))
+    partition(model, 2, torch.randn(4, 4))
+    assert torch.equal(model[1].one, torch.ones(1)) and torch.equal(model[1].scale, torch.ones(4))
+    assert model[1].scale.data_ptr() == model[1].one.data_ptr()
+
+
 def test_layers_that_are_lazy_are_made_for_good() -> None:
     model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
     partition(model, 2, torch.randn(4, 5))
