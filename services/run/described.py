@@ -18,7 +18,7 @@ _SHOWN = 5
 
 def described(dataset: Dataset) -> dict[str, Any]:
     """Return what an export has to know of the data, as plain data."""
-    return {"classes": dataset.classes and list(dataset.classes), "images": dataset.images}
+    return {"classes": _classes(dataset), "images": dataset.images}
 
 
 def check_classes(network: NetworkPlan, dataset: Dataset) -> None:
@@ -29,7 +29,7 @@ def check_classes(network: NetworkPlan, dataset: Dataset) -> None:
     InputError
         Both have names, and a number has another one in the other: predictions would be told by the wrong name.
     """
-    head, classes = network.blocks[-1].layers[-1].module, dataset.classes
+    head, classes = network.blocks[-1].layers[-1].module, _classes(dataset)
     if classes is None or not isinstance(head, Part) or not head.labels:
         return
     labels = _own_labels(head.config)
@@ -64,6 +64,10 @@ def write_preprocessor(images: Mapping[str, Any] | None, folder: Path) -> list[s
     before = file.is_file()
     file.write_text(json.dumps(images, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [f"{PREPROCESSOR} has size, mean and std of the data, by which it was trained"] if before else []
+
+
+def _classes(dataset: Dataset) -> list[str] | None:
+    return None if dataset.classes is None else list(map(str, dataset.classes))
 
 
 def _own_labels(config: Any) -> dict[int, str] | None:

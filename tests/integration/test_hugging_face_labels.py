@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from lowdimfa.data import image_folder, table
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.app import app
+from lowdimfa.services.run.described import described
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -103,6 +105,11 @@ def test_classes_that_a_table_numbers_itself_keep_their_names(tmp_path: Path) ->
     for other in ({"classes": ["no", "yes"]}, {"test": test}):
         with pytest.raises(InputError, match="classes that are numbered already"):
             table(train, "x", **{"test": 0.5} | other)
+
+
+def test_classes_of_a_data_set_of_ones_own_may_be_numbers(reviews: dict[str, Any]) -> None:
+    data = replace(table(**reviews["args"]), classes=(0, 1))  # type: ignore[arg-type]
+    assert described(data)["classes"] == ["0", "1"]
 
 
 @pytest.fixture
