@@ -128,6 +128,12 @@ def _declared_layers(model: nn.Module) -> list[Layer]:
     declared = getattr(model, "layers", None)
     if callable(declared) and not isinstance(declared, nn.Module):
         declared = declared()
+    if type(model).__module__.startswith("transformers."):
+        raise InputError(
+            FACTORY_KEY,
+            f"a {type(model).__name__} of transformers",
+            "lowdimfa.models:hugging_face, which takes its configuration or the folder that save_pretrained wrote",
+        )
     if not isinstance(declared, nn.ModuleList | nn.Sequential | list | tuple):
         raise _not_layers(f"a {type(model).__name__} whose 'layers' is a {type(declared).__name__}")
     modules = {name: module for name, module in model.named_modules() if name}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -38,12 +38,19 @@ class Dataset:
     task
         ``classification`` (one integer class per sample), ``tokens`` (one integer class per position) or
         ``regression`` (float targets). It decides the default loss and whether accuracy is reported.
+    classes
+        Names of the classes in the order of their numbers; None where nobody knows them.
+    images
+        How inputs were made of pictures, in the words of a ``preprocessor_config.json`` of Hugging Face; None where no
+        such file says it.
     """
 
     name: str
     train: Split
     test: Split
     task: Task
+    classes: tuple[str, ...] | None = None
+    images: Mapping[str, Any] | None = None
 
     def limited(self, samples: int) -> Dataset:
         """Return the same data with only the first ``samples`` training samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +58,22 @@ def with_test(name: str, read: Callable[[str], Split], path: str, test: str | fl
     with reproducible(0):
         first = train.targets(torch.tensor([0]))
     return Dataset(name, train, held, task_of(first))
+
+
+def class_names(classes: Sequence[str], where: str) -> list[str]:
+    """Return the names of classes in the order of their numbers.
+
+    Raises
+    ------
+    InputError
+        One is no text, as YAML has it for a bare ``no``, or is there twice.
+    """
+    names = list(classes)
+    if any(not isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(
+            where, repr(names), "a different text for each class", "Quote names such as no and 1."
+        )
+    return names
 
 
 def existing(path: str, where: str) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.folders import files_below
-from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.data.held_out import class_names, existing, with_test
 from lowdimfa.data.items import ItemSplit
 from lowdimfa.data.splits import SubSplit
 from lowdimfa.errors import InputError, some_of
@@ -99,6 +100,7 @@ def image_folder(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """Return images of a folder that has a folder for each class: ``path/CLASS/….jpg``, at any depth.
 
@@ -119,6 +121,8 @@ def image_folder(
         Of each channel, on a scale of 0 to 1; by default those of up to 1,024 training images.
     seed
         Decides which images are in a part, and the order of the training images.
+    classes
+        Names of the folders in the order of the classes' numbers; by default they are sorted.
 
     Raises
     ------
@@ -128,14 +132,17 @@ def image_folder(
     if size < 1:
         raise InputError("image_folder: size", str(size), "at least 1")
     channels, mode = (1, "L") if grey else (3, "RGB")
-    classes = _classes(existing(path, "image_folder: path"))
+    found = _classes(existing(path, "image_folder: path"))
+    order = found if classes is None else class_names(classes, "image_folder: classes")
+    if sorted(order) != found:
+        raise InputError("image_folder: classes", ", ".join(order), f"the folders {', '.join(found)}")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and (len(values) != channels or (name == "std" and min(values) <= 0)):
             raise InputError(f"image_folder: {name}", repr(values), f"{channels} numbers, of std above 0")
     read: list[ImageFiles] = []
 
     def files(folder: str) -> ItemSplit:
-        read.append(ImageFiles(_files(folder, classes), size, mode, torch.zeros(1), torch.ones(1)))
+        read.append(ImageFiles(_files(folder, order), size, mode, torch.zeros(1), torch.ones(1)))
         return ItemSplit(read[-1], "image_folder")
 
     data = with_test("image_folder", files, path, test, seed)
@@ -146,7 +153,26 @@ def image_folder(
             measured[part] if values is None else torch.tensor(values).view(-1, 1, 1)
             for part, values in enumerate((mean, std))
         )
-    return data
+    return replace(data, classes=tuple(order), images=_processor(read[0]))
+
+
+def _processor(images: ImageFiles) -> dict[str, Any]:
+    """Return what makes the same inputs in ``transformers``, of grey pictures where colours are left out here."""
+    size = images.size
+    return {
+        "image_processor_type": "CLIPImageProcessor",  # which resizes the shorter side and crops
+        "do_convert_rgb": images.mode == "RGB",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": images.mean.flatten().tolist(),
+        "image_std": images.std.flatten().tolist(),
+    }
 
 
 def _classes(folder: Path) -> list[str]:

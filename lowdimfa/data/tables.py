@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowdimfa.data.base import Dataset
 from lowdimfa.data.extra import package
-from lowdimfa.data.held_out import existing, with_test
+from lowdimfa.data.held_out import class_names, existing, with_test
 from lowdimfa.data.table_files import rows
 from lowdimfa.errors import InputError
 from lowdimfa.values import Inputs
@@ -102,6 +102,7 @@ def table(
     target: str = "label",
     test: str | float = 0.1,
     seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """Return rows of a table, which are read when they are drawn; it needs the extra ``hf``.
 
@@ -121,6 +122,8 @@ def table(
         Path of the test rows, or what part of all rows they are.
     seed
         Decides which rows are in such a part.
+    classes
+        Names of the classes in the order of their numbers; by default texts are sorted.
 
     Raises
     ------
@@ -132,23 +135,44 @@ def table(
     columns = {name: given if isinstance(given, str) else list(given) for name, given in by_name.items()}
     beside = {column for given in columns.values() if not isinstance(given, str) for column in given}
     alone = [given for given in columns.values() if isinstance(given, str)]
-    classes: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    order = None if classes is None else class_names(classes, "table: classes")
+    named = list(order or ())
 
     def read(path: str) -> TableSplit:
         where = existing(path, "table: path")
         wanted = list(dict.fromkeys([*alone, *sorted(beside)]))
         every = list(dict.fromkeys([*wanted, target]))
-        found = rows(where, every, [target] if classes else [])
+        found = rows(where, every, [target] if numbers else [])
         for name in every:
             _require_numbers(found.data.column(name), str(where), name)
             if name in beside:
                 _require_exact(found.data.column(name), str(where), name)
-        if not classes and "string" in str(getattr(found.features[target], "dtype", "")):
-            classes.update({text: number for number, text in enumerate(sorted(found.unique(target)))})
+        if not numbers and "string" in str(getattr(found.features[target], "dtype", "")):
+            numbers.update(_numbered(found.unique(target), order, str(where)))
+        named[:] = numbers or _names(found.features[target], named, str(where))
         inputs, targets = (found.with_format("torch", columns=names) for names in (wanted, [target]))
-        return TableSplit(inputs, targets, str(where), columns, target, classes)
+        return TableSplit(inputs, targets, str(where), columns, target, numbers)
 
-    return with_test("table", read, path, test, seed)
+    data = with_test("table", read, path, test, seed)
+    return replace(data, classes=tuple(named) or None)
+
+
+def _numbered(texts: Sequence[str], classes: Sequence[str] | None, where: str) -> dict[str, int]:
+    """Return the number of each class."""
+    order = sorted(texts) if classes is None else list(classes)
+    if unknown := sorted(set(texts) - set(order)):
+        raise InputError(where, f"the class {unknown[0]!r}", f"those of 'classes', {', '.join(order)}")
+    return {text: number for number, text in enumerate(order)}
+
+
+def _names(feature: Any, expected: Sequence[str], where: str) -> list[str]:
+    """Return the names of classes that have numbers already: those expected, if there are any."""
+    own = list(getattr(feature, "names", None) or ())
+    if own and expected and own != list(expected):
+        found = f"classes that are numbered already, {', '.join(own)}"
+        raise InputError(where, found, f"those of 'classes', or of training, {', '.join(expected)}")
+    return own or list(expected)
 
 
 def _require_numbers(column: Any, where: str, name: str) -> None:

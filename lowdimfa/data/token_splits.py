@@ -182,7 +182,7 @@ def tokens(
         target −100.
     position_ids
         Whether inputs are a mapping of ``input_ids`` and ``position_ids``, which begin again in every document: by them
-        networks of Hugging Face keep the documents of a window apart.
+        many networks of Hugging Face keep the documents of a window apart.
 
     Raises
     ------

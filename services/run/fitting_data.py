@@ -27,6 +27,23 @@ from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.tickets import Ticket
 from lowdimfa.values import ONE, named
 
+_PROBLEMS: dict[Task, str] = {
+    "classification": "single_label_classification",
+    "tokens": "single_label_classification",
+    "regression": "regression",
+}
+"""The ``problem_type`` whose loss ``auto`` is."""
+
+_LOSSES = {
+    "regression": "targets that are floating-point numbers, or mse where squared errors are meant",
+    "multi_label_classification": "bce, and a target for each label",
+    "single_label_classification": "integers as targets, or a loss of your own such as "
+    "torch.nn.functional:cross_entropy for shares of classes",
+}
+
+_SAMPLES_COMPARED, _BY_CHANCE = 16, 8
+"""Samples whose targets are compared with their inputs, and targets that are not all equal to them by chance."""
+
 _ITEMS_CHECKED = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at before a run. Of others all are."""
 
@@ -38,31 +55,54 @@ def check_tokens(network: NetworkPlan, reader: Reader) -> None:
     if vocabulary is not None:
         for inputs in reader.known_inputs(_ITEMS_CHECKED):
             validate_tokens(inputs, vocabulary)
-    plain = is_cross_entropy(
-        network.training.loss, reader.dataset.task
-    )  # one of the user's own may move them itself
-    if getattr(first, "predicts_next", False) and plain:
-        _refuse_present_tokens(network, reader)
-
-
-def _refuse_present_tokens(network: NetworkPlan, reader: Reader) -> None:
-    """Refuse targets that are the inputs: for a loss that moves them on by one, as that of `transformers` does."""
-    samples = reader.training(reader.order.indices(Ticket(0, 0))[:16])
-    inputs, targets = named(samples.inputs()), samples.targets()
-    tokens = inputs.get("input_ids", inputs.get(ONE))
-    counted = targets.long() != network.training.ignore_index
+    # A loss of the user's own may move targets itself.
     if (
-        tokens is not None
-        and tokens.shape == targets.shape
-        and counted.any()
-        and torch.equal(tokens[counted], targets[counted])
+        isinstance(first, Part)
+        and first.predicts
+        and is_cross_entropy(network.training.loss, reader.dataset.task)
     ):
+        _refuse_seen_targets(network, reader, first.predicts)
+
+
+def _refuse_seen_targets(network: NetworkPlan, reader: Reader, predicts: str) -> None:
+    """Refuse targets that the network sees at their place or the one after: it would learn to copy."""
+    samples = reader.training(torch.arange(min(_SAMPLES_COMPARED, len(reader.dataset.train))))
+    inputs, targets = named(samples.inputs()), samples.targets()
+    tokens, ignored = inputs.get("input_ids", inputs.get(ONE)), network.training.ignore_index
+    if tokens is None or tokens.shape != targets.shape:
+        return
+    if predicts == "next" and _all_seen(tokens, targets, ignored, least=1):
         raise InputError(
             "data.factory",
             "targets that are the very tokens of the inputs, for a network that predicts the next ones",
             "at each position the token after it",
-            f"Move them on by one: labels[i] = input_ids[i + 1], the last {network.training.ignore_index}.",
+            f"Move them on by one: labels[i] = input_ids[i + 1], the last {ignored}.",
         )
+    if predicts == "hidden":
+        _refuse_nothing_hidden(tokens, targets, ignored)
+
+
+def _refuse_nothing_hidden(tokens: torch.Tensor, targets: torch.Tensor, ignored: int) -> None:
+    """Refuse targets that no input hides, as those for the task causal-lm are."""
+    # A token that is hidden may stay as it is, or be that after it, by chance; not so many.
+    if _all_seen(tokens, targets, ignored, least=_BY_CHANCE):
+        found = "targets that are the very tokens of the inputs"
+    elif tokens.dim() == 2 and _all_seen(tokens[:, 1:], targets[:, :-1], ignored, least=_BY_CHANCE):
+        found = "targets that are the tokens after those of the inputs"
+    else:
+        return
+    raise InputError(
+        "data.factory",
+        f"{found}, which a network with the task masked-lm sees",
+        f"inputs of which some tokens are hidden, these as targets, and {ignored} elsewhere",
+        "transformers.DataCollatorForLanguageModeling makes them, in a function for data.collate; or set the task "
+        "causal-lm.",
+    )
+
+
+def _all_seen(tokens: torch.Tensor, targets: torch.Tensor, ignored: int, least: int) -> bool:
+    counted = targets.long() != ignored
+    return int(counted.sum()) >= least and torch.equal(tokens[counted], targets[counted])
 
 
 def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
@@ -81,13 +121,8 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
     """
     training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
     head = network.blocks[-1].layers[-1].module
-    labels = head.labels if isinstance(head, Part) else 0
-    if new and labels > 1 and task == "regression" and training.loss == "auto":
-        raise InputError(
-            "train.loss",
-            f"'auto', which is mse for targets that are no integers, with a network of {labels} labels",
-            "bce where several labels may be right, or mse where squared errors are meant",
-        )
+    if new and training.loss == "auto" and isinstance(head, Part) and head.labels:
+        _refuse_other_loss(head, task)
     loss = make_loss(training.loss, task, training.ignore_index)
     shown = shows_targets(training.loss, task)
     if shown:
@@ -115,6 +150,21 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
                 "such as the loss and the metrics take too",
             ) from error
     return names
+
+
+def _refuse_other_loss(head: Part, task: Task) -> None:
+    """Refuse ``auto`` where it is another loss than that which `transformers` takes for the labels."""
+    chosen = "mse for targets that are no integers" if task == "regression" else "cross_entropy for integers"
+    if head.problem is not None and head.problem != _PROBLEMS[task]:
+        expected = _LOSSES.get(head.problem, "the loss that is meant")
+        found = f"'auto', which is {chosen}, with the configuration's problem_type {head.problem!r}"
+        raise InputError("train.loss", found, expected)
+    if head.problem is None and head.labels > 1 and task == "regression":
+        raise InputError(
+            "train.loss",
+            f"'auto', which is {chosen}, with a network of {head.labels} labels",
+            "bce where several labels may be right, or mse where squared errors are meant",
+        )
 
 
 def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tensor:

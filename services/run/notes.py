@@ -17,6 +17,7 @@ from lowdimfa.feedback.source import source_of, source_shape
 from lowdimfa.losses import LOSSES
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.plan import RunPlan
+from lowdimfa.services.run.tokenizer_files import cut_otherwise
 from lowdimfa.services.run.training import feedback_config
 
 _FAR_WIDER = 2
@@ -35,6 +36,8 @@ def notes(plan: RunPlan) -> Iterator[str]:
     yield from network.notices
     if network.note:
         yield network.note
+    if told := cut_otherwise(network, specification.data.args.get("path")):
+        yield told
     if _lacks_readout(plan):
         yield (
             "feedback.q_rule: auto is hebbian with a loss of your own, from whose error blocks can't tell the targets; "

@@ -25,6 +25,7 @@ from lowdimfa.layers import named_tensors
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan
 from lowdimfa.services.run.data import load_dataset
+from lowdimfa.services.run.described import check_classes
 from lowdimfa.services.run.example import Example
 from lowdimfa.services.run.fitting_data import check_targets, check_tokens
 from lowdimfa.services.run.in_turn import rehearse_in_turn
@@ -33,6 +34,7 @@ from lowdimfa.services.run.model import build_model, cut_model, measures
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.profile import Bench, balance_by_time, make_bench
 from lowdimfa.services.run.rehearsal import rehearse
+from lowdimfa.services.run.tokenizer_files import check_tokenizer
 from lowdimfa.services.run.training import batch_order, feedback_config, training_config
 from lowdimfa.services.run.weights import NO_BLOCK, Weights
 from lowdimfa.services.spec import Specification
@@ -131,7 +133,10 @@ def make_run_plan(
     if boundaries is None and measures(specification) and network.outline is None:
         network = _balanced(specification, network, reader, planned)
     order.evaluation_size = _evaluation_size(network, order)
-    numbers = check_targets(network, reader, new=rehearsed and not resumed)
+    if new := rehearsed and not resumed:
+        check_classes(network, dataset)
+        check_tokenizer(network, specification.data.args.get("path"))
+    numbers = check_targets(network, reader, new)
     if rehearsed and (in_turn or network.outline is None):
         # Compiling takes longer than all the rest.
         bench = make_bench(specification, network.feedback, replace(network.training, compile=False), reader)

@@ -19,6 +19,7 @@ from lowdimfa.layers import Layer
 from lowdimfa.rules import Q_RULES, TAPS, Registry
 from lowdimfa.services.run.checkpoint import Attempt, BlockState, Manifest, write_block
 from lowdimfa.services.run.checkpoint_files import file_in
+from lowdimfa.services.run.described import described
 from lowdimfa.services.run.manifest import MANIFEST_FILE, MODEL_PREFIX, extra_state
 from lowdimfa.services.run.model import configuration_of, require_configuration
 from lowdimfa.services.run.plan import RunPlan
@@ -149,6 +150,7 @@ def resume_meta(plan: RunPlan) -> dict[str, Any]:
         "last_batch": specification.data.last_batch,
         "data": plan.fingerprint,
         "configuration": configuration_of(_layers(plan)),
+        "described": described(plan.dataset),
         "feedback": {
             "form": specification.feedback.form,
             "source": plan.network.feedback.source,

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, Case, inputs, original, transformers
+from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, Case, inputs, original
 from torch import nn
 
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
-from lowdimfa.models.hf import check, making
 from lowdimfa.models.hf.saving import save_pretrained
-from lowdimfa.models.hf.source import make
-from lowdimfa.sparse import outline
 
 NO_DROPOUT = dict.fromkeys(
     (
@@ -319,155 +314,3 @@ def test_code_that_a_folder_brings_is_never_run(folder: Path) -> None:
 def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     refused("pip install 'lowdimfa[hf]'", config=GPT2)
-
-
-GEMMA: dict[str, Any] = {
-    "model_type": "gemma2",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 50,
-    "attn_implementation": "eager",
-}
-
-
-def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
-    """Logits of new weights are small, and a cap does nothing to them."""
-    layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
-    refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
-
-
-def test_a_network_that_sees_what_it_is_to_predict_is_refused(folder: Path) -> None:
-    bert = CASES["bert, decoder"].layers
-    seeing = "whose tokens see those after them, with the task causal-lm; expected one that sees none"
-    refused(f"a BertLMHeadModel {seeing}", config=BERT, layers=bert)
-    refused(f"a BertLMHeadModel {seeing}", path=str(folder), layers=bert)
-    refused(f"a RobertaForCausalLM {seeing}", config=BERT | {"model_type": "roberta"}, layers=ROBERTA)
-
-
-def test_blocks_that_run_several_times_are_refused() -> None:
-    config = LLAMA | {"model_type": "albert", "embedding_size": 8, "num_key_value_heads": 4}
-    layers = {
-        "before": ["albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"],
-        "list": "albert.encoder.albert_layer_groups",
-        "after": ["predictions"],
-    }
-    for shared in (1, 2):
-        again = config | {"num_hidden_layers": 6, "num_hidden_groups": shared}
-        refused(
-            "don't compute what the AlbertForMaskedLM does", config=again, task="masked-lm", layers=layers
-        )
-    network = hugging_face(config=config | {"num_hidden_groups": 3}, task="masked-lm", layers=layers)
-    assert len(network) == 5
-
-
-@pytest.mark.parametrize("kind", ["granite_swa", "granitemoe_swa"])
-def test_rotary_embeddings_of_which_each_block_has_one_are_refused(kind: str) -> None:
-    if kind not in transformers.CONFIG_MAPPING:
-        pytest.skip(f"no {kind} in this version of transformers")
-    config = LLAMA | {"model_type": kind, "attn_implementation": "eager", "num_local_experts": 2}
-    config |= {"num_experts_per_tok": 1, "embedding_multiplier": 1.0, "logits_scaling": 1.0}
-    for last in (10.0, 0):
-        several = config | {"layer_rope_theta": [10000.0, 10000.0, last]}
-        refused("that, run in order, don't compute what the Granite", config=several, layers=DECODER)
-    assert len(hugging_face(config=config, layers=DECODER)) == 5
-
-
-def test_a_block_of_each_kind_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-
-    def noted(config: Any, task: Any) -> Any:
-        made.append(config)
-        return make(config, task)
-
-    monkeypatch.setattr(check, "make", noted)
-    kinds = ["full_attention"] * 4 + ["sliding_attention"]
-    windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "layer_types": kinds}
-    hugging_face(config=LLAMA | windows | {"num_hidden_layers": 5}, layers=DECODER)
-    assert [config.layer_types for config in made] == [[*kinds[:2], kinds[4]]]
-
-
-def test_images_of_unknown_size_are_asked_for() -> None:
-    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-    config |= {"layer_type": "basic", "num_labels": 3, "attn_implementation": "eager"}
-    layers = {
-        "before": ["resnet.embedder"],
-        "list": "resnet.encoder.stages",
-        "after": ["resnet.pooler", "classifier"],
-    }
-    refused(
-        "model.args.config: found no image_size", config=config, task="image-classification", layers=layers
-    )
-    network = hugging_face(config=config | {"image_size": 32}, task="image-classification", layers=layers)
-    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-
-
-def test_of_a_folder_only_the_layers_of_a_block_have_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole: Any = original(CASES["llama"], seed=5)
-    whole.bfloat16().save_pretrained(tmp_path / "saved")
-    compared = []
-    monkeypatch.setattr(making, "refuse_other_function", lambda *given: compared.append(given))
-    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
-
-    def make_whole() -> Any:
-        torch.manual_seed(0)
-        return hugging_face(path=str(tmp_path / "saved"))
-
-    found = outline(make_whole, smallest=256)
-    assert all(p.nbytes < 256 or not p.untyped_storage().nbytes() for p in found.model.parameters())
-    [layer] = found.share(["layer_1"]).build(make_whole)
-    assert len(compared) == 1  # in the outline; who builds a share alone has no memory for more
-    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
-    expected = make_whole().layer_1.state_dict()
-    assert all(torch.equal(expected[name], value) for name, value in layer.module.state_dict().items())
-
-
-def test_a_loss_of_experts_is_refused() -> None:
-    refused("output_router_logits", config=LLAMA | {"output_router_logits": True})
-
-
-def test_a_problem_type_that_chooses_no_loss_is_said() -> None:
-    labels = {"num_labels": 4, "problem_type": "multi_label_classification"}
-    network = hugging_face(config=BERT | labels, task="sequence-classification")
-    assert "train.loss" in network[-1].notice
-
-
-def test_a_window_that_only_the_layers_would_have_is_refused() -> None:
-    """`transformers` takes any key of a configuration, and computes nothing by those that are not of its kind."""
-    refused("don't compute what the LlamaForCausalLM does", config=LLAMA | {"sliding_window": 8})
-    mistral = LLAMA | {"model_type": "mistral", "sliding_window": 128}
-    assert len(hugging_face(config=mistral, layers=DECODER)) == 2 + LLAMA["num_hidden_layers"]
-
-
-def test_tokens_that_another_vocabulary_means_end_no_text() -> None:
-    named = hugging_face(config=LLAMA | {"eos_token_id": 3})
-    assert (named.config.bos_token_id, named.config.eos_token_id) == (None, 3)
-    assert hugging_face(config=LLAMA).config.eos_token_id is None
-    assert hugging_face(config=BERT, task="masked-lm").config.pad_token_id == 0
-
-
-@pytest.mark.parametrize("given", [False, True])
-def test_positions_are_looked_at_for_packed_texts_only_where_the_data_have_them(
-    given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiled, that look forms the whole mask in each block, in place of none."""
-    masks = importlib.import_module("transformers.masking_utils")
-    looked: list[int] = []
-    find = masks.find_packed_sequence_indices
-
-    def noted(*positions: Any, **named: Any) -> Any:
-        looked.append(1)
-        return find(*positions, **named)
-
-    monkeypatch.setattr(masks, "find_packed_sequence_indices", noted)
-    network = hugging_face(config=LLAMA)
-    looked.clear()
-    tokens = torch.arange(8).view(2, 4)
-    positions = {"position_ids": torch.arange(4).expand(2, 4)} if given else {}
-    network.run(input_ids=tokens, **positions)
-    assert bool(looked) is given

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lowdimfa.models import hugging_face
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.run.plan import make_run_plan
-from lowdimfa.services.run.pretrained import _copy_tokenizer, _read_otherwise, export_folder
+from lowdimfa.services.run.pretrained import export_folder
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.services.trainer.run_dir import read_run
@@ -208,59 +207,6 @@ def test_a_configuration_that_was_changed_since_is_refused(tmp_path: Path) -> No
         fit("file", tmp_path / "run", resume_step=12)
 
 
-def tokenizer(folder: Path, kind: str = "PreTrainedTokenizerFast") -> Path:
-    """Write a tokenizer of letters, as `lowdimfa data tokens` does, with the last one for the end."""
-    folder.mkdir()
-    letters = [*string.printable, "<|endoftext|>"]
-    made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: at for at, letter in enumerate(letters)}, []))
-    made.add_special_tokens(["<|endoftext|>"])
-    made.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": kind, "eos_token": "<|endoftext|>"})
-    )
-    return folder
-
-
-def test_an_export_ends_texts_where_its_tokenizer_does_and_keeps_its_template(tmp_path: Path) -> None:
-    fit("gpt2", tmp_path / "run", steps=1)
-    specification = read_run(tmp_path / "run")
-    data = specification.data.model_copy(update={"args": {"path": str(tokenizer(tmp_path / "tokens"))}})
-    _, notices = export_folder(
-        specification.model_copy(update={"data": data}),
-        CheckpointStore(tmp_path / "run").load(None),
-        tmp_path / "folder",
-    )
-    assert not [notice for notice in notices if "AutoTokenizer" in notice]
-    settings = transformers.GenerationConfig.from_pretrained(tmp_path / "folder")
-    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
-    assert settings.eos_token_id == read.eos_token_id == 100 and settings.bos_token_id is None
-    other = tokenizer(tmp_path / "whole")
-    (other / "chat_template.jinja").write_text("{{ messages }}")
-    (tmp_path / "copied").mkdir()
-    _copy_tokenizer([str(tmp_path / "tokens"), str(other)], tmp_path / "copied")
-    assert (tmp_path / "copied" / "chat_template.jinja").read_text() == "{{ messages }}"
-    (other / "tokenizer.json").write_text("{}")
-    (other / "vocab.txt").write_text("of another one")
-    _copy_tokenizer([str(tmp_path / "tokens"), str(other)], tmp_path / "copied")
-    assert not (tmp_path / "copied" / "vocab.txt").exists()
-
-
-def test_a_tokenizer_that_is_read_otherwise_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tokenizer(tmp_path / "tokens")
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert _read_otherwise(folder) == []
-
-    class Other:
-        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-            return {"input_ids": [1, 2]}
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Other())
-    (notice,) = _read_otherwise(folder)
-    assert "takes a Other for this kind of network, which makes other tokens" in notice
-
-
 @pytest.mark.parametrize("loss", ["auto", "bce", "mse"])
 def test_several_labels_need_a_loss_that_is_said(loss: str, tmp_path: Path) -> None:
     """`transformers` takes the logistic loss where labels are numbers; here the squared error is usual for these."""
@@ -280,6 +226,41 @@ def several_labels() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = torch.randint(10, (64, 6), generator=torch.Generator().manual_seed(0))
     labels = (tokens[:, :3] > 4).float()
     return tokens, labels, tokens, labels
+
+
+def numbers(kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = torch.randint(10, (16, 6), generator=torch.Generator().manual_seed(0))
+    targets = tokens[:, 0] % 3 if kind == "integers" else tokens[:, :3].float().softmax(-1)
+    return tokens, targets, tokens, targets
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "found"),
+    [
+        ("regression", "integers", "'auto', which is cross_entropy for integers"),
+        ("single_label_classification", "shares", "'auto', which is mse for targets that are no integers"),
+        ("multi_label_classification", "shares", "'auto', which is mse for targets that are no integers"),
+        ("single_label_classification", "integers", None),
+        ("regression", "shares", None),
+    ],
+)
+def test_a_problem_type_that_means_another_loss_is_refused(
+    problem: str, kind: str, found: str | None
+) -> None:
+    config = BERT | {"num_labels": 3, "problem_type": problem}
+    data = {"factory": f"{__name__}:numbers", "args": {"kind": kind}}
+    model = {"factory": "lowdimfa.models:hugging_face", "blocks": 2}
+    model |= {"args": {"config": config, "task": "sequence-classification"}}
+    plain = {"model": model, "data": data, "train": {"steps": 1, "batch_size": 8}}
+    if found is None:
+        make_run_plan(parse_specification(plain, "test"))
+        return
+    with pytest.raises(InputError) as caught:
+        make_run_plan(parse_specification(plain, "test"))
+    assert (
+        f"train.loss: found {found}, with the configuration's problem_type {problem!r}"
+        in caught.value.message
+    )
 
 
 def test_another_network_or_place_is_refused(tmp_path: Path) -> None:
@@ -335,3 +316,22 @@ def test_labels_that_are_the_inputs_are_refused(tmp_path: Path) -> None:
                 engine="local",
                 run_dir=tmp_path / "run",
             ).fit()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("following", "after those of"), ("present", "that are the very")]
+)
+def test_a_masked_language_model_that_sees_its_targets_is_refused(name: str, found: str) -> None:
+    """Its loss would fall to nothing, by copying the token at hand or the one after."""
+    config = BERT | {"vocab_size": TOKENS + 1}
+    model = {"factory": "lowdimfa.models:hugging_face", "args": {"config": config, "task": "masked-lm"}}
+    plain = {"model": model | {"blocks": 2}, "train": {"steps": 1, "batch_size": 2}}
+    source = "sequences:following" if name == "following" else f"{__name__}:present"
+    with pytest.raises(InputError, match=rf"{found} .*masked-lm sees.*DataCollatorForLanguageModeling"):
+        make_run_plan(parse_specification(plain | {"data": {"factory": source}}, "test"))
+    make_run_plan(parse_specification(plain | {"data": {"factory": "sequences:masked"}}, "test"))
+
+
+def present() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = following()[0]
+    return tokens, tokens, tokens, tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -18,6 +19,16 @@ from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
+_SCALES = (
+    "embedding_multiplier",
+    "embedding_multiplier_scale",
+    "final_logit_softcapping",
+    "lm_head_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "mup_width_multiplier",
+    "scale_emb",
+)
 _WINDOW = 3
 """Tokens that a sliding window has at most here: fewer than there are, so that one that only one of both has shows."""
 _LOUD, _ROUNDING = 100.0, 1e-5
@@ -55,15 +66,52 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
                 _refuse_foresight(small.eval(), inputs["input_ids"])
                 small.train()
             again = _run_both(small, network, inputs) if _made_loud(small, outputs[0]) else outputs
-    for whole, composed in (outputs, again):
-        if whole.shape != composed.shape or not torch.allclose(whole, composed, rtol=1e-3, atol=1e-5):
-            window = getattr(network.config, "sliding_window", None)
-            raise InputError(
-                _KEY,
-                f"layers that, run in order, don't compute what the {kind} does"
-                + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
-                "all that happens to its hidden states and its output, with nothing in between",
-            )
+            _refuse_unlike(network, outputs, again)
+            _refuse_other_packing(small, network, task)
+
+
+def _refuse_unlike(network: HuggingFaceNetwork, *pairs: tuple[Tensor, Tensor]) -> None:
+    if all(_alike(whole, composed) for whole, composed in pairs):
+        return
+    window = getattr(network.config, "sliding_window", None)
+    raise InputError(
+        _KEY,
+        f"layers that, run in order, don't compute what the {network.kind.__name__} does"
+        + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
+        "all that happens to its hidden states and its output, with nothing in between",
+        _likely_causes(network.config),
+    )
+
+
+def _likely_causes(config: Any) -> str:
+    """Return what of a configuration scales or caps values between the layers, where that is set."""
+    found = [
+        f"{name}: {value}" for name in _SCALES if (value := getattr(config, name, None)) not in (None, 1)
+    ]
+    return (
+        f"Its configuration scales or caps values, which may be between layers: {', '.join(found)}"
+        if found
+        else ""
+    )
+
+
+def _alike(whole: Tensor, composed: Tensor) -> bool:
+    return whole.shape == composed.shape and torch.allclose(whole, composed, rtol=1e-3, atol=1e-5)
+
+
+def _refuse_other_packing(original: Any, network: HuggingFaceNetwork, task: Task) -> None:
+    """Refuse layers that keep texts of one sequence apart by positions that begin again, or don't, unlike the network."""
+    takes = inspect.signature(original.forward).parameters
+    if task == "image-classification" or not {"position_ids", "use_cache"} <= set(takes):
+        return
+    tokens = _inputs(network.config, task)["input_ids"]
+    half = tokens.shape[1] // 2
+    positions = torch.cat([torch.arange(half), torch.arange(tokens.shape[1] - half)]).expand_as(tokens)
+    # With a cache, as text is generated, it doesn't look for packed texts.
+    pair = _run_both(original, network, {"input_ids": tokens, "position_ids": positions}, use_cache=False)
+    if not _alike(*pair):
+        found = f"layers that keep packed texts apart otherwise than the {network.kind.__name__}"
+        raise InputError(_KEY, found, "one attention mask in both, for position_ids that begin again")
 
 
 def _refuse_foresight(original: Any, tokens: Tensor) -> None:
@@ -89,10 +137,18 @@ def _made_loud(original: Any, output: Tensor) -> bool:
     return True
 
 
-def _run_both(original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _run_both(
+    original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor], **options: bool
+) -> tuple[Tensor, Tensor]:
     try:
         with reproducible(1):
-            whole: Tensor = original(**inputs).logits
+            whole: Tensor = original(**inputs, **options).logits
+    except Exception as error:  # what its configuration doesn't tell, or an input of another form
+        found = (
+            f"a {network.kind.__name__} that doesn't run by itself on {', '.join(inputs)} ({in_words(error)})"
+        )
+        raise InputError("model.args.config", found, "a configuration with which it does") from error
+    try:
         with reproducible(1):
             return whole, network.run(**inputs)
     except InputError:

@@ -33,12 +33,21 @@ class Part(nn.Module):
     notice
         What whoever starts a run has to know of the layer; empty if there is nothing.
     labels
-        Of the output of a network that classifies: how many there are; 0 elsewhere, and where the configuration's
-        ``problem_type`` says what they are for.
+        Of the output of a network that classifies: how many there are; 0 elsewhere.
+    predicts
+        Of the embedding of a language model, which tokens it is trained for: the ``next`` ones, or those that are
+        ``hidden``; empty elsewhere.
+    folder
+        Of the embedding, where the network's weights came from; None if they were drawn.
+    problem
+        The configuration's ``problem_type``, where one says what they are for.
     """
 
     notice: str = ""
     labels: int = 0
+    predicts: str = ""
+    folder: str | None = None
+    problem: str | None = None
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -64,79 +73,7 @@ class Part(nn.Module):
         return x
 
 
-class TokenEmbedding(Part):
-    """Map tokens to vectors.
-
-    Attributes
-    ----------
-    vocabulary
-        Different tokens that there is room for.
-    """
-
-    residual_stream: ClassVar[bool] = True
-    cut_after: ClassVar[bool] = False
-
-    def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
-        super().__init__(original, names)
-        self.vocabulary: int = original.get_input_embeddings().num_embeddings  # type: ignore[operator]
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
-        return self.run(input_ids, self.names)
-
-
-class PositionedEmbedding(TokenEmbedding):
-    """Map tokens to vectors and add those of positions, and of token types if there are any."""
-
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
-    ) -> Tensor:
-        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
-        name, *others = self.names
-        first: Any = self.get_submodule(name)
-        # Those of RoBERTa and its kin count positions from behind that of padding.
-        counted = hasattr(first, "create_position_ids_from_inputs_embeds")
-        _refuse_long(input_ids, self.config, position_ids, first.padding_idx + 1 if counted else 0)
-        # What wasn't given isn't named: DistilBERT has no token types.
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.run(first(input_ids=input_ids, position_ids=position_ids, **types), others)
-
-
-class GPT2Embedding(TokenEmbedding):
-    """Add the vectors of tokens, of positions, and of token types, which GPT-2 takes from the tokens' table."""
-
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
-    ) -> Tensor:
-        """Map integers ``(batch, length)`` to ``(batch, length, width)``."""
-        _refuse_long(input_ids, self.config, position_ids)
-        tokens, places, dropout = (self.get_submodule(name) for name in self.names)
-        embedded = tokens(input_ids) + places(_positions(input_ids, position_ids))
-        if token_type_ids is not None:
-            embedded = embedded + tokens(token_type_ids)
-        output: Tensor = dropout(embedded)
-        return output
-
-
-class ImageEmbedding(Part):
-    """Map images to vectors of their patches."""
-
-    residual_stream: ClassVar[bool] = True
-    cut_after: ClassVar[bool] = False
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map ``(batch, channels, height, width)`` to ``(batch, tokens, width)``."""
-        return self.run(pixel_values, self.names)
-
-
-def _refuse_long(input_ids: Tensor, config: Any, position_ids: Tensor | None, unused: int = 0) -> None:
-    most = config.max_position_embeddings - unused
-    if position_ids is None and input_ids.shape[1] > most:
-        found = f"positions for {most} tokens"
-        raise InputError("model.args", found, f"room for the data's sequences of {input_ids.shape[1]}")
-
-
-def _positions(sequence: Tensor, position_ids: Tensor | None) -> Tensor:
+def positions_of(sequence: Tensor, position_ids: Tensor | None) -> Tensor:
     """Return the positions, by default those from the start of each sequence, shape ``(1, length)``."""
     if position_ids is None:
         return torch.arange(sequence.shape[1], device=sequence.device).unsqueeze(0)
@@ -154,13 +91,15 @@ class TransformerBlock(Part):
         Position of the block.
     rotary
         Name of the network's rotary embedding, of which the block gets a copy; None if there is none.
+    packed
+        Whether its mask keeps texts apart by positions that begin again, as `looks_for_packed` tells.
     """
 
     residual_stream: ClassVar[bool] = True
 
-    def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None) -> None:
+    def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None, packed: bool) -> None:
         super().__init__(original, [name])
-        self.rotary = rotary
+        self.rotary, self.packed = rotary, packed
         if rotary is not None:
             self.keep(rotary, deepcopy(original.get_submodule(rotary)))
         block = self.get_submodule(name)
@@ -184,7 +123,7 @@ class TransformerBlock(Part):
         position_ids
             Of the tokens, ``(batch, tokens)``; None for 0, 1, ….
         """
-        positions = _positions(hidden_states, position_ids)
+        positions = positions_of(hidden_states, position_ids)
         mask = self._mask(hidden_states, attention_mask, position_ids)
         given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if self.rotary is not None:
@@ -203,7 +142,7 @@ class TransformerBlock(Part):
             raise InputError("data.factory", found, "one number for each token")
         # No cache; its name differs between versions. Positions only of the data: in them the package looks for texts
         # that are packed together, which takes time, and when it is compiled makes it form the whole mask.
-        more = (None, position_ids) if self.causal else ()
+        more = (None, position_ids if self.packed else None) if self.causal else ()
         return self.make_mask(self.config, hidden_states, attention_mask, *more)
 
 
@@ -247,7 +186,7 @@ class LastTokenOutput(Part):
 
     def __init__(self, original: nn.Module, names: Sequence[str]) -> None:
         super().__init__(original, names)
-        self.padding = self.config.pad_token_id
+        self.padding = getattr(self.config, "pad_token_id", None)
         if self.padding is None:
             expected = "one: the output is that of the last token before padding"
             raise InputError("model.args.config.pad_token_id", "none", expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -9,10 +10,11 @@ from torch import nn
 from lowdimfa.building import is_rebuilding
 from lowdimfa.errors import InputError
 from lowdimfa.models.hf.check import refuse_other_function
+from lowdimfa.models.hf.configuration import read_config, unread_keys
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
-from lowdimfa.models.hf.source import load, make, read_config
+from lowdimfa.models.hf.source import load, make
 
 
 def hugging_face(
@@ -56,7 +58,7 @@ def hugging_face(
             "True",
             "False: the loss of experts of their own, which it stands for, is not computed here",
         )
-    original = make(settings, task) if path is None else load(settings, task, path)
+    original, note = (make(settings, task), "") if path is None else load(settings, task, path)
     outline = outline_of(original, task, layers)
     if (
         not is_rebuilding()
@@ -64,12 +66,10 @@ def hugging_face(
         refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
-    if getattr(settings, "problem_type", None) == "multi_label_classification":
-        cast(Part, network[-1]).notice = (
-            "the configuration's problem_type, multi_label_classification, chooses no loss here: train.loss does, "
-            "and bce is the one for several labels"
-        )
-    network.folder = path
+    first = cast(Part, network[0])
+    first.folder = path
+    # Files of the hub have keys of other times, which nobody wrote for this network.
+    first.notice = unread_keys(settings) if isinstance(config, Mapping) else note
     return network.train()
 
 

@@ -8,17 +8,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lowdimfa.models.hf.layers import (
-    GPT2Embedding,
-    ImageEmbedding,
-    LastTokenOutput,
-    Output,
-    Part,
-    PositionedEmbedding,
-    TokenEmbedding,
-    TransformerBlock,
-)
+from lowdimfa.models.hf.embeddings import GPT2Embedding, ImageEmbedding, PositionedEmbedding, TokenEmbedding
+from lowdimfa.models.hf.layers import LastTokenOutput, Output, Part, TransformerBlock
 from lowdimfa.models.hf.outlines import Outline, Task
+from lowdimfa.models.hf.packing import looks_for_packed
 
 
 class HuggingFaceNetwork(nn.Sequential):
@@ -30,20 +23,18 @@ class HuggingFaceNetwork(nn.Sequential):
         Class of the original network.
     config
         Its configuration.
-    folder
-        Where its weights came from, and maybe its tokenizer; None if they were drawn.
     """
 
     def __init__(self, original: nn.Module, outline: Outline, task: Task) -> None:
         blocks: Any = original.get_submodule(outline.blocks)
         rotary = _rotary(original, outline)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            embedding=_embedding(original, outline.before, task)
-        )
-        layers["embedding"].predicts_next = task == "causal-lm"  # type: ignore[assignment]
+        first = _embedding(original, outline.before, task)
+        first.predicts = {"causal-lm": "next", "masked-lm": "hidden"}.get(task, "")
+        packed = task != "image-classification" and looks_for_packed(original)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=first)
         for index in range(len(blocks)):
             name = f"{outline.blocks}.{index}"
-            layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary)
+            layers[f"layer_{index}"] = TransformerBlock(original, name, index, rotary, packed)
         layers["output"] = (
             LastTokenOutput(original, outline.after)
             if outline.token == "last"
@@ -53,9 +44,14 @@ class HuggingFaceNetwork(nn.Sequential):
         self.kind: Any = type(original)
         config: Any = original.config
         self.config: Any = config
-        if task.endswith("-classification") and getattr(config, "problem_type", None) is None:
-            cast(Part, self[-1]).labels = config.num_labels
-        self.folder: str | None = None
+        if task.endswith("-classification"):
+            head = cast(Part, self[-1])
+            head.labels, head.problem = config.num_labels, getattr(config, "problem_type", None)
+
+    @property
+    def folder(self) -> str | None:
+        """Where its weights came from, and maybe its tokenizer; None if they were drawn."""
+        return cast(Part, self[0]).folder
 
     def run(self, **inputs: Tensor) -> Tensor:
         """Return the output for inputs by name, of which each layer takes those that it knows."""

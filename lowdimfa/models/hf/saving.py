@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
+from lowdimfa.models.hf.configuration import quiet
 from lowdimfa.models.hf.network import HuggingFaceNetwork
-from lowdimfa.models.hf.source import quiet
 
 PART = 1 << 30
 """Bytes of weights in a file, where no layer has more: they are in memory together. Whoever loads them needs no less."""

@@ -2,105 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lowdimfa.data.extra import package
 from lowdimfa.errors import InputError, in_words, some_of
+from lowdimfa.models.hf.configuration import AUTO, CONFIG_KEY, PATH_KEY, folder_at, library, quiet
 from lowdimfa.models.hf.outlines import Task
-from lowdimfa.paths import expand
 
-_CONFIG_KEY = "model.args.config"
-_PATH_KEY = "model.args.path"
-_AUTO: dict[Task, str] = {
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
-_ATTENTION = ("sdpa", "eager")
+_BESIDE = re.compile(r"(^|\.)pooler\.dense\.|^cls\.seq_relationship\.")
+"""Weights beside those of a network for another task, as BERT and RoBERTa were published; `transformers` takes none."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-def library() -> Any:
-    """Return the package ``transformers``.
-
-    Raises
-    ------
-    InputError
-        It isn't installed.
-    """
-    return package("transformers", "model.factory")
-
-
-def read_config(given: Mapping[str, Any] | str | None, path: str | None) -> Any:
-    """Return the configuration that was given, or that of a folder.
-
-    Raises
-    ------
-    InputError
-        Both or neither are given, there is no such file, or it is of no known kind of network.
-    """
-    if (given is None) == (path is None):
-        found = "neither config nor path" if given is None else "both config and path"
-        raise InputError("model.args", found, "config for random weights, or path for those of a folder")
-    key = _CONFIG_KEY if path is None else _PATH_KEY
-    if path is not None:
-        values = _read_json(_folder(path) / "config.json", key)
-    else:
-        values = _read_json(_expanded(given, key), key) if isinstance(given, str) else dict(given or {})
-    return _parsed(values, key, own=isinstance(given, Mapping))
-
-
-def _parsed(values: dict[str, Any], key: str, own: bool) -> Any:
-    transformers = library()
-    kinds = transformers.CONFIG_MAPPING
-    kind = values.get("model_type")
-    if kind not in kinds:
-        found = "no model_type" if kind is None else f"the model_type {kind!r}"
-        expected = "one that transformers knows, such as gpt2, llama, bert or vit"
-        raise InputError(key, found, expected)
-    if values.get("quantization_config"):
-        raise InputError(key, "quantised weights", "weights that can be trained")
-    # What a folder brings of its own code is never run.
-    values = {
-        name: value for name, value in values.items() if name not in ("auto_map", "transformers_weights")
-    }
-    attention = values.setdefault("attn_implementation", _ATTENTION[0])
-    if attention not in _ATTENTION:
-        raise InputError(key, f"attn_implementation {attention!r}", " or ".join(_ATTENTION))
-    try:
-        with quiet():
-            config = kinds[kind].from_dict(values)
-    except Exception as error:  # each kind checks in its own way
-        raise InputError(
-            key, f"a configuration that {kind} refuses ({in_words(error)})", "another"
-        ) from error
-    if own:
-        _forget_foreign_tokens(config, values)
-    return config
-
-
-def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
-    """Let special tokens that a default means for another vocabulary be none: of padding what lies beyond this one.
-
-    A text that is generated would end at whatever token has the number of another tokenizer's end.
-    """
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        token = getattr(config, name, None)
-        if name in values or not isinstance(token, int):
-            continue
-        if name != "pad_token_id" or token >= getattr(config, "vocab_size", token + 1):
-            setattr(config, name, None)
 
 
 def kind_of(config: Any, task: Task) -> Any:
@@ -111,10 +29,10 @@ def kind_of(config: Any, task: Task) -> Any:
     InputError
         There is none.
     """
-    classes = getattr(library(), _AUTO[task])._model_mapping
+    classes = getattr(library(), AUTO[task])._model_mapping
     if type(config) not in classes:
         having = [
-            task for task, name in _AUTO.items() if type(config) in getattr(library(), name)._model_mapping
+            task for task, name in AUTO.items() if type(config) in getattr(library(), name)._model_mapping
         ]
         found = f"{task!r} with a {config.model_type}"
         raise InputError("model.args.task", found, " or ".join(having) or "another kind of network")
@@ -136,19 +54,19 @@ def make(config: Any, task: Task) -> nn.Module:
             made: nn.Module = kind._from_config(config, dtype=torch.float32)
     except Exception as error:  # each kind checks in its own way
         found = f"a configuration of which {kind.__name__} makes nothing ({in_words(error)})"
-        raise InputError(_CONFIG_KEY, found, "one that fits together") from error
+        raise InputError(CONFIG_KEY, found, "one that fits together") from error
     return made
 
 
-def load(config: Any, task: Task, path: str) -> nn.Module:
-    """Return the network of a folder with its weights, in single precision.
+def load(config: Any, task: Task, path: str) -> tuple[nn.Module, str]:
+    """Return the network of a folder with its weights, in single precision, and what is to be told of these.
 
     Raises
     ------
     InputError
         The folder has no safetensors, or others than the network's.
     """
-    kind, folder = kind_of(config, task), _folder(path)
+    kind, folder = kind_of(config, task), folder_at(path)
     _require_weights(folder)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "weights_only": True}
     try:
@@ -163,28 +81,30 @@ def load(config: Any, task: Task, path: str) -> nn.Module:
             )
     except Exception as error:  # whatever a damaged file brings about
         raise InputError(
-            _PATH_KEY, f"{folder}, which can't be loaded ({in_words(error)})", "safetensors"
+            PATH_KEY, f"{folder}, which can't be loaded ({in_words(error)})", "safetensors"
         ) from error
+    beside = [name for name in sorted(info["unexpected_keys"]) if _BESIDE.search(name)]
     other = {
         "missing": sorted(info["missing_keys"]),
-        "not of it": sorted(info["unexpected_keys"]),
+        "not of it": sorted(set(info["unexpected_keys"]) - set(beside)),
         "of another shape": sorted(str(entry[0]) for entry in info["mismatched_keys"]),
     }
     differing = [f"{what}: {some_of(names)}" for what, names in other.items() if names]
     if differing:
         found = f"{folder}, whose weights aren't those of a {kind.__name__} ({'; '.join(differing)})"
-        raise InputError(_PATH_KEY, found, "the weights of the same network for the same task")
-    return made  # type: ignore[no-any-return]
+        raise InputError(PATH_KEY, found, "the weights of the same network for the same task")
+    left = f"a {kind.__name__} has no {some_of(beside)}: these weights of the folder are left out"
+    return made, left if beside else ""
 
 
 def _require_weights(folder: Path) -> None:
     if (folder / "adapter_config.json").exists() or (folder / ".metadata").exists():
-        raise InputError(_PATH_KEY, f"{folder}, which has an adapter or parts of weights", "whole weights")
+        raise InputError(PATH_KEY, f"{folder}, which has an adapter or parts of weights", "whole weights")
     if any((folder / name).is_file() for name in _WEIGHTS):
         return
     pickled = sorted(file.name for file in folder.glob("*.bin"))
     raise InputError(
-        _PATH_KEY,
+        PATH_KEY,
         f"{folder}, whose weights are pickled ({some_of(pickled)})"
         if pickled
         else f"{folder} without weights",
@@ -193,34 +113,6 @@ def _require_weights(folder: Path) -> None:
         if pickled
         else "",
     )
-
-
-def _folder(path: str) -> Path:
-    folder = _expanded(path, _PATH_KEY)
-    if not folder.is_dir():
-        raise InputError(
-            _PATH_KEY, f"{path!r}, where no folder is", "a folder with config.json and safetensors"
-        )
-    return folder
-
-
-def _expanded(path: str, key: str) -> Path:
-    try:
-        return expand(path)
-    except ValueError as error:
-        raise InputError(key, f"{path!r} ({error})", "a path") from error
-
-
-def _read_json(file: Path, key: str) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(key, f"no {file} ({error.strerror})", "a readable config.json") from error
-    except ValueError as error:
-        raise InputError(key, f"{file}, which is no JSON ({error})", "a config.json") from error
-    if not isinstance(values, dict):
-        raise InputError(key, f"{file} with a {type(values).__name__}", "a mapping")
-    return values
 
 
 @contextmanager
@@ -236,18 +128,3 @@ def _in_this_thread() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what ``transformers`` says to itself: what matters of it is an error here."""
-    own = import_module("transformers.utils.logging")
-    before, bars = own.get_verbosity(), own.is_progress_bar_enabled()
-    own.set_verbosity(logging.CRITICAL)
-    own.disable_progress_bar()
-    try:
-        yield
-    finally:
-        own.set_verbosity(before)
-        if bars:
-            own.enable_progress_bar()

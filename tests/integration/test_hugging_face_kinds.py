@@ -1,0 +1,297 @@
+"""What kinds of networks of Hugging Face do beside the usual, and what is told or refused of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, VIT, Case, inputs, original, transformers
+from test_hugging_face import made, pair, refused
+
+from lowdimfa.errors import InputError
+from lowdimfa.layers import list_layers
+from lowdimfa.models import hugging_face
+from lowdimfa.models.hf import check, making
+from lowdimfa.models.hf.source import make
+from lowdimfa.sparse import outline
+
+GEMMA: dict[str, Any] = {
+    "model_type": "gemma2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 50,
+    "attn_implementation": "eager",
+}
+
+
+def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
+    """Logits of new weights are small, and a cap does nothing to them."""
+    layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
+    refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
+    refused("between layers: final_logit_softcapping: 30.0", config=GEMMA, layers=layers)
+
+
+def test_a_network_that_sees_what_it_is_to_predict_is_refused(tmp_path: Path) -> None:
+    original(CASES["bert"], seed=5).save_pretrained(tmp_path)  # type: ignore[operator]
+    bert = CASES["bert, decoder"].layers
+    seeing = "whose tokens see those after them, with the task causal-lm; expected one that sees none"
+    refused(f"a BertLMHeadModel {seeing}", config=BERT, layers=bert)
+    refused(f"a BertLMHeadModel {seeing}", path=str(tmp_path), layers=bert)
+    refused(f"a RobertaForCausalLM {seeing}", config=BERT | {"model_type": "roberta"}, layers=ROBERTA)
+
+
+def test_blocks_that_run_several_times_are_refused() -> None:
+    config = LLAMA | {"model_type": "albert", "embedding_size": 8, "num_key_value_heads": 4}
+    layers = {
+        "before": ["albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"],
+        "list": "albert.encoder.albert_layer_groups",
+        "after": ["predictions"],
+    }
+    for shared in (1, 2):
+        again = config | {"num_hidden_layers": 6, "num_hidden_groups": shared}
+        refused(
+            "don't compute what the AlbertForMaskedLM does", config=again, task="masked-lm", layers=layers
+        )
+    network = hugging_face(config=config | {"num_hidden_groups": 3}, task="masked-lm", layers=layers)
+    assert len(network) == 5
+
+
+@pytest.mark.parametrize("kind", ["granite_swa", "granitemoe_swa"])
+def test_rotary_embeddings_of_which_each_block_has_one_are_refused(kind: str) -> None:
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"no {kind} in this version of transformers")
+    config = LLAMA | {"model_type": kind, "attn_implementation": "eager", "num_local_experts": 2}
+    config |= {"num_experts_per_tok": 1, "embedding_multiplier": 1.0, "logits_scaling": 1.0}
+    for last in (10.0, 0):
+        several = config | {"layer_rope_theta": [10000.0, 10000.0, last]}
+        refused("that, run in order, don't compute what the Granite", config=several, layers=DECODER)
+    assert len(hugging_face(config=config, layers=DECODER)) == 5
+
+
+def test_a_block_of_each_kind_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def noted(config: Any, task: Any) -> Any:
+        made.append(config)
+        return make(config, task)
+
+    monkeypatch.setattr(check, "make", noted)
+    kinds = ["full_attention"] * 4 + ["sliding_attention"]
+    windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "layer_types": kinds}
+    hugging_face(config=LLAMA | windows | {"num_hidden_layers": 5}, layers=DECODER)
+    assert [config.layer_types for config in made] == [[*kinds[:2], kinds[4]]]
+
+
+def test_images_of_unknown_size_are_asked_for() -> None:
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    config |= {"layer_type": "basic", "num_labels": 3, "attn_implementation": "eager"}
+    layers = {
+        "before": ["resnet.embedder"],
+        "list": "resnet.encoder.stages",
+        "after": ["resnet.pooler", "classifier"],
+    }
+    refused(
+        "model.args.config: found no image_size", config=config, task="image-classification", layers=layers
+    )
+    network = hugging_face(config=config | {"image_size": 32}, task="image-classification", layers=layers)
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_of_a_folder_only_the_layers_of_a_block_have_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Any = original(CASES["llama"], seed=5)
+    whole.bfloat16().save_pretrained(tmp_path / "saved")
+    compared = []
+    monkeypatch.setattr(making, "refuse_other_function", lambda *given: compared.append(given))
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
+
+    def make_whole() -> Any:
+        torch.manual_seed(0)
+        return hugging_face(path=str(tmp_path / "saved"))
+
+    found = outline(make_whole, smallest=256)
+    assert all(p.nbytes < 256 or not p.untyped_storage().nbytes() for p in found.model.parameters())
+    [layer] = found.share(["layer_1"]).build(make_whole)
+    assert len(compared) == 1  # in the outline; who builds a share alone has no memory for more
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+    expected = make_whole().layer_1.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in layer.module.state_dict().items())
+
+
+def test_a_loss_of_experts_is_refused() -> None:
+    refused("output_router_logits", config=LLAMA | {"output_router_logits": True})
+
+
+def test_a_window_that_only_the_layers_would_have_is_refused() -> None:
+    """`transformers` takes any key of a configuration, and computes nothing by those that are not of its kind."""
+    refused("don't compute what the LlamaForCausalLM does", config=LLAMA | {"sliding_window": 8})
+    mistral = LLAMA | {"model_type": "mistral", "sliding_window": 128}
+    assert len(hugging_face(config=mistral, layers=DECODER)) == 2 + LLAMA["num_hidden_layers"]
+
+
+def test_tokens_that_another_vocabulary_means_end_no_text() -> None:
+    named = hugging_face(config=LLAMA | {"eos_token_id": 3})
+    assert (named.config.bos_token_id, named.config.eos_token_id) == (None, 3)
+    assert hugging_face(config=LLAMA).config.eos_token_id is None
+    assert hugging_face(config=BERT, task="masked-lm").config.pad_token_id == 0
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_positions_are_looked_at_for_packed_texts_only_where_the_data_have_them(
+    given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, that look forms the whole mask in each block, in place of none."""
+    masks = importlib.import_module("transformers.masking_utils")
+    looked: list[int] = []
+    find = masks.find_packed_sequence_indices
+
+    def noted(*positions: Any, **named: Any) -> Any:
+        looked.append(1)
+        return find(*positions, **named)
+
+    monkeypatch.setattr(masks, "find_packed_sequence_indices", noted)
+    network = hugging_face(config=LLAMA)
+    looked.clear()
+    tokens = torch.arange(8).view(2, 4)
+    positions = {"position_ids": torch.arange(4).expand(2, 4)} if given else {}
+    network.run(input_ids=tokens, **positions)
+    assert bool(looked) is given
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2, classes", "llama", "bert, decoder", "mistral"])
+def test_packed_texts_are_kept_apart_where_the_original_does(name: str) -> None:
+    same_when_packed(*pair(CASES[name]))
+
+
+def test_packed_texts_of_a_kind_that_gives_its_mask_no_positions_see_each_other() -> None:
+    config = LLAMA | {"model_type": "gpt_oss", "attn_implementation": "eager", "head_dim": 4}
+    experts = {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2}
+    same_when_packed(*pair(Case(config | experts, "causal-lm", layers=DECODER)))
+
+
+def same_when_packed(whole: Any, network: Any) -> None:
+    tokens = torch.randint(8, 50, (2, 12), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)
+    given = {"input_ids": tokens, "position_ids": positions}
+    expected = whole.eval()(**given, use_cache=False).logits
+    torch.testing.assert_close(network.eval().run(**given), expected)
+
+
+def test_another_mask_for_packed_texts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowdimfa.models.hf.network.looks_for_packed", lambda _: True)
+    case = CASES["bert, decoder"]
+    refused(
+        "layers that keep packed texts apart otherwise than the BertLMHeadModel",
+        config=case.config,
+        layers=case.layers,
+    )
+
+
+def test_a_network_that_does_not_run_itself_is_blamed_on_its_configuration() -> None:
+    """Whose head_dim fits its weights, and not its rotary embedding."""
+    latent = {
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 4,
+    }
+    config = LLAMA | {"model_type": "deepseek_v3", "head_dim": 6, "num_key_value_heads": 4} | latent
+    experts = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 9, "n_routed_experts": 4}
+    refused(
+        "model.args.config: found a DeepseekV3ForCausalLM that doesn't run by itself on input_ids",
+        config=config | experts,
+        layers=DECODER,
+    )
+
+
+def test_a_kind_without_sdpa_gets_eager_attention(tmp_path: Path) -> None:
+    config = LLAMA | {
+        "model_type": "gpt_oss",
+        "head_dim": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    assert hugging_face(config=config, layers=DECODER).config._attn_implementation == "eager"
+    original(Case(config, "causal-lm")).save_pretrained(tmp_path)  # type: ignore[operator]
+    network = hugging_face(path=str(tmp_path), layers=DECODER)
+    assert network.config._attn_implementation == "eager"
+    assert hugging_face(config=LLAMA).config._attn_implementation == "sdpa"
+
+
+def test_a_kind_that_insists_on_tokens_keeps_its_own() -> None:
+    config = BERT | {"model_type": "modernbert-decoder", "pad_token_id": 0}
+    layers = {
+        "before": ["model.embeddings"],
+        "list": "model.layers",
+        "after": ["model.final_norm", "lm_head", "decoder"],
+    }
+    refused("model.args.layers: found layers", config=config, layers=layers)
+
+
+@pytest.mark.parametrize("kind", ["ibert", "canine"])
+def test_an_embedding_that_is_no_table_is_refused(kind: str) -> None:
+    config = BERT | {"model_type": kind, "num_hash_buckets": 8}
+    layers = {"before": ["ibert.embeddings"], "list": "ibert.encoder.layer", "after": ["classifier"]}
+    if kind == "canine":
+        layers |= {"before": ["canine.char_embeddings"], "list": "canine.encoder.layer"}
+    refused("which has no one table of tokens", config=config, task="sequence-classification", layers=layers)
+
+
+def test_the_last_token_of_a_kind_without_padding_is_refused() -> None:
+    config = VIT | {"model_type": "dinov2"}
+    layers = {
+        "before": ["dinov2.embeddings"],
+        "list": "dinov2.encoder.layer",
+        "after": ["dinov2.layernorm", "classifier"],
+        "token": "last",
+    }
+    refused("pad_token_id: found none", config=config, task="image-classification", layers=layers)
+
+
+def test_token_types_of_a_network_that_knows_none_are_refused() -> None:
+    network, given = made(CASES["distilbert"]), inputs(CASES["distilbert"])
+    with pytest.raises(InputError, match="'token_type_ids', which a distilbert doesn't know"):
+        network.run(**given, token_type_ids=torch.zeros_like(given["input_ids"]))
+
+
+def test_keys_that_a_kind_of_network_does_not_read_are_told_of(tmp_path: Path) -> None:
+    network = hugging_face(config=GPT2 | {"n_layers": 2, "colour": "red"})
+    told = "nothing in a gpt2 reads the configuration's 'colour', 'n_layers' (is 'n_layer' meant?)"
+    assert network[0].notice == told
+    given = {"num_labels": 3, "torch_dtype": "bfloat16", "attn_implementation": "eager", "rope_theta": 5.0}
+    assert not hugging_face(config=LLAMA | given)[0].notice
+    assert not any(made(case)[0].notice for case in CASES.values())
+    (tmp_path / "config.json").write_text(json.dumps(GPT2 | {"task_specific_params": {}}))
+    assert not hugging_face(config=str(tmp_path / "config.json"))[0].notice
+
+
+def test_heads_of_other_tasks_beside_the_weights_are_left_out_and_told_of(tmp_path: Path) -> None:
+    """As BERT was published: with a pooler and an output for the next sentence."""
+    config = transformers.CONFIG_MAPPING["bert"].from_dict(BERT)
+    whole = transformers.BertForPreTraining(config).eval()
+    whole.save_pretrained(tmp_path)
+    network = hugging_face(path=str(tmp_path), task="masked-lm").eval()
+    given = inputs(CASES["bert"])
+    torch.testing.assert_close(network.run(**given), whole(**given).prediction_logits)
+    notice = network[0].notice
+    assert "a BertForMaskedLM has no bert.pooler.dense.bias, bert.pooler.dense.weight" in notice
+    assert "cls.seq_relationship" in notice and notice.endswith("are left out")
+    refused("missing: classifier.bias", path=str(tmp_path), task="sequence-classification")
+
+
+def test_a_network_of_the_package_itself_is_pointed_to_the_factory() -> None:
+    with pytest.raises(
+        InputError, match=r"a GPT2LMHeadModel of transformers; expected lowdimfa\.models:hugging_face"
+    ):
+        list_layers(original(CASES["gpt2"]))
