@@ -208,7 +208,7 @@ class BlockWorker:
             # The device may have no room for two of it, and what refers to each other is freed by the collector alone.
             del self.runner, self.stage
             gc.collect()
-            self.stage, self._fresh = build_stage(self.job, self.job.network(), self._data), True
+            self.stage = build_stage(self.job, self.job.network(), self._data)
         self._fresh = False
         restore(self.stage, state, self.job.run_dir, step - has)
         if not isinstance(source, Own):
