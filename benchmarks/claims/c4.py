@@ -11,8 +11,10 @@ from benchmarks.claims.methods import (
     FEEDBACK_ALIGNMENT,
     GENERATIONS,
     KOLEN_POLLACK,
+    LOCAL,
     SIGN_SYMMETRY,
     Method,
+    direct_feedback_alignment,
     generation,
     generation_label,
 )
@@ -21,7 +23,11 @@ from benchmarks.claims.settings import Setting
 
 SHARES = (0.5, 0.25, 0.125)
 OF_CHANNELS = " of the channels"
-OTHERS = [replace(one, skip=(VGG_OUTPUT,)) for one in (KOLEN_POLLACK, SIGN_SYMMETRY, FEEDBACK_ALIGNMENT)]
+OTHERS = (
+    *(replace(one, skip=(VGG_OUTPUT,)) for one in (KOLEN_POLLACK, SIGN_SYMMETRY, FEEDBACK_ALIGNMENT)),
+    LOCAL,
+    direct_feedback_alignment(VGG.classes),
+)
 
 
 def shares(rules: Sequence[str], setting: Setting) -> list[Method]:

@@ -14,7 +14,10 @@ from benchmarks.claims.methods import (
     FEEDBACK_ALIGNMENT,
     GENERATIONS,
     KOLEN_POLLACK,
+    LOCAL,
+    SIGN_SYMMETRY,
     Method,
+    direct_feedback_alignment,
     generation_label,
 )
 from benchmarks.claims.networks import VIT
@@ -27,7 +30,11 @@ UNRESTRICTED = (
     "The joint projection of query, key and value has three times `r` numbers, as its authors have it: from `r` of a\n"
     "third of the width on, all of its rank."
 )
-OTHERS = [replace(one, skip=(EMBEDDING,)) for one in (KOLEN_POLLACK, FEEDBACK_ALIGNMENT)]
+OTHERS = (
+    *(replace(one, skip=(EMBEDDING,)) for one in (KOLEN_POLLACK, SIGN_SYMMETRY, FEEDBACK_ALIGNMENT)),
+    LOCAL,
+    direct_feedback_alignment(VIT.classes),
+)
 
 
 def chain(error_dims: tuple[int, ...], setting: Setting) -> list[Method]:

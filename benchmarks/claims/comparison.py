@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.claims.claim import Result, RunSettings
-from benchmarks.claims.methods import BACKPROP, Method
+from benchmarks.claims.methods import BACKPROP, READS_WEIGHTS, Method
 from benchmarks.claims.settings import Setting
 from benchmarks.claims.trials import Run, made, runs_of
 from benchmarks.reporting import markdown_table, mean_and_spread
@@ -177,16 +177,15 @@ def rate_of(result: Result, setting: str, method: str) -> str:
     return f"{result['summary'][setting][method]['rate']:g}{edge and f' ({edge})'}"
 
 
-def comparison_table(result: Result, setting: str, methods: Iterable[str] | None = None) -> str:
+def comparison_table(result: Result, setting: str) -> str:
     """Return one network's methods as a table, backpropagation's gap left empty."""
     found: Mapping[str, Any] = result["summary"][setting]
-    chosen = list(methods or found)
     has_best, has_feedback, has_curves = (
-        any(key in found[one] for one in chosen) for key in ("best", "feedback_rate", "curves")
+        any(key in entry for entry in found.values()) for key in ("best", "feedback_rate", "curves")
     )
+    configured = result["configuration"]["methods"]
     rows = []
-    for method in chosen:
-        entry = found[method]
+    for method, entry in found.items():
         gap = behind(result, setting, method)
         is_reference = method == BACKPROP.label
         epochs, share = (count(result, setting, method) for count in (epochs_to, operations_to))
@@ -194,6 +193,7 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
         rows.append(
             (
                 method,
+                READS_WEIGHTS[configured[method]["rule"]],
                 mean_and_spread(entry["scores"]),
                 *([mean_and_spread(entry["best"]) if "best" in entry else ""] if has_best else []),
                 "" if is_reference else str(gap),
@@ -212,6 +212,7 @@ def comparison_table(result: Result, setting: str, methods: Iterable[str] | None
         )
     header = (
         "errors go back by",
+        "reads weights",
         "test accuracy (%)",
         *(["best epoch (%)"] if has_best else []),
         "gap",

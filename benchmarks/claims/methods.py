@@ -11,6 +11,20 @@ from lowdimfa.chain import ChainConfig, convert
 from lowdimfa.chain.config import ChainQRule, Start
 
 WITH_ERROR_DIM = ("low-dimensional", "direct", "normative", "local")
+READS_WEIGHTS = {
+    "plain": "at every step",
+    "backprop": "at every step",
+    "normative": "at every step",
+    "sign-symmetry": "their signs, at every step",
+    "local": "at the start",
+    "follow": "at the start, then its steps",
+    "low-dimensional": "never",
+    "kolen-pollack": "never",
+    "feedback-alignment": "never",
+    "direct": "never",
+    "local loss": "never",
+}
+"""When a rule's feedback reads the weights of other layers, with its own start and no refreshes but ``normative``'s."""
 FACTORED = ("normative", "local")
 """The second generation, whose ``Q`` and ``P`` are factors of the weights."""
 

@@ -11,8 +11,9 @@ from torch import nn
 from benchmarks.claims import c2, c3, c4, c5, generations
 from benchmarks.claims.claim import RunSettings
 from benchmarks.claims.generations import Study, fit, with_grids
-from benchmarks.claims.methods import generation
+from benchmarks.claims.methods import READS_WEIGHTS, generation
 from benchmarks.claims.networks import DEEP_MLP, DEEP_MLP_NORMALISED, VGG, VIT
+from benchmarks.claims.storing import Places
 from benchmarks.claims.training import augmented
 from lowdimfa import InputError
 
@@ -123,6 +124,21 @@ def test_a_budget_shares_out_the_work_of_all_networks_of_c3(monkeypatch: pytest.
     found = c3.run(RunSettings(seeds=1, budget_minutes=minutes))
     assert len(found["cut"]) == len(c3.WIDTHS) * len(c3.TRIED)
     assert 0.05 * whole < sum(setting.steps for setting, _ in found["cells"]) <= 0.1 * whole
+
+
+def test_the_tables_say_of_each_rule_what_its_page_says_of_the_weights_that_it_reads() -> None:
+    page = (Places().docs / "chain-form.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| `")
+    ]
+    told = {
+        row[0].strip("`"): row[-1] for row in rows if row[0].strip("`") in READS_WEIGHTS and len(row) == 4
+    }
+    assert set(told) == set(READS_WEIGHTS) - {"plain", "local loss"}
+    for rule, words in told.items():
+        assert words.startswith(READS_WEIGHTS[rule].partition(",")[0]), rule
 
 
 def test_epochs_are_as_asked_and_refreshes_twice_in_each() -> None:

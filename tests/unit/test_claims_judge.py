@@ -32,6 +32,9 @@ def result(*networks: tuple[str, Means]) -> dict[str, Any]:
     """Return the part of a result that verdicts are computed from."""
     return {
         "runs": [],
+        "configuration": {
+            "methods": {method: {"rule": "sign-symmetry"} for _, means in networks for method in means}
+        },
         "summary": {
             name: {
                 method: {"rate": 1e-3, "weight_decay": 0.01, "scores": scores(mean)}
@@ -213,6 +216,7 @@ def test_a_table_has_mean_spread_gap_and_seeds() -> None:
     row = comparison_table(found, "MLP").splitlines()[-1]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
         "other",
+        "their signs, at every step",
         "48.00 ± 0.10",
         "2.00",
         "0.50",
