@@ -73,12 +73,23 @@ def moved_in_training(stage: Stage, other: Stage, inputs: Sequence[Activation]) 
     later = _forward(stage, inputs[last], last)[1]
     # From the same state, with other samples: as in another replica.
     elsewhere = _forward(other, inputs[last], last)[1]
-    made = [name for name in before | after if not _is_there(name, before, after, later, elsewhere)]
-    counts = [name for name, value in before.items() if not (value.is_floating_point() or value.is_complex())]
-    uneven = [name for name in counts if name in after and not _is_equal(name, after, elsewhere)]
     rounding = 0.0 if stage.device.type == "cpu" else _ROUNDING
     ours, theirs = _attributes(stage.module), _attributes(other.module)
     attributes = [name for name, value in ours.items() if not _is_same(value, theirs.get(name), rounding)]
+    # What is the same whatever was seen before, as a mask of the last batch or a table that grows, nobody has to share.
+    one, two = (_course(stage, [inputs[0], inputs[last]]), _course(other, [inputs[last]]))
+    passing = {name for name in one if _is_equal(name, one, two)}
+    made = [
+        name
+        for name in before | after
+        if name not in passing and not _is_there(name, before, after, later, elsewhere)
+    ]
+    counts = [name for name, value in before.items() if not (value.is_floating_point() or value.is_complex())]
+    uneven = [
+        name
+        for name in counts
+        if name in after and name not in passing and not _is_equal(name, after, elsewhere)
+    ]
     return Moved(parameters, made, uneven, attributes)
 
 
@@ -109,6 +120,14 @@ def _forward(stage: Stage, inputs: Activation, number: int) -> tuple[Activation,
     with torch.enable_grad(), unchanged_buffers(stage.module):
         outputs = stage.run(inputs, Ticket(0, number))
         return outputs, _buffers(stage.module)
+
+
+def _course(stage: Stage, inputs: Sequence[Activation]) -> Buffers:
+    """Return the buffers that forwards leave which go on from each other's."""
+    with torch.enable_grad():
+        for each in inputs:
+            stage.run(each, Ticket(0, 0))
+    return _buffers(stage.module)
 
 
 def _learned(module: BlockModule) -> Buffers:

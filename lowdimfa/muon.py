@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -203,7 +204,7 @@ def _precision(device: torch.device) -> torch.dtype:
 def _check(group: Mapping[str, Any]) -> None:
     """Refuse settings that are out of bounds."""
     for name in ("lr", "weight_decay", "adamw_scale", "momentum"):
-        if isinstance(group[name], bool) or not isinstance(group[name], int | float | Tensor):
+        if isinstance(group[name], bool) or not isinstance(group[name], Real | Tensor):
             raise ValueError(f"{name} is {group[name]!r}; a number is expected")
     if not group["adamw_scale"] > 0:
         raise ValueError(f"adamw_scale is {group['adamw_scale']}; a number above 0 is expected")

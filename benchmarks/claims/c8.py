@@ -20,7 +20,7 @@ from benchmarks.claims.comparison import STANDARD_ERRORS
 from benchmarks.claims.filters import centre_surround, oriented
 from benchmarks.claims.methods import BACKPROP, GENERATIONS, Method, generation, generation_label
 from benchmarks.claims.networks import ERROR_DIMS, MLP
-from benchmarks.claims.settings import ALIGNING, VALIDATION, Update, effort
+from benchmarks.claims.settings import ALIGNING, VALIDATION, Setting, Update, effort
 from benchmarks.claims.trials import Trial
 from benchmarks.reporting import markdown_table, mean_and_spread
 
@@ -29,12 +29,14 @@ IMAGE = (3, 32, 32)
 SHOWN = 8
 """Filters that are kept for the figure."""
 UPDATE = Update(1e-3, ALIGNING)
-"""The same for all methods, with a decay that removes the random start, which would be noise on every filter."""
+"""Of the weights by all methods: a decay that removes the random start, which would be noise on every filter."""
 LOW, HIGH = (1, 2), 64
-METHODS = (
-    *(generation(rule, r, MLP.steps_per_epoch) for rule in GENERATIONS for r in ERROR_DIMS),
-    BACKPROP,
-)
+
+
+def methods(setting: Setting) -> tuple[Method, ...]:
+    """Return every rule at every ``r``, and backpropagation."""
+    steps = setting.steps_per_epoch
+    return (*(generation(rule, r, steps) for rule in GENERATIONS for r in ERROR_DIMS), BACKPROP)
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
@@ -42,13 +44,13 @@ def run(settings: RunSettings) -> dict[str, Any]:
     setting = replace(MLP.on(settings.device).scaled(effort(settings, MINUTES)), grid=(UPDATE,), grids=())
     runs = [
         _measured(Trial(setting, method, _update(method), seed, settings))
-        for method in METHODS
+        for method in methods(setting)
         for seed in range(settings.seeds)
     ]
     return {
         "configuration": {
             "networks": {setting.label: setting.configuration()},
-            "methods": {method.label: method.configuration() for method in METHODS},
+            "methods": {method.label: method.configuration() for method in methods(setting)},
             "update": {"rate": UPDATE.rate, "weight_decay": UPDATE.weight_decay},
         },
         "runs": runs,
@@ -58,7 +60,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
 
 
 def _update(method: Method) -> Update:
-    """Return the update of a method: factors of the weights have no decay, as their authors have it."""
+    """Return the update of a method: factors of the weights start from these, and have no decay."""
     return replace(UPDATE, feedback_rate=UPDATE.rate) if method.is_factored else UPDATE
 
 

@@ -47,7 +47,15 @@ _OWN_RATES = (
     Update(1e-3, feedback_rate=1e-2),
 )
 """Of feedback that needs no decay, its rate in place of that."""
-MLP = replace(fully_connected(512, 10, 24_000, 2), grids=tuple((rule, _OWN_RATES) for rule in FACTORED))
+
+
+def with_own_rates(setting: Setting) -> Setting:
+    """Return a network whose factored feedback tries its own rates, on a GPU too."""
+    grids = tuple((rule, _OWN_RATES) for rule in FACTORED)
+    return replace(setting, grids=grids, large=setting.large and replace(setting.large, grids=grids))
+
+
+MLP = with_own_rates(fully_connected(512, 10, 24_000, 2))
 DEEP_MLP = Setting(
     "MLP, 4 hidden layers, 512 wide",
     mlp,

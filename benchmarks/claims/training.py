@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,27 @@ def seconds_per_step(setting: Setting, method: Method, device: torch.device, ste
     return (time.perf_counter() - started) / min(steps, setting.steps)
 
 
-def augmented(images: Tensor, draws: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Augmented:
+    """A split with other crops and flips in every epoch, by the default generator, which is seeded for each batch."""
+
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return augmented images."""
+        images = self.split.inputs(indices)
+        assert isinstance(images, Tensor)
+        return augmented(images)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Return their classes."""
+        return self.split.targets(indices)
+
+
+def augmented(images: Tensor, draws: torch.Generator | None = None) -> Tensor:
     """Return images, ``(batch, channels, height, width)``, cropped out of 4 more pixels around, half of them flipped."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (4, 4, 4, 4))
@@ -149,8 +169,9 @@ def accuracy(model: nn.Module, device: torch.device, split: Split) -> float:
 
 def _train_local(setting: Setting, asked: Update, seed: int, device: torch.device) -> Trained:
     """Train greedily, every stage of the model a block with a loss of its own."""
-    assert not setting.is_augmented, "its batches come from the data alone"
     dataset = setting.dataset().with_validation(VALIDATION).limited(setting.samples)
+    if setting.is_augmented:
+        dataset = replace(dataset, train=Augmented(dataset.train))
     order = BatchOrder(setting.samples, setting.batch_size, 1, seed)
     torch.manual_seed(seed)
     model = setting.network().to(device)

@@ -76,8 +76,8 @@ def _parser(places: Places) -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATTERN",
         default=[],
-        help="only those with such labels, as in 'backpropagation' '*input, K = 4' (default: all); a row is stored with "
-        "these alone",
+        help="only those with such labels, as in '*input, K = 4', and what they are compared with (default: all); a row "
+        "is stored with these alone",
     )
     parser.add_argument(
         "--work",

@@ -188,6 +188,12 @@ def _gap(result: Result, network: Network, label: str = READOUT.label) -> float:
     return reference - score if network.score == ACCURACY else score / reference - 1
 
 
+def with_references(rules: Sequence[Rule], chosen: Sequence[Rule]) -> list[Rule]:
+    """Return the rules that are chosen, and what their gaps are to, in their order."""
+    wanted = {name for rule in chosen for name in (rule.label, _reference(rule.label))}
+    return [rule for rule in rules if rule.label in wanted]
+
+
 def _reference(label: str) -> str:
     """Return the label of backpropagation by the same optimiser."""
     return (

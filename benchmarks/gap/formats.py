@@ -46,7 +46,9 @@ def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettin
     """Train a network with each format and every seed, at a middle rate of its grid."""
     own = ROWS[row]
     formats = [*NAMED, *map(RankConfig, own.ranks)]
-    rules = picked([_with(own.rule, activations) for activations in formats], patterns, label_of)
+    whole, *others = [_with(own.rule, activations) for activations in formats]
+    chosen = picked([whole, *others], patterns, label_of)
+    rules = [whole, *(rule for rule in others if rule in chosen)]
     result = run_at_one_rate(network, rules, settings)
     sent = {rule.label: bytes_per_sample(network, rule) for rule in rules}
     return result | {"bytes": sent}

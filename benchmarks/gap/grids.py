@@ -77,7 +77,8 @@ def gap_rows(results: Path, usual: Result | None) -> list[tuple[Network, Result]
 
 def _closing(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
     def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettings) -> dict[str, Any]:
-        return closing.run_on([network], settings, picked(rules_of(row), patterns, label_of))
+        chosen = picked(rules_of(row), patterns, label_of)
+        return closing.run_on([network], settings, closing.with_references(rules_of(row), chosen))
 
     def table(row: str, network: Network, result: Result) -> str:
         return closing.network_table(result, network, rules_of(row))
@@ -100,7 +101,8 @@ def _swept(network: Network, patterns: Sequence[str] = ()) -> Sweep:
 
 def _at_one_rate(rules_of: Callable[[str], tuple[Rule, ...]]) -> dict[str, Any]:
     def run(row: str, network: Network, patterns: Sequence[str], settings: RunSettings) -> dict[str, Any]:
-        return closing.run_at_one_rate(network, picked(rules_of(row), patterns, label_of), settings)
+        chosen = picked(rules_of(row), patterns, label_of)
+        return closing.run_at_one_rate(network, closing.with_references(rules_of(row), chosen), settings)
 
     return {"run": run, "table": lambda row, network, result: closing.network_table(result, network)}
 

@@ -138,10 +138,9 @@ class MapFunction(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, map_: Map, delivery: Delivery
     ) -> Tensor:
         """Run the map."""
-        output = map_.run(x, weight, bias)
         # Torch adds a bias to tokens through a view of the output. Autograd lets nobody change a function's view in
-        # place, as a ReLU(inplace=True) behind the layer does.
-        return output.detach() if output._is_view() else output
+        # place, as a ReLU(inplace=True) behind the layer does. To ask whether it is one would break torch.compile.
+        return map_.run(x, weight, bias).detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -114,5 +114,6 @@ def turn_towards(projection: Tensor, errors: Tensor, seen: Tensor, rate: float |
     missed = torch.where(usable, errors - seen @ projection.to(errors.dtype), 0.0)
     change = share.mT @ missed
     # In half precision E Pᵀ and the scaled factors have a smaller range than the trace.
-    is_finite = change.isfinite().flatten(-2).all(-1)[..., None, None]
-    projection += torch.where(is_finite, change, 0.0).to(projection.dtype)
+    if errors.dtype is not at_least_single:
+        change = torch.where(change.isfinite().flatten(-2).all(-1)[..., None, None], change, 0.0)
+    projection += change.to(projection.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -70,4 +71,4 @@ def parameter_groups(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    return isinstance(value, Real | Tensor) and not isinstance(value, bool)

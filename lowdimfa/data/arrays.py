@@ -64,7 +64,7 @@ def tensor_of(part: Any, where: str, what: str) -> Tensor:
     InputError
         It isn't dense, has no samples, has gaps, or isn't of numbers.
     """
-    if isinstance(part, numpy.ma.MaskedArray):
+    if numpy.ma.is_masked(part):
         raise InputError(
             where,
             f"a masked array as {what}",
@@ -80,7 +80,7 @@ def tensor_of(part: Any, where: str, what: str) -> Tensor:
         return part
     try:
         # Torch knows neither another order of bytes nor steps backwards.
-        native = part.astype(part.dtype.newbyteorder("="), copy=False)
+        native = numpy.ma.getdata(part).astype(part.dtype.newbyteorder("="), copy=False)
         return torch.as_tensor(numpy.ascontiguousarray(native) if min(native.strides) < 0 else native)
     except TypeError as error:
         found = f"an array of {part.dtype} as {what}"

@@ -63,7 +63,9 @@ class Fingerprint:
         present = columns.isfinite().sum(0).clamp(min=1)
         sizes = (_finite(columns).square().sum(0) / present).sqrt()
         # What last bits leave of a constant column whose mean was subtracted differs, and is nothing.
-        least = _LAST_BITS * _bits(part.dtype) * float(sizes.median())
+        # Columns of nothing but zeros don't say how large the others are.
+        filled = sizes[sizes > 0]
+        least = _LAST_BITS * _bits(part.dtype) * float(filled.median() if len(filled) else 0.0)
         for column in part.unbind(1):
             numbers = list(_numbers(column, True))
             unit = math.sqrt(len(part)) / 3

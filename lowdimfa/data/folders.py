@@ -17,10 +17,15 @@ def files_below(folder: Path) -> list[Path]:
     InputError
         A folder can't be read, or a link leads nowhere.
     """
-    return sorted(_walk(folder, set()))
+    files, seen, linked = list[Path](), set[str](), [folder]
+    # What is linked and lies in the folder too keeps the name that it has there.
+    for place in linked:
+        files += _walk(place, seen, linked)
+    return sorted(files)
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[str], linked: list[Path]) -> Iterator[Path]:
+    """Yield the files of a folder that wasn't seen yet, and note which others it links to."""
     if (real := os.path.realpath(folder)) in seen:
         return
     seen.add(real)
@@ -29,15 +34,17 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
             entries = sorted(opened, key=lambda entry: entry.name)
         # What an entry is was read with it, but for links: nothing is asked about each of a million files.
         visible = [
-            (Path(entry), entry.is_dir(), entry.is_file())
+            (Path(entry), entry.is_dir(), entry.is_file(), entry.is_symlink())
             for entry in entries
             if not entry.name.startswith(".")
         ]
     except OSError as error:
         raise InputError(str(folder), f"a folder that can't be read ({error})", "one that can") from error
-    for path, is_folder, is_file in visible:
-        if is_folder:
-            yield from _walk(path, seen)
+    for path, is_folder, is_file, is_link in visible:
+        if is_folder and is_link:
+            linked.append(path)
+        elif is_folder:
+            yield from _walk(path, seen, linked)
         elif is_file:
             yield path
         else:

@@ -19,14 +19,13 @@ from lowdimfa.data.splits import SubSplit
 from lowdimfa.errors import InputError, some_of
 
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_OTHERS = (
-    *(
+_OTHERS = frozenset(
+    [
         ".apng",
         ".avif",
         ".dng",
         ".heic",
         ".heif",
-        ".ico",
         ".j2k",
         ".jp2",
         ".jpe",
@@ -34,9 +33,12 @@ _OTHERS = (
         ".pbm",
         ".pcx",
         ".pnm",
-    ),
-    *(".psd", ".svg", ".tga"),
+        ".psd",
+        ".tga",
+    ]
 )
+"""Of pictures too, which Pillow can't read everywhere or alike."""
+
 _MEASURED = 1024
 """Training images of which mean and standard deviation are computed."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from lowdimfa.data.items import Collate, ItemSplit, item_seed, tried
-from lowdimfa.errors import InputError
+from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible, seed_generators
 from lowdimfa.tickets import derive_seed
 
@@ -97,7 +97,11 @@ class Cursor:
         self._course = None  # it is further than what was asked for
         if seed is not None:
             seed_generators(item_seed(seed, self._next))
-        if tried(partial(next, self._iterator), _END, self._next, f"item {self._next}") is not _END:
+        try:
+            ended = tried(partial(next, self._iterator), _END, self._next, f"item {self._next}") is _END
+        except LowdimfaError:  # nobody has asked for it
+            return
+        if not ended:
             warnings.warn(
                 f"data.factory: {self.name} says that it has {self.length:,} samples, and goes on behind them: "
                 "each epoch leaves out what comes then. Correct its __len__, or set train.steps_per_epoch.",

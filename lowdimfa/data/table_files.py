@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def rows(where: Path, columns: Sequence[str], texts: Sequence[str] = ()) -> Any:
         It can't be read, or not all of it; a column is missing, or isn't of one type.
     """
     datasets = package("datasets", "lowdimfa.data:table")
-    quiet = datasets.are_progress_bars_disabled()
+    quiet, counted = datasets.are_progress_bars_disabled(), datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.disable_progress_bars()
+    # Else each file is told to the hub, which takes seconds where there is no network.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         if where.is_dir() and (where / "dataset_info.json").exists():
             return _chosen(datasets.load_from_disk(str(where)), where, columns)
@@ -53,6 +56,7 @@ def rows(where: Path, columns: Sequence[str], texts: Sequence[str] = ()) -> Any:
             str(where), f"what datasets can't read ({in_words(error.__cause__ or error)})", "a table"
         ) from error
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
         if not quiet:
             datasets.enable_progress_bars()
 
@@ -77,7 +81,8 @@ def _files(where: Path) -> tuple[str, list[Path]]:
     if len(kinds) != 1 or "" in kinds:
         found = f"files of {', '.join(sorted({file.suffix or 'no' for file in files})) or 'no'} kind"
         raise InputError(str(where), found, f"files of one kind: {', '.join(FORMATS)}")
-    if left := [entry.name for entry in entries if entry not in files and _has_rows(entry)]:
+    seen = {os.path.realpath(where)}
+    if left := [entry.name for entry in entries if entry not in files and _has_rows(entry, seen)]:
         raise InputError(
             str(where),
             f"{some_of(left)}, which would not be read",
@@ -87,10 +92,13 @@ def _files(where: Path) -> tuple[str, list[Path]]:
     return kinds.pop(), files
 
 
-def _has_rows(entry: Path) -> bool:
-    """Return whether a folder has some tables, at any depth, or whether a file is one."""
+def _has_rows(entry: Path, seen: set[str]) -> bool:
+    """Return whether a folder has some tables, at any depth, each looked into once, or whether a file is one."""
     if entry.is_dir():
-        return any(_has_rows(inside) for inside in entry.iterdir() if not inside.name.startswith("."))
+        if (real := os.path.realpath(entry)) in seen:
+            return False
+        seen.add(real)
+        return any(_has_rows(inside, seen) for inside in entry.iterdir() if not inside.name.startswith("."))
     suffixes = [suffix.lower() for suffix in entry.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -102,14 +110,34 @@ def _of_files(where: Path, columns: Sequence[str], texts: Sequence[str]) -> Any:
     if kind == "csv":
         # Else each 10,000 rows have types of their own, and codes such as 01 may be texts in some and numbers in others.
         return _chosen(_loaded(kind, files, features=_csv_types(files, texts)), where, columns)
-    options = {"chunksize": 1 + max(file.stat().st_size for file in files)} if kind == "json" else {}
+    sizes = {file: file.stat().st_size for file in files}
+    files = [file for file in files if sizes[file]]
+    if not files:
+        raise InputError(str(where), "nothing", "rows")
+    options = {"chunksize": 1 + max(sizes.values())} if kind == "json" else {}
     parts = [_chosen(_loaded(kind, [file], **options), file, columns) for file in files]
-    for part, file in zip(parts, files, strict=True):
-        for name in columns:
-            if part.features[name] != parts[0].features[name]:
+    return package("datasets").concatenate_datasets(_of_one_type(parts, files, columns))
+
+
+def _of_one_type(parts: list[Any], files: list[Path], columns: Sequence[str]) -> list[Any]:
+    """Return the rows of files with each column of the type that has all its numbers."""
+    arrow, features = package("pyarrow"), parts[0].features.copy()
+    for name in columns:
+        for part, file in zip(parts, files, strict=True):
+            if part.features[name] == features[name]:
+                continue
+            both = [each.arrow_schema.field(name) for each in (features, part.features)]
+            try:
+                if both[0].type == both[1].type:  # classes of other names
+                    raise arrow.ArrowInvalid
+                joined = arrow.unify_schemas(
+                    [arrow.schema([each]) for each in both], promote_options="permissive"
+                )
+            except arrow.ArrowException:
                 found, first = (_type(each.features[name]) for each in (part, parts[0]))
                 _refuse_type(file, name, found, f"{first}, as in {files[0].name}")
-    return package("datasets").concatenate_datasets(parts)
+            features[name] = package("datasets").Features.from_arrow_schema(joined)[name]
+    return [part if part.features == features else part.cast(features) for part in parts]
 
 
 def _loaded(kind: str, files: list[Path], **options: Any) -> Any:
@@ -161,7 +189,7 @@ def _csv_types(files: list[Path], texts: Sequence[str]) -> Any:
     types: dict[str, set[str]] = {}
     for file in files:
         found = _types_in(file)
-        if types and list(found) != list(types):
+        if types and set(found) != set(types):
             other = f"the columns {', '.join(map(repr, found))}"
             raise InputError(str(file), other, f"{', '.join(map(repr, types))}, as in {files[0].name}")
         types = {name: found[name] | types.get(name, set()) for name in found}
@@ -179,10 +207,13 @@ def _types_in(file: Path) -> dict[str, set[str]]:
         with pandas.read_csv(file, chunksize=_ROWS, low_memory=False) as chunks:
             for chunk in chunks:
                 for name, dtype in chunk.dtypes.items():
-                    types.setdefault(str(name), set()).add(str(dtype))
+                    # A header alone says nothing of types.
+                    types.setdefault(str(name), set()).update([str(dtype)] if len(chunk) else [])
     except (OSError, ValueError) as error:
         raise InputError(
-            str(file), f"what pandas can't read ({in_words(error)})", "rows as long as the header"
+            str(file),
+            f"what pandas can't read ({in_words(error)})",
+            "text in UTF-8, with rows as long as the header",
         ) from error
     return types
 

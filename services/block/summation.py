@@ -26,6 +26,9 @@ _END_BYTES = 8
 _WIDE = {torch.complex32: torch.complex64}
 """In what type a mean is taken, where it isn't the statistic's own or float32."""
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""By bytes of an element, integers as wide: bits are compared as these. Wider elements are compared in parts."""
+
 
 class _Group(NamedTuple):
     """What is reduced in the same way and has the same element type, and the number of its elements."""
@@ -52,8 +55,14 @@ class Layout:
     def __init__(self, stage: Stage, replicas: int) -> None:
         self.stage, self.replicas = stage, replicas
         self._slots = pending_sums(stage)
-        # What a forward makes later, as a mask that it keeps, is the same everywhere: the rehearsal has looked.
-        self._statistics = list(running_statistics(stage))
+        # What a forward makes later, or gives another shape, as a mask that it keeps, nobody has to share: the rehearsal
+        # has looked.
+        saved = stage.module.plain_state_dict()
+        self._statistics = {
+            name: one.detach().clone()
+            for name, one in running_statistics(stage).items()
+            if name in saved or _has_mean(one)  # other whole numbers, as masks, replicas move alike
+        }
         members: dict[tuple[Reduction, torch.dtype], list[Tensor]] = {}
         for reduction, tensor in self._kinds([slot.like for slot in self._slots]):
             members.setdefault((reduction, tensor.dtype), []).append(tensor)
@@ -114,7 +123,7 @@ class Layout:
     def _kinds(self, gradients: Sequence[Tensor]) -> list[tuple[Reduction, Tensor]]:
         kinds: list[tuple[Reduction, Tensor]] = [("sum", tensor) for tensor in gradients]
         current = running_statistics(self.stage)
-        statistics = [current[name] for name in self._statistics]
+        statistics = [_fitting(current.get(name), like) for name, like in self._statistics.items()]
         return kinds + [("mean" if _has_mean(tensor) else "first", tensor) for tensor in statistics]
 
 
@@ -240,9 +249,10 @@ def _reduced(reduction: Reduction, parts: Sequence[Tensor]) -> Tensor:
     wide = _WIDE.get(kind, kind if kind.itemsize >= 4 else torch.float32)
     mean = (_total([part.to(wide) for part in parts]) / len(parts)).to(kind)
     # What is alike in all replicas, as a constant is, must stay as it is, to the bit.
-    bits = [_bytes(part).view(-1, kind.itemsize) for part in parts]
-    alike = torch.stack([one == bits[0] for one in bits]).all(0).all(1, keepdim=True)
-    return torch.where(alike, bits[0], _bytes(mean).view(-1, kind.itemsize)).view(kind).view(-1)
+    word = _WORDS.get(kind.itemsize, torch.int64)
+    bits = [part.view(word) for part in parts]
+    alike = torch.stack([one == bits[0] for one in bits]).all(0)
+    return torch.where(alike, bits[0], mean.view(word)).view(kind)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
@@ -250,6 +260,13 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total += part
     return total
+
+
+def _fitting(statistic: Tensor | None, like: Tensor) -> Tensor:
+    """Return a statistic, or what stands for one that has changed its shape or type."""
+    if statistic is None or (statistic.shape, statistic.dtype) != (like.shape, like.dtype):
+        return like
+    return statistic
 
 
 def _has_mean(tensor: Tensor) -> bool:

@@ -61,9 +61,11 @@ class Intake:
         if position is None or position == before:
             return job
         job = self._store.append(job.id, events, position.byte)
-        if starting and any(event["event"] == "started" for event in events):
-            job = self._store.transition(job.id, JobState.running, "")
-        self._on_change(job.id)
+        try:
+            if starting and any(event["event"] == "started" for event in events):
+                job = self._store.transition(job.id, JobState.running, "")
+        finally:  # also where somebody stopped it meanwhile
+            self._on_change(job.id)
         if more:
             self._on_more()
         return job

@@ -235,7 +235,8 @@ class Supervisor:
 
     def _end(self, job: Job, outcome: Event) -> None:
         error = None if outcome["event"] == "finished" else error_of(outcome)
-        no_room = job.state is JobState.starting and isinstance(error, NoRoomError | BlockWithoutRoomError)
+        found_none = isinstance(error, NoRoomError | BlockWithoutRoomError)
+        no_room = found_none and job.state is JobState.starting
         self._rests.over(job, no_room)
         if error is None:
             if job.state is JobState.starting:  # it was over before it was seen to run
@@ -244,6 +245,8 @@ class Supervisor:
         elif isinstance(error, StoppedError):
             said = f"stopped after step {error.step:,}" if isinstance(error.step, int) else error.message
             self._store.transition(job.id, JobState.stopped, said)
+        elif found_none and job.stop_requested:
+            self._store.transition(job.id, JobState.stopped, "stopped before it began")
         elif no_room:  # taken by others, or of no such shape
             self._store.transition(job.id, JobState.queued, error.message)
         else:

@@ -27,33 +27,55 @@ def check_classes(network: NetworkPlan, dataset: Dataset) -> None:
     Raises
     ------
     InputError
-        Both have names, and a number has another one in the other: predictions would be told by the wrong name.
+        A class is a label of another number: predictions would be told by the wrong name.
     """
-    head, classes = network.blocks[-1].layers[-1].module, _classes(dataset)
-    if classes is None or not isinstance(head, Part) or not head.labels:
+    labels, classes = _labels_and_classes(network, dataset)
+    numbers = {_key(name): number for number, name in labels.items()}
+    if all(numbers.get(_key(name), number) == number for number, name in enumerate(classes)):
         return
-    labels = _own_labels(head.config)
-    if labels is None or all(
-        labels.get(number, "").casefold() == name.casefold() for number, name in enumerate(classes)
-    ):
-        return
-    order = [labels[number] for number in sorted(labels)]
+    order, own = [labels[number] for number in sorted(labels)], {_key(name): name for name in classes}
     again = (
-        f"Let lowdimfa.data:table or image_folder number them so: data.args.classes: {order}"
-        if sorted(order) == sorted(classes)
-        else "If they are other classes, save the network once with the data's names: from_pretrained takes id2label, "
-        "label2id and ignore_mismatched_sizes."
+        f"Let lowdimfa.data:table or image_folder number them so: data.args.classes: {[own[_key(one)] for one in order]}"
+        if sorted(map(_key, order)) == sorted(own)
+        else "Save the network once with the data's names: from_pretrained takes id2label, label2id and "
+        "ignore_mismatched_sizes."
     )
     found = f"the labels {_numbered(order)} of the network, and the classes {_numbered(classes)} of the data"
     raise InputError("data.args.classes", found, "each class under one number", again)
 
 
+def renamed(network: NetworkPlan, dataset: Dataset) -> str:
+    """Return a notice where labels have names that none of the data's classes has; empty elsewhere."""
+    labels, classes = _labels_and_classes(network, dataset)
+    if all(_agrees(labels, number, name) for number, name in enumerate(classes)):
+        return ""
+    order = [labels[number] for number in sorted(labels)]
+    return (
+        f"the network's labels are {_numbered(order)}, and the data's classes {_numbered(classes)}: an export calls them "
+        "as the data do"
+    )
+
+
 def name_labels(config: Any, classes: Sequence[str] | None) -> None:
-    """Let a configuration name its labels as the data name their classes, where it has names by number alone."""
-    if not classes or _own_labels(config) is not None or len(classes) > len(config.id2label):
+    """Let a configuration name its labels as the data name their classes, where its own names are no such."""
+    if not classes or len(classes) > len(config.id2label):
+        return
+    labels = _own_labels(config)
+    if labels and all(_agrees(labels, number, name) for number, name in enumerate(classes)):
         return
     names = {**config.id2label, **dict(enumerate(classes))}
     config.id2label, config.label2id = names, {name: number for number, name in names.items()}
+
+
+def _labels_and_classes(network: NetworkPlan, dataset: Dataset) -> tuple[dict[int, str], list[str]]:
+    """Return the names of a network's labels and of the data's classes; none where one of them has no names."""
+    head, classes = network.blocks[-1].layers[-1].module, _classes(dataset)
+    labels = _own_labels(head.config) if isinstance(head, Part) and head.labels else None
+    return ({}, []) if labels is None or classes is None else (labels, classes)
+
+
+def _agrees(labels: Mapping[int, str], number: int, name: str) -> bool:
+    return _key(labels.get(number, "")) == _key(name)
 
 
 def write_preprocessor(images: Mapping[str, Any] | None, folder: Path) -> list[str]:
@@ -75,6 +97,11 @@ def _own_labels(config: Any) -> dict[int, str] | None:
     labels = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
     usual = all(name == f"LABEL_{number}" for number, name in labels.items())
     return None if usual else labels
+
+
+def _key(name: str) -> str:
+    """Return what names have in common that are written as words, as names of folders or in capitals."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _numbered(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from lowdimfa.errors import InputError, some_of
 from lowdimfa.feedback.resolving import resolve_feedback
 from lowdimfa.feedback.source import source_of, source_shape
 from lowdimfa.losses import LOSSES
+from lowdimfa.services.run.described import renamed
 from lowdimfa.services.run.network_plan import NetworkPlan
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.tokenizer_files import cut_otherwise
@@ -45,6 +46,8 @@ def notes(plan: RunPlan) -> Iterator[str]:
         )
     if wide := _wider_than_needed(network):
         yield wide
+    if told := renamed(network, plan.dataset):
+        yield told
     validation, limit = specification.data.validation, specification.train.limit_samples
     if (validation or limit) and (unseen := _unseen_classes(plan)):
         key = (

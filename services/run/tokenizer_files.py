@@ -56,7 +56,10 @@ def cut_otherwise(network: NetworkPlan, place: object) -> str:
     folders = _folders(network, place)
     if folders is None or not all((folder / _FILE).is_file() for folder in folders):
         return ""
-    data, own = (_plain(folder).encode(_TEXT, add_special_tokens=False).ids for folder in folders)
+    try:
+        data, own = (_plain(folder).encode(_TEXT, add_special_tokens=False).ids for folder in folders)
+    except Exception:  # each kind has its own
+        return ""
     if data == own:
         return ""
     return (
@@ -90,7 +93,11 @@ def _folders(network: NetworkPlan, place: object) -> tuple[Path, Path] | None:
 def _plain(folder: Path) -> Any:
     from tokenizers import Tokenizer  # the extra brings it
 
-    return Tokenizer.from_file(str(folder / _FILE))
+    tokenizer = Tokenizer.from_file(str(folder / _FILE))
+    # What a text is filled up or cut to is no matter of how it is cut into tokens.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _usual(folder: Path) -> Any:

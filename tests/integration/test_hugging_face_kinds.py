@@ -272,6 +272,9 @@ def test_keys_that_a_kind_of_network_does_not_read_are_told_of(tmp_path: Path) -
     given = {"num_labels": 3, "torch_dtype": "bfloat16", "attn_implementation": "eager", "rope_theta": 5.0}
     assert not hugging_face(config=LLAMA | given)[0].notice
     assert not any(made(case)[0].notice for case in CASES.values())
+    qwen = {"model_type": "qwen2"} | {name: value for name, value in LLAMA.items() if name != "model_type"}
+    layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
+    assert not hugging_face(config=qwen | {"head_dim": 4}, layers=layers)[0].notice
     (tmp_path / "config.json").write_text(json.dumps(GPT2 | {"task_specific_params": {}}))
     assert not hugging_face(config=str(tmp_path / "config.json"))[0].notice
 

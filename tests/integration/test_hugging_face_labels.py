@@ -16,6 +16,7 @@ from lowdimfa.data import image_folder, table
 from lowdimfa.errors import InputError
 from lowdimfa.services.cli.app import app
 from lowdimfa.services.run.described import described
+from lowdimfa.services.run.notes import notes
 from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.spec import Specification, parse_specification
 from lowdimfa.services.trainer.api import DecoupledTrainer
@@ -65,12 +66,25 @@ def test_labels_in_another_order_than_classes_are_refused(reviews: dict[str, Any
     upper = {"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
     planned({"config": BERT | upper}, "sequence-classification", reviews)
     others = {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}
+    told = [
+        note for note in notes(planned({"config": BERT | others}, *given[1:], reviews)) if "export" in note
+    ]
+    assert told == [
+        "the network's labels are 0 ham, 1 spam, and the data's classes 0 negative, 1 positive: an export calls them as "
+        "the data do"
+    ]
+    mixed = {"id2label": {"0": "positive", "1": "spam"}, "label2id": {"positive": 0, "spam": 1}}
     with pytest.raises(InputError, match="from_pretrained takes id2label"):
-        planned({"config": BERT | others}, "sequence-classification", reviews)
+        planned({"config": BERT | mixed}, "sequence-classification", reviews)
 
 
-def test_an_export_has_the_names_of_the_data(reviews: dict[str, Any], tmp_path: Path) -> None:
-    folder, _ = exported(tmp_path, plain({"config": BERT}, "sequence-classification", reviews))
+@pytest.mark.parametrize(
+    "own", [{}, {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}]
+)
+def test_an_export_has_the_names_of_the_data(
+    own: dict[str, Any], reviews: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, _ = exported(tmp_path, plain({"config": BERT | own}, "sequence-classification", reviews))
     config = transformers.AutoConfig.from_pretrained(folder)
     assert config.id2label == {0: "negative", 1: "positive"}
     assert config.label2id == {"negative": 0, "positive": 1}

@@ -61,6 +61,19 @@ class Grown(nn.Module):
         return x
 
 
+class Masked(nn.Module):
+    """Keeps in a buffer which units of the last micro-batch were above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("positive", torch.zeros(WIDTH, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.positive = (x.detach() > 0).all(0)
+        return x
+
+
 class Dropped(nn.Module):
     """Has a buffer until it trains."""
 
@@ -198,7 +211,6 @@ def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     [
         ("Begun", "2 of block 1, whose layer '3' changes its parameter 'shift' in its forward"),
         ("Made", "whose layer '3' makes its buffer 'mean' of what it sees"),
-        ("Grown", "whose layer '3' makes its buffer 'latest' of what it sees, gives it another shape"),
         (
             "Counting",
             "whose layer '3' keeps in its attribute 'calls' more than of its last forward in training",
@@ -218,11 +230,12 @@ def test_what_moves_in_training_and_replicas_do_not_share_is_refused(
     assert planned(of(kind, replicas=1), whole).network.blocks
 
 
+@pytest.mark.parametrize("kind", ["Noting", "Grown", "Masked"])
 def test_what_was_last_seen_and_counts_that_are_alike_everywhere_are_no_reason(
-    whole: bool, tmp_path: Path
+    kind: str, whole: bool, tmp_path: Path
 ) -> None:
-    assert planned(of("Noting"), whole).network.blocks
-    with thread_fleet(of("Noting"), tmp_path) as fleet:
+    assert planned(of(kind), whole).network.blocks
+    with thread_fleet(of(kind), tmp_path) as fleet:
         fleet.run(0, 1)
         assert_alike(states(fleet))
 

@@ -140,9 +140,9 @@ def test_a_folder_is_read_whole_or_refused(name: str, tmp_path: Path) -> None:
 
 def test_files_of_unlike_columns_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "1.csv", range(10))
-    (tmp_path / "2.csv").write_text("y,a\n1,0\n")
+    (tmp_path / "2.csv").write_text("y,b\n1,0\n")
     with pytest.raises(
-        InputError, match=r"2\.csv: found the columns 'y', 'a'; expected 'a', 'y', as in 1\.csv"
+        InputError, match=r"2\.csv: found the columns 'y', 'b'; expected 'a', 'y', as in 1\.csv"
     ):
         inputs(tmp_path)
 
@@ -168,3 +168,41 @@ def test_values_of_several_types_in_a_file_of_json_lines_are_refused(tmp_path: P
     (tmp_path / "rows.jsonl").write_text("\n".join([*long, json.dumps({"a": 0, "y": 1})]))
     with pytest.raises(InputError, match=r"rows\.jsonl: found values of several types in the column 'y'"):
         inputs(tmp_path / "rows.jsonl")
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "rows" / "1.csv", range(10))
+    for name in "abcdefgh":
+        (tmp_path / "rows" / "sub").mkdir(exist_ok=True)
+        (tmp_path / "rows" / "sub" / name).symlink_to(tmp_path / "rows" / "sub", target_is_directory=True)
+    assert inputs(tmp_path / "rows") == [*range(10)]
+
+
+def test_shards_may_be_empty_or_have_their_columns_in_another_order(tmp_path: Path) -> None:
+    write(tmp_path / "csv" / "1.csv", range(10)), write(tmp_path / "csv" / "2.csv", [])
+    (tmp_path / "csv" / "3.csv").write_text("y,a\n1,10\n")
+    assert inputs(tmp_path / "csv") == [*range(11)]
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "1.jsonl").write_text("")
+    with pytest.raises(InputError, match="found nothing; expected rows"):
+        inputs(tmp_path / "json")
+    for number, value in ((2, 1), (3, 1.5)):
+        row = json.dumps({"a": value, "y": 0}) + "\n"
+        (tmp_path / "json" / f"{number}.jsonl").write_text(20 * row)
+    assert inputs(tmp_path / "json") == [*20 * [1.0], *20 * [1.5]]
+    (tmp_path / "json" / "4.jsonl").write_text(json.dumps({"a": "1", "y": 0}) + "\n")
+    with pytest.raises(InputError, match=r"4\.jsonl: found string in the column 'a'"):
+        inputs(tmp_path / "json")
+
+
+def test_no_table_is_told_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    counted: list[bool] = []
+    monkeypatch.setattr(
+        "datasets.load.increase_load_count",
+        lambda name: counted.append(datasets.config.HF_UPDATE_DOWNLOAD_COUNTS),
+    )
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    assert inputs(write(tmp_path / "1.csv", range(10))) == [*range(10)]
+    assert counted and not any(counted)
+    assert before == datasets.config.HF_UPDATE_DOWNLOAD_COUNTS

@@ -117,3 +117,13 @@ def test_a_seeded_run_with_dropout_is_that_of_the_plain_model() -> None:
         torch.manual_seed(0)
         outputs.append(one(x))
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("rule", ["low-dimensional", "kolen-pollack", "follow"])
+def test_a_converted_model_is_one_graph_to_the_compiler(rule: str) -> None:
+    model = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)), 2, rule=rule)
+    inputs = torch.randn(3, 4, 6, requires_grad=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), model(inputs))
+    compiled(inputs).square().sum().backward()
+    assert inputs.grad is not None

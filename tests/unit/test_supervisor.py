@@ -494,3 +494,49 @@ def test_however_many_jobs_rest_the_next_one_starts(world: World, monkeypatch: p
     following = world.submit(cpus=1)
     world.rounds()
     assert world.state(following) is JobState.starting
+
+
+def stop(world: World, job_id: str) -> None:
+    """Do as the service does when somebody stops a job that is about to start."""
+    world.store.transition(
+        job_id, JobState.stopping, "", only_from=JobState.starting, stop_requested="graceful"
+    )
+
+
+def test_who_watches_is_told_of_a_start_that_meets_a_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    append = world.store.append
+
+    def stopped_before(job: str, events: Any, position: int) -> Job:
+        if any(event["event"] == "started" for event in events):
+            stop(world, job)
+            world.changed.clear()
+        return append(job, events, position)
+
+    monkeypatch.setattr(world.store, "append", stopped_before)
+    world.log(job_id, {"event": "started", "steps": 10, "step": 0})
+    world.rounds(1)
+    assert "started" in world.kinds(job_id) and job_id in world.changed
+    assert "warning" not in world.kinds(job_id)
+
+
+def test_a_job_that_is_stopped_while_it_finds_no_room_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    world.ended(job_id, {"event": "failed", **NoRoomError("no room").as_event()}, logged=False)
+    over = queue.Rests.over
+
+    def stopped_before(rests: queue.Rests, job: Job, no_room: bool) -> None:
+        if not world.job(job_id).stop_requested:
+            stop(world, job_id)
+        over(rests, job, no_room)
+
+    monkeypatch.setattr(queue.Rests, "over", stopped_before)
+    world.rounds(3)
+    assert world.state(job_id) is JobState.stopped and "warning" not in world.kinds(job_id)
+    assert world.job(job_id).detail == "stopped before it began"

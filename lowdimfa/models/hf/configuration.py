@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import getmodule, getsource
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from lowdimfa.data.extra import package
 from lowdimfa.errors import InputError, in_words
@@ -102,10 +106,10 @@ def _usual_attention(kind: type) -> str:
     return _ATTENTION[0]
 
 
-def unread_keys(config: Any) -> str:
-    """Return a warning that names what a configuration has and its kind doesn't know; empty if there is nothing.
+def unread_keys(config: Any, original: nn.Module) -> str:
+    """Return a warning that names what a configuration has and its network doesn't read; empty if there is nothing.
 
-    The package keeps such keys, and computes nothing by them.
+    The package keeps such keys, and computes nothing by them. Of some, such as ``head_dim``, only the network knows.
     """
     try:
         usual = type(config)()
@@ -113,11 +117,18 @@ def unread_keys(config: Any) -> str:
         return ""
     names = {*vars(usual), *type(config).attribute_map}
     told = []
-    for key in sorted(vars(config).keys() - names - _READ_HERE):
+    for key in sorted(vars(config).keys() - names - _READ_HERE - _read_by(type(original))):
         if not (key.startswith("_") or hasattr(usual, key)):
             near = get_close_matches(key, [name for name in names if not name.startswith("_")], 1)
             told.append(f"{key!r}{f' (is {near[0]!r} meant?)' if near else ''}")
     return f"nothing in a {config.model_type} reads the configuration's {', '.join(told)}" if told else ""
+
+
+def _read_by(network: type) -> set[str]:
+    """Return the keys of its configuration that the code of a kind of network names."""
+    modules = {module for kind in network.__mro__ if (module := getmodule(kind)) is not None}
+    code = "\n".join(getsource(module) for module in modules if module.__name__.startswith("transformers."))
+    return set(re.findall(r"config(?:\.|, \")(\w+)", code))
 
 
 def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def hugging_face(
     first = cast(Part, network[0])
     first.folder = path
     # Files of the hub have keys of other times, which nobody wrote for this network.
-    first.notice = unread_keys(settings) if isinstance(config, Mapping) else note
+    first.notice = unread_keys(settings, original) if isinstance(config, Mapping) else note
     return network.train()
 
 
