@@ -33,7 +33,7 @@ def draw(result: Result) -> Figure:
     """Draw the strongest filters of the first seed, a row for each method, and the index beside them."""
     shown = {run["method"]: run["filters"] for run in result["runs"] if run["filters"]}
     columns = max(len(filters) for filters in shown.values())
-    figure = Figure(figsize=(10, 1.06 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(2.4 + 1.06 * columns, 1.06 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), columns, squeeze=False)
     for row, (label, filters) in zip(axes, shown.items(), strict=True):
         index = result["summary"][label]["centre_surround"]
