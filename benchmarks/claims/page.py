@@ -43,8 +43,9 @@ LONG = """\
 `python -m benchmarks.gap`. The broadcast form with ten times the work and more, all training samples, and the control
 of blocks that stay as drawn (*gap*, *dimension*); on networks with a residual stream (*residual*). With one rate for all,
 which shows what costs much, and doesn't rank what is near: what was tried with the error of the hidden state, on small
-networks of that kind (*leads*); on the usual networks and samples, activations in fewer bytes (*formats*), and the error at
-every layer of two blocks beside that at their ends (*layers*). *Gap* is to backpropagation by the same optimiser, in bold
+networks of that kind (*leads*); on the usual networks and samples, activations in fewer bytes (*formats*), and the error
+at every layer of two blocks beside that at their ends (*layers*).
+*Gap* is to backpropagation by the same optimiser, in bold
 where it is beyond the target; a control's score is in bold where the default isn't ahead of it by 2 standard errors;
 *behind fp32* is to the same rule with whole numbers. Where the best rate is the last one of the grid, others beyond
 it are tried, at most two, by every rule; *lowest* and *highest* say where it still was the last.
