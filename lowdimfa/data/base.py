@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.data.arrays import is_data, tensor_split
 from lowdimfa.data.items import COLLATE, Collate, ItemSplit
-from lowdimfa.data.splits import Split, SubSplit
+from lowdimfa.data.splits import Split, SubSplit, whole_of
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible
@@ -144,9 +144,7 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
 
 def _first_targets(train: Split) -> Tensor:
     """Return a few targets: of Python's numbers that a regression has, one may be whole."""
-    whole = train
-    while isinstance(whole, SubSplit):
-        whole = whole.split
+    whole = whole_of(train)
     few = _FEW if isinstance(whole, ItemSplit) else ()
     for samples in few:
         if isinstance(whole, StreamSplit) or samples <= len(train):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.items import ItemSplit, Samples, of_items
-from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.data.splits import Split, SubSplit, TensorSplit, in_whole
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.generators import seed_generators
@@ -23,9 +23,7 @@ def read(split: Split, indices: Tensor, seed: int) -> Samples:
     """Read samples of a split, with the default generators seeded; items are read once for both of their parts."""
     all_before = split.before if isinstance(split, SubSplit) else None
     before = torch.zeros_like(indices) if all_before is None else all_before[indices]
-    while isinstance(split, SubSplit):
-        indices = split.chosen[indices]
-        split = split.split
+    split, indices = in_whole(split, indices)
     if isinstance(split, ItemSplit):
         return split.read(indices, seed, before)
     # In an epoch each sample is in one batch only, so that one of them stands for the batch.
@@ -57,13 +55,6 @@ def _drawn(split: Split, draw: Callable[[Tensor], T], indices: Tensor, seed: int
         return cast(T, parts)
     found = f"a {type(split).__name__} that returned a {type(drawn).__name__} for {len(indices)} samples"
     raise InputError("data.factory", found, "a tensor, or for inputs by name a dict of tensors")
-
-
-def whole_of(split: Split) -> Split:
-    """Return the split of which this one is a part, or itself."""
-    while isinstance(split, SubSplit):
-        split = split.split
-    return split
 
 
 def spread(split: Split, at_most: int) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lowdimfa.data.base import BatchOrder, Dataset
-from lowdimfa.data.drawing import read, spread, whole_of
+from lowdimfa.data.drawing import read, spread
 from lowdimfa.data.fingerprint import Fingerprint, content
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
-from lowdimfa.data.splits import DigestedSplit, Split
+from lowdimfa.data.splits import DigestedSplit, Split, whole_of
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
 from lowdimfa.tickets import Ticket, derive_seed

@@ -87,9 +87,7 @@ class SubSplit:
     @cached_property
     def before(self) -> Tensor | None:
         """How often each of them was chosen already, by which it draws other numbers each time; None if none was."""
-        chosen, split = self.chosen, self.split
-        while isinstance(split, SubSplit):
-            chosen, split = split.chosen[chosen], split.split
+        _, chosen = in_whole(self.split, self.chosen)
         if bool((chosen[1:] > chosen[:-1]).all()):
             return None
         ordered, order = torch.sort(chosen, stable=True)
@@ -111,3 +109,17 @@ class SubSplit:
     def targets(self, indices: Tensor) -> Tensor:
         """Return the targets of the given samples."""
         return self.split.targets(self.chosen[indices])
+
+
+def in_whole(split: Split, indices: Tensor) -> tuple[Split, Tensor]:
+    """Return the split of which this one is a part, or itself, and the indices that samples have there."""
+    while isinstance(split, SubSplit):
+        indices, split = split.chosen[indices], split.split
+    return split, indices
+
+
+def whole_of(split: Split) -> Split:
+    """Return the split of which this one is a part, or itself."""
+    while isinstance(split, SubSplit):
+        split = split.split
+    return split

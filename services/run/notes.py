@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lowdimfa.data.items import ItemSplit
-from lowdimfa.data.splits import Split, SubSplit, TensorSplit
+from lowdimfa.data.splits import Split, TensorSplit, in_whole
 from lowdimfa.errors import InputError, some_of
 from lowdimfa.feedback.resolving import resolve_feedback
 from lowdimfa.feedback.source import source_of, source_shape
@@ -97,9 +97,7 @@ def _unseen_classes(plan: RunPlan) -> list[str]:
 
 def _in_memory(split: Split) -> Tensor | None:
     """Return all targets of a split, or None where they lie in no tensor."""
-    chosen = torch.arange(len(split))
-    while isinstance(split, SubSplit):
-        chosen, split = split.chosen[chosen], split.split
+    split, chosen = in_whole(split, torch.arange(len(split)))
     if isinstance(split, TensorSplit):
         return split.target_data[chosen]
     if isinstance(split, ItemSplit) and split.collate is None and type(split.items) is TensorDataset:
