@@ -6,11 +6,10 @@ Networks with a residual stream that are small enough for three seeds of everyth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from benchmarks.gap.networks import PERPLEXITY, SMALL_TOKENS, Network
-from benchmarks.gap.residual import HEAD_INPUT, HIDDEN, by_layers, with_muon
-from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, READOUT, Rule
+from benchmarks.gap.residual import HEAD_INPUT, HIDDEN, NORMALISED, by_layers, with_muon
+from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, READOUT, Rule, changed
 from lowdimfa.models import char_transformer, vit
 
 WIDTH, DEPTH = 96, 8
@@ -34,11 +33,6 @@ VIT = Network(
 )
 
 
-def changed(rule: Rule, label: str, **feedback: object) -> Rule:
-    """Return a rule with other settings of its feedback, and what they are after its name."""
-    return replace(rule, label=f"{rule.label}, {label}", feedback=replace(rule.feedback, **feedback))
-
-
 def of_rank(error_dim: int, p_rule: str, name: str) -> Rule:
     """Return the error of the head's input by fewer numbers."""
     return changed(HEAD_INPUT, f"r = {error_dim} by {name}", error_dim=error_dim, p_rule=p_rule)
@@ -56,7 +50,7 @@ ROWS: Mapping[str, tuple[Network, tuple[Rule, ...]]] = {
             *with_muon((BACKPROP, *_on_four(HEAD_INPUT, FROZEN, PCA), by_layers(HEAD_INPUT, 8))),
             *_on_four(
                 HIDDEN,
-                changed(HEAD_INPUT, "normalised tap", tap="normalised", q_start="identity"),
+                NORMALISED,
                 changed(HEAD_INPUT, "learned on by Hebb", q_rule="hebbian"),
                 changed(HEAD_INPUT, "learned on by probes", q_rule="probed"),
                 of_rank(WIDTH // 4, "oja", "Oja's rule"),

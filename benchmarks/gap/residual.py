@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.gap import finetuning
 from benchmarks.gap.networks import PERPLEXITY, TOKENS, Network
-from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon
+from benchmarks.gap.rules import BACKPROP, FIXED, FROZEN, LOCAL, READOUT, Rule, by_muon, changed
 from lowdimfa.config import FeedbackConfig
 from lowdimfa.models import char_transformer, resnet, vit
 
@@ -15,6 +15,7 @@ WIDTH, DEPTH = 128, 8
 """Of the language model."""
 
 HEAD_INPUT = Rule("error of the head's input", FeedbackConfig(source="head_input"))
+NORMALISED = changed(HEAD_INPUT, "normalised tap", tap="normalised", q_start="identity")
 HIDDEN = Rule("error of the output layer's input", FeedbackConfig(source="hidden"))
 
 
@@ -34,10 +35,9 @@ def by_layers(rule: Rule, blocks: int) -> Rule:
     return in_blocks(rule, blocks, tuple(str(1 + each * block) for block in range(1, blocks)))
 
 
-def narrower(part: int) -> Rule:
+def narrower(part: int, rule: Rule = HEAD_INPUT) -> Rule:
     """Return the error of the head's input by a part of its numbers: the leading ones of a running PCA."""
-    feedback = replace(HEAD_INPUT.feedback, error_dim=WIDTH // part, p_rule="pca")
-    return replace(HEAD_INPUT, label=f"{HEAD_INPUT.label}, r = d/{part}", feedback=feedback)
+    return changed(rule, f"r = d/{part}", error_dim=WIDTH // part, p_rule="pca")
 
 
 def with_muon(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -84,6 +84,9 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
                 aiming(by_layers(narrower(4), 4), 0.03),
                 aiming(by_layers(HEAD_INPUT, 8), 0.04),
                 aiming(by_layers(narrower(8), 4), 0.06),
+                aiming(by_layers(NORMALISED, 4), 0.02),
+                aiming(by_layers(NORMALISED, 8), 0.04),
+                aiming(by_layers(narrower(4, NORMALISED), 4), 0.03),
                 by_layers(HIDDEN, 4),
                 by_layers(FROZEN, 8),
                 by_layers(LOCAL, 4),
@@ -100,7 +103,7 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
             (
                 BACKPROP,
                 aiming(in_blocks(HEAD_INPUT, 6), 1.0),
-                *(in_blocks(rule, 6) for rule in (HIDDEN, READOUT, FROZEN, LOCAL, FIXED)),
+                *(in_blocks(rule, 6) for rule in (NORMALISED, HIDDEN, READOUT, FROZEN, LOCAL, FIXED)),
             )
         ),
     ),
@@ -109,7 +112,7 @@ ROWS: dict[str, tuple[Network, tuple[Rule, ...]]] = {
         with_muon(
             (
                 BACKPROP,
-                aiming(in_blocks(HEAD_INPUT, 4, finetuning.STARTS), 0.01),
+                *(aiming(in_blocks(rule, 4, finetuning.STARTS), 0.01) for rule in (HEAD_INPUT, NORMALISED)),
                 *(in_blocks(rule, 4, finetuning.STARTS) for rule in (FROZEN, LOCAL, FIXED, READOUT)),
             )
         ),

@@ -49,6 +49,11 @@ def label_of(rule: Rule) -> str:
     return rule.label
 
 
+def changed(rule: Rule, label: str, **feedback: object) -> Rule:
+    """Return a rule with other settings of its feedback, and what they are after its name."""
+    return replace(rule, label=f"{rule.label}, {label}", feedback=replace(rule.feedback, **feedback))
+
+
 def by_muon(rule: Rule) -> Rule:
     """Return a rule with Muon."""
     return replace(rule, label=f"{rule.label}, Muon", muon=True)
