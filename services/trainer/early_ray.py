@@ -14,13 +14,11 @@ import json
 import os
 import selectors
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import psutil
 
@@ -33,11 +31,7 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 """For Ray, where the environment has no others."""
 
 END_SECONDS = 20.0
-"""Longest wait until the process has ended everything; what it leaves the kernel ends with it."""
-
-BREAK_OFF_SECONDS = 5.0
-"""So long the main thread of the process has to break a start off. In native code of Ray's no interrupt reaches it, and
-there it may wait half a minute for what has gone."""
+"""Longest wait until a Ray that has started has ended everything; what it leaves is ended and removed then."""
 
 
 def local_cpus(blocks: int, cpus_per_block: float) -> int:
@@ -138,9 +132,9 @@ class EarlyRay:
             server.end()
         self.give_up()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(2 * END_SECONDS)  # it has that deadline itself, and clears away
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            families.destroy(psutil.Process(self._process.pid))
             self._process.wait()
 
 
@@ -178,58 +172,79 @@ def prepare_workers() -> None:
 
 
 def main() -> None:
-    """Hold a Ray until standard input ends."""
+    """Have a process hold a Ray until standard input ends; see that nothing is left of both.
+
+    Two processes, since one that has to break its own start off would clear away beside it.
+    """
     folder, cpus = Path(sys.argv[1]), int(sys.argv[2])
+    families.adopt_orphans()
+    ended, started = os.pipe()
+    holder = os.fork()
+    if not holder:
+        os.close(ended)
+        _hold(folder, cpus, started)
+    for descriptor in (1, started):  # the holder's alone
+        os.close(descriptor)
+    _await_end(ended)
+    families.end_family(psutil.Process())
+    # As Ray looks for it, which names a session after its process.
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    for session in Path(place, "ray").glob(f"session_*_{holder}"):
+        families.forget_session(session)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await_end(ended: int) -> None:
+    """Wait for the end of who holds a Ray, or of standard input if none has started by then.
+
+    Parameters
+    ----------
+    ended
+        Descriptor that can be read from once the Ray has started, and ends with its holder.
+    """
+    has_started = told = False
+    with selectors.DefaultSelector() as selector:
+        for source in (0, ended):
+            selector.register(source, selectors.EVENT_READ)
+        while ready := selector.select(END_SECONDS if told else None):
+            for key, _ in ready:
+                if key.fd == 0:
+                    told = True
+                    selector.unregister(0)
+                elif os.read(ended, 1):
+                    has_started = True
+                else:
+                    return
+            if told and not has_started:
+                return
+
+
+def _hold(folder: Path, cpus: int, started: int) -> NoReturn:
+    """Start a Ray and say where it is; end it when standard input ends."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed is no answer
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the command may have been started without
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    started, told = threading.Event(), threading.Event()
-    threading.Thread(target=_await_end, args=(folder, started, told), daemon=True).start()
     try:
-        families.adopt_orphans()
         with loading():
             from lowdimfa.services.trainer.local_ray import start_local  # it imports Ray
 
-        cluster = start_local(folder, wanted=lambda: not told.is_set(), num_cpus=cpus)
-        started.set()
+        cluster = start_local(folder, num_cpus=cpus)
+        os.write(started, b"1")
         _say(answer, address=cluster.address)
-        told.wait()
+        sys.stdin.buffer.read()
         cluster.end()
     except ResourceError as error:
         _say(answer, error=error.message)
     except Exception as error:  # such as of a Ray that is installed by half
         _say(answer, error=not_started(f"{type(error).__name__}: {error}").message)
     finally:
-        _leave_nothing(folder)
         os._exit(0)  # Ray's own end would wait for what is gone
 
 
 def _say(answer: IO[str], **words: str) -> None:
     with contextlib.suppress(OSError):  # nobody may listen any more
         print(json.dumps(words), file=answer, flush=True)
-
-
-def _await_end(folder: Path, started: threading.Event, told: threading.Event) -> None:
-    """Wait for the end of standard input, and break a start off that is under way."""
-    sys.stdin.buffer.read()
-    told.set()  # also for a start that is not broken off, since a library swallowed the interrupt
-    if not started.is_set():
-        signal.raise_signal(signal.SIGINT)  # for the main thread, which ends what it waits for no longer
-        families.end_family(psutil.Process())
-        if not started.wait(BREAK_OFF_SECONDS):  # one that has started is the main thread's to end
-            _leave_nothing(folder)
-            os._exit(0)
-
-
-def _leave_nothing(folder: Path) -> None:
-    families.end_family(psutil.Process())
-    # As Ray looks for it, which names a session after its process.
-    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    for session in Path(place, "ray").glob(f"session_*_{os.getpid()}"):
-        families.forget_session(session)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +68,13 @@ class LocalRay:
         forget_session(self.session)
 
 
-def start_local(
-    door: Path | None = None, wanted: Callable[[], bool] = lambda: True, **options: Any
-) -> LocalRay:
+def start_local(door: Path | None = None, **options: Any) -> LocalRay:
     """Start Ray on this machine; Ray's own deadline of 30 s is short for a busy one, so there is a second try.
 
     Parameters
     ----------
     door
         Folder at which its workers find a fork server that this process has no part in; by default it has one.
-    wanted
-        Says whether there is still a use for it; without one there is no second try.
     options
         Of ``ray.init``, beside those that it always has.
 
@@ -108,7 +104,7 @@ def start_local(
             _end(family)
             if not isinstance(error, Exception):
                 raise
-            if last or not wanted():
+            if last:
                 raise not_started(str(error)) from error  # Ray raises plain exceptions here
     raise AssertionError("the second try returns or raises")
 
