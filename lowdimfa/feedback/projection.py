@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -146,10 +144,11 @@ class OjaProjection(PRule):
     def step(self) -> None:
         """Apply Oja's rule to the errors of one optimiser step."""
         total = self._correlation.trace()
-        if torch.finfo(total.dtype).tiny <= total < math.inf:
-            projected = self.weights @ (self._correlation / total)
-            change = projected - projected @ self.weights.t() @ self.weights
-            self.weights += self.p_lr * change
+        projected = self.weights @ (self._correlation / total)
+        change = projected - projected @ self.weights.t() @ self.weights
+        # No branch, which would wait for the device.
+        counts = (total >= torch.finfo(total.dtype).tiny) & total.isfinite()
+        self.weights += self.p_lr * torch.where(counts, change, 0.0)
         self._correlation.zero_()
 
 
@@ -199,8 +198,10 @@ class PcaProjection(PRule):
         """Let the running correlation follow, and refresh ``P`` when it is time."""
         self.running.mul_(self.p_decay)
         # No element of a correlation is above its trace. One that overflows would stay for good.
-        if torch.isfinite(self.running.trace() + self._correlation.trace()):
-            self.running.add_(self._correlation)
+        stays_finite = (self.running.trace() + self._correlation.trace()).isfinite()
+        self.running.add_(
+            torch.where(stays_finite, self._correlation, 0.0)
+        )  # no branch: it would wait for the device
         self._correlation.zero_()
         self.steps += 1
         early = self.steps < self.p_every and self.steps.bit_count() == 1
@@ -209,9 +210,7 @@ class PcaProjection(PRule):
 
     def _refresh(self) -> None:
         running, old = (value.to("cpu", torch.float64) for value in (self.running, self.weights))
-        if (
-            not running.isfinite().all() or not running.any()
-        ):  # nothing was wrong so far, or nothing can be said
+        if not running.isfinite().all() or not running.any():
             return
         leading = torch.linalg.eigh(running)[1][:, -len(old) :].t()
         left, _, right = torch.linalg.svd(old @ leading.t())

@@ -89,3 +89,12 @@ def test_finite_errors_whose_sum_overflows_are_left_out() -> None:
         oja.accumulate(1e18 * drawn(64, 8))
     oja.step()
     assert_near_orthonormal(oja.weights)
+
+
+def test_a_step_reads_no_value_for_which_it_would_wait_for_a_device() -> None:
+    for projection in (OjaProjection(8, 3, generator()), PcaProjection(8, 3, generator())):
+        projection.to(torch.device("meta"))
+        vars(projection)["steps"] = 2  # after which no refresh is due
+        projection.accumulate(torch.empty(4, 8, device="meta"))
+        projection.step()
+        assert projection.weights.is_meta
