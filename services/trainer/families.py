@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import shutil
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -30,9 +31,26 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def below(process: psutil.Process) -> set[psutil.Process]:
+    """Return all processes below one.
+
+    ``Process.children`` takes those for others' that seem older than their parent, by times on the wall clock, which
+    moves: it then misses some, and ends without a word.
+    """
+    children = defaultdict(set)
+    for each in psutil.process_iter(["ppid"]):
+        children[each.info["ppid"]].add(each)
+    found: set[psutil.Process] = set()
+    reached = {process}
+    while reached:
+        reached = set().union(*(children[parent.pid] for parent in reached)) - found
+        found |= reached
+    return found
+
+
 def end_family(process: psutil.Process) -> None:
     """Kill all processes below one, also those that others of them leave behind."""
-    while family := [child for child in process.children(recursive=True) if lives(child)]:
+    while family := [child for child in below(process) if lives(child)]:
         for member in family:
             with contextlib.suppress(psutil.Error):
                 member.kill()

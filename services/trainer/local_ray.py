@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 import ray
 
-from lowdimfa.services.trainer import fork_server, forks
+from lowdimfa.services.trainer import families, fork_server, forks
 from lowdimfa.services.trainer.early_ray import not_started
-from lowdimfa.services.trainer.families import forget_session
 
 END_SECONDS = 5.0
 """Longest wait until processes have ended by themselves, and again once they are killed."""
@@ -65,7 +64,7 @@ class LocalRay:
         """Remove the folders of a cluster whose processes have gone."""
         if self.server:
             shutil.rmtree(self.server.folder, ignore_errors=True)
-        forget_session(self.session)
+        families.forget_session(self.session)
 
 
 def start_local(door: Path | None = None, **options: Any) -> LocalRay:
@@ -84,7 +83,7 @@ def start_local(door: Path | None = None, **options: Any) -> LocalRay:
         Ray does not come up.
     """
     for last in (False, True):
-        before = set(psutil.Process().children())
+        before = families.below(psutil.Process())
         server = None
         try:
             with _environment(dict.fromkeys(forks.NOT_FOR_RAY) | _AT_ONCE), _few_processes():
@@ -147,21 +146,15 @@ def _started(before: set[psutil.Process]) -> list[psutil.Process]:
     """
     marks = (f"{Path(ray.__file__).parent}{os.sep}", "ray::", fork_server.__name__)
     own = []
-    for process in psutil.Process().children():
+    for process in families.below(psutil.Process()) - before:
         with contextlib.suppress(psutil.Error):
-            if process not in before and any(
-                mark in word for word in process.cmdline()[:4] for mark in marks
-            ):
+            if any(mark in word for word in process.cmdline()[:4] for mark in marks):
                 own.append(process)
     return own
 
 
 def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
-    family = {*processes}
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family |= {*process.children(recursive=True)}
-    return [*family]
+    return [*{*processes}.union(*map(families.below, processes))]
 
 
 def _end(processes: list[psutil.Process]) -> None:

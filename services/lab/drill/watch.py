@@ -14,6 +14,7 @@ import psutil
 
 from lowdimfa.services.monitoring.journal import Event
 from lowdimfa.services.run.manifest import MANIFEST_FILE
+from lowdimfa.services.trainer.families import below
 from lowdimfa.services.trainer.run_dir import targets_file
 
 PERIOD_SECONDS = 0.5
@@ -71,7 +72,7 @@ class ProcessWatch:
     def __init__(self, descendants: bool) -> None:
         self._own = psutil.Process()
         self._descendants = descendants
-        self._before = set(self._own.children(recursive=True)) if descendants else set()
+        self._before = below(self._own) if descendants else set()
         self._seen: set[psutil.Process] = set()
         self._ports: set[int] = set()
         self.watched: list[Watched] = []
@@ -138,7 +139,7 @@ class ProcessWatch:
             alive = sum(self._look(entry) for entry in watched)
             self.most_processes = max(self.most_processes, alive)
             if self._descendants:
-                self._seen |= set(self._own.children(recursive=True)) - self._before
+                self._seen |= below(self._own) - self._before
 
     def _look(self, watched: Watched) -> bool:
         process = watched.process

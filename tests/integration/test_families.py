@@ -1,0 +1,37 @@
+"""Processes are ended with all below them, whatever the clock of the machine does meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import count
+
+import psutil
+import pytest
+
+from lowdimfa.services.trainer import families
+
+PARENT = (
+    "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0);"
+    "print(child.pid, flush=True); input()"
+)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere the times of processes are kept as they were")
+def test_a_clock_that_is_put_back_hides_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=pipe, stdout=pipe) as parent:
+        assert parent.stdout is not None
+        try:
+            child = psutil.Process(int(parent.stdout.readline()))
+            earlier = count()
+            with monkeypatch.context() as patch:
+                # By it psutil makes times of the wall clock, anew for each process.
+                patch.setattr("psutil._pslinux.boot_time", lambda: 1e9 - next(earlier))
+                own = psutil.Process()
+                assert families.below(own) >= {psutil.Process(parent.pid), child}
+                assert families.below(psutil.Process(parent.pid)) == {child}
+            families.destroy(psutil.Process(parent.pid))
+        finally:
+            parent.kill()
+    assert not families.lives(child)
