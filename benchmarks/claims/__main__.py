@@ -108,7 +108,8 @@ def _parser(places: Places) -> argparse.ArgumentParser:
     parser.add_argument(
         "--core",
         action="store_true",
-        help="of C2, C4 and C5 only the methods that their targets name, on their first network",
+        help="of C2, C4 and C5 only the methods that their targets name, on their first network; of C3 four networks, "
+        "and the second generation",
     )
     add_run_options(parser, places)
     parser.add_argument(

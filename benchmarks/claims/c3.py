@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,22 +15,29 @@ from benchmarks.claims.claim import Claim, Result, RunSettings, Verdict
 from benchmarks.claims.comparison import Gap, behind, compare, scores_of
 from benchmarks.claims.figures import LOOKS, curve, legend, level, number_axis
 from benchmarks.claims.generations import OVERHEAD, TRIALS, fit, over, tables, with_backprop, with_grids
-from benchmarks.claims.methods import BACKPROP, GENERATIONS, generation, generation_label
+from benchmarks.claims.methods import BACKPROP, GENERATIONS, Method, generation, generation_label
 from benchmarks.claims.networks import fully_connected
 from benchmarks.claims.settings import Setting
 from benchmarks.claims.training import seconds_per_step
 
-WIDTHS = (128, 512, 1024)
-TRIED = {2: (1, 2, 4, 64), 5: (1, 2, 5, 10, 64), 10: (1, 4, 10, 20, 40, 64)}
-"""Error dimensions by number of classes."""
+Cell = tuple[int, int]
+"""Width and classes."""
+
+
+def _at(widths: Iterable[int], error_dims: Mapping[int, tuple[int, ...]]) -> dict[Cell, tuple[int, ...]]:
+    return {(width, classes): tried for width in widths for classes, tried in error_dims.items()}
+
+
+TRIED = _at((128, 512, 1024), {2: (1, 2, 4, 64), 5: (1, 2, 5, 10, 64), 10: (1, 4, 10, 20, 40, 64)})
+"""Error dimensions of every network."""
+CORE = _at((128, 512), {2: (1, 2, 4), 10: (4, 10, 20, 40)})
+"""What a small budget has, of the second generation alone."""
 SAMPLES_PER_CLASS, EPOCHS = 4_100, 10
 SECOND = ("normative", "local")
 UNTRIED = "A hundred classes (CIFAR-100) weren't tried."
 FEW = 4
 """How many times the classes still follow the classes."""
 
-Cell = tuple[int, int]
-"""Width and classes."""
 Sufficient = Mapping[Cell, int | None]
 
 
@@ -41,41 +48,45 @@ def setting_of(width: int, classes: int) -> Setting:
 
 def run(settings: RunSettings) -> dict[str, Any]:
     """Train all networks at all error dimensions by both generations, and by backpropagation."""
-    networks = [setting_of(width, classes).on(settings.device) for width in WIDTHS for classes in TRIED]
+    tried, rules = (CORE, SECOND) if settings.core else (TRIED, tuple(GENERATIONS))
+    networks = {setting_of(*cell).on(settings.device): error_dims for cell, error_dims in tried.items()}
     if settings.epochs is not None:
-        networks = [replace(network, epochs=settings.epochs) for network in networks]
-    share, cut = _share(networks, settings), list[str]()
-    fitted = [with_grids(fit(network, share * network.steps, cut)) for network in networks]
-    print("; ".join(cut) or "nothing was cut", file=sys.stderr, flush=True)
+        networks = {replace(one, epochs=settings.epochs): error_dims for one, error_dims in networks.items()}
+    methods = {one: with_backprop(over(rules, error_dims, one)) for one, error_dims in networks.items()}
+    share, cut = _share(methods, settings), list[str]()
+    if settings.core:
+        cut.append(f"only {len(networks)} of {len(TRIED)} networks, and the second generation")
     cells = [
-        (network, method)
-        for network in fitted
-        for method in with_backprop(over(tuple(GENERATIONS), TRIED[network.classes], network))
+        (fitted, method)
+        for one, its in methods.items()
+        for fitted in [with_grids(fit(one, share * one.steps, cut))]
+        for method in its
     ]
+    print("; ".join(cut) or "nothing was cut", file=sys.stderr, flush=True)
     return compare(cells, settings) | {"cut": cut}
 
 
-def _share(networks: Sequence[Setting], settings: RunSettings) -> float:
+def _share(methods: Mapping[Setting, Sequence[Method]], settings: RunSettings) -> float:
     """Return the share of all work that the budget has, by steps that are measured."""
     if settings.budget_minutes is None:
         return 1.0
     seconds = 0.0
-    for network in networks:
-        runs = (1 + len(GENERATIONS) * len(TRIED[network.classes])) * (TRIALS + settings.seeds - 1)
+    for network, its in methods.items():
         step = seconds_per_step(network, generation("local", 10, 10), settings.device)
-        seconds += OVERHEAD * step * runs * network.steps
+        seconds += OVERHEAD * step * len(its) * (TRIALS + settings.seeds - 1) * network.steps
     return 60 * settings.budget_minutes / seconds
 
 
 def gaps_of(result: Result, rule: str) -> dict[Cell, dict[int, Gap]]:
-    """Return, by width and classes, how far every error dimension is behind backpropagation."""
-    return {
-        (width, classes): {
-            r: behind(result, setting_of(width, classes).label, generation_label(rule, r)) for r in error_dims
-        }
-        for width in WIDTHS
-        for classes, error_dims in TRIED.items()
-    }
+    """Return, by width and classes, how far every error dimension that was run is behind backpropagation."""
+    found = {}
+    for cell, error_dims in TRIED.items():
+        name = setting_of(*cell).label
+        labels = {r: generation_label(rule, r) for r in error_dims}
+        its = {r: label for r, label in labels.items() if label in result["summary"].get(name, ())}
+        if its:
+            found[cell] = {r: behind(result, name, label) for r, label in its.items()}
+    return found
 
 
 def sufficient(gaps: Mapping[int, Gap]) -> int | None:
@@ -96,8 +107,9 @@ def judge(result: Result) -> tuple[Verdict, str]:
     found: dict[str, Sufficient] = {
         rule: {cell: sufficient(gaps) for cell, gaps in gaps_of(result, rule).items()} for rule in GENERATIONS
     }
-    shown = "; ".join(f"{GENERATIONS[rule]}: {_shown(one)}" for rule, one in found.items())
-    reason = f"Smallest r that isn't behind backpropagation for {', '.join(map(str, TRIED))} classes, by width: {shown}."
+    shown = "; ".join(f"{GENERATIONS[rule]}: {_shown(one)}" for rule, one in found.items() if one)
+    classes = ", ".join(map(str, _axes(found[SECOND[0]])[1]))
+    reason = f"Smallest r that isn't behind backpropagation for {classes} classes, by width: {shown}."
     parts = {rule: (_few_times(found[rule]), _follows_classes(found[rule])) for rule in SECOND}
     if all(map(all, parts.values())):
         return "reproduced", reason
@@ -110,7 +122,7 @@ def _few_times(found: Sufficient) -> bool:
 
 def _follows_classes(found: Sufficient) -> bool:
     """Whether ``r`` grows from the fewest classes to the most, falls nowhere, and isn't larger for more width."""
-    rows = [[found[width, classes] or math.inf for classes in TRIED] for width in WIDTHS]
+    rows = _rows(found)
     if any(math.inf in row for row in rows):
         return False
     rises = all(sorted(row) == row and row[0] < row[-1] for row in rows)
@@ -120,26 +132,40 @@ def _follows_classes(found: Sufficient) -> bool:
 
 
 def _shown(found: Sufficient) -> str:
-    rows = (
-        f"{', '.join(str(found[width, classes] or 'none') for classes in TRIED)} ({width})"
-        for width in WIDTHS
-    )
-    return ", ".join(rows)
+    widths, _ = _axes(found)
+    rows = (["none" if r == math.inf else str(r) for r in row] for row in _rows(found))
+    return ", ".join(f"{', '.join(row)} ({width})" for width, row in zip(widths, rows, strict=True))
+
+
+def _axes(cells: Iterable[Cell]) -> tuple[list[int], list[int]]:
+    """Return the widths and the numbers of classes."""
+    widths, classes = zip(*cells, strict=True)
+    return sorted({*widths}), sorted({*classes})
+
+
+def _rows(found: Sufficient) -> list[list[float]]:
+    """Return by width and classes what suffices."""
+    widths, classes = _axes(found)
+    return [[found[width, each] or math.inf for each in classes] for width in widths]
 
 
 def draw(result: Result) -> Figure:
     """Draw accuracy over ``r``, a panel for each number of classes and each width."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots(len(WIDTHS), len(TRIED), sharey="col", squeeze=False)
-    for row, width in zip(axes, WIDTHS, strict=True):
-        for axis, (classes, error_dims) in zip(row, TRIED.items(), strict=True):
+    gaps = {rule: gaps_of(result, rule) for rule in GENERATIONS}
+    widths, numbers = _axes(gaps[SECOND[0]])
+    figure = Figure(figsize=(1 + 3 * len(numbers), 2.5 * len(widths)), layout="constrained")
+    axes = figure.subplots(len(widths), len(numbers), sharey="col", squeeze=False)
+    for row, width in zip(axes, widths, strict=True):
+        for axis, classes in zip(row, numbers, strict=True):
             name = setting_of(width, classes).label
             for number, (rule, label) in enumerate(GENERATIONS.items()):
-                scores = {r: scores_of(result, name, generation_label(rule, r)) for r in error_dims}
-                curve(axis, scores, label, color=f"C{number}")
+                if its := gaps[rule].get((width, classes)):
+                    scores = {r: scores_of(result, name, generation_label(rule, r)) for r in its}
+                    curve(axis, scores, label, color=f"C{number}")
             level(axis, scores_of(result, name, BACKPROP.label), BACKPROP.label, **LOOKS[BACKPROP.label])
             axis.axvline(classes, color="0.7", linewidth=6, alpha=0.4, zorder=0, label="r = classes")
-            number_axis(axis, error_dims, "error dimension r" if width == WIDTHS[-1] else "")
+            error_dims = tuple(gaps[SECOND[0]][width, classes])
+            number_axis(axis, error_dims, "error dimension r" if width == widths[-1] else "")
             axis.set_title(f"{classes} classes, width {width}", fontsize=10)
         row[0].set_ylabel("test accuracy (%)")
     legend(axes[0, -1], fontsize=8, loc="lower right")

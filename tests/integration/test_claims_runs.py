@@ -78,8 +78,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c2, "ERROR_DIMS", (10, 40))
     monkeypatch.setattr(c4, "SHARES", (0.5, 0.25))
     monkeypatch.setattr(c5, "ERROR_DIMS", (10, 48))
-    monkeypatch.setattr(c3, "WIDTHS", (16, 24))
-    monkeypatch.setattr(c3, "TRIED", {2: (1,), 10: (1, 10)})
+    tried = {(width, classes): (1, 10)[: classes - 1] for width in (16, 24) for classes in (2, 10)}
+    monkeypatch.setattr(c3, "TRIED", tried)
 
 
 @pytest.mark.usefixtures("few")

@@ -106,15 +106,14 @@ def c3_result(sufficient: Mapping[tuple[int, int], int], rules: Sequence[str]) -
         for rule in GENERATIONS:
             means |= {
                 generation_label(rule, r): 50.0 if r >= enough and rule in rules else 30.0
-                for r in c3.TRIED[classes]
+                for r in c3.TRIED[width, classes]
             }
         networks.append((c3.setting_of(width, classes).label, means))
     return result(*networks)
 
 
 def cells(*by_width_then_classes: int) -> dict[tuple[int, int], int]:
-    keys = [(width, classes) for width in c3.WIDTHS for classes in c3.TRIED]
-    return dict(zip(keys, by_width_then_classes, strict=True))
+    return dict(zip(c3.TRIED, by_width_then_classes, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +131,21 @@ def test_c3(sufficient: dict[tuple[int, int], int], rules: Sequence[str], verdic
     found, reason = c3.judge(c3_result(sufficient, rules))
     assert found == verdict
     if "local" in rules:
-        smallest = ", ".join(str(sufficient[c3.WIDTHS[0], classes]) for classes in c3.TRIED)
-        assert f"local: {smallest} ({c3.WIDTHS[0]})" in reason
+        smallest = ", ".join(str(sufficient[128, classes]) for classes in (2, 5, 10))
+        assert f"local: {smallest} (128)" in reason
+
+
+def test_c3_judges_what_a_core_has_alone() -> None:
+    enough = {(128, 2): 1, (128, 10): 10, (512, 2): 1, (512, 10): 20}
+    found = c3_result(enough, c3.SECOND)
+    first = [generation_label("low-dimensional", r) for r in (1, 2, 4, 10, 20, 40, 64)]
+    for methods in found["summary"].values():
+        for label in first:
+            methods.pop(label, None)
+    verdict, reason = c3.judge(found)
+    assert verdict == "partly"  # grows with the width
+    assert "for 2, 10 classes" in reason and "local: 1, 10 (128), 1, 20 (512)" in reason
+    assert "first generation" not in reason
 
 
 def test_c3_needs_every_larger_error_dimension_to_suffice_too() -> None:
