@@ -196,11 +196,14 @@ class SqliteJobStore(SqliteReads):
             return self.get(job_id)
 
     def append(self, job_id: str, events: Sequence[Event], log_position: int) -> Job:
-        """Take in what a run logged, with the position in its log."""
+        """Take in what a run logged, with the position in its log; with its start a job that is starting runs."""
         with self._transaction():
             self._row(job_id)
             self._add_events(job_id, events)
-            return self.update(job_id, log_position=log_position, **progress_of(events))
+            job = self.update(job_id, log_position=log_position, **progress_of(events))
+            if job.state is JobState.starting and any(event["event"] == "started" for event in events):
+                return self.transition(job_id, JobState.running, "")
+            return job
 
     def close(self) -> None:
         """Close the file and let another coordinator have it."""

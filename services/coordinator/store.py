@@ -142,6 +142,9 @@ class JobStore(Protocol):
     def append(self, job_id: str, events: Sequence[Event], log_position: int) -> Job:
         """Take in what a run logged, once: with the position in its log, and the progress that the events tell.
 
+        The start of its run makes a job that is ``starting`` a ``running`` one: else what comes between the two would
+        leave it starting until its end.
+
         Raises
         ------
         UnknownJobError

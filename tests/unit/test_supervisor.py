@@ -326,6 +326,30 @@ def test_a_last_event_that_was_taken_in_before_a_crash_still_ends_the_job(world:
     assert world.state(job_id) is JobState.finished
 
 
+def test_a_coordinator_killed_as_a_job_begins_to_run_finds_it_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    transition = world.store.transition
+
+    def killed(job: str, to: JobState, *given: Any, **named: Any) -> Job:
+        if to is JobState.running:
+            raise KeyboardInterrupt
+        return transition(job, to, *given, **named)
+
+    world.log(job_id, {"event": "started", "steps": 10, "step": 0})
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "transition", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.rounds()
+    world.restart()
+    world.log(job_id, {"event": "progress", "step": 1, "steps": 10, "loss": 1.0})
+    world.rounds(2)
+    assert world.kinds(job_id) == ["queued", "starting", "started", "running", "progress"]
+    assert world.state(job_id) is JobState.running
+
+
 def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, good = world.submit(1), world.submit(1)
     world.rounds()
