@@ -165,11 +165,13 @@ class SqliteJobStore(SqliteReads):
             if to not in TRANSITIONS[job.state] or only_from not in (None, job.state):
                 raise TransitionError(f"job {job_id} is {job.state} and can't become {to}")
             now = time.time()
+            nothing: dict[str, Any] = {"started": None, "ended": None, "error": None}  # of the last attempt
             if to is JobState.starting:
                 entered = {"attempt": job.attempt + 1, "started": now, "stop_requested": ""}
-                changes = entered | {"ended": None, "error": None} | changes
-            elif to is JobState.queued and job.state is not JobState.starting:  # then it waits on
-                changes = {"queued": now} | changes
+                changes = nothing | entered | changes
+            elif to is JobState.queued:
+                since = {} if job.state is JobState.starting else {"queued": now}  # then it waits on
+                changes = nothing | since | changes
             elif to in ENDS:
                 changes = {"ended": now} | changes
             changed = self.update(job_id, state=to, detail=detail, **changes)

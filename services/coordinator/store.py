@@ -115,8 +115,9 @@ class JobStore(Protocol):
         """Change a job's state, with the event that says so, and other fields of `Job` by name.
 
         With ``only_from`` it has to be in that state, whatever else is possible: others may have changed it since it was
-        read. Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
-        ``stop_requested``; entering an end sets ``ended``.
+        read. Entering ``queued`` or ``starting`` clears what was of the last attempt, ``started``, ``ended`` and
+        ``error``; ``starting`` also counts an attempt, sets ``started`` and clears ``stop_requested``; an end sets
+        ``ended``.
 
         Raises
         ------

@@ -119,7 +119,8 @@ def test_an_attempt_begins_clean_and_ends_with_a_time(store: SqliteJobStore) -> 
     store.update(job.id, stop_requested="now")
     failed = store.transition(job.id, JobState.failed, "it broke", error={"code": "internal"})
     assert failed.ended is not None and failed.error == {"code": "internal"}
-    store.transition(job.id, JobState.queued, "")
+    waiting = store.transition(job.id, JobState.queued, "")
+    assert (waiting.started, waiting.ended, waiting.error) == (None, None, None), "as the contract has it"
     again = store.transition(job.id, JobState.starting, "")
     assert (again.attempt, again.error, again.ended, again.stop_requested) == (2, None, None, "")
 
