@@ -16,7 +16,7 @@ from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.access import Caller, Role, may_change, require_role
 from lowdimfa.services.coordinator.calls import Calls
 from lowdimfa.services.coordinator.copies import Copies
-from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
+from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, STOPPED_WAITING, Job, JobState
 from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
 from lowdimfa.services.coordinator.notices import Notices
@@ -208,9 +208,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     def _stop(self, job: Job, now: bool) -> Job:
         """Take a job out of the queue, or ask for its end; only as long as it is in the state that was seen."""
         if job.state is JobState.queued:
-            return self._store.transition(
-                job.id, JobState.stopped, "stopped before it began", only_from=job.state
-            )
+            return self._store.transition(job.id, JobState.stopped, STOPPED_WAITING, only_from=job.state)
         if job.state not in ACTIVE:
             raise RefusedError(
                 grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"

@@ -43,7 +43,8 @@ def test_a_job_is_submitted_found_listed_and_stopped(service: Running) -> None:
         assert again["specification"] == SPECIFICATION and again["id"] == job["id"]
         assert [found["id"] for found in calls.jobs()] == [job["id"]]
         assert list(calls.jobs([JobState.running])) == []
-        assert calls.stop(job["id"], now=False)["state"] == "stopped"
+        stopped = calls.stop(job["id"], now=False)
+        assert (stopped["state"], stopped["detail"]) == ("stopped", "stopped while it waited for room")
         with pytest.raises(InputError, match="stopped already"):
             calls.stop(job["id"], now=False)
         assert calls.resume(job["id"])["state"] == "queued"

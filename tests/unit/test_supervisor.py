@@ -14,7 +14,7 @@ from lowdimfa.errors import NoRoomError
 from lowdimfa.services.coordinator import queue
 from lowdimfa.services.coordinator import supervisor as supervisor_module
 from lowdimfa.services.coordinator.attempt import RunRequests
-from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
+from lowdimfa.services.coordinator.jobs import STOPPED_WAITING, Job, JobState, Submission
 from lowdimfa.services.coordinator.queue import StartOrder, start_order
 from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.recovery.deadlines import longest_silence
@@ -106,14 +106,14 @@ def test_a_job_that_is_stopped_while_the_queue_is_gone_through_stays_stopped_and
     def meanwhile(*given: Any) -> StartOrder:
         order = start_order(*given)
         for job in (jobs[0], jobs[2]):
-            world.store.transition(job, JobState.stopped, "stopped before it began")
+            world.store.transition(job, JobState.stopped, STOPPED_WAITING)
         return order
 
     monkeypatch.setattr(supervisor_module, "start_order", meanwhile)
     world.rounds()
     assert [world.state(job) for job in jobs] == [JobState.stopped, JobState.starting, JobState.stopped]
     for job in (jobs[0], jobs[2]):
-        assert world.job(job).detail == "stopped before it began"
+        assert world.job(job).detail == STOPPED_WAITING
         assert world.kinds(job) == ["queued", "stopped"]
 
 
@@ -563,4 +563,4 @@ def test_a_job_that_is_stopped_while_it_finds_no_room_is_stopped(
     monkeypatch.setattr(queue.Rests, "over", stopped_before)
     world.rounds(3)
     assert world.state(job_id) is JobState.stopped and "warning" not in world.kinds(job_id)
-    assert world.job(job_id).detail == "stopped before it began"
+    assert world.job(job_id).detail == STOPPED_WAITING
