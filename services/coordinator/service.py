@@ -20,6 +20,7 @@ from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, STOPPED_WAITING, Jo
 from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
 from lowdimfa.services.coordinator.notices import Notices
+from lowdimfa.services.coordinator.queue import DIGITS
 from lowdimfa.services.coordinator.refusals import RefusedError, Violation
 from lowdimfa.services.coordinator.store import JobFilter, JobStore, TransitionError
 from lowdimfa.services.coordinator.submissions import checked
@@ -76,9 +77,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         def submit(caller: Caller) -> pb.SubmitJobResponse:
             submission, specification = checked(request, caller.name)
             workers, placement = specification.workers, specification.placement
-            job, created = self._store.create(
-                submission, workers * placement.cpus_per_block, workers * placement.gpus_per_block
-            )
+            asked = (workers * placement.cpus_per_block, workers * placement.gpus_per_block)
+            job, created = self._store.create(submission, *(round(amount, DIGITS) for amount in asked))
             if created:
                 self._changed(job.id)
             return pb.SubmitJobResponse(job=self.shown(job), created=created)

@@ -83,6 +83,15 @@ def test_jobs_start_in_order_as_far_as_there_is_room(world: World) -> None:
     assert world.job(jobs[2]).detail == ""  # it is behind, though there is room for it
 
 
+def test_parts_of_a_core_add_up_to_whole_ones(world: World) -> None:
+    world.cluster.cpus = 1
+    jobs = []
+    for _ in range(5):
+        jobs.append(world.submit(0.2))
+        world.rounds()
+    assert {world.state(job_id) for job_id in jobs} == {JobState.starting}
+
+
 def test_room_that_other_users_have_taken_is_not_given_away(world: World) -> None:
     world.cluster.used = 3
     job = world.submit(2)
