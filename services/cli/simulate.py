@@ -61,7 +61,7 @@ ActivationBytes = Annotated[
 ErrorBytes = Annotated[
     float | None, typer.Option(min=0, help="Bytes of the broadcast error per sample. [40]")
 ]
-LinkMbit = Annotated[float | None, typer.Option(min=0, help="Mbit/s that each block can send. [no limit]")]
+LinkMbit = Annotated[float | None, typer.Option(min=1e-6, help="Mbit/s that each block can send. [no limit]")]
 LatencyMs = Annotated[float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")]
 Cores = Annotated[
     int | None,

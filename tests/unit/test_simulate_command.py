@@ -232,7 +232,9 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--schedule", "dualpipe"], "1f1b"),
-        (["--link-mbit", "0"], "bandwidth"),
+        (["--link-mbit", "0"], "--link-mbit"),
+        (["--forward-ms", "1e-7"], "0.001 ms or more"),
+        (["--forward-ms", "1e-7", "--update-ms", "0", "--lost", "60:5"], "0.001 ms or more"),
         (["--blocks", "0"], "--blocks"),
         (["--slow", "60:5"], "EVERY:FOR:FACTOR"),
         (["--lost", "soon:8"], "EVERY:RECOVERY"),

@@ -11,6 +11,10 @@ from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.trouble import Trouble
 
 
+LEAST_WORK = 1e-6
+"""Seconds that a micro-batch takes a block at least: simulated time has nanoseconds, and must go on."""
+
+
 @dataclass(frozen=True)
 class BlockCosts:
     """What one block computes, in seconds on a core or GPU of its own.
@@ -124,8 +128,9 @@ class Setting:
         _require("message sizes", min(sizes), all(0 <= size < math.inf for size in sizes), "0 bytes or more")
         for index, block in enumerate(self.blocks):
             times = (block.forward, block.update, block.step, block.send)
-            valid = all(0 <= time < math.inf for time in times) and block.forward + block.update > 0
-            _require(f"times of block {index}", block, valid, "finite times, with some work in a micro-batch")
+            valid = all(0 <= time < math.inf for time in times) and block.forward + block.update >= LEAST_WORK
+            expected = f"finite times, and {1e3 * LEAST_WORK:g} ms or more for forward pass and update together"
+            _require(f"times of block {index}", block, valid, expected)
         if self.trouble is not None:
             _require(
                 "cores", self.cores, self.cores is None, "none that are shared where something goes wrong"
