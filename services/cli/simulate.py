@@ -241,8 +241,8 @@ def _as_text(setting: Setting, outcomes: list[Outcome]) -> str:
         )
     return "\n".join(
         [
-            f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size} samples "
-            f"per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
+            f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size:g} "
+            f"samples per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
             f"{1e3 * one.step:.3g} ms step; links: {limit}, {1e3 * setting.latency:.3g} ms; "
             f"cores: {setting.cores or 'one for each block'}{_troubled(setting.trouble)}",
             "",
