@@ -197,6 +197,12 @@ def ended(**changes: Any) -> Round:
     return Round(**fields | changes)
 
 
+def test_a_round_in_which_nothing_happened_is_not_passed() -> None:
+    fates, _ = judge(Schedule((fault("drop", 10),), (20,)), {}, [], [], 10.0)
+    assert ended(fates=fates).troubles == ["none of its faults happened, so that nothing was drilled"]
+    assert not ended().troubles, "one of two is enough"
+
+
 def test_a_round_is_told_in_a_table_and_a_drill_in_a_few_lines() -> None:
     assert round_rows(ended())[1:] == [
         ("crash", "1", "10", "yes", "1.0 s", "4.5 s", "recovered"),

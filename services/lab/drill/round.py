@@ -96,6 +96,8 @@ class Round:
         lost = [f"{fate.kind} at step {fate.step}" for fate in self.fates if fate.verdict == "not recovered"]
         if lost and not self.failure:
             found.append(f"not noticed: {', '.join(lost)}")
+        if not self.failure and all(fate.happened is None for fate in self.fates):
+            found.append("none of its faults happened, so that nothing was drilled")
         return found + self.leaks
 
 
