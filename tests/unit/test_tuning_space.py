@@ -192,6 +192,7 @@ def learned(changes: Changes) -> dict[str, Any]:
         ),
         ({"train__loss": "torch.nn.functional:cross_entropy"}, "a loss of one's own"),
         ({"feedback__q_rule": "probed"}, "probed"),
+        ({"train__activations": {"rank": 4}}, "a low rank"),
     ],
 )
 def test_micro_batches_stay_where_they_are_not_free(settings: dict[str, Any], why: str) -> None:

@@ -12,6 +12,7 @@ from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.profile import make_bench
 from lowdimfa.services.run.rehearsal import SAMPLES
+from lowdimfa.services.spec.learning import RankSection
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
 
@@ -36,6 +37,8 @@ def not_free(plan: RunPlan) -> dict[str, str]:
 def _learns_from_parts(plan: RunPlan) -> str:
     """Return why parts of a batch add up to something else than the whole, or nothing."""
     train, feedback = plan.specification.train, plan.network.feedback
+    if isinstance(train.activations, RankSection):
+        return "activations of a low rank have the factors of their micro-batch"
     if train.loss not in ("auto", *LOSSES):
         return "a loss of one's own may be another function of parts than of the whole batch"
     if feedback.q_rule == "readout":
