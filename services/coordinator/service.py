@@ -135,9 +135,14 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
         def resume(caller: Caller) -> pb.ResumeJobResponse:
             job = self._of(caller, request.id, "ResumeJob")
-            if job.state in (JobState.failed, JobState.stopped):
-                _require_checkpoint(job)
-            job = self._store.transition(job.id, JobState.queued, "")
+            if job.state not in (JobState.failed, JobState.stopped):
+                # What runs may go back to the queue, too: but its trainer would go on beside the next one.
+                raise RefusedError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"job {job.id} is {job.state}; one that failed or was stopped can be resumed",
+                )
+            _require_checkpoint(job)
+            job = self._store.transition(job.id, JobState.queued, "", only_from=job.state)
             self._changed(job.id)
             return pb.ResumeJobResponse(job=self.shown(job))
 
