@@ -22,6 +22,7 @@ from lowdimfa.services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_o
 from lowdimfa.services.coordinator.sqlite_reads import SqliteReads
 from lowdimfa.services.coordinator.store import (
     KeyConflictError,
+    NotWrittenError,
     QueueFullError,
     TransitionError,
 )
@@ -220,13 +221,19 @@ class SqliteJobStore(SqliteReads):
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:  # some errors have ended it
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise NotWrittenError(
+                        f"the service's job store can't be written now ({error}): nothing has changed; make room where "
+                        "its --state is"
+                    ) from error
                 raise
-            self._db.execute("COMMIT")
 
     def _new_id(self, name: str) -> str:
         """Draw an identifier; not in a transaction, which would hold everybody up where the storage hangs.

@@ -29,6 +29,10 @@ class QueueFullError(StoreError):
     """As many jobs are queued as the store takes."""
 
 
+class NotWrittenError(StoreError):
+    """The store can't be written now, as on a full disk: nothing of what was asked for is in it."""
+
+
 class JobEvent(NamedTuple):
     """An event in a job's stream: sequences count from 1 within the job, without gaps."""
 
@@ -47,6 +51,8 @@ class JobFilter:
 
 class JobStore(Protocol):
     """Keeps jobs and their events. Any thread may call; every change is durable when the call returns.
+
+    What changes something raises `NotWrittenError` where that can't be written; then nothing has changed.
 
     A change of state is also an event ``{"event": "state", "time": …, "state": …, "detail": …, "attempt": …}`` in the
     job's stream, written in the same transaction.
