@@ -240,6 +240,26 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
     assert {outcome["schedule"] for outcome in found["schedules"]} >= {"1f1b", "staleness-0", "staleness-2"}
 
 
+def test_runs_that_do_not_say_what_is_asked_for_are_refused(tmp_path: Path) -> None:
+    one, other, alone = (made_run(tmp_path / name) for name in ("one", "other", "alone"))
+    for run, change in ((other, lambda block: block | {"parameters": 2000}), (alone, lambda block: block)):
+        plan = json.loads((run / "plan.json").read_text())
+        plan["blocks"] = [change(block) for block in plan["blocks"]][-1 if run is alone else 0 :]
+        (run / "plan.json").write_text(json.dumps(plan))
+    spec = (alone / "spec.yaml").read_text()
+    (alone / "spec.yaml").write_text(spec.replace("blocks: 2", "blocks: 1"))
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["simulate", *arguments, "--blocks", "4"])
+        assert isinstance(result.exception, InputError)
+        return result.exception.message
+
+    assert "a run of another network (4,000 parameters)" in said("--from", str(one), "--from", str(other))
+    assert "--activation-bytes to say what goes" in said("--from", str(alone))
+    found = simulated("--from", str(alone), "--blocks", "4", "--activation-bytes", "64")
+    assert found["schedules"][0]["forward_bytes_per_sample"] == 3 * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
