@@ -211,7 +211,10 @@ def _watch(client: CoordinatorClient, job_id: str, after: int, form: Format) -> 
         with display:
             display.show({"event": "starting"})
             for event in client.watch(job_id, after):
-                failure = event if event["event"] == "failed" else failure
+                if event["event"] == "failed":
+                    failure = event
+                elif event.get("state") == JobState.queued:  # what an earlier attempt came to is past
+                    failure = {}
                 display.show(event)
     except (KeyboardInterrupt, OutputLostError) as error:
         print(f"job {job_id} goes on; 'lowdimfa watch {job_id}' shows it again", file=sys.stderr)

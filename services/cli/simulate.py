@@ -61,7 +61,7 @@ ActivationBytes = Annotated[
 ErrorBytes = Annotated[
     float | None, typer.Option(min=0, help="Bytes of the broadcast error per sample. [40]")
 ]
-LinkMbit = Annotated[float | None, typer.Option(min=0, help="Mbit/s that each block can send. [no limit]")]
+LinkMbit = Annotated[float | None, typer.Option(min=1e-6, help="Mbit/s that each block can send. [no limit]")]
 LatencyMs = Annotated[float | None, typer.Option(min=0, help="From the end of sending to arrival. [0]")]
 Cores = Annotated[
     int | None,
@@ -148,7 +148,7 @@ def simulate_command(
     for schedule in schedules or ():
         read_name(schedule)
     start = (
-        _of_runs(runs, blocks, microbatch_size, cores)
+        _of_runs(runs, blocks, microbatch_size, cores, sent=activation_bytes is not None)
         if runs
         else _made_up(blocks, microbatch_size, forward_ms)
     )
@@ -190,15 +190,29 @@ def _made_up(blocks: int | None, size: int | None, forward_ms: float | None) -> 
     )
 
 
-def _of_runs(runs: list[Path], blocks: int | None, size: int | None, cores: int | None) -> Setting:
-    """Return the setting of a run, or what several tell of other blocks and micro-batches."""
+def _of_runs(
+    runs: list[Path], blocks: int | None, size: int | None, cores: int | None, *, sent: bool
+) -> Setting:
+    """Return the setting of a run, or what several tell of other blocks and micro-batches.
+
+    ``sent`` says whether it is given what goes from block to block.
+    """
     found, contention = apart([read_measured(run) for run in runs], cores or 1)
+    numbers = [sum(one.parameters) for one in found]
+    for run, number in zip(runs, numbers, strict=True):
+        if number != numbers[0]:
+            other = f"a run of another network ({number:,} parameters)"
+            raise InputError(f"--from {run}", other, f"one of the network of {runs[0]} ({numbers[0]:,})")
+    first = found[0].setting
+    if (blocks or 1) > 1 == len(first.blocks) and not sent:
+        expected = "one of several, or --activation-bytes to say what goes from block to block"
+        raise InputError(f"--from {runs[0]}", "a run of one block, which sends nothing", expected)
     if blocks is not None or size is not None:
         return replace(resized(found, blocks, size), contention=contention)
     if len(runs) > 1:
         expected = "one, or --blocks or --microbatch-size to say what is to be worked out from them"
         raise InputError("--from", f"{len(runs)} runs", expected)
-    return replace(found[0].setting, contention=contention)
+    return replace(first, contention=contention)
 
 
 def _as_json(setting: Setting, outcomes: list[Outcome]) -> str:
@@ -241,8 +255,8 @@ def _as_text(setting: Setting, outcomes: list[Outcome]) -> str:
         )
     return "\n".join(
         [
-            f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size} samples "
-            f"per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
+            f"{count} {'block' if count == 1 else 'blocks'}, {setting.microbatches} × {setting.microbatch_size:g} "
+            f"samples per step; block 0: {1e3 * one.forward:.3g} ms forward, {1e3 * one.update:.3g} ms update, "
             f"{1e3 * one.step:.3g} ms step; links: {limit}, {1e3 * setting.latency:.3g} ms; "
             f"cores: {setting.cores or 'one for each block'}{_troubled(setting.trouble)}",
             "",

@@ -52,20 +52,16 @@ class Intake:
             job = self._store.get(job.id)
         else:
             self._warned.get(job.id, set()).discard(UNSEEN)
-        starting = job.state is JobState.starting
         # No further than the start, which changes the job's state: watchers see all that in its order.
+        through = "started" if job.state is JobState.starting else ""
         before = Position(job.log_position)
         events, position, more = Journal(self._copies.folder(job), follow=False).after(
-            before, through="started" if starting else ""
+            before, through=through
         )
         if position is None or position == before:
             return job
         job = self._store.append(job.id, events, position.byte)
-        try:
-            if starting and any(event["event"] == "started" for event in events):
-                job = self._store.transition(job.id, JobState.running, "")
-        finally:  # also where somebody stopped it meanwhile
-            self._on_change(job.id)
+        self._on_change(job.id)
         if more:
             self._on_more()
         return job

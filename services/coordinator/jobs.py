@@ -46,6 +46,9 @@ ENDS = frozenset({JobState.finished, JobState.failed, JobState.stopped})
 ACTIVE = frozenset({JobState.starting, JobState.running, JobState.stopping})
 """The states in which a job has, or is given, a place in the cluster."""
 
+STOPPED_WAITING = "stopped while it waited for room"
+"""What a job says that somebody stopped in the queue; an earlier attempt of it may well have trained."""
+
 
 @dataclass(frozen=True)
 class Submission:

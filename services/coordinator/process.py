@@ -24,6 +24,7 @@ from lowdimfa.services.coordinator.store import JobStore
 from lowdimfa.services.run.naming import require_usable
 from lowdimfa.services.run.storage import Place
 from lowdimfa.services.spec.addresses import is_address
+from lowdimfa.services.trainer.cluster import require_address
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def serve(settings: ServeSettings, on_serving: OnServing) -> list[str]:
         It can't start.
     """
     require_safe(settings)
+    if settings.ray_address is not None:
+        require_address(settings.ray_address, "--ray-address")
     storage = _storage(settings)
     store = SqliteJobStore(settings.state / "jobs.sqlite3", storage, settings.max_queued)
     try:

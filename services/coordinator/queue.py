@@ -19,6 +19,9 @@ AWAY = "the cluster can't be reached"
 LONGEST_REST = 10.0
 """Times the liveness that a job for which there was no room may rest before it tries again."""
 
+DIGITS = 4
+"""Of amounts behind the point, as Ray counts them: 1 less 4 times 0.2 has room for 0.2."""
+
 REFUSED = "there was no room for its blocks on any nodes; it tries again with what others leave"
 
 
@@ -82,8 +85,8 @@ def start_order(
     """
     active = store.in_states(ACTIVE)
     # Ray's figure knows of other users; ours of jobs that have not taken their places yet.
-    cpus = min(capacity.cpus - sum(job.cpus for job in active), capacity.free_cpus)
-    gpus = min(capacity.gpus - sum(job.gpus for job in active), capacity.free_gpus)
+    cpus = round(min(capacity.cpus - sum(job.cpus for job in active), capacity.free_cpus), DIGITS)
+    gpus = round(min(capacity.gpus - sum(job.gpus for job in active), capacity.free_gpus), DIGITS)
     order = StartOrder([], [])
     for job in store.queued(capacity.cpus, capacity.gpus, fitting=False, limit=AT_ONCE):
         order.waiting.append((job, _never(job, capacity)))
@@ -99,7 +102,7 @@ def start_order(
             held = True
         else:
             order.starting.append(job)
-            cpus, gpus = cpus - job.cpus, gpus - job.gpus
+            cpus, gpus = round(cpus - job.cpus, DIGITS), round(gpus - job.gpus, DIGITS)
     trying = any(job.id in refused and job.state is JobState.starting for job in active)
     for job in again:
         fits = job.cpus <= cpus and job.gpus <= gpus
@@ -107,7 +110,7 @@ def start_order(
             order.outdated(job, REFUSED)
         elif fits:
             order.starting.append(job)
-            cpus, gpus, trying = cpus - job.cpus, gpus - job.gpus, True
+            cpus, gpus, trying = round(cpus - job.cpus, DIGITS), round(gpus - job.gpus, DIGITS), True
         else:
             order.waiting.append((job, _not_yet(job, capacity, cpus, gpus)))
     return order

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.services.coordinator.store import (
     KeyConflictError,
+    NotWrittenError,
     QueueFullError,
     StoreError,
     TransitionError,
@@ -28,6 +29,7 @@ _STORE_STATUS: dict[type[StoreError], grpc.StatusCode] = {
     UnknownJobError: grpc.StatusCode.NOT_FOUND,
     KeyConflictError: grpc.StatusCode.ALREADY_EXISTS,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotWrittenError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TransitionError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
@@ -76,7 +78,7 @@ class RefusedError(Exception):
     def of(cls, error: LowdimfaError | StoreError) -> RefusedError:
         """Return the answer to a request that the store, or the library, could not carry out."""
         if isinstance(error, StoreError):
-            reason = "resources" if isinstance(error, QueueFullError) else "bad_input"
+            reason = "resources" if isinstance(error, QueueFullError | NotWrittenError) else "bad_input"
             return cls(_STORE_STATUS[type(error)], str(error), reason)
         status = (
             grpc.StatusCode.INVALID_ARGUMENT if isinstance(error, InputError) else grpc.StatusCode.INTERNAL

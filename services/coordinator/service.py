@@ -16,10 +16,11 @@ from lowdimfa.errors import StorageError
 from lowdimfa.services.coordinator.access import Caller, Role, may_change, require_role
 from lowdimfa.services.coordinator.calls import Calls
 from lowdimfa.services.coordinator.copies import Copies
-from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, Job, JobState
+from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, STOPPED_WAITING, Job, JobState
 from lowdimfa.services.coordinator.logs import read_logs
 from lowdimfa.services.coordinator.messages import event_to_message, job_to_message, state_of
 from lowdimfa.services.coordinator.notices import Notices
+from lowdimfa.services.coordinator.queue import DIGITS
 from lowdimfa.services.coordinator.refusals import RefusedError, Violation
 from lowdimfa.services.coordinator.store import JobFilter, JobStore, TransitionError
 from lowdimfa.services.coordinator.submissions import checked
@@ -76,9 +77,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         def submit(caller: Caller) -> pb.SubmitJobResponse:
             submission, specification = checked(request, caller.name)
             workers, placement = specification.workers, specification.placement
-            job, created = self._store.create(
-                submission, workers * placement.cpus_per_block, workers * placement.gpus_per_block
-            )
+            asked = (workers * placement.cpus_per_block, workers * placement.gpus_per_block)
+            job, created = self._store.create(submission, *(round(amount, DIGITS) for amount in asked))
             if created:
                 self._changed(job.id)
             return pb.SubmitJobResponse(job=self.shown(job), created=created)
@@ -135,9 +135,14 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
         def resume(caller: Caller) -> pb.ResumeJobResponse:
             job = self._of(caller, request.id, "ResumeJob")
-            if job.state in (JobState.failed, JobState.stopped):
-                _require_checkpoint(job)
-            job = self._store.transition(job.id, JobState.queued, "")
+            if job.state not in (JobState.failed, JobState.stopped):
+                # What runs may go back to the queue, too: but its trainer would go on beside the next one.
+                raise RefusedError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"job {job.id} is {job.state}; one that failed or was stopped can be resumed",
+                )
+            _require_checkpoint(job)
+            job = self._store.transition(job.id, JobState.queued, "", only_from=job.state)
             self._changed(job.id)
             return pb.ResumeJobResponse(job=self.shown(job))
 
@@ -208,9 +213,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     def _stop(self, job: Job, now: bool) -> Job:
         """Take a job out of the queue, or ask for its end; only as long as it is in the state that was seen."""
         if job.state is JobState.queued:
-            return self._store.transition(
-                job.id, JobState.stopped, "stopped before it began", only_from=job.state
-            )
+            return self._store.transition(job.id, JobState.stopped, STOPPED_WAITING, only_from=job.state)
         if job.state not in ACTIVE:
             raise RefusedError(
                 grpc.StatusCode.FAILED_PRECONDITION, f"job {job.id} is {job.state} already; nothing runs"

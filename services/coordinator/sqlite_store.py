@@ -22,6 +22,7 @@ from lowdimfa.services.coordinator.rows import SCHEMA, SCHEMA_VERSION, columns_o
 from lowdimfa.services.coordinator.sqlite_reads import SqliteReads
 from lowdimfa.services.coordinator.store import (
     KeyConflictError,
+    NotWrittenError,
     QueueFullError,
     TransitionError,
 )
@@ -165,11 +166,13 @@ class SqliteJobStore(SqliteReads):
             if to not in TRANSITIONS[job.state] or only_from not in (None, job.state):
                 raise TransitionError(f"job {job_id} is {job.state} and can't become {to}")
             now = time.time()
+            nothing: dict[str, Any] = {"started": None, "ended": None, "error": None}  # of the last attempt
             if to is JobState.starting:
                 entered = {"attempt": job.attempt + 1, "started": now, "stop_requested": ""}
-                changes = entered | {"ended": None, "error": None} | changes
-            elif to is JobState.queued and job.state is not JobState.starting:  # then it waits on
-                changes = {"queued": now} | changes
+                changes = nothing | entered | changes
+            elif to is JobState.queued:
+                since = {} if job.state is JobState.starting else {"queued": now}  # then it waits on
+                changes = nothing | since | changes
             elif to in ENDS:
                 changes = {"ended": now} | changes
             changed = self.update(job_id, state=to, detail=detail, **changes)
@@ -196,11 +199,14 @@ class SqliteJobStore(SqliteReads):
             return self.get(job_id)
 
     def append(self, job_id: str, events: Sequence[Event], log_position: int) -> Job:
-        """Take in what a run logged, with the position in its log."""
+        """Take in what a run logged, with the position in its log; with its start a job that is starting runs."""
         with self._transaction():
             self._row(job_id)
             self._add_events(job_id, events)
-            return self.update(job_id, log_position=log_position, **progress_of(events))
+            job = self.update(job_id, log_position=log_position, **progress_of(events))
+            if job.state is JobState.starting and any(event["event"] == "started" for event in events):
+                return self.transition(job_id, JobState.running, "")
+            return job
 
     def close(self) -> None:
         """Close the file and let another coordinator have it."""
@@ -215,13 +221,19 @@ class SqliteJobStore(SqliteReads):
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:  # some errors have ended it
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise NotWrittenError(
+                        f"the service's job store can't be written now ({error}): nothing has changed; make room where "
+                        "its --state is"
+                    ) from error
                 raise
-            self._db.execute("COMMIT")
 
     def _new_id(self, name: str) -> str:
         """Draw an identifier; not in a transaction, which would hold everybody up where the storage hangs.

@@ -29,6 +29,10 @@ class QueueFullError(StoreError):
     """As many jobs are queued as the store takes."""
 
 
+class NotWrittenError(StoreError):
+    """The store can't be written now, as on a full disk: nothing of what was asked for is in it."""
+
+
 class JobEvent(NamedTuple):
     """An event in a job's stream: sequences count from 1 within the job, without gaps."""
 
@@ -47,6 +51,8 @@ class JobFilter:
 
 class JobStore(Protocol):
     """Keeps jobs and their events. Any thread may call; every change is durable when the call returns.
+
+    What changes something raises `NotWrittenError` where that can't be written; then nothing has changed.
 
     A change of state is also an event ``{"event": "state", "time": …, "state": …, "detail": …, "attempt": …}`` in the
     job's stream, written in the same transaction.
@@ -115,8 +121,9 @@ class JobStore(Protocol):
         """Change a job's state, with the event that says so, and other fields of `Job` by name.
 
         With ``only_from`` it has to be in that state, whatever else is possible: others may have changed it since it was
-        read. Entering ``starting`` counts an attempt, sets ``started`` and clears ``ended``, ``error`` and
-        ``stop_requested``; entering an end sets ``ended``.
+        read. Entering ``queued`` or ``starting`` clears what was of the last attempt, ``started``, ``ended`` and
+        ``error``; ``starting`` also counts an attempt, sets ``started`` and clears ``stop_requested``; an end sets
+        ``ended``.
 
         Raises
         ------
@@ -141,6 +148,9 @@ class JobStore(Protocol):
 
     def append(self, job_id: str, events: Sequence[Event], log_position: int) -> Job:
         """Take in what a run logged, once: with the position in its log, and the progress that the events tell.
+
+        The start of its run makes a job that is ``starting`` a ``running`` one: else what comes between the two would
+        leave it starting until its end.
 
         Raises
         ------

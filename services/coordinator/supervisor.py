@@ -18,7 +18,7 @@ from lowdimfa.errors import (
 from lowdimfa.services.coordinator.attempt import RunRequests, lost, outcome_in, trainer_of
 from lowdimfa.services.coordinator.copies import Copies
 from lowdimfa.services.coordinator.intake import Intake
-from lowdimfa.services.coordinator.jobs import ACTIVE, Event, Job, JobState
+from lowdimfa.services.coordinator.jobs import ACTIVE, STOPPED_WAITING, Event, Job, JobState
 from lowdimfa.services.coordinator.patience import Patience
 from lowdimfa.services.coordinator.queue import AWAY, Rests, start_order
 from lowdimfa.services.coordinator.recoveries import Recoveries
@@ -246,7 +246,7 @@ class Supervisor:
             said = f"stopped after step {error.step:,}" if isinstance(error.step, int) else error.message
             self._store.transition(job.id, JobState.stopped, said)
         elif found_none and job.stop_requested:
-            self._store.transition(job.id, JobState.stopped, "stopped before it began")
+            self._store.transition(job.id, JobState.stopped, STOPPED_WAITING)
         elif no_room:  # taken by others, or of no such shape
             self._store.transition(job.id, JobState.queued, error.message)
         else:

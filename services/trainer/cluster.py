@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,6 +20,8 @@ import ray
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.trainer import early_ray
 from lowdimfa.services.trainer.local_ray import start_local
+
+_ADDRESS = re.compile(r"auto|local|[a-z]+://.+|.+:[0-9]{1,5}")
 
 _CHANGING = threading.Lock()
 """Held while Ray begins or ends: a process has one connection, whatever its threads do."""
@@ -69,7 +72,7 @@ def start_ray(
     Raises
     ------
     InputError
-        The current folder has a package by whose name the actors would miss ours.
+        The current folder has a package by whose name the actors would miss ours, or the address can't be one.
     ResourceError
         Ray can't be started, or nothing answers at the address within ``liveness`` seconds.
     KeyboardInterrupt
@@ -103,8 +106,13 @@ def _connect(
             cpus = early_ray.local_cpus(blocks, cpus_per_block)
             disconnect = _lasting(lambda: start_local(num_cpus=cpus, **quiet).end)
         else:
-            _require_reachable(address, liveness)
-            ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
+            require_address(address, "--address")
+            _require_reachable(address, unreachable(address, liveness))
+            try:
+                ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
+            except ConnectionError as error:  # where Ray had to look for it
+                _require_reachable(address, str(error).partition(". ")[0])
+                raise
     except SystemExit:  # so Ray's handler ends a process, with nothing said and another exit code
         if callable(terminate):
             raise KeyboardInterrupt from None
@@ -155,9 +163,19 @@ def _refuse_other_packages(folder: Path) -> None:
             )
 
 
-def _require_reachable(address: str, liveness: float) -> None:
-    """Try the port first: Ray itself keeps trying for minutes, and doesn't say what it waits for."""
-    reason = unreachable(address, liveness)
+def require_address(address: str, option: str) -> None:
+    """Refuse what can't be a cluster's address.
+
+    Raises
+    ------
+    InputError
+    """
+    if not _ADDRESS.fullmatch(address):
+        raise InputError(option, repr(address), "'auto', HOST:PORT or ray://HOST:PORT")
+
+
+def _require_reachable(address: str, reason: str) -> None:
+    """Refuse an address at which nothing answers, for a reason; Ray itself would keep trying for minutes."""
     if reason:
         raise ResourceError(
             f"no Ray cluster answers at {address} ({reason}); give --address the host and port of its head node",

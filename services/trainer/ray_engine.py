@@ -10,7 +10,7 @@ import ray
 
 from lowdimfa.alignment import Alignment, measure_alignment
 from lowdimfa.build import build_stages
-from lowdimfa.errors import LowdimfaError
+from lowdimfa.errors import BlockLostError, LowdimfaError
 from lowdimfa.head import Evaluation
 from lowdimfa.network import computing_threads
 from lowdimfa.services.block.job import evaluation_times
@@ -135,11 +135,16 @@ class RayEngine:
             end.look()
             watch.look()
 
+        lost: int | None = None
         try:
             reached = group.drive(tick, BlockWorker.run_steps, first_step, last_step)
+        except BlockLostError as loss:
+            lost = loss.block
+            raise
         finally:
-            with contextlib.suppress(LowdimfaError):  # the head itself may be lost
-                report()
+            if lost != group.head.seat.block:  # that would only be waited for once more
+                with contextlib.suppress(LowdimfaError):
+                    report()
         if len(set(reached)) > 1:
             raise LowdimfaError(f"the blocks ended at different steps: {reached}")
         drawn = self._plan.order.drawn

@@ -43,12 +43,30 @@ def test_a_job_is_submitted_found_listed_and_stopped(service: Running) -> None:
         assert again["specification"] == SPECIFICATION and again["id"] == job["id"]
         assert [found["id"] for found in calls.jobs()] == [job["id"]]
         assert list(calls.jobs([JobState.running])) == []
-        assert calls.stop(job["id"], now=False)["state"] == "stopped"
+        stopped = calls.stop(job["id"], now=False)
+        assert (stopped["state"], stopped["detail"]) == ("stopped", "stopped while it waited for room")
         with pytest.raises(InputError, match="stopped already"):
             calls.stop(job["id"], now=False)
         assert calls.resume(job["id"])["state"] == "queued"
-        with pytest.raises(InputError, match="is queued and can't become queued"):
+        with pytest.raises(InputError, match="is queued; one that failed or was stopped can be resumed"):
             calls.resume(job["id"])
+
+
+def test_a_job_that_has_a_trainer_is_not_resumed(tmp_path: Path) -> None:
+    """It would be taken out of the queue again, for a second trainer beside the first."""
+    with coordinator(tmp_path, MemoryCluster(4)) as running, client(running) as calls:
+        job = calls.submit("a", SPECIFICATION, {})[0]["id"]
+        eventually(lambda: bool(running.cluster.trainers))
+        for state, moved in (
+            ("starting", lambda: None),
+            ("running", lambda: running.store.append(job, [{"event": "started", "steps": 10}], 0)),
+            ("stopping", lambda: running.store.transition(job, JobState.stopping, "")),
+        ):
+            moved()
+            with pytest.raises(InputError, match=f"is {state}; one that failed or was stopped"):
+                calls.resume(job)
+            assert calls.get(job)["state"] == state
+        assert list(running.cluster.trainers) == [f"job-{job}-1"]
 
 
 def test_what_is_wrong_is_said_key_by_key(service: Running) -> None:

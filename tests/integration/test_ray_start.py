@@ -16,6 +16,8 @@ import ray
 from ray._private.node import Node
 
 from lowdimfa.errors import InputError, ResourceError
+from lowdimfa.services.coordinator.process import serve
+from lowdimfa.services.coordinator.settings import ServeSettings
 from lowdimfa.services.trainer.cluster import start_ray
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -145,3 +147,24 @@ def test_a_package_that_the_actors_would_take_for_ours_is_refused(
         start_ray(None)
     assert str(tmp_path) in caught.value.message and name in caught.value.message
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "10.0.0.1", "10.0.0.1:abc", "10.0.0.1:"])
+def test_what_is_no_address_of_a_cluster_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--address: found .*HOST:PORT"):
+        start_ray(address)
+    settings = ServeSettings(state=tmp_path / "state", storage=tmp_path / "runs", ray_address=address)
+    with pytest.raises(InputError, match=r"--ray-address: found .*HOST:PORT"):
+        serve(settings, lambda *_: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_ray_finds_no_cluster_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        ResourceError, match=r"no Ray cluster answers at auto \(Could not find any .* instance\); give"
+    ):
+        start_ray("auto")

@@ -69,7 +69,7 @@ def test_each_fault_gets_its_outage() -> None:
             *(("recovering", 180.5), ("started", 190.0)),
         )
     )
-    fates, beyond = judge(schedule, {0: 100.0, 1: 120.0, 2: 130.0, 3: 140.0}, [180.0], found)
+    fates, beyond = judge(schedule, {0: 100.0, 1: 120.0, 2: 130.0, 3: 140.0}, [180.0], found, 10.0)
     assert [(fate.kind, fate.verdict, fate.noticed_seconds, fate.outage_seconds) for fate in fates] == [
         ("crash", "recovered", 1.0, 4.0),
         ("slow", "harmless", None, None),
@@ -84,10 +84,19 @@ def test_each_fault_gets_its_outage() -> None:
 def test_what_is_lost_without_anybody_noticing_is_not_recovered() -> None:
     schedule = Schedule((fault("crash", 10), fault("crash", 20)), ())
     found = outages(told(("recovering", 101), ("recovered", 105), ("recovering", 121)))
-    fates, _ = judge(schedule, {0: 100.0, 1: 120.0}, [], found)
+    fates, _ = judge(schedule, {0: 100.0, 1: 120.0}, [], found, 10.0)
     assert [fate.verdict for fate in fates] == ["recovered", "not recovered"]
-    fates, _ = judge(schedule, {0: 100.0, 1: 120.0}, [], [])
+    fates, _ = judge(schedule, {0: 100.0, 1: 120.0}, [], [], 10.0)
     assert [fate.verdict for fate in fates] == ["not recovered"] * 2
+
+
+def test_a_hang_that_nobody_noticed_is_not_recovered_by_what_a_later_loss_cost() -> None:
+    schedule = Schedule((fault("hang", 10), fault("crash", 90, 1)), ())
+    found = outages(told(("recovering", 1000.1), ("recovered", 1010)))
+    fates, beyond = judge(schedule, {0: 100.0, 1: 1000.0}, [], found, 10.0)
+    assert [fate.verdict for fate in fates] == ["not recovered", "recovered"] and beyond == 0
+    fates, beyond = judge(schedule, {0: 995.0, 1: 1000.0}, [], found, 10.0)
+    assert [fate.verdict for fate in fates] == ["recovered"] * 2, "two losses may share a recovery"
 
 
 @given(st.lists(st.floats(0.1, 50), max_size=30), st.data())
@@ -104,7 +113,7 @@ def test_no_recovery_is_unexplained_where_each_loss_has_its_own(
         if faults[-1].kind in ("crash", "nan"):
             events += [("recovering", now + gap / 4), ("recovered", now + gap / 2)]
             now += gap / 2
-    fates, beyond = judge(Schedule(tuple(faults), ()), happened, [], outages(told(*events)))
+    fates, beyond = judge(Schedule(tuple(faults), ()), happened, [], outages(told(*events)), 10.0)
     assert beyond == 0
     assert {fate.verdict for fate in fates if fate.kind in ("crash", "nan")} <= {"recovered"}
     assert {fate.verdict for fate in fates if fate.kind in ("drop", "slow")} <= {"harmless"}
@@ -170,7 +179,7 @@ def grown(descriptors: int) -> Growth:
 def ended(**changes: Any) -> Round:
     schedule = Schedule((fault("crash", 10, 1), fault("slow", 20)), ())
     found = outages(told(("recovering", 101), ("recovered", 105.5)))
-    fates, beyond = judge(schedule, {0: 100.0}, [], found)
+    fates, beyond = judge(schedule, {0: 100.0}, [], found, 10.0)
     fields: dict[str, Any] = {
         "number": 1,
         "run_dir": Path("/runs/round-1"),
@@ -186,6 +195,12 @@ def ended(**changes: Any) -> Round:
         "seconds": 60.0,
     }
     return Round(**fields | changes)
+
+
+def test_a_round_in_which_nothing_happened_is_not_passed() -> None:
+    fates, _ = judge(Schedule((fault("drop", 10),), (20,)), {}, [], [], 10.0)
+    assert ended(fates=fates).troubles == ["none of its faults happened, so that nothing was drilled"]
+    assert not ended().troubles, "one of two is enough"
 
 
 def test_a_round_is_told_in_a_table_and_a_drill_in_a_few_lines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +141,11 @@ def test_a_policy_that_fails_is_refused_unless_nothing_is_lost(tmp_path: Any) ->
     (tmp_path / "drill" / "thing").touch()
     with pytest.raises(InputError, match="a folder with something in it"):
         Drill(request("slow"))
+
+
+def test_a_baseline_has_nothing_to_drill(tmp_path: Path) -> None:
+    """And there is no --engine to run it with."""
+    plain = made().model_dump() | {"feedback": {"form": "backprop"}}
+    specification = parse_specification(plain, "the test")
+    with pytest.raises(InputError, match=r"feedback\.form: found 'backprop'; expected 'broadcast'"):
+        Drill(DrillRequest(specification, tmp_path / "drill", tmp_path, None, 0, 4, 1, 0.0, ("crash",), 0.02))

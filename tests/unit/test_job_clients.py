@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from lowdimfa.errors import PeerError
+from lowdimfa.errors import PeerError, StoppedError
+from lowdimfa.services.cli import jobs as commands
+from lowdimfa.services.cli.options import Format
 from lowdimfa.services.coordinator import client as module
 from lowdimfa.services.coordinator.client import Connection, CoordinatorClient
 from lowdimfa.services.coordinator.logs import read_logs
@@ -128,3 +130,23 @@ def test_a_storage_that_hangs_holds_up_no_other_call(tmp_path: Path, monkeypatch
         monkeypatch.setattr(os, name, noted(getattr(os, name)))
     assert lines(tmp_path) == ["trainer written"]
     assert threads and threading.get_ident() not in threads  # in which the loop runs, and all calls with it
+
+
+def test_a_job_stopped_in_the_queue_is_not_said_to_have_ended_as_its_last_attempt_did() -> None:
+    class Service:
+        """Has one job, which failed, was resumed, and was stopped before there was room."""
+
+        def watch(self, job: str, after: int) -> list[dict[str, Any]]:
+            states = [
+                {"event": "state", "state": name, "detail": "", "time": 1.0} for name in ("queued", "stopped")
+            ]
+            message, setting = "two losses were too many", "run.max_recoveries"
+            return [{"event": "failed", "code": "resources", "message": message, "setting": setting}, *states]
+
+        def get(self, job: str) -> dict[str, Any]:
+            return {"state": "stopped", "error": None}
+
+    service: Any = Service()
+    with pytest.raises(StoppedError) as caught:
+        commands._watch(service, "a", 0, Format.text)
+    assert caught.value.message == "job a was stopped; 'lowdimfa resume a' goes on"

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,10 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lowdimfa.errors import InputError
 from lowdimfa.services.coordinator.jobs import ACTIVE, ENDS, TRANSITIONS, JobState, Submission
+from lowdimfa.services.coordinator.refusals import RefusedError
 from lowdimfa.services.coordinator.sqlite_store import SqliteJobStore
 from lowdimfa.services.coordinator.store import (
     JobFilter,
     KeyConflictError,
+    NotWrittenError,
     QueueFullError,
     TransitionError,
     UnknownJobError,
@@ -66,6 +69,19 @@ def test_the_queue_takes_so_many_and_no_more(store: SqliteJobStore) -> None:
         store.create(submission(), 1, 0)
     with pytest.raises(QueueFullError, match="5 jobs are queued"):
         store.create(submission(), 1, 0)
+
+
+def test_what_a_full_disk_can_not_keep_is_refused_with_the_reason(store: SqliteJobStore) -> None:
+    store._db.execute("PRAGMA max_page_count = 1")  # no more than there are
+    job, _ = store.create(submission(), 1, 0)
+    large = Submission("large", "ada", "model: 1", {"my.py": "x" * 100_000})
+    with pytest.raises(NotWrittenError, match=r"full.*nothing has changed; make room") as caught:
+        store.create(large, 1, 0)
+    refused = RefusedError.of(caught.value)
+    assert (refused.status, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "resources")
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    assert store.create(large, 1, 0)[1]
+    assert [one.name for one in store.in_states([JobState.queued])] == [job.name, "large"]
 
 
 def test_a_storage_that_hangs_holds_up_nobody_but_who_submits(
@@ -119,7 +135,8 @@ def test_an_attempt_begins_clean_and_ends_with_a_time(store: SqliteJobStore) -> 
     store.update(job.id, stop_requested="now")
     failed = store.transition(job.id, JobState.failed, "it broke", error={"code": "internal"})
     assert failed.ended is not None and failed.error == {"code": "internal"}
-    store.transition(job.id, JobState.queued, "")
+    waiting = store.transition(job.id, JobState.queued, "")
+    assert (waiting.started, waiting.ended, waiting.error) == (None, None, None), "as the contract has it"
     again = store.transition(job.id, JobState.starting, "")
     assert (again.attempt, again.error, again.ended, again.stop_requested) == (2, None, None, "")
 

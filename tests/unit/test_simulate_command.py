@@ -42,6 +42,7 @@ def made_run(
     replicas: int = 1,
     activations: str = "fp32",
     frozen: bool = False,
+    last_batch: int = 0,
 ) -> Path:
     """Write a run of two blocks, each busy with one micro-batch at a time, as a block's timeline would show it."""
     folder.mkdir()
@@ -55,7 +56,8 @@ def made_run(
         }
         for index, first in enumerate((frozen, False))
     ]
-    (folder / "plan.json").write_text(json.dumps({"blocks": blocks, "broadcast_bytes_per_sample": 36}))
+    plan = {"broadcast_bytes_per_sample": 36, "steps_per_epoch": 2, "last_batch_size": last_batch}
+    (folder / "plan.json").write_text(json.dumps({"blocks": blocks, **plan}))
     body, head = (TimelineWriter(folder / "timeline" / f"block-{index}.jsonl") for index in range(2))
     now = head_free = 1000.0
     for step in range(steps):
@@ -131,6 +133,16 @@ def test_a_run_is_measured(tmp_path: Path) -> None:
     assert setting.latency == pytest.approx(LATENCY, rel=1e-2)
     assert (setting.microbatches, setting.microbatch_size, setting.staleness) == (2, 16, 0)
     assert setting.activation_bytes == (128.0,) and setting.error_bytes == 36.0
+
+
+def test_a_run_whose_last_batches_are_smaller_has_no_more_samples_than_it_had(tmp_path: Path) -> None:
+    """Every second batch has 8 samples in place of 32: 20 on average."""
+    whole, kept = (made_run(tmp_path / str(last), last_batch=last) for last in (0, 8))
+    rates = [
+        simulated("--from", str(run), "--schedule", "staleness-0")["schedules"][0]["samples_per_second"]
+        for run in (whole, kept)
+    ]
+    assert rates[1] == pytest.approx(20 / 32 * rates[0])
 
 
 def test_a_run_with_one_microbatch_is_simulated_as_it_was(tmp_path: Path) -> None:
@@ -228,11 +240,33 @@ def test_a_run_is_spread_over_more_blocks(tmp_path: Path) -> None:
     assert {outcome["schedule"] for outcome in found["schedules"]} >= {"1f1b", "staleness-0", "staleness-2"}
 
 
+def test_runs_that_do_not_say_what_is_asked_for_are_refused(tmp_path: Path) -> None:
+    one, other, alone = (made_run(tmp_path / name) for name in ("one", "other", "alone"))
+    for run, change in ((other, lambda block: block | {"parameters": 2000}), (alone, lambda block: block)):
+        plan = json.loads((run / "plan.json").read_text())
+        plan["blocks"] = [change(block) for block in plan["blocks"]][-1 if run is alone else 0 :]
+        (run / "plan.json").write_text(json.dumps(plan))
+    spec = (alone / "spec.yaml").read_text()
+    (alone / "spec.yaml").write_text(spec.replace("blocks: 2", "blocks: 1"))
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["simulate", *arguments, "--blocks", "4"])
+        assert isinstance(result.exception, InputError)
+        return result.exception.message
+
+    assert "a run of another network (4,000 parameters)" in said("--from", str(one), "--from", str(other))
+    assert "--activation-bytes to say what goes" in said("--from", str(alone))
+    found = simulated("--from", str(alone), "--blocks", "4", "--activation-bytes", "64")
+    assert found["schedules"][0]["forward_bytes_per_sample"] == 3 * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--schedule", "dualpipe"], "1f1b"),
-        (["--link-mbit", "0"], "bandwidth"),
+        (["--link-mbit", "0"], "--link-mbit"),
+        (["--forward-ms", "1e-7"], "0.001 ms or more"),
+        (["--forward-ms", "1e-7", "--update-ms", "0", "--lost", "60:5"], "0.001 ms or more"),
         (["--blocks", "0"], "--blocks"),
         (["--slow", "60:5"], "EVERY:FOR:FACTOR"),
         (["--lost", "soon:8"], "EVERY:RECOVERY"),

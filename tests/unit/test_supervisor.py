@@ -14,7 +14,7 @@ from lowdimfa.errors import NoRoomError
 from lowdimfa.services.coordinator import queue
 from lowdimfa.services.coordinator import supervisor as supervisor_module
 from lowdimfa.services.coordinator.attempt import RunRequests
-from lowdimfa.services.coordinator.jobs import Job, JobState, Submission
+from lowdimfa.services.coordinator.jobs import STOPPED_WAITING, Job, JobState, Submission
 from lowdimfa.services.coordinator.queue import StartOrder, start_order
 from lowdimfa.services.coordinator.runner import Capacity, Condition, Look
 from lowdimfa.services.recovery.deadlines import longest_silence
@@ -83,6 +83,15 @@ def test_jobs_start_in_order_as_far_as_there_is_room(world: World) -> None:
     assert world.job(jobs[2]).detail == ""  # it is behind, though there is room for it
 
 
+def test_parts_of_a_core_add_up_to_whole_ones(world: World) -> None:
+    world.cluster.cpus = 1
+    jobs = []
+    for _ in range(5):
+        jobs.append(world.submit(0.2))
+        world.rounds()
+    assert {world.state(job_id) for job_id in jobs} == {JobState.starting}
+
+
 def test_room_that_other_users_have_taken_is_not_given_away(world: World) -> None:
     world.cluster.used = 3
     job = world.submit(2)
@@ -106,14 +115,14 @@ def test_a_job_that_is_stopped_while_the_queue_is_gone_through_stays_stopped_and
     def meanwhile(*given: Any) -> StartOrder:
         order = start_order(*given)
         for job in (jobs[0], jobs[2]):
-            world.store.transition(job, JobState.stopped, "stopped before it began")
+            world.store.transition(job, JobState.stopped, STOPPED_WAITING)
         return order
 
     monkeypatch.setattr(supervisor_module, "start_order", meanwhile)
     world.rounds()
     assert [world.state(job) for job in jobs] == [JobState.stopped, JobState.starting, JobState.stopped]
     for job in (jobs[0], jobs[2]):
-        assert world.job(job).detail == "stopped before it began"
+        assert world.job(job).detail == STOPPED_WAITING
         assert world.kinds(job) == ["queued", "stopped"]
 
 
@@ -324,6 +333,30 @@ def test_a_last_event_that_was_taken_in_before_a_crash_still_ends_the_job(world:
     world.cluster.trainers.clear()  # and the cluster has forgotten it
     world.rounds()
     assert world.state(job_id) is JobState.finished
+
+
+def test_a_coordinator_killed_as_a_job_begins_to_run_finds_it_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.submit()
+    world.rounds(2)
+    transition = world.store.transition
+
+    def killed(job: str, to: JobState, *given: Any, **named: Any) -> Job:
+        if to is JobState.running:
+            raise KeyboardInterrupt
+        return transition(job, to, *given, **named)
+
+    world.log(job_id, {"event": "started", "steps": 10, "step": 0})
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "transition", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.rounds()
+    world.restart()
+    world.log(job_id, {"event": "progress", "step": 1, "steps": 10, "loss": 1.0})
+    world.rounds(2)
+    assert world.kinds(job_id) == ["queued", "starting", "started", "running", "progress"]
+    assert world.state(job_id) is JobState.running
 
 
 def test_trouble_with_one_job_does_not_stop_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,4 +572,4 @@ def test_a_job_that_is_stopped_while_it_finds_no_room_is_stopped(
     monkeypatch.setattr(queue.Rests, "over", stopped_before)
     world.rounds(3)
     assert world.state(job_id) is JobState.stopped and "warning" not in world.kinds(job_id)
-    assert world.job(job_id).detail == "stopped before it began"
+    assert world.job(job_id).detail == STOPPED_WAITING

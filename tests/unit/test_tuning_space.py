@@ -65,6 +65,17 @@ def by_hand() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), Centred(), nn.Linear(8, 8), nn.Linear(8, 4))
 
 
+class Apart(nn.Module):
+    """Takes the mean over the samples away, and keeps nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def mixing() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), Apart(), nn.Linear(8, 8), nn.Linear(8, 4))
+
+
 class Locked(nn.Linear):
     """Can't be copied, so that nothing can be tried on it."""
 
@@ -184,6 +195,7 @@ def learned(changes: Changes) -> dict[str, Any]:
         ({"model__factory": f"{__name__}:spectral", "model__args": {}}, "changes 0.weight_u"),
         ({"model__factory": f"{__name__}:parametrized", "model__args": {}}, "changes 1.parametrizations"),
         ({"model__factory": f"{__name__}:by_hand", "model__args": {}}, "changes 1.mean"),
+        ({"model__factory": f"{__name__}:mixing", "model__args": {}}, "mixes the samples of a micro-batch"),
         ({"model__factory": f"{__name__}:locked", "model__args": {}}, "can't be seen here (InputError)"),
         ({"train__ignore_index": 3}, "how many of its targets count"),
         (
@@ -192,6 +204,7 @@ def learned(changes: Changes) -> dict[str, Any]:
         ),
         ({"train__loss": "torch.nn.functional:cross_entropy"}, "a loss of one's own"),
         ({"feedback__q_rule": "probed"}, "probed"),
+        ({"train__activations": {"rank": 4}}, "a low rank"),
     ],
 )
 def test_micro_batches_stay_where_they_are_not_free(settings: dict[str, Any], why: str) -> None:

@@ -162,6 +162,10 @@ class Drill:
 
 
 def _require_policy(request: DrillRequest) -> None:
+    form = request.specification.feedback.form
+    if form != "broadcast":
+        expected = "'broadcast': the baselines run in one process, of which a drill could lose nothing"
+        raise InputError("feedback.form", repr(form), expected)
     deadly = [kind for kind in request.kinds if kind not in HARMLESS]
     if request.specification.run.on_failure == "fail" and deadly:
         harmless = ",".join(kind for kind in KINDS if kind in HARMLESS)

@@ -12,6 +12,9 @@ from lowdimfa.services.block.faults import faults_dir
 from lowdimfa.services.lab.drill.plan import HARMLESS, Kind, Schedule
 from lowdimfa.services.monitoring.journal import Event
 
+NOTICED_LIVENESS = 3.0
+"""A loss has to be noticed within this many times the liveness: a later recovery is that of something else."""
+
 Verdict = Literal["recovered", "harmless", "not reached", "not recovered"]
 
 
@@ -86,7 +89,11 @@ class Fate:
 
 
 def judge(
-    schedule: Schedule, happened: Mapping[int, float], kills: Sequence[float], found: Sequence[Outage]
+    schedule: Schedule,
+    happened: Mapping[int, float],
+    kills: Sequence[float],
+    found: Sequence[Outage],
+    liveness: float,
 ) -> tuple[list[Fate], int]:
     """Match the faults of a round with its outages.
 
@@ -100,6 +107,8 @@ def judge(
         When the trainer was killed, as often as it was.
     found
         The run's outages.
+    liveness
+        The run's, in seconds.
 
     Returns
     -------
@@ -128,6 +137,7 @@ def judge(
                 outage
                 for outage in found
                 if (outage.end is None or outage.end > time)
+                and outage.begin <= time + NOTICED_LIVENESS * liveness
                 and not (harmless and (outage in explained or not time <= outage.begin <= following))
             ),
             None,

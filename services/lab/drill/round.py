@@ -96,6 +96,8 @@ class Round:
         lost = [f"{fate.kind} at step {fate.step}" for fate in self.fates if fate.verdict == "not recovered"]
         if lost and not self.failure:
             found.append(f"not noticed: {', '.join(lost)}")
+        if not self.failure and all(fate.happened is None for fate in self.fates):
+            found.append("none of its faults happened, so that nothing was drilled")
         return found + self.leaks
 
 
@@ -182,8 +184,10 @@ def run_round(number: int, drill: Terms, schedule: Schedule, run_dir: Path) -> R
     killer = TrainerKiller(schedule.trainer_steps)
     with ProcessWatch(descendants=drill.own_cluster) as watch:
         result, failure = _fit(number, drill, schedule, run_dir, [watch.saw, killer.saw])
+    liveness = drill.specification.run.liveness_seconds
     found = outages(Journal(run_dir).read("recovering", "recovered", "started"))
-    fates, beyond = judge(schedule, happened_in(run_dir, len(schedule.faults)), killer.kills, found)
+    happened = happened_in(run_dir, len(schedule.faults))
+    fates, beyond = judge(schedule, happened, killer.kills, found, liveness)
     spans = [(outage.begin, outage.end if outage.end is not None else time.time()) for outage in found]
     growths = [grown for watched in watch.watched if (grown := growth(watched, spans)) is not None]
     equal = must_be_equal(drill.specification)
@@ -198,7 +202,7 @@ def run_round(number: int, drill: Terms, schedule: Schedule, run_dir: Path) -> R
         processes=watch.most_processes,
         unwatched=len(watch.elsewhere),
         growths=growths,
-        left=watch.left(GONE_LIVENESS * drill.specification.run.liveness_seconds) + files_left(run_dir),
+        left=watch.left(GONE_LIVENESS * liveness) + files_left(run_dir),
         seconds=time.time() - began,
     )
 

@@ -52,7 +52,7 @@ class Watched:
 
 
 class ProcessWatch:
-    """Looks at a run's processes every second; a context manager.
+    """Looks at a run's processes every `PERIOD_SECONDS`; a context manager.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ def read_measured(run_dir: Path) -> Measured:
     setting = Setting(
         blocks=costs,
         microbatches=train.microbatches,
-        microbatch_size=train.batch_size // train.microbatches,
+        microbatch_size=_samples(record.plan, train.batch_size, spans[0].step) / train.microbatches,
         activation_bytes=tuple(float(block["output_bytes_per_sample"]) for block in blocks[:-1]),
         error_bytes=float(record.plan["broadcast_bytes_per_sample"]),
         latency=_latency(spans),
@@ -126,6 +126,13 @@ def read_measured(run_dir: Path) -> Measured:
         tuple(block["parameters"] for block in blocks),
         {index: spans[index] for index in range(len(blocks))},
     )
+
+
+def _samples(plan: dict[str, Any], whole: int, steps: NDArray[np.int64]) -> float:
+    """Return the samples of a step on average over some steps: an epoch's last may have fewer."""
+    known, fewer = np.unique(steps), int(plan["last_batch_size"])
+    last = (known + 1) % int(plan["steps_per_epoch"]) == 0
+    return whole + float(last.mean()) * (fewer - whole) if fewer else float(whole)
 
 
 def _form(given: object, blocks: Sequence[dict[str, Any]]) -> str:

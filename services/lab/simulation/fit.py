@@ -54,7 +54,7 @@ class Costs:
         self,
         shares: Sequence[float],
         parameters: Sequence[float],
-        samples: int,
+        samples: float,
         learns: Sequence[bool] | None = None,
     ) -> tuple[BlockCosts, ...]:
         """Return the costs of the blocks of a cut, all of which learn unless it is said which ones do."""
@@ -167,6 +167,6 @@ def resized(runs: Sequence[Measured], blocks: int | None, samples: int | None) -
             (sum(parameters) / blocks,) * blocks,
         )
         sizes = (sum(sizes) / max(1, len(sizes)),) * (blocks - 1)
-    samples = samples or first.microbatch_size
-    costs = fit_costs(runs).blocks(shares, parameters, samples, learns)
-    return replace(first, blocks=costs, microbatch_size=samples, activation_bytes=sizes)
+    size = samples or first.microbatch_size
+    costs = fit_costs(runs).blocks(shares, parameters, size, learns)
+    return replace(first, blocks=costs, microbatch_size=size, activation_bytes=sizes)

@@ -10,6 +10,9 @@ from typing import Any
 from lowdimfa.errors import InputError
 from lowdimfa.services.lab.simulation.trouble import Trouble
 
+LEAST_WORK = 1e-6
+"""Seconds that a micro-batch takes a block at least: simulated time has nanoseconds, and must go on."""
+
 
 @dataclass(frozen=True)
 class BlockCosts:
@@ -66,7 +69,7 @@ class Setting:
     blocks
         Costs of every block in order; the last is the head, whose forward pass includes its own update.
     microbatches, microbatch_size
-        Micro-batches of a step, and samples of one.
+        Micro-batches of a step, and samples of one, on average.
     activation_bytes
         Per sample, at every boundary between two blocks; backpropagation sends as many back.
     error_bytes
@@ -92,7 +95,7 @@ class Setting:
 
     blocks: tuple[BlockCosts, ...]
     microbatches: int
-    microbatch_size: int
+    microbatch_size: float
     activation_bytes: tuple[float, ...]
     error_bytes: float
     bandwidth: float = math.inf
@@ -108,7 +111,7 @@ class Setting:
     def __post_init__(self) -> None:
         _require("blocks", len(self.blocks), len(self.blocks) >= 1, "at least 1 block")
         for name in ("microbatches", "microbatch_size"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("staleness", self.staleness, self.staleness >= 0, "an integer of at least 0")
         _require("bandwidth", self.bandwidth, self.bandwidth > 0, "more than 0 bits per second")
         _require("latency", self.latency, 0 <= self.latency < math.inf, "0 seconds or more")
@@ -124,8 +127,11 @@ class Setting:
         _require("message sizes", min(sizes), all(0 <= size < math.inf for size in sizes), "0 bytes or more")
         for index, block in enumerate(self.blocks):
             times = (block.forward, block.update, block.step, block.send)
-            valid = all(0 <= time < math.inf for time in times) and block.forward + block.update > 0
-            _require(f"times of block {index}", block, valid, "finite times, with some work in a micro-batch")
+            valid = all(0 <= time < math.inf for time in times) and block.forward + block.update >= LEAST_WORK
+            expected = (
+                f"finite times, and {1e3 * LEAST_WORK:g} ms or more for forward pass and update together"
+            )
+            _require(f"times of block {index}", block, valid, expected)
         if self.trouble is not None:
             _require(
                 "cores", self.cores, self.cores is None, "none that are shared where something goes wrong"
@@ -133,7 +139,7 @@ class Setting:
             self.trouble.check(len(self.blocks))
 
     @property
-    def samples(self) -> int:
+    def samples(self) -> float:
         """Samples of a step."""
         return self.microbatches * self.microbatch_size
 

@@ -12,11 +12,16 @@ from lowdimfa.rules import P_RULES, Q_RULES
 from lowdimfa.services.run.plan import RunPlan
 from lowdimfa.services.run.profile import make_bench
 from lowdimfa.services.run.rehearsal import SAMPLES
+from lowdimfa.services.spec.learning import RankSection
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
+from lowdimfa.values import Activation, everywhere
 
 _LOOKED_AT = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at."""
+
+_SAME = 0.02
+"""Part of the largest output by which one may differ where it is computed with fewer others, in bfloat16 too."""
 
 
 def not_free(plan: RunPlan) -> dict[str, str]:
@@ -36,6 +41,8 @@ def not_free(plan: RunPlan) -> dict[str, str]:
 def _learns_from_parts(plan: RunPlan) -> str:
     """Return why parts of a batch add up to something else than the whole, or nothing."""
     train, feedback = plan.specification.train, plan.network.feedback
+    if isinstance(train.activations, RankSection):
+        return "activations of a low rank have the factors of their micro-batch"
     if train.loss not in ("auto", *LOSSES):
         return "a loss of one's own may be another function of parts than of the whole batch"
     if feedback.q_rule == "readout":
@@ -75,6 +82,8 @@ def _changed_by_a_forward(plan: RunPlan) -> str:
             else ""
         )
     try:
+        if (mixing := _first_mixing(plan)) is not None:
+            return f"block {mixing} mixes the samples of a micro-batch"
         name = _first_changed(plan)
     except (
         Exception,
@@ -82,6 +91,38 @@ def _changed_by_a_forward(plan: RunPlan) -> str:
     ) as error:  # the user's own layers; for a GPU that isn't here they may fail, too
         return f"whether a forward changes a buffer can't be seen here ({type(error).__name__})"
     return f"each forward in training changes {name}" if name else ""
+
+
+def _first_mixing(plan: RunPlan) -> int | None:
+    """Return the first block whose outputs for some samples depend on which others there are, by copies of it."""
+    network = plan.network
+    training = replace(network.training, compile=False, activations="fp32")
+    bench = make_bench(plan.specification, network.feedback, training, plan.reader).with_samples(SAMPLES)
+    inputs = bench.batches[0][0]
+    half = len(bench.batches[0][1]) // 2
+    if not half:
+        return None
+    with bench.computing(derive_seed(plan.specification.train.seed, "tuning")):
+        learning, head = bench.stages(network.blocks)
+        for index, stage in enumerate((*learning, head)):
+            whole = stage.evaluate(inputs)
+            part = stage.evaluate(everywhere(inputs, lambda tensor: tensor[:half]))
+            pairs = zip(_numbers(whole), _numbers(part), strict=True)
+            if any(bool((one[:half] - other).abs().max() > _SAME * one.abs().max()) for one, other in pairs):
+                return index
+            inputs = whole
+    return None
+
+
+def _numbers(activation: Activation) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def take(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    everywhere(activation, take)
+    return [tensor.float() for tensor in found if tensor.is_floating_point()]
 
 
 def _first_changed(plan: RunPlan) -> str | None:

@@ -35,7 +35,7 @@ class CoordinatorStub(object):
     Errors of every call:
     UNAUTHENTICATED      the token is missing or unknown
     PERMISSION_DENIED    the token's role does not allow the call
-    RESOURCE_EXHAUSTED   the client has too many calls or streams open, or a message is too large
+    RESOURCE_EXHAUSTED   the client has too many calls or streams open, a message is too large, or the service's disk is full
     UNAVAILABLE          the service is starting or ending; try again
 
     Errors carry details as `google.rpc.Status`: `ErrorInfo` with the domain `lowdimfa` and as its reason one of the
@@ -95,7 +95,7 @@ class CoordinatorServicer(object):
     Errors of every call:
     UNAUTHENTICATED      the token is missing or unknown
     PERMISSION_DENIED    the token's role does not allow the call
-    RESOURCE_EXHAUSTED   the client has too many calls or streams open, or a message is too large
+    RESOURCE_EXHAUSTED   the client has too many calls or streams open, a message is too large, or the service's disk is full
     UNAVAILABLE          the service is starting or ending; try again
 
     Errors carry details as `google.rpc.Status`: `ErrorInfo` with the domain `lowdimfa` and as its reason one of the
@@ -233,7 +233,7 @@ class Coordinator(object):
     Errors of every call:
     UNAUTHENTICATED      the token is missing or unknown
     PERMISSION_DENIED    the token's role does not allow the call
-    RESOURCE_EXHAUSTED   the client has too many calls or streams open, or a message is too large
+    RESOURCE_EXHAUSTED   the client has too many calls or streams open, a message is too large, or the service's disk is full
     UNAVAILABLE          the service is starting or ending; try again
 
     Errors carry details as `google.rpc.Status`: `ErrorInfo` with the domain `lowdimfa` and as its reason one of the
