@@ -128,7 +128,12 @@ class Receiver:
                 self._changed.notify_all()
 
     def renew(self) -> None:
-        """Break the connection, so that the sender opens it again and repeats what may have been lost."""
+        """Have the sender repeat what may have been lost, unless a message is just coming."""
+        if not self._incoming.grows():
+            self._break()
+
+    def _break(self) -> None:
+        """End the connection, so that the sender opens it again, with the first message that is not acknowledged."""
         with self._changed:
             self._broken = self._stream
             self._changed.notify_all()
@@ -214,7 +219,7 @@ class Receiver:
         except grpc.RpcError:
             return  # the connection broke; the sender opens another one
         except Resend:
-            self.renew()
+            self._break()
         except Exception as error:
             self._fail(failure_of_thread(error, self._block))
         finally:
