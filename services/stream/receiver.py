@@ -17,7 +17,7 @@ from lowdimfa.services.stream.carriers import Downstream, Intake
 from lowdimfa.services.stream.frames import Message, run_fingerprint
 from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Arriving, Incoming, as_it_came
-from lowdimfa.services.stream.sender import METHOD, SENDER_KEY
+from lowdimfa.services.stream.sender import METHOD, SENDER_KEY, message_name
 
 
 class _FromSender(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -86,8 +86,9 @@ class Receiver:
         peer_rank: int = 0,
         carrier: Downstream | None = None,
     ) -> None:
+        self._what = message_name(peer, block)
         self._incoming = Incoming(
-            "activation", block, run_fingerprint(run), peer, limit, self._came, arriving, self._admit
+            self._what, block, run_fingerprint(run), peer, limit, self._came, arriving, self._admit
         )
         self.traffic = self._incoming.traffic
         self._block, self._sender = block, Seat(peer, peer_rank)
@@ -166,7 +167,7 @@ class Receiver:
             code = grpc.StatusCode.UNAVAILABLE if lost else grpc.StatusCode.INVALID_ARGUMENT
             context.abort(code, self._failure.message)
         if self._broken == stream:
-            wanted = f"activation {self._incoming.expected} is wanted once more"
+            wanted = f"{self._what} {self._incoming.expected} is wanted once more"
             context.abort(grpc.StatusCode.UNAVAILABLE, wanted)
 
     def _arrivals(self, frames: Iterator[bytes], stream: int, intake: Intake) -> Iterator[bytes]:
@@ -241,7 +242,7 @@ class Receiver:
 
     def _admit(self, sequence: int) -> None:
         if sequence - self._acknowledged > self._window:
-            raise ProtocolError(f"more than {self._window} unacknowledged activations")
+            raise ProtocolError(f"more than {self._window} unacknowledged {self._what}s")
 
     def _wake(self) -> None:
         with self._changed:
