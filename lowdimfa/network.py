@@ -22,7 +22,7 @@ from lowdimfa.layers import as_module, named_tensors
 from lowdimfa.partitioning import partition
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import Ticket
-from lowdimfa.values import Activation, Inputs, entering, one
+from lowdimfa.values import Activation, Inputs, entering, everywhere, one
 
 Batch = tuple[Activation, Tensor]
 """Inputs and targets of one micro-batch."""
@@ -87,6 +87,8 @@ class BroadcastForm:
         for block in self._blocks:
             output = block.forward(clean, ticket)
             if probed:
+                # The memory of the clean output may be the layers', which run once more.
+                output = everywhere(output, torch.clone)
                 perturbed = block.probe(perturbed, ticket)
             clean = output
         sent = self._head.forward(clean, targets, ticket, perturbed if probed else None, weight)

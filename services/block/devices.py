@@ -102,13 +102,25 @@ class Copies(Protocol):
         """Begin to bring tensors to the host, and findings with them."""
 
     def to_next_block(self, *tensors: Tensor, checks: Sequence[Check] = ()) -> OnHost:
-        """Begin to bring tensors to where the transport of activations takes them, and findings to the host."""
+        """Begin to bring tensors to where the transport of activations takes them, and findings to the host.
+
+        They may be written again at once: some layers have memory of their own for what they put out.
+        """
 
 
 class NoCopies:
-    """For a block on processors: what it computes with is in the host's memory already."""
+    """For a block on processors: what it computes with is in the host's memory already.
+
+    Parameters
+    ----------
+    direct
+        Whether the transport keeps the tensors that it is given, until they have arrived.
+    """
 
     deferred = False
+
+    def __init__(self, direct: bool = False) -> None:
+        self._direct = direct
 
     def to_device(self, *tensors: Tensor) -> OnDevice:
         """Return the tensors."""
@@ -118,7 +130,9 @@ class NoCopies:
         """Return the tensors."""
         return OnHost(tensors, tuple(checks))
 
-    to_next_block = to_host
+    def to_next_block(self, *tensors: Tensor, checks: Sequence[Check] = ()) -> OnHost:
+        """Return the tensors, or copies for a transport that keeps them."""
+        return self.to_host(*map(torch.clone, tensors) if self._direct else tensors, checks=checks)
 
 
 class Accelerator(Protocol):
@@ -242,8 +256,11 @@ class StreamedCopies:
         return self._outgoing(tensors, checks, self._copied)
 
     def to_next_block(self, *tensors: Tensor, checks: Sequence[Check] = ()) -> OnHost:
-        """Do as `to_host`, but let the tensors stay where they are if the transport takes them from there."""
-        return self._outgoing(tensors, checks, (lambda tensor: tensor) if self._direct else self._copied)
+        """Do as `to_host`, but let the tensors stay on the device if the transport takes them from there."""
+        own = [
+            tensor.clone() for tensor in tensors
+        ]  # what computes next does not wait for the copies to the host
+        return self._outgoing(own, checks, (lambda tensor: tensor) if self._direct else self._copied)
 
     def _outgoing(
         self, tensors: Sequence[Tensor], checks: Sequence[Check], taken: Callable[[Tensor], Tensor]
@@ -265,7 +282,7 @@ class StreamedCopies:
 
 def copies_for(device: torch.device, direct: bool) -> Copies:
     """Return what moves the tensors of a block on a device; ``direct`` as for `StreamedCopies`."""
-    return StreamedCopies(Cuda(device), direct) if device.type == "cuda" else NoCopies()
+    return StreamedCopies(Cuda(device), direct) if device.type == "cuda" else NoCopies(direct)
 
 
 def block_device(gpus: float) -> torch.device:

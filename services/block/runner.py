@@ -264,7 +264,7 @@ class BlockRunner:
                 self._tell(schedule, event)
 
     def _next_evaluation(self, index: int) -> Message:
-        waiting_for = f"activation of evaluation batch {index}"
+        waiting_for = f"activation of evaluation batch {index} from the block before"
         self._observer.begin("wait", waiting_for)
         while index not in self._evaluations:
             self._event_of(self._next_message(waiting_for, self._evaluating))

@@ -90,17 +90,17 @@ class Schedule:
 
     @property
     def waiting_for(self) -> str:
-        """What the block waits for, in words, such as ``activation of step 3, micro-batch 1``."""
+        """What the block waits for, in words, such as ``train error of step 3, micro-batch 1 from the head``."""
         match self._running or self._decide():
             case Done():
                 return "nothing, all steps are applied"
             case Wait("activation"):
-                return f"activation of {self._forward}"
-            case Wait("error"):
-                return f"{self._update.kind} error of {self._update.ticket}"
+                return f"activation of {self._forward} from the block before"
             case Wait(cause):
-                error = f"{self._update.kind} error of {self._update.ticket}"
-                return f"{error} (the {cause} limit holds back {self._forward})"
+                error = f"{self._update.kind} error of {self._update.ticket} from the head"
+                return (
+                    error if cause == "error" else f"{error} (the {cause} limit holds back {self._forward})"
+                )
             case ApplyStep(step):
                 return f"its own optimiser, at step {step}"
             case RunForward(ticket) | RunUpdate(ticket):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from lowdimfa.block import Block, ErrorKind
@@ -160,9 +161,11 @@ class Work:
             self._measured.append(computed)
             self._observer.forwarded(ticket, sent.error.shape[0])
         else:
-            output = travelling(self._block.forward(clean, ticket))
-            noisy = travelling(self._block.probe(perturbed, ticket)) if probe else ()
-            self._outputs[ticket] = self._copies.to_next_block(*output, *noisy, checks=self._take_checks())
+            output = leaving = travelling(self._block.forward(clean, ticket))
+            if probe:
+                # The memory of the clean output may be the layers', which run once more.
+                leaving = *map(torch.clone, output), *travelling(self._block.probe(perturbed, ticket))
+            self._outputs[ticket] = self._copies.to_next_block(*leaving, checks=self._take_checks())
             self._observer.forwarded(ticket, len(output[0]))
         if activation is not None:
             self._neighbours.release(activation)

@@ -277,8 +277,9 @@ class ErrorSubscriber:
         return self._incoming.expected
 
     def renew(self) -> None:
-        """Subscribe anew, so that the head repeats what may have been lost."""
-        self._thread.renew()
+        """Subscribe anew, so that the head repeats what may have been lost, unless an error is just coming."""
+        if not self._incoming.grows():
+            self._thread.renew()
 
     def close(self) -> None:
         """Unsubscribe and join the thread."""

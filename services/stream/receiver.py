@@ -17,7 +17,7 @@ from lowdimfa.services.stream.carriers import Downstream, Intake
 from lowdimfa.services.stream.frames import Message, run_fingerprint
 from lowdimfa.services.stream.limits import SampleLimit
 from lowdimfa.services.stream.resumable import Arriving, Incoming, as_it_came
-from lowdimfa.services.stream.sender import METHOD, SENDER_KEY
+from lowdimfa.services.stream.sender import METHOD, SENDER_KEY, message_name
 
 
 class _FromSender(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -86,8 +86,9 @@ class Receiver:
         peer_rank: int = 0,
         carrier: Downstream | None = None,
     ) -> None:
+        self._what = message_name(peer, block)
         self._incoming = Incoming(
-            "activation", block, run_fingerprint(run), peer, limit, self._came, arriving, self._admit
+            self._what, block, run_fingerprint(run), peer, limit, self._came, arriving, self._admit
         )
         self.traffic = self._incoming.traffic
         self._block, self._sender = block, Seat(peer, peer_rank)
@@ -128,7 +129,12 @@ class Receiver:
                 self._changed.notify_all()
 
     def renew(self) -> None:
-        """Break the connection, so that the sender opens it again and repeats what may have been lost."""
+        """Have the sender repeat what may have been lost, unless a message is just coming."""
+        if not self._incoming.grows():
+            self._break()
+
+    def _break(self) -> None:
+        """End the connection, so that the sender opens it again, with the first message that is not acknowledged."""
         with self._changed:
             self._broken = self._stream
             self._changed.notify_all()
@@ -161,7 +167,7 @@ class Receiver:
             code = grpc.StatusCode.UNAVAILABLE if lost else grpc.StatusCode.INVALID_ARGUMENT
             context.abort(code, self._failure.message)
         if self._broken == stream:
-            wanted = f"activation {self._incoming.expected} is wanted once more"
+            wanted = f"{self._what} {self._incoming.expected} is wanted once more"
             context.abort(grpc.StatusCode.UNAVAILABLE, wanted)
 
     def _arrivals(self, frames: Iterator[bytes], stream: int, intake: Intake) -> Iterator[bytes]:
@@ -214,7 +220,7 @@ class Receiver:
         except grpc.RpcError:
             return  # the connection broke; the sender opens another one
         except Resend:
-            self.renew()
+            self._break()
         except Exception as error:
             self._fail(failure_of_thread(error, self._block))
         finally:
@@ -236,7 +242,7 @@ class Receiver:
 
     def _admit(self, sequence: int) -> None:
         if sequence - self._acknowledged > self._window:
-            raise ProtocolError(f"more than {self._window} unacknowledged activations")
+            raise ProtocolError(f"more than {self._window} unacknowledged {self._what}s")
 
     def _wake(self) -> None:
         with self._changed:

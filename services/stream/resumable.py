@@ -215,6 +215,15 @@ class Incoming:
         self._arriving, self._admit = arriving, admit
         self._resends = Resends()
         self._assembly: Assembly | None = None
+        self._seen = 0  # bytes that had come when `grows` was asked last
+
+    def grows(self) -> bool:
+        """Return whether part of a message is here that was not when this was last asked, in whatever thread.
+
+        Its connection is not to be broken for what it has not brought: a slow message would never be whole.
+        """
+        before, self._seen = self._seen, self.traffic.count().wire_bytes
+        return self._assembly is not None and self._seen > before
 
     def restart(self) -> None:
         """Forget what has come of a message: a new connection brings all of it."""

@@ -30,6 +30,11 @@ _ASKED = 4
 """Times that a receiver is asked to take an offer: one that ends a connection just then refuses it too."""
 
 
+def message_name(block: int, peer: int) -> str:
+    """Return what a block's messages to another one are called in errors: among replicas of one block they are shards."""
+    return "shard" if block == peer else "activation"
+
+
 class Sender:
     """Sends messages to another block, each once and in order, over a connection that may break.
 
@@ -78,7 +83,7 @@ class Sender:
     ) -> None:
         self.traffic = Traffic()
         self._run = run_fingerprint(run)
-        self._block = block
+        self._block, self._what = block, message_name(block, peer)
         self._on_failure = on_failure
         self._peer = Peer(block, name or f"block {peer}", address, liveness)
         self._carrier = carrier or Upstream()
@@ -147,7 +152,7 @@ class Sender:
         if self._failure is not None:
             raise self._failure
         if not room:
-            raise self._peer.lost(f"none of {self._replay.capacity} activations was acknowledged", patience)
+            raise self._peer.lost(f"none of {self._replay.capacity} {self._what}s was acknowledged", patience)
         message = Message(kind, ticket, tensors, self._replay.next_sequence)
         sent = self._carrier.pack(message, self._run, self._block)
         with self._lock:
@@ -263,7 +268,7 @@ class Sender:
         with self._lock:
             if ack.sequence >= self._replay.next_sequence:
                 raise ProtocolError(
-                    f"{self._peer.name} acknowledged activation {ack.sequence}, but block {self._block} sent "
+                    f"{self._peer.name} acknowledged {self._what} {ack.sequence}, but block {self._block} sent "
                     f"only {self._replay.next_sequence}: one of them was restarted without the other",
                     block=self._block,
                 )
@@ -287,7 +292,7 @@ class Sender:
             lost = self._outstanding()
         in_order = failure is None and not lost
         failure = failure or PeerError(
-            f"{self._peer.name} ended its connection with block {self._block}, leaving {lost} activations",
+            f"{self._peer.name} ended its connection with block {self._block}, leaving {lost} {self._what}s",
             block=self._block,
         )
         self.abort(failure)

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from lowdimfa.errors import HandshakeError, ResourceError
+from lowdimfa.errors import HandshakeError, ProtocolError, ResourceError
 from lowdimfa.services.rpc.connection import Peer
 from lowdimfa.services.stream.carriers import Bypass, Carrier, Downstream, Intake, Upstream
 from lowdimfa.services.stream.frames import Message, split, without_data
@@ -57,7 +57,16 @@ class RingUpstream(Upstream):
         """Copy a message's tensors to its slot."""
         types = [(tensor.dtype, tensor.shape) for tensor in message.tensors]
         frame = without_data(message, run, block)
-        self._ring.write(message.sequence, frame, message.tensors)
+        try:
+            self._ring.write(message.sequence, frame, message.tensors)
+        except ProtocolError as error:
+            shapes = " and ".join(str(list(shape)) for _, shape in types)
+            raise ProtocolError(
+                f"block {block}, {message.ticket}, tensors of shape {shapes}: {error.message}; what goes from block to "
+                "block keeps the shapes that it had when the network was cut",
+                block=block,
+                step=message.ticket.step,
+            ) from error
         payload = sum(tensor.nbytes for tensor in message.tensors)
         plain = partial(self._plain, message._replace(tensors=()), types, run, block)
         return Sent(message.sequence, payload, [frame], plain)

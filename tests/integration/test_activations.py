@@ -42,11 +42,12 @@ class Link:
         self.failures = Inbox()
         self.sender_failures = Inbox()
         limit = SampleLimit.of((5,), changes.pop("dtype", torch.float32), samples)
+        sends = changes.pop("sends", 0)
         there, here = (carrier(Here(block, "127.0.0.1", liveness)) for block in (1, 0))
         self.receiver = Receiver(
             RUN,
             1,
-            0,
+            sends,
             window,
             limit,
             self.messages.put,
@@ -58,7 +59,13 @@ class Link:
         self.server.add(self.receiver)
         self.server.start()
         self.relay = Relay(self.server.address)
-        settings = {"security": security, "run": RUN, "block": 0, "peer": 1, "liveness": liveness} | changes
+        settings = {
+            "security": security,
+            "run": RUN,
+            "block": sends,
+            "peer": 1,
+            "liveness": liveness,
+        } | changes
         self.carrier = here.upstream(self.relay.address, window, limit)
         self.sender = Sender(
             self.relay.address,
@@ -139,6 +146,16 @@ def test_a_full_window_is_a_peer_error_in_time() -> None:
         blocks.send(0)
         with pytest.raises(PeerError, match="block 0 lost block 1"):
             blocks.send(1)
+
+
+def test_replicas_of_a_block_send_each_other_shards_and_their_errors_say_so() -> None:
+    with link(window=1, liveness=0.5, sends=1) as blocks:
+        blocks.send(0)
+        with pytest.raises(PeerError, match=r"block 1 lost block 1 .* none of 1 shards was acknowledged"):
+            blocks.send(1)
+    with link(sends=1) as blocks:
+        blocks.send(0, torch.zeros(2, 6))
+        assert "block 1, step 0: shard 0: float32 of shape" in blocks.failures.get().message
 
 
 def test_releases_out_of_order_wait_for_the_earlier_ones() -> None:

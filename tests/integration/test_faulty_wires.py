@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from rpc_helpers import Inbox
+from rpc_helpers import Inbox, eventually
 from test_activations import link
 from test_broadcast import broadcast
 
@@ -196,3 +196,34 @@ def test_a_connection_cut_in_the_middle_of_a_large_activation_loses_and_doubles_
         assert all(torch.equal(a.tensors[0], tensor) for a, tensor in zip(found, tensors, strict=True))
         assert blocks.relay.connections > 1
         assert blocks.messages.empty() and blocks.failures.empty() and blocks.sender_failures.empty()
+
+
+def impatient(renew: Callable[[], None]) -> Callable[[bytes], Iterable[bytes]]:
+    """Return a wire on which the block asks for a repetition whenever more of a message has come."""
+
+    def arriving(frame: bytes) -> Iterable[bytes]:
+        if unpack(frame)[0].offset:
+            renew()
+        return (frame,)
+
+    return arriving
+
+
+def test_an_activation_that_is_still_coming_is_not_broken_off() -> None:
+    """Over a slow link it would begin anew each time, and never be whole."""
+    tensor = torch.randn(300_000, 5)  # six frames
+    with link(samples=300_000, arriving=impatient(lambda: blocks.receiver.renew())) as blocks:
+        blocks.send(0, tensor)
+        assert torch.equal(blocks.messages.get(10).tensors[0], tensor)
+        # Each frame was sent once.
+        eventually(lambda: blocks.receiver.traffic.count() == blocks.sender.traffic.count())
+
+
+def test_an_error_that_is_still_coming_is_not_broken_off() -> None:
+    error = torch.randn(1500, 700)  # five frames
+    with broadcast() as head:
+        wire = impatient(lambda: subscriber.renew())
+        subscriber = head.subscribe(arriving=wire, limit=ErrorLimit(700))
+        head.publish(0, error)
+        assert torch.equal(head.errors.get(10).error, error)
+        assert head.publisher.traffic.count() == subscriber.traffic.count()

@@ -14,7 +14,7 @@ from rpc_helpers import LIVENESS, Inbox, eventually, local_descriptors
 from test_activations import RUN, link
 from test_faulty_wires import KINDS, Wire, all_of, garbled_frame
 
-from lowdimfa.errors import HandshakeError, PeerError
+from lowdimfa.errors import HandshakeError, PeerError, ProtocolError
 from lowdimfa.services.rpc.security import Security
 from lowdimfa.services.rpc.server import RpcServer
 from lowdimfa.services.stream.carriers import Here, carrier_class
@@ -80,6 +80,15 @@ def test_messages_of_all_sizes_lie_in_shared_memory() -> None:
         assert torch.equal(clean, tensor(5)) and torch.equal(noisy, tensor(6))
         assert frames.shared == 6 * [True]
         assert blocks.receiver.traffic.count().payload_bytes == 20 * (4 * SAMPLES + SAMPLES // 2 + 2)
+
+
+def test_an_activation_that_outgrows_its_slot_is_an_error_with_block_step_and_shape() -> None:
+    with link(window=WINDOW, samples=SAMPLES, carrier=Offered) as blocks:
+        with pytest.raises(
+            ProtocolError, match=r"^block 0, step 7, .* \[2000, 15\]: .* 120000 bytes, where"
+        ) as caught:
+            blocks.send(7, torch.zeros(SAMPLES, 15))
+        assert (caught.value.block, caught.value.step) == (0, 7)
 
 
 def test_nothing_but_acknowledgements_takes_the_connection() -> None:

@@ -97,11 +97,26 @@ def test_an_output_is_there_once_somebody_has_waited_and_its_memory_is_kept_unti
 
 
 @pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_layer_may_write_its_next_output_to_the_memory_of_the_one_that_is_on_its_way(
+    on_device: bool, direct: bool
+) -> None:
+    copies = StreamedCopies(LateDevice(), direct) if on_device else copies_for(torch.device("cpu"), direct)
+    output = torch.ones(3)
+    sent = copies.to_next_block(output)
+    if on_device or direct:  # else the stream has copied it before the next forward
+        output.zero_()
+    assert sent.wait()[0].sum() == 3
+
+
+@pytest.mark.parametrize("direct", [False, True])
 def test_findings_come_with_what_they_are_about(direct: bool) -> None:
-    copies = StreamedCopies(LateDevice(), direct)
+    device = LateDevice()
+    copies = StreamedCopies(device, direct)
     output = torch.ones(2)
-    (same,) = copies.to_next_block(output, checks=[Check(torch.tensor(True), failure)]).wait()
-    assert (same is output) == direct
+    (sent,) = copies.to_next_block(output, checks=[Check(torch.tensor(True), failure)]).wait()
+    assert torch.equal(sent, output)
+    assert device.log.count("locked") == 2 - direct
     wrong = copies.to_next_block(output, checks=[Check(torch.tensor(False), failure)])
     with pytest.raises(NotFiniteError):
         wrong.wait()

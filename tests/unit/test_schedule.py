@@ -168,12 +168,12 @@ def test_what_cannot_belong_to_the_run_is_refused(
 @pytest.mark.parametrize(
     ("rules", "events", "words"),
     [
-        (policy(m=2), [], "activation of step 3, micro-batch 0"),
+        (policy(m=2), [], "activation of step 3, micro-batch 0 from the block before"),
         (policy(first=True), [], "its own computation of step 3, micro-batch 0"),
         (
             policy(first=True),
             [Finished(RunForward(Ticket(3, 0), False))],
-            "train error of step 3, micro-batch 0 (the staleness limit holds back step 4, micro-batch 0)",
+            "train error of step 3, micro-batch 0 from the head (the staleness limit holds back step 4, micro-batch 0)",
         ),
         (
             policy(first=True, head=True),
@@ -194,7 +194,7 @@ def test_a_lost_peer_is_named_with_what_was_awaited(rules: Policy, events: list[
 def test_the_last_error_is_awaited_by_name() -> None:
     schedule = Schedule(policy(first=True), 0, 1)
     drive(schedule, FORWARDED)
-    assert schedule.waiting_for == "train error of step 0, micro-batch 0"
+    assert schedule.waiting_for == "train error of step 0, micro-batch 0 from the head"
 
 
 def test_a_peer_that_leaves_after_the_end_is_no_loss() -> None:

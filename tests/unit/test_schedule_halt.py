@@ -202,7 +202,7 @@ def test_a_halted_block_waits_for_the_error_that_the_head_has_broadcast() -> Non
     schedule = begun(Schedule(policy(first=True, w=9, s=9), 0, 9), FORWARDED)
     schedule.handle(Halt(RunUpdate(ZERO, "train")))
     assert schedule.handle(Finished(RunForward(ONE, False))) == [Send(ONE), Wait("error")]
-    assert schedule.waiting_for == "train error of step 0, micro-batch 0"
+    assert schedule.waiting_for == "train error of step 0, micro-batch 0 from the head"
     assert schedule.handle(ErrorArrived(ZERO, "train")) == [RunUpdate(ZERO, "train")]
     assert schedule.handle(Finished(RunUpdate(ZERO, "train"))) == [ApplyStep(0)]
     assert schedule.handle(Finished(ApplyStep(0))) == [Done()]

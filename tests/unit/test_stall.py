@@ -93,7 +93,8 @@ def test_a_wait_is_given_up_after_its_patience_with_as_many_looks_per_liveness(p
     parts: list[Any] = [inbox, neighbours, notes]
     runner = BlockRunner(cast(Any, work), Policy(False, False, 1, 1, 0), *parts, liveness, patience)
     with pytest.raises(
-        PeerError, match=rf"block 1 heard nothing for {patience:.0f} s .*activation of step 3"
+        PeerError,
+        match=rf"block 1 heard nothing for {patience:.0f} s .*activation of step 3, micro-batch 0 from the block before",
     ):
         runner.run(3, 4)
     assert sum(waited) == patience and set(waited) == {liveness / LOOKS}
