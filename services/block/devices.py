@@ -257,9 +257,8 @@ class StreamedCopies:
 
     def to_next_block(self, *tensors: Tensor, checks: Sequence[Check] = ()) -> OnHost:
         """Do as `to_host`, but let the tensors stay on the device if the transport takes them from there."""
-        own = [
-            tensor.clone() for tensor in tensors
-        ]  # what computes next does not wait for the copies to the host
+        # What computes next does not wait for the copies to the host.
+        own = [tensor.clone() for tensor in tensors]
         return self._outgoing(own, checks, (lambda tensor: tensor) if self._direct else self._copied)
 
     def _outgoing(
