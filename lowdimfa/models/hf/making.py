@@ -16,6 +16,9 @@ from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
 from lowdimfa.models.hf.source import load, make
 
+_USUAL = ("gpt2", "llama", "bert", "vit")
+"""Kinds of which nobody has to be told where their layers are."""
+
 
 def hugging_face(
     config: dict[str, Any] | str | None = None,
@@ -42,8 +45,8 @@ def hugging_face(
         What becomes of a weight that the embedding and the output share: ``untie`` gives each a copy of its own with
         the same start, ``refuse`` is an error.
     layers
-        For kinds of networks other than GPT-2, Llama, BERT and ViT: ``before``, ``list`` and ``after``, names of the
-        modules that the hidden states go through, and ``token`` (``first`` or ``last``) where the output is of one.
+        Where the order in which the network's modules run doesn't tell: ``before``, ``list`` and ``after``, names of
+        the modules that the hidden states go through, and ``token`` (``first`` or ``last``) where the output is of one.
 
     Raises
     ------
@@ -69,7 +72,12 @@ def hugging_face(
     first = cast(Part, network[0])
     first.folder = path
     # Files of the hub have keys of other times, which nobody wrote for this network.
-    first.notice = unread_keys(settings, original) if isinstance(config, Mapping) else note
+    told = unread_keys(settings, original) if isinstance(config, Mapping) else note
+    if outline.found and settings.model_type not in _USUAL:
+        told = "; ".join(
+            filter(None, (told, f"layers of a {settings.model_type}, as its modules run: {outline}"))
+        )
+    first.notice = told
     return network.train()
 
 
