@@ -77,6 +77,12 @@ def test_layers_that_were_found_and_do_not_compute_alike_are_named_in_the_refusa
     refused(found, config=CASES["distilbert"].config, task="sequence-classification")
 
 
+def test_what_blocks_are_given_beside_hidden_states_is_named_in_the_refusal() -> None:
+    given = "The layers were found by how its modules run: .* Its blocks are given position_bias too."
+    with pytest.raises(InputError, match=given):
+        hugging_face(config=BERT | {"model_type": "mpnet", "max_position_embeddings": 40}, task="masked-lm")
+
+
 def test_a_network_of_several_lists_has_to_be_told_of() -> None:
     config = {"model_type": "resnet", "image_size": 32, "attn_implementation": "eager"}
     several = "found nothing, for a resnet for image-classification that has the lists resnet.encoder.stages"

@@ -49,9 +49,9 @@ class Beside(nn.Module):
     ) -> dict[str, Any]:
         """Return what a block is given by name."""
         positions = {"position_ids": position_ids} if self.positioned else {}
-        self.network(
-            inputs_embeds=hidden_states.detach(), attention_mask=attention_mask, use_cache=False, **positions
-        )
+        # In single precision, as the network's own embedding gives it.
+        embedded = hidden_states.detach().float()
+        self.network(inputs_embeds=embedded, attention_mask=attention_mask, use_cache=False, **positions)
         given, self.listener.heard = self.listener.heard, {}
         return given
 

@@ -40,6 +40,8 @@ class Outline:
         Of which tokens the output is.
     found
         Whether nobody named them.
+    more
+        What the network gives its blocks beside hidden states and masks, where the layers were found.
     """
 
     before: tuple[str, ...]
@@ -47,15 +49,15 @@ class Outline:
     after: tuple[str, ...]
     token: Token = "all"
     found: bool = False
+    more: tuple[str, ...] = ()
 
     @property
     def hint(self) -> str:
         """How the layers were found, where nobody named them; else empty."""
-        return (
-            f"The layers were found by how its modules run: {self}. Others can be named."
-            if self.found
-            else ""
-        )
+        if not self.found:
+            return ""
+        more = f" Its blocks are given {' and '.join(self.more)} too." if self.more else ""
+        return f"The layers were found by how its modules run: {self}. Others can be named.{more}"
 
     def __str__(self) -> str:
         before, after = (f"[{', '.join(names)}]" for names in (self.before, self.after))
@@ -106,7 +108,9 @@ def _found(original: nn.Module, task: Task) -> Outline | None:
     if not before or not after:
         return None
     parts = [tuple(each.name for each in some) for some in (before, after)]
-    return Outline(parts[0], blocks, parts[1], _token(after, task), found=True)
+    given = dict.fromkeys(key for each in ran if each.name in expected for key in each.more)
+    more = tuple(key for key in given if "mask" not in key)
+    return Outline(parts[0], blocks, parts[1], _token(after, task), found=True, more=more)
 
 
 def _token(after: list[Ran], task: Task) -> Token:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from inspect import signature
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,11 +17,22 @@ _TOKENS = 5
 
 
 class Ran(NamedTuple):
-    """A module that has run, and how many dimensions its first input and its output have: 0 without real numbers."""
+    """A module that has run.
+
+    Attributes
+    ----------
+    name
+        Of the module in the network.
+    given, made
+        How many dimensions its first input and its output have: 0 without real numbers.
+    more
+        Names of other inputs with real numbers.
+    """
 
     name: str
     given: int
     made: int
+    more: tuple[str, ...] = ()
 
 
 def lists_of(original: nn.Module) -> dict[str, nn.ModuleList]:
@@ -56,9 +68,13 @@ def _run(original: nn.Module, images: bool, answer: Callable[..., Any]) -> list[
     ran: list[Ran] = []
 
     def note(name: str) -> Callable[..., None]:
-        def noted(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
-            inputs = [*given, *named.values()]
-            ran.append(Ran(name, _dimensions(inputs[0] if inputs else None), _dimensions(made)))
+        def noted(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
+            inputs = (
+                dict(zip(signature(type(module).forward).parameters, (module, *given), strict=False)) | named
+            )
+            first, *others = [*inputs.items()][1:] or [("", None)]
+            more = tuple(key for key, value in others if _dimensions(value))
+            ran.append(Ran(name, _dimensions(first[1]), _dimensions(made), more))
 
         return noted
 
