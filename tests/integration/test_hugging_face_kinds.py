@@ -14,6 +14,7 @@ import pytest
 import torch
 from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, VIT, Case, inputs, original, transformers
 from test_hugging_face import made, pair, refused
+from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
@@ -81,6 +82,23 @@ def test_what_blocks_are_given_beside_hidden_states_is_named_in_the_refusal() ->
     given = "The layers were found by how its modules run: .* Its blocks are given position_bias too."
     with pytest.raises(InputError, match=given):
         hugging_face(config=BERT | {"model_type": "mpnet", "max_position_embeddings": 40}, task="masked-lm")
+
+
+def test_an_output_in_which_tokens_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With train.loss_chunk it would be computed of some tokens alone."""
+
+    class Summed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.cumsum(-2))
+
+    def with_sums(config: Any, task: Any) -> Any:
+        whole: Any = make(config, task)
+        whole.lm_head.__class__ = Summed
+        return whole
+
+    monkeypatch.setattr(check, "make", with_sums)
+    monkeypatch.setattr(making, "make", with_sums)
+    refused("found an output of a LlamaForCausalLM in which tokens see each other", config=LLAMA)
 
 
 def test_a_network_of_several_lists_has_to_be_told_of() -> None:

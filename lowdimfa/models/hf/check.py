@@ -70,6 +70,18 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
             again = _run_both(small, network, inputs | _sides(small, network, inputs))
             _refuse_unlike(network, outputs, again)
             _refuse_other_packing(small, network, task)
+            if task.endswith("-lm"):
+                _refuse_mixed_tokens(network.eval(), inputs)
+
+
+def _refuse_mixed_tokens(network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> None:
+    """Refuse an output in which tokens see each other: where the loss is computed in chunks, it gets some alone."""
+    hidden, output = network.hidden_states(**inputs), network[-1]
+    with suppress(Exception):  # of modules that count on samples and tokens
+        if _alike(output(hidden).flatten(0, 1), output(hidden.flatten(0, 1))):
+            return
+    found = f"an output of a {network.kind.__name__} in which tokens see each other"
+    raise InputError(_KEY, found, "one that is made token by token", network.outline.hint)
 
 
 def _refuse_left_out_blocks(config: Any) -> None:

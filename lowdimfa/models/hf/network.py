@@ -60,12 +60,17 @@ class HuggingFaceNetwork(nn.Sequential):
 
     def run(self, **inputs: Tensor) -> Tensor:
         """Return the output for inputs by name, of which each layer takes those that it knows."""
-        first, *others = self
-        x = first(**_known(first, inputs))
+        last = self[-1]
+        output: Tensor = last(self.hidden_states(**inputs), **_known(last, inputs))
+        return output
+
+    def hidden_states(self, **inputs: Tensor) -> Tensor:
+        """Return what the last layer is given."""
+        first, *others, _ = self
+        x: Tensor = first(**_known(first, inputs))
         for layer in others:
             x = layer(x, **_known(layer, inputs))
-        output: Tensor = x
-        return output
+        return x
 
     def original_state(self) -> dict[str, Tensor]:
         """Return the state under the names of the original network, without copies."""
