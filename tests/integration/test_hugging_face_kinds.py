@@ -22,6 +22,7 @@ from lowdimfa.models import hugging_face
 from lowdimfa.models.hf import check, making
 from lowdimfa.models.hf.embeddings import MaskedEmbedding, SummedEmbedding
 from lowdimfa.models.hf.outlines import Outline
+from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import make
 from lowdimfa.sparse import outline
 
@@ -99,6 +100,39 @@ def test_an_output_in_which_tokens_see_each_other_is_refused(monkeypatch: pytest
     monkeypatch.setattr(check, "make", with_sums)
     monkeypatch.setattr(making, "make", with_sums)
     refused("found an output of a LlamaForCausalLM in which tokens see each other", config=LLAMA)
+
+
+def composite(kind: str, **text: Any) -> dict[str, Any]:
+    """Return the configuration of a network that sees images too, beside what its kind has for them."""
+    seen = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seen |= {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "image_size": 28, "patch_size": 14}
+    words = {name: value for name, value in LLAMA.items() if name != "model_type"}
+    return {"model_type": kind, "text_config": words | {"head_dim": 4} | text, "vision_config": seen}
+
+
+def test_of_a_network_that_takes_text_alone_too_that_part_is_trained(tmp_path: Path) -> None:
+    if "qwen3_5" not in transformers.CONFIG_MAPPING:
+        pytest.skip("no qwen3_5 in this version of transformers")
+    heads = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2)
+    heads |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 4)
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    config = transformers.CONFIG_MAPPING["qwen3_5"].from_dict(
+        composite("qwen3_5", layer_types=kinds, model_type="qwen3_5_text", **heads)
+    )
+    whole = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    network = hugging_face(path=str(tmp_path / "whole")).eval()
+    assert "of a qwen3_5 what it does with text is trained alone: a qwen3_5_text; layers" in network[0].notice
+    tokens = inputs(CASES["llama"])["input_ids"]
+    torch.testing.assert_close(network.run(input_ids=tokens), whole(input_ids=tokens).logits)
+    save_pretrained(network, tmp_path / "text")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
+    torch.testing.assert_close(again(tokens).logits, network.run(input_ids=tokens))
+
+
+def test_a_network_that_takes_more_than_text_is_refused() -> None:
+    more = "model.args: found a gemma3, which takes more than text; expected a network of text alone, such as a"
+    refused(more, config=composite("gemma3"))
 
 
 def test_a_network_of_several_lists_has_to_be_told_of() -> None:

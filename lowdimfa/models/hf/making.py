@@ -14,7 +14,7 @@ from lowdimfa.models.hf.configuration import read_config, unread_keys
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
-from lowdimfa.models.hf.source import load, make
+from lowdimfa.models.hf.source import load, make, text_part
 
 _USUAL = ("gpt2", "llama", "bert", "vit")
 """Kinds of which nobody has to be told where their layers are."""
@@ -54,7 +54,8 @@ def hugging_face(
         The package isn't installed, the configuration or the weights don't fit, the layers aren't all that the
         network does, or weights are shared that must not be.
     """
-    settings = read_config(config, path)
+    whole = read_config(config, path)
+    settings = text_part(whole, task)
     if getattr(settings, "output_router_logits", False):
         raise InputError(
             "model.args.config.output_router_logits",
@@ -72,12 +73,14 @@ def hugging_face(
     first = cast(Part, network[0])
     first.folder = path
     # Files of the hub have keys of other times, which nobody wrote for this network.
-    told = unread_keys(settings, original) if isinstance(config, Mapping) else note
-    if outline.found and settings.model_type not in _USUAL:
-        told = "; ".join(
-            filter(None, (told, f"layers of a {settings.model_type}, as its modules run: {outline}"))
+    told = [unread_keys(settings, original) if isinstance(config, Mapping) else note]
+    if settings is not whole:
+        told.append(
+            f"of a {whole.model_type} what it does with text is trained alone: a {settings.model_type}"
         )
-    first.notice = told
+    if outline.found and settings.model_type not in _USUAL:
+        told.append(f"layers of a {settings.model_type}, as its modules run: {outline}")
+    first.notice = "; ".join(filter(None, told))
     return network.train()
 
 
