@@ -180,9 +180,10 @@ def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:
     windowed = causal and getattr(config, "sliding_window", None)
     pattern = types[index] if types else "sliding_attention" if windowed else "full_attention"
     known = masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
-    # What older versions have no mask for are blocks with a state in place of attention.
-    recurrent = pattern in ("linear_attention", "conv") and pattern in known
-    if causal and not recurrent and pattern not in ("full_attention", "sliding_attention"):
+    # Blocks with a state in place of attention, for which older versions have no mask.
+    recurrent = pattern in ("linear_attention", "conv")
+    usable = pattern in ("full_attention", "sliding_attention") or (recurrent and pattern in known)
+    if not usable and (causal or recurrent):
         expected = "blocks with full or sliding attention"
         raise InputError("model.args.layers", f"block {index} with {pattern}", expected)
     if causal or recurrent:
