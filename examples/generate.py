@@ -14,8 +14,10 @@ def main(folder: str, words: str, tokens: int = 200) -> None:
     network = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     given = tokenizer(words, return_tensors="pt")
     torch.manual_seed(0)
-    room = network.config.max_position_embeddings - given.input_ids.shape[1]
-    drawn = network.generate(**given, max_new_tokens=min(tokens, room), do_sample=True, top_k=40)
+    # BLOOM and its kin have no last position.
+    most = getattr(network.config, "max_position_embeddings", tokens + given.input_ids.shape[1])
+    room = min(tokens, most - given.input_ids.shape[1])
+    drawn = network.generate(**given, max_new_tokens=room, do_sample=True, top_k=40)
     print(tokenizer.decode(drawn[0], skip_special_tokens=True))
 
 

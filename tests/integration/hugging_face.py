@@ -35,6 +35,28 @@ VIT = {
 }
 DECODER = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
 ROBERTA = {"before": ["roberta.embeddings"], "list": "roberta.encoder.layer", "after": ["lm_head"]}
+GEMMA = {"head_dim": 4}
+MIXED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA3 = (
+    LLAMA
+    | GEMMA
+    | MIXED
+    | {"model_type": "gemma3_text"}
+    | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    }
+)
+PHI = {"num_key_value_heads": 4, "embd_pdrop": 0.1, "resid_pdrop": 0.1, "pad_token_id": 0}
+OPT = {"model_type": "opt", **WORDS, "num_attention_heads": 4, "ffn_dim": 32, "word_embed_proj_dim": 16}
+# Older versions of the package draw a number for each block, and so other dropout than layers.
+OPT |= {"dropout": 0.0}
+FALCON = {"model_type": "falcon", **WORDS, "num_attention_heads": 4}
+BLOOM = {"model_type": "bloom", "hidden_size": 16, "n_layer": 3, "n_head": 4, "vocab_size": 50}
+BLOOM |= {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+MPT = {"model_type": "mpt", "d_model": 16, "n_layers": 3, "n_heads": 4, "vocab_size": 50, "max_seq_len": 24}
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class Case:
     task: Task
     sides: tuple[str, ...] = ("attention_mask", "position_ids")
     layers: dict[str, Any] | None = None
+    sdpa: bool = True
     set: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,34 +94,79 @@ CASES = {
         {"before": ["bert.embeddings"], "list": "bert.encoder.layer", "after": ["cls"]},
     ),
     "vit": Case(VIT, "image-classification", ()),
-    "mistral": Case(LLAMA | {"model_type": "mistral", "sliding_window": 5}, "causal-lm", layers=DECODER),
+    "mistral": Case(LLAMA | {"model_type": "mistral", "sliding_window": 5}, "causal-lm"),
     "qwen2": Case(
         LLAMA
-        | {
-            "model_type": "qwen2",
-            "use_sliding_window": True,
-            "sliding_window": 5,
-            "max_window_layers": 1,
-        },
+        | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
         "causal-lm",
-        layers=DECODER,
     ),
-    "roberta": Case(
-        BERT | {"model_type": "roberta", "max_position_embeddings": 40},
-        "masked-lm",
+    "qwen3": Case(LLAMA | {"model_type": "qwen3", "head_dim": 8}, "causal-lm"),
+    "qwen3, classes": Case(
+        LLAMA | {"model_type": "qwen3", "head_dim": 8, "pad_token_id": 7, "num_labels": 3},
+        "sequence-classification",
+    ),
+    "gemma": Case(LLAMA | GEMMA | {"model_type": "gemma"}, "causal-lm"),
+    "gemma2": Case(
+        LLAMA | GEMMA | {"model_type": "gemma2", "sliding_window": 5, "final_logit_softcapping": 0.2},
+        "causal-lm",
+        sdpa=False,
+    ),
+    "gemma3": Case(GEMMA3, "causal-lm"),
+    "phi": Case(LLAMA | PHI | {"model_type": "phi"}, "causal-lm"),
+    "phi3": Case(LLAMA | PHI | {"model_type": "phi3", "sliding_window": 5}, "causal-lm"),
+    "olmo2": Case(LLAMA | {"model_type": "olmo2", "pad_token_id": 0}, "causal-lm"),
+    "olmo3": Case(LLAMA | MIXED | {"model_type": "olmo3", "pad_token_id": 0}, "causal-lm"),
+    "granite": Case(
+        LLAMA
+        | {"model_type": "granite", "embedding_multiplier": 3.0, "logits_scaling": 5.0}
+        | {"residual_multiplier": 0.5, "attention_multiplier": 0.25},
+        "causal-lm",
+    ),
+    "cohere2": Case(LLAMA | MIXED | {"model_type": "cohere2", "logit_scale": 0.5}, "causal-lm"),
+    "smollm3": Case(
+        LLAMA | {"model_type": "smollm3", "no_rope_layers": [1, 0, 1], "pad_token_id": 0}, "causal-lm"
+    ),
+    "mixtral": Case(LLAMA | {"model_type": "mixtral", "num_local_experts": 3}, "causal-lm"),
+    "gpt_neox": Case(WORDS | HEADS | {"model_type": "gpt_neox", "hidden_dropout": 0.1}, "causal-lm"),
+    "gpt_neo": Case(
+        WORDS
+        | {"model_type": "gpt_neo", "num_layers": 3, "num_heads": 4, "window_size": 4}
+        | {"attention_types": [[["global", "local", "global"], 1]]},
+        "causal-lm",
+        _ENCODED,
+        sdpa=False,
+    ),
+    "opt": Case(OPT, "causal-lm"),
+    "opt, narrow": Case(OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False}, "causal-lm"),
+    "falcon": Case(FALCON, "causal-lm"),
+    "falcon, new": Case(FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, "causal-lm"),
+    "falcon, alibi": Case(
+        FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "hidden_dropout": 0.1},
+        "causal-lm",
+    ),
+    "bloom": Case(BLOOM, "causal-lm", ("attention_mask",), sdpa=False),
+    "bloom, classes": Case(
+        BLOOM | {"pad_token_id": 7, "num_labels": 3},
+        "sequence-classification",
         ("attention_mask",),
-        ROBERTA,
+        sdpa=False,
+    ),
+    "mpt": Case(MPT, "causal-lm", ("attention_mask",), sdpa=False),
+    "roberta": Case(
+        BERT | {"model_type": "roberta", "max_position_embeddings": 40}, "masked-lm", ("attention_mask",)
+    ),
+    "modernbert": Case(
+        BERT
+        | {"model_type": "modernbert", "local_attention": 4, "pad_token_id": 0}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+        "masked-lm",
+        ("attention_mask", "position_ids"),
     ),
     "distilbert": Case(
         {"model_type": "distilbert", "vocab_size": 50, "max_position_embeddings": 24, "dim": 16, "n_heads": 4}
         | {"n_layers": 3, "hidden_dim": 32},
         "masked-lm",
         ("attention_mask", "position_ids"),
-        {
-            "before": ["distilbert.embeddings"],
-            "list": "distilbert.transformer.layer",
-            "after": ["vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"],
-        },
     ),
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +14,174 @@ import pytest
 import torch
 from hugging_face import BERT, CASES, DECODER, GPT2, LLAMA, ROBERTA, VIT, Case, inputs, original, transformers
 from test_hugging_face import made, pair, refused
+from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
 from lowdimfa.models.hf import check, making
+from lowdimfa.models.hf.embeddings import MaskedEmbedding, SummedEmbedding
+from lowdimfa.models.hf.outlines import Outline
+from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import make
 from lowdimfa.sparse import outline
 
-GEMMA: dict[str, Any] = {
-    "model_type": "gemma2",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 50,
-    "attn_implementation": "eager",
+NECK = ("transformer.wte", "transformer.wpe", "transformer.drop")
+FOUND: dict[str, Outline] = {
+    "gpt2": Outline(NECK, "transformer.h", ("transformer.ln_f", "lm_head")),
+    "gpt2, classes": Outline(NECK, "transformer.h", ("transformer.ln_f", "score"), "last"),
+    "llama": Outline(("model.embed_tokens",), "model.layers", ("model.norm", "lm_head")),
+    "llama, classes": Outline(("model.embed_tokens",), "model.layers", ("model.norm", "score"), "last"),
+    "bert": Outline(("bert.embeddings",), "bert.encoder.layer", ("cls",)),
+    "bert, classes": Outline(
+        ("bert.embeddings",), "bert.encoder.layer", ("bert.pooler", "dropout", "classifier")
+    ),
+    "vit": Outline(("vit.embeddings",), "vit.layers", ("vit.layernorm", "classifier"), "first"),
+    "gpt_neox": Outline(
+        ("gpt_neox.embed_in", "gpt_neox.emb_dropout"),
+        "gpt_neox.layers",
+        ("gpt_neox.final_layer_norm", "lm_head"),
+    ),
+    "distilbert": Outline(
+        ("distilbert.embeddings",),
+        "distilbert.transformer.layer",
+        ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    ),
 }
 
 
-def test_a_cap_on_logits_that_no_layer_computes_is_refused() -> None:
+@pytest.mark.parametrize("name", FOUND)
+def test_where_the_layers_are_is_found_by_how_modules_run(name: str) -> None:
+    network = made(CASES[name])
+    # One name of GPT-NeoX's output is older than the others.
+    found = replace(
+        network.outline, after=tuple(n.replace("embed_out", "lm_head") for n in network.outline.after)
+    )
+    assert found == replace(FOUND[name], found=True)
+    usual = CASES[name].config["model_type"] in ("gpt2", "llama", "bert", "vit")
+    assert (network[0].notice == "") is usual
+    assert usual or f"layers of a {name}, as its modules run: {network.outline}" in network[0].notice
+
+
+def test_a_search_for_layers_leaves_the_network_as_it_was() -> None:
+    """Some rotary embeddings keep how long sequences were, and buffers of it."""
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    long |= {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0], "original_max_position_embeddings": 8}
+    config = CASES["phi3"].config | {"rope_parameters": long, "original_max_position_embeddings": 8}
+    whole, network = pair(Case(config, "causal-lm"), attn_implementation="eager")
+    given = inputs(CASES["phi3"])
+    torch.testing.assert_close(network.eval().run(**given), whole.eval()(**given).logits)
+
+
+def test_layers_that_were_found_and_do_not_compute_alike_are_named_in_the_refusal() -> None:
+    """DistilBERT has a function between its layers, where no module runs."""
+    found = "The layers were found by how its modules run: {before: [distilbert.embeddings], list: "
+    refused(found, config=CASES["distilbert"].config, task="sequence-classification")
+
+
+def test_what_blocks_are_given_beside_hidden_states_is_named_in_the_refusal() -> None:
+    given = "The layers were found by how its modules run: .* Its blocks are given position_bias too."
+    with pytest.raises(InputError, match=given):
+        hugging_face(config=BERT | {"model_type": "mpnet", "max_position_embeddings": 40}, task="masked-lm")
+
+
+def test_an_output_in_which_tokens_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With train.loss_chunk it would be computed of some tokens alone."""
+
+    class Summed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.cumsum(-2))
+
+    def with_sums(config: Any, task: Any) -> Any:
+        whole: Any = make(config, task)
+        whole.lm_head.__class__ = Summed
+        return whole
+
+    monkeypatch.setattr(check, "make", with_sums)
+    monkeypatch.setattr(making, "make", with_sums)
+    refused("found an output of a LlamaForCausalLM in which tokens see each other", config=LLAMA)
+
+
+def composite(kind: str, **text: Any) -> dict[str, Any]:
+    """Return the configuration of a network that sees images too, beside what its kind has for them."""
+    seen = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seen |= {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "image_size": 28, "patch_size": 14}
+    words = {name: value for name, value in LLAMA.items() if name != "model_type"}
+    return {"model_type": kind, "text_config": words | {"head_dim": 4} | text, "vision_config": seen}
+
+
+def test_of_a_network_that_takes_text_alone_too_that_part_is_trained(tmp_path: Path) -> None:
+    masks = importlib.import_module("transformers.masking_utils")
+    if "linear_attention" not in masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING:
+        pytest.skip("no masks for linear attention in this version of transformers")
+    heads = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2)
+    heads |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 4)
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    config = transformers.CONFIG_MAPPING["qwen3_5"].from_dict(
+        composite("qwen3_5", layer_types=kinds, model_type="qwen3_5_text", **heads)
+    )
+    whole = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    network = hugging_face(path=str(tmp_path / "whole")).eval()
+    assert "of a qwen3_5 what it does with text is trained alone: a qwen3_5_text; layers" in network[0].notice
+    tokens = inputs(CASES["llama"])["input_ids"]
+    torch.testing.assert_close(network.run(input_ids=tokens), whole(input_ids=tokens).logits)
+    save_pretrained(network, tmp_path / "text")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
+    torch.testing.assert_close(again(tokens).logits, network.run(input_ids=tokens))
+
+
+def test_a_network_that_takes_more_than_text_is_refused() -> None:
+    more = (
+        "model.args: found a gemma3, which takes more than text; expected a network of text alone, such as a"
+    )
+    refused(more, config=composite("gemma3"))
+
+
+def test_a_network_of_several_lists_has_to_be_told_of() -> None:
+    config = {"model_type": "resnet", "image_size": 32, "attn_implementation": "eager"}
+    several = "found nothing, for a resnet for image-classification that has the lists resnet.encoder.stages"
+    refused(several, config=config | {"depths": [1, 1], "hidden_sizes": [8, 16]}, task="image-classification")
+
+
+def test_a_scale_of_logits_that_no_layer_computes_is_refused() -> None:
+    """One kind multiplies by what others divide by."""
+    if "hyperclovax" not in transformers.CONFIG_MAPPING:
+        pytest.skip("no hyperclovax in this version of transformers")
+    config = LLAMA | {"model_type": "hyperclovax", "head_dim": 4, "logits_scaling": 2.0}
+    refused("don't compute what the HyperCLOVAXForCausalLM does", config=config)
+    refused("between layers: logits_scaling: 2.0. The layers were found", config=config)
+
+
+def test_a_cap_on_logits_is_one() -> None:
     """Logits of new weights are small, and a cap does nothing to them."""
-    layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
-    refused("don't compute what the Gemma2ForCausalLM does", config=GEMMA, layers=layers)
-    refused("between layers: final_logit_softcapping: 30.0", config=GEMMA, layers=layers)
+    whole, network = pair(CASES["gemma2"], tie_word_embeddings=False)
+    for output in (whole.lm_head, network.output.lm_head):
+        output.weight.data.mul_(1000)
+    found = network.eval().run(**inputs(CASES["gemma2"]))
+    assert 0.19 < found.abs().max() <= 0.2
+    torch.testing.assert_close(found, whole.eval()(**inputs(CASES["gemma2"])).logits)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_positions_of_a_kind_that_takes_none_are_refused(name: str) -> None:
+    network, tokens = made(CASES[name]), torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(InputError, match=f"'position_ids', which a {name} doesn't take"):
+        network.run(input_ids=tokens, position_ids=torch.arange(4).view(1, 4))
+
+
+@pytest.mark.parametrize("left_out", ["attention_mask", "position_ids", "token_type_ids"])
+def test_what_comes_with_tokens_is_compared_too(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, name = (MaskedEmbedding, "opt") if left_out == "attention_mask" else (SummedEmbedding, "gpt2")
+    forward = kind.forward
+
+    def without(self: Any, input_ids: Any, **given: Any) -> Any:
+        return forward(self, input_ids, **(given | {left_out: None}))
+
+    names = inspect.signature(forward)
+    monkeypatch.setattr(kind, "forward", without)
+    monkeypatch.setattr(without, "__signature__", names, raising=False)
+    refused("layers that, run in order, don't compute what the", config=CASES[name].config)
 
 
 def test_a_network_that_sees_what_it_is_to_predict_is_refused(tmp_path: Path) -> None:
@@ -106,10 +250,11 @@ def test_images_of_unknown_size_are_asked_for() -> None:
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "falcon, alibi"])
 def test_of_a_folder_only_the_layers_of_a_block_have_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole: Any = original(CASES["llama"], seed=5)
+    whole: Any = original(CASES[name], seed=5)
     whole.bfloat16().save_pretrained(tmp_path / "saved")
     compared = []
     monkeypatch.setattr(making, "refuse_other_function", lambda *given: compared.append(given))
@@ -168,7 +313,10 @@ def test_positions_are_looked_at_for_packed_texts_only_where_the_data_have_them(
     assert bool(looked) is given
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2, classes", "llama", "bert, decoder", "mistral"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, case in CASES.items() if case.task != "masked-lm" and "position_ids" in case.sides],
+)
 def test_packed_texts_are_kept_apart_where_the_original_does(name: str) -> None:
     same_when_packed(*pair(CASES[name]))
 
@@ -231,12 +379,7 @@ def test_a_kind_without_sdpa_gets_eager_attention(tmp_path: Path) -> None:
 
 def test_a_kind_that_insists_on_tokens_keeps_its_own() -> None:
     config = BERT | {"model_type": "modernbert-decoder", "pad_token_id": 0}
-    layers = {
-        "before": ["model.embeddings"],
-        "list": "model.layers",
-        "after": ["model.final_norm", "lm_head", "decoder"],
-    }
-    refused("model.args.layers: found layers", config=config, layers=layers)
+    assert len(hugging_face(config=config)) == 5
 
 
 @pytest.mark.parametrize("kind", ["ibert", "canine"])
@@ -271,7 +414,8 @@ def test_keys_that_a_kind_of_network_does_not_read_are_told_of(tmp_path: Path) -
     assert network[0].notice == told
     given = {"num_labels": 3, "torch_dtype": "bfloat16", "attn_implementation": "eager", "rope_theta": 5.0}
     assert not hugging_face(config=LLAMA | given)[0].notice
-    assert not any(made(case)[0].notice for case in CASES.values())
+    for name in ("gpt2", "bert", "vit", "mistral", "distilbert", "gemma3", "falcon, alibi"):
+        assert "nothing in a" not in made(CASES[name])[0].notice
     qwen = {"model_type": "qwen2"} | {name: value for name, value in LLAMA.items() if name != "model_type"}
     layers = {"before": ["model.embed_tokens"], "list": "model.layers", "after": ["model.norm", "lm_head"]}
     assert not hugging_face(config=qwen | {"head_dim": 4}, layers=layers)[0].notice

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lowdimfa.errors import InputError, in_words
+from lowdimfa.errors import InputError, in_words, some_of
 from lowdimfa.generators import reproducible
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Outline, Task
@@ -47,6 +47,7 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
     InputError
         The layers don't compute the same, or leave out weights; or a network that is to predict the next token sees it.
     """
+    _refuse_left_out_blocks(original.config)
     # Whoever builds parts of the network by a mode of torch needs nothing of this one.
     with _disable_current_modes(), reproducible(0), torch.device("cpu"):
         small: Any = _made_small(original, outline, task)
@@ -54,8 +55,8 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
         kind, owned = network.kind.__name__, set(network.original_state())
         missed = [name for name in small.state_dict() if name not in owned]
         if missed:
-            found = f"layers of a {kind} that leave out {', '.join(missed[:5])}"
-            raise InputError(_KEY, found, "all that the network has")
+            found = f"layers of a {kind} that leave out {some_of(missed)}"
+            raise InputError(_KEY, found, "all that the network has", outline.hint)
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
         small.train()
         network.train()
@@ -65,9 +66,45 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
             if task == "causal-lm":
                 _refuse_foresight(small.eval(), inputs["input_ids"])
                 small.train()
-            again = _run_both(small, network, inputs) if _made_loud(small, outputs[0]) else outputs
+            _make_loud(small, outputs[0])
+            again = _run_both(small, network, inputs | _sides(small, network, inputs))
             _refuse_unlike(network, outputs, again)
             _refuse_other_packing(small, network, task)
+            if task.endswith("-lm"):
+                _refuse_mixed_tokens(network.eval(), inputs)
+
+
+def _refuse_mixed_tokens(network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> None:
+    """Refuse an output in which tokens see each other: where the loss is computed in chunks, it gets some alone."""
+    hidden, output = network.hidden_states(**inputs), network[-1]
+    with suppress(Exception):  # of modules that count on samples and tokens
+        if _alike(output(hidden).flatten(0, 1), output(hidden.flatten(0, 1))):
+            return
+    found = f"an output of a {network.kind.__name__} in which tokens see each other"
+    raise InputError(_KEY, found, "one that is made token by token", network.outline.hint)
+
+
+def _refuse_left_out_blocks(config: Any) -> None:
+    """Refuse a network that leaves out blocks at random, which a comparison sees when it does."""
+    for name, value in vars(config).items():
+        if name.endswith("layerdrop") and value:
+            found = f"{value}, by which blocks are left out at random"
+            raise InputError(f"model.args.config.{name}", found, "0: here each runs at each step")
+
+
+def _sides(original: Any, network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return positions and types of tokens, where both the network and its layers take them."""
+    tokens = inputs.get("input_ids")
+    if tokens is None:
+        return {}
+    places = torch.arange(tokens.shape[1])
+    types = places % min(2, getattr(network.config, "type_vocab_size", 2) or 1)
+    given = {"position_ids": places.roll(1).expand_as(tokens), "token_type_ids": types.expand_as(tokens)}
+    first: Any = network[0]
+    taken = set(inspect.signature(original.forward).parameters)
+    if not first.has_types:
+        taken.discard("token_type_ids")
+    return {name: value for name, value in given.items() if name in taken}
 
 
 def _refuse_unlike(network: HuggingFaceNetwork, *pairs: tuple[Tensor, Tensor]) -> None:
@@ -79,7 +116,7 @@ def _refuse_unlike(network: HuggingFaceNetwork, *pairs: tuple[Tensor, Tensor]) -
         f"layers that, run in order, don't compute what the {network.kind.__name__} does"
         + (f" (with a sliding_window of {window}, which not every kind has)" if window else ""),
         "all that happens to its hidden states and its output, with nothing in between",
-        _likely_causes(network.config),
+        " ".join(filter(None, (_likely_causes(network.config), network.outline.hint))),
     )
 
 
@@ -89,7 +126,7 @@ def _likely_causes(config: Any) -> str:
         f"{name}: {value}" for name in _SCALES if (value := getattr(config, name, None)) not in (None, 1)
     ]
     return (
-        f"Its configuration scales or caps values, which may be between layers: {', '.join(found)}"
+        f"Its configuration scales or caps values, which may be between layers: {', '.join(found)}."
         if found
         else ""
     )
@@ -111,7 +148,8 @@ def _refuse_other_packing(original: Any, network: HuggingFaceNetwork, task: Task
     pair = _run_both(original, network, {"input_ids": tokens, "position_ids": positions}, use_cache=False)
     if not _alike(*pair):
         found = f"layers that keep packed texts apart otherwise than the {network.kind.__name__}"
-        raise InputError(_KEY, found, "one attention mask in both, for position_ids that begin again")
+        expected = "one attention mask in both, for position_ids that begin again"
+        raise InputError(_KEY, found, expected, network.outline.hint)
 
 
 def _refuse_foresight(original: Any, tokens: Tensor) -> None:
@@ -128,13 +166,11 @@ def _refuse_foresight(original: Any, tokens: Tensor) -> None:
         )
 
 
-def _made_loud(original: Any, output: Tensor) -> bool:
+def _make_loud(original: Any, output: Tensor) -> None:
     """Make a network's logits as large as training does, where it has an output layer: caps do nothing to small ones."""
     layer = original.get_output_embeddings()
-    if layer is None:
-        return False
-    layer.weight.mul_(_LOUD / output.abs().max().clamp_min(torch.finfo(output.dtype).tiny))
-    return True
+    if layer is not None:
+        layer.weight.mul_(_LOUD / output.abs().max().clamp_min(torch.finfo(output.dtype).tiny))
 
 
 def _run_both(
@@ -155,7 +191,8 @@ def _run_both(
         raise
     except Exception as error:  # modules that aren't made for each other
         found = f"layers of a {network.kind.__name__} that don't fit together ({in_words(error)})"
-        raise InputError(_KEY, found, "those through which its hidden states go") from error
+        expected = "those through which its hidden states go"
+        raise InputError(_KEY, found, expected, network.outline.hint) from error
 
 
 def _made_small(original: Any, outline: Outline, task: Task) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdimfa.errors import InputError
+from lowdimfa.models.hf.beside import Beside, takes_more
 
 
 class Part(nn.Module):
@@ -80,6 +81,16 @@ def positions_of(sequence: Tensor, position_ids: Tensor | None) -> Tensor:
     return position_ids
 
 
+def refuse_other_mask(attention_mask: Tensor | None, tokens: int) -> None:
+    """Refuse a mask of another length than the sequences.
+
+    The package would fill up a shorter one with padding, and cut a longer one, without a word.
+    """
+    if attention_mask is not None and attention_mask.shape[-1] != tokens:
+        found = f"an attention_mask of length {attention_mask.shape[-1]} for sequences of {tokens}"
+        raise InputError("data.factory", found, "one number for each token")
+
+
 class TransformerBlock(Part):
     """One transformer block with what the original makes once for all of them: its mask and its rotary embedding.
 
@@ -99,15 +110,22 @@ class TransformerBlock(Part):
 
     def __init__(self, original: nn.Module, name: str, index: int, rotary: str | None, packed: bool) -> None:
         super().__init__(original, [name])
-        self.rotary, self.packed = rotary, packed
-        if rotary is not None:
-            self.keep(rotary, deepcopy(original.get_submodule(rotary)))
         block = self.get_submodule(name)
+        self.beside = Beside(original, name.rpartition(".")[0]) if takes_more(block) else None
+        self.rotary, self.packed = None if self.beside else rotary, packed
+        self.layer_type: str | None = None
+        if self.rotary is not None:
+            self.keep(self.rotary, deepcopy(original.get_submodule(self.rotary)))
+            # Gemma 3 and its kin rotate otherwise in blocks that see all tokens.
+            if "layer_type" in inspect.signature(self.get_submodule(self.rotary).forward).parameters:
+                self.layer_type = self.config.layer_types[index]
+        self.positioned = "position_ids" in inspect.signature(original.forward).parameters
         parameters = inspect.signature(block.forward).parameters.values()
         self.takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.takes = frozenset(parameter.name for parameter in parameters)
         self.causal = any(getattr(module, "is_causal", False) for module in block.modules())
-        self.make_mask = _mask_maker(self.config, index, self.causal)
+        if self.beside is None:
+            self.make_mask = _mask_maker(self.config, index, self.causal)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
@@ -123,41 +141,57 @@ class TransformerBlock(Part):
         position_ids
             Of the tokens, ``(batch, tokens)``; None for 0, 1, ….
         """
-        positions = positions_of(hidden_states, position_ids)
-        mask = self._mask(hidden_states, attention_mask, position_ids)
-        given: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
-        if self.rotary is not None:
-            given["position_embeddings"] = self.get_submodule(self.rotary)(hidden_states, positions)
+        if position_ids is not None and not self.positioned:
+            found = f"inputs called 'position_ids', which a {self.config.model_type} doesn't take"
+            raise InputError("data.factory", found, "inputs without them")
+        refuse_other_mask(attention_mask, hidden_states.shape[1])
+        if self.beside is None:
+            given = self._given(hidden_states, attention_mask, position_ids)
+        else:
+            given = self.beside(hidden_states, attention_mask, position_ids)
         if not self.takes_all:
             given = {name: value for name, value in given.items() if name in self.takes}
         output = self.get_submodule(self.names[0])(hidden_states, **given)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
+        result: Tensor = output[0] if isinstance(output, tuple | list) else output
         return result
 
-    def _mask(self, hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Any:
-        tokens = hidden_states.shape[1]
-        # The package would fill up a shorter mask with padding, and cut a longer one, without a word.
-        if attention_mask is not None and attention_mask.shape[-1] != tokens:
-            found = f"an attention_mask of length {attention_mask.shape[-1]} for sequences of {tokens}"
-            raise InputError("data.factory", found, "one number for each token")
+    def _given(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> dict[str, Any]:
+        """Return what a block is given by name, as most kinds make it."""
         # No cache; its name differs between versions. Positions only of the data: in them the package looks for texts
         # that are packed together, which takes time, and when it is compiled makes it form the whole mask.
         more = (None, position_ids if self.packed else None) if self.causal else ()
-        return self.make_mask(self.config, hidden_states, attention_mask, *more)
+        positions = positions_of(hidden_states, position_ids)
+        given: dict[str, Any] = {
+            "attention_mask": self.make_mask(self.config, hidden_states, attention_mask, *more),
+            "position_ids": positions,
+        }
+        if self.rotary is not None:
+            kind = {} if self.layer_type is None else {"layer_type": self.layer_type}
+            given["position_embeddings"] = self.get_submodule(self.rotary)(hidden_states, positions, **kind)
+        return given
 
 
 def _mask_maker(config: Any, index: int, causal: bool) -> Callable[..., Any]:
     """Return what makes a block's mask of that of the data."""
     masks = import_module("transformers.masking_utils")
-    if not causal:
-        return masks.create_bidirectional_mask  # type: ignore[no-any-return]
     types = getattr(config, "layer_types", None)
-    usual = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    pattern = types[index] if types else usual
-    if pattern not in ("full_attention", "sliding_attention"):
+    windowed = causal and getattr(config, "sliding_window", None)
+    pattern = types[index] if types else "sliding_attention" if windowed else "full_attention"
+    known = masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+    # Blocks with a state in place of attention, for which older versions have no mask.
+    recurrent = pattern in ("linear_attention", "conv")
+    usable = pattern in ("full_attention", "sliding_attention") or (recurrent and pattern in known)
+    if not usable and (causal or recurrent):
         expected = "blocks with full or sliding attention"
         raise InputError("model.args.layers", f"block {index} with {pattern}", expected)
-    return masks.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[pattern]  # type: ignore[no-any-return]
+    if causal or recurrent:
+        return known[pattern]  # type: ignore[no-any-return]
+    # Of ModernBERT and its kin, of which some blocks see their neighbours alone.
+    near = pattern == "sliding_attention"
+    name = "create_bidirectional_sliding_window_mask" if near else "create_bidirectional_mask"
+    return getattr(masks, name)  # type: ignore[no-any-return]
 
 
 class Output(Part):
@@ -178,7 +212,19 @@ class Output(Part):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``(batch, tokens, width)`` to ``(batch, tokens, outputs)`` or ``(batch, outputs)``."""
-        return self.run(hidden_states[:, 0] if self.first else hidden_states, self.names)
+        output = self.run(hidden_states[:, 0] if self.first else hidden_states, self.names)
+        return _rescaled(output, self.config) if self.by_position else output
+
+
+def _rescaled(logits: Tensor, config: Any) -> Tensor:
+    """Return a language model's logits scaled as Granite and Cohere do it, and capped as Gemma does."""
+    if (scale := getattr(config, "logits_scaling", 1)) != 1:
+        logits = logits / scale
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 class LastTokenOutput(Part):

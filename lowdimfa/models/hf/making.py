@@ -14,7 +14,10 @@ from lowdimfa.models.hf.configuration import read_config, unread_keys
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
-from lowdimfa.models.hf.source import load, make
+from lowdimfa.models.hf.source import load, make, text_part
+
+_USUAL = ("gpt2", "llama", "bert", "vit")
+"""Kinds of which nobody has to be told where their layers are."""
 
 
 def hugging_face(
@@ -42,8 +45,8 @@ def hugging_face(
         What becomes of a weight that the embedding and the output share: ``untie`` gives each a copy of its own with
         the same start, ``refuse`` is an error.
     layers
-        For kinds of networks other than GPT-2, Llama, BERT and ViT: ``before``, ``list`` and ``after``, names of the
-        modules that the hidden states go through, and ``token`` (``first`` or ``last``) where the output is of one.
+        Where the order in which the network's modules run doesn't tell: ``before``, ``list`` and ``after``, names of
+        the modules that the hidden states go through, and ``token`` (``first`` or ``last``) where the output is of one.
 
     Raises
     ------
@@ -51,7 +54,8 @@ def hugging_face(
         The package isn't installed, the configuration or the weights don't fit, the layers aren't all that the
         network does, or weights are shared that must not be.
     """
-    settings = read_config(config, path)
+    whole = read_config(config, path)
+    settings = text_part(whole, task)
     if getattr(settings, "output_router_logits", False):
         raise InputError(
             "model.args.config.output_router_logits",
@@ -69,7 +73,14 @@ def hugging_face(
     first = cast(Part, network[0])
     first.folder = path
     # Files of the hub have keys of other times, which nobody wrote for this network.
-    first.notice = unread_keys(settings, original) if isinstance(config, Mapping) else note
+    told = [unread_keys(settings, original) if isinstance(config, Mapping) else note]
+    if settings is not whole:
+        told.append(
+            f"of a {whole.model_type} what it does with text is trained alone: a {settings.model_type}"
+        )
+    if outline.found and settings.model_type not in _USUAL:
+        told.append(f"layers of a {settings.model_type}, as its modules run: {outline}")
+    first.notice = "; ".join(filter(None, told))
     return network.train()
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lowdimfa.models.hf.embeddings import GPT2Embedding, ImageEmbedding, PositionedEmbedding, TokenEmbedding
+from lowdimfa.models.hf.embeddings import ImageEmbedding, token_embedding
 from lowdimfa.models.hf.layers import LastTokenOutput, Output, Part, TransformerBlock
 from lowdimfa.models.hf.outlines import Outline, Task
 from lowdimfa.models.hf.packing import looks_for_packed
@@ -23,14 +23,18 @@ class HuggingFaceNetwork(nn.Sequential):
         Class of the original network.
     config
         Its configuration.
+    outline
+        Where in the original its layers are.
     """
 
     def __init__(self, original: nn.Module, outline: Outline, task: Task) -> None:
         blocks: Any = original.get_submodule(outline.blocks)
         rotary = _rotary(original, outline)
-        first = _embedding(original, outline.before, task)
+        images = task == "image-classification"
+        before = outline.before
+        first: Part = ImageEmbedding(original, before) if images else token_embedding(original, before)
         first.predicts = {"causal-lm": "next", "masked-lm": "hidden"}.get(task, "")
-        packed = task != "image-classification" and looks_for_packed(original)
+        packed = not images and looks_for_packed(original)
         layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=first)
         for index in range(len(blocks)):
             name = f"{outline.blocks}.{index}"
@@ -42,6 +46,7 @@ class HuggingFaceNetwork(nn.Sequential):
         )
         super().__init__(layers)
         self.kind: Any = type(original)
+        self.outline = outline
         config: Any = original.config
         self.config: Any = config
         if task.endswith("-classification"):
@@ -55,12 +60,17 @@ class HuggingFaceNetwork(nn.Sequential):
 
     def run(self, **inputs: Tensor) -> Tensor:
         """Return the output for inputs by name, of which each layer takes those that it knows."""
-        first, *others = self
-        x = first(**_known(first, inputs))
+        last = self[-1]
+        output: Tensor = last(self.hidden_states(**inputs), **_known(last, inputs))
+        return output
+
+    def hidden_states(self, **inputs: Tensor) -> Tensor:
+        """Return what the last layer is given."""
+        first, *others, _ = self
+        x: Tensor = first(**_known(first, inputs))
         for layer in others:
             x = layer(x, **_known(layer, inputs))
-        output: Tensor = x
-        return output
+        return x
 
     def original_state(self) -> dict[str, Tensor]:
         """Return the state under the names of the original network, without copies."""
@@ -76,12 +86,3 @@ def _rotary(original: nn.Module, outline: Outline) -> str | None:
     """Return the name of what rotates queries and keys by position, beside the list of blocks."""
     name = ".".join([*outline.blocks.split(".")[:-1], "rotary_emb"])
     return name if name in dict(original.named_modules()) else None
-
-
-def _embedding(original: Any, names: tuple[str, ...], task: Task) -> Part:
-    if task == "image-classification":
-        return ImageEmbedding(original, names)
-    if original.config.model_type == "gpt2":
-        return GPT2Embedding(original, names)
-    takes = inspect.signature(original.get_submodule(names[0]).forward).parameters
-    return (PositionedEmbedding if "position_ids" in takes else TokenEmbedding)(original, names)

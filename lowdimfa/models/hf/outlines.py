@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 from torch import nn
 
 from lowdimfa.errors import InputError
+from lowdimfa.models.hf.running import Ran, lists_of, order_of
 
 Task = Literal["causal-lm", "masked-lm", "sequence-classification", "image-classification"]
 Token = Literal["all", "first", "last"]
@@ -18,6 +20,8 @@ _FORM = (
     "{before: [names of modules], list: name of the list of blocks, after: [names of modules]}, "
     "with token: first or last where the output is of one token"
 )
+_HIDDEN = 3
+"""Dimensions of hidden states: samples, tokens, width."""
 
 
 @dataclass(frozen=True)
@@ -34,52 +38,89 @@ class Outline:
         What makes the output of the last hidden states.
     token
         Of which tokens the output is.
+    found
+        Whether nobody named them.
+    more
+        What the network gives its blocks beside hidden states and masks, where the layers were found.
     """
 
     before: tuple[str, ...]
     blocks: str
     after: tuple[str, ...]
     token: Token = "all"
+    found: bool = False
+    more: tuple[str, ...] = ()
 
+    @property
+    def hint(self) -> str:
+        """How the layers were found, where nobody named them; else empty."""
+        if not self.found:
+            return ""
+        more = f" Its blocks are given {' and '.join(self.more)} too." if self.more else ""
+        return f"The layers were found by how its modules run: {self}. Others can be named.{more}"
 
-_GPT2_INPUT = ("transformer.wte", "transformer.wpe", "transformer.drop")
-_OUTLINES: dict[tuple[str, Task], Outline] = {
-    ("gpt2", "causal-lm"): Outline(_GPT2_INPUT, "transformer.h", ("transformer.ln_f", "lm_head")),
-    ("gpt2", "sequence-classification"): Outline(
-        _GPT2_INPUT, "transformer.h", ("transformer.ln_f", "score"), "last"
-    ),
-    ("llama", "causal-lm"): Outline(("model.embed_tokens",), "model.layers", ("model.norm", "lm_head")),
-    ("llama", "sequence-classification"): Outline(
-        ("model.embed_tokens",), "model.layers", ("model.norm", "score"), "last"
-    ),
-    ("bert", "masked-lm"): Outline(("bert.embeddings",), "bert.encoder.layer", ("cls",)),
-    ("bert", "sequence-classification"): Outline(
-        ("bert.embeddings",), "bert.encoder.layer", ("bert.pooler", "dropout", "classifier")
-    ),
-    ("vit", "image-classification"): Outline(
-        ("vit.embeddings",), "vit.layers", ("vit.layernorm", "classifier"), "first"
-    ),
-}
+    def __str__(self) -> str:
+        before, after = (f"[{', '.join(names)}]" for names in (self.before, self.after))
+        token = "" if self.token == "all" else f", token: {self.token}"
+        return f"{{before: {before}, list: {self.blocks}, after: {after}{token}}}"
 
 
 def outline_of(original: nn.Module, task: Task, given: Mapping[str, Any] | None) -> Outline:
-    """Return the outline that was given, or the known one of this kind of network.
+    """Return the outline that was given, or the one that the order tells in which the network's modules run.
 
     Raises
     ------
     InputError
         There is none, it has another form, or it names modules that the network doesn't have.
     """
-    kind = str(original.config.model_type)  # type: ignore[union-attr]
-    outline = _OUTLINES.get((kind, task)) if given is None else _parsed(given)
+    outline = _found(original, task) if given is None else _parsed(given)
     if outline is None:
-        known = ", ".join(sorted({known for known, _ in _OUTLINES}))
+        kind = str(original.config.model_type)  # type: ignore[union-attr]
         found = f"nothing, for a {kind} for {task} that has the lists {_lists(original)}"
         raise InputError(
-            _KEY, found, _FORM, f"Without it the layers of {known} are known, each for its usual tasks."
+            _KEY, found, _FORM, "Without it the layers are those that run around the one list of blocks."
         )
     _require_modules(original, outline)
     return outline
+
+
+def _found(original: nn.Module, task: Task) -> Outline | None:
+    """Return where the layers seem to be: what runs before the first block and after the last, not within others.
+
+    Whether they compute all that the network does is for a comparison to tell.
+    """
+    ran = order_of(original, task == "image-classification")
+    names = [each.name for each in ran]
+    lists = {name: len(blocks) for name, blocks in lists_of(original).items() if f"{name}.0" in names}
+    if len(lists) != 1:
+        return None
+    [(blocks, count)] = lists.items()
+    expected = [f"{blocks}.{index}" for index in range(count)]
+    if [name for name in names if name in expected] != expected:
+        return None
+    around = {blocks[:end] for end, character in enumerate(blocks) if character == "."} | {""}
+    beside = [
+        each.made and each.name not in around and each.name.rpartition(".")[0] in around for each in ran
+    ]
+    first, last = names.index(expected[0]), names.index(expected[-1])
+    before = [each for each, known in zip(ran[:first], beside, strict=False) if known]
+    after = [each for each, known in zip(ran[last:], beside[last:], strict=True) if known]
+    if not before or not after:
+        return None
+    parts = [tuple(each.name for each in some) for some in (before, after)]
+    given = dict.fromkeys(key for each in ran if each.name in expected for key in each.more)
+    more = tuple(key for key in given if "mask" not in key)
+    return Outline(parts[0], blocks, parts[1], _token(after, task), found=True, more=more)
+
+
+def _token(after: list[Ran], task: Task) -> Token:
+    """Return of which tokens the output is, by the dimensions of what comes in and out behind the blocks."""
+    if task.endswith("-lm"):
+        return "all"
+    if after[-1].made == _HIDDEN:
+        return "last"
+    steps = pairwise((Ran("", 0, _HIDDEN), *after))
+    return "first" if any(one.made > other.given > 0 for one, other in steps) else "all"
 
 
 def _parsed(given: Mapping[str, Any]) -> Outline:

@@ -40,6 +40,23 @@ def kind_of(config: Any, task: Task) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
+def text_part(config: Any, task: Task) -> Any:
+    """Return the configuration of what a network does with text, where it takes images or sound too; else itself.
+
+    Raises
+    ------
+    InputError
+        The network can't do without the others.
+    """
+    text = config.get_text_config()
+    if text is config or task == "image-classification":
+        return config
+    if kind_of(config, task).config_class is type(text):
+        return text
+    found = f"a {config.model_type}, which takes more than text"
+    raise InputError("model.args", found, f"a network of text alone, such as a {text.model_type}")
+
+
 def make(config: Any, task: Task) -> nn.Module:
     """Return a network with weights that are drawn from torch's default generator.
 
