@@ -64,6 +64,7 @@ def pair(case: Case, **changes: Any) -> tuple[Any, Any]:
         for name, case in CASES.items()
         for kind in ("sdpa", "eager")
         if case.sdpa or kind == "eager"
+        if (name, kind) != ("falcon, alibi", "eager")  # another function, and refused
     ],
 )
 def test_logits_are_those_of_the_original(name: str, attention: str) -> None:

@@ -209,6 +209,12 @@ def test_blocks_that_run_several_times_are_refused() -> None:
     assert len(network) == 5
 
 
+def test_attention_by_which_a_network_is_another_function_is_refused() -> None:
+    """As Falcon's own, which counts its bias twice: it is loaded with the other where nobody says so."""
+    config = CASES["falcon"].config | {"alibi": True, "attn_implementation": "eager"}
+    refused("attn_implementation: found 'eager', by which a FalconForCausalLM", config=config)
+
+
 @pytest.mark.parametrize("kind", ["granite_swa", "granitemoe_swa"])
 def test_rotary_embeddings_of_which_each_block_has_one_are_refused(kind: str) -> None:
     if kind not in transformers.CONFIG_MAPPING:

@@ -72,6 +72,7 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
             _refuse_other_packing(small, network, task)
             if task.endswith("-lm"):
                 _refuse_mixed_tokens(network.eval(), inputs)
+            _refuse_other_attention(small.eval(), task, inputs)
 
 
 def _refuse_mixed_tokens(network: HuggingFaceNetwork, inputs: dict[str, Tensor]) -> None:
@@ -82,6 +83,23 @@ def _refuse_mixed_tokens(network: HuggingFaceNetwork, inputs: dict[str, Tensor])
             return
     found = f"an output of a {network.kind.__name__} in which tokens see each other"
     raise InputError(_KEY, found, "one that is made token by token", network.outline.hint)
+
+
+def _refuse_other_attention(original: Any, task: Task, inputs: dict[str, Tensor]) -> None:
+    """Refuse attention by which a network is another function than by what it is loaded with where nobody says so."""
+    chosen, usual = original.config._attn_implementation, "sdpa"
+    if chosen == usual or not original._supports_sdpa:
+        return
+    whole = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    config = deepcopy(original.config)
+    config._attn_implementation = usual
+    loaded: Any = make(config, task).eval()
+    loaded.load_state_dict(original.state_dict())
+    if not _alike(original(**whole).logits, loaded(**whole).logits):
+        found = f"{chosen!r}, by which a {type(original).__name__} computes something else than by {usual!r}"
+        raise InputError(
+            "model.args.config.attn_implementation", found, f"{usual!r}, with which it is loaded"
+        )
 
 
 def _refuse_left_out_blocks(config: Any) -> None:
