@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,6 +293,23 @@ def test_a_failure_is_shown_until_the_run_is_resumed(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(json.dumps({"event": "started", "time": 3.0}) + "\n")
     assert "Not finished" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"event": "started", "step": 600, "steps": 1404}, "Not finished: it goes on from step 600."),
+        ({"event": "started", "step": 0, "steps": 1404}, "Not finished: no progress was recorded."),
+        ({"event": "finished", "stopped_early": "good enough"}, "Finished early: good enough."),
+        ({"event": "finished"}, "Finished."),
+    ],
+)
+def test_the_state_says_where_a_run_goes_on_and_why_it_ended(
+    last: dict[str, Any], words: str, run_dir: Path
+) -> None:
+    record = read_run(run_dir)
+    end = last | {"time": EPOCH + 90}
+    assert describe_state(replace(record, events=[*record.events, end])).endswith(f"UTC. {words}")
 
 
 @pytest.mark.usefixtures("undrawn")

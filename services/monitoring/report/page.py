@@ -121,7 +121,8 @@ def describe_state(record: Record) -> str:
     last = record.latest("started", "progress", "recovering", "recovered", "failed", "finished")
     match last.get("event"):
         case "finished":
-            return f"{text}Finished."
+            early = last.get("stopped_early")
+            return f"{text}Finished{f' early: {early}' if early else ''}."
         case "failed" if last["code"] == StoppedError.code:
             return f"{text}{_stopped(record, last)}"
         case "failed":
@@ -130,6 +131,8 @@ def describe_state(record: Record) -> str:
             return f"{text}Not finished: the last progress was step {last['step']} of {last['steps']}."
         case "recovering":
             return f"{text}Not finished: a recovery began at step {last['step']}."
+        case "started" if last.get("step"):
+            return f"{text}Not finished: it goes on from step {last['step']}."
         case "recovered":
             return f"{text}Not finished: it went on from step {last['step']} after a recovery."
         case _:
