@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.cli.app import app
-from lowdimfa.services.monitoring.report.curves import smooth
+from lowdimfa.services.monitoring.report.curves import draw_curves, smooth
 from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
 from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
 from lowdimfa.services.monitoring.report.reading import CATEGORIES, Record, read_run
@@ -338,6 +338,16 @@ def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) 
     with log.open("a") as file:  # a finished run has a result
         file.write(json.dumps(finished_event(1404)) + "\n")
     assert "result.json is missing." in read_run(tmp_path).notes
+
+
+def test_a_run_that_evaluated_what_it_held_out_says_so(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    assert "Test accuracy" in dict(collect_numbers(record))
+    held_out = replace(record, specification="data:\n  validation: 0.2\n")
+    numbers, picture = dict(collect_numbers(held_out)), draw_curves(held_out)
+    assert "Validation accuracy" in numbers and not any("Test" in name for name in numbers)
+    assert picture is not None and "of the validation split" in picture.caption
+    assert "validation" in [text.get_text() for text in picture.figure.axes[0].get_legend().get_texts()]
 
 
 def test_a_resumed_run_that_ends_shows_its_own_result_before_that_is_in_its_file(run_dir: Path) -> None:

@@ -176,11 +176,12 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
     planned = record.steps_planned
     of = f" of {planned:,}" if under_way and planned else ""
     wire = end.get("broadcast_wire_bytes_per_sample")
+    split = record.split.capitalize()
     texts = [
-        ("Test accuracy", "test_accuracy", ".2%", ""),
-        ("Test loss", "test_loss", ".4f", ""),
-        ("Test perplexity", "test_perplexity", ",.2f", ""),
-        ("Test bits per byte", "test_bits_per_byte", ".4f", ""),
+        (f"{split} accuracy", "test_accuracy", ".2%", ""),
+        (f"{split} loss", "test_loss", ".4f", ""),
+        (f"{split} perplexity", "test_perplexity", ",.2f", ""),
+        (f"{split} bits per byte", "test_bits_per_byte", ".4f", ""),
         ("Steps", "steps", ",d", of),
         ("Samples per second", "samples_per_second", ",.0f", ""),
         ("Tokens per second", "tokens_per_second", ",.0f", ""),
