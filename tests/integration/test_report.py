@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.cli.app import app
+from lowdimfa.services.monitoring.report.alignment import draw_alignment
 from lowdimfa.services.monitoring.report.curves import draw_curves, smooth
 from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
 from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
@@ -338,6 +339,13 @@ def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) 
     with log.open("a") as file:  # a finished run has a result
         file.write(json.dumps(finished_event(1404)) + "\n")
     assert "result.json is missing." in read_run(tmp_path).notes
+
+
+def test_the_share_of_the_errors_energy_is_that_of_the_last_measurement(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    last = {**record.latest_step("alignment"), "step": 10**6, "explained_error_energy": None}
+    picture = draw_alignment(replace(record, events=[*record.events, last]))
+    assert picture is not None and "carried an unknown part of" in picture.caption
 
 
 def test_a_run_that_evaluated_what_it_held_out_says_so(run_dir: Path) -> None:
