@@ -85,7 +85,7 @@ JOB_ROWS: Rows = [
             ),
             Panel(
                 "Perplexity",
-                "Of a language model: since the last progress report, and of the test split.",
+                "Of a language model: of the last train.log_every steps, and of the test split.",
                 [
                     (f"lowdimfa_trainer_training_perplexity_value{_JOB}", "training"),
                     (f"lowdimfa_trainer_test_perplexity_value{_JOB}", "test"),

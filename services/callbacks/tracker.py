@@ -94,6 +94,10 @@ class Tracker(Callback):
 
     evaluated = alignment = progress
 
+    def recovered(self, event: Event, run: Run) -> None:
+        """Keep again what comes before the step that the run was resumed from, where it goes back beyond that."""
+        self._first_step = min(self._first_step, event["step"] + 1)
+
     def finished(self, event: Event, run: Run) -> None:
         """Send what is left, and the files."""
         self._end("finished", event, run)

@@ -75,9 +75,16 @@ class JsonDisplay:
 
 
 class TextDisplay:
-    """A progress bar on a terminal, a line every few seconds elsewhere."""
+    """A progress bar on a terminal, a line every few seconds elsewhere.
+
+    Attributes
+    ----------
+    split
+        Of which samples evaluations are, in a word.
+    """
 
     def __init__(self, stream: TextIO) -> None:
+        self.split = "test"
         self._console = Console(file=stream, highlight=False, emoji=False)
         # What a bar needs: the environment may call anything a terminal for its colours, or a terminal none.
         console = self._console
@@ -102,7 +109,9 @@ class TextDisplay:
                 self._progress(event)
             case "finished":
                 self._bar.stop()
-                self._say(_finished(event))
+                self._say(_finished(event, self.split))
+            case "evaluated":
+                self._say(_evaluated(event, self.split))
             case "recovering":
                 self._bar.update(self._task, description="recovering", numbers=[])
                 self._say(_recovering(event))
@@ -110,7 +119,7 @@ class TextDisplay:
                 self._go_on(event["step"])
                 self._say(_recovered(event))
             # No "checkpoint_failed": a warning says the same.
-            case "live" | "plan" | "evaluated" | "alignment" | "checkpoint" | "warning" | "state" as kind:
+            case "live" | "plan" | "alignment" | "checkpoint" | "warning" | "state" as kind:
                 self._say(_SENTENCES[kind](event), table=kind == "plan")
 
     def _started(self, event: Event) -> None:
@@ -177,9 +186,10 @@ class Course(ProgressColumn):
         return line
 
 
-def _evaluated(event: Event) -> str:
+def _evaluated(event: Event, split: str) -> str:
     accuracy = "" if event["test_accuracy"] is None else f", accuracy {100 * event['test_accuracy']:.2f} %"
-    return f"test at step {event['step']:,}: loss {loss(event['test_loss'])}{language(event)}{accuracy}{measured(event)}"
+    numbers = f"loss {loss(event['test_loss'])}{language(event)}{accuracy}{measured(event)}"
+    return f"{split} at step {event['step']:,}: {numbers}"
 
 
 def _alignment(event: Event) -> str:
@@ -273,7 +283,6 @@ def _counted(number: int, one: str, more: str) -> str:
 _SENTENCES: dict[str, Callable[[Event], str]] = {
     "live": lambda event: f"live page {event['address']}",
     "plan": _plan,
-    "evaluated": _evaluated,
     "alignment": _alignment,
     "checkpoint": lambda event: f"checkpoint {event['path']}",
     "warning": lambda event: f"warning: {event['message']}",
@@ -281,13 +290,13 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
 }
 
 
-def _finished(event: Event) -> str:
+def _finished(event: Event, split: str) -> str:
     accuracy = (
-        "" if event["test_accuracy"] is None else f"test accuracy {100 * event['test_accuracy']:.2f} %, "
+        "" if event["test_accuracy"] is None else f"{split} accuracy {100 * event['test_accuracy']:.2f} %, "
     )
     early = f" early ({event['stopped_early']})" if event.get("stopped_early") else ""
     return (
-        f"finished{early}: {accuracy}test loss {loss(event['test_loss'])}{language(event)} "
+        f"finished{early}: {accuracy}{split} loss {loss(event['test_loss'])}{language(event)} "
         f"after {event['steps']:,} steps in {clock(event['seconds'])} ({event['samples_per_second']:,.0f} samples/s)"
     )
 

@@ -144,7 +144,7 @@ METRICS = (
         "lowdimfa_trainer_training_perplexity_value",
         "gauge",
         _JOB,
-        "Perplexity of the training tokens since the last progress report; language models alone.",
+        "Perplexity of the training tokens of the last train.log_every steps; language models alone.",
     ),
     Metric(
         "lowdimfa_trainer_training_bpb_value",

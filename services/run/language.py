@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from lowdimfa.losses import shows_targets
 
 if TYPE_CHECKING:
     from lowdimfa.head import Evaluation
-    from lowdimfa.network import StepResult
     from lowdimfa.services.run.plan import RunPlan
 
 
@@ -51,16 +49,14 @@ class Language:
         there = {"test_perplexity": self.applies, "test_bits_per_byte": self.applies and self.test_bytes}
         return [name for name, has in there.items() if has]
 
-    def trained(self, results: Sequence[StepResult], steps_per_second: float) -> dict[str, Any]:
-        """Return the numbers of a ``progress`` event, over some steps: each token that counts weighs the same."""
-        tokens = sum(result.counted for result in results)
+    def trained(self, loss: float, tokens: int, tokens_per_second: float) -> dict[str, Any]:
+        """Return the numbers of a ``progress`` event, of a mean loss over so many tokens."""
         if not self.applies or not tokens:
             return dict.fromkeys(("perplexity", "bits_per_byte", "tokens_per_second"))
-        loss = sum(result.loss * result.counted for result in results) / tokens
         return {
             "perplexity": perplexity(loss),
             "bits_per_byte": _bits_per_byte(loss, self.train_bytes),
-            "tokens_per_second": steps_per_second * tokens / len(results),
+            "tokens_per_second": tokens_per_second,
         }
 
     def evaluated(self, result: Evaluation) -> dict[str, Any]:

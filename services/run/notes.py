@@ -68,7 +68,7 @@ def notes(plan: RunPlan) -> Iterator[str]:
 def _wider_than_needed(network: NetworkPlan) -> str:
     """Return a warning where the error of the head's input would have a small part of the numbers of the logits'."""
     feedback, shape = network.feedback, network.shape
-    if feedback.form != "broadcast" or source_of(feedback) != "logits":
+    if len(network.blocks) == 1 or feedback.form != "broadcast" or source_of(feedback) != "logits":
         return ""
     try:
         other = source_shape(network.blocks[-1], replace(feedback, source="head_input", error_dim=None))

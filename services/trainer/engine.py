@@ -19,7 +19,7 @@ OnSteps = Callable[[Sequence[StepResult]], None]
 
 @dataclass(frozen=True)
 class BroadcastTraffic:
-    """What one subscribing block received of the error broadcast, per training sample, in bytes.
+    """What one subscribing block received of the error broadcast, per training sample, in bytes; None if not known.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class BroadcastTraffic:
         With message, gRPC and HTTP/2 framing.
     """
 
-    payload: float = 0.0
-    wire: float = 0.0
+    payload: float | None = 0.0
+    wire: float | None = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ RECENT_SECONDS, FEWEST_MARKS = 10.0, 20
 
 
 class ProgressMeter:
-    """Turns step results into ``progress`` events: means over the last steps, speed, time left.
+    """Turns step results into ``progress`` events: means over the last steps' samples, speed, time left.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ class ProgressMeter:
         self._every = every
         self._language = language or Language()
         self._recent: deque[StepResult] = deque(maxlen=every)
-        self._marks: deque[tuple[float, int]] = deque()
+        self._marks: deque[tuple[float, int, int]] = deque()
+        self._counted = 0
         self.last_step = 0
 
     def begin(self, step: int) -> None:
@@ -57,11 +58,12 @@ class ProgressMeter:
         while self._recent and self._recent[-1].step >= step:
             self._recent.pop()  # of a course of the run that was given up
         self._marks.clear()
-        self._marks.append((time.monotonic(), step))
+        self._marks.append((time.monotonic(), step, self._counted))
 
     def take(self, results: Sequence[StepResult]) -> None:
         """Take in steps, in order, that have finished by now."""
         if results:
+            self._counted += sum(result.counted for result in results)
             self._mark(results[-1].step + 1)
         for result in results:
             self._recent.append(result)
@@ -72,25 +74,35 @@ class ProgressMeter:
     def _mark(self, done: int) -> None:
         """Note when a step had finished; steps come in bursts, so that of several the last one alone is known."""
         now = time.monotonic()
-        self._marks.append((now, done))
+        self._marks.append((now, done, self._counted))
         while len(self._marks) > FEWEST_MARKS and now - self._marks[0][0] > RECENT_SECONDS:
             self._marks.popleft()
 
     def _report(self, done: int) -> None:
-        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        (start, first, counted_before), (end, last, counted) = self._marks[0], self._marks[-1]
         seconds = end - start
-        rate = (last - first) / seconds if seconds > 0 else 0.0
-        samples = self._drawn(last) - self._drawn(first)
-        counted = sum(result.counted for result in self._recent)
+        per_second = 1 / seconds if seconds > 0 else 0.0
+        rate = (last - first) * per_second
+        loss, of = self._loss()
         self._emit(
             "progress",
             step=done,
             steps=self._total,
             epoch=(done - 1) // self._steps_per_epoch + 1,
-            loss=sum(result.loss for result in self._recent) / len(self._recent),
-            accuracy=sum(result.correct for result in self._recent) / counted if counted else None,
+            loss=loss,
+            accuracy=sum(result.correct for result in self._recent) / of if of else None,
             samples=self._drawn(done),
-            samples_per_second=samples / seconds if seconds > 0 else 0.0,
+            samples_per_second=(self._drawn(last) - self._drawn(first)) * per_second,
             eta_seconds=(self._total - done) / rate if rate else None,
-            **self._language.trained(self._recent, rate),
+            **self._language.trained(loss, of, (counted - counted_before) * per_second),
         )
+
+    def _loss(self) -> tuple[float, int]:
+        """Return the mean loss of the last steps, and how many predictions count in them; batches may differ in size."""
+        of = sum(result.counted for result in self._recent)
+        sizes = [
+            result.counted if of else self._drawn(result.step + 1) - self._drawn(result.step)
+            for result in self._recent
+        ]
+        losses = (result.loss * size for result, size in zip(self._recent, sizes, strict=True))
+        return sum(losses) / sum(sizes), of

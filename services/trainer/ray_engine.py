@@ -179,8 +179,10 @@ class RayEngine:
     def traffic(self) -> BroadcastTraffic:
         """Return what the first subscriber received; all receive the same. A block that learns nothing is none."""
         group = self._require()
-        if not group.topology.subscribers or not self._samples:
+        if not group.topology.subscribers:
             return BroadcastTraffic()
+        if not self._samples:  # since the start, or a recovery, at the run's last step
+            return BroadcastTraffic(None, None)
         first = group.topology.number(group.topology.subscribers[0])
         status = group.ask_one(group.workers[first], BlockWorker.status)
         return BroadcastTraffic(

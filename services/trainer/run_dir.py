@@ -193,6 +193,8 @@ def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> N
     InputError
         A run is there and isn't resumed, none is there to resume, or nothing can be written there.
     """
+    if _written(place) != str(place):
+        raise InputError(f"run directory {_written(place)}", "a name that is no UTF-8", "another name")
     apart = is_address(place)
     taken = require_usable(str(place), patience) if apart else named(place)
     if taken and not resume:
@@ -206,6 +208,11 @@ def require_run_dir(place: Place, resume: bool, patience: float = PATIENCE) -> N
         raise InputError(f"run directory {place}", "no run to resume", "the directory of an earlier run")
     if not apart:
         _require_writable(Path(place))
+
+
+def _written(place: Place) -> str:
+    """Return a place as files and messages can have it; a name on the disk may hold any bytes."""
+    return str(place).encode(errors="replace").decode()
 
 
 def _require_writable(path: Path) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +19,6 @@ from lowdimfa.data.splits import TensorSplit
 from lowdimfa.data.text import WindowSplit
 from lowdimfa.errors import InputError
 from lowdimfa.head import Evaluation
-from lowdimfa.network import StepResult
 from lowdimfa.services.callbacks.numbers import scalars
 from lowdimfa.services.cli.display import TextDisplay
 from lowdimfa.services.coordinator.messages import event_to_message, message_to_event
@@ -151,24 +148,16 @@ def test_a_split_that_tells_no_number_of_bytes_is_refused_before_the_run(tmp_pat
     assert bytes_per_target(WindowSplit(torch.zeros(9, dtype=torch.uint8), 4, 4)) == 1
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 20), st.integers(0, 50)), min_size=1, max_size=5).filter(
-        lambda steps: any(counted for _, counted in steps)
-    )
-)
-def test_steps_weigh_by_their_tokens(steps: list[tuple[float, int]]) -> None:
-    results = [StepResult(number, [loss], 0, counted) for number, (loss, counted) in enumerate(steps)]
-    found = Language(True, train_bytes=2.0).trained(results, 3.0)
-    tokens = sum(counted for _, counted in steps)
-    loss = sum(loss * counted for loss, counted in steps) / tokens
-    assert found["perplexity"] == pytest.approx(math.exp(loss))
-    assert found["bits_per_byte"] == pytest.approx(loss / math.log(2) / 2)
-    assert found["tokens_per_second"] == pytest.approx(3.0 * tokens / len(steps))
+def test_the_numbers_are_those_of_the_mean_loss() -> None:
+    found = Language(True, train_bytes=2.0).trained(3.0, 7, 11.0)
+    assert found["perplexity"] == pytest.approx(math.exp(3.0))
+    assert found["bits_per_byte"] == pytest.approx(3.0 / math.log(2) / 2)
+    assert found["tokens_per_second"] == 11.0
 
 
 def test_where_nothing_counts_there_is_no_perplexity() -> None:
     language = Language(True, 1.0, 1.0)
-    assert set(language.trained([StepResult(0, [0.0])], 1.0).values()) == {None}
+    assert set(language.trained(0.0, 0, 0.0).values()) == {None}
     assert set(language.evaluated(Evaluation(samples=3, ignored=3.0)).values()) == {None}
 
 

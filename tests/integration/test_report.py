@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.cli.app import app
-from lowdimfa.services.monitoring.report.curves import smooth
+from lowdimfa.services.monitoring.report.alignment import draw_alignment
+from lowdimfa.services.monitoring.report.curves import draw_curves, smooth
 from lowdimfa.services.monitoring.report.gantt import _draw_shares, choose_excerpt, time_shares
 from lowdimfa.services.monitoring.report.page import collect_numbers, describe_state, write_report
 from lowdimfa.services.monitoring.report.reading import CATEGORIES, Record, read_run
@@ -294,6 +296,23 @@ def test_a_failure_is_shown_until_the_run_is_resumed(tmp_path: Path) -> None:
     assert "Not finished" in write_report(tmp_path).read_text()
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"event": "started", "step": 600, "steps": 1404}, "Not finished: it goes on from step 600."),
+        ({"event": "started", "step": 0, "steps": 1404}, "Not finished: no progress was recorded."),
+        ({"event": "finished", "stopped_early": "good enough"}, "Finished early: good enough."),
+        ({"event": "finished"}, "Finished."),
+    ],
+)
+def test_the_state_says_where_a_run_goes_on_and_why_it_ended(
+    last: dict[str, Any], words: str, run_dir: Path
+) -> None:
+    record = read_run(run_dir)
+    end = last | {"time": EPOCH + 90}
+    assert describe_state(replace(record, events=[*record.events, end])).endswith(f"UTC. {words}")
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) -> None:
     hint = "go on from step 600 with --resume --run-dir '/a run'"
@@ -320,6 +339,23 @@ def test_a_run_that_was_stopped_says_so_and_shows_what_is_known(tmp_path: Path) 
     with log.open("a") as file:  # a finished run has a result
         file.write(json.dumps(finished_event(1404)) + "\n")
     assert "result.json is missing." in read_run(tmp_path).notes
+
+
+def test_the_share_of_the_errors_energy_is_that_of_the_last_measurement(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    last = {**record.latest_step("alignment"), "step": 10**6, "explained_error_energy": None}
+    picture = draw_alignment(replace(record, events=[*record.events, last]))
+    assert picture is not None and "carried an unknown part of" in picture.caption
+
+
+def test_a_run_that_evaluated_what_it_held_out_says_so(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    assert "Test accuracy" in dict(collect_numbers(record))
+    held_out = replace(record, specification="data:\n  validation: 0.2\n")
+    numbers, picture = dict(collect_numbers(held_out)), draw_curves(held_out)
+    assert "Validation accuracy" in numbers and not any("Test" in name for name in numbers)
+    assert picture is not None and "of the validation split" in picture.caption
+    assert "validation" in [text.get_text() for text in picture.figure.axes[0].get_legend().get_texts()]
 
 
 def test_a_resumed_run_that_ends_shows_its_own_result_before_that_is_in_its_file(run_dir: Path) -> None:

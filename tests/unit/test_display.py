@@ -198,3 +198,17 @@ def test_progress_is_a_bar_on_a_terminal_that_can_show_one_and_lines_elsewhere(
             display.show(event)
     assert ("\x1b[2K" in shown.getvalue()) is bar
     assert (f"step {joined(numbers_of(PROGRESS))}" in shown.getvalue()) is not bar
+
+
+def test_numbers_of_the_validation_split_are_not_called_those_of_the_test_split() -> None:
+    evaluated = {"event": "evaluated", "step": 3, "test_loss": 1.0, "test_accuracy": 0.5}
+    finished = evaluated | {"event": "finished", "steps": 3, "seconds": 1.0, "samples_per_second": 2.0}
+    stream = io.StringIO()
+    with TextDisplay(stream) as display:
+        display.split = "validation"
+        display.show(evaluated)
+        display.show(finished)
+    assert stream.getvalue().splitlines() == [
+        "validation at step 3: loss 1.0000, accuracy 50.00 %",
+        "finished: validation accuracy 50.00 %, validation loss 1.0000 after 3 steps in 0:01 (2 samples/s)",
+    ]

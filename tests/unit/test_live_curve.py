@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lowdimfa.services.monitoring.live.course import Course
 from lowdimfa.services.monitoring.live.curve import BUCKETS, Curve
-from lowdimfa.services.monitoring.live.texts import done, shown
+from lowdimfa.services.monitoring.live.texts import ABSENT, done, shown
 from lowdimfa.services.monitoring.live.watching import _past
 
 VALUES = st.floats(-1e6, 1e6)
@@ -121,3 +121,30 @@ def test_a_course_says_how_far_a_run_is_and_what_was_lost() -> None:
     ]
     course.take([{"event": "failed", "time": 9.0, "code": "stopped", "message": "stopped"}], 6)
     assert (course.told["state"], course.told["ended"], course.position) == ("stopped", 9.0, 6)
+
+
+STARTED = {"event": "started", "time": 0.0, "blocks": 2, "step": 0, "steps": 100}
+
+
+def test_a_number_that_is_none_any_more_is_not_shown_as_it_was() -> None:
+    """Of a loss of 800 no number holds the perplexity, and nobody knows how long a run will take that stands still."""
+    course = Course()
+    good = {
+        "event": "progress",
+        "step": 1,
+        "steps": 100,
+        "loss": 3.0,
+        "perplexity": 20.1,
+        "eta_seconds": 99.0,
+    }
+    course.take([STARTED, good], 2)
+    assert shown(course.told | {"id": "job"})["perplexity"] == "20.1"
+    course.take([good | {"step": 2, "loss": 800.0, "perplexity": None, "eta_seconds": None}], 3)
+    texts = shown(course.told | {"id": "job"})
+    assert (texts["loss"], texts["perplexity"], texts["left"]) == ("800", ABSENT, ABSENT)
+
+
+def test_a_run_that_a_callback_ended_has_not_done_all_its_steps() -> None:
+    course = Course()
+    course.take([STARTED, {"event": "finished", "time": 1.0, "steps": 60, "seconds": 1.0}], 2)
+    assert shown(course.told | {"id": "job"})["steps"] == "60 of 100 steps (60%)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from lowdimfa.paths import appearing, expand
 from lowdimfa.services.cli.options import expanded
 from lowdimfa.services.run.checkpoint import CheckpointStore
 from lowdimfa.services.trainer.api import DecoupledTrainer
-from lowdimfa.services.trainer.run_dir import new_run_dir, reserved
+from lowdimfa.services.trainer.run_dir import new_run_dir, require_run_dir, reserved
 from lowdimfa.services.trainer.stopping import stopped
 
 SPECIFICATION: dict[str, Any] = {
@@ -119,6 +120,11 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file is a file.*run\.storage"):
         DecoupledTrainer(SPECIFICATION | {"run": {"storage": "file/runs"}}, engine="local").fit()
+
+
+def test_a_run_is_refused_where_no_file_of_weights_can_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\?: found a name that is no UTF-8"):
+        require_run_dir(tmp_path / os.fsdecode(b"run\xff"), resume=False)
 
 
 def test_the_hint_to_resume_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

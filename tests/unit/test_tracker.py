@@ -43,6 +43,16 @@ def fresh() -> None:
         each.clear()  # type: ignore[attr-defined]
 
 
+def test_what_a_recovery_takes_back_from_before_a_resume_is_told_again(tmp_path: Path) -> None:
+    run, tracker = Run({}, tmp_path, lambda reason: None), Keeping()
+    tracker.started({"event": "started", "step": 8}, run)
+    for loss in (1.0, 2.0):
+        tracker.progress({"event": "progress", "time": 0.0, "step": 6, "loss": loss}, run)
+        tracker.recovered({"event": "recovered", "step": 4}, run)
+    tracker._send()
+    assert [each.values["train/loss"] for each in Keeping.kept] == [2.0]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_goes_on_in_the_same_run_with_each_number_once(tmp_path: Path) -> None:
     path, engine = tmp_path / "run", LossyEngine()

@@ -32,7 +32,7 @@ _TOLD = {
     ),
     "evaluated": ("test_loss", "test_accuracy", "test_perplexity", "test_bits_per_byte"),
     "recovered": ("step",),
-    "finished": ("steps", "seconds", "test_loss", "test_accuracy", "test_perplexity"),
+    "finished": ("seconds", "test_loss", "test_accuracy", "test_perplexity"),
 }
 _STATES = {"started": "running", "recovered": "running", "recovering": "running", "finished": "finished"}
 _GOES_ON = ("started", "recovered")
@@ -73,7 +73,7 @@ class Course:
     def _take(self, event: Event) -> None:
         kind, when = event["event"], event.get("time")
         for name in _TOLD.get(kind, ()):
-            if event.get(name) is not None:
+            if name in event:  # None takes the place of an earlier number: it is none any more
                 self.told[name] = event[name]
         if kind in ("progress", "evaluated"):
             for name in self.curves.keys() & event.keys():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from lowdimfa.services.monitoring.report.reading import Record
@@ -41,12 +40,14 @@ def draw_alignment(record: Record) -> Picture | None:
     right.set_ylim(0, 1.05)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     quiet(right, "Error energy in the broadcast", "step", "share of the whole error")
-    last = {entry["block"]: entry["cosine"] for entry in events[max(events)]["blocks"]}
-    return Picture(figure, _caption(last, float(energy[-1]) if len(energy) else np.nan))
+    last = events[max(events)]
+    cosines = {entry["block"]: entry["cosine"] for entry in last["blocks"]}
+    return Picture(figure, _caption(cosines, last.get("explained_error_energy")))
 
 
-def _caption(cosines: dict[int, float | None], energy: float) -> str:
-    carried = f"the projected error carried {energy:.1%} of the whole error's energy."
+def _caption(cosines: dict[int, float | None], energy: float | None) -> str:
+    share = "an unknown part" if energy is None or not math.isfinite(energy) else f"{energy:.1%}"
+    carried = f"the projected error carried {share} of the whole error's energy."
     finite = {
         block: cosine for block, cosine in cosines.items() if cosine is not None and math.isfinite(cosine)
     }

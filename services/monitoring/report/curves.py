@@ -70,7 +70,7 @@ def _learning(axes: Axes, record: Record, key: str, test_key: str) -> None:
     axes.plot(steps, smooth(values), color=BLUE, linewidth=1.8, label="training, smoothed")
     test = record.series("evaluated", test_key)
     if len(test[0]):
-        axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label="test")
+        axes.plot(*test, "o", color=ORANGE, markersize=6, markeredgecolor="white", label=record.split)
     mark_recoveries(axes, record)
 
 
@@ -98,7 +98,8 @@ def _caption(record: Record, loss: NDArray[np.float64]) -> str:
     if not evaluated:
         return f"{caption}; no evaluation was recorded."
     caption += (
-        f"; the last evaluation, after step {evaluated['step']}, gave a loss of {evaluated['test_loss']:.3g}"
+        f"; the last evaluation, of the {record.split} split after step {evaluated['step']}, "
+        f"gave a loss of {evaluated['test_loss']:.3g}"
     )
     if evaluated.get("test_perplexity") is not None:
         caption += f", a perplexity of {evaluated['test_perplexity']:,.2f}"

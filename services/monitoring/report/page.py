@@ -121,7 +121,8 @@ def describe_state(record: Record) -> str:
     last = record.latest("started", "progress", "recovering", "recovered", "failed", "finished")
     match last.get("event"):
         case "finished":
-            return f"{text}Finished."
+            early = last.get("stopped_early")
+            return f"{text}Finished{f' early: {early}' if early else ''}."
         case "failed" if last["code"] == StoppedError.code:
             return f"{text}{_stopped(record, last)}"
         case "failed":
@@ -130,6 +131,8 @@ def describe_state(record: Record) -> str:
             return f"{text}Not finished: the last progress was step {last['step']} of {last['steps']}."
         case "recovering":
             return f"{text}Not finished: a recovery began at step {last['step']}."
+        case "started" if last.get("step"):
+            return f"{text}Not finished: it goes on from step {last['step']}."
         case "recovered":
             return f"{text}Not finished: it went on from step {last['step']} after a recovery."
         case _:
@@ -173,11 +176,12 @@ def collect_numbers(record: Record) -> list[tuple[str, str]]:
     planned = record.steps_planned
     of = f" of {planned:,}" if under_way and planned else ""
     wire = end.get("broadcast_wire_bytes_per_sample")
+    split = record.split.capitalize()
     texts = [
-        ("Test accuracy", "test_accuracy", ".2%", ""),
-        ("Test loss", "test_loss", ".4f", ""),
-        ("Test perplexity", "test_perplexity", ",.2f", ""),
-        ("Test bits per byte", "test_bits_per_byte", ".4f", ""),
+        (f"{split} accuracy", "test_accuracy", ".2%", ""),
+        (f"{split} loss", "test_loss", ".4f", ""),
+        (f"{split} perplexity", "test_perplexity", ",.2f", ""),
+        (f"{split} bits per byte", "test_bits_per_byte", ".4f", ""),
         ("Steps", "steps", ",d", of),
         ("Samples per second", "samples_per_second", ",.0f", ""),
         ("Tokens per second", "tokens_per_second", ",.0f", ""),

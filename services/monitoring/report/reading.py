@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from lowdimfa.errors import InputError
@@ -119,6 +120,15 @@ class Record:
             line for line in reversed(self.events) if not str(line.get("event")).startswith("checkpoint")
         )
         return next((line["step"] for line in lines if line.get("step") is not None), None)
+
+    @property
+    def split(self) -> str:
+        """Of which samples evaluations are: ``test``, or ``validation``, those of training that were held out."""
+        try:
+            data = yaml.safe_load(self.specification)["data"]
+            return "validation" if data.get("validation") else "test"
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError):  # the file is missing, or torn
+            return "test"
 
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps: see `by_step`."""
