@@ -47,8 +47,8 @@ JOB_ROWS: Rows = [
                 "stat",
             ),
             Panel(
-                "Test accuracy",
-                "Of the latest evaluation.",
+                "Evaluation accuracy",
+                "Of the latest evaluation: of the test split, or of what data.validation holds out.",
                 [(f"lowdimfa_trainer_test_accuracy_ratio{_JOB}", "")],
                 "percentunit",
                 "stat",

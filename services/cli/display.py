@@ -75,16 +75,10 @@ class JsonDisplay:
 
 
 class TextDisplay:
-    """A progress bar on a terminal, a line every few seconds elsewhere.
-
-    Attributes
-    ----------
-    split
-        Of which samples evaluations are, in a word.
-    """
+    """A progress bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.split = "test"
+        self._split = "test"  # of which samples evaluations are
         self._console = Console(file=stream, highlight=False, emoji=False)
         # What a bar needs: the environment may call anything a terminal for its colours, or a terminal none.
         console = self._console
@@ -109,9 +103,9 @@ class TextDisplay:
                 self._progress(event)
             case "finished":
                 self._bar.stop()
-                self._say(_finished(event, self.split))
+                self._say(_finished(event, self._split))
             case "evaluated":
-                self._say(_evaluated(event, self.split))
+                self._say(_evaluated(event, self._split))
             case "recovering":
                 self._bar.update(self._task, description="recovering", numbers=[])
                 self._say(_recovering(event))
@@ -123,6 +117,7 @@ class TextDisplay:
                 self._say(_SENTENCES[kind](event), table=kind == "plan")
 
     def _started(self, event: Event) -> None:
+        self._split = event["evaluated_split"]
         where = "one Ray actor each" if event["engine"] == "ray" else "in this process"
         self._say(
             f"{_counted(event['blocks'], 'block', 'blocks')}, {where}; {event['parameters']:,} parameters, "

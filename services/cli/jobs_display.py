@@ -78,7 +78,7 @@ def job_lines(job: dict[str, Any]) -> list[str]:
         "attempt": str(job["attempt"]) if job["attempt"] > 1 else "",
         "step": f"{job['step']:,} of {job['steps']:,}" if job["steps"] else "",
         "loss": "" if job["loss"] is None else f"{job['loss']:.4f}",
-        "test accuracy": "" if job["test_accuracy"] is None else f"{100 * job['test_accuracy']:.2f} %",
+        "evaluation accuracy": "" if job["test_accuracy"] is None else f"{100 * job['test_accuracy']:.2f} %",
         "error": f"{job['error']['code']} (exit code {job['error']['exit_code']})" if job["error"] else "",
         "run directory": job["run_dir"],
     }

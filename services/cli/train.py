@@ -94,8 +94,6 @@ def train(
                     overrides=overrides or [],
                     on_event=display.show if page is None else _both(display.show, page.tell),
                 )
-                if isinstance(display, TextDisplay) and trainer.specification.data.validation:
-                    display.split = "validation"
                 if dry_run:
                     if address is not None:
                         for line in file_lines(Modules.beside(spec.resolve().parent), "would be sent"):

@@ -122,7 +122,7 @@ def test_a_budget_shares_out_the_work_of_all_networks_of_c3(monkeypatch: pytest.
     whole = sum(setting.steps for setting, _ in c3.run(RunSettings())["cells"])
     minutes = 0.1 * generations.TRIALS * 0.02 / 60 * whole
     found = c3.run(RunSettings(seeds=1, budget_minutes=minutes))
-    assert len(found["cut"]) == len(c3.WIDTHS) * len(c3.TRIED)
+    assert len(found["cut"]) == len(c3.TRIED)
     assert 0.05 * whole < sum(setting.steps for setting, _ in found["cells"]) <= 0.1 * whole
 
 

@@ -21,6 +21,7 @@ STARTED: dict[str, Any] = {
     "parameters": 1000,
     "error_dim": 1,
     "source": "logits",
+    "evaluated_split": "test",
     "steps": 1000,
     "step": 0,
     "run_dir": "/runs/a",
@@ -205,10 +206,11 @@ def test_numbers_of_the_validation_split_are_not_called_those_of_the_test_split(
     finished = evaluated | {"event": "finished", "steps": 3, "seconds": 1.0, "samples_per_second": 2.0}
     stream = io.StringIO()
     with TextDisplay(stream) as display:
-        display.split = "validation"
+        display.show({"event": "starting"})
+        display.show(STARTED | {"evaluated_split": "validation"})
         display.show(evaluated)
         display.show(finished)
-    assert stream.getvalue().splitlines() == [
+    assert stream.getvalue().splitlines()[-2:] == [
         "validation at step 3: loss 1.0000, accuracy 50.00 %",
         "finished: validation accuracy 50.00 %, validation loss 1.0000 after 3 steps in 0:01 (2 samples/s)",
     ]

@@ -48,8 +48,8 @@ def test_only_what_is_known_is_shown_of_a_job() -> None:
     failed = job_lines(
         JOB | {"error": {"code": "not_finite", "exit_code": 3}, "attempt": 2, "test_accuracy": 0.5}
     )
-    assert "error          not_finite (exit code 3)" in failed
-    assert "attempt        2" in failed and "test accuracy  50.00 %" in failed
+    assert "error                not_finite (exit code 3)" in failed
+    assert "attempt              2" in failed and "evaluation accuracy  50.00 %" in failed
 
 
 @pytest.mark.parametrize(

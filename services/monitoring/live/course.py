@@ -146,7 +146,7 @@ def sentence(event: Event) -> str:
         case "evaluated":
             forms = {"loss": ".4g", "accuracy": ".2%", "perplexity": ",.4g"}
             numbers = [(name, event.get(f"test_{name}"), form) for name, form in forms.items()]
-            return f"step {event['step']:,}: test " + ", ".join(
+            return f"step {event['step']:,}: " + ", ".join(
                 f"{name} {value:{form}}" for name, value, form in numbers if value is not None
             )
         case "checkpoint":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from lowdimfa.errors import InputError
@@ -124,11 +123,9 @@ class Record:
     @property
     def split(self) -> str:
         """Of which samples evaluations are: ``test``, or ``validation``, those of training that were held out."""
-        try:
-            data = yaml.safe_load(self.specification)["data"]
-            return "validation" if data.get("validation") else "test"
-        except (yaml.YAMLError, TypeError, KeyError, AttributeError):  # the file is missing, or torn
-            return "test"
+        return next(
+            (str(event["evaluated_split"]) for event in self.events if "evaluated_split" in event), "test"
+        )
 
     def by_step(self, event: str) -> dict[int, dict[str, Any]]:
         """Return the events of a kind in the order of their steps: see `by_step`."""

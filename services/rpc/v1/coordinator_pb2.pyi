@@ -185,7 +185,7 @@ class StateChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[JobState, str]] = ..., detail: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("run_dir", "engine", "blocks", "parameters", "error_dim", "steps", "step", "nodes", "pids", "source", "boundaries", "replicas")
+    __slots__ = ("run_dir", "engine", "blocks", "parameters", "error_dim", "steps", "step", "nodes", "pids", "source", "boundaries", "replicas", "evaluated_split")
     RUN_DIR_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +198,7 @@ class Started(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BOUNDARIES_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATED_SPLIT_FIELD_NUMBER: _ClassVar[int]
     run_dir: str
     engine: str
     blocks: int
@@ -210,7 +211,8 @@ class Started(_message.Message):
     source: str
     boundaries: _containers.RepeatedScalarFieldContainer[str]
     replicas: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, run_dir: _Optional[str] = ..., engine: _Optional[str] = ..., blocks: _Optional[int] = ..., parameters: _Optional[int] = ..., error_dim: _Optional[int] = ..., steps: _Optional[int] = ..., step: _Optional[int] = ..., nodes: _Optional[int] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ..., source: _Optional[str] = ..., boundaries: _Optional[_Iterable[str]] = ..., replicas: _Optional[_Iterable[int]] = ...) -> None: ...
+    evaluated_split: str
+    def __init__(self, run_dir: _Optional[str] = ..., engine: _Optional[str] = ..., blocks: _Optional[int] = ..., parameters: _Optional[int] = ..., error_dim: _Optional[int] = ..., steps: _Optional[int] = ..., step: _Optional[int] = ..., nodes: _Optional[int] = ..., pids: _Optional[_Union[Pids, _Mapping]] = ..., source: _Optional[str] = ..., boundaries: _Optional[_Iterable[str]] = ..., replicas: _Optional[_Iterable[int]] = ..., evaluated_split: _Optional[str] = ...) -> None: ...
 
 class Pids(_message.Message):
     __slots__ = ("trainer", "blocks")
