@@ -154,7 +154,7 @@ def _started(before: set[psutil.Process]) -> list[psutil.Process]:
 
 
 def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [*{*processes}.union(*map(families.below, processes))]
+    return [*{*processes} | families.below(*processes)]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -17,6 +17,20 @@ PARENT = (
 )
 
 
+def test_nothing_is_below_a_process_whose_number_another_one_has_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever ends a Ray's processes would end a stranger's."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=pipe, stdout=pipe) as parent:
+        assert parent.stdout is not None and parent.stdout.readline()
+        ended, stranger = psutil.Process(parent.pid), psutil.Process(parent.pid)
+        monkeypatch.setattr(ended, "_ident", (parent.pid, 0.0))  # it began at another time
+        found = families.below(stranger), families.below(ended)
+        families.destroy(stranger)
+    assert found[0] and not found[1]
+
+
 @pytest.mark.skipif(not psutil.LINUX, reason="elsewhere the times of processes are kept as they were")
 def test_a_clock_that_is_put_back_hides_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = subprocess.PIPE
