@@ -81,7 +81,7 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
     assert not [*place.glob("lowdimfa-*"), *place.glob("ray/session_*")]
 
 
-def test_of_a_start_that_hears_no_interrupt_nothing_is_left(place: Path) -> None:
+def test_of_a_start_that_hears_no_interrupt_nothing_is_left_though_all_processes_get_one(place: Path) -> None:
     (place / "ray.py").write_text(
         "import os\n"
         "def init(**_):\n"
@@ -102,6 +102,8 @@ def test_of_a_start_that_hears_no_interrupt_nothing_is_left(place: Path) -> None
         stdout=subprocess.DEVNULL,
     ) as holder:
         eventually(lambda: any(place.glob("ray/session_*")))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            holder.send_signal(number)
     assert holder.returncode == 0
     assert not [*place.glob("lowdimfa-*"), *place.glob("ray/session_*")]
 
