@@ -62,6 +62,7 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
     path = place / "spec.yaml"
     path.write_text(REFUSED if how == "refused" else SPECIFICATION)
     script = "from lowdimfa.services.cli.main import main; main()"
+    os.environ.pop("RAY_TMPDIR", None)  # which would come before TMPDIR
     with subprocess.Popen(
         [sys.executable, "-c", script, "train", str(path), "--run-dir", str(place / "run")],
         env=os.environ | {"TMPDIR": str(place)},
