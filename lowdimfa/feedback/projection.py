@@ -197,11 +197,9 @@ class PcaProjection(PRule):
     def step(self) -> None:
         """Let the running correlation follow, and refresh ``P`` when it is time."""
         self.running.mul_(self.p_decay)
-        # No element of a correlation is above its trace. One that overflows would stay for good.
+        # No element of a correlation is above its trace. One that overflows would stay for good. No branch, as above.
         stays_finite = (self.running.trace() + self._correlation.trace()).isfinite()
-        self.running.add_(
-            torch.where(stays_finite, self._correlation, 0.0)
-        )  # no branch: it would wait for the device
+        self.running.add_(torch.where(stays_finite, self._correlation, 0.0))
         self._correlation.zero_()
         self.steps += 1
         early = self.steps < self.p_every and self.steps.bit_count() == 1

@@ -21,7 +21,7 @@ from lowdimfa.errors import InputError, ResourceError
 from lowdimfa.services.trainer import early_ray
 from lowdimfa.services.trainer.local_ray import start_local
 
-_ADDRESS = re.compile(r"auto|local|[a-z]+://.+|.+:[0-9]{1,5}")
+_ADDRESS = re.compile(r"auto|local|[\w.]+://.+|.+:[0-9]{1,5}")
 
 _CHANGING = threading.Lock()
 """Held while Ray begins or ends: a process has one connection, whatever its threads do."""
@@ -189,7 +189,7 @@ def unreachable(address: str, seconds: float) -> str:
     if not colon or not port.isdecimal():
         return ""  # such as 'auto'
     try:
-        socket.create_connection((host, int(port)), timeout=seconds).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""

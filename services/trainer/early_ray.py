@@ -14,6 +14,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -183,6 +184,9 @@ def main() -> None:
     if not holder:
         os.close(ended)
         _hold(folder, cpus, started)
+    # Where all processes get one, as those of a service that is stopped, the end of the others is this one's too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     for descriptor in (1, started):  # the holder's alone
         os.close(descriptor)
     _await_end(ended)

@@ -31,8 +31,8 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def below(process: psutil.Process) -> set[psutil.Process]:
-    """Return all processes below one.
+def below(*processes: psutil.Process) -> set[psutil.Process]:
+    """Return all processes below some. Below one that has ended are none: its number may be another's now.
 
     ``Process.children`` takes those for others' that seem older than their parent, by times on the wall clock, which
     moves: it then misses some, and ends without a word.
@@ -41,7 +41,7 @@ def below(process: psutil.Process) -> set[psutil.Process]:
     for each in psutil.process_iter(["ppid"]):
         children[each.info["ppid"]].add(each)
     found: set[psutil.Process] = set()
-    reached = {process}
+    reached = {process for process in processes if process.is_running()}
     while reached:
         reached = set().union(*(children[parent.pid] for parent in reached)) - found
         found |= reached

@@ -145,16 +145,19 @@ def _started(before: set[psutil.Process]) -> list[psutil.Process]:
     workers begin. All else of Ray's is below them.
     """
     marks = (f"{Path(ray.__file__).parent}{os.sep}", "ray::", fork_server.__name__)
-    own = []
-    for process in families.below(psutil.Process()) - before:
+    this, own = psutil.Process(), []
+    for process in families.below(this) - before:
         with contextlib.suppress(psutil.Error):
-            if any(mark in word for word in process.cmdline()[:4] for mark in marks):
+            # What is further below may be of a Ray that another program has started.
+            if process.ppid() == this.pid and any(
+                mark in word for word in process.cmdline()[:4] for mark in marks
+            ):
                 own.append(process)
     return own
 
 
 def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [*{*processes}.union(*map(families.below, processes))]
+    return [*{*processes} | families.below(*processes)]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -62,6 +62,7 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
     path = place / "spec.yaml"
     path.write_text(REFUSED if how == "refused" else SPECIFICATION)
     script = "from lowdimfa.services.cli.main import main; main()"
+    os.environ.pop("RAY_TMPDIR", None)  # which would come before TMPDIR
     with subprocess.Popen(
         [sys.executable, "-c", script, "train", str(path), "--run-dir", str(place / "run")],
         env=os.environ | {"TMPDIR": str(place)},
@@ -81,7 +82,7 @@ def test_a_command_that_ends_while_its_ray_starts_leaves_nothing(how: str, code:
     assert not [*place.glob("lowdimfa-*"), *place.glob("ray/session_*")]
 
 
-def test_of_a_start_that_hears_no_interrupt_nothing_is_left(place: Path) -> None:
+def test_of_a_start_that_hears_no_interrupt_nothing_is_left_though_all_processes_get_one(place: Path) -> None:
     (place / "ray.py").write_text(
         "import os\n"
         "def init(**_):\n"
@@ -102,6 +103,8 @@ def test_of_a_start_that_hears_no_interrupt_nothing_is_left(place: Path) -> None
         stdout=subprocess.DEVNULL,
     ) as holder:
         eventually(lambda: any(place.glob("ray/session_*")))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            holder.send_signal(number)
     assert holder.returncode == 0
     assert not [*place.glob("lowdimfa-*"), *place.glob("ray/session_*")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,29 @@ def test_what_is_no_address_of_a_cluster_is_refused(address: str, tmp_path: Path
     with pytest.raises(InputError, match=r"--ray-address: found .*HOST:PORT"):
         serve(settings, lambda *_: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("address", "tried"),
+    [
+        ("head:6379", "head"),
+        ("[fd00::1]:6379", "fd00::1"),
+        ("ray://[fd00::1]:10001", "fd00::1"),
+        ("my_cloud://cluster", None),  # of a module that knows what it means
+        ("local", None),
+    ],
+)
+def test_where_ray_can_look_it_may(address: str, tried: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: list[str | None] = []
+
+    def connected(place: tuple[str, int], timeout: float) -> socket.socket:
+        hosts.append(place[0])
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connected)
+    monkeypatch.setattr(ray, "init", lambda address, **_: hosts.append(address))
+    start_ray(address)()
+    assert hosts == [*([tried] if tried else []), address]
 
 
 def test_where_ray_finds_no_cluster_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

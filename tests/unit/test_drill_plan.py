@@ -143,6 +143,23 @@ def test_a_policy_that_fails_is_refused_unless_nothing_is_lost(tmp_path: Any) ->
         Drill(request("slow"))
 
 
+def test_a_first_block_that_learns_nothing_loses_no_messages(tmp_path: Path) -> None:
+    """It gets none: such a fault would not happen, and a round of no others would not be passed."""
+    model = {
+        "factory": "lowdimfa.models:mlp",
+        "args": {"in_features": 64, "width": 8, "depth": 3, "classes": 10},
+    }
+    plain = made(steps=400, blocks=2).model_dump()
+    plain["model"] |= model | {"blocks": ["2"], "frozen": ["0.*", "1.*"]}
+    specification = parse_specification(plain, "the test")
+    kinds: tuple[Kind, ...] = (*sorted(WIRE_KINDS), "slow")
+    request = DrillRequest(specification, tmp_path / "drill", tmp_path, None, 0, 40, 1, 0.0, kinds, 0.02)
+    frozen, learning = Drill(request).schedule(1), draw("0", specification, 400, kinds, 40)
+    for schedule, expected in ((frozen, {1}), (learning, {0, 1})):
+        assert {fault.block for fault in schedule.faults if fault.kind in WIRE_KINDS} == expected
+        assert {fault.block for fault in schedule.faults if fault.kind == "slow"} == {0, 1}
+
+
 def test_a_baseline_has_nothing_to_drill(tmp_path: Path) -> None:
     """And there is no --engine to run it with."""
     plain = made().model_dump() | {"feedback": {"form": "backprop"}}

@@ -85,13 +85,15 @@ class Drill:
         plan = self._trainer(request.specification, self._run_dir(1), lambda event: None).plan()
         self.steps = plan.network.training.total_steps
         self._specification = _pinned(request.specification, plan.network.boundaries)
+        self._first_learns = plan.network.blocks[0].learns
         self.schedule(1)
 
     def schedule(self, number: int) -> Schedule:
         """Return the faults of a round, from 1."""
         request = self.request
         seed = f"{request.seed}, round {number}"
-        return draw(seed, self._specification, self.steps, request.kinds, request.faults)
+        kinds, faults = request.kinds, request.faults
+        return draw(seed, self._specification, self.steps, kinds, faults, self._first_learns)
 
     def reference(self, fit: Fit) -> Result:
         """Run undisturbed, in this process."""

@@ -58,7 +58,12 @@ class Schedule:
 
 
 def draw(
-    seed: str, specification: Specification, steps: int, kinds: Collection[Kind], count: int
+    seed: str,
+    specification: Specification,
+    steps: int,
+    kinds: Collection[Kind],
+    count: int,
+    learns: bool = True,
 ) -> Schedule:
     """Draw the faults of a round: distinct steps over the middle of the run, the kinds as evenly as can be.
 
@@ -74,6 +79,8 @@ def draw(
         What may be drawn.
     count
         How many.
+    learns
+        Whether the first block does. One that doesn't gets no messages, of which one could be lost.
 
     Raises
     ------
@@ -101,7 +108,7 @@ def draw(
     faults = [
         Fault(
             kind=kind,
-            block=random.randrange(blocks),
+            block=random.choice(range(int(kind in WIRE_KINDS and not learns), blocks)),
             step=step,
             seconds=round(LIVENESS[kind] * liveness, 3) if kind in TIMED_KINDS else 0.0,
         )
