@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from lowdimfa.services.trainer.families import adopt_orphans, end_family, lives
+from lowdimfa.services.trainer.families import adopt_orphans, below, end_family, lives
 
 VITAL = frozenset({"gcs_server", "raylet"})
 """Names of the processes without which there is no cluster."""
@@ -57,7 +57,7 @@ def _hold(state: Path, own: psutil.Process, cpus: int) -> None:
     cluster = start_local(num_cpus=cpus)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: told.set())
-    vital = [child for child in own.children() if child.name() in VITAL]
+    vital = [process for process in below(own) if process.name() in VITAL]
     _note(state, own.pid, ray.get_runtime_context().gcs_address)
     while not told.wait(WATCH_SECONDS):
         if not all(map(lives, vital)):
