@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
-from lowdimfa.models.hf import check, making
+from lowdimfa.models.hf import few, making
 from lowdimfa.models.hf.embeddings import MaskedEmbedding, SummedEmbedding
 from lowdimfa.models.hf.outlines import Outline
 from lowdimfa.models.hf.saving import save_pretrained
@@ -97,7 +97,7 @@ def test_an_output_in_which_tokens_see_each_other_is_refused(monkeypatch: pytest
         whole.lm_head.__class__ = Summed
         return whole
 
-    monkeypatch.setattr(check, "make", with_sums)
+    monkeypatch.setattr(few, "make", with_sums)
     monkeypatch.setattr(making, "make", with_sums)
     refused("found an output of a LlamaForCausalLM in which tokens see each other", config=LLAMA)
 
@@ -234,11 +234,26 @@ def test_a_block_of_each_kind_is_compared(monkeypatch: pytest.MonkeyPatch) -> No
         made.append(config)
         return make(config, task)
 
-    monkeypatch.setattr(check, "make", noted)
+    monkeypatch.setattr(few, "make", noted)
     kinds = ["full_attention"] * 4 + ["sliding_attention"]
     windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "layer_types": kinds}
     hugging_face(config=LLAMA | windows | {"num_hidden_layers": 5}, layers=DECODER)
     assert [config.layer_types for config in made] == [[*kinds[:2], kinds[4]]]
+
+
+def test_as_many_blocks_are_compared_as_a_kind_takes_to_run() -> None:
+    """Of Jamba the first with attention is the fifth, and with fewer blocks it doesn't run."""
+    states = {"num_experts": 2, "mamba_d_state": 4, "mamba_dt_rank": 2, "use_mamba_kernels": False}
+    kinds = {"model_type": "jamba", "num_hidden_layers": 8, "attn_layer_period": 8, "attn_layer_offset": 4}
+    whole, network = pair(Case(LLAMA | kinds | states | {"pad_token_id": 0}, "causal-lm"))
+    given = inputs(CASES["bloom"])
+    torch.testing.assert_close(network.eval().run(**given), whole.eval()(**given).logits)
+
+
+def test_a_kind_of_which_nobody_sets_how_many_blocks_there_are_is_refused_for_its_layers() -> None:
+    config = {"model_type": "prophetnet", "num_encoder_layers": 3, "num_decoder_layers": 3, "hidden_size": 16}
+    config |= {"num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "vocab_size": 50}
+    refused("found layers of a ProphetNetForCausalLM that leave out prophetnet.word_emb", config=config)
 
 
 def test_images_of_unknown_size_are_asked_for() -> None:
