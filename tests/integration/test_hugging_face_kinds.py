@@ -310,6 +310,8 @@ def test_tokens_that_another_vocabulary_means_end_no_text() -> None:
     assert (named.config.bos_token_id, named.config.eos_token_id) == (None, 3)
     assert hugging_face(config=LLAMA).config.eos_token_id is None
     assert hugging_face(config=BERT, task="masked-lm").config.pad_token_id == 0
+    modern = hugging_face(config=CASES["modernbert"].config, task="masked-lm").config
+    assert (modern.cls_token_id, modern.sep_token_id) == (None, None)
 
 
 @pytest.mark.parametrize("given", [False, True])
