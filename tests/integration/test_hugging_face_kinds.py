@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -21,6 +22,7 @@ from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
 from lowdimfa.models.hf import few, making
 from lowdimfa.models.hf.embeddings import MaskedEmbedding, SummedEmbedding
+from lowdimfa.models.hf.layers import TransformerBlock
 from lowdimfa.models.hf.outlines import Outline
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import make
@@ -182,6 +184,19 @@ def test_what_comes_with_tokens_is_compared_too(left_out: str, monkeypatch: pyte
     monkeypatch.setattr(kind, "forward", without)
     monkeypatch.setattr(without, "__signature__", names, raising=False)
     refused("layers that, run in order, don't compute what the", config=CASES[name].config)
+
+
+def test_what_is_without_padding_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of some kinds can't be without a mask, which their network makes where none is given."""
+    forward = TransformerBlock.forward
+
+    @functools.wraps(forward)
+    def other(self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None) -> Any:
+        output = forward(self, hidden_states, attention_mask, position_ids)
+        return output * 2 if attention_mask is None else output
+
+    monkeypatch.setattr(TransformerBlock, "forward", other)
+    refused("don't compute what the BloomForCausalLM does", config=CASES["bloom"].config)
 
 
 def test_a_network_that_sees_what_it_is_to_predict_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ _LOUD, _ROUNDING = 100.0, 1e-5
 
 
 def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
-    """Compare the layers of a network of few blocks with itself, on a few tokens or images, padding included.
+    """Compare the layers of a network of few blocks with itself, on a few tokens, with padding and without, or images.
 
     Parameters
     ----------
@@ -61,12 +61,13 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
         inputs = inputs_of(network.config, task)
         with torch.no_grad():
             outputs = _run_both(small, network, inputs)
+            without = _run_both(small, network, _without_padding(inputs))
             if task == "causal-lm":
                 _refuse_foresight(small.eval(), inputs["input_ids"])
                 small.train()
             _make_loud(small, outputs[0])
             again = _run_both(small, network, inputs | _sides(small, network, inputs))
-            _refuse_unlike(network, outputs, again)
+            _refuse_unlike(network, outputs, without, again)
             _refuse_other_packing(small, network, task)
             if task.endswith("-lm"):
                 _refuse_mixed_tokens(network.eval(), inputs)
@@ -88,7 +89,7 @@ def _refuse_other_attention(original: Any, task: Task, inputs: dict[str, Tensor]
     chosen, usual = original.config._attn_implementation, "sdpa"
     if chosen == usual or not original._supports_sdpa:
         return
-    whole = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    whole = _without_padding(inputs)
     config = deepcopy(original.config)
     config._attn_implementation = usual
     loaded: Any = make(config, task).eval()
@@ -98,6 +99,10 @@ def _refuse_other_attention(original: Any, task: Task, inputs: dict[str, Tensor]
         raise InputError(
             "model.args.config.attn_implementation", found, f"{usual!r}, with which it is loaded"
         )
+
+
+def _without_padding(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
 
 def _refuse_left_out_blocks(config: Any) -> None:
