@@ -279,9 +279,9 @@ def test_images_of_unknown_size_are_asked_for() -> None:
         "list": "resnet.encoder.stages",
         "after": ["resnet.pooler", "classifier"],
     }
-    refused(
-        "model.args.config: found no image_size", config=config, task="image-classification", layers=layers
-    )
+    for given in (layers, None):
+        asked = "model.args.config: found no image_size"
+        refused(asked, config=config, task="image-classification", layers=given)
     network = hugging_face(config=config | {"image_size": 32}, task="image-classification", layers=layers)
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 

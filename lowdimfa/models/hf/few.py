@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowdimfa.errors import InputError
 from lowdimfa.models.hf.outlines import Outline, Task
+from lowdimfa.models.hf.running import image_shape
 from lowdimfa.models.hf.source import make
 
 _SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
@@ -85,13 +86,7 @@ def _rotates_twice(original: Any, outline: Outline) -> bool:
 def inputs_of(config: Any, task: Task) -> dict[str, Tensor]:
     """Return some tokens of which the last of one sample is padding, or images."""
     if task == "image-classification":
-        size = getattr(config, "image_size", None)
-        if size is None:
-            raise InputError(
-                "model.args.config", "no image_size", "that of the data, one number or [height, width]"
-            )
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.randn(_SAMPLES, config.num_channels, height, width)}
+        return {"pixel_values": torch.randn(image_shape(config, _SAMPLES))}
     length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
     mask = torch.ones(_SAMPLES, length, dtype=torch.int64)
     mask[-1, length - 1 :] = 0
