@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from lowdimfa.errors import InputError
 from lowdimfa.layers import list_layers
 from lowdimfa.models import hugging_face
-from lowdimfa.models.hf import check, making
+from lowdimfa.models.hf import few, making
 from lowdimfa.models.hf.embeddings import MaskedEmbedding, SummedEmbedding
+from lowdimfa.models.hf.layers import TransformerBlock
 from lowdimfa.models.hf.outlines import Outline
 from lowdimfa.models.hf.saving import save_pretrained
 from lowdimfa.models.hf.source import make
@@ -97,7 +99,7 @@ def test_an_output_in_which_tokens_see_each_other_is_refused(monkeypatch: pytest
         whole.lm_head.__class__ = Summed
         return whole
 
-    monkeypatch.setattr(check, "make", with_sums)
+    monkeypatch.setattr(few, "make", with_sums)
     monkeypatch.setattr(making, "make", with_sums)
     refused("found an output of a LlamaForCausalLM in which tokens see each other", config=LLAMA)
 
@@ -184,6 +186,19 @@ def test_what_comes_with_tokens_is_compared_too(left_out: str, monkeypatch: pyte
     refused("layers that, run in order, don't compute what the", config=CASES[name].config)
 
 
+def test_what_is_without_padding_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of some kinds can't be without a mask, which their network makes where none is given."""
+    forward = TransformerBlock.forward
+
+    @functools.wraps(forward)
+    def other(self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None) -> Any:
+        output = forward(self, hidden_states, attention_mask, position_ids)
+        return output * 2 if attention_mask is None else output
+
+    monkeypatch.setattr(TransformerBlock, "forward", other)
+    refused("don't compute what the BloomForCausalLM does", config=CASES["bloom"].config)
+
+
 def test_a_network_that_sees_what_it_is_to_predict_is_refused(tmp_path: Path) -> None:
     original(CASES["bert"], seed=5).save_pretrained(tmp_path)  # type: ignore[operator]
     bert = CASES["bert, decoder"].layers
@@ -234,11 +249,26 @@ def test_a_block_of_each_kind_is_compared(monkeypatch: pytest.MonkeyPatch) -> No
         made.append(config)
         return make(config, task)
 
-    monkeypatch.setattr(check, "make", noted)
+    monkeypatch.setattr(few, "make", noted)
     kinds = ["full_attention"] * 4 + ["sliding_attention"]
     windows = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "layer_types": kinds}
     hugging_face(config=LLAMA | windows | {"num_hidden_layers": 5}, layers=DECODER)
     assert [config.layer_types for config in made] == [[*kinds[:2], kinds[4]]]
+
+
+def test_as_many_blocks_are_compared_as_a_kind_takes_to_run() -> None:
+    """Of Jamba the first with attention is the fifth, and with fewer blocks it doesn't run."""
+    states = {"num_experts": 2, "mamba_d_state": 4, "mamba_dt_rank": 2, "use_mamba_kernels": False}
+    kinds = {"model_type": "jamba", "num_hidden_layers": 8, "attn_layer_period": 8, "attn_layer_offset": 4}
+    whole, network = pair(Case(LLAMA | kinds | states | {"pad_token_id": 0}, "causal-lm"))
+    given = inputs(CASES["bloom"])
+    torch.testing.assert_close(network.eval().run(**given), whole.eval()(**given).logits)
+
+
+def test_a_kind_of_which_nobody_sets_how_many_blocks_there_are_is_refused_for_its_layers() -> None:
+    config = {"model_type": "prophetnet", "num_encoder_layers": 3, "num_decoder_layers": 3, "hidden_size": 16}
+    config |= {"num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "vocab_size": 50}
+    refused("found layers of a ProphetNetForCausalLM that leave out prophetnet.word_emb", config=config)
 
 
 def test_images_of_unknown_size_are_asked_for() -> None:
@@ -249,9 +279,9 @@ def test_images_of_unknown_size_are_asked_for() -> None:
         "list": "resnet.encoder.stages",
         "after": ["resnet.pooler", "classifier"],
     }
-    refused(
-        "model.args.config: found no image_size", config=config, task="image-classification", layers=layers
-    )
+    for given in (layers, None):
+        asked = "model.args.config: found no image_size"
+        refused(asked, config=config, task="image-classification", layers=given)
     network = hugging_face(config=config | {"image_size": 32}, task="image-classification", layers=layers)
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
@@ -295,6 +325,8 @@ def test_tokens_that_another_vocabulary_means_end_no_text() -> None:
     assert (named.config.bos_token_id, named.config.eos_token_id) == (None, 3)
     assert hugging_face(config=LLAMA).config.eos_token_id is None
     assert hugging_face(config=BERT, task="masked-lm").config.pad_token_id == 0
+    modern = hugging_face(config=CASES["modernbert"].config, task="masked-lm").config
+    assert (modern.cls_token_id, modern.sep_token_id) == (None, None)
 
 
 @pytest.mark.parametrize("given", [False, True])

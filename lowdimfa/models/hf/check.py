@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lowdimfa.errors import InputError, in_words, some_of
 from lowdimfa.generators import reproducible
+from lowdimfa.models.hf.few import inputs_of, made_small
 from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Outline, Task
 from lowdimfa.models.hf.source import make
 
 _KEY = "model.args.layers"
-_SAMPLES, _TOKENS, _BLOCKS = 2, 6, 2
 _SCALES = (
     "embedding_multiplier",
     "embedding_multiplier_scale",
@@ -29,13 +29,11 @@ _SCALES = (
     "mup_width_multiplier",
     "scale_emb",
 )
-_WINDOW = 3
-"""Tokens that a sliding window has at most here: fewer than there are, so that one that only one of both has shows."""
 _LOUD, _ROUNDING = 100.0, 1e-5
 
 
 def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
-    """Compare the layers of a network of few blocks with itself, on a few tokens or images, padding included.
+    """Compare the layers of a network of few blocks with itself, on a few tokens, with padding and without, or images.
 
     Parameters
     ----------
@@ -50,7 +48,7 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
     _refuse_left_out_blocks(original.config)
     # Whoever builds parts of the network by a mode of torch needs nothing of this one.
     with _disable_current_modes(), reproducible(0), torch.device("cpu"):
-        small: Any = _made_small(original, outline, task)
+        small: Any = made_small(original, outline, task)
         network = HuggingFaceNetwork(small, outline, task)
         kind, owned = network.kind.__name__, set(network.original_state())
         missed = [name for name in small.state_dict() if name not in owned]
@@ -60,15 +58,16 @@ def refuse_other_function(original: Any, outline: Outline, task: Task) -> None:
         # In training mode, so that a dropout left out shows too; both runs draw the same random numbers.
         small.train()
         network.train()
-        inputs = _inputs(network.config, task)
+        inputs = inputs_of(network.config, task)
         with torch.no_grad():
             outputs = _run_both(small, network, inputs)
+            without = _run_both(small, network, _without_padding(inputs))
             if task == "causal-lm":
                 _refuse_foresight(small.eval(), inputs["input_ids"])
                 small.train()
             _make_loud(small, outputs[0])
             again = _run_both(small, network, inputs | _sides(small, network, inputs))
-            _refuse_unlike(network, outputs, again)
+            _refuse_unlike(network, outputs, without, again)
             _refuse_other_packing(small, network, task)
             if task.endswith("-lm"):
                 _refuse_mixed_tokens(network.eval(), inputs)
@@ -90,7 +89,7 @@ def _refuse_other_attention(original: Any, task: Task, inputs: dict[str, Tensor]
     chosen, usual = original.config._attn_implementation, "sdpa"
     if chosen == usual or not original._supports_sdpa:
         return
-    whole = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    whole = _without_padding(inputs)
     config = deepcopy(original.config)
     config._attn_implementation = usual
     loaded: Any = make(config, task).eval()
@@ -100,6 +99,10 @@ def _refuse_other_attention(original: Any, task: Task, inputs: dict[str, Tensor]
         raise InputError(
             "model.args.config.attn_implementation", found, f"{usual!r}, with which it is loaded"
         )
+
+
+def _without_padding(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
 
 def _refuse_left_out_blocks(config: Any) -> None:
@@ -159,7 +162,7 @@ def _refuse_other_packing(original: Any, network: HuggingFaceNetwork, task: Task
     takes = inspect.signature(original.forward).parameters
     if task == "image-classification" or not {"position_ids", "use_cache"} <= set(takes):
         return
-    tokens = _inputs(network.config, task)["input_ids"]
+    tokens = inputs_of(network.config, task)["input_ids"]
     half = tokens.shape[1] // 2
     positions = torch.cat([torch.arange(half), torch.arange(tokens.shape[1] - half)]).expand_as(tokens)
     # With a cache, as text is generated, it doesn't look for packed texts.
@@ -211,54 +214,3 @@ def _run_both(
         found = f"layers of a {network.kind.__name__} that don't fit together ({in_words(error)})"
         expected = "those through which its hidden states go"
         raise InputError(_KEY, found, expected, network.outline.hint) from error
-
-
-def _made_small(original: Any, outline: Outline, task: Task) -> Any:
-    """Return the network with few blocks: two, and of each kind that its configuration lists one more."""
-    config = original.config
-    count = len(original.get_submodule(outline.blocks))
-    if getattr(config, "num_hidden_layers", None) != count or _rotates_twice(original, outline):
-        return make(_narrow(config), task)  # what its blocks do depends on more than their number
-    few = _narrow(config)
-    lists = {
-        key: value for key, value in vars(few).items() if isinstance(value, list) and len(value) == count
-    }
-    kinds = [[value[index] for value in lists.values()] for index in range(count)]
-    kept = [index for index in range(count) if index < _BLOCKS or kinds[index] not in kinds[:index]]
-    for key, value in lists.items():
-        setattr(few, key, [value[index] for index in kept])
-    few.num_hidden_layers = len(kept)
-    with suppress(InputError):
-        small: Any = make(few, task)
-        if len(small.get_submodule(outline.blocks)) == len(kept):
-            return small
-    return make(_narrow(config), task)
-
-
-def _narrow(config: Any) -> Any:
-    """Return a copy of a configuration, with a sliding window that reaches less far than the tokens."""
-    copy = deepcopy(config)
-    if isinstance(window := getattr(copy, "sliding_window", None), int):
-        copy.sliding_window = min(window, _WINDOW)
-    return copy
-
-
-def _rotates_twice(original: Any, outline: Outline) -> bool:
-    """Whether there are several rotary embeddings beside the list of blocks, of which each block gets one."""
-    beside = original.get_submodule(outline.blocks.rpartition(".")[0]).named_children()
-    return len([name for name, _ in beside if "rotary" in name]) > 1
-
-
-def _inputs(config: Any, task: Task) -> dict[str, Tensor]:
-    if task == "image-classification":
-        size = getattr(config, "image_size", None)
-        if size is None:
-            raise InputError(
-                "model.args.config", "no image_size", "that of the data, one number or [height, width]"
-            )
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.randn(_SAMPLES, config.num_channels, height, width)}
-    length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
-    mask = torch.ones(_SAMPLES, length, dtype=torch.int64)
-    mask[-1, length - 1 :] = 0
-    return {"input_ids": torch.randint(config.vocab_size, (_SAMPLES, length)), "attention_mask": mask}

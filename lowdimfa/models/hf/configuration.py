@@ -136,7 +136,7 @@ def _forget_foreign_tokens(config: Any, values: Mapping[str, Any]) -> None:
 
     A text that is generated would end at whatever token has the number of another tokenizer's end.
     """
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
         token = getattr(config, name, None)
         if name in values or not isinstance(token, int):
             continue

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from lowdimfa.errors import InputError
 from lowdimfa.models.hf.shapes import run_on_shapes
 
 _TOKENS = 5
@@ -66,13 +67,14 @@ def _in_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
 
 def _run(original: nn.Module, images: bool, answer: Callable[..., Any]) -> list[Ran]:
     ran: list[Ran] = []
+    inputs = _inputs(original.config, images)
 
     def note(name: str) -> Callable[..., None]:
         def noted(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
-            inputs = (
+            known = (
                 dict(zip(signature(type(module).forward).parameters, (module, *given), strict=False)) | named
             )
-            first, *others = [*inputs.items()][1:] or [("", None)]
+            first, *others = [*known.items()][1:] or [("", None)]
             more = tuple(key for key, value in others if _dimensions(value))
             ran.append(Ran(name, _dimensions(first[1]), _dimensions(made), more))
 
@@ -89,7 +91,7 @@ def _run(original: nn.Module, images: bool, answer: Callable[..., Any]) -> list[
                 stack.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
         # What looks at values, as some do for the last token, doesn't run to its end.
         with suppress(Exception):
-            run_on_shapes(original, _inputs(original.config, images), lambda: None)
+            run_on_shapes(original, inputs, lambda: None)
     return ran
 
 
@@ -100,6 +102,21 @@ def _dimensions(value: Any) -> int:
 def _inputs(config: Any, images: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     if not images:
         return {"input_ids": ((1, _TOKENS), torch.int64)}
-    size = config.image_size
+    return {"pixel_values": (image_shape(config, 1), torch.float32)}
+
+
+def image_shape(config: Any, samples: int) -> tuple[int, ...]:
+    """Return the shape of images that a network takes.
+
+    Raises
+    ------
+    InputError
+        Its configuration doesn't say how large they are.
+    """
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise InputError(
+            "model.args.config", "no image_size", "that of the data, one number or [height, width]"
+        )
     height, width = (size, size) if isinstance(size, int) else size
-    return {"pixel_values": ((1, config.num_channels, height, width), torch.float32)}
+    return samples, config.num_channels, height, width

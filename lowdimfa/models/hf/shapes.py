@@ -15,6 +15,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _LOOKS = 10_000
+_ONE = threading.Lock()
+"""Held while a function of the package is replaced: of two that overlap, the one would leave that of the other."""
 
 
 class _Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,6 +56,19 @@ def run_on_shapes(
     options
         Of its forward.
     """
+    with _ONE, _packed_for(looking), _disable_current_modes(), torch.no_grad(), torch.device("meta"):
+        shapes = {
+            name: torch.empty_like(value, device="meta")
+            for name, value in (*original.named_parameters(), *original.named_buffers())
+        }
+        with _unchanged(original), _Values():
+            given = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in inputs.items()}
+            functional_call(original, shapes, kwargs=given | options)
+
+
+@contextmanager
+def _packed_for(looking: Callable[[], None]) -> Iterator[None]:
+    """Let masks of this thread call it where they look for packed texts; other threads go on looking for theirs."""
     masks = import_module("transformers.masking_utils")
     find, thread = masks.find_packed_sequence_indices, threading.get_ident()
 
@@ -62,18 +77,8 @@ def run_on_shapes(
             return find(*positions, **named)
         return looking()
 
-    with _disable_current_modes(), torch.no_grad(), torch.device("meta"):
-        shapes = {
-            name: torch.empty_like(value, device="meta")
-            for name, value in (*original.named_parameters(), *original.named_buffers())
-        }
-        with (
-            _unchanged(original),
-            mock.patch.object(masks, "find_packed_sequence_indices", found_none),
-            _Values(),
-        ):
-            given = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in inputs.items()}
-            functional_call(original, shapes, kwargs=given | options)
+    with mock.patch.object(masks, "find_packed_sequence_indices", found_none):
+        yield
 
 
 @contextmanager
