@@ -103,6 +103,7 @@ EVENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "step": steps,
         "nodes": small,
         "source": words,
+        "evaluated_split": words,
         "boundaries": st.lists(words, max_size=3),
         "replicas": st.lists(small, max_size=3),
         "pids": st.fixed_dictionaries({"trainer": small, "blocks": st.lists(small, max_size=3)}),

@@ -16,9 +16,6 @@ from lowdimfa.models.hf.network import HuggingFaceNetwork
 from lowdimfa.models.hf.outlines import Task, outline_of
 from lowdimfa.models.hf.source import load, make, text_part
 
-_USUAL = ("gpt2", "llama", "bert", "vit")
-"""Kinds of which nobody has to be told where their layers are."""
-
 
 def hugging_face(
     config: dict[str, Any] | str | None = None,
@@ -64,9 +61,8 @@ def hugging_face(
         )
     original, note = (make(settings, task), "") if path is None else load(settings, task, path)
     outline = outline_of(original, task, layers)
-    if (
-        not is_rebuilding()
-    ):  # the process that drew the outline has compared, and this one has memory for a share alone
+    # Where it is rebuilt, who drew the outline has compared, and this process has memory for a share alone.
+    if not is_rebuilding():
         refuse_other_function(original, outline, task)
     network = HuggingFaceNetwork(original, outline, task)
     _untie(network, tied)
@@ -78,8 +74,6 @@ def hugging_face(
         told.append(
             f"of a {whole.model_type} what it does with text is trained alone: a {settings.model_type}"
         )
-    if outline.found and settings.model_type not in _USUAL:
-        told.append(f"layers of a {settings.model_type}, as its modules run: {outline}")
     first.notice = "; ".join(filter(None, told))
     return network.train()
 
