@@ -27,6 +27,7 @@ from lowdimfa.services.run.plan import make_run_plan
 from lowdimfa.services.run.user_code import UserCode
 from lowdimfa.services.spec import parse_specification
 from lowdimfa.services.trainer.cluster import start_ray
+from lowdimfa.services.trainer.engine import BroadcastTraffic
 from lowdimfa.services.trainer.families import peak_bytes
 from lowdimfa.services.trainer.ray_engine import RayEngine
 from lowdimfa.services.trainer.run_dir import targets_file
@@ -62,7 +63,7 @@ class EngineHost:
         last = measured + count + tail
         losses: list[StepResult] = []
         sent, before = self._bytes_sent(), [cpu_seconds(pid) for pid in self._pids]
-        received = self._engine.traffic()
+        received = self._engine.traffic() if first else BroadcastTraffic()
         samples = first * self._plan.order.batch_size
         self._next = self._engine.run_steps(first, last, losses.extend, StopRequest())
         spent = [used(old, cpu_seconds(pid)) for old, pid in zip(before, self._pids, strict=True)]
