@@ -49,3 +49,8 @@ class DataSection(Section):
         ge=1,
         description="Micro-batches that each of `data.workers` may have ready or in work, as `prefetch_factor`.",
     )
+
+    @property
+    def evaluated_split(self) -> Literal["test", "validation"]:
+        """Of which samples evaluations are: the test split's, or training samples that are held out."""
+        return "validation" if self.validation else "test"

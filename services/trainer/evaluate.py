@@ -65,9 +65,9 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
     code = UserCode(read_plan(folder).get("user_code"))
     request = RunRequest(sequential.model_dump(), place, "local", True, code)
     plan = prepare(request, rehearsed=False).plan
-    held_out = specification.data.validation > 0
-    if test and held_out:
-        plan = _with_test_split(plan)
+    split: str = specification.data.evaluated_split
+    if test and split != "test":
+        split, plan = "test", _with_test_split(plan)
     with other_peoples_code("the evaluation failed"):
         result = _evaluated(plan, manifest, place)
     return {
@@ -76,7 +76,7 @@ def evaluate_run(place: Place, best: bool = False, test: bool = False) -> Event:
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "samples": result.samples,
-        "split": "validation" if held_out and not test else "test",
+        "split": split,
         **Language.of(plan).evaluated(result),
         **({"metrics": result.metrics} if result.metrics else {}),
     }

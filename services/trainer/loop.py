@@ -158,7 +158,7 @@ class TrainingLoop:
             parameters=self._parameters,
             error_dim=plan.network.shape.error_dim,
             source=source_of(plan.network.feedback),
-            evaluated_split="validation" if plan.specification.data.validation else "test",
+            evaluated_split=plan.specification.data.evaluated_split,
             steps=self._total,
             step=self._done,
             **places,
