@@ -15,7 +15,7 @@ from lowdimfa.services.run.rehearsal import SAMPLES
 from lowdimfa.services.spec.learning import RankSection
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
-from lowdimfa.values import Activation, everywhere
+from lowdimfa.values import Activation, everywhere, travelling
 
 _LOOKED_AT = 1024
 """Items of a data set, which may be costly to read, whose targets are looked at."""
@@ -85,10 +85,8 @@ def _changed_by_a_forward(plan: RunPlan) -> str:
         if (mixing := _first_mixing(plan)) is not None:
             return f"block {mixing} mixes the samples of a micro-batch"
         name = _first_changed(plan)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # the user's own layers; for a GPU that isn't here they may fail, too
+    # The user's own layers; for a GPU that isn't here they may fail, too.
+    except (Exception, SystemExit) as error:
         return f"whether a forward changes a buffer can't be seen here ({type(error).__name__})"
     return f"each forward in training changes {name}" if name else ""
 
@@ -115,14 +113,7 @@ def _first_mixing(plan: RunPlan) -> int | None:
 
 
 def _numbers(activation: Activation) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def take(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    everywhere(activation, take)
-    return [tensor.float() for tensor in found if tensor.is_floating_point()]
+    return [tensor.float() for tensor in travelling(activation) if tensor.is_floating_point()]
 
 
 def _first_changed(plan: RunPlan) -> str | None:
