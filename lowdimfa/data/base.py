@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from lowdimfa.data.arrays import is_data, tensor_split
-from lowdimfa.data.items import COLLATE, Collate, ItemSplit
+from lowdimfa.data.items import Collate, ItemSplit
+from lowdimfa.data.rows import put_together
 from lowdimfa.data.splits import Split, SubSplit, whole_of
 from lowdimfa.data.streams import StreamSplit, is_stream, listed, stream_split
 from lowdimfa.errors import InputError, LowdimfaError
@@ -99,9 +100,9 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
     """Turn what a user's factory returns into a `Dataset`.
 
     Accepted are a `Dataset`; four tensors or NumPy arrays (training inputs and targets, test inputs and targets), of
-    inputs also several by name; or two `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it, whose items
-    ``collate`` puts together, if it is given. They are map-style or iterable; an iterable one for training becomes a
-    `StreamSplit`, and one for tests is read here.
+    inputs also several by name; or two `torch.utils.data.Dataset` (training and test), as `ItemSplit` has it. They are
+    map-style or iterable; an iterable one for training becomes a `StreamSplit`, and one for tests is read here.
+    ``collate`` puts the samples of any of them together, if it is given.
 
     Raises
     ------
@@ -117,10 +118,9 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
         train, test = tensor_split(parts[:2], where, "training"), tensor_split(parts[2:], where, "test")
     elif len(parts) == 2 and all(hasattr(part, "__getitem__") or is_stream(part) for part in parts):
         train, test = (
-            as_stream(part, where, collate) if is_stream(part) else _item_split(part, where, collate)
+            as_stream(part, where) if is_stream(part) else _item_split(part, where)
             for part, as_stream in zip(parts, (stream_split, listed), strict=True)
         )
-        collate = None
     else:
         of = (
             f" of {', '.join(type(part).__name__ for part in parts[:5])}"
@@ -129,17 +129,18 @@ def as_dataset(value: object, where: str, collate: Collate | None = None) -> Dat
         )
         expected = "a lowdimfa.data.Dataset, four tensors (train x, y, test x, y), or two Datasets, map-style or iterable"
         raise InputError(where, f"a factory that returned {type(value).__name__}{of}", expected)
-    if collate is not None:
-        expected = "two Datasets, whose items it would put together"
-        raise InputError(COLLATE, f"a function for {type(value).__name__}", expected)
     for name, split in (("train", train), ("test", test)):
         if not isinstance(split, StreamSplit) and len(split) == 0:
             raise InputError(where, f"a {name} split without samples", "at least one sample")
-    if isinstance(value, Dataset):
+    if collate is not None:
+        train, test = (put_together(split, where, collate) for split in (train, test))
+    elif isinstance(value, Dataset):
         return value
     with reproducible(0):
-        first = _first_targets(train)
-    return Dataset("user data", train, test, task_of(first))
+        task = task_of(_first_targets(train))
+    if isinstance(value, Dataset):
+        return replace(value, train=train, test=test, task=task)
+    return Dataset("user data", train, test, task)
 
 
 def _first_targets(train: Split) -> Tensor:
@@ -154,7 +155,7 @@ def _first_targets(train: Split) -> Tensor:
     return train.targets(torch.tensor([0]))
 
 
-def _item_split(items: Any, where: str, collate: Collate | None) -> Split:
+def _item_split(items: Any, where: str) -> Split:
     if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
         raise InputError(
             where,
@@ -162,8 +163,8 @@ def _item_split(items: Any, where: str, collate: Collate | None) -> Split:
             "map-style data sets, with __getitem__ and __len__, or iterable ones, with __iter__",
         )
     if type(items) is Subset:  # so that a sample draws the same numbers in it as in the whole
-        return SubSplit(_item_split(items.dataset, where, collate), torch.as_tensor(items.indices))
-    return ItemSplit(items, where, collate)
+        return SubSplit(_item_split(items.dataset, where), torch.as_tensor(items.indices))
+    return ItemSplit(items, where)
 
 
 def task_of(targets: Tensor) -> Task:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from lowdimfa.data.items import Collate, ItemSplit, item_seed, tried
+from lowdimfa.data.items import ItemSplit, item_seed, tried
 from lowdimfa.errors import InputError, LowdimfaError
 from lowdimfa.generators import reproducible, seed_generators
 from lowdimfa.tickets import derive_seed
@@ -194,7 +194,7 @@ def is_stream(items: object) -> bool:
     )
 
 
-def stream_split(items: Iterable[Any], where: str, collate: Collate | None) -> StreamSplit:
+def stream_split(items: Iterable[Any], where: str) -> StreamSplit:
     """Return the training samples of a stream.
 
     Raises
@@ -202,10 +202,10 @@ def stream_split(items: Iterable[Any], where: str, collate: Collate | None) -> S
     InputError
         It is an iterator, which can't begin anew.
     """
-    return StreamSplit(_cursor(items, where), where, collate)
+    return StreamSplit(_cursor(items, where), where)
 
 
-def listed(items: Iterable[Any], where: str, collate: Collate | None) -> ItemSplit:
+def listed(items: Iterable[Any], where: str) -> ItemSplit:
     """Return the test samples of a stream, which are read once.
 
     Raises
@@ -219,7 +219,7 @@ def listed(items: Iterable[Any], where: str, collate: Collate | None) -> ItemSpl
             while len(read) <= TEST_SAMPLES:
                 read.append(cursor.item(len(read), seed=0))
         except StreamEndedError:
-            return ItemSplit(read, where, collate)
+            return ItemSplit(read, where)
     raise InputError(
         where,
         f"more than {TEST_SAMPLES:,} test samples from a stream ({cursor.name}), which are held in memory",

@@ -34,9 +34,9 @@ class DataSection(Section):
 
     collate: Factory | None = Field(
         None,
-        description="What puts the items of data sets together: a function of a list of items that returns a "
-        "batch, `(input, target)`, or a mapping with `labels`, as `collate_fn` of torch's `DataLoader`. It pads items of "
-        "unequal shapes to one length.",
+        description="What puts samples together: a function of a list of items that returns a batch, `(input, target)`, "
+        "or a mapping with `labels`, as `collate_fn` of torch's `DataLoader`. It pads items of unequal shapes to one "
+        "length. Items of data that have none, such as tensors, files and text, are `(input, target)`.",
     )
     workers: int = Field(
         0,

@@ -11,14 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from lowdimfa.data import BatchOrder, Reader, as_dataset
+from lowdimfa.data import BatchOrder, Dataset, Reader, TensorSplit, as_dataset
 from lowdimfa.errors import InputError
 from lowdimfa.services.trainer.api import DecoupledTrainer
 from lowdimfa.tickets import Ticket
+from lowdimfa.values import named
 
 LONGEST = 7
 
@@ -113,10 +115,68 @@ def test_what_is_no_batch_is_refused(kind: str) -> None:
             refusing.training(torch.tensor([index])).inputs()
 
 
-def test_data_without_items_have_nothing_to_put_together() -> None:
-    tensors = [torch.zeros(4, 2), torch.zeros(4)] * 2
-    with pytest.raises(InputError, match=r"^data\.collate: found a function for list; expected two Datasets"):
-        as_dataset(tensors, "data.factory", padded)
+class _Halves:
+    """A split of a user's own: input and target share what they draw, and fill the same memory at every call."""
+
+    def __init__(self) -> None:
+        self._memory = torch.zeros(24, 1)
+
+    def __len__(self) -> int:
+        return 24
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        return self._memory[: len(indices)].copy_(indices[:, None] + torch.rand(len(indices), 1))
+
+    def targets(self, indices: Tensor) -> Tensor:
+        return 2 * (indices + torch.rand(len(indices), 1)[:, 0])
+
+
+TENSORS = (torch.arange(48.0).view(24, 2), torch.arange(24) % 3)
+WITHOUT_ITEMS = {
+    "tensors": (*TENSORS, *TENSORS),
+    "tensors by name": ({"one": TENSORS[0], "other": -TENSORS[0]}, TENSORS[1]) * 2,
+    "a Dataset": Dataset("theirs", TensorSplit(*TENSORS), TensorSplit(*TENSORS), "classification"),
+    "a Dataset with a part held out": Dataset(
+        "theirs", TensorSplit(*TENSORS), TensorSplit(*TENSORS), "classification"
+    ).with_validation(0.25),
+}
+
+
+def mixed(items: list[Any]) -> tuple[Any, Tensor]:
+    """A user's function that mixes each sample with the one before it in the batch."""
+    inputs, targets = default_collate(items)
+    share = torch.rand(()) / 2
+    soft = functional.one_hot(targets, 3).float()
+
+    def mix(part: Tensor) -> Tensor:
+        return (1 - share) * part + share * part.roll(1, 0)
+
+    whole = {name: mix(part) for name, part in inputs.items()} if isinstance(inputs, dict) else mix(inputs)
+    return whole, mix(soft)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_ITEMS)
+def test_samples_of_any_data_are_put_together(kind: str) -> None:
+    data = as_dataset(WITHOUT_ITEMS[kind], "data.factory", mixed)
+    assert data.task == "regression"  # as the targets that the function makes are
+    indices = torch.tensor([5, 1, 12])  # of three classes
+    found = Reader(data, BatchOrder(len(data.train), 3, 1, seed=0)).training(indices)
+    plain = as_dataset(WITHOUT_ITEMS[kind], "data.factory").train.inputs(indices)
+    share = 1 - found.targets().max(1).values
+    for name, part in named(found.inputs()).items():
+        own = named(plain)[name]
+        assert torch.allclose(part, own + share[:, None] * (own.roll(1, 0) - own))
+
+
+def test_what_a_split_draws_for_input_and_target_stays_one_draw() -> None:
+    data = as_dataset(Dataset("theirs", _Halves(), _Halves(), "regression"), "data.factory", default_collate)
+    read = Reader(data, BatchOrder(24, 8, 2, seed=0))
+    first, second = (read.microbatch(Ticket(0, part)) for part in (0, 1))
+    for samples in (first, second):
+        inputs = samples.inputs()
+        assert isinstance(inputs, Tensor)
+        assert torch.equal(2 * inputs[:, 0], samples.targets())
+    assert data.name == "theirs"
 
 
 def test_a_run_takes_one_as_an_object_or_by_its_path(tmp_path: Any) -> None:
