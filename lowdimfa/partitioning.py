@@ -145,7 +145,8 @@ def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
     Raises
     ------
     ValueError
-        A copy would compute with the original's parts, which a function holds. Others come from what can't be copied.
+        A copy would compute with the original's parts, which a function holds, or have parameters that can't be trained,
+        as one of TorchScript has. Others come from what can't be copied.
     """
     if captor([layer.module for plan in plans for layer in plan.layers]) is not None:
         raise ValueError("a function holds parts of the model")
@@ -158,7 +159,11 @@ def copies(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
         for value in tree_leaves(vars(module))
         if isinstance(value, Tensor) and value.grad_fn is not None
     ]
-    return deepcopy(list(plans), {id(value): value.detach().clone() for value in computed})
+    made = deepcopy(list(plans), {id(value): value.detach().clone() for value in computed})
+    modules = [layer.module for plan in made for layer in plan.layers]
+    if not all(value.is_leaf for module in modules for value in module.parameters()):
+        raise ValueError("the copy's parameters would be no leaves of autograd's graph")
+    return made
 
 
 def partition(

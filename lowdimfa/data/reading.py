@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,17 +83,23 @@ class Reader:
         return Samples(partial(self._checked, samples, len(indices)), partial(_targets, samples))
 
     def _checked(self, samples: Samples, number: int) -> Inputs:
-        """Return the inputs of so many samples; those that have names, or come of ``data.collate``, must be as before.
+        """Return the inputs of so many samples, without the graph that may have made them.
+
+        Those that have names, or come of ``data.collate``, must be as before.
 
         Raises
         ------
         InputError
             A name is missing or new, or a tensor has another shape or type.
         """
-        inputs = samples.inputs()
+        given: Any = samples.inputs()
+        by_name = isinstance(given, Mapping)
+        inputs: Inputs = (
+            {name: _detached(part) for name, part in given.items()} if by_name else _detached(given)
+        )
         whole = whole_of(self.dataset.train)
         collated = isinstance(whole, ItemSplit) and whole.collate is not None
-        if not isinstance(inputs, Mapping) and not collated:
+        if not by_name and not collated:
             return inputs
         found: dict[str, object] = {name: _sample_type(part, number) for name, part in named(inputs).items()}
         if self.types is None and all(isinstance(kind, TensorType) for kind in found.values()):
@@ -210,9 +216,13 @@ def evaluation_batches(split: Split, size: int) -> list[Tensor]:
     return list(torch.split(torch.arange(len(split)), size))
 
 
+def _detached(part: Any) -> Any:
+    return part.detach() if isinstance(part, Tensor) else part  # what isn't a tensor is refused elsewhere
+
+
 def _targets(samples: Samples) -> Tensor:
     """Return the targets in a type that torch computes with: of these it knows little more than the names."""
-    targets = samples.targets()
+    targets: Tensor = _detached(samples.targets())
     return targets.long() if targets.dtype in (torch.uint16, torch.uint32, torch.uint64) else targets
 
 

@@ -16,6 +16,7 @@ from lowdimfa.losses import (
     counts,
     is_cross_entropy,
     make_loss,
+    precise,
     right_predictions,
     shows_targets,
     validate_class_targets,
@@ -119,7 +120,8 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
     -------
     The names of the numbers that evaluations will have.
     """
-    training, task, shape = network.training, reader.dataset.task, network.blocks[-1].output_shape
+    training, task = network.training, reader.dataset.task
+    shape, kind = network.blocks[-1].output_shape, _precision(network)
     head = network.blocks[-1].layers[-1].module
     if new and training.loss == "auto" and isinstance(head, Part) and head.labels:
         _refuse_other_loss(head, task)
@@ -135,13 +137,13 @@ def check_targets(network: NetworkPlan, reader: Reader, new: bool) -> list[str]:
     few = torch.arange(min(samples, len(reader.dataset.test)))
     targets = reader.training(reader.order.indices(Ticket(0, 0))[:samples]).targets()
     counting = counts(training.loss, task, training.ignore_index)
-    checked_loss(loss, torch.zeros(len(targets), *shape), targets, counting(targets))
+    checked_loss(loss, torch.zeros(len(targets), *shape, dtype=kind), targets, counting(targets))
     names = _check_metrics(network, targets, task)
     tests = _as_in_training(reader.test(few).targets(), targets)
     counted = counting(tests)
     if counted is None or counted.any():
         try:
-            checked_loss(loss, torch.zeros(len(tests), *shape), tests, counted)
+            checked_loss(loss, torch.zeros(len(tests), *shape, dtype=kind), tests, counted)
             _check_metrics(network, tests, task)
         except InputError as error:
             raise InputError(
@@ -179,12 +181,18 @@ def _as_in_training(targets: torch.Tensor, training: torch.Tensor) -> torch.Tens
     return targets
 
 
+def _precision(network: NetworkPlan) -> torch.dtype:
+    """Return the type in which the loss and the metrics get the network's outputs."""
+    return precise(torch.empty(0, dtype=network.blocks[-1].outputs[ONE].dtype)).dtype
+
+
 def _check_metrics(network: NetworkPlan, targets: torch.Tensor, task: Task) -> list[str]:
     """Measure made-up outputs, so that a metric that can't take them is found before the first step."""
     training = network.training
     objective, metrics = Objective.of(training, task), Metrics(training.metrics)
     generator = torch.Generator().manual_seed(0)
-    outputs = torch.rand((len(targets), *network.blocks[-1].output_shape), generator=generator)
+    shape = (len(targets), *network.blocks[-1].output_shape)
+    outputs = torch.rand(shape, generator=generator, dtype=_precision(network))
     metrics.update(outputs, targets, objective.counts(targets))
     outputs, targets = torch.cat([outputs, outputs]), torch.cat([targets, targets])  # another number of rows
     metrics.update(outputs, targets, objective.counts(targets))

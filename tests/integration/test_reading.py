@@ -359,6 +359,34 @@ def test_a_split_may_fill_the_same_memory_again(named: bool) -> None:
         assert given[:, 0].tolist() == targets.tolist() == numbers
 
 
+class NamedInput(nn.Linear):
+    """Names its input in Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "items", "by name"])
+@pytest.mark.parametrize("form", ["backprop", "broadcast"])
+def test_samples_have_no_past_whatever_made_them(kind: str, form: str, tmp_path: Path) -> None:
+    """Features that a network has computed may come with its graph, which a second backward pass doesn't find."""
+    torch.manual_seed(0)
+    inputs, targets = nn.Linear(8, 8)(torch.randn(32, 8)), nn.Linear(8, 4)(torch.randn(32, 8))
+
+    def data(x: Tensor, y: Tensor) -> Any:
+        if kind == "items":
+            return [list(zip(x, y, strict=True))] * 2
+        given = {"x": x} if kind == "by name" else x
+        return given, y, given, y
+
+    layers, weights = [NamedInput(8, 8), nn.Linear(8, 4)], []
+    for name, made in (("graph", data(inputs, targets)), ("plain", data(inputs.detach(), targets.detach()))):
+        options: dict[str, Any] = {"engine": "local", "run_dir": tmp_path / name, "feedback": {"form": form}}
+        run = DecoupledTrainer(model=layers, data=made, blocks=2, steps=3, batch_size=16, **options).fit()
+        weights.append(run.model().state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_a_split_that_returns_no_tensors_is_refused() -> None:
     split = Reused(named=False)
     split.inputs = lambda indices: numpy.zeros((len(indices), 2))  # type: ignore[method-assign]

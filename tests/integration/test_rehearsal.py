@@ -128,6 +128,13 @@ class Locked(nn.Linear):
         self.lock = threading.Lock()
 
 
+class Scripted(nn.Sequential):
+    """Its copy has parameters that are computed from the original's, which no optimiser takes."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.jit.script(nn.Linear(8, 8)))
+
+
 class FailingBackward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         class Gone(torch.autograd.Function):
@@ -434,8 +441,10 @@ def test_long_schedules_are_followed_for_a_short_time_only(monkeypatch: pytest.M
     assert time.monotonic() - began < 60  # 10^7 steps would take minutes
 
 
-def test_what_can_not_be_copied_is_built_again(tmp_path: Path) -> None:
-    given = specification(model=f"{__name__}:made_of", args={"kind": "Locked"})
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("kind", ["Locked", "Scripted"])
+def test_what_can_not_be_copied_is_built_again(kind: str, tmp_path: Path) -> None:
+    given = specification(model=f"{__name__}:made_of", args={"kind": kind})
     finished = DecoupledTrainer(given, engine="local", run_dir=tmp_path / "run").fit()
     assert finished.metrics["steps"] == STEPS
 

@@ -17,6 +17,7 @@ from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.models import char_transformer, cnn, mlp, resnet, vit
 from lowdimfa.partitioning import partition
+from lowdimfa.services.trainer.api import DecoupledTrainer
 
 WIDTH = 8
 TARGETS = torch.arange(4)
@@ -132,6 +133,20 @@ def test_the_loss_of_a_model_in_double_precision_is_plain_torchs() -> None:
         expected.item(), rel=1e-15
     )
     assert network.train_step(0, [(inputs(torch.float64), TARGETS)]).loss == expected.item()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_are_tried_in_the_precision_in_which_they_get_outputs(weighted: bool) -> None:
+    """A binary cross-entropy of probabilities, and weights of classes, take outputs of their own type alone."""
+    given = inputs(torch.float64)
+    targets = TARGETS if weighted else torch.rand(len(given), 4, dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=torch.ones(4).double()) if weighted else nn.BCELoss()
+    layers = [linear(), linear(4), nn.Sigmoid()]
+    data = given, targets, given, targets
+    model = nn.Sequential(*layers).double()
+    options = {"blocks": 2, "steps": 1, "batch_size": 4, "engine": "local"}
+    plan = DecoupledTrainer(model=model, data=data, loss=loss, metrics={"own": loss}, **options).plan()  # type: ignore[arg-type]
+    assert plan.numbers == ["test_loss", *(["test_accuracy"] if weighted else []), "own"]
 
 
 def in_place() -> nn.Sequential:
