@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowdimfa.calling import FACTORY_KEY, Takes, takes_of
 from lowdimfa.errors import InputError
 
+_KNOWN = ("torch.nn.", "lowdimfa.")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -67,19 +68,22 @@ def as_module(model: object) -> nn.Module:
     return nn.Sequential(*model)
 
 
-def channels_last(model: object) -> nn.Module:
-    """Put the channels of two-dimensional convolutions last in memory; feature maps follow their weights.
-
-    Raises
-    ------
-    InputError
-        As for `as_module`.
-    """
-    module = as_module(model)
-    for layer in module.modules():
+def channels_last(model: nn.Module) -> nn.Module:
+    """Put the channels of two-dimensional convolutions last in memory; feature maps follow their weights."""
+    for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module
+    return model
+
+
+def reads_maps_by_shape(model: nn.Module) -> bool:
+    """Whether all that a model computes, hooks included, is code of torch's or this package's, which does so."""
+    for module in model.modules():
+        hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
+        codes = [type(module), *hooks, *([module.forward] if "forward" in vars(module) else [])]
+        if not all(f"{getattr(code, '__module__', '')}.".startswith(_KNOWN) for code in codes):
+            return False
+    return True
 
 
 def list_layers(model: object) -> list[Layer]:

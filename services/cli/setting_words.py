@@ -12,6 +12,7 @@ model.balance=time
 model.channels_last=
 model.channels_last=true
 model.channels_last=false
+model.channels_last=auto
 model.weights=
 model.weights.path=
 model.weights.missing=

@@ -15,7 +15,7 @@ from lowdimfa.encoding import references
 from lowdimfa.errors import InputError
 from lowdimfa.generators import reproducible
 from lowdimfa.imports import call_factory
-from lowdimfa.layers import Layer, as_module, channels_last, list_layers, named_tensors
+from lowdimfa.layers import Layer, as_module, channels_last, list_layers, named_tensors, reads_maps_by_shape
 from lowdimfa.models.hf.layers import Part
 from lowdimfa.network import computing_threads
 from lowdimfa.partitioning import BlockPlan, partition
@@ -23,6 +23,7 @@ from lowdimfa.services.run.example import MOST
 from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest, export_state
 from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
+from lowdimfa.services.spec.automatic import AUTO
 from lowdimfa.services.spec.given import opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
@@ -43,7 +44,10 @@ def build_model(specification: Specification) -> nn.Module:
     model = specification.model
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(opened(model.factory), deepcopy(dict(model.args)), "model.factory")
-    module = channels_last(made) if model.channels_last else as_module(made)
+    module = as_module(made)
+    # What others wrote may read feature maps as they lie: ``view`` fails then, ``as_strided`` makes other ones of them.
+    if model.channels_last is True or (model.channels_last == AUTO and reads_maps_by_shape(module)):
+        channels_last(module)
     freeze(module, model.frozen)
     return module
 

@@ -51,10 +51,11 @@ class ModelSection(Section):
         "every run; or `time`, as whole blocks take it on the machine of the trainer (forward, update and optimiser, at "
         "the run's micro-batch size and threads), so that two runs of one specification may be cut differently.",
     )
-    channels_last: bool = Field(
-        True,
+    channels_last: bool | Literal["auto"] = Field(
+        "auto",
         description="Keep the weights of two-dimensional convolutions, and with them the feature maps, with channels "
-        "last in memory, which is faster. Other models are not affected.",
+        "last in memory, which is faster. `auto` does so where all modules are those of `torch.nn` or of this package: a "
+        "`forward` of your own may read feature maps as they lie (`view` fails on such). Other models are not affected.",
     )
 
     weights: Annotated[str, Field(min_length=1)] | WeightsSection | None = Field(
