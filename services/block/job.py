@@ -57,6 +57,8 @@ class BlockJob:
         Where the trainer found the weights with which the run begins; None if not in files.
     shapes, share
         Of a large network: the plan without layers, and how to build those of this block.
+    node
+        Address of the worker's machine as other machines reach it.
     """
 
     run: str
@@ -73,6 +75,7 @@ class BlockJob:
     weights: Origin | None = None
     shapes: NetworkPlan | None = None
     share: Share | None = None
+    node: str = "127.0.0.1"
 
     @classmethod
     def of(cls, plan: RunPlan, seat: Seat, run: str, run_dir: str, user_code: UserCode) -> Self:

@@ -85,7 +85,7 @@ class BlockWorker:
         self._error_limit = error_limit(network)
         self._snapshots = SnapshotShelf(run.snapshot_every) if run.on_failure == "rejoin" else None
         self._metrics = BlockMetrics(job.name, str(job.index), str(job.rank))
-        self._exporter, self._metrics_address = self._serve_metrics(host)
+        self._exporter, self._metrics_address = self._serve_metrics()
         timeline = run_dir / "timeline" / f"{self._stem}.jsonl"
         self._timeline = TimelineWriter(timeline) if run.timeline else None
         self._mirror = Mirror(job.run_dir, files_of(self._stem).__contains__, run.liveness_seconds)
@@ -156,11 +156,12 @@ class BlockWorker:
         self._mirror.update()  # what it can't copy now, it copies next time
         return entry
 
-    def _serve_metrics(self, host: str) -> tuple[Exporter | None, str | None]:
+    def _serve_metrics(self) -> tuple[Exporter | None, str | None]:
         choice = self._specification.run.metrics
         if choice == "off":
             return None, None
-        address = host if choice == "node" else "127.0.0.1"
+        # Not that of the connections: blocks on one machine have theirs on loopback, where nobody else can read.
+        address = self.job.node if choice == "node" else "127.0.0.1"
         exporter, port = start_exporter(self._metrics.registry, address)
         return exporter, f"{address}:{port}"
 

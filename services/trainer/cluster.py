@@ -111,7 +111,7 @@ def _connect(
             try:
                 ray.init(address=address, namespace=namespace, log_to_driver=False, **quiet)
             except ConnectionError as error:  # where Ray had to look for it
-                _require_reachable(address, str(error).partition(". ")[0])
+                _require_reachable(address, _reason(error))
                 raise
     except SystemExit:  # so Ray's handler ends a process, with nothing said and another exit code
         if callable(terminate):
@@ -172,6 +172,12 @@ def require_address(address: str, option: str) -> None:
     """
     if not _ADDRESS.fullmatch(address):
         raise InputError(option, repr(address), "'auto', HOST:PORT or ray://HOST:PORT")
+
+
+def _reason(error: ConnectionError) -> str:
+    """Return Ray's reason in a line: of the report that a cluster sends, of many lines, the last has it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else str(error).partition(". ")[0]
 
 
 def _require_reachable(address: str, reason: str) -> None:

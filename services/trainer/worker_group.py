@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -148,10 +148,10 @@ class WorkerGroup:
         hosts = ["127.0.0.1" if one_node else address for _, address, _ in places]
         run = secrets.token_hex(8)
         opened = [
-            worker.prepare(self._job(worker, run), security, host)
+            worker.prepare(self._job(worker, run, node), security, host)
             if worker.number in self.stateless
             else worker.compute(BlockWorker.reopen, run, security, host)
-            for worker, host in zip(self.workers, hosts, strict=True)
+            for worker, host, (_, node, _) in zip(self.workers, hosts, places, strict=True)
         ]
         reachable = gather(opened, "prepare", patience)
         peers = [block.rpc for block in reachable]
@@ -234,5 +234,6 @@ class WorkerGroup:
         self.workers = []
         self._placement.free()
 
-    def _job(self, worker: Worker, run: str) -> BlockJob:
-        return BlockJob.of(self._plan, worker.seat, run, str(self._place), self._user_code)
+    def _job(self, worker: Worker, run: str, node: str) -> BlockJob:
+        job = BlockJob.of(self._plan, worker.seat, run, str(self._place), self._user_code)
+        return replace(job, node=node)

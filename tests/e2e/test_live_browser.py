@@ -18,6 +18,11 @@ from service import Service
 pytestmark = pytest.mark.timeout(3600)  # a page that stands still is noticed by `until`
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<"
 LONG = {"train__epochs": 100_000, "model__blocks": 2, "run__evaluate_every_epochs": 100}
+UNEQUAL_NAMES = """() => {
+  fillBlocks(["block 1", "block 1, replica 12"].map((name) => ({name, text: "", parts: []})));
+  const boxes = [...document.querySelectorAll(".bar")].map((bar) => bar.getBoundingClientRect());
+  return boxes.map((box) => [box.left, box.width]);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,8 @@ def test_a_job_is_submitted_seen_moving_stopped_and_resumed(browser: Any, served
         page.wait_for_url(f"**/jobs/{job}")  # with all its scripts
         until(lambda: points(page, "loss") > 1, "no curve")
         until(lambda: page.locator(".block").count() == 2, "nothing is known of the blocks")
+        (left, width), other = page.evaluate(UNEQUAL_NAMES)
+        assert other == [left, width] and width > 100, "bars of unequal length can't be compared"
         before = page.locator("[data-text=steps]").inner_text()
         until(lambda: page.locator("[data-text=steps]").inner_text() != before, "the job stands still")
         page.get_by_text("Specification").click()

@@ -152,6 +152,20 @@ def test_every_metric_of_a_running_job_can_be_scraped(tmp_path: Path) -> None:
     assert not (tmp_path / "targets" / "run.json").exists()
 
 
+def test_blocks_on_one_machine_are_scraped_where_other_machines_reach_it(tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def read(_event: dict[str, Any]) -> None:
+        for entry in json.loads((tmp_path / "targets" / "run.json").read_text()):
+            found.extend(address.rpartition(":")[0] for address in entry["targets"])
+
+    plain = specification("mlp", 2, run={"metrics": "node"}, train={"steps": 2})
+    watch = Watch("progress", read)
+    fit(plain, tmp_path / "run", watch=watch)
+    assert watch.first("started")["nodes"] == 1
+    assert found == [ray.util.get_node_ip_address()] * 3
+
+
 def test_replicas_are_stopped_resumed_and_restarted_to_the_same_bits(tmp_path: Path) -> None:
     """Block 0 has two replicas; one of them is killed, after somebody stopped and resumed the run."""
     run_dir = tmp_path / "ray"

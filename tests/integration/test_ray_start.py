@@ -183,12 +183,35 @@ def test_where_ray_can_look_it_may(address: str, tried: str | None, monkeypatch:
     assert hosts == [*([tried] if tried else []), address]
 
 
-def test_where_ray_finds_no_cluster_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+REPORT = """Initialization failure from server:
+Traceback (most recent call last):
+  File "proxier.py", line 1, in Datapath
+RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs.
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "Could not find any running Ray instance. Please specify the one to connect to",
+            "Could not find any running Ray instance",
+        ),
+        (
+            REPORT,
+            "Initialization failure from server: RuntimeError: Starting Ray client server failed. "
+            "See ray_client_server_23000.err for detailed logs.",
+        ),
+    ],
+)
+def test_where_ray_finds_no_cluster_the_reason_is_told_in_a_line(
+    said: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def init(**_: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to")
+        raise ConnectionError(said)
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(
-        ResourceError, match=r"no Ray cluster answers at auto \(Could not find any .* instance\); give"
-    ):
+    with pytest.raises(ResourceError) as raised:
         start_ray("auto")
+    assert raised.value.message.startswith(f"no Ray cluster answers at auto ({reason}); give")

@@ -17,7 +17,9 @@ from live_source import TOKENS, Browser, MemoryJobs, elements
 
 from lowdimfa.services.monitoring.live import answers
 from lowdimfa.services.monitoring.live.app import LONGEST_FORM
+from lowdimfa.services.monitoring.live.texts import ABSENT
 
+STARTED = {"event": "started", "time": 10.0, "blocks": 2, "step": 0, "steps": 900}
 STATIC = Path(answers.__file__).parent / "static"
 PATHS = (
     "/",
@@ -294,6 +296,42 @@ def test_news_come_once_and_curves_only_when_they_moved() -> None:
     # Whoever was away, or comes anew, has it all from one answer.
     for after in ("", "?after=1", "?after=x", "?after=99999999999999999999"):
         assert json.loads(browser.get(f"/jobs/job-1/news{after}").body)["curves"] == moved["curves"]
+
+
+def texts_of(browser: Browser) -> dict[str, str]:
+    news: dict[str, Any] = json.loads(browser.get("/jobs/job-1/news").body)
+    return dict(news["texts"])
+
+
+def test_a_job_that_is_resumed_and_waits_says_for_what_and_not_how_it_failed_before() -> None:
+    browser = owner()
+    failed = {"event": "failed", "time": 60.0, "code": "peer_lost", "message": "block 1 was lost"}
+    browser.jobs.events = [STARTED, failed]
+    ended = {"state": "failed", "started": 10.0, "ended": 60.0, "error": failed, "detail": "block 1 was lost"}
+    browser.jobs.known["job-1"] = ended
+    assert (texts_of(browser)["detail"], texts_of(browser)["took"]) == ("block 1 was lost", "50 s")
+    nothing = dict.fromkeys(("started", "ended", "error"))
+    browser.jobs.known["job-1"] = nothing | {"state": "queued", "detail": "waits for 4 CPUs: 0 of 4 are free"}
+    assert texts_of(browser)["detail"] == "waits for 4 CPUs: 0 of 4 are free"
+    assert texts_of(browser)["took"] == ABSENT
+
+
+def test_what_was_measured_on_a_course_that_was_given_up_is_not_shown() -> None:
+    browser = owner()
+    browser.jobs.known["job-1"] = {"state": "running", "loss": 0.5, "test_accuracy": 0.98, "step": 600}
+    evaluated = {"event": "evaluated", "time": 1.0, "step": 600, "test_loss": 0.2, "test_accuracy": 0.98}
+    browser.jobs.events = [STARTED, {"event": "progress", "step": 600, "steps": 900, "loss": 0.5}, evaluated]
+    assert texts_of(browser)["test_accuracy"] == "98.00%"
+    browser.jobs.events += [
+        {"event": "recovered", "time": 2.0, "step": 300, "seconds": 1.0, "policy": "restart"}
+    ]
+    browser.jobs.known["job-1"]["step"] = 300
+    texts = texts_of(browser)
+    assert (texts["steps"], texts["test_accuracy"], texts["test_loss"]) == (
+        "300 of 900 steps (33%)",
+        ABSENT,
+        ABSENT,
+    )
 
 
 def test_a_failure_of_the_page_says_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:

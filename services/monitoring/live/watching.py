@@ -17,6 +17,9 @@ MOST_JOBS = 32
 LOOKS = 5
 """At a job's events in one request: a long past comes in several."""
 
+MEASURED = ("loss", "test_accuracy")
+"""Fields of a job that its events have, too."""
+
 PAUSE, LONG_PAUSE = 1.0, 5.0
 """Seconds until the page asks again: of a job that goes on, and of one that is over."""
 
@@ -53,7 +56,7 @@ class Watching:
             except Refusal:
                 self._forget(job_id, course)
                 raise
-            job: Fields = course.told | {name: value for name, value in look.job.items() if value is not None}
+            job = _known(course, look)
             content: Fields = {
                 "position": course.position,
                 "more": look.more,
@@ -96,6 +99,14 @@ class Watching:
             if not look.more:
                 break
         return look
+
+
+def _known(course: Course, look: Look) -> Fields:
+    """Return what is known of a job: what its source has none of now, it has none of, whatever its events said before.
+
+    Only what was measured is as the events say: they give up what a run that went back has measured.
+    """
+    return course.told | {name: value for name, value in look.job.items() if name not in MEASURED}
 
 
 def _past(course: Course) -> dict[str, Any]:
