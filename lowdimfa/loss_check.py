@@ -139,7 +139,7 @@ def _left_as_they_are(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     try:
         result = loss(outputs, targets)
         for what, (version, values) in before.items():
-            if given[what]._version != version or not torch.equal(given[what], values):
+            if given[what]._version != version or not same_bits(given[what], values):
                 written = what
     except RuntimeError as error:
         if "leaf Variable that requires grad" not in str(error):
@@ -224,19 +224,22 @@ def _mixes_samples(
     """
     if outputs.shape == targets.shape or outputs.numel() != targets.numel():
         return False
-    valid = targets if counted is None else targets[counted]
+    # A loss of the user's own may leave out what is missing.
+    counted = ~targets.isnan() if counted is None else counted
+    # Torch doesn't subtract truth values.
+    numbers = targets.long() if targets.dtype == torch.bool else targets
+    valid = numbers[counted]
     if valid.numel() == 0:
         return False
-    mirrored = valid.min() + valid.max() - targets  # other targets, in the same range
-    others = mirrored if counted is None else torch.where(counted, mirrored, targets)
+    mirrored = (valid.min() + valid.max() - numbers).to(targets.dtype)  # other targets, in the same range
+    others = torch.where(counted, mirrored, targets)
     changed = torch.cat([targets[:1], others[1:]])
     first, second = (torch.autograd.grad(each, outputs)[0][0] for each in (value, loss(outputs, changed)))
-    return not torch.equal(first, second) and not _pairs(loss, outputs, targets, counted)
+    return not same_bits(first, second) and not _pairs(loss, outputs, targets, counted)
 
 
-def _pairs(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> bool:
+def _pairs(loss: Loss, outputs: Tensor, targets: Tensor, counted: Tensor) -> bool:
     """Return whether outputs that are right cost something else once the targets change places."""
-    counted = torch.ones_like(targets, dtype=torch.bool) if counted is None else counted
     right, moved = targets.reshape(outputs.shape).to(outputs), targets.clone()
     moved[counted] = targets[counted].roll(1)
     try:

@@ -30,6 +30,7 @@ class Flow(NamedTuple):
     outputs: Types
     side: tuple[str, ...]
     learned: frozenset[str]
+    largest: int
     moves: tuple[str, ...] = ()
 
 
@@ -228,7 +229,9 @@ def _plan(
         layers=tuple(layers),
         inputs=_of_samples(traced[0].inputs),
         outputs=_of_samples(traced[-1].outputs),
-        flows=tuple(Flow(_of_samples(one.outputs), one.side, one.learned, one.moves) for one in traced),
+        flows=tuple(
+            Flow(_of_samples(one.outputs), one.side, one.learned, one.largest, one.moves) for one in traced
+        ),
         layer_shares=tuple(shares),
         parameters=sum(parameter.numel() for parameter in BlockModule(layers).parameters()),
     )

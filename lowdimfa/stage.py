@@ -309,12 +309,13 @@ class Stage:
             raise failure()
 
     def _not_finite(self, what: str, step: int) -> NotFiniteError:
+        config = self.updater.config
         return NotFiniteError(
             f"{what} of block {self.index} ({self.boundary}) is not finite at step {step}; "
-            f"lower the learning rate ({self.updater.config.rate_key}) or set {self.updater.config.clip_key}",
+            f"lower the learning rate ({config.rate_key}), set {config.clip_key}, or check the data",
             block=self.index,
             step=step,
-            setting=self.updater.config.rate_key,
+            setting=config.rate_key,
         )
 
     def state(self) -> State:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_leaves
 
 from lowdimfa.block_module import BlockModule
 from lowdimfa.calling import FACTORY_KEY, by_name, refuse_lacking, takes_of
@@ -49,6 +53,8 @@ class TracedLayer:
         Of a named set that it puts out, what it has made itself and what depends on weights.
     cost
         Of the layer.
+    largest
+        How many numbers the largest tensor has, for each sample, that it or a module within it puts out.
     odd
         In words, an output that can't leave a block.
     moves
@@ -60,6 +66,7 @@ class TracedLayer:
     side: tuple[str, ...]
     learned: frozenset[str]
     cost: float
+    largest: int
     odd: str
     moves: tuple[str, ...] = ()
 
@@ -80,17 +87,40 @@ def trace(model: nn.Module, layers: list[Layer], example: Activation, balance: B
             stream, side = opened(x)
             takes = layer.takes
             refuse_lacking(takes, stream, side)
-            y, learned = _run(layer, layers[index - 1] if index else None, x)
+            with _put_out(len(some_tensor(x))) as sizes:
+                y, learned = _run(layer, layers[index - 1] if index else None, x)
             taken = by_name(takes, stream, side)
             beside = tuple(name for name in taken if isinstance(stream, Tensor) or name not in stream)
             cost, odd = _cost(layer, x, balance), _described(y)
-            traced.append(TracedLayer(types_of(stream), types_of(y), beside, learned, cost, odd))
+            largest = max(sizes, default=0)
+            traced.append(TracedLayer(types_of(stream), types_of(y), beside, learned, cost, largest, odd))
             x = onward(x, y)
     _refuse_unused(opened(example)[1], traced)
     traced = [replace(one, moves=_moves(layer, moved)) for one, layer in zip(traced, layers, strict=True)]
     if not runs_children(model) and type(model).forward is not nn.Module.forward:
         _refuse_other_function(model, layers, example)
     return traced
+
+
+@contextmanager
+def _put_out(samples: int) -> Iterator[set[int]]:
+    """Note how many numbers for each sample the outputs of modules have that run meanwhile in this thread."""
+    sizes, own = set[int](), threading.get_ident()
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        if threading.get_ident() != own:
+            return
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested:
+                # Others are no samples, such as weights that a parametrisation makes.
+                sizes.update([leaf.numel() // samples] if leaf.shape[:1] == (samples,) else [])
+
+    # For all modules: those of torch take slower ways where one of their own has a hook.
+    hook = register_module_forward_hook(note)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def _moves(layer: Layer, moved: Mapping[nn.Module, list[str]]) -> tuple[str, ...]:

@@ -136,6 +136,7 @@ def table(
     beside = {column for given in columns.values() if not isinstance(given, str) for column in given}
     alone = [given for given in columns.values() if isinstance(given, str)]
     numbers: dict[str, int] = {}
+    kinds: list[str] = []
     order = None if classes is None else class_names(classes, "table: classes")
     named = list(order or ())
 
@@ -148,7 +149,11 @@ def table(
             _require_numbers(found.data.column(name), str(where), name)
             if name in beside:
                 _require_exact(found.data.column(name), str(where), name)
-        if not numbers and "string" in str(getattr(found.features[target], "dtype", "")):
+        kinds.append("text" if "string" in str(getattr(found.features[target], "dtype", "")) else "numbers")
+        if kinds[-1] != kinds[0]:
+            what = f"{kinds[-1]} in the column {target!r}"
+            raise InputError(str(where), what, f"{kinds[0]}, as in the training rows")
+        if not numbers and kinds[-1] == "text":
             numbers.update(_numbered(found.unique(target), order, str(where)))
         named[:] = numbers or _names(found.features[target], named, str(where))
         inputs, targets = (found.with_format("torch", columns=names) for names in (wanted, [target]))

@@ -7,7 +7,6 @@ makes the plan alone, and hands on shapes and how to build each block.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +40,7 @@ from lowdimfa.services.spec import Specification
 from lowdimfa.services.spec.given import Given
 
 _EVALUATION_NUMBERS = 2**26
-"""Numbers in the output of a block for an evaluation batch of more samples than a micro-batch: 256 MiB."""
+"""Numbers in a tensor within a block, for an evaluation batch of more samples than a micro-batch: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +237,6 @@ def _rehearse(
 
 
 def _evaluation_size(network: NetworkPlan, order: BatchOrder) -> int:
-    """Return how many samples an evaluation batch has: fewer where what a block puts out for one is large."""
-    largest = max(math.prod(kind.shape) for block in network.blocks for kind in block.outputs.values())
+    """Return how many samples an evaluation batch has: fewer where what is put out within a block for one is large."""
+    largest = max(flow.largest for block in network.blocks for flow in block.flows)
     return max(order.microbatch_size, min(EVALUATION_SAMPLES, _EVALUATION_NUMBERS // max(1, largest)))

@@ -53,6 +53,8 @@ class Bench:
         Says with how many threads each block computes.
     device
         On which it does.
+    last_evaluated
+        Samples of an evaluation's last batch.
     """
 
     feedback: FeedbackConfig
@@ -61,6 +63,7 @@ class Bench:
     batches: list[tuple[Activation, Tensor]]
     placement: PlacementSection
     device: torch.device
+    last_evaluated: int
 
     def times(self, blocks: Sequence[BlockPlan]) -> list[StageTime]:
         """Return what each block's work takes."""
@@ -141,7 +144,8 @@ def make_bench(
     batches = [_batch(reader, Ticket(0, number)) for number in range(min(2, training.microbatches))]
     on_gpu = placement.gpus_per_block > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    return Bench(feedback, training, reader.dataset.task, batches, placement, device)
+    last_evaluated = (len(reader.dataset.test) - 1) % reader.order.evaluation_size + 1
+    return Bench(feedback, training, reader.dataset.task, batches, placement, device, last_evaluated)
 
 
 def free_gpu() -> None:

@@ -18,7 +18,7 @@ from lowdimfa.errors import InputError, LowdimfaError, NotFiniteError, finds_no_
 from lowdimfa.exactness import refuse_inexact
 from lowdimfa.feedback.making import ErrorShape
 from lowdimfa.feedback.resolving import error_shape
-from lowdimfa.head import Head
+from lowdimfa.head import Evaluation, Head
 from lowdimfa.moving import moved_counts
 from lowdimfa.network import DecoupledNetwork
 from lowdimfa.optim import Updater
@@ -31,7 +31,7 @@ from lowdimfa.services.run.replica_check import replicas_are_alike
 from lowdimfa.services.spec import Specification
 from lowdimfa.stage import Stage
 from lowdimfa.tickets import derive_seed
-from lowdimfa.values import everywhere
+from lowdimfa.values import everywhere, named, opened
 
 PATIENCE = 1.0
 """Seconds in which schedules are followed towards the run's last step."""
@@ -174,8 +174,11 @@ def _one_step(
 
 def when_few(samples: int) -> str:
     """Return in words when a micro-batch has so few samples."""
-    number = f"{samples} sample{'s' if samples > 1 else ''}"
-    return f"in a step of {number}, as data.last_batch: keep leaves for a micro-batch"
+    return f"in a step of {_number_of(samples)}, as data.last_batch: keep leaves for a micro-batch"
+
+
+def _number_of(samples: int) -> str:
+    return f"{samples} sample{'s' if samples > 1 else ''}"
 
 
 def copies_of(
@@ -277,10 +280,33 @@ def gradients_are_exact(rehearsal: Rehearsal) -> None:
     refuse_inexact(stages, batches, overlapping=stale or train.effective_window > 1, stale=stale)
 
 
+def last_batch_is_evaluated(rehearsal: Rehearsal) -> None:
+    """Refuse what fails on the last batch of an evaluation, where it is smaller than those of training."""
+    samples = rehearsal.bench.last_evaluated
+    inputs, targets = rehearsal.bench.batches[0]
+    if samples >= len(targets):
+        return
+    (inputs, targets), *_ = rehearsal.bench.with_samples(samples).batches
+
+    def evaluate() -> None:
+        passed = inputs
+        for stage in rehearsal.stages:
+            if isinstance(stage, Head):
+                stage.evaluate_outputs(passed, targets, Evaluation())
+            else:
+                passed = stage.evaluate(passed)
+                (shape, *_) = (tuple(each.shape) for each in named(opened(passed)[0]).values())
+                if shape[:1] != (samples,):  # a network in pieces shows it nowhere else
+                    raise ValueError(f"block {stage.index} puts out the shape {shape}")
+
+    rehearsal.step(evaluate, f"in an evaluation's last batch, of {_number_of(samples)}")
+
+
 CHECKS: list[Callable[[Rehearsal], None]] = [
     schedules_last,
     states_come_back,
     replicas_are_alike,
     gradients_are_exact,
+    last_batch_is_evaluated,
 ]
 """What is looked at after the step, in this order; each raises an `InputError` for what the run can't do."""

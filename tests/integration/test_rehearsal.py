@@ -33,6 +33,11 @@ def data() -> tuple[Tensor, ...]:
     return inputs[:48], targets[:48], inputs[48:], targets[48:]
 
 
+def one_to_test() -> tuple[Tensor, ...]:
+    *training, inputs, targets = data()
+    return *training, inputs[:1], targets[:1]
+
+
 def layers(*second: nn.Module) -> list[nn.Module]:
     return [nn.Linear(8, 8), nn.Linear(8, 8), *second, nn.Linear(8, 4)]
 
@@ -149,6 +154,13 @@ class FailingBackward(nn.Module):
         return Gone.apply(x)  # type: ignore[no-any-return]
 
 
+class Squeezing(nn.Module):
+    """Takes away a dimension that a sample alone has too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2).squeeze()
+
+
 def made_of(kind: str, first: bool = False) -> list[nn.Module]:
     sizes = (8, 8) if kind in ("Growing", "Failing", "Greedy") else ()
     made = globals()[kind](*sizes)
@@ -233,13 +245,18 @@ def without_first(parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def specification(**train: Any) -> dict[str, Any]:
-    model, args, placement = (
+    model, args, placement, factory = (
         train.pop(key, default)
-        for key, default in (("model", f"{__name__}:layers"), ("args", {}), ("placement", {}))
+        for key, default in (
+            ("model", f"{__name__}:layers"),
+            ("args", {}),
+            ("placement", {}),
+            ("data", f"{__name__}:data"),
+        )
     )
     return {
         "model": {"factory": model, "args": args, "blocks": 3},
-        "data": {"factory": f"{__name__}:data"},
+        "data": {"factory": factory},
         "train": {"steps": STEPS, "batch_size": 16, "microbatches": 2} | train,
         "run": {"tensorboard": False, "timeline": False},
         "placement": placement,
@@ -251,6 +268,11 @@ def own(name: str, **args: Any) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"model": f"{__name__}:made_of", "args": {"kind": "Squeezing"}, "data": f"{__name__}:one_to_test"},
+        "model.factory",
+        "failing in an evaluation's last batch, of 1 sample (",
+    ),
     ({"optimizer": own("torch.optim.LBFGS")}, "train.optimizer.factory", "needs the argument 'closure'"),
     (
         {"scheduler": own("torch.optim.lr_scheduler.OneCycleLR", max_lr=0.1, total_steps=4)},

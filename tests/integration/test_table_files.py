@@ -83,6 +83,14 @@ def test_codes_are_the_same_classes_in_all_files_and_in_the_test_file(tmp_path: 
     assert data.test.targets(torch.arange(6)).tolist() == [1, 0] * 3
 
 
+def test_targets_of_another_kind_in_the_test_file_are_refused_by_its_name(tmp_path: Path) -> None:
+    """The training file was named, and its numbers as classes that are none of its own."""
+    numbers = write(tmp_path / "numbers.csv", range(20), ["0", "1"])
+    texts = write(tmp_path / "texts.csv", range(20), ["A", "B"])
+    with pytest.raises(InputError, match=r"/texts\.csv: found text in the column 'y'; expected numbers, as"):
+        table(numbers, "a", "y", texts)
+
+
 def test_names_are_no_patterns(tmp_path: Path) -> None:
     for name, other in (("data[1].csv", "data1.csv"), ("a*.csv", "ab.csv"), ("exp[2]/d.csv", "exp2/d.csv")):
         path = write(tmp_path / name, range(10))

@@ -236,7 +236,7 @@ def test_an_output_that_is_not_finite_names_block_and_step() -> None:
     block = make_block()
     inputs = normal(4, 6)
     inputs[1, 2] = torch.nan
-    with pytest.raises(NotFiniteError, match=r"block 0 .* step 5") as caught:
+    with pytest.raises(NotFiniteError, match=r"block 0 .* step 5; .* check the data$") as caught:
         block.forward(inputs, Ticket(5, 0))
     assert (caught.value.block, caught.value.step) == (0, 5)
     assert caught.value.setting == "train.optimizer.args.lr"

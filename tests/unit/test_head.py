@@ -330,6 +330,30 @@ def test_losses_that_reshape_themselves_are_taken() -> None:
         checked_loss(make_loss(name, "regression"), torch.zeros(5, 1), torch.rand(5))
 
 
+def squares_of_the_known(outputs: Tensor, targets: Tensor) -> Tensor:
+    known = ~targets.isnan()
+    return functional.mse_loss(outputs.reshape(targets.shape)[known], targets[known])
+
+
+def squares_of_the_known_broadcast(outputs: Tensor, targets: Tensor) -> Tensor:
+    known = ~targets.isnan()
+    return ((outputs - targets.nan_to_num()).square() * known).mean()
+
+
+def test_losses_that_leave_out_missing_numbers_are_taken() -> None:
+    """NaN is equal to nothing, not to itself: it looked as if the loss had written to the targets."""
+    checked_loss(squares_of_the_known, torch.zeros(5, 2), torch.tensor([[0.5, math.nan]] * 5))
+    some = torch.tensor([1.0, math.nan, 2.0, 0.0, 0.5])
+    checked_loss(squares_of_the_known, torch.zeros(5, 1), some)
+    with pytest.raises(InputError, match="compares the output of one sample with the targets of others"):
+        checked_loss(squares_of_the_known_broadcast, torch.zeros(5, 1), some)
+
+
+def test_truth_values_go_with_one_output_each() -> None:
+    """Torch doesn't subtract them, as was tried to find out whether the loss broadcasts."""
+    checked_loss(make_loss("bce", "classification"), torch.zeros(3, 1), torch.tensor([True, False, True]))
+
+
 @pytest.mark.parametrize("name", ["mse", "bce"])
 def test_built_in_losses_refuse_targets_of_another_shape_with_as_many_numbers(name: str) -> None:
     with pytest.raises(InputError, match=r"outputs \(5, 2, 3\) .* targets \(5, 3, 2\).*different shapes"):

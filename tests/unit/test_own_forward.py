@@ -176,8 +176,13 @@ def test_a_loss_that_adds_up_over_samples_is_refused(tmp_path: Path) -> None:
 def test_evaluation_batches_are_smaller_where_outputs_are_large(tmp_path: Path) -> None:
     """256 sequences of a language model with a vocabulary of 50,000 would be more logits than memory."""
     inputs, targets = torch.randn(300, 2), torch.arange(300) % 3
-    for outputs, size in ((3, 256), (2**20, 64), (2**23, 16)):
-        layers = [nn.Linear(2, 1), nn.Linear(1, outputs)]
+    within = nn.Sequential(nn.Linear(2, 2**20), nn.Linear(2**20, 1))
+    for layers, size in (
+        ([nn.Linear(2, 1), nn.Linear(1, 3)], 256),
+        ([nn.Linear(2, 1), nn.Linear(1, 2**20)], 64),
+        ([nn.Linear(2, 1), nn.Linear(1, 2**23)], 16),
+        ([within, nn.Linear(1, 3)], 64),
+    ):
         given = described(
             model=layers, data=(inputs, targets, inputs, targets), blocks=2, batch_size=16, steps=1
         )
