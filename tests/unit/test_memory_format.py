@@ -33,6 +33,13 @@ class Strided(nn.Module):
         return torch.as_strided(maps, (len(maps), maps[0].numel()), (maps[0].numel(), 1))
 
 
+class StridedLinear(nn.Linear):
+    """Does so in a layer of which torch derives a class where its weights are parametrised."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(Strided()(maps))
+
+
 def network(flat: nn.Module) -> nn.Sequential:
     features = CHANNELS * SIZE**2
     return nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU(), flat, nn.Linear(features, 3))
@@ -96,6 +103,7 @@ def test_layers_that_see_where_values_lie_train_as_written(factory: Any, tmp_pat
         (viewed(), False),
         (hooked(), False),
         (patched(), False),
+        (weight_norm(StridedLinear(4, 3)), False),
         (torch.jit.script(plain()), False),
         (torch.fx.symbolic_trace(plain()), False),
     ],
