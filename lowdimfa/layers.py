@@ -79,8 +79,10 @@ def channels_last(model: nn.Module) -> nn.Module:
 def reads_maps_by_shape(model: nn.Module) -> bool:
     """Whether all that a model computes, hooks included, is code of torch's or this package's, which does so."""
     for module in model.modules():
+        # With those that it inherits from: torch derives one of its own where a parameter is parametrised.
+        classes = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module)]
         hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
-        codes = [type(module), *hooks, *([module.forward] if "forward" in vars(module) else [])]
+        codes = [*classes, *hooks, *([module.forward] if "forward" in vars(module) else [])]
         if not all(f"{getattr(code, '__module__', '')}.".startswith(_KNOWN) for code in codes):
             return False
     return True

@@ -14,6 +14,7 @@ from lowdimfa.data.base import BatchOrder, Dataset
 from lowdimfa.data.drawing import read, spread
 from lowdimfa.data.fingerprint import Fingerprint, content
 from lowdimfa.data.items import COLLATE, ItemSplit, Samples
+from lowdimfa.data.rows import put_in
 from lowdimfa.data.splits import DigestedSplit, Split, whole_of
 from lowdimfa.data.streams import StreamSplit
 from lowdimfa.errors import InputError
@@ -196,7 +197,7 @@ class Reader:
         Of floating-point values the last bits don't count: they may differ from one processor to another.
         """
         train, test = self.dataset.train, self.dataset.test
-        own = [whole.digest for whole in map(whole_of, (train, test)) if isinstance(whole, DigestedSplit)]
+        own = [given.digest for given in map(put_in, (train, test)) if isinstance(given, DigestedSplit)]
         found = Fingerprint(f"{len(train)}:{len(test)}", *own)
         for of, samples in (
             ("", self.training(spread(train, _FEW))),

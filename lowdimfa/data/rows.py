@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowdimfa.data.drawing import read
 from lowdimfa.data.items import Collate, ItemSplit
-from lowdimfa.data.splits import Split, SubSplit
+from lowdimfa.data.splits import Split, SubSplit, whole_of
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,9 @@ def put_together(split: Split, where: str, collate: Collate) -> Split:
     if isinstance(split, ItemSplit):
         return replace(split, collate=collate)
     return ItemSplit(Rows(split), where, collate)
+
+
+def put_in(split: Split) -> Split:
+    """Return the whole split whose samples a split has, before a function put them together."""
+    whole = whole_of(split)
+    return whole.items.split if isinstance(whole, ItemSplit) and isinstance(whole.items, Rows) else whole

@@ -23,7 +23,6 @@ from lowdimfa.services.run.example import MOST
 from lowdimfa.services.run.manifest import MODEL_PREFIX, Manifest, export_state
 from lowdimfa.services.run.weights import freeze
 from lowdimfa.services.spec import Specification
-from lowdimfa.services.spec.automatic import AUTO
 from lowdimfa.services.spec.given import opened
 from lowdimfa.tickets import derive_seed
 from lowdimfa.values import Inputs
@@ -45,11 +44,25 @@ def build_model(specification: Specification) -> nn.Module:
     with reproducible(derive_seed(specification.train.seed, "model")):
         made = call_factory(opened(model.factory), deepcopy(dict(model.args)), "model.factory")
     module = as_module(made)
-    # What others wrote may read feature maps as they lie: ``view`` fails then, ``as_strided`` makes other ones of them.
-    if model.channels_last is True or (model.channels_last == AUTO and reads_maps_by_shape(module)):
+    if _puts_channels_last(specification, module):
         channels_last(module)
     freeze(module, model.frozen)
     return module
+
+
+def _puts_channels_last(specification: Specification, module: nn.Module) -> bool:
+    """Return whether channels come last in memory: as that is said, or where no code of others may see it.
+
+    Such may read maps or weights as they lie: ``view`` fails then, and ``as_strided`` makes other ones of them.
+    """
+    said, train = specification.model.channels_last, specification.train
+    if isinstance(said, bool):
+        return said
+    own = [block.optimizer.factory for block in train.per_block.values() if block.optimizer]
+    return reads_maps_by_shape(module) and all(
+        isinstance(factory, str) and factory.startswith(("torch.optim.", "lowdimfa."))
+        for factory in (train.optimizer.factory, *filter(None, own))
+    )
 
 
 def trained_model(specification: Specification, manifest: Manifest, average: bool = False) -> nn.Module:

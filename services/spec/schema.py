@@ -54,8 +54,9 @@ class ModelSection(Section):
     channels_last: bool | Literal["auto"] = Field(
         "auto",
         description="Keep the weights of two-dimensional convolutions, and with them the feature maps, with channels "
-        "last in memory, which is faster. `auto` does so where all modules are those of `torch.nn` or of this package: a "
-        "`forward` of your own may read feature maps as they lie (`view` fails on such). Other models are not affected.",
+        "last in memory, which is faster. `auto` does so where all modules are those of `torch.nn` or of this package, "
+        "and optimisers those of `torch.optim` or of this package: code of your own may read feature maps, or weights, "
+        "as they lie (`view` fails on such). Other models are not affected.",
     )
 
     weights: Annotated[str, Field(min_length=1)] | WeightsSection | None = Field(

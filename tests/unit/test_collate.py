@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -177,6 +178,26 @@ def test_what_a_split_draws_for_input_and_target_stays_one_draw() -> None:
         assert isinstance(inputs, Tensor)
         assert torch.equal(2 * inputs[:, 0], samples.targets())
     assert data.name == "theirs"
+
+
+@dataclass(frozen=True)
+class _Digested(TensorSplit):
+    """Is too large to be read before a run."""
+
+    digest: str = ""
+
+    def extremes(self) -> Tensor:
+        return torch.stack(self.target_data.aminmax())
+
+
+@pytest.mark.parametrize("collate", [None, default_collate])
+def test_data_of_another_digest_are_other_data(collate: Any) -> None:
+    found = set()
+    for digest in ("ours", "theirs"):
+        split = _Digested(torch.zeros(24, 2), torch.arange(24) % 3, digest=digest)
+        data = as_dataset(Dataset(digest, split, split, "classification"), "data.factory", collate)
+        found.add(Reader(data.limited(20), BatchOrder(20, 4, 1, seed=0)).fingerprint())
+    assert len(found) == 2
 
 
 def test_a_run_takes_one_as_an_object_or_by_its_path(tmp_path: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from lowdimfa.layers import reads_maps_by_shape
@@ -33,6 +35,13 @@ class Strided(nn.Module):
         return torch.as_strided(maps, (len(maps), maps[0].numel()), (maps[0].numel(), 1))
 
 
+class StridedLinear(nn.Linear):
+    """Does so in a layer of which torch derives a class where its weights are parametrised."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(Strided()(maps))
+
+
 def network(flat: nn.Module) -> nn.Sequential:
     features = CHANNELS * SIZE**2
     return nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU(), flat, nn.Linear(features, 3))
@@ -50,6 +59,17 @@ def strided() -> nn.Sequential:
     return network(Strided())
 
 
+class ByRows(torch.optim.SGD):
+    """Makes the gradients of a convolution rows by where their values lie, as some optimisers do with ``view``."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weights in group["params"]:
+                shape = len(weights), weights[0].numel()
+                rows = torch.as_strided(weights.grad, shape, (shape[1], 1))
+                weights.data.sub_(group["lr"] * functional.normalize(rows).reshape(weights.shape))
+
+
 def hooked() -> nn.Sequential:
     model = plain()
     model[0].register_forward_hook(
@@ -64,7 +84,7 @@ def patched() -> nn.Sequential:
     return model
 
 
-def loss_of(factory: Any, folder: Path, **model: Any) -> float:
+def loss_of(factory: Any, folder: Path, optimizer: Any = None, **model: Any) -> float:
     generator = torch.Generator().manual_seed(1)
     images, classes = torch.randn(24, 3, SIZE, SIZE, generator=generator), torch.arange(24) % 3
     trainer = DecoupledTrainer(
@@ -75,6 +95,7 @@ def loss_of(factory: Any, folder: Path, **model: Any) -> float:
         batch_size=8,
         engine="local",
         run_dir=folder,
+        **({} if optimizer is None else {"optimizer": optimizer}),
     )
     return float(trainer.fit().metrics["test_loss"])
 
@@ -83,6 +104,13 @@ def loss_of(factory: Any, folder: Path, **model: Any) -> float:
 def test_layers_that_see_where_values_lie_train_as_written(factory: Any, tmp_path: Path) -> None:
     expected = loss_of(plain, tmp_path / "plain", channels_last=False)
     assert loss_of(factory, tmp_path / "theirs") == expected
+
+
+@pytest.mark.parametrize("as_object", [True, False])
+def test_optimisers_that_see_where_values_lie_train_as_written(as_object: bool, tmp_path: Path) -> None:
+    rows = partial(ByRows, lr=0.1) if as_object else {"factory": f"{__name__}:ByRows", "args": {"lr": 0.1}}
+    expected = loss_of(plain, tmp_path / "plain", rows, channels_last=False)
+    assert loss_of(plain, tmp_path / "theirs", rows) == expected
 
 
 @pytest.mark.parametrize(
@@ -96,6 +124,7 @@ def test_layers_that_see_where_values_lie_train_as_written(factory: Any, tmp_pat
         (viewed(), False),
         (hooked(), False),
         (patched(), False),
+        (weight_norm(StridedLinear(4, 3)), False),
         (torch.jit.script(plain()), False),
         (torch.fx.symbolic_trace(plain()), False),
     ],
