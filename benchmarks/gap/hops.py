@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -75,12 +76,43 @@ class Way:
         """Learn."""
 
 
+class Copied(Way):
+    """Goes through copies of the next block's layers, which each block keeps and runs on its own output.
+
+    Parameters
+    ----------
+    parts
+        The layers of all blocks.
+    refresh_every
+        Steps after which the copies are made anew, of the weights of then.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], refresh_every: int) -> None:
+        super().__init__(1)
+        self._parts, self._refresh_every, self._steps = parts[1:-1], refresh_every, 0
+        self._copies = deepcopy(self._parts)
+
+    def deliver(self, blocks: Pass, block: int) -> Tensor:
+        """Return the error that the copy's Jacobian makes; the last block before the head has the exact one."""
+        if block == len(self._copies):
+            return blocks.error
+        here = blocks.left[block].detach().requires_grad_()
+        (error,) = torch.autograd.grad(self._copies[block](here), here, blocks.error)
+        return error
+
+    def step(self) -> None:
+        """Make the copies anew if it is time."""
+        self._steps += 1
+        if self._steps % self._refresh_every == 0:
+            self._copies = deepcopy(self._parts)
+
+
 class Learned(Way):
     """A module for each block, with AdamW and the rate of the layers, constant."""
 
-    def __init__(self, blocks: int, rate: float, make: Callable[[], nn.Module]) -> None:
+    def __init__(self, parts: Sequence[nn.Module], rate: float, make: Callable[[], nn.Module]) -> None:
         super().__init__(0)
-        self._modules = nn.ModuleList(make() for _ in range(blocks - 2))
+        self._modules = nn.ModuleList(make() for _ in parts[1:-1])
         self._optimizer = torch.optim.AdamW(
             self._modules.parameters(), rate, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -164,25 +196,33 @@ def layer() -> nn.Module:
     return made
 
 
-WAYS: dict[str, tuple[str, Callable[[int, float], Way]]] = {
-    "backpropagation": ("exact, by backpropagation", lambda blocks, rate: Way(None)),
-    "identity": ("as it is", lambda blocks, rate: Way(0)),
-    "hop": ("through the exact Jacobian of the next block", lambda blocks, rate: Way(1)),
-    "hops": ("through those of the next two blocks", lambda blocks, rate: Way(2)),
+WAYS: dict[str, tuple[str, Callable[[Sequence[nn.Module], float], Way]]] = {
+    "backpropagation": ("exact, by backpropagation", lambda parts, rate: Way(None)),
+    "identity": ("as it is", lambda parts, rate: Way(0)),
+    "hop": ("through the exact Jacobian of the next block", lambda parts, rate: Way(1)),
+    "hops": ("through those of the next two blocks", lambda parts, rate: Way(2)),
+    "copy-25": (
+        "through a copy of the next block, of every 25th step",
+        lambda parts, rate: Copied(parts, 25),
+    ),
+    "copy-100": (
+        "through a copy of the next block, of every 100th step",
+        lambda parts, rate: Copied(parts, 100),
+    ),
     "imitating": (
         "through a layer that imitates all up to the head",
-        lambda blocks, rate: Imitating(blocks, rate, layer),
+        lambda parts, rate: Imitating(parts, rate, layer),
     ),
     "token": (
         "changed by the token's activity, as learned from true gradients",
-        lambda blocks, rate: Learned(blocks, rate, OfToken),
+        lambda parts, rate: Learned(parts, rate, OfToken),
     ),
     "tokens": (
         "and by errors of later tokens, as learned from true gradients",
-        lambda blocks, rate: Learned(blocks, rate, OfLaterTokens),
+        lambda parts, rate: Learned(parts, rate, OfLaterTokens),
     ),
 }
-"""How the error is delivered, in words, and by what for a number of blocks and a rate."""
+"""How the error is delivered, in words, and by what for the layers of all blocks and a rate."""
 
 
 def perplexity(name: str, blocks: int, rate: float, epochs: int, seed: int) -> float:
@@ -194,7 +234,7 @@ def perplexity(name: str, blocks: int, rate: float, epochs: int, seed: int) -> f
     starts = [0, *(1 + 8 // blocks * block for block in range(1, blocks)), len(layers)]
     parts = [nn.Sequential(*layers[start:end]) for start, end in pairwise(starts)]
     whole = nn.Sequential(*parts)
-    way = WAYS[name][1](blocks, rate)
+    way = WAYS[name][1](parts, rate)
     optimizer = torch.optim.AdamW(whole.parameters(), rate, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, network.steps)
     order = BatchOrder(network.samples, network.batch_size, 1, seed)
